@@ -1,0 +1,86 @@
+//! The contract between the operator and the pods that it runs: the names of the environment variables and the
+//! bindings file. Both sides use these types, so they cannot drift apart.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::Duration;
+
+/// Path of the mounted bindings file, a [`Bindings`] document in YAML.
+pub const JETWRIGHT_BINDINGS: &str = "JETWRIGHT_BINDINGS";
+/// Comma-separated addresses of the NATS servers.
+pub const NATS_URL: &str = "NATS_URL";
+/// Name under which the workload reports its telemetry (OpenTelemetry's own variable).
+pub const OTEL_SERVICE_NAME: &str = "OTEL_SERVICE_NAME";
+/// Where traces go by OTLP over HTTP (OpenTelemetry's own variable); nothing is exported where it is absent.
+pub const OTEL_EXPORTER_OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+/// Attributes of the pod in the cluster (OpenTelemetry's own variable).
+pub const OTEL_RESOURCE_ATTRIBUTES: &str = "OTEL_RESOURCE_ATTRIBUTES";
+
+/// Address on which a workload serves `/livez`, `/readyz` and `/metrics`; the operator sets it, so that the probes find it.
+pub const JETWRIGHT_ADMIN_ADDRESS: &str = "JETWRIGHT_ADMIN_ADDRESS";
+/// Port of [`JETWRIGHT_ADMIN_ADDRESS`] in pods that the operator makes.
+pub const ADMIN_PORT: u16 = 9090;
+/// Where the operator mounts the bindings file.
+pub const BINDINGS_FOLDER: &str = "/etc/jetwright";
+/// Name of the bindings file in its folder, and its key in the ConfigMap.
+pub const BINDINGS_FILE: &str = "bindings.yaml";
+
+/// All consumers of one workload, by the names of their EventConsumers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Bindings {
+    /// EventConsumer name to what its handler needs.
+    pub bindings: BTreeMap<String, Binding>,
+}
+
+/// What a handler needs to consume from one JetStream consumer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Binding {
+    /// JetStream stream name.
+    pub stream: String,
+    /// Durable name of the JetStream consumer.
+    pub consumer: String,
+    /// How long JetStream waits for an acknowledgement before it delivers again.
+    pub ack_wait: Duration,
+    /// Most messages that JetStream lets go unacknowledged, over all pods.
+    pub max_ack_pending: u32,
+    /// When a failed message is tried again, and how often.
+    pub retry: Retry,
+}
+
+/// How often and when a message that failed is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Retry {
+    /// Deliveries of one message altogether, the first included.
+    pub max_attempts: u32,
+    /// Delays between the attempts.
+    pub backoff: Backoff,
+}
+
+/// Delays that grow by a factor from `initial` to `max`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Backoff {
+    /// Delay after the first failure.
+    pub initial: Duration,
+    /// Growth from one delay to the next.
+    pub factor: u32,
+    /// Longest delay.
+    pub max: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { initial: Duration::from_millis(500), factor: 2, max: Duration::from_secs(60) }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { max_attempts: 6, backoff: Backoff::default() }
+    }
+}
