@@ -6,3 +6,27 @@ pub mod duration;
 pub mod environment;
 
 pub use duration::Duration;
+
+#[cfg(feature = "resources")]
+mod common;
+#[cfg(feature = "resources")]
+pub mod conditions;
+#[cfg(feature = "resources")]
+pub mod consumer;
+#[cfg(feature = "resources")]
+pub mod manifests;
+#[cfg(feature = "resources")]
+pub mod size;
+#[cfg(feature = "resources")]
+pub mod stream;
+
+#[cfg(feature = "resources")]
+pub use {
+    common::{DeletionPolicy, NameRef},
+    consumer::{EventConsumer, EventConsumerSpec, EventConsumerStatus},
+    size::Size,
+    stream::{EventStream, EventStreamSpec, EventStreamStatus},
+};
+
+/// API group of all kinds, and the prefix of every label, annotation and metadata key that is Jetwright's own.
+pub const GROUP: &str = "jetwright.dev";

@@ -1,0 +1,155 @@
+//! The conditions in status, and the reasons that they carry.
+//!
+//! They follow kstatus, so that `kubectl wait`, Argo CD and Flux understand them: Ready says whether all is as declared,
+//! Reconciling=True that work goes on, Stalled=True that nothing more happens until something changes.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+/// All is as declared.
+pub const READY: &str = "Ready";
+/// Work towards what is declared goes on.
+pub const RECONCILING: &str = "Reconciling";
+/// Nothing more is tried until the object, or one that it refers to, changes.
+pub const STALLED: &str = "Stalled";
+/// The JetStream consumer is as declared.
+pub const CONSUMER_READY: &str = "ConsumerReady";
+/// The Deployment has the replicas that it should have.
+pub const WORKLOAD_READY: &str = "WorkloadReady";
+
+/// Why a condition is as it is: one word for programs and for the REASON column of `kubectl get`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// All is as declared.
+    Reconciled,
+    /// Work goes on.
+    Progressing,
+    /// A field of the spec has a value that cannot be.
+    Invalid,
+    /// JetStream cannot change this field of what exists.
+    ImmutableField,
+    /// The name is taken by something that this object does not own.
+    NameConflict,
+    /// A newer generation of this object was applied by another process.
+    NewerGeneration,
+    /// No NATS connection serves this namespace.
+    NoConnection,
+    /// The NATS servers cannot be reached.
+    Disconnected,
+    /// JetStream refused the configuration.
+    Refused,
+    /// JetStream or Kubernetes failed; it is tried again.
+    Failed,
+    /// An object that the spec names does not exist.
+    NotFound,
+    /// The EventStream that the spec names is not ready.
+    StreamNotReady,
+    /// Other objects still use what is to be deleted.
+    InUse,
+    /// What belongs to the object is being deleted.
+    Deleting,
+    /// Pods are on their way.
+    RollingOut,
+    /// The rollout makes no progress.
+    RolloutStuck,
+    /// There are no pods on purpose.
+    ScaledToZero,
+}
+
+impl Reason {
+    /// The word as it stands in the condition.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reconciled => "Reconciled",
+            Self::Progressing => "Progressing",
+            Self::Invalid => "Invalid",
+            Self::ImmutableField => "ImmutableField",
+            Self::NameConflict => "NameConflict",
+            Self::NewerGeneration => "NewerGeneration",
+            Self::NoConnection => "NoConnection",
+            Self::Disconnected => "Disconnected",
+            Self::Refused => "Refused",
+            Self::Failed => "Failed",
+            Self::NotFound => "NotFound",
+            Self::StreamNotReady => "StreamNotReady",
+            Self::InUse => "InUse",
+            Self::Deleting => "Deleting",
+            Self::RollingOut => "RollingOut",
+            Self::RolloutStuck => "RolloutStuck",
+            Self::ScaledToZero => "ScaledToZero",
+        }
+    }
+}
+
+/// One condition before it has its times: what [`set`] makes a [`Condition`] of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// True, False, or None for Unknown.
+    pub status: Option<bool>,
+    /// Why.
+    pub reason: Reason,
+    /// Why in words, with what to do about it.
+    pub message: String,
+}
+
+/// Puts a condition into the list, and keeps the time of the last transition where the status stays what it was.
+pub fn set(conditions: &mut Vec<Condition>, type_: &str, state: State, generation: Option<i64>, now: &Time) {
+    let status = match state.status {
+        Some(true) => "True",
+        Some(false) => "False",
+        None => "Unknown",
+    };
+    let fresh = |since: Time| Condition {
+        type_: type_.to_owned(),
+        status: status.to_owned(),
+        reason: state.reason.as_str().to_owned(),
+        message: state.message.clone(),
+        observed_generation: generation,
+        last_transition_time: since,
+    };
+    match conditions.iter_mut().find(|condition| condition.type_ == type_) {
+        Some(known) => {
+            let since = if known.status == status { known.last_transition_time.clone() } else { now.clone() };
+            *known = fresh(since);
+        }
+        None => conditions.push(fresh(now.clone())),
+    }
+}
+
+/// Takes a condition that no longer applies out of the list.
+pub fn unset(conditions: &mut Vec<Condition>, type_: &str) {
+    conditions.retain(|condition| condition.type_ != type_);
+}
+
+/// The condition of a type, if it was ever told.
+#[must_use]
+pub fn get<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition> {
+    conditions.iter().find(|condition| condition.type_ == type_)
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::jiff::Timestamp;
+
+    use super::*;
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    fn ready(status: bool, reason: Reason) -> State {
+        State { status: Some(status), reason, message: String::new() }
+    }
+
+    #[test]
+    fn the_transition_time_moves_only_with_the_status() {
+        let mut conditions = Vec::new();
+        set(&mut conditions, READY, ready(false, Reason::Progressing), Some(1), &at(1));
+        set(&mut conditions, READY, ready(false, Reason::Failed), Some(2), &at(2));
+        let condition = get(&conditions, READY).unwrap();
+        assert_eq!((condition.last_transition_time.clone(), condition.reason.as_str()), (at(1), "Failed"));
+        set(&mut conditions, READY, ready(true, Reason::Reconciled), Some(2), &at(3));
+        assert_eq!(get(&conditions, READY).unwrap().last_transition_time, at(3));
+        assert_eq!(conditions.len(), 1);
+    }
+}

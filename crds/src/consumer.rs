@@ -1,0 +1,259 @@
+//! EventConsumer: a durable JetStream consumer, and the Deployment that consumes.
+
+use k8s_openapi::{
+    api::core::v1::ServicePort,
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+};
+use kube::{CustomResource, KubeSchema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    DeletionPolicy, Duration, NameRef,
+    stream::{Drift, NAME_PATTERN, SUBJECT_PATTERN},
+};
+
+/// An EventConsumer is a durable JetStream consumer and, where it has a workload, the Deployment that consumes.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "jetwright.dev",
+    version = "v1alpha1",
+    kind = "EventConsumer",
+    namespaced,
+    status = "EventConsumerStatus",
+    derive = "PartialEq",
+    shortname = "ec",
+    category = "jetwright",
+    doc = "A durable JetStream consumer, and the Deployment that consumes.",
+    scale(
+        spec_replicas_path = ".spec.workload.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Lag", type_ = "integer", json_path = ".status.lag"),
+    printcolumn(name = "Pending", type_ = "integer", json_path = ".status.ackPending"),
+    printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.replicas"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Stream", type_ = "string", json_path = ".spec.streamRef.name", priority = 1),
+    validation = Rule::new("has(self.spec.consumerName) || !self.metadata.name.contains('.')")
+        .message("metadata.name has a dot, which a JetStream name cannot have: set spec.consumerName"),
+    validation = Rule::new(
+        "(has(self.spec.consumerName) ? self.spec.consumerName : self.metadata.name) == \
+         (has(oldSelf.spec.consumerName) ? oldSelf.spec.consumerName : oldSelf.metadata.name)"
+    )
+    .message("spec.consumerName never changes: a renamed consumer would begin again. Make another EventConsumer"),
+    validation = Rule::new(
+        "!has(self.spec.workload) || self.metadata.name.matches('^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$')"
+    )
+    .message("with spec.workload, metadata.name is also the name of a Service: at most 63 of a-z, 0-9 and -, a letter first")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!(has(self.workload) && has(self.workloadRef))")
+        .message("spec.workload and spec.workloadRef exclude each other: declare the pods here, or name the EventConsumer that does"),
+    validation = Rule::new(
+        "(has(self.deliverPolicy) ? self.deliverPolicy : 'All') == (has(oldSelf.deliverPolicy) ? oldSelf.deliverPolicy : 'All')"
+    )
+    .message("spec.deliverPolicy cannot change once the consumer exists: make another EventConsumer")
+)]
+pub struct EventConsumerSpec {
+    /// EventStream of this namespace to consume from. Never changes.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.streamRef never changes: make another EventConsumer"))]
+    pub stream_ref: NameRef,
+
+    /// Durable name of the consumer in JetStream. Default: metadata.name. Never changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255), regex(pattern = NAME_PATTERN))]
+    pub consumer_name: Option<String>,
+
+    /// Subjects of the stream to consume; they may not overlap. Default: all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 255), regex(pattern = SUBJECT_PATTERN)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub filter_subjects: Vec<String>,
+
+    /// Where a new consumer begins. Default: All. Never changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deliver_policy: Option<DeliverPolicy>,
+
+    /// How long JetStream waits for an acknowledgement before it delivers again. Default: 30s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack_wait: Option<Duration>,
+
+    /// Most messages that may be unacknowledged at once, over all pods. Default: 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000))]
+    pub max_ack_pending: Option<u32>,
+
+    /// How often, and after what delays, a message that failed is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetrySpec>,
+
+    /// The pods that consume. Excludes workloadRef; with neither there is only the consumer in JetStream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<Workload>,
+
+    /// Another EventConsumer of this namespace whose workload's pods consume from this consumer too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload_ref: Option<NameRef>,
+
+    /// What becomes of the consumer in JetStream when this object is deleted. Default: Delete, since a forgotten consumer
+    /// keeps the messages of WorkQueue and Interest streams for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion_policy: Option<DeletionPolicy>,
+}
+
+/// Where a new consumer begins.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::common::described_by_field)]
+pub enum DeliverPolicy {
+    /// With the first message that the stream has.
+    #[default]
+    All,
+    /// With the last message that the stream has.
+    Last,
+    /// With the last message of every subject.
+    LastPerSubject,
+    /// With the first message after the consumer was made.
+    New,
+}
+
+/// How often, and after what delays, a message that failed is tried again.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RetrySpec {
+    /// Deliveries of one message altogether, the first included. Default: 6 where there is a workload; without one,
+    /// JetStream delivers without end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_attempts: Option<u32>,
+    /// Delays between the attempts. Only workloads on Jetwright's runtime know them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<BackoffSpec>,
+}
+
+/// Delays that grow by a factor from `initial` to `max`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BackoffSpec {
+    /// Delay after the first failure. Default: 500ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial: Option<Duration>,
+    /// Growth from one delay to the next. Default: 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub factor: Option<u32>,
+    /// Longest delay. Default: 1m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max: Option<Duration>,
+}
+
+/// The pods that consume, as a Deployment named like the EventConsumer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Workload {
+    /// Pods. Default: 1. `kubectl scale` sets it.
+    #[serde(default = "one_replica")]
+    #[schemars(range(min = 0, max = 1000))]
+    pub replicas: i32,
+
+    /// The pod, as in a Deployment. Its first container gets the environment that Jetwright's runtime reads
+    /// (JETWRIGHT_BINDINGS, NATS_URL, OTEL_…) and, where it has none, probes and a restricted security context.
+    #[schemars(schema_with = "template_schema")]
+    pub template: Value,
+
+    /// A Service in front of the pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<WorkloadService>,
+}
+
+fn one_replica() -> i32 {
+    1
+}
+
+/// A Service named like the EventConsumer.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkloadService {
+    /// Ports, as in a Service.
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["port".to_owned()]))]
+    pub ports: Vec<ServicePort>,
+}
+
+/// A whole PodTemplateSpec has more schema than an annotation may hold, so only what the operator itself relies on is told
+/// here. The API server judges the rest when the Deployment is applied.
+fn template_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "required": ["spec"],
+        "x-kubernetes-preserve-unknown-fields": true,
+        "properties": {
+            "spec": {
+                "type": "object",
+                "required": ["containers"],
+                "x-kubernetes-preserve-unknown-fields": true,
+                "properties": {
+                    "containers": {
+                        "type": "array",
+                        "minItems": 1,
+                        "maxItems": 32,
+                        "items": {
+                            "type": "object",
+                            "required": ["name"],
+                            "x-kubernetes-preserve-unknown-fields": true,
+                            "properties": { "name": { "type": "string", "minLength": 1, "maxLength": 63 } }
+                        }
+                    }
+                }
+            }
+        }
+    })
+}
+
+/// What the operator found and did.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventConsumerStatus {
+    /// metadata.generation that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready, ConsumerReady, WorkloadReady, Reconciling, Stalled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
+    pub conditions: Vec<Condition>,
+    /// The consumer in JetStream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consumer: Option<ConsumerState>,
+    /// Messages of the stream that were not delivered yet. Written at most once a minute; metrics have it live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<u64>,
+    /// Messages delivered and not acknowledged yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ack_pending: Option<u64>,
+    /// Messages that were delivered more than once and are not acknowledged yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redelivered: Option<u64>,
+    /// Pods of the workload.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Label selector of those pods, as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// What somebody changed behind the operator's back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
+}
+
+/// A consumer in JetStream.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConsumerState {
+    /// Stream that it consumes from.
+    pub stream: String,
+    /// Durable name.
+    pub name: String,
+    /// When JetStream made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<Time>,
+}

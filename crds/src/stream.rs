@@ -1,0 +1,229 @@
+//! EventStream: a JetStream stream.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{DeletionPolicy, Duration, Size};
+
+/// What a subject that a stream listens to must look like: tokens between dots, `*` for one token, `>` for the rest.
+pub const SUBJECT_PATTERN: &str = r"^(>|(\*|[^\s.*>]+)(\.(\*|[^\s.*>]+))*(\.>)?)$";
+/// What a JetStream name must look like: no dots, wildcards, blanks or path separators.
+pub const NAME_PATTERN: &str = r"^[^\s.*>/\\]+$";
+
+/// An EventStream is a JetStream stream, kept exactly as declared here: what is left out has JetStream's default.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "jetwright.dev",
+    version = "v1alpha1",
+    kind = "EventStream",
+    namespaced,
+    status = "EventStreamStatus",
+    derive = "PartialEq",
+    shortname = "es",
+    category = "jetwright",
+    doc = "A JetStream stream, kept exactly as declared.",
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
+    printcolumn(name = "Messages", type_ = "integer", json_path = ".status.stream.messages"),
+    printcolumn(name = "Bytes", type_ = "integer", json_path = ".status.stream.bytes"),
+    printcolumn(name = "Consumers", type_ = "integer", json_path = ".status.stream.consumers"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Stream", type_ = "string", json_path = ".status.stream.name", priority = 1),
+    validation = Rule::new("has(self.spec.streamName) || !self.metadata.name.contains('.')")
+        .message("metadata.name has a dot, which a JetStream name cannot have: set spec.streamName"),
+    validation = Rule::new(
+        "(has(self.spec.streamName) ? self.spec.streamName : self.metadata.name) == \
+         (has(oldSelf.spec.streamName) ? oldSelf.spec.streamName : oldSelf.metadata.name)"
+    )
+    .message("spec.streamName never changes: a renamed stream would leave its events behind. Make another EventStream"),
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(
+        "(has(self.storage) ? self.storage : has(self.profile) && self.profile == 'Ephemeral' ? 'Memory' : 'File') == \
+         (has(oldSelf.storage) ? oldSelf.storage : has(oldSelf.profile) && oldSelf.profile == 'Ephemeral' ? 'Memory' : 'File')"
+    )
+    .message("spec.storage (or the storage of spec.profile) cannot change once the stream exists: make another EventStream, or set spec.storage to what it was"),
+    validation = Rule::new(
+        "((has(self.retention) ? self.retention : 'Limits') == 'WorkQueue') == \
+         ((has(oldSelf.retention) ? oldSelf.retention : 'Limits') == 'WorkQueue')"
+    )
+    .message("spec.retention cannot change to or from WorkQueue: make another EventStream")
+)]
+pub struct EventStreamSpec {
+    /// Name of the stream in JetStream. Default: metadata.name. Never changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 255), regex(pattern = NAME_PATTERN))]
+    pub stream_name: Option<String>,
+
+    /// Defaults by how much the events matter. A field that is set wins over its profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<Profile>,
+
+    /// Subjects whose messages the stream keeps, such as `orders.*.*`. No other stream of the account may overlap.
+    #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 255), regex(pattern = SUBJECT_PATTERN)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub subjects: Vec<String>,
+
+    /// What lets JetStream remove a message. Default: Limits. Changes between Limits and Interest only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retention: Option<Retention>,
+
+    /// Where messages are kept. Default: File, or what the profile says. Never changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<Storage>,
+
+    /// Servers that keep a copy, 1 to 5; odd numbers make sense. Default: 1. A profile asks for 3 where the servers are
+    /// clustered, and what was settled when the stream was made is not lowered later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 5))]
+    pub replicas: Option<u8>,
+
+    /// How much is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+
+    /// What happens when a limit is reached: Old removes the oldest message, New refuses the new one. Default: Old, or New
+    /// with profile Critical.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discard: Option<Discard>,
+
+    /// How long a message id (Nats-Msg-Id) is remembered to drop duplicates; at least 100ms and at most limits.maxAge.
+    /// Default: 2m, or limits.maxAge where that is shorter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplicate_window: Option<Duration>,
+
+    /// What becomes of the stream when this object is deleted. Default: Retain. Delete waits until no EventConsumer refers to
+    /// this object any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion_policy: Option<DeletionPolicy>,
+}
+
+/// How much the events matter: each profile is a set of defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::common::described_by_field)]
+pub enum Profile {
+    /// File storage, 3 replicas, kept for ever, and a full stream refuses new messages.
+    Critical,
+    /// File storage, 3 replicas, 7 days.
+    Standard,
+    /// Memory, 1 replica, 1 hour.
+    Ephemeral,
+}
+
+/// What lets JetStream remove a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::common::described_by_field)]
+pub enum Retention {
+    /// The limits alone.
+    #[default]
+    Limits,
+    /// Acknowledgement by every consumer that there is.
+    Interest,
+    /// Acknowledgement by the one consumer that may have it.
+    WorkQueue,
+}
+
+/// Where messages are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::common::described_by_field)]
+pub enum Storage {
+    /// On disk.
+    #[default]
+    File,
+    /// In memory: lost when the servers that hold it restart.
+    Memory,
+}
+
+/// What happens when a limit is reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::common::described_by_field)]
+pub enum Discard {
+    /// The oldest message goes.
+    #[default]
+    Old,
+    /// The new message is refused, and its publisher is told.
+    New,
+}
+
+/// How much a stream keeps; what is left out has no limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// Longest time that a message is kept, at least 100ms.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Duration>,
+    /// Most bytes in the stream, over all messages.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_bytes: Option<Size>,
+    /// Most messages in the stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 9_007_199_254_740_991_u64))]
+    pub max_messages: Option<u64>,
+    /// Most messages of one subject. 1 keeps the last only, as a key-value bucket does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 9_007_199_254_740_991_u64))]
+    pub max_messages_per_subject: Option<u64>,
+    /// Largest message, headers included, that the stream takes; at most 2Gi - 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_message_size: Option<Size>,
+}
+
+/// What the operator found and did.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EventStreamStatus {
+    /// metadata.generation that this status is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Ready, Reconciling, Stalled.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
+    pub conditions: Vec<Condition>,
+    /// The stream as JetStream had it when it was last looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<StreamState>,
+    /// What somebody changed behind the operator's back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drift: Option<Drift>,
+}
+
+/// A stream in JetStream. The figures are written at most once a minute; metrics have them live.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamState {
+    /// Name in JetStream.
+    pub name: String,
+    /// When JetStream made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<Time>,
+    /// Servers that keep a copy.
+    pub replicas: u8,
+    /// Messages in it.
+    pub messages: u64,
+    /// Bytes in it.
+    pub bytes: u64,
+    /// Sequence of the first message.
+    pub first_sequence: u64,
+    /// Sequence of the last message.
+    pub last_sequence: u64,
+    /// Consumers that it has, those that no EventConsumer declares included.
+    pub consumers: u64,
+    /// Server that leads it; absent where the servers are not clustered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<String>,
+}
+
+/// The last repair of what somebody changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Drift {
+    /// When it was put right.
+    pub last_repaired: Time,
+    /// Fields that were put right, by JetStream's names; `*` where the whole thing had been deleted.
+    #[schemars(length(max = 64))]
+    pub fields: Vec<String>,
+}
