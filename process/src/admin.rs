@@ -1,0 +1,162 @@
+//! What the cluster asks of a program: `/livez`, `/readyz` and `/metrics`, on an address of their own.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use serde_json::{Map, Value, json};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::health::{Health, Reasons};
+
+/// The OpenMetrics text format, as its specification names it.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Binds the address, so that a taken one is told before anything else is started. Port 0 takes a free one.
+///
+/// # Errors
+///
+/// The address cannot be bound.
+pub async fn bind(address: SocketAddr) -> io::Result<Admin> {
+    Ok(Admin { listener: TcpListener::bind(address).await? })
+}
+
+/// The bound endpoints, not served yet.
+#[derive(Debug)]
+pub struct Admin {
+    listener: TcpListener,
+}
+
+impl Admin {
+    /// Where they are.
+    ///
+    /// # Errors
+    ///
+    /// The system cannot tell the socket's address.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves until `shutdown`. It is to be the last thing to stop: until then `/readyz` says that the program is stopping,
+    /// and `/metrics` what it does meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The listener fails.
+    pub async fn serve(
+        self,
+        health: Health,
+        registry: Arc<Registry>,
+        shutdown: CancellationToken,
+    ) -> io::Result<()> {
+        axum::serve(self.listener, router(health, registry))
+            .with_graceful_shutdown(shutdown.cancelled_owned())
+            .await
+    }
+}
+
+/// The endpoints as a router.
+fn router(health: Health, registry: Arc<Registry>) -> Router {
+    Router::new()
+        .route("/livez", get(async |State(health): State<Health>| verdict(health.live())))
+        .route("/readyz", get(async |State(health): State<Health>| verdict(health.ready())))
+        .with_state(health)
+        .route("/metrics", get(metrics).with_state(registry))
+}
+
+fn verdict(reasons: Result<(), Reasons>) -> Response {
+    match reasons {
+        Ok(()) => Json(json!({"status": "ok"})).into_response(),
+        Err(reasons) => {
+            let reasons: Map<_, _> =
+                reasons.into_iter().map(|(name, reason)| (name, Value::String(reason))).collect();
+            let body = Json(json!({"status": "unavailable", "reasons": reasons}));
+            (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+        }
+    }
+}
+
+async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
+    let mut text = String::new();
+    match encode(&mut text, &registry) {
+        Ok(()) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// Serves on a free port; the token ends it.
+    async fn served(
+        health: &Health,
+    ) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<io::Result<()>>) {
+        let admin = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let address = admin.local_address().unwrap();
+        let mut registry = Registry::default();
+        crate::metrics::register(&mut registry, "a-program");
+        let shutdown = CancellationToken::new();
+        let serving = tokio::spawn(admin.serve(health.clone(), Arc::new(registry), shutdown.clone()));
+        (address, shutdown, serving)
+    }
+
+    async fn ask(address: SocketAddr, path: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn probes_follow_the_health_and_say_why_not() {
+        let health = Health::new();
+        let gate = health.gate("nats", "not connected yet");
+        let (address, shutdown, serving) = served(&health).await;
+
+        let answer = ask(address, "/readyz").await;
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(answer.contains(r#""reasons":{"nats":"not connected yet"}"#), "{answer}");
+        gate.open();
+        assert!(ask(address, "/readyz").await.starts_with("HTTP/1.1 200 "));
+        health.stop("shutting down");
+        assert!(ask(address, "/readyz").await.contains(r#""stopping":"shutting down""#));
+
+        assert!(ask(address, "/livez").await.starts_with("HTTP/1.1 200 "));
+        health.fail("consumer loop", "it panicked");
+        assert!(ask(address, "/livez").await.starts_with("HTTP/1.1 503 "));
+
+        shutdown.cancel();
+        serving.await.unwrap().unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn metrics_are_open_metrics() {
+        let (address, _shutdown, _serving) = served(&Health::new()).await;
+        let answer = ask(address, "/metrics").await;
+        assert!(answer.contains(&format!("content-type: {OPEN_METRICS}")), "{answer}");
+        assert!(answer.contains("process_resident_memory_bytes "), "{answer}");
+        assert!(answer.trim_end().ends_with("# EOF"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_taken_address_is_told_at_once() {
+        let first = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        let error = bind(first.local_address().unwrap()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+}

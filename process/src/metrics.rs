@@ -1,0 +1,82 @@
+//! Metrics of the process itself, under the names that every Prometheus client library gives them.
+
+use std::fmt;
+use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+/// Adds `jetwright_build_info{program, version}`, `process_start_time_seconds`, `process_resident_memory_bytes` and
+/// `process_open_fds` to the registry. The start is the moment of this call: call it first.
+pub fn register(registry: &mut Registry, program: &'static str) {
+    let build = Info::new(vec![("program", program), ("version", env!("CARGO_PKG_VERSION"))]);
+    registry.register("jetwright_build", "What this program is", build);
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    registry.register_collector(Box::new(Process { started }));
+}
+
+/// Reads Linux's figures at every scrape. What cannot be read is left out rather than zero.
+#[derive(Debug)]
+struct Process {
+    /// Seconds since the Unix epoch.
+    started: f64,
+}
+
+impl Collector for Process {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
+        let figures = [
+            ("process_start_time_seconds", "When the process started, in Unix time", Some(self.started)),
+            ("process_resident_memory_bytes", "Memory that the process holds", resident_bytes()),
+            ("process_open_fds", "Open file descriptors", open_files()),
+        ];
+        for (name, help, value) in figures {
+            if let Some(value) = value {
+                let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+                ConstGauge::new(value).encode(encoder)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// VmRSS of proc_pid_status(5), which is in kB whatever the size of a page.
+fn resident_bytes() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kilobytes: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024.0)
+}
+
+fn open_files() -> Option<f64> {
+    let count = u32::try_from(fs::read_dir("/proc/self/fd").ok()?.count()).ok()?;
+    // Reading the folder holds one itself.
+    Some(f64::from(count.saturating_sub(1)))
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    #[test]
+    fn the_process_tells_what_it_is_and_what_it_holds() {
+        let mut registry = Registry::default();
+        register(&mut registry, "a-program");
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert!(text.contains(r#"jetwright_build_info{program="a-program",version=""#), "{text}");
+        let value = |name: &str| -> f64 {
+            let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
+            line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+        };
+        assert!(value("process_start_time_seconds") > 1.7e9);
+        assert!(value("process_resident_memory_bytes") > 1e6);
+        assert!(value("process_open_fds") >= 3.0);
+    }
+}

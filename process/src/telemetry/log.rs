@@ -1,0 +1,249 @@
+//! The form of a log line and which lines there are.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+
+use json_subscriber::JsonLayer;
+use opentelemetry::trace::{SpanContext, TraceContextExt};
+use opentelemetry_sdk::trace::SdkTracer;
+use tracing::dispatcher::WeakDispatch;
+use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
+use tracing_opentelemetry::get_otel_context;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::time::SystemTime;
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::{EnvFilter, Layer, Registry, filter::FilterExt, filter::filter_fn, fmt};
+
+use super::{problem, variable};
+use crate::configuration::Problem;
+
+pub(super) const DEFAULT_FILTER: &str = "info";
+
+/// Keys of every line. An event's field of the same name goes under `fields.<name>`: a key is there only once.
+const RESERVED: [&str; 6] = ["time", "level", "target", "span", "trace_id", "span_id"];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    Json,
+    Text,
+}
+
+/// What is logged and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Log {
+    pub(super) format: Format,
+    /// Directives that `EnvFilter` takes.
+    pub(super) filter: String,
+}
+
+impl Log {
+    /// Reads RUST_LOG, LOG_LEVEL and LOG_FORMAT.
+    pub(super) fn from_env(problems: &mut Vec<Problem>) -> Self {
+        let mut log = Self::default();
+        if let Some((name, filter)) =
+            ["RUST_LOG", "LOG_LEVEL"].iter().find_map(|name| Some((*name, variable(name)?)))
+        {
+            match EnvFilter::builder().parse(&filter) {
+                Ok(_) => log.filter = filter,
+                Err(error) => {
+                    let expected = format!("expected a level or target=level,…: {error}");
+                    problems.push(problem(name, &format!("found {filter:?}"), &expected));
+                }
+            }
+        }
+        match variable("LOG_FORMAT").as_deref() {
+            None | Some("json") => {}
+            Some("text") => log.format = Format::Text,
+            Some(other) => {
+                problems.push(problem("LOG_FORMAT", &format!("found {other:?}"), "expected json or text"));
+            }
+        }
+        log
+    }
+
+    /// Logs to the writer, and makes spans with the tracer.
+    pub(super) fn subscriber<W>(&self, writer: W, tracer: SdkTracer) -> impl Subscriber + Send + Sync + use<W>
+    where
+        W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+    {
+        let spans = tracing_opentelemetry::layer()
+            .with_tracer(tracer)
+            // Thread ids, file names and busy times on every span cost more than they tell.
+            .with_threads(false)
+            .with_location(false)
+            .with_tracked_inactivity(false)
+            .with_filter(filter_fn(traced));
+        // A line shows the spans around it even where their own level is not logged.
+        let filter =
+            EnvFilter::new(&self.filter).or(filter_fn(|metadata| metadata.is_span() && traced(metadata)));
+        let dispatch = Arc::<OnceLock<WeakDispatch>>::default();
+        let lines: Box<dyn Layer<_> + Send + Sync> = match self.format {
+            Format::Json => Box::new(json(writer, Arc::clone(&dispatch))),
+            Format::Text => Box::new(fmt::layer().with_writer(writer).with_ansi(false)),
+        };
+        Registry::default().with(spans).with(lines.with_filter(filter)).with(KeepDispatch(dispatch))
+    }
+}
+
+fn traced(metadata: &Metadata<'_>) -> bool {
+    *metadata.level() <= Level::INFO
+}
+
+/// Writes `{"level", "span": {"name", …}, "target", "time", "trace_id", "span_id", "message", …}`.
+fn json<S, W>(writer: W, dispatch: Arc<OnceLock<WeakDispatch>>) -> JsonLayer<S, W>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    W: for<'a> MakeWriter<'a> + 'static,
+{
+    let renamed: BTreeMap<_, _> = RESERVED.iter().map(|name| (*name, format!("fields.{name}"))).collect();
+    let mut layer = JsonLayer::new(writer);
+    layer
+        .with_timer("time", SystemTime)
+        .with_level("level")
+        .with_target("target")
+        .with_flattened_span_fields("span")
+        .with_flattened_event_with_renames(
+            |name, renamed| renamed.get(name).map_or(name, String::as_str),
+            renamed,
+        );
+    layer.add_multiple_dynamic_fields(move |event, context, writer| {
+        let Some(span) = span_context(event, context, &dispatch) else { return };
+        // Writing two strings into a string does not fail.
+        let _ = writer.write_field("trace_id", span.trace_id().to_string());
+        let _ = writer.write_field("span_id", span.span_id().to_string());
+    });
+    layer
+}
+
+/// The OpenTelemetry context of the innermost span around an event.
+fn span_context<S>(
+    event: &Event<'_>,
+    context: &Context<'_, S>,
+    dispatch: &OnceLock<WeakDispatch>,
+) -> Option<SpanContext>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let span = context.event_span(event)?;
+    let context = get_otel_context(&span.id(), &dispatch.get()?.upgrade()?)?;
+    Some(context.span().span_context().clone()).filter(SpanContext::is_valid)
+}
+
+/// Keeps the subscriber's own handle: while an event is handled, the current one cannot be asked for.
+struct KeepDispatch(Arc<OnceLock<WeakDispatch>>);
+
+impl<S: Subscriber> Layer<S> for KeepDispatch {
+    fn on_register_dispatch(&self, dispatch: &Dispatch) {
+        let _ = self.0.set(dispatch.downgrade());
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::io;
+    use std::sync::Mutex;
+
+    use opentelemetry::trace::TracerProvider;
+    use opentelemetry_sdk::trace::SdkTracerProvider;
+    use serde_json::Value;
+    use tracing::subscriber::{DefaultGuard, set_default};
+
+    use super::*;
+
+    /// Where a test's log goes.
+    #[derive(Clone, Default)]
+    pub(in super::super) struct Output(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Output {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Output {
+        /// Logs JSON of level `info` here on this thread.
+        pub(in super::super) fn subscribe(&self) -> DefaultGuard {
+            self.subscribe_as(&Log::default())
+        }
+
+        fn subscribe_as(&self, log: &Log) -> DefaultGuard {
+            let output = self.clone();
+            let tracer = SdkTracerProvider::builder().build().tracer("test");
+            set_default(log.subscriber(move || output.clone(), tracer))
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+
+        pub(in super::super) fn lines(&self) -> Vec<Value> {
+            self.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        }
+    }
+
+    #[test]
+    fn a_line_within_a_span_carries_its_trace_id_although_nothing_is_exported() {
+        let output = Output::default();
+        let _guard = output.subscribe();
+        tracing::info_span!("outer", user = "u-1").in_scope(|| {
+            tracing::info!("one");
+            tracing::info_span!("inner", order = 7).in_scope(|| tracing::info!(count = 2, "two"));
+        });
+        let lines = output.lines();
+        assert_eq!(lines[0]["trace_id"].as_str().unwrap().len(), 32);
+        assert_eq!(lines[0]["span_id"].as_str().unwrap().len(), 16);
+        assert_eq!(lines[0]["trace_id"], lines[1]["trace_id"]);
+        assert_ne!(lines[0]["span_id"], lines[1]["span_id"]);
+        assert_eq!(lines[1]["message"], "two");
+        assert_eq!(lines[1]["count"], 2);
+        assert_eq!(lines[1]["level"], "INFO");
+        assert_eq!(lines[1]["target"], module_path!());
+        assert!(lines[1]["time"].as_str().unwrap().ends_with('Z'));
+        assert_eq!(lines[1]["span"], serde_json::json!({"name": "inner", "user": "u-1", "order": 7}));
+    }
+
+    #[test]
+    fn a_line_outside_any_span_has_no_trace_id() {
+        let output = Output::default();
+        let _guard = output.subscribe();
+        tracing::info!("alone");
+        assert_eq!(output.lines()[0].get("trace_id"), None);
+    }
+
+    #[test]
+    fn a_field_named_like_a_key_of_the_line_does_not_replace_it() {
+        let output = Output::default();
+        let _guard = output.subscribe();
+        tracing::info!(level = "high", time = 5, "clash");
+        let line = &output.lines()[0];
+        assert_eq!((&line["level"], &line["fields.level"]), (&"INFO".into(), &"high".into()));
+        assert_eq!(line["fields.time"], 5);
+    }
+
+    #[test]
+    fn the_filter_drops_lines_and_keeps_the_trace_of_those_it_lets_through() {
+        let output = Output::default();
+        let _guard = output.subscribe_as(&Log { filter: "warn".to_owned(), ..Log::default() });
+        tracing::info_span!("work").in_scope(|| {
+            tracing::info!("quiet");
+            tracing::warn!("loud");
+        });
+        let lines = output.lines();
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0]["message"], "loud");
+        assert!(lines[0]["trace_id"].is_string(), "{}", lines[0]);
+    }
+
+    #[test]
+    fn text_is_for_people() {
+        let output = Output::default();
+        let _guard = output.subscribe_as(&Log { format: Format::Text, ..Log::default() });
+        tracing::info!(count = 2, "counted");
+        assert!(output.text().trim_end().ends_with("counted count=2"), "{}", output.text());
+    }
+}

@@ -1,0 +1,112 @@
+//! Logs on standard output and traces to a collector.
+//!
+//! | variable | meaning |
+//! | --- | --- |
+//! | `RUST_LOG`, else `LOG_LEVEL` | what is logged: a level or `target=level,…` (default `info`) |
+//! | `LOG_FORMAT` | `json` (default, one object a line) or `text` (for people) |
+//! | `OTEL_EXPORTER_OTLP_ENDPOINT` | where traces go by OTLP over HTTP; nothing is exported where it is absent |
+//! | `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_*`, … | as OpenTelemetry defines them |
+//!
+//! Spans of level `info` and above exist whatever is logged and whether or not they are exported, so that every line within
+//! one has a trace id and a context that goes on to the next program.
+
+mod export;
+mod log;
+
+use std::env;
+use std::io;
+use std::time::Duration;
+
+use opentelemetry::trace::TracerProvider;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+
+use crate::configuration::{Problem, Problems};
+use log::{Format, Log};
+
+/// How long [`Telemetry::shutdown`] waits for the collector.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The samplers that OTEL_TRACES_SAMPLER can name; the SDK would take another for `parentbased_always_on` and not say so.
+const SAMPLERS: [&str; 6] = [
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+];
+
+/// Logs and traces of a program, for as long as it runs.
+#[derive(Debug)]
+pub struct Telemetry {
+    provider: SdkTracerProvider,
+}
+
+impl Telemetry {
+    /// Starts logs and traces for the whole process, under this service name unless the environment has another.
+    ///
+    /// # Errors
+    ///
+    /// Every variable of the table above that cannot be followed; or telemetry was started before.
+    pub fn start(service_name: &str) -> Result<Self, Problems> {
+        let mut problems = Vec::new();
+        let log = Log::from_env(&mut problems);
+        check_sampler(&mut problems);
+        let exporter = export::from_env(&mut problems);
+        Problems::check(problems)?;
+
+        let mut builder = SdkTracerProvider::builder().with_resource(resource(service_name));
+        if let Some(exporter) = exporter {
+            builder = builder.with_batch_exporter(exporter);
+        }
+        let provider = builder.build();
+        opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+        let subscriber = log.subscriber(io::stdout, provider.tracer("jetwright"));
+        tracing::subscriber::set_global_default(subscriber)
+            .map_err(|error| problem("telemetry", &error.to_string(), "it is started once"))?;
+        Ok(Self { provider })
+    }
+
+    /// Sends what is left to the collector and ends the export, within 5 seconds. It blocks its thread meanwhile, so it is
+    /// the last thing that a program does. Logs go on.
+    pub fn shutdown(self) {
+        if let Err(error) = self.provider.shutdown_with_timeout(FLUSH_TIMEOUT) {
+            tracing::warn!(%error, "the last traces may not have reached the collector");
+        }
+    }
+}
+
+/// The SDK prefers a name given here to the environment's, and operators of programs expect the opposite.
+fn resource(service_name: &str) -> Resource {
+    let attributes = env::var("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+    let named = variable("OTEL_SERVICE_NAME").is_some()
+        || attributes.split(',').any(|pair| pair.trim_start().starts_with("service.name="));
+    let builder = Resource::builder();
+    if named { builder.build() } else { builder.with_service_name(service_name.to_owned()).build() }
+}
+
+fn check_sampler(problems: &mut Vec<Problem>) {
+    if let Some(sampler) = variable("OTEL_TRACES_SAMPLER")
+        && !SAMPLERS.contains(&sampler.as_str())
+    {
+        let expected = format!("expected one of {}", SAMPLERS.join(", "));
+        problems.push(problem("OTEL_TRACES_SAMPLER", &format!("found {sampler:?}"), &expected));
+    }
+}
+
+/// A variable, unless it is set to nothing.
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn problem(path: &str, found: &str, expected: &str) -> Problem {
+    Problem { path: path.to_owned(), variable: None, found: found.to_owned(), expected: expected.to_owned() }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: Format::Json, filter: log::DEFAULT_FILTER.to_owned() }
+    }
+}
