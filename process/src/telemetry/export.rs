@@ -52,7 +52,7 @@ impl<E: SpanExporter> SpanExporter for Reporting<E> {
         let failed_before = self.failing.swap(result.is_err(), Ordering::Relaxed);
         match &result {
             Err(error) if !failed_before => {
-                tracing::warn!(%error, "traces cannot be exported and are dropped")
+                tracing::warn!(%error, "traces cannot be exported and are dropped");
             }
             Ok(()) if failed_before => tracing::info!("traces are exported again"),
             _ => {}
