@@ -1,0 +1,226 @@
+//! The connection to NATS: it comes up when NATS does, comes back by itself, and says how it is. All requests to
+//! JetStream go through here, each bounded in time.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::{
+    Client, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind,
+    jetstream::response::Response,
+};
+use bytes::Bytes;
+use jetwright_process::health::Gate;
+use serde::de::DeserializeOwned;
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Instant, sleep_until, timeout_at},
+};
+
+use crate::{
+    Error, ErrorKind,
+    environment::Environment,
+    error::{Verdict, judge},
+    metrics::Metrics,
+};
+
+/// A request that nobody answered in this time is asked again.
+const ANSWER: Duration = Duration::from_secs(2);
+/// A server that is silent for two of these is taken for dead.
+const PING: Duration = Duration::from_secs(5);
+/// Longest pause between two attempts to connect, before jitter.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Requests that wait for their answers at once; more wait for their turn.
+const IN_FLIGHT: usize = 1024;
+
+/// Whether NATS is connected now. `epoch` counts the connections, so that one that was lost and made again between two
+/// looks is seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) connected: bool,
+    pub(crate) epoch: u64,
+}
+
+/// The connection. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Connection {
+    client: Client,
+    link: watch::Receiver<Link>,
+    in_flight: Arc<Semaphore>,
+}
+
+/// One request to JetStream.
+pub(crate) struct Ask {
+    pub(crate) subject: String,
+    pub(crate) headers: Option<HeaderMap>,
+    pub(crate) payload: Bytes,
+    /// What the request is about, for the error.
+    pub(crate) object: String,
+    /// When it is given up.
+    pub(crate) deadline: Instant,
+}
+
+/// Why a request was not done.
+#[derive(Debug)]
+pub(crate) enum NotDone {
+    /// JetStream's answer is an error that stands.
+    Refused(async_nats::jetstream::Error),
+    /// Everything else.
+    Other(Error),
+}
+
+impl NotDone {
+    pub(crate) fn about(self, object: &str) -> Error {
+        match self {
+            Self::Refused(error) => match judge(&error) {
+                Verdict::Final(kind) => Error::new(kind, object, error),
+                Verdict::AskAgain => Error::new(ErrorKind::Unavailable, object, error),
+            },
+            Self::Other(error) => error,
+        }
+    }
+}
+
+impl Connection {
+    /// Begins to connect, and goes on for ever. The gate is open while NATS is connected.
+    pub(crate) async fn open(
+        environment: &Environment,
+        gate: Gate,
+        metrics: Metrics,
+    ) -> Result<Self, async_nats::ConnectError> {
+        let (sender, link) = watch::channel(Link::default());
+        let sender = Arc::new(sender);
+        gate.close("not connected to NATS yet");
+        let client = ConnectOptions::new()
+            .name(&environment.name)
+            .retry_on_initial_connect()
+            .ping_interval(PING)
+            .reconnect_delay_callback(|attempt| pause(attempt, rand::random()))
+            .event_callback(move |event| {
+                observe(&event, &sender, &gate, &metrics);
+                std::future::ready(())
+            })
+            .connect(environment.servers.as_slice())
+            .await?;
+        Ok(Self { client, link, in_flight: Arc::new(Semaphore::new(IN_FLIGHT)) })
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn link(&self) -> watch::Receiver<Link> {
+        self.link.clone()
+    }
+
+    /// Asks until there is an answer that stands or the time is over. The request may arrive more than once.
+    pub(crate) async fn ask<T: DeserializeOwned>(&self, ask: Ask) -> Result<T, NotDone> {
+        let mut why = "NATS is not connected".to_owned();
+        let unavailable = |why: &str| Error::new(ErrorKind::Unavailable, &ask.object, why);
+        let Ok(Ok(_turn)) = timeout_at(ask.deadline, self.in_flight.acquire()).await else {
+            return Err(NotDone::Other(unavailable("too many requests wait already")));
+        };
+        for attempt in 1.. {
+            match timeout_at(ask.deadline, self.ask_once(&ask)).await {
+                Err(_) => break,
+                Ok(Ok(message)) => match serde_json::from_slice(&message.payload) {
+                    Ok(Response::Ok(answer)) => return Ok(answer),
+                    Ok(Response::Err { error }) if judge(&error) == Verdict::AskAgain => {
+                        why = error.to_string()
+                    }
+                    Ok(Response::Err { error }) => return Err(NotDone::Refused(error)),
+                    Err(error) => why = format!("JetStream's answer cannot be read: {error}"),
+                },
+                Ok(Err(error)) => match error.kind() {
+                    RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded => {
+                        return Err(NotDone::Other(Error::new(ErrorKind::Refused, &ask.object, error)));
+                    }
+                    RequestErrorKind::NoResponders => "no stream takes it".clone_into(&mut why),
+                    _ => why = error.to_string(),
+                },
+            }
+            let next = Instant::now() + pause(attempt, rand::random());
+            if next >= ask.deadline {
+                break;
+            }
+            sleep_until(next).await;
+        }
+        Err(NotDone::Other(unavailable(&why)))
+    }
+
+    /// Asks when NATS is connected, and waits for the answer while that connection lasts.
+    async fn ask_once(&self, ask: &Ask) -> Result<Message, async_nats::RequestError> {
+        let mut request = Request::new().payload(ask.payload.clone()).timeout(Some(ANSWER));
+        if let Some(headers) = &ask.headers {
+            request = request.headers(headers.clone());
+        }
+        self.send(ask.subject.as_str(), request).await
+    }
+
+    /// One request, sent when NATS is connected; it fails as soon as that connection is lost.
+    pub(crate) async fn send(
+        &self,
+        subject: &str,
+        request: Request,
+    ) -> Result<Message, async_nats::RequestError> {
+        let mut link = self.link.clone();
+        let lost = || {
+            async_nats::RequestError::with_source(RequestErrorKind::Other, "the connection to NATS was lost")
+        };
+        let epoch = match link.wait_for(|link| link.connected).await {
+            Ok(link) => link.epoch,
+            Err(_) => return Err(lost()),
+        };
+        tokio::select! {
+            answer = self.client.send_request(subject.to_owned(), request) => answer,
+            _ = link.wait_for(|link| !link.connected || link.epoch != epoch) => Err(lost()),
+        }
+    }
+}
+
+fn observe(event: &Event, link: &watch::Sender<Link>, gate: &Gate, metrics: &Metrics) {
+    match event {
+        Event::Connected => {
+            link.send_modify(|link| *link = Link { connected: true, epoch: link.epoch + 1 });
+            metrics.connected(true);
+            gate.open();
+            tracing::info!("connected to NATS");
+        }
+        Event::Disconnected | Event::Closed => {
+            link.send_modify(|link| link.connected = false);
+            metrics.connected(false);
+            gate.close("disconnected from NATS");
+            tracing::warn!("disconnected from NATS");
+        }
+        Event::ClientError(error) => {
+            // While connected the reason is another, and readiness is not its matter.
+            if !link.borrow().connected {
+                gate.close(&format!("not connected to NATS: {error}"));
+            }
+            tracing::debug!(%error, "NATS client");
+        }
+        other => tracing::debug!(event = %other, "NATS client"),
+    }
+}
+
+/// The pause before this attempt: none before the first, then exponential with full jitter, so that all clients of a
+/// server that came back do not come back together.
+pub(crate) fn pause(attempt: usize, jitter: f64) -> Duration {
+    if attempt <= 1 {
+        return Duration::from_millis(20).mul_f64(jitter);
+    }
+    let exponent = u32::try_from(attempt.min(16)).unwrap_or(16);
+    let whole = Duration::from_millis(25).saturating_mul(2_u32.saturating_pow(exponent)).min(LONGEST_PAUSE);
+    whole.mul_f64(jitter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_a_bound_whatever_the_attempt() {
+        let milliseconds = |attempt| pause(attempt, 1.0).as_millis();
+        assert_eq!([1, 2, 3, 4].map(milliseconds), [20, 100, 200, 400]);
+        assert_eq!([9, 100, usize::MAX].map(milliseconds), [5000, 5000, 5000]);
+        assert_eq!(pause(9, 0.0), Duration::ZERO);
+    }
+}

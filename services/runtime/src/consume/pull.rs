@@ -1,0 +1,221 @@
+//! Pulling from one consumer: asks for no more than there is room for, and keeps account of what was asked for.
+
+use std::{collections::VecDeque, time::Duration};
+
+use async_nats::{Client, Message, StatusCode, Subscriber};
+use futures::StreamExt;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use crate::connection::{Connection, Link};
+
+/// How long a request for messages stays open at the server.
+const EXPIRES: Duration = Duration::from_secs(1);
+/// How much longer its end may take to be heard of.
+const SILENCE: Duration = Duration::from_secs(2);
+/// Header of a status that ends a request: how much of it was not served (NATS ADR-13).
+const PENDING: &str = "Nats-Pending-Messages";
+
+/// The requests that are open at one consumer.
+pub(super) struct Pull {
+    client: Client,
+    link: watch::Receiver<Link>,
+    inbox: String,
+    subject: String,
+    arrivals: Subscriber,
+    capacity: usize,
+    account: Account,
+}
+
+/// What came of a request.
+pub(super) enum Arrival {
+    Message(Message),
+    /// A request ended as requests do.
+    Ended,
+    /// The consumer is not there, or does not answer, and why that is believed.
+    Gone(String),
+}
+
+/// What was asked for and has neither come nor been called off.
+#[derive(Debug, Default)]
+struct Account {
+    /// Requests by number with what they asked for, oldest first.
+    open: VecDeque<(u64, usize)>,
+    numbers: u64,
+    outstanding: usize,
+    last_asked: Option<Instant>,
+}
+
+impl Account {
+    fn ask(&mut self, count: usize, now: Instant) -> u64 {
+        self.numbers += 1;
+        // Requests that were served whole end without a word; no more than these can be open.
+        if self.open.len() >= 64 {
+            self.open.pop_front();
+        }
+        self.open.push_back((self.numbers, count));
+        self.outstanding += count;
+        self.last_asked = Some(now);
+        self.numbers
+    }
+
+    fn came(&mut self) {
+        self.outstanding = self.outstanding.saturating_sub(1);
+    }
+
+    /// A request ended with this much unserved; the whole of it where the server does not say.
+    fn ended(&mut self, number: Option<u64>, unserved: Option<usize>) {
+        let place = self.open.iter().position(|(open, _)| Some(*open) == number);
+        let asked = place.and_then(|place| self.open.remove(place)).map(|(_, asked)| asked);
+        self.outstanding = self.outstanding.saturating_sub(unserved.or(asked).unwrap_or(0));
+    }
+
+    fn forget(&mut self) {
+        self.open.clear();
+        self.outstanding = 0;
+        self.last_asked = None;
+    }
+
+    /// When the server must have ended every request, and silence means that it does not answer.
+    fn silent_from(&self) -> Option<Instant> {
+        self.last_asked.filter(|_| self.outstanding > 0).map(|asked| asked + EXPIRES + SILENCE)
+    }
+
+    /// How much to ask for now: all the room there is, but not in crumbs while plenty is under way.
+    fn wanted(&self, busy: usize, capacity: usize) -> usize {
+        let room = capacity.saturating_sub(busy + self.outstanding);
+        let crumbs = self.outstanding > 0 && (room < capacity.div_ceil(8) || self.outstanding * 2 > capacity);
+        if crumbs { 0 } else { room }
+    }
+}
+
+impl Pull {
+    pub(super) async fn open(
+        connection: &Connection,
+        stream: &str,
+        consumer: &str,
+        capacity: usize,
+    ) -> Result<Self, async_nats::SubscribeError> {
+        let client = connection.client().clone();
+        let inbox = client.new_inbox();
+        let arrivals = client.subscribe(format!("{inbox}.*")).await?;
+        let mut link = connection.link();
+        link.mark_unchanged();
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
+        Ok(Self { client, link, inbox, subject, arrivals, capacity, account: Account::default() })
+    }
+
+    /// Asks for as much as there is room for beside what is being handled and what is under way.
+    pub(super) async fn ask_for_room(&mut self, busy: usize) -> Result<(), async_nats::PublishError> {
+        let count = self.account.wanted(busy, self.capacity);
+        if count == 0 {
+            return Ok(());
+        }
+        let number = self.account.ask(count, Instant::now());
+        let request = serde_json::json!({"batch": count, "expires": nanoseconds(EXPIRES)}).to_string();
+        let reply = format!("{}.{number}", self.inbox);
+        self.client.publish_with_reply(self.subject.clone(), reply, request.into()).await
+    }
+
+    /// The next thing that happens. May be dropped and called again without loss.
+    pub(super) async fn next(&mut self) -> Arrival {
+        let silent = self.account.silent_from();
+        tokio::select! {
+            biased;
+            arrival = self.arrivals.next() => self.arrived(arrival),
+            _ = self.link.changed() => {
+                // Requests do not outlive their connection. The server may have sent what will not arrive: it is
+                // delivered again after ackWait.
+                self.account.forget();
+                Arrival::Gone("the connection to NATS was lost".to_owned())
+            }
+            () = async { if let Some(at) = silent { sleep_until(at).await } else { std::future::pending().await } } => {
+                self.account.forget();
+                Arrival::Gone("the consumer does not answer".to_owned())
+            }
+        }
+    }
+
+    /// What still comes of what was asked for; `None` when that is all.
+    pub(super) async fn rest(&mut self) -> Option<Message> {
+        while self.account.outstanding > 0 {
+            match self.next().await {
+                Arrival::Message(message) => return Some(message),
+                Arrival::Ended => {}
+                Arrival::Gone(_) => break,
+            }
+        }
+        None
+    }
+
+    fn arrived(&mut self, arrival: Option<Message>) -> Arrival {
+        let Some(message) = arrival else {
+            self.account.forget();
+            return Arrival::Gone("the connection to NATS is closed".to_owned());
+        };
+        let Some(status) = message.status else {
+            self.account.came();
+            return Arrival::Message(message);
+        };
+        let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
+        let pending = message.headers.as_ref().and_then(|headers| headers.get(PENDING));
+        self.account.ended(number, pending.and_then(|pending| pending.as_str().parse().ok()));
+        let description = message.description.unwrap_or_default();
+        match status {
+            StatusCode::TIMEOUT | StatusCode::NOT_FOUND => Arrival::Ended,
+            // A consumer that moves or a server that stops: another one answers the next request.
+            _ if ["Leadership Change", "Batch Completed"].contains(&description.as_str()) => Arrival::Ended,
+            StatusCode::NO_RESPONDERS => Arrival::Gone("nobody answers for the consumer".to_owned()),
+            _ => Arrival::Gone(format!("{status} {description}")),
+        }
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_asked_for_than_there_is_room() {
+        let mut account = Account::default();
+        assert_eq!(account.wanted(0, 16), 16);
+        account.ask(16, Instant::now());
+        assert_eq!(account.wanted(0, 16), 0);
+        (0..12).for_each(|_| account.came());
+        // Twelve are being handled and four are under way: full.
+        assert_eq!(account.wanted(12, 16), 0);
+        // Six were handled.
+        assert_eq!(account.wanted(6, 16), 6);
+    }
+
+    #[test]
+    fn a_single_place_is_asked_for_only_when_nothing_is_under_way() {
+        let mut account = Account::default();
+        assert_eq!(account.wanted(15, 16), 1);
+        account.ask(1, Instant::now());
+        assert_eq!(account.wanted(14, 16), 0);
+        account.came();
+        assert_eq!(account.wanted(14, 16), 2);
+        assert_eq!(account.wanted(1, 1), 0);
+    }
+
+    #[test]
+    fn what_a_server_calls_off_makes_room_again() {
+        let mut account = Account::default();
+        let first = account.ask(10, Instant::now());
+        (0..3).for_each(|_| account.came());
+        account.ended(Some(first), Some(7));
+        assert_eq!(account.outstanding, 0);
+        let second = account.ask(5, Instant::now());
+        account.ended(Some(second), None);
+        assert_eq!(account.outstanding, 0);
+        account.ended(Some(99), None);
+        assert_eq!(account.silent_from(), None);
+    }
+}

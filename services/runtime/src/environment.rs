@@ -1,0 +1,215 @@
+//! What the operator tells a pod: where NATS is, and which consumers its handlers consume from. Reads the environment
+//! and one file.
+
+use std::{env, fs, path::Path};
+
+use async_nats::ServerAddr;
+use jetwright_crds::environment::{Binding, Bindings, JETWRIGHT_BINDINGS, NATS_URL, OTEL_SERVICE_NAME};
+use jetwright_process::configuration::{Problem, Problems};
+
+/// The environment of a service, checked.
+#[derive(Clone, Debug)]
+pub struct Environment {
+    /// Name that the connection carries, as NATS' own reports show it.
+    pub name: String,
+    /// Addresses of the NATS servers; at least one.
+    pub servers: Vec<ServerAddr>,
+    /// What each handler consumes from, by the name of its EventConsumer.
+    pub bindings: Bindings,
+}
+
+impl Environment {
+    /// Reads `NATS_URL` and the file that `JETWRIGHT_BINDINGS` names. A program without handlers needs no file.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake, each with its variable or its path in the file.
+    pub fn from_env() -> Result<Self, Problems> {
+        Self::from_variables(|name| env::var(name).ok())
+    }
+
+    /// The same from variables of the caller's.
+    ///
+    /// # Errors
+    ///
+    /// Every mistake, each with its variable or its path in the file.
+    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Problems> {
+        let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
+        let mut problems = Vec::new();
+        let servers = servers(set(NATS_URL).as_deref(), &mut problems);
+        let bindings = match set(JETWRIGHT_BINDINGS) {
+            None => Bindings::default(),
+            Some(path) => bindings(Path::new(&path), &mut problems),
+        };
+        Problems::check(problems)?;
+        let name = set(OTEL_SERVICE_NAME).unwrap_or_else(|| "jetwright-service".to_owned());
+        Ok(Self { name, servers, bindings })
+    }
+}
+
+fn problem(path: &str, variable: Option<&str>, found: impl ToString, expected: &str) -> Problem {
+    Problem {
+        path: path.to_owned(),
+        variable: variable.map(ToOwned::to_owned),
+        found: found.to_string(),
+        expected: expected.to_owned(),
+    }
+}
+
+fn servers(text: Option<&str>, problems: &mut Vec<Problem>) -> Vec<ServerAddr> {
+    let expected = "expected comma-separated addresses of NATS servers, as in nats://nats.nats.svc:4222";
+    let Some(text) = text else {
+        problems.push(problem(NATS_URL, None, "not set", expected));
+        return Vec::new();
+    };
+    let mut servers = Vec::new();
+    for address in text.split(',').map(str::trim) {
+        match address.parse() {
+            Ok(server) if !address.is_empty() => servers.push(server),
+            // The text may hold a password, so only the reason is told.
+            Ok(_) => problems.push(problem(NATS_URL, None, "an address is empty", expected)),
+            Err(error) => {
+                problems.push(problem(NATS_URL, None, format!("an address is wrong: {error}"), expected))
+            }
+        }
+    }
+    servers
+}
+
+fn bindings(path: &Path, problems: &mut Vec<Problem>) -> Bindings {
+    let shown = path.display().to_string();
+    let read = fs::read_to_string(path).map_err(|error| error.to_string());
+    let parsed =
+        read.and_then(|text| serde_saphyr::from_str::<Bindings>(&text).map_err(|error| error.to_string()));
+    match parsed {
+        Ok(bindings) => {
+            for (name, binding) in &bindings.bindings {
+                check(&format!("{shown}: bindings.{name}"), binding, problems);
+            }
+            bindings
+        }
+        Err(error) => {
+            problems.push(problem(
+                &shown,
+                Some(JETWRIGHT_BINDINGS),
+                error,
+                "expected the operator's bindings file",
+            ));
+            Bindings::default()
+        }
+    }
+}
+
+fn check(path: &str, binding: &Binding, problems: &mut Vec<Problem>) {
+    let Binding { stream, consumer, ack_wait, max_ack_pending, retry } = binding;
+    let backoff = retry.backoff;
+    let rules = [
+        (
+            "stream",
+            is_name(stream),
+            format!("found {stream:?}"),
+            "expected a name without dots, spaces, * and >",
+        ),
+        (
+            "consumer",
+            is_name(consumer),
+            format!("found {consumer:?}"),
+            "expected a name without dots, spaces, * and >",
+        ),
+        ("ackWait", !ack_wait.0.is_zero(), format!("found {ack_wait}"), "expected more than nothing"),
+        ("maxAckPending", *max_ack_pending > 0, "found 0".to_owned(), "expected at least 1"),
+        ("retry.maxAttempts", retry.max_attempts > 0, "found 0".to_owned(), "expected at least 1"),
+        ("retry.backoff.factor", backoff.factor > 0, "found 0".to_owned(), "expected at least 1"),
+        (
+            "retry.backoff.initial",
+            backoff.initial <= backoff.max,
+            format!("found {}", backoff.initial),
+            "expected no more than retry.backoff.max",
+        ),
+    ];
+    for (field, holds, found, expected) in rules {
+        if !holds {
+            problems.push(problem(&format!("{path}.{field}"), Some(JETWRIGHT_BINDINGS), found, expected));
+        }
+    }
+}
+
+/// Names of streams and consumers are tokens of subjects (NATS ADR-6).
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || ".*>/\\".contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use jetwright_crds::{Duration, environment::Retry};
+
+    use super::*;
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    fn environment(url: Option<&str>, bindings: Option<&Path>) -> Result<Environment, Problems> {
+        Environment::from_variables(|name| match name {
+            NATS_URL => url.map(ToOwned::to_owned),
+            JETWRIGHT_BINDINGS => bindings.map(|path| path.display().to_string()),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn what_the_operator_writes_is_read() {
+        let written = Bindings {
+            bindings: [(
+                "order-users".to_owned(),
+                Binding {
+                    stream: "users".to_owned(),
+                    consumer: "order-users".to_owned(),
+                    ack_wait: Duration::from_secs(30),
+                    max_ack_pending: 256,
+                    retry: Retry::default(),
+                },
+            )]
+            .into(),
+        };
+        let file = file(&serde_saphyr::to_string(&written).unwrap());
+        let environment = environment(Some("nats://one:4222, nats://two:4222"), Some(file.path())).unwrap();
+        assert_eq!(environment.bindings, written);
+        assert_eq!(environment.servers.iter().map(ServerAddr::host).collect::<Vec<_>>(), ["one", "two"]);
+    }
+
+    #[test]
+    fn a_program_without_handlers_needs_no_bindings() {
+        assert_eq!(environment(Some("localhost"), None).unwrap().bindings, Bindings::default());
+    }
+
+    #[test]
+    fn every_mistake_is_named_at_once() {
+        let file = file(
+            "bindings: {a: {stream: users.all, consumer: c, ackWait: 0s, maxAckPending: 0, \
+             retry: {maxAttempts: 0, backoff: {initial: 2s, factor: 0, max: 1s}}}}",
+        );
+        let told = environment(None, Some(file.path())).unwrap_err().to_string();
+        for path in ["stream", "ackWait", "maxAckPending", "retry.maxAttempts", "retry.backoff.factor"] {
+            assert!(
+                told.contains(&format!("bindings.a.{path} (JETWRIGHT_BINDINGS): found")),
+                "{path}: {told}"
+            );
+        }
+        assert!(told.contains("retry.backoff.initial (JETWRIGHT_BINDINGS): found 2s"), "{told}");
+        assert!(told.starts_with("NATS_URL: not set"), "{told}");
+    }
+
+    #[test]
+    fn a_file_that_is_absent_or_of_another_kind_is_named() {
+        let told = environment(Some("localhost"), Some(Path::new("/nowhere.yaml"))).unwrap_err().to_string();
+        assert!(told.starts_with("/nowhere.yaml (JETWRIGHT_BINDINGS): No such file"), "{told}");
+        let other = file("replicas: 2");
+        let told = environment(Some("localhost"), Some(other.path())).unwrap_err().to_string();
+        assert!(told.contains("replicas"), "{told}");
+    }
+}

@@ -1,0 +1,90 @@
+//! What a handler receives: an event type's name and bytes in, a value out. No I/O.
+
+use bytes::Bytes;
+use prost::{Message, Name};
+
+/// Header that names an event's type: the full name of its protobuf message.
+pub const EVENT_TYPE: &str = "Event-Type";
+/// Header that names the encoding of the payload.
+pub const CONTENT_TYPE: &str = "Content-Type";
+/// The one encoding of events.
+pub const PROTOBUF: &str = "application/protobuf";
+
+/// What can be read from an event's type and payload.
+///
+/// Every protobuf message is one. A handler that takes several types of event has an enum:
+///
+/// ```
+/// use bytes::Bytes;
+/// use jetwright_runtime::{Event, Undecodable, decode};
+/// # #[derive(Clone, PartialEq, prost::Message)] pub struct UserCreated {}
+/// # impl prost::Name for UserCreated { const NAME: &'static str = "UserCreated"; const PACKAGE: &'static str = "events.v1"; }
+/// # #[derive(Clone, PartialEq, prost::Message)] pub struct UserDeleted {}
+/// # impl prost::Name for UserDeleted { const NAME: &'static str = "UserDeleted"; const PACKAGE: &'static str = "events.v1"; }
+///
+/// enum UserEvent {
+///     Created(UserCreated),
+///     Deleted(UserDeleted),
+/// }
+///
+/// impl Event for UserEvent {
+///     fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
+///         match event_type {
+///             "events.v1.UserCreated" => decode(payload).map(Self::Created),
+///             "events.v1.UserDeleted" => decode(payload).map(Self::Deleted),
+///             other => Err(Undecodable::unknown_type(other)),
+///         }
+///     }
+/// }
+/// # assert!(matches!(UserEvent::decode("events.v1.UserDeleted", Bytes::new()), Ok(UserEvent::Deleted(_))));
+/// ```
+pub trait Event: Sized + Send + 'static {
+    /// Reads the event.
+    ///
+    /// # Errors
+    ///
+    /// The type is not one of those that are known here, or the payload is not of that type.
+    fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable>;
+}
+
+impl<M> Event for M
+where
+    M: Message + Name + Default + 'static,
+{
+    fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
+        if event_type == M::full_name() {
+            decode(payload)
+        } else {
+            Err(Undecodable::unknown_type(event_type))
+        }
+    }
+}
+
+/// Reads a protobuf message whose type is known already.
+///
+/// # Errors
+///
+/// The payload is not of that type.
+pub fn decode<M>(payload: Bytes) -> Result<M, Undecodable>
+where
+    M: Message + Name + Default,
+{
+    M::decode(payload).map_err(|error| Undecodable(format!("payload is not a {}: {error}", M::full_name())))
+}
+
+/// Why an event could not be read. Trying again would not help.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Undecodable(String);
+
+impl Undecodable {
+    /// The event is of a type that its reader does not know.
+    #[must_use]
+    pub fn unknown_type(event_type: &str) -> Self {
+        Self(format!("event type {event_type:?} is not handled here"))
+    }
+
+    pub(crate) fn missing_type() -> Self {
+        Self(format!("header {EVENT_TYPE} is missing"))
+    }
+}

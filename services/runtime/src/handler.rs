@@ -1,0 +1,104 @@
+//! What a service writes: its handlers.
+
+use std::{fmt, future::Future, time::Duration};
+
+use crate::{Event, Metadata};
+
+/// Handles the events of one EventConsumer.
+///
+/// Everything around it is the runtime's: pulling, decoding, tracing, acknowledging, trying again. A handler may be
+/// called more than once with the same event (after a lost acknowledgement, a restart, a failure), so its effects must
+/// bear that: an append with an expected sequence, compare-and-set, a call with an idempotency key, or a message whose
+/// id comes from [`Metadata::message_id`].
+///
+/// ```
+/// use jetwright_runtime::{Failure, Handler, Metadata};
+/// # #[derive(Clone, PartialEq, prost::Message)] pub struct UserCreated { #[prost(string, tag = "2")] email: String }
+/// # impl prost::Name for UserCreated { const NAME: &'static str = "UserCreated"; const PACKAGE: &'static str = "events.v1"; }
+///
+/// struct Greet;
+///
+/// impl Handler for Greet {
+///     type Event = UserCreated;
+///     const BINDING: &'static str = "greetings";
+///
+///     async fn handle(&self, user: UserCreated, metadata: &Metadata) -> Result<(), Failure> {
+///         if user.email.is_empty() {
+///             return Err(Failure::permanent("a user without an address"));
+///         }
+///         println!("hello {}, number {}", user.email, metadata.sequence);
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait Handler: Send + Sync + 'static {
+    /// What is handled: a protobuf message, or an enum of several.
+    type Event: Event;
+
+    /// Name of the EventConsumer, by which the operator's bindings file names the JetStream consumer.
+    const BINDING: &'static str;
+
+    /// Handles one event.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Transient`] where trying again may help, [`Failure::Permanent`] where it cannot.
+    fn handle(
+        &self,
+        event: Self::Event,
+        metadata: &Metadata,
+    ) -> impl Future<Output = Result<(), Failure>> + Send;
+}
+
+/// Why an event was not handled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// Something that may pass: the event is delivered again after a delay, until its attempts are used up.
+    Transient(String),
+    /// Something that trying again cannot mend.
+    Permanent(String),
+}
+
+impl Failure {
+    /// Something that may pass.
+    pub fn transient(why: impl fmt::Display) -> Self {
+        Self::Transient(why.to_string())
+    }
+
+    /// Something that trying again cannot mend.
+    pub fn permanent(why: impl fmt::Display) -> Self {
+        Self::Permanent(why.to_string())
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Transient(why) => write!(formatter, "transient: {why}"),
+            Self::Permanent(why) => write!(formatter, "permanent: {why}"),
+        }
+    }
+}
+
+/// A request to JetStream that failed may succeed later, or see newer state: it is worth another attempt.
+impl From<crate::Error> for Failure {
+    fn from(error: crate::Error) -> Self {
+        Self::transient(error)
+    }
+}
+
+/// How much of one handler runs at once, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Events in the hands of this process at once; never more than the consumer's `maxAckPending`.
+    pub concurrency: u32,
+    /// How long one attempt may take before it is given up as a transient failure. A pod's grace period is at least
+    /// five seconds longer.
+    pub deadline: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { concurrency: 64, deadline: Duration::from_secs(25) }
+    }
+}

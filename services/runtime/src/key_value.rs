@@ -1,0 +1,124 @@
+//! State by key with compare-and-set, in the form that NATS calls a key-value bucket (NATS ADR-8): the stream
+//! `KV_<bucket>` with the subjects `$KV.<bucket>.<key>`. Reads go to the stream's leader, so they see every write before
+//! them.
+
+use async_nats::{HeaderMap, HeaderValue, header};
+use bytes::Bytes;
+
+use crate::{Error, ErrorKind, Publisher, Reader, publish::own_message_id};
+
+/// Header by which an entry says that it takes one away.
+const OPERATION: &str = "KV-Operation";
+
+/// One bucket. Clones share one connection.
+#[derive(Clone, Debug)]
+pub struct KeyValue {
+    bucket: String,
+    publisher: Publisher,
+    reader: Reader,
+}
+
+/// The value of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The value.
+    pub value: Bytes,
+    /// Number of the write that made it; the next one names it.
+    pub revision: u64,
+}
+
+impl KeyValue {
+    pub(crate) fn new(bucket: &str, publisher: Publisher, reader: Reader) -> Self {
+        Self { bucket: bucket.to_owned(), publisher, reader }
+    }
+
+    /// The value of a key, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](ErrorKind::Unavailable) in bounded time, or [`Refused`](ErrorKind::Refused) where the key is
+    /// malformed or there is no such bucket.
+    pub async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
+        let found = self.reader.last(&format!("KV_{}", self.bucket), &self.subject(key)?).await?;
+        Ok(found
+            .filter(|entry| entry.header(OPERATION).is_none())
+            .map(|entry| Entry { revision: entry.sequence, value: entry.into_payload() }))
+    }
+
+    /// Sets the value whatever it was, and returns its revision.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub async fn put(&self, key: &str, value: impl Into<Bytes>) -> Result<u64, Error> {
+        self.write(key, value.into(), None, None).await
+    }
+
+    /// Sets the value where the key has none, and returns its revision.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](ErrorKind::Conflict) where it has one; else as [`get`](Self::get).
+    pub async fn create(&self, key: &str, value: impl Into<Bytes>) -> Result<u64, Error> {
+        let value = value.into();
+        let created = self.write(key, value.clone(), Some(0), None).await;
+        if !created.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict) {
+            return created;
+        }
+        // A deleted key has a newest message too, by which the next write is measured.
+        let deleted = self.reader.last(&format!("KV_{}", self.bucket), &self.subject(key)?).await?;
+        match deleted {
+            Some(entry) if entry.header(OPERATION).is_some() => {
+                self.write(key, value, Some(entry.sequence), None).await
+            }
+            _ => created,
+        }
+    }
+
+    /// Sets the value where the key is still at this revision, and returns the new one.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](ErrorKind::Conflict) where it is at another; else as [`get`](Self::get).
+    pub async fn update(&self, key: &str, value: impl Into<Bytes>, revision: u64) -> Result<u64, Error> {
+        self.write(key, value.into(), Some(revision), None).await
+    }
+
+    /// Takes the key away where it is still at this revision.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](ErrorKind::Conflict) where it is at another; else as [`get`](Self::get).
+    pub async fn delete(&self, key: &str, revision: u64) -> Result<(), Error> {
+        self.write(key, Bytes::new(), Some(revision), Some("DEL")).await.map(drop)
+    }
+
+    async fn write(
+        &self,
+        key: &str,
+        value: Bytes,
+        revision: Option<u64>,
+        operation: Option<&str>,
+    ) -> Result<u64, Error> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::NATS_MESSAGE_ID, own_message_id().as_str());
+        if let Some(revision) = revision {
+            headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(revision));
+        }
+        if let Some(operation) = operation {
+            headers.insert(OPERATION, operation);
+        }
+        Ok(self.publisher.append(self.subject(key)?, headers, value).await?.sequence)
+    }
+
+    /// The subject of a key. Keys are made of letters, digits and `-/_=.`, without a dot at either end (ADR-8).
+    fn subject(&self, key: &str) -> Result<String, Error> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "-/_=.".contains(c);
+        let ends = key.starts_with('.') || key.ends_with('.') || key.contains("..");
+        if key.is_empty() || ends || !key.chars().all(allowed) {
+            let object = format!("bucket {}, key {key:?}", self.bucket);
+            return Err(Error::new(ErrorKind::Refused, object, "keys are made of letters, digits and -/_=."));
+        }
+        Ok(format!("$KV.{}.{key}", self.bucket))
+    }
+}

@@ -1,0 +1,163 @@
+//! What the runtime counts. Labels are names of EventConsumers and words from short lists.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
+    registry::Registry,
+};
+
+use crate::ErrorKind;
+
+/// The runtime's metrics. Clones share them.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics(Arc<Families>);
+
+#[derive(Debug)]
+struct Families {
+    handled: Family<Handled, Counter>,
+    duration: Family<Binding, Histogram>,
+    in_flight: Family<Binding, Gauge>,
+    unconfirmed: Family<Binding, Counter>,
+    publishes: Family<Publish, Counter>,
+    connected: Gauge,
+    connections: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Binding {
+    binding: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Handled {
+    binding: &'static str,
+    outcome: HandledOutcome,
+}
+
+/// How one delivery ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum HandledOutcome {
+    Done,
+    Retried,
+    Buried(crate::consume::Reason),
+}
+
+impl EncodeLabelValue for HandledOutcome {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let word = match self {
+            Self::Done => "done",
+            Self::Retried => "retried",
+            Self::Buried(reason) => reason.as_str(),
+        };
+        EncodeLabelValue::encode(&word, encoder)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Publish {
+    outcome: &'static str,
+}
+
+/// The metrics of one handler.
+#[derive(Clone, Debug)]
+pub(crate) struct HandlerMetrics {
+    all: Metrics,
+    binding: &'static str,
+    duration: Histogram,
+    in_flight: Gauge,
+}
+
+/// Counts an attempt as in flight while it lives.
+#[derive(Debug)]
+pub(crate) struct InFlight(Gauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Metrics {
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        // 1 ms to 32 s.
+        let buckets: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
+        let families = Families {
+            handled: Family::default(),
+            duration: Family::new_with_constructor(buckets),
+            in_flight: Family::default(),
+            unconfirmed: Family::default(),
+            publishes: Family::default(),
+            connected: Gauge::default(),
+            connections: Counter::default(),
+        };
+        let registry = registry.sub_registry_with_prefix("jetwright");
+        registry.register("handled", "Deliveries by how they ended", families.handled.clone());
+        let duration = families.duration.clone();
+        registry.register("handler_duration_seconds", "Time that a handler took for one attempt", duration);
+        let in_flight = families.in_flight.clone();
+        registry.register("handlers_in_flight", "Events that are being handled now", in_flight);
+        let unconfirmed = families.unconfirmed.clone();
+        registry.register(
+            "settlements_unconfirmed",
+            "Settlements that JetStream did not confirm",
+            unconfirmed,
+        );
+        registry.register("publishes", "Writes to streams by how they ended", families.publishes.clone());
+        registry.register("nats_connected", "Whether NATS is connected", families.connected.clone());
+        registry.register("nats_connections", "Connections to NATS made", families.connections.clone());
+        Self(Arc::new(families))
+    }
+
+    pub(crate) fn connected(&self, connected: bool) {
+        self.0.connected.set(i64::from(connected));
+        if connected {
+            self.0.connections.inc();
+        }
+    }
+
+    /// Counts a write that was stored (or was there already), or why it was not.
+    pub(crate) fn published(&self, outcome: Result<bool, ErrorKind>) {
+        let outcome = match outcome {
+            Ok(false) => "stored",
+            Ok(true) => "duplicate",
+            Err(ErrorKind::Conflict) => "conflict",
+            Err(ErrorKind::Unavailable) => "unavailable",
+            Err(ErrorKind::Refused) => "refused",
+        };
+        self.0.publishes.get_or_create(&Publish { outcome }).inc();
+    }
+
+    pub(crate) fn handler(&self, binding: &'static str) -> HandlerMetrics {
+        let label = Binding { binding };
+        let duration = self.0.duration.get_or_create(&label).clone();
+        let in_flight = self.0.in_flight.get_or_create(&label).clone();
+        HandlerMetrics { all: self.clone(), binding, duration, in_flight }
+    }
+}
+
+impl HandlerMetrics {
+    pub(crate) fn begin(&self) -> InFlight {
+        self.in_flight.inc();
+        InFlight(self.in_flight.clone())
+    }
+
+    pub(crate) fn took(&self, time: Duration) {
+        self.duration.observe(time.as_secs_f64());
+    }
+
+    pub(crate) fn handled(&self, outcome: HandledOutcome) {
+        let Self { all, binding, .. } = self;
+        all.0.handled.get_or_create(&Handled { binding, outcome }).inc();
+    }
+
+    pub(crate) fn unconfirmed(&self) {
+        self.all.0.unconfirmed.get_or_create(&Binding { binding: self.binding }).inc();
+    }
+}

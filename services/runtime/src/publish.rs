@@ -1,0 +1,152 @@
+//! Publishing events: with a message id and the trace's context, and the server's word that they are kept.
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, HeaderValue, header};
+use bytes::Bytes;
+use prost::{Message, Name};
+use serde::Deserialize;
+use tokio::time::Instant;
+use tracing::{Instrument, Span};
+
+use crate::{
+    Error,
+    connection::{Ask, Connection},
+    event::{CONTENT_TYPE, EVENT_TYPE, PROTOBUF},
+    metrics::Metrics,
+    trace,
+};
+
+/// How long a publish may take altogether, retries included.
+const BOUND: Duration = Duration::from_secs(5);
+
+/// Header that names the subjects over which an expected sequence is checked (NATS ADR-50; nats-server 2.12).
+const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+
+/// Publishes events. Clones share one connection.
+#[derive(Clone, Debug)]
+pub struct Publisher {
+    connection: Connection,
+    metrics: Metrics,
+}
+
+/// How an event is published.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublishOptions {
+    /// Id under which the stream keeps this event once within its duplicate window. Without one the publisher makes one
+    /// of its own, so that its retries store nothing twice.
+    pub message_id: Option<String>,
+    /// What the writer believes to be the newest event of an aggregate.
+    pub expected: Option<Expected>,
+}
+
+/// The newest sequence that a writer saw among an aggregate's events.
+///
+/// All writers of an aggregate must name the same filter, and none may write without one: servers do not compare
+/// writes in flight under different filters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Sequence of the newest event; 0 where there is none yet.
+    pub last_sequence: u64,
+    /// The aggregate's subjects, as in `orders.42.>`.
+    pub filter_subject: String,
+}
+
+impl Expected {
+    /// No event yet under these subjects.
+    pub fn none(filter_subject: impl Into<String>) -> Self {
+        Self::last(0, filter_subject)
+    }
+
+    /// Nothing newer than this sequence under these subjects.
+    pub fn last(last_sequence: u64, filter_subject: impl Into<String>) -> Self {
+        Self { last_sequence, filter_subject: filter_subject.into() }
+    }
+}
+
+/// Where an event was stored.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Published {
+    /// JetStream stream that took it.
+    pub stream: String,
+    /// Its sequence there.
+    #[serde(rename = "seq")]
+    pub sequence: u64,
+    /// It was there already under this message id, and nothing was stored now.
+    #[serde(default)]
+    pub duplicate: bool,
+}
+
+impl Publisher {
+    pub(crate) fn new(connection: Connection, metrics: Metrics) -> Self {
+        Self { connection, metrics }
+    }
+
+    /// Publishes an event and awaits JetStream's word that it is stored. The current span's context travels with it.
+    ///
+    /// What fails for the moment (no connection, no leader, another write in flight) is tried again for at most five
+    /// seconds.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](crate::ErrorKind::Conflict) where the expected sequence is not the newest,
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) where the time is over, and
+    /// [`Refused`](crate::ErrorKind::Refused) where JetStream says no.
+    pub async fn publish<E>(
+        &self,
+        subject: &str,
+        event: &E,
+        options: PublishOptions,
+    ) -> Result<Published, Error>
+    where
+        E: Message + Name,
+    {
+        let span = trace::publish_span(subject, E::NAME);
+        let headers = headers(&span, &E::full_name(), options);
+        let append = self.append(subject.to_owned(), headers, event.encode_to_vec().into());
+        async {
+            let published = append.await;
+            if let Err(error) = &published {
+                trace::failed(&Span::current(), error);
+            }
+            published
+        }
+        .instrument(span)
+        .await
+    }
+
+    /// Stores a message of any kind. The headers must make it safe to send it twice.
+    pub(crate) async fn append(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Result<Published, Error> {
+        let deadline = Instant::now() + BOUND;
+        let object = subject.clone();
+        let ask = Ask { subject, headers: Some(headers), payload, object: object.clone(), deadline };
+        let published = self.connection.ask(ask).await.map_err(|error| error.about(&object));
+        self.metrics
+            .published(published.as_ref().map(|stored: &Published| stored.duplicate).map_err(Error::kind));
+        published
+    }
+}
+
+/// An id of the publisher's own, by which its retries are recognised.
+pub(crate) fn own_message_id() -> String {
+    format!("{:032x}", rand::random::<u128>())
+}
+
+fn headers(span: &Span, event_type: &str, options: PublishOptions) -> HeaderMap {
+    let PublishOptions { message_id, expected } = options;
+    let mut headers = HeaderMap::new();
+    headers.insert(EVENT_TYPE, event_type);
+    headers.insert(CONTENT_TYPE, PROTOBUF);
+    headers.insert(header::NATS_MESSAGE_ID, message_id.unwrap_or_else(own_message_id).as_str());
+    if let Some(Expected { last_sequence, filter_subject }) = expected {
+        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(last_sequence));
+        headers.insert(EXPECTED_SUBJECT, filter_subject.as_str());
+    }
+    trace::inject(span, &mut headers);
+    headers
+}

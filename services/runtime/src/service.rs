@@ -1,0 +1,176 @@
+//! A service: one connection, its handlers, and what they publish with.
+
+use std::{future::Future, pin::Pin};
+
+use jetwright_process::health::Health;
+use prometheus_client::registry::Registry;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Environment, Handler, KeyValue, Limits, Publisher, Reader,
+    connection::Connection,
+    consume::{Consumption, consume},
+    metrics::Metrics,
+};
+
+/// A service on NATS.
+pub struct Service {
+    environment: Environment,
+    connection: Connection,
+    publisher: Publisher,
+    health: Health,
+    metrics: Metrics,
+    loops: Vec<(&'static str, Loop)>,
+}
+
+/// Consumes until the token is cancelled, and then finishes what it has.
+type Loop = Box<dyn FnOnce(CancellationToken) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+/// Why a service cannot be what its program says.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The connection's options are refused before anything is connected to.
+    #[error("cannot connect to NATS")]
+    Connect(#[from] async_nats::ConnectError),
+    /// A handler's EventConsumer is not in the bindings file.
+    #[error("JETWRIGHT_BINDINGS has no binding {binding:?}; it has {}", list(.known))]
+    UnknownBinding {
+        /// What the handler asks for.
+        binding: &'static str,
+        /// What there is.
+        known: Vec<String>,
+    },
+    /// Two handlers ask for one EventConsumer.
+    #[error("two handlers for the binding {0:?}")]
+    TwoHandlers(&'static str),
+    /// A consuming task ended although it never should.
+    #[error("the loop of the binding {binding:?} ended: {reason}")]
+    LoopEnded {
+        /// Whose loop it was.
+        binding: &'static str,
+        /// How it ended.
+        reason: String,
+    },
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+impl Service {
+    /// Begins to connect. NATS may be down: the connection comes up when it does, and the readiness gate `nats` says
+    /// until then why not.
+    ///
+    /// # Errors
+    ///
+    /// The connection's options are refused.
+    pub async fn connect(
+        environment: Environment,
+        health: &Health,
+        registry: &mut Registry,
+    ) -> Result<Self, ServiceError> {
+        let metrics = Metrics::register(registry);
+        let gate = health.gate("nats", "not connected to NATS yet");
+        let connection = Connection::open(&environment, gate, metrics.clone()).await?;
+        let publisher = Publisher::new(connection.clone(), metrics.clone());
+        Ok(Self { environment, connection, publisher, health: health.clone(), metrics, loops: Vec::new() })
+    }
+
+    /// Publishes events.
+    #[must_use]
+    pub fn publisher(&self) -> Publisher {
+        self.publisher.clone()
+    }
+
+    /// Reads aggregates.
+    #[must_use]
+    pub fn reader(&self) -> Reader {
+        Reader::new(self.connection.clone())
+    }
+
+    /// State by key. The bucket need not exist yet; what asks it fails until it does.
+    #[must_use]
+    pub fn key_value(&self, bucket: &str) -> KeyValue {
+        KeyValue::new(bucket, self.publisher(), self.reader())
+    }
+
+    /// Adds a handler, which begins its work in [`run`](Self::run).
+    ///
+    /// # Errors
+    ///
+    /// The bindings file does not name its EventConsumer, or another handler has it.
+    pub fn handle<H: Handler>(&mut self, handler: H) -> Result<&mut Self, ServiceError> {
+        self.handle_within(handler, Limits::default())
+    }
+
+    /// Adds a handler with limits of its own.
+    ///
+    /// # Errors
+    ///
+    /// The bindings file does not name its EventConsumer, or another handler has it.
+    pub fn handle_within<H: Handler>(
+        &mut self,
+        handler: H,
+        limits: Limits,
+    ) -> Result<&mut Self, ServiceError> {
+        let bindings = &self.environment.bindings.bindings;
+        let Some(binding) = bindings.get(H::BINDING) else {
+            let known = bindings.keys().cloned().collect();
+            return Err(ServiceError::UnknownBinding { binding: H::BINDING, known });
+        };
+        if self.loops.iter().any(|(name, _)| *name == H::BINDING) {
+            return Err(ServiceError::TwoHandlers(H::BINDING));
+        }
+        let consumption = Consumption {
+            handler,
+            binding: binding.clone(),
+            limits,
+            connection: self.connection.clone(),
+            metrics: self.metrics.handler(H::BINDING),
+            gate: self.health.gate(&format!("consumer {}", H::BINDING), "not found yet"),
+        };
+        self.loops.push((H::BINDING, Box::new(move |stop| Box::pin(consume(consumption, stop)))));
+        Ok(self)
+    }
+
+    /// Consumes until `shutdown` is cancelled. Then readiness goes off, no more is pulled, what was delivered is handled
+    /// and settled, and what was written is flushed.
+    ///
+    /// # Errors
+    ///
+    /// A consuming task ended before it was to, which only a restart mends; the others are stopped first.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServiceError> {
+        let Self { connection, health, loops, .. } = self;
+        let stop = shutdown.child_token();
+        let mut tasks = JoinSet::new();
+        for (binding, consuming) in loops {
+            let consuming = tokio::spawn(consuming(stop.clone()));
+            tasks.spawn(async move { (binding, consuming.await) });
+        }
+        let failed = tokio::select! {
+            () = shutdown.cancelled() => None,
+            Some(ended) = tasks.join_next() => ended.ok(),
+        };
+        health.stop("shutting down");
+        stop.cancel();
+        tasks.join_all().await;
+        flush(&connection).await;
+        match failed {
+            Some((binding, ended)) if !shutdown.is_cancelled() => {
+                let reason =
+                    ended.err().map_or_else(|| "without a reason".to_owned(), |error| error.to_string());
+                Err(ServiceError::LoopEnded { binding, reason })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Gives the connection the time to write out what is still buffered.
+async fn flush(connection: &Connection) {
+    let bound = std::time::Duration::from_secs(2);
+    if !matches!(tokio::time::timeout(bound, connection.client().flush()).await, Ok(Ok(()))) {
+        tracing::warn!("stopped without NATS having taken everything that was written");
+    }
+}
