@@ -1,0 +1,85 @@
+//! Ends what this process started when this process itself is gone, however it ended.
+//!
+//! A small `sh` holds the reading end of a pipe whose writing end only this process has. When the pipe closes, the
+//! processes noted in the run's folder are killed and the folder is removed. It is in a process group of its own and
+//! ignores the terminal's signals, so it outlives what ends the tests.
+
+use anyhow::{Context, Result};
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+/// A note is a file named for the process's id that holds its start time, so that an id used again is not mistaken.
+/// Killed processes may still write for a moment, hence the few attempts at removing the folder.
+const SCRIPT: &str = r#"
+trap '' HUP INT QUIT TERM
+read -r _
+for note in "$1"/processes/*; do
+  pid=${note##*/}
+  stat=$(cat "/proc/$pid/stat" 2>/dev/null) || continue
+  begun=$(set -- ${stat##*) }; echo "${20}")
+  [ "$begun" = "$(cat "$note")" ] && kill -s KILL -- "-$pid"
+done
+for attempt in 1 2 3 4 5 6 7 8 9 10; do
+  rm -rf "$1" && break
+  sleep 0.1
+done
+"#;
+
+/// The folder of this test process, with the guard that removes it in the end.
+struct Run {
+    folder: PathBuf,
+    /// Held for its standard input, which closes with this process.
+    _guard: Child,
+}
+
+/// The folder that holds all folders of this test process.
+pub(crate) fn run_folder() -> Result<&'static Path> {
+    static RUN: OnceLock<Result<Run, String>> = OnceLock::new();
+    match RUN.get_or_init(|| start().map_err(|error| format!("{error:#}"))) {
+        Ok(run) => Ok(&run.folder),
+        Err(error) => anyhow::bail!("{error}"),
+    }
+}
+
+fn start() -> Result<Run> {
+    let folder =
+        tempfile::Builder::new().prefix("jetwright-test-").tempdir().context("no temporary folder")?.keep();
+    fs::create_dir(folder.join("processes"))?;
+    let guard = Command::new("sh")
+        .args(["-c", SCRIPT, "jetwright-test-guard"])
+        .arg(&folder)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .process_group(0)
+        .spawn()
+        .context("could not start the sh that ends what the tests started")?;
+    Ok(Run { folder, _guard: guard })
+}
+
+/// Notes a process, the leader of its process group, as one to be killed with this one.
+pub(crate) fn note(pid: u32) -> Result<()> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // proc_pid_stat(5): the start time is field 22; the command's name, field 2, may hold blanks and parentheses.
+    let begun = stat
+        .rsplit(") ")
+        .next()
+        .and_then(|rest| rest.split(' ').nth(19))
+        .context("no start time in /proc")?;
+    fs::write(note_of(pid)?, begun)?;
+    Ok(())
+}
+
+/// Strikes out a process that has ended.
+pub(crate) fn strike(pid: u32) {
+    if let Ok(note) = note_of(pid) {
+        let _ = fs::remove_file(note);
+    }
+}
+
+fn note_of(pid: u32) -> Result<PathBuf> {
+    Ok(run_folder()?.join("processes").join(pid.to_string()))
+}

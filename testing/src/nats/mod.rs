@@ -1,0 +1,7 @@
+//! NATS servers with JetStream.
+
+mod cluster;
+mod server;
+
+pub use cluster::NatsCluster;
+pub use server::{NatsServer, NatsServerBuilder};

@@ -1,0 +1,26 @@
+//! Free ports.
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::ops::Range;
+
+/// Below what Linux hands out for outgoing connections (ip_local_port_range, from 32768), so that nobody is given the
+/// port of a server that is stopped for a moment.
+const PORTS: Range<u16> = 12_000..32_000;
+
+/// A port of 127.0.0.1 where nobody listens now. Another process may take it before the caller does: a server that is
+/// started on it is tried again on others when that happens.
+#[must_use]
+pub fn free_port() -> u16 {
+    for _ in 0..1000 {
+        let port = rand::random_range(PORTS);
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port of 127.0.0.1 found in {PORTS:?}, in a thousand tries")
+}
+
+/// Whether a server's log says that its port was taken.
+pub(crate) fn was_taken(log: &str) -> bool {
+    log.contains("address already in use")
+}

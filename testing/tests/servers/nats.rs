@@ -1,0 +1,87 @@
+//! NATS servers.
+
+use async_nats::ConnectOptions;
+use async_nats::jetstream::{self, stream};
+use jetwright_testing::{NatsCluster, NatsServer, await_until};
+use std::time::Duration;
+
+#[tokio::test]
+async fn a_restarted_server_has_its_data_and_its_clients_come_back() {
+    let nats = NatsServer::start().await;
+    let client = nats.client().await;
+    let jetstream = jetstream::new(client.clone());
+    store(&jetstream, "orders", 1, 10).await;
+
+    nats.stop().await;
+    assert!(NatsServer::start().await.url() != nats.url());
+    nats.start_again().await;
+    assert_eq!(messages(&jetstream, "orders").await, 10);
+
+    nats.kill();
+    nats.start_again().await;
+    assert_eq!(messages(&nats.jetstream().await, "orders").await, 10);
+}
+
+#[tokio::test]
+async fn a_configuration_snippet_sets_accounts() {
+    let accounts = "authorization { users: [ {user: ann, password: secret} ] }";
+    let nats = NatsServer::builder().config(accounts).start().await;
+    assert!(async_nats::connect(nats.url()).await.is_err());
+    let ann = ConnectOptions::new().user_and_password("ann".into(), "secret".into());
+    let jetstream = jetstream::new(nats.client_with(ann).await);
+    store(&jetstream, "orders", 1, 1).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "unknown field \"jetstraem\"")]
+async fn a_server_that_does_not_start_says_why() {
+    NatsServer::builder().config("jetstraem: true").start().await;
+}
+
+#[tokio::test]
+async fn a_cluster_survives_the_loss_of_the_member_that_leads() {
+    let cluster = NatsCluster::start(3).await;
+    let jetstream = cluster.jetstream().await;
+    store(&jetstream, "orders", 3, 10).await;
+
+    let lost = cluster.stream_leader("orders").await;
+    cluster.servers()[lost].kill();
+    await_until("the stream to be led by another member", Duration::from_secs(30), async || {
+        let leader = cluster.stream_leader("orders").await;
+        if leader == lost { Err("the old one") } else { Ok(()) }
+    })
+    .await;
+    assert_eq!(messages(&jetstream, "orders").await, 10);
+    assert_ne!(cluster.meta_leader().await, lost);
+
+    cluster.servers()[lost].start_again().await;
+    cluster.meta_leader().await;
+    await_until("all members to hold the stream", Duration::from_secs(30), async || {
+        let info = jetstream.get_stream("orders").await.map_err(|e| e.to_string())?.get_info().await;
+        let replicas =
+            info.map_err(|e| e.to_string())?.cluster.map(|cluster| cluster.replicas).unwrap_or_default();
+        if replicas.iter().filter(|replica| replica.current).count() == 2 {
+            Ok(())
+        } else {
+            Err(format!("{replicas:?}"))
+        }
+    })
+    .await;
+}
+
+async fn store(jetstream: &jetstream::Context, name: &str, replicas: usize, messages: usize) {
+    let config = stream::Config { name: name.into(), num_replicas: replicas, ..stream::Config::default() };
+    jetstream.create_stream(config).await.unwrap();
+    for message in 0..messages {
+        let published = jetstream.publish(name.to_owned(), message.to_string().into()).await.unwrap();
+        published.await.unwrap();
+    }
+}
+
+async fn messages(jetstream: &jetstream::Context, stream: &str) -> u64 {
+    await_until("the stream's state", Duration::from_secs(10), async || {
+        let stream = jetstream.get_stream(stream).await.map_err(|error| error.to_string())?;
+        Ok::<_, String>(stream.cached_info().state.messages)
+    })
+    .await
+}
