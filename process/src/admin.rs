@@ -3,6 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -12,13 +13,16 @@ use axum::{Json, Router};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::health::{Health, Reasons};
+use crate::http::{self, Server};
 
 /// The OpenMetrics text format, as its specification names it.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How long a scrape that has begun may go on after the end.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// Binds the address, so that a taken one is told before anything else is started. Port 0 takes a free one.
 ///
@@ -26,13 +30,13 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 ///
 /// The address cannot be bound.
 pub async fn bind(address: SocketAddr) -> io::Result<Admin> {
-    Ok(Admin { listener: TcpListener::bind(address).await? })
+    Ok(Admin { server: http::bind(address).await? })
 }
 
 /// The bound endpoints, not served yet.
 #[derive(Debug)]
 pub struct Admin {
-    listener: TcpListener,
+    server: Server,
 }
 
 impl Admin {
@@ -42,7 +46,7 @@ impl Admin {
     ///
     /// The system cannot tell the socket's address.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.server.local_address()
     }
 
     /// Serves until `shutdown`. It is to be the last thing to stop: until then `/readyz` says that the program is stopping,
@@ -57,9 +61,7 @@ impl Admin {
         registry: Arc<Registry>,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
-        axum::serve(self.listener, router(health, registry))
-            .with_graceful_shutdown(shutdown.cancelled_owned())
-            .await
+        self.server.serve(router(health, registry), shutdown, GRACE).await
     }
 }
 

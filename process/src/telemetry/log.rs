@@ -140,7 +140,7 @@ impl<S: Subscriber> Layer<S> for KeepDispatch {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::io;
     use std::sync::Mutex;
 
@@ -153,7 +153,7 @@ pub(super) mod tests {
 
     /// Where a test's log goes.
     #[derive(Clone, Default)]
-    pub(in super::super) struct Output(Arc<Mutex<Vec<u8>>>);
+    pub(crate) struct Output(Arc<Mutex<Vec<u8>>>);
 
     impl io::Write for Output {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -167,7 +167,7 @@ pub(super) mod tests {
 
     impl Output {
         /// Logs JSON of level `info` here on this thread.
-        pub(in super::super) fn subscribe(&self) -> DefaultGuard {
+        pub(crate) fn subscribe(&self) -> DefaultGuard {
             self.subscribe_as(&Log::default())
         }
 
@@ -181,7 +181,7 @@ pub(super) mod tests {
             String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
         }
 
-        pub(in super::super) fn lines(&self) -> Vec<Value> {
+        pub(crate) fn lines(&self) -> Vec<Value> {
             self.text().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
         }
     }

@@ -11,7 +11,7 @@
 //! one has a trace id and a context that goes on to the next program.
 
 mod export;
-mod log;
+pub(crate) mod log;
 
 use std::env;
 use std::io;
