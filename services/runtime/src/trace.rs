@@ -33,36 +33,16 @@ struct HeadersMut<'a>(&'a mut HeaderMap);
 
 impl Injector for HeadersMut<'_> {
     fn set(&mut self, key: &str, value: String) {
-        self.0.insert(key, value);
+        // An empty `tracestate` says nothing, and some readers refuse it.
+        if !value.is_empty() {
+            self.0.insert(key, value);
+        }
     }
 }
 
 /// Writes the span's context into a message's headers; nothing where there is no trace.
 pub(crate) fn inject(span: &Span, headers: &mut HeaderMap) {
-    inject_into(span, &mut HeadersMut(headers));
-}
-
-/// Writes the span's context into headers of any kind.
-pub(crate) fn inject_into(span: &Span, carrier: &mut dyn Injector) {
-    W3C.inject_context(&span.context(), &mut WithoutEmpty(carrier));
-}
-
-/// An empty `tracestate` says nothing, and some readers refuse it.
-struct WithoutEmpty<'a>(&'a mut dyn Injector);
-
-impl Injector for WithoutEmpty<'_> {
-    fn set(&mut self, key: &str, value: String) {
-        if !value.is_empty() {
-            self.0.set(key, value);
-        }
-    }
-}
-
-/// Makes the span a child of the context that the carrier names, where it names one.
-pub(crate) fn continue_from(span: &Span, carrier: &dyn Extractor) {
-    let context = W3C.extract_with_context(&Context::new(), carrier);
-    // Refused only where no exporter or trace-aware log is installed, and then there is nothing to continue.
-    let _ = span.set_parent(context);
+    W3C.inject_context(&span.context(), &mut HeadersMut(headers));
 }
 
 /// The span of publishing one event.
@@ -99,7 +79,9 @@ pub(crate) fn attempt_span(binding: &str, metadata: &Metadata, headers: Option<&
         attempt = metadata.attempt,
     );
     if let Some(headers) = headers {
-        continue_from(&span, &Headers(headers));
+        let context = W3C.extract_with_context(&Context::new(), &Headers(headers));
+        // Refused only where nothing that knows of traces is installed, and then there is nothing to continue.
+        let _ = span.set_parent(context);
     }
     span
 }
