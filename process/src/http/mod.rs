@@ -20,7 +20,7 @@ mod tests {
     use axum::Router;
     use axum::body::{Body, to_bytes};
     use axum::http::{HeaderMap, Request, StatusCode};
-    use axum::response::Response;
+    use axum::response::{IntoResponse, Response};
     use axum::routing::{get, post};
     use prometheus_client::encoding::text::encode;
     use prometheus_client::registry::Registry;
@@ -139,8 +139,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_unavailable_problem_says_when_to_come_again() {
-        let response = axum::response::IntoResponse::into_response(Problem::unavailable("NATS is away"));
-        assert_eq!(response.headers()["retry-after"], "1");
+        let problem = Problem::unavailable("NATS is away", Duration::from_millis(300));
+        assert_eq!(problem.into_response().headers()["retry-after"], "1");
     }
 
     #[tokio::test(start_paused = true)]
