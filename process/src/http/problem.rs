@@ -42,13 +42,11 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, detail)
     }
 
-    /// 503: something that this program needs is away; the same request may be made again after a second.
+    /// 503: something that this program needs is away; the same request may be made again after this time (told in whole
+    /// seconds, at least one).
     #[must_use]
-    pub fn unavailable(detail: impl Into<String>) -> Self {
-        Self {
-            retry_after: Some(Duration::from_secs(1)),
-            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail)
-        }
+    pub fn unavailable(detail: impl Into<String>, retry_after: Duration) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
     }
 
     /// 500. The cause belongs into the log.
