@@ -2,7 +2,7 @@
 
 use crate::folder::{Folder, tail};
 use crate::{guard, port};
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use std::ffi::{OsStr, OsString};
 use std::fmt::Display;
 use std::fs::{self, File};
@@ -26,7 +26,7 @@ const INHERITED: [&str; 5] = ["PATH", "TMPDIR", "LANG", "RUST_BACKTRACE", "LLVM_
 pub struct Process {
     name: String,
     pid: u32,
-    child: Mutex<Child>,
+    running: Mutex<Running>,
     log: PathBuf,
     folder: Arc<Folder>,
 }
@@ -56,6 +56,12 @@ pub(crate) async fn on_free_ports<T>(mut start: impl AsyncFnMut() -> Result<T, N
         }
     }
     bail!("five times, a port that was free had been taken when a server wanted to listen there")
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    exited: Option<ExitStatus>,
 }
 
 /// What to start: see [`Process::builder`].
@@ -143,7 +149,13 @@ impl ProcessBuilder {
         let pid = child.id();
         let stdin = child.stdin.take();
         // From here on, dropping it ends the child.
-        let process = Process { name: self.name, pid, child: Mutex::new(child), log, folder };
+        let process = Process {
+            name: self.name,
+            pid,
+            running: Mutex::new(Running { child, exited: None }),
+            log,
+            folder,
+        };
         guard::note(pid)?;
         stdin.context("no standard input")?.write_all(b"\n")?;
         Ok(process)
@@ -181,36 +193,41 @@ impl Process {
     /// How it ended, if it has.
     #[must_use]
     pub fn exited(&self) -> Option<ExitStatus> {
-        let status = self.child().try_wait().unwrap_or_default();
-        if status.is_some() {
-            guard::strike(self.pid);
-        }
-        status
+        self.reap(&mut self.child(), |child| child.try_wait().unwrap_or_default())
     }
 
     /// Sends a signal by its name: TERM, INT, STOP, CONT, USR2… A process that has ended is left alone.
     pub fn signal(&self, signal: &str) {
         // Held until the signal is sent: as long as nobody waits for the child, its id is not used again.
         let mut child = self.child();
-        if let Ok(Some(_)) = child.try_wait() {
-            return;
+        if self.reap(&mut child, |child| child.try_wait().unwrap_or_default()).is_none() {
+            let sent = send(signal, &self.pid.to_string());
+            assert!(sent.is_ok(), "could not send {signal} to {} ({}): {sent:?}", self.name, self.pid);
         }
-        let pid = self.pid.to_string();
-        let sent = Command::new("sh").args(["-c", r#"kill -s "$1" "$2""#, "signal", signal, &pid]).output();
-        assert!(
-            sent.as_ref().is_ok_and(|sent| sent.status.success()),
-            "could not send {signal} to {} ({}): {sent:?}",
-            self.name,
-            self.pid
-        );
     }
 
-    /// Kills it (SIGKILL), and waits until it is gone.
+    /// Kills it and what it has started (SIGKILL), and waits until it is gone.
     pub fn kill(&self) {
         let mut child = self.child();
-        let _ = child.kill();
-        let _ = child.wait();
-        guard::strike(self.pid);
+        let _ = child.child.kill();
+        self.reap(&mut child, |child| child.wait().ok());
+    }
+
+    /// Takes note of its end, once, and ends what is left of its process group then: as long as there is some, the
+    /// group's id is not used again.
+    fn reap(
+        &self,
+        child: &mut Running,
+        end: impl FnOnce(&mut Child) -> Option<ExitStatus>,
+    ) -> Option<ExitStatus> {
+        if child.exited.is_none() {
+            child.exited = end(&mut child.child);
+            if child.exited.is_some() {
+                let _ = send("KILL", &format!("-{}", self.pid));
+                guard::strike(self.pid);
+            }
+        }
+        child.exited
     }
 
     /// Waits until it has ended by itself.
@@ -291,8 +308,8 @@ impl Process {
         Err(NotReady::Other(anyhow!("{} {why}; its log ends with:\n{}", self.name, tail(&self.log()))))
     }
 
-    fn child(&self) -> MutexGuard<'_, Child> {
-        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    fn child(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -300,4 +317,11 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Sends a signal to a process, or to the group whose id has a minus before it.
+fn send(signal: &str, to: &str) -> Result<()> {
+    let sent = Command::new("sh").args(["-c", r#"kill -s "$1" -- "$2""#, "signal", signal, to]).output()?;
+    ensure!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr).trim());
+    Ok(())
 }

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, bail};
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 /// A program of another project.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,12 @@ impl Program {
     }
 
     pub(crate) fn try_path(self) -> Result<PathBuf> {
+        static PATHS: [OnceLock<Result<PathBuf, String>>; 4] = [const { OnceLock::new() }; 4];
+        let path = PATHS[self as usize].get_or_init(|| self.provide().map_err(|error| format!("{error:#}")));
+        path.clone().map_err(anyhow::Error::msg)
+    }
+
+    fn provide(self) -> Result<PathBuf> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/provide");
         let output = Command::new(&script)
             .arg(self.name())

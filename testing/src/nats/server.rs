@@ -230,6 +230,13 @@ impl NatsServer {
     }
 }
 
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        // Others may hold the process still.
+        self.kill();
+    }
+}
+
 /// A client that tries to come back every 50 ms, so that tests need not wait for its backoff.
 pub(crate) async fn connect(urls: &str, options: ConnectOptions) -> Client {
     let options = options.reconnect_delay_callback(|_| Duration::from_millis(50));
