@@ -1,13 +1,39 @@
-.PHONY: help test lint test-unit
+CARGO := cargo
+PROGRAMS := nats-server etcd kube-apiserver kubectl
+
+.DEFAULT_GOAL := help
+.PHONY: help build programs lint test test-unit test-servers time-cold time-warm clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
-test: lint test-unit ## Every tier
+build: ## The workspace's own programs, into target/debug
+	$(CARGO) build --workspace --bins --locked
+
+programs: ## The servers that tests run against: found on PATH, or built once (4 minutes) and kept
+	@testing/programs/provide $(PROGRAMS)
 
 lint: ## Formatting and clippy, without warnings
-	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
-test-unit: ## Pure tests and examples in the documentation
-	cargo test --workspace --locked --lib --bins
+test: ## Every tier, as .ci/run does
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory test-unit
+	$(MAKE) --no-print-directory test-servers
+
+test-unit: ## Pure tests, and the examples in the documentation
+	$(CARGO) test --workspace --locked --lib --bins
+	$(CARGO) test --workspace --locked --doc
+
+test-servers: programs build ## Tests against real servers as child processes
+	$(CARGO) test --workspace --locked --test servers
+
+time-cold: ## Seconds that `make test` of the last commit takes where nothing has been downloaded or built
+	@testing/time-make-test cold
+
+time-warm: ## Seconds that `make test` takes here
+	@testing/time-make-test warm
+
+clean: ## Remove what Cargo built; the servers for tests stay in the cache, which `testing/programs/provide --cached` names
+	$(CARGO) clean
