@@ -139,7 +139,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_unavailable_problem_says_when_to_come_again() {
-        let problem = Problem::unavailable("NATS is away", Duration::from_millis(300));
+        let problem = Problem::unavailable("NATS is away").retry_after(Duration::from_millis(300));
         assert_eq!(problem.into_response().headers()["retry-after"], "1");
     }
 

@@ -42,17 +42,22 @@ impl Problem {
         Self::new(StatusCode::CONFLICT, detail)
     }
 
-    /// 503: something that this program needs is away; the same request may be made again after this time (told in whole
-    /// seconds, at least one).
+    /// 503: something that this program needs is away; the same request may be made again after a second.
     #[must_use]
-    pub fn unavailable(detail: impl Into<String>, retry_after: Duration) -> Self {
-        Self { retry_after: Some(retry_after), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
+    pub fn unavailable(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(Duration::from_secs(1))
     }
 
     /// 500. The cause belongs into the log.
     #[must_use]
     pub fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the program failed; its log has the cause")
+    }
+
+    /// Says when the same request may be made again (told in whole seconds, at least one).
+    #[must_use]
+    pub fn retry_after(self, after: Duration) -> Self {
+        Self { retry_after: Some(after), ..self }
     }
 
     /// Names a field that is wrong (`lines[0].quantity`, or a header), and why.
