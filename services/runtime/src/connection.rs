@@ -187,7 +187,7 @@ fn observe(event: &Event, link: &watch::Sender<Link>, gate: &Gate, metrics: &Met
         Event::Disconnected | Event::Closed => {
             link.send_modify(|link| link.connected = false);
             metrics.connected(false);
-            gate.close("disconnected from NATS");
+            gate.close("not connected to NATS: the connection was lost");
             tracing::warn!("disconnected from NATS");
         }
         Event::ClientError(error) => {

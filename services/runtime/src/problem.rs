@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use axum::http::StatusCode;
 use jetwright_process::http::Problem;
 
 use crate::{Error, ErrorKind};
@@ -14,16 +13,14 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         match error.kind() {
-            ErrorKind::Conflict => {
-                Self::new(StatusCode::CONFLICT, "it was changed meanwhile: read it and decide again")
-            }
+            ErrorKind::Conflict => Self::conflict("it was changed meanwhile: read it and decide again"),
             ErrorKind::Unavailable => {
                 tracing::warn!(%error, "a caller is told to come again");
                 Self::unavailable("events cannot be stored or read now: try again", RETRY_AFTER)
             }
             ErrorKind::Refused => {
                 tracing::error!(%error, "a caller cannot be served");
-                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the service failed; its log has the cause")
+                Self::internal()
             }
         }
     }

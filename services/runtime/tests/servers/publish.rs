@@ -1,0 +1,162 @@
+use std::time::{Duration, Instant};
+
+use jetwright_process::health::Health;
+use jetwright_runtime::{
+    ErrorKind, Expected, Failure, Handler, Metadata, PublishOptions, Published, Service,
+};
+use jetwright_testing::await_until;
+use opentelemetry::trace::{TraceContextExt, TraceId, TracerProvider};
+use prometheus_client::registry::Registry;
+use tokio::{sync::mpsc, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::layer::SubscriberExt;
+
+use crate::support::{Bench, Number, SOON, Scripted, publish};
+
+fn expecting(last_sequence: u64) -> PublishOptions {
+    PublishOptions { expected: Some(Expected::last(last_sequence, "numbers.*")), ..PublishOptions::default() }
+}
+
+#[tokio::test]
+async fn an_event_carries_what_its_readers_need() {
+    let bench = Bench::start().await;
+    let service = bench.run(&Scripted::content()).await;
+    let options = PublishOptions { message_id: Some("orders/7/x/0".to_owned()), ..PublishOptions::default() };
+    let stored = service.publisher.publish("numbers.1", &Number { value: 1 }, options.clone()).await.unwrap();
+    assert_eq!(stored, Published { stream: "numbers".to_owned(), sequence: 1, duplicate: false });
+    let again = service.publisher.publish("numbers.1", &Number { value: 1 }, options).await.unwrap();
+    assert_eq!(again, Published { duplicate: true, ..stored });
+    let stream = bench.jetstream.get_stream("numbers").await.unwrap();
+    let message = stream.get_raw_message(1).await.unwrap();
+    let header = |name: &str| message.headers.get(name).map(|value| value.as_str().to_owned());
+    assert_eq!(header("Event-Type").as_deref(), Some("tests.v1.Number"));
+    assert_eq!(header("Content-Type").as_deref(), Some("application/protobuf"));
+    assert_eq!(header("Nats-Msg-Id").as_deref(), Some("orders/7/x/0"));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_writer_that_saw_an_older_state_is_told_of_the_conflict() {
+    let bench = Bench::start().await;
+    let service = bench.run(&Scripted::content()).await;
+    let publisher = &service.publisher;
+    publisher.publish("numbers.1", &Number { value: 1 }, expecting(0)).await.unwrap();
+    let late = publisher.publish("numbers.2", &Number { value: 2 }, expecting(0)).await.unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Conflict, "{late}");
+    publisher.publish("numbers.2", &Number { value: 2 }, expecting(1)).await.unwrap();
+    assert!(service.metrics().contains(r#"jetwright_publishes_total{outcome="conflict"} 1"#));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn without_nats_a_publish_says_so_in_bounded_time() {
+    let bench = Bench::start().await;
+    let service = bench.run(&Scripted::content()).await;
+    service.await_ready().await;
+    bench.nats.kill();
+    service.await_unready("not connected to NATS").await;
+    let begun = Instant::now();
+    let error = service
+        .publisher
+        .publish("numbers.1", &Number { value: 1 }, PublishOptions::default())
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(7), "it took {:?}", begun.elapsed());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_no_stream_takes_is_unavailable_and_what_is_malformed_is_refused() {
+    let bench = Bench::start().await;
+    let service = bench.run(&Scripted::content()).await;
+    let kind_of = async |subject: &str| {
+        let published =
+            service.publisher.publish(subject, &Number { value: 1 }, PublishOptions::default()).await;
+        published.unwrap_err().kind()
+    };
+    assert_eq!(kind_of("letters.1").await, ErrorKind::Unavailable);
+    assert_eq!(kind_of("numbers. 1").await, ErrorKind::Refused);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_publish_survives_a_restart_of_nats_and_stores_one_event() {
+    let bench = Bench::start().await;
+    let service = bench.run(&Scripted::content()).await;
+    publish(&service.publisher, 0).await;
+    bench.nats.kill();
+    let publisher = service.publisher.clone();
+    let publishing = tokio::spawn(async move { publish(&publisher, 1).await });
+    bench.nats.start_again().await;
+    assert_eq!(publishing.await.unwrap().sequence, 2);
+    publish(&service.publisher, 2).await;
+    let mut stream = bench.jetstream.get_stream("numbers").await.unwrap();
+    assert_eq!(stream.info().await.unwrap().state.messages, 3);
+    service.stop().await;
+}
+
+/// Tells the trace within which it handles.
+struct Tracing(mpsc::UnboundedSender<TraceId>);
+
+impl Handler for Tracing {
+    type Event = Number;
+    const BINDING: &'static str = "numbers";
+
+    async fn handle(&self, _: Number, metadata: &Metadata) -> Result<(), Failure> {
+        self.0.send(current_trace()).unwrap();
+        if metadata.attempt == 1 { Err(Failure::transient("once more")) } else { Ok(()) }
+    }
+}
+
+fn current_trace() -> TraceId {
+    Span::current().context().span().span_context().trace_id()
+}
+
+#[tokio::test]
+async fn the_trace_of_the_publisher_goes_on_in_every_attempt() {
+    let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("tests"));
+    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+
+    let bench = Bench::start().await;
+    let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
+    let mut service = Service::connect(bench.environment(), &health, &mut registry).await.unwrap();
+    let (sender, mut traces) = mpsc::unbounded_channel();
+    service.handle(Tracing(sender)).unwrap();
+    let publisher = service.publisher();
+    let running = tokio::spawn(service.run(stop.clone()));
+
+    let publishing = async {
+        publish(&publisher, 1).await;
+        current_trace()
+    };
+    let trace = publishing.instrument(tracing::info_span!("request")).await;
+    assert_ne!(trace, TraceId::INVALID);
+    for _ in 0..2 {
+        assert_eq!(tokio::time::timeout(SOON, traces.recv()).await.unwrap(), Some(trace));
+    }
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn many_publishers_at_once_store_everything_once() {
+    let bench = Bench::start().await;
+    let service = bench.run(&Scripted::content()).await;
+    let publishing = (0..3000).map(|value| {
+        let publisher = service.publisher.clone();
+        async move { publish(&publisher, value).await }
+    });
+    futures::future::join_all(publishing).await;
+    let count = await_until("the count", SOON, async || {
+        sleep(Duration::ZERO).await;
+        let mut stream = bench.jetstream.get_stream("numbers").await?;
+        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(stream.info().await?.state.messages)
+    })
+    .await;
+    assert_eq!(count, 3000);
+    service.stop().await;
+}

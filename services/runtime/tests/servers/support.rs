@@ -1,0 +1,252 @@
+//! A stream of numbers, a consumer of it, and a handler that does what the test says.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use async_nats::jetstream::{self, consumer, stream};
+use jetwright_crds::{
+    Duration as Text,
+    environment::{Backoff, Binding, Bindings, Retry},
+};
+use jetwright_process::health::Health;
+use jetwright_runtime::{
+    Environment, Failure, Handler, Limits, Metadata, PublishOptions, Published, Publisher, Service,
+    ServiceError,
+};
+use jetwright_testing::{NatsServer, await_until};
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use prost::Name;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub const SOON: Duration = Duration::from_secs(20);
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Number {
+    #[prost(uint64, tag = "1")]
+    pub value: u64,
+}
+
+impl Name for Number {
+    const NAME: &'static str = "Number";
+    const PACKAGE: &'static str = "tests.v1";
+}
+
+pub type Answer = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+
+/// One call of the handler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    pub value: u64,
+    pub attempt: u32,
+    pub at: Instant,
+}
+
+/// Notes every call, and answers as the test says.
+#[derive(Clone)]
+pub struct Scripted {
+    calls: Arc<Mutex<Vec<Call>>>,
+    answer: Arc<dyn Fn(u64, u32) -> Answer + Send + Sync>,
+}
+
+impl Scripted {
+    pub fn new<F>(answer: impl Fn(u64, u32) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<(), Failure>> + Send + 'static,
+    {
+        Self {
+            calls: Arc::default(),
+            answer: Arc::new(move |value, attempt| Box::pin(answer(value, attempt))),
+        }
+    }
+
+    /// Is content with everything.
+    pub fn content() -> Self {
+        Self::new(|_, _| async { Ok(()) })
+    }
+
+    pub fn calls(&self) -> Vec<Call> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    /// The values and attempts, in the order of the calls.
+    pub fn attempts(&self) -> Vec<(u64, u32)> {
+        self.calls().iter().map(|call| (call.value, call.attempt)).collect()
+    }
+
+    /// Every value that was handled, once.
+    pub fn values(&self) -> Vec<u64> {
+        let mut values: Vec<_> = self.calls().iter().map(|call| call.value).collect();
+        values.sort_unstable();
+        values.dedup();
+        values
+    }
+
+    pub async fn await_calls(&self, count: usize) {
+        await_until(&format!("{count} calls of the handler"), SOON, async || {
+            let calls = self.calls().len();
+            if calls >= count { Ok(()) } else { Err(format!("{calls} calls: {:?}", self.attempts())) }
+        })
+        .await;
+    }
+}
+
+impl Handler for Scripted {
+    type Event = Number;
+    const BINDING: &'static str = "numbers";
+
+    async fn handle(&self, event: Number, metadata: &Metadata) -> Result<(), Failure> {
+        let call = Call { value: event.value, attempt: metadata.attempt, at: Instant::now() };
+        self.calls.lock().unwrap().push(call);
+        (self.answer)(event.value, metadata.attempt).await
+    }
+}
+
+/// A NATS server with the stream `numbers`.
+pub struct Bench {
+    pub nats: NatsServer,
+    pub jetstream: jetstream::Context,
+    pub binding: Binding,
+}
+
+impl Bench {
+    /// With the stream and its consumer.
+    pub async fn start() -> Self {
+        let bench = Self::without_consumer().await;
+        bench.create_consumer().await;
+        bench
+    }
+
+    pub async fn without_consumer() -> Self {
+        let nats = NatsServer::start().await;
+        let jetstream = nats.jetstream().await;
+        let config = stream::Config {
+            name: "numbers".into(),
+            subjects: vec!["numbers.*".into()],
+            ..Default::default()
+        };
+        jetstream.create_stream(config).await.unwrap();
+        let backoff = Backoff { initial: Text::from_millis(100), factor: 2, max: Text::from_millis(400) };
+        let binding = Binding {
+            stream: "numbers".to_owned(),
+            consumer: "tests".to_owned(),
+            ack_wait: Text::from_secs(10),
+            max_ack_pending: 16,
+            retry: Retry { max_attempts: 3, backoff },
+        };
+        Self { nats, jetstream, binding }
+    }
+
+    /// With an acknowledgement time of this many milliseconds, before its consumer is made.
+    pub fn ack_wait(mut self, milliseconds: u64) -> Self {
+        self.binding.ack_wait = Text::from_millis(milliseconds);
+        self
+    }
+
+    pub async fn create_consumer(&self) {
+        let config = consumer::pull::Config {
+            durable_name: Some(self.binding.consumer.clone()),
+            ack_policy: consumer::AckPolicy::Explicit,
+            ack_wait: self.binding.ack_wait.0,
+            max_ack_pending: i64::from(self.binding.max_ack_pending),
+            ..Default::default()
+        };
+        self.jetstream.create_consumer_on_stream(config, "numbers").await.unwrap();
+    }
+
+    pub fn environment(&self) -> Environment {
+        Environment {
+            name: "tests".to_owned(),
+            servers: vec![self.nats.url().parse().unwrap()],
+            bindings: Bindings { bindings: [("numbers".to_owned(), self.binding.clone())].into() },
+        }
+    }
+
+    pub async fn run(&self, handler: &Scripted) -> Running {
+        self.run_within(handler, Limits::default()).await
+    }
+
+    pub async fn run_within(&self, handler: &Scripted, limits: Limits) -> Running {
+        let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
+        let mut service = Service::connect(self.environment(), &health, &mut registry).await.unwrap();
+        service.handle_within(handler.clone(), limits).unwrap();
+        let publisher = service.publisher();
+        let task = tokio::spawn(service.run(stop.clone()));
+        Running { health, registry, stop, publisher, task }
+    }
+
+    /// Publishes these numbers, each once.
+    pub async fn publish(&self, publisher: &Publisher, numbers: std::ops::Range<u64>) {
+        for value in numbers {
+            publish(publisher, value).await;
+        }
+    }
+
+    pub async fn consumer_info(&self) -> consumer::Info {
+        let consumer: consumer::PullConsumer =
+            self.jetstream.get_consumer_from_stream("tests", "numbers").await.unwrap();
+        consumer.cached_info().clone()
+    }
+
+    /// Awaits that nothing waits to be delivered or acknowledged.
+    pub async fn await_drained(&self) {
+        await_until("a drained consumer", SOON, async || {
+            let info = self.consumer_info().await;
+            let waiting = (info.num_pending, info.num_ack_pending);
+            if waiting == (0, 0) { Ok(()) } else { Err(format!("pending and unacknowledged: {waiting:?}")) }
+        })
+        .await;
+    }
+}
+
+pub async fn publish(publisher: &Publisher, value: u64) -> Published {
+    publisher
+        .publish(&format!("numbers.{value}"), &Number { value }, PublishOptions::default())
+        .await
+        .unwrap()
+}
+
+/// A running service.
+pub struct Running {
+    pub health: Health,
+    pub publisher: Publisher,
+    registry: Registry,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), ServiceError>>,
+}
+
+impl Running {
+    pub fn metrics(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap();
+        text
+    }
+
+    /// How many deliveries ended so.
+    pub fn handled(&self, outcome: &str) -> u64 {
+        let start = format!("jetwright_handled_total{{binding=\"numbers\",outcome=\"{outcome}\"}} ");
+        let metrics = self.metrics();
+        metrics.lines().find_map(|line| line.strip_prefix(&start)).map_or(0, |count| count.parse().unwrap())
+    }
+
+    pub async fn await_ready(&self) {
+        await_until("readiness", SOON, async || self.health.ready().map_err(|why| format!("{why:?}"))).await;
+    }
+
+    pub async fn await_unready(&self, reason: &str) {
+        await_until(&format!("unreadiness: {reason}"), SOON, async || match self.health.ready() {
+            Err(why) if format!("{why:?}").contains(reason) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .await;
+    }
+
+    pub async fn stop(self) {
+        self.stop.cancel();
+        tokio::time::timeout(SOON, self.task).await.expect("it stops in time").unwrap().unwrap();
+    }
+}
