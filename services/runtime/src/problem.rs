@@ -1,13 +1,8 @@
 //! What callers over HTTP are told when a request to JetStream fails.
 
-use std::time::Duration;
-
 use jetwright_process::http::Problem;
 
 use crate::{Error, ErrorKind};
-
-/// When a caller may try again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The cause is logged here, and not told to the caller.
 impl From<Error> for Problem {
@@ -16,7 +11,7 @@ impl From<Error> for Problem {
             ErrorKind::Conflict => Self::conflict("it was changed meanwhile: read it and decide again"),
             ErrorKind::Unavailable => {
                 tracing::warn!(%error, "a caller is told to come again");
-                Self::unavailable("events cannot be stored or read now: try again", RETRY_AFTER)
+                Self::unavailable("events cannot be stored or read now: try again")
             }
             ErrorKind::Refused => {
                 tracing::error!(%error, "a caller cannot be served");
