@@ -124,7 +124,7 @@ impl Connection {
                 Ok(Ok(message)) => match serde_json::from_slice(&message.payload) {
                     Ok(Response::Ok(answer)) => return Ok(answer),
                     Ok(Response::Err { error }) if judge(&error) == Verdict::AskAgain => {
-                        why = error.to_string()
+                        why = error.to_string();
                     }
                     Ok(Response::Err { error }) => return Err(NotDone::Refused(error)),
                     Err(error) => why = format!("JetStream's answer cannot be read: {error}"),

@@ -47,11 +47,11 @@ impl Environment {
     }
 }
 
-fn problem(path: &str, variable: Option<&str>, found: impl ToString, expected: &str) -> Problem {
+fn problem(path: &str, variable: Option<&str>, found: impl Into<String>, expected: &str) -> Problem {
     Problem {
         path: path.to_owned(),
         variable: variable.map(ToOwned::to_owned),
-        found: found.to_string(),
+        found: found.into(),
         expected: expected.to_owned(),
     }
 }
@@ -69,7 +69,7 @@ fn servers(text: Option<&str>, problems: &mut Vec<Problem>) -> Vec<ServerAddr> {
             // The text may hold a password, so only the reason is told.
             Ok(_) => problems.push(problem(NATS_URL, None, "an address is empty", expected)),
             Err(error) => {
-                problems.push(problem(NATS_URL, None, format!("an address is wrong: {error}"), expected))
+                problems.push(problem(NATS_URL, None, format!("an address is wrong: {error}"), expected));
             }
         }
     }

@@ -2,30 +2,38 @@
 
 use std::time::Duration;
 
-use async_nats::Request;
+use async_nats::{Request, RequestErrorKind};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Consumption, settle::Settlement};
 use crate::connection::pause;
 
 /// How long JetStream may take to confirm before it is told again.
-const ANSWER: Duration = Duration::from_secs(2);
-/// How long a settlement is repeated at least; through a restart of NATS, which gives a delivery its whole ackWait again.
+const ANSWER: Duration = Duration::from_secs(1);
+/// So often JetStream may be silent. It answers no settlement of a delivery that it does not know, and after a kill it
+/// may have forgotten its newest deliveries: it makes them again, for which there must be room.
+const SILENCES: u32 = 3;
+/// How long a settlement is repeated at least while JetStream is away; when it is back, a delivery has its whole ackWait
+/// again.
 const AT_LEAST: Duration = Duration::from_secs(30);
 
-/// Tells JetStream until it confirms, or until so much time has passed that the event was delivered again anyway.
+/// Tells JetStream until it confirms, or until there is no use in it: the event is delivered again then.
 pub(super) async fn confirm<H>(consumption: &Consumption<H>, reply: &str, settlement: &Settlement) {
     let payload = payload(settlement);
     let deadline = Instant::now() + consumption.binding.ack_wait.0.max(AT_LEAST);
+    let mut silences = 0;
     for attempt in 1.. {
         let request = Request::new().payload(payload.clone().into()).timeout(Some(ANSWER));
         match timeout_at(deadline, consumption.connection.send(reply, request)).await {
             Ok(Ok(_)) => return,
-            Ok(Err(error)) => tracing::debug!(%error, attempt, "settlement not confirmed yet"),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, attempt, "settlement not confirmed yet");
+                silences += u32::from(error.kind() == RequestErrorKind::TimedOut);
+            }
             Err(_) => break,
         }
         let wait = pause(attempt + 1, rand::random());
-        if Instant::now() + wait >= deadline {
+        if silences >= SILENCES || Instant::now() + wait >= deadline {
             break;
         }
         sleep(wait).await;

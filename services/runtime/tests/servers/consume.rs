@@ -191,8 +191,8 @@ async fn a_graceful_stop_under_load_gives_nothing_back() {
     first.stop().await;
     let info = bench.consumer_info().await;
     assert_eq!((info.num_ack_pending, info.num_redelivered), (0, 0));
-    let handled = handler.calls().len();
-    assert!(handled > 0 && handled < 1000, "{handled} were handled before the stop: it was not under load");
+    let so_far = handler.calls().len();
+    assert!(so_far > 0 && so_far < 1000, "{so_far} were handled before the stop: it was not under load");
 
     let second = bench.run(&handler).await;
     bench.await_drained().await;

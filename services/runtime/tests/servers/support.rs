@@ -122,6 +122,9 @@ impl Bench {
     }
 
     pub async fn without_consumer() -> Self {
+        // Shown with a test that fails.
+        let filter = tracing_subscriber::EnvFilter::new("info,jetwright_runtime=debug");
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let nats = NatsServer::start().await;
         let jetstream = nats.jetstream().await;
         let config = stream::Config {
@@ -176,7 +179,7 @@ impl Bench {
         service.handle_within(handler.clone(), limits).unwrap();
         let publisher = service.publisher();
         let task = tokio::spawn(service.run(stop.clone()));
-        Running { health, registry, stop, publisher, task }
+        Running { health, publisher, registry, stop, task }
     }
 
     /// Publishes these numbers, each once.
