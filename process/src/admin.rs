@@ -15,6 +15,7 @@ use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::configuration::{Problems, Reader};
 use crate::health::{Health, Reasons};
 use crate::http::{self, Server};
 
@@ -23,6 +24,18 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// How long a scrape that has begun may go on after the end.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// Where the endpoints are to be: `JETWRIGHT_ADMIN_ADDRESS`, which the operator sets so that its probes find them, or
+/// `0.0.0.0:9090`.
+///
+/// # Errors
+///
+/// The variable holds no address.
+pub fn address() -> Result<SocketAddr, Problems> {
+    let mut reader = Reader::open(None, "JETWRIGHT")?;
+    let address = reader.value("admin.address", SocketAddr::from(([0, 0, 0, 0], 9090)));
+    reader.finish().map(|()| address)
+}
 
 /// Binds the address, so that a taken one is told before anything else is started. Port 0 takes a free one.
 ///

@@ -47,6 +47,19 @@ impl Problems {
         if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
     }
 
+    /// Two parts of a configuration, or the mistakes of both.
+    ///
+    /// # Errors
+    ///
+    /// Either has mistakes.
+    pub fn both<A, B>(one: Result<A, Self>, other: Result<B, Self>) -> Result<(A, B), Self> {
+        match (one, other) {
+            (Ok(one), Ok(other)) => Ok((one, other)),
+            (Err(problems), Ok(_)) | (Ok(_), Err(problems)) => Err(problems),
+            (Err(one), Err(other)) => Err(one.and(other)),
+        }
+    }
+
     /// These mistakes and those of another part of the configuration, so that all are told together.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {

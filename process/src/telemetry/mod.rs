@@ -15,6 +15,7 @@ pub(crate) mod log;
 
 use std::env;
 use std::io;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider;
@@ -75,6 +76,21 @@ impl Telemetry {
         if let Err(error) = self.provider.shutdown_with_timeout(FLUSH_TIMEOUT) {
             tracing::warn!(%error, "the last traces may not have reached the collector");
         }
+    }
+
+    /// The end of `main`: logs why the program ended, if by an error, and [shuts down](Self::shutdown).
+    #[must_use]
+    pub fn finish<E: std::fmt::Display>(self, ended: Result<(), E>) -> ExitCode {
+        let code = match ended {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                // The alternate form of an anyhow::Error has its causes too.
+                tracing::error!(error = %format_args!("{error:#}"), "ended by an error");
+                ExitCode::FAILURE
+            }
+        };
+        self.shutdown();
+        code
     }
 }
 
