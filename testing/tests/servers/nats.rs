@@ -39,6 +39,14 @@ async fn a_server_that_does_not_start_says_why() {
 }
 
 #[tokio::test]
+#[should_panic(expected = "five times, a port that was free had been taken")]
+async fn a_port_that_was_taken_is_tried_again_with_another() {
+    let taken = NatsServer::start().await;
+    let listen = format!("listen: \"{}\"", taken.url().trim_start_matches("nats://"));
+    NatsServer::builder().config(&listen).start().await;
+}
+
+#[tokio::test]
 async fn a_cluster_survives_the_loss_of_the_member_that_leads() {
     let cluster = NatsCluster::start(3).await;
     let jetstream = cluster.jetstream().await;

@@ -1,0 +1,168 @@
+//! A program under test, or a server for it, as a child process.
+
+mod builder;
+mod ready;
+
+pub use builder::ProcessBuilder;
+pub(crate) use ready::{NotReady, on_free_ports};
+
+use crate::folder::{Folder, tail};
+use crate::guard;
+use anyhow::{Result, ensure};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// A running program. It is killed on drop, and when this process is gone.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    pid: u32,
+    running: Mutex<Running>,
+    log: PathBuf,
+    folder: Arc<Folder>,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    exited: Option<ExitStatus>,
+}
+
+impl Process {
+    /// What to start: a program of this workspace (see [`crate::binary`]), another path, or a name on PATH.
+    #[must_use]
+    pub fn builder(program: impl Into<PathBuf>) -> ProcessBuilder {
+        ProcessBuilder::new(program.into())
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The folder that it runs in.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What it has written to standard output and standard error so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read(&self.log).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default()
+    }
+
+    /// How it ended, if it has.
+    #[must_use]
+    pub fn exited(&self) -> Option<ExitStatus> {
+        self.reap(&mut self.child(), |child| child.try_wait().unwrap_or_default())
+    }
+
+    /// Sends a signal by its name: TERM, INT, STOP, CONT, USR2… A process that has ended is left alone.
+    pub fn signal(&self, signal: &str) {
+        // Held until the signal is sent: as long as nobody waits for the child, its id is not used again.
+        let mut child = self.child();
+        if self.reap(&mut child, |child| child.try_wait().unwrap_or_default()).is_none() {
+            let sent = send(signal, &self.pid.to_string());
+            assert!(sent.is_ok(), "could not send {signal} to {} ({}): {sent:?}", self.name, self.pid);
+        }
+    }
+
+    /// Kills it and what it has started (SIGKILL), and waits until it is gone.
+    pub fn kill(&self) {
+        let mut child = self.child();
+        let _ = child.child.kill();
+        self.reap(&mut child, |child| child.wait().ok());
+    }
+
+    /// Takes note of its end, once, and ends what is left of its process group then: as long as there is some, the
+    /// group's id is not used again.
+    fn reap(
+        &self,
+        child: &mut Running,
+        end: impl FnOnce(&mut Child) -> Option<ExitStatus>,
+    ) -> Option<ExitStatus> {
+        if child.exited.is_none() {
+            child.exited = end(&mut child.child);
+            if child.exited.is_some() {
+                let _ = send("KILL", &format!("-{}", self.pid));
+                guard::strike(self.pid);
+            }
+        }
+        child.exited
+    }
+
+    /// Waits until it has ended by itself.
+    ///
+    /// # Panics
+    ///
+    /// When it has not within `bound`, with the last lines of its log.
+    pub async fn wait_exit(&self, bound: Duration) -> ExitStatus {
+        let exited = crate::awaiting::try_until(bound, async || self.exited().ok_or("it runs")).await;
+        exited.unwrap_or_else(|_| {
+            panic!("{} has not ended within {bound:?}; its log ends with:\n{}", self.name, tail(&self.log()))
+        })
+    }
+
+    /// Waits until a line of its log contains `text`, and returns the line.
+    ///
+    /// # Panics
+    ///
+    /// When none does within `bound`, or the process ends without it, with the last lines of the log.
+    pub async fn await_log(&self, text: &str, bound: Duration) -> String {
+        let found = crate::awaiting::try_until(bound, async || {
+            let exited = self.exited();
+            match self.log().lines().find(|line| line.contains(text)) {
+                Some(line) => Ok(Ok(line.to_owned())),
+                None => exited.map_or(Err("no such line"), |status| Ok(Err(status))),
+            }
+        });
+        match found.await {
+            Ok(Ok(line)) => line,
+            Ok(Err(status)) => {
+                panic!("{} ended ({status}) and had not logged '{text}':\n{}", self.name, tail(&self.log()))
+            }
+            Err(last) => {
+                panic!(
+                    "{} has not logged '{text}' within {bound:?} ({last}):\n{}",
+                    self.name,
+                    tail(&self.log())
+                )
+            }
+        }
+    }
+
+    /// The memory that it holds (its resident set), in bytes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        // proc_pid_status(5): kilobytes of 1024
+        let kilobytes =
+            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        let Some(Ok(kilobytes)) = kilobytes.map(str::parse::<u64>) else {
+            panic!("{} ({}) does not run, so it has no memory", self.name, self.pid)
+        };
+        kilobytes * 1024
+    }
+
+    fn child(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Sends a signal to a process, or to the group whose id has a minus before it.
+fn send(signal: &str, to: &str) -> Result<()> {
+    let sent = Command::new("sh").args(["-c", r#"kill -s "$1" -- "$2""#, "signal", signal, to]).output()?;
+    ensure!(sent.status.success(), "{}", String::from_utf8_lossy(&sent.stderr).trim());
+    Ok(())
+}
