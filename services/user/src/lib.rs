@@ -1,0 +1,74 @@
+//! The user service: registers users as events, and shows them.
+//!
+//! A user is what its events on `users.<id>.*` say (the stream `users`). Every write states the last event that it saw and
+//! is told where there is a newer one. What is read often is kept beside it, in the bucket `user-directory`, by the
+//! service's own consumer of that name; where the directory does not know a user yet, the stream is asked.
+
+mod configuration;
+mod directory;
+mod http;
+mod user;
+mod users;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use jetwright_process::health::Health;
+use jetwright_process::http::HttpMetrics;
+use jetwright_process::shutdown::Shutdown;
+use jetwright_process::{admin, metrics};
+use jetwright_runtime::Service;
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+pub use configuration::Configuration;
+
+use crate::directory::{Directory, KeepDirectory};
+use crate::users::Users;
+
+/// How long requests in flight may take after the end was asked for: longer than any waits for NATS, and shorter than the
+/// 30 seconds after which a pod is killed.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// Runs the service until a signal ends it.
+///
+/// # Errors
+///
+/// An address is taken, the bindings do not name the consumer `user-directory`, or a task ended that never should.
+pub async fn run(configuration: Configuration) -> anyhow::Result<()> {
+    let Configuration { http_address, admin_address, environment } = configuration;
+    let shutdown = Shutdown::on_signals().context("signals")?;
+    let health = Health::new();
+    let mut registry = Registry::default();
+    metrics::register(&mut registry, "jetwright-user-service");
+    let http_metrics = HttpMetrics::register(&mut registry);
+
+    let server =
+        jetwright_process::http::bind(http_address).await.with_context(|| format!("bind {http_address}"))?;
+    let admin = admin::bind(admin_address).await.with_context(|| format!("bind {admin_address}"))?;
+    tracing::info!(http = %server.local_address()?, admin = %admin.local_address()?, "serving");
+
+    let mut service = Service::connect(environment, &health, &mut registry).await?;
+    let directory = Directory::new(service.key_value(directory::BUCKET));
+    let users = Users::new(service.publisher(), service.reader(), directory.clone());
+    service.handle(KeepDirectory::new(directory))?;
+
+    let finished = CancellationToken::new();
+    let probes = tokio::spawn(admin.serve(health, Arc::new(registry), finished.clone()));
+    let stop = shutdown.token();
+    let serving = server.serve(http::router(users, http_metrics), stop.clone(), GRACE);
+    let (http_ended, consuming_ended) =
+        tokio::join!(then_stop(serving, &shutdown), then_stop(service.run(stop), &shutdown));
+    finished.cancel();
+    probes.await?.context("probes")?;
+    http_ended.context("serve HTTP")?;
+    consuming_ended.context("consume")
+}
+
+/// Where one half of the service ends, the other is not to go on alone.
+async fn then_stop<T>(half: impl Future<Output = T>, shutdown: &Shutdown) -> T {
+    let ended = half.await;
+    shutdown.trigger();
+    ended
+}
