@@ -1,7 +1,7 @@
 //! The directory: users by id as they are read, kept from their events by the service's own consumer.
 
 use jetwright_proto::events::v1::UserCreated;
-use jetwright_runtime::{Error, ErrorKind, Failure, Handler, KeyValue, Metadata};
+use jetwright_runtime::{Error, Failure, Handler, KeyValue, Metadata};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -31,15 +31,15 @@ impl Directory {
         Self { bucket }
     }
 
-    /// The user, if the directory knows it already. What cannot be read is not known: the stream will tell.
-    pub(crate) async fn get(&self, id: Uuid) -> Result<Option<User>, Error> {
+    /// The user, if the directory knows it already. Where the directory cannot be asked, nobody is known: it is a copy, and
+    /// the stream will tell.
+    pub(crate) async fn get(&self, id: Uuid) -> Option<User> {
         match self.bucket.get(&id.to_string()).await {
-            Ok(entry) => Ok(entry.and_then(|entry| parse(&entry.value)).map(|entry| entry.user(id))),
-            Err(error) if error.kind() == ErrorKind::Refused => {
-                tracing::warn!(%error, "the directory is not there, the stream is asked instead");
-                Ok(None)
+            Ok(entry) => parse(&entry?.value).map(|entry| entry.user(id)),
+            Err(error) => {
+                tracing::warn!(%error, "the directory cannot be asked, the stream is asked instead");
+                None
             }
-            Err(error) => Err(error),
         }
     }
 

@@ -65,7 +65,7 @@ impl Users {
     /// The user, if there is one. A user that was just registered may not be in the directory yet, so the stream has the last
     /// word.
     pub(crate) async fn get(&self, id: Uuid) -> Result<Option<User>, UsersError> {
-        match self.directory.get(id).await? {
+        match self.directory.get(id).await {
             Some(user) => Ok(Some(user)),
             None => Ok(self.load(id).await?.user),
         }

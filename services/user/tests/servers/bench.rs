@@ -1,0 +1,174 @@
+//! A NATS server with what the service needs, and the service on it.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, consumer, stream};
+use jetwright_testing::{Folder, NatsServer, Process, ProcessBuilder, await_until};
+use reqwest::{Response, StatusCode};
+use serde_json::{Value, json};
+
+pub const SOON: Duration = Duration::from_secs(20);
+pub const ANN: &str = "ann@example.org";
+
+/// A NATS server with the streams, and with the consumer unless a test makes it later.
+pub struct Bench {
+    pub nats: NatsServer,
+    pub jetstream: jetstream::Context,
+    folder: Arc<Folder>,
+}
+
+/// The service, ready.
+pub struct UserService {
+    pub process: Process,
+    pub http: String,
+    pub admin: String,
+    client: reqwest::Client,
+}
+
+impl Bench {
+    pub async fn start() -> Self {
+        let bench = Self::without_consumer().await;
+        bench.create_consumer().await;
+        bench
+    }
+
+    pub async fn without_consumer() -> Self {
+        let nats = NatsServer::start().await;
+        let jetstream = nats.jetstream().await;
+        let users = stream::Config {
+            name: "users".to_owned(),
+            subjects: vec!["users.*.*".to_owned()],
+            ..stream::Config::default()
+        };
+        let directory = stream::Config {
+            name: "KV_user-directory".to_owned(),
+            subjects: vec!["$KV.user-directory.>".to_owned()],
+            max_messages_per_subject: 1,
+            ..stream::Config::default()
+        };
+        for config in [users, directory] {
+            jetstream.create_stream(config).await.unwrap();
+        }
+        Self { nats, jetstream, folder: Folder::new("user-service") }
+    }
+
+    pub async fn create_consumer(&self) {
+        let config = consumer::pull::Config {
+            durable_name: Some("user-directory".to_owned()),
+            filter_subject: "users.*.created".to_owned(),
+            ack_policy: consumer::AckPolicy::Explicit,
+            ..consumer::pull::Config::default()
+        };
+        self.jetstream.create_consumer_on_stream(config, "users").await.unwrap();
+    }
+
+    pub async fn delete_consumer(&self) {
+        self.jetstream.delete_consumer_from_stream("user-directory", "users").await.unwrap();
+    }
+
+    /// The service's program with the environment that the operator gives it.
+    pub fn program(&self) -> ProcessBuilder {
+        let bindings = self.folder.path().join("bindings.yaml");
+        let yaml = "bindings:\n  user-directory:\n    stream: users\n    consumer: user-directory\n    \
+                    ackWait: 30s\n    maxAckPending: 256\n    \
+                    retry: {maxAttempts: 6, backoff: {initial: 50ms, factor: 2, max: 1s}}\n";
+        fs::write(&bindings, yaml).unwrap();
+        Process::builder(env!("CARGO_BIN_EXE_jetwright-user-service"))
+            .env("NATS_URL", self.nats.url())
+            .env("JETWRIGHT_BINDINGS", bindings)
+            .env("JETWRIGHT_ADMIN_ADDRESS", "127.0.0.1:0")
+            .env("USER_SERVICE_HTTP_ADDRESS", "127.0.0.1:0")
+    }
+
+    /// The service, connected.
+    pub async fn service(&self) -> UserService {
+        let service = UserService::start(self.program()).await;
+        await_until("the service to be connected", SOON, async || {
+            let (_, body) = service.ready().await;
+            if body["reasons"].get("nats").is_none() { Ok(()) } else { Err(body) }
+        })
+        .await;
+        service
+    }
+
+    pub async fn events(&self) -> u64 {
+        self.jetstream.get_stream("users").await.unwrap().get_info().await.unwrap().state.messages
+    }
+
+    /// What the directory holds of a user, once it does.
+    pub async fn in_directory(&self, id: &str) -> (Value, u64) {
+        await_until(&format!("user {id} in the directory"), SOON, || self.entry(id)).await
+    }
+
+    pub async fn entry(&self, id: &str) -> Result<(Value, u64), String> {
+        let stream = self.jetstream.get_stream("KV_user-directory").await.unwrap();
+        let subject = format!("$KV.user-directory.{id}");
+        let message =
+            stream.get_last_raw_message_by_subject(&subject).await.map_err(|error| error.to_string())?;
+        Ok((serde_json::from_slice(&message.payload).unwrap(), message.sequence))
+    }
+}
+
+impl UserService {
+    /// Starts the program; where it listens is in its log.
+    pub async fn start(program: ProcessBuilder) -> Self {
+        let process = program.start();
+        let line = process.await_log("\"message\":\"serving\"", SOON).await;
+        let line: Value = serde_json::from_str(&line).unwrap();
+        let url = |name: &str| format!("http://{}", line[name].as_str().unwrap());
+        Self { http: url("http"), admin: url("admin"), process, client: reqwest::Client::new() }
+    }
+
+    pub async fn post(&self, body: &Value, headers: &[(&str, &str)]) -> Response {
+        let mut request = self.client.post(format!("{}/users", self.http)).json(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.send().await.unwrap()
+    }
+
+    pub async fn post_text(&self, content_type: &str, body: String) -> Response {
+        let request = self.client.post(format!("{}/users", self.http)).header("content-type", content_type);
+        request.body(body).send().await.unwrap()
+    }
+
+    /// Registers a user and returns it.
+    pub async fn register(&self, email: &str) -> Value {
+        let response = self.post(&json!({"email": email}), &[]).await;
+        assert_eq!(response.status(), StatusCode::CREATED);
+        response.json().await.unwrap()
+    }
+
+    pub async fn get(&self, path: &str) -> (StatusCode, Value) {
+        answer(self.client.get(format!("{}{path}", self.http)).send().await.unwrap()).await
+    }
+
+    pub async fn show(&self, id: &str) -> (StatusCode, Value) {
+        self.get(&format!("/users/{id}")).await
+    }
+
+    pub async fn ready(&self) -> (StatusCode, Value) {
+        answer(self.client.get(format!("{}/readyz", self.admin)).send().await.unwrap()).await
+    }
+
+    pub async fn await_ready(&self) {
+        await_until("the service to be ready", SOON, async || match self.ready().await {
+            (StatusCode::OK, _) => Ok(()),
+            (_, body) => Err(body),
+        })
+        .await;
+    }
+
+    /// The log's lines with this trace id.
+    pub fn lines_of_trace(&self, trace_id: &str) -> Vec<Value> {
+        let log = self.process.log();
+        let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        lines.filter(|line| line["trace_id"] == trace_id).collect()
+    }
+}
+
+pub async fn answer(response: Response) -> (StatusCode, Value) {
+    (response.status(), response.json().await.unwrap())
+}

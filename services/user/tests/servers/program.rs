@@ -1,0 +1,51 @@
+//! The program itself: how it starts, and how it ends.
+
+use reqwest::StatusCode;
+
+use crate::bench::{ANN, Bench, SOON, UserService};
+
+#[tokio::test]
+async fn wrong_settings_stop_it_at_the_start_with_every_mistake_named() {
+    let bench = Bench::without_consumer().await;
+    let program = bench.program();
+    let process = program
+        .env("NATS_URL", "")
+        .env("JETWRIGHT_BINDINGS", "/nowhere.yaml")
+        .env("USER_SERVICE_HTTP_ADDRESS", "everywhere")
+        .env("JETWRIGHT_ADMIN_ADDRESS", "9090")
+        .env("LOG_LEVEL", "a=b=c")
+        .start();
+    assert_eq!(process.wait_exit(SOON).await.code(), Some(2));
+    let log = process.log();
+    for name in [
+        "NATS_URL",
+        "/nowhere.yaml",
+        "http.address (USER_SERVICE_HTTP_ADDRESS)",
+        "JETWRIGHT_ADMIN_ADDRESS",
+        "LOG_LEVEL",
+    ] {
+        assert!(log.lines().any(|line| line.contains(name)), "{name} not in:\n{log}");
+    }
+}
+
+#[tokio::test]
+async fn it_ends_when_asked_and_says_so_by_its_code() {
+    let bench = Bench::start().await;
+    let service = bench.service().await;
+    service.register(ANN).await;
+    service.process.signal("TERM");
+    assert_eq!(service.process.wait_exit(SOON).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn it_starts_without_nats_and_is_ready_once_there_is_one() {
+    let bench = Bench::start().await;
+    bench.nats.stop().await;
+    let service = UserService::start(bench.program()).await;
+    let (status, body) = service.ready().await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(body["reasons"]["nats"].is_string(), "{body}");
+    bench.nats.start_again().await;
+    service.await_ready().await;
+    service.register(ANN).await;
+}
