@@ -18,7 +18,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, filter::FilterExt, filter::
 use super::{problem, variable};
 use crate::configuration::Problem;
 
-pub(super) const DEFAULT_FILTER: &str = "info";
+const DEFAULT_FILTER: &str = "info";
 
 /// Keys of every line. An event's field of the same name goes under `fields.<name>`: a key is there only once.
 const RESERVED: [&str; 6] = ["time", "level", "target", "span", "trace_id", "span_id"];
@@ -35,6 +35,12 @@ pub(super) struct Log {
     pub(super) format: Format,
     /// Directives that `EnvFilter` takes.
     pub(super) filter: String,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: Format::Json, filter: DEFAULT_FILTER.to_owned() }
+    }
 }
 
 impl Log {

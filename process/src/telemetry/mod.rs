@@ -24,7 +24,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 
 use crate::configuration::{Problem, Problems};
-use log::{Format, Log};
+use log::Log;
 
 /// How long [`Telemetry::shutdown`] waits for the collector.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -121,8 +121,117 @@ fn problem(path: &str, found: &str, expected: &str) -> Problem {
     Problem { path: path.to_owned(), variable: None, found: found.to_owned(), expected: expected.to_owned() }
 }
 
-impl Default for Log {
-    fn default() -> Self {
-        Self { format: Format::Json, filter: log::DEFAULT_FILTER.to_owned() }
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::process::{Command, Output};
+    use std::thread;
+    use std::time::Instant;
+
+    use super::*;
+
+    /// What the parent test sets so that the same test, run in a child process, is the program under test.
+    const CHILD: &str = "TELEMETRY_TEST_CHILD";
+
+    /// Runs the test of this name as a program with these variables.
+    fn program(test: &str, variables: &[(&str, &str)]) -> Output {
+        Command::new(env::current_exe().unwrap())
+            .args(["--exact", &format!("telemetry::tests::{test}"), "--nocapture"])
+            .env_clear()
+            .env(CHILD, "1")
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap()
+    }
+
+    /// A program that does one thing and ends.
+    fn short_program() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let telemetry = Telemetry::start("given-name").unwrap();
+            tracing::info_span!("the-work").in_scope(|| tracing::info!("done"));
+            let _ = telemetry.finish(Ok::<_, String>(()));
+        });
+    }
+
+    /// One request, answered or left without an answer.
+    fn receive(mut stream: &TcpStream) -> Vec<u8> {
+        let mut request = Vec::new();
+        let mut buffer = [0; 4096];
+        loop {
+            let read = stream.read(&mut buffer).unwrap();
+            request.extend_from_slice(&buffer[..read]);
+            let text = String::from_utf8_lossy(&request).to_lowercase();
+            let Some((head, _)) = text.split_once("\r\n\r\n") else { continue };
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+            if request.len() >= head.len() + 4 + length.parse::<usize>().unwrap() {
+                return request;
+            }
+        }
+    }
+
+    #[test]
+    fn traces_reach_the_collector_before_the_program_ends() {
+        if env::var_os(CHILD).is_some() {
+            return short_program();
+        }
+        for (variables, name) in
+            [(&[][..], "given-name"), (&[("OTEL_SERVICE_NAME", "set-name")][..], "set-name")]
+        {
+            let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+            let endpoint = format!("http://{}", collector.local_addr().unwrap());
+            let received = thread::spawn(move || {
+                let (mut stream, _) = collector.accept().unwrap();
+                let request = receive(&stream);
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").unwrap();
+                String::from_utf8_lossy(&request).into_owned()
+            });
+            let mut all = vec![("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];
+            all.extend(variables);
+            let output = program("traces_reach_the_collector_before_the_program_ends", &all);
+            assert!(output.status.success(), "{output:?}");
+            let request = received.join().unwrap();
+            assert!(request.starts_with("POST /v1/traces "), "{request}");
+            assert!(request.contains("the-work") && request.contains(name), "{request}");
+        }
+    }
+
+    #[test]
+    fn a_collector_that_does_not_answer_holds_the_end_up_for_a_bounded_time() {
+        if env::var_os(CHILD).is_some() {
+            return short_program();
+        }
+        let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", collector.local_addr().unwrap());
+        let started = Instant::now();
+        let variables = [("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())];
+        let output =
+            program("a_collector_that_does_not_answer_holds_the_end_up_for_a_bounded_time", &variables);
+        assert!(output.status.success(), "{output:?}");
+        assert!(started.elapsed() < FLUSH_TIMEOUT + Duration::from_secs(5), "{:?}", started.elapsed());
+        let log = String::from_utf8(output.stdout).unwrap();
+        assert!(log.contains("may not have reached the collector"), "{log}");
+    }
+
+    #[test]
+    fn every_variable_that_cannot_be_followed_is_told() {
+        if env::var_os(CHILD).is_some() {
+            println!("{}", Telemetry::start("given-name").unwrap_err());
+            return;
+        }
+        let wrong = [
+            ("RUST_LOG", "a=b=c"),
+            ("LOG_FORMAT", "xml"),
+            ("OTEL_TRACES_SAMPLER", "sometimes"),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ];
+        let output = program("every_variable_that_cannot_be_followed_is_told", &wrong);
+        let told = String::from_utf8(output.stdout).unwrap();
+        for (name, value) in wrong {
+            let line = format!("{name}: found {value:?}; expected ");
+            assert!(told.lines().any(|told| told.starts_with(&line)), "{line} not in:\n{told}");
+        }
     }
 }
