@@ -84,6 +84,24 @@ impl KeyValue {
         self.write(key, value.into(), Some(revision), None).await
     }
 
+    /// Sets the value as [`update`](Self::update) does, but once for this message id: a second write under it is not stored
+    /// within the bucket's duplicate window, whoever makes it, and gives `None`.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](ErrorKind::Conflict) where the key is at another revision; else as [`get`](Self::get).
+    pub async fn update_once(
+        &self,
+        key: &str,
+        value: impl Into<Bytes>,
+        revision: u64,
+        message_id: &str,
+    ) -> Result<Option<u64>, Error> {
+        let headers = headers(message_id, Some(revision));
+        let stored = self.publisher.append(self.subject(key)?, headers, value.into()).await?;
+        Ok((!stored.duplicate).then_some(stored.sequence))
+    }
+
     /// Takes the key away where it is still at this revision.
     ///
     /// # Errors
@@ -100,11 +118,7 @@ impl KeyValue {
         revision: Option<u64>,
         operation: Option<&str>,
     ) -> Result<u64, Error> {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::NATS_MESSAGE_ID, own_message_id().as_str());
-        if let Some(revision) = revision {
-            headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(revision));
-        }
+        let mut headers = headers(&own_message_id(), revision);
         if let Some(operation) = operation {
             headers.insert(OPERATION, operation);
         }
@@ -121,4 +135,14 @@ impl KeyValue {
         }
         Ok(format!("$KV.{}.{key}", self.bucket))
     }
+}
+
+/// The headers of a write, with the revision that the key must be at.
+fn headers(message_id: &str, revision: Option<u64>) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::NATS_MESSAGE_ID, message_id);
+    if let Some(revision) = revision {
+        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(revision));
+    }
+    headers
 }

@@ -1,0 +1,125 @@
+//! What an order is: its events folded. Pure.
+
+use jetwright_proto::events::v1::{OrderConfirmed, OrderPlaced, OrderRejected};
+use jetwright_runtime::{Event, History, Undecodable, decode};
+
+/// The subjects of an order's events, which every write to it names.
+#[must_use]
+pub fn subjects(order_id: &str) -> String {
+    format!("orders.{order_id}.>")
+}
+
+/// How an order ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum End {
+    /// Every step succeeded.
+    Confirmed(OrderConfirmed),
+    /// A step refused.
+    Rejected(OrderRejected),
+}
+
+/// An event of an order.
+#[derive(Clone, Debug, PartialEq)]
+enum OrderEvent {
+    Placed(OrderPlaced),
+    Ended(End),
+    /// Of a later program; it does not change what this one knows of an order.
+    Unknown,
+}
+
+impl Event for OrderEvent {
+    fn decode(event_type: &str, payload: axum::body::Bytes) -> Result<Self, Undecodable> {
+        match event_type {
+            "events.v1.OrderPlaced" => decode(payload).map(Self::Placed),
+            "events.v1.OrderConfirmed" => decode(payload).map(End::Confirmed).map(Self::Ended),
+            "events.v1.OrderRejected" => decode(payload).map(End::Rejected).map(Self::Ended),
+            _ => Ok(Self::Unknown),
+        }
+    }
+}
+
+/// An order as its events tell it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Order {
+    /// What was ordered.
+    pub placed: OrderPlaced,
+    /// How it ended, if it did.
+    pub end: Option<End>,
+    /// Sequence of its newest event, which the next write expects.
+    pub last_sequence: u64,
+}
+
+impl Order {
+    /// Folds an order's events; `None` where it was never placed.
+    ///
+    /// # Errors
+    ///
+    /// An event cannot be read.
+    pub fn from_history(history: &History) -> Result<Option<Self>, Undecodable> {
+        let mut order = None;
+        for recorded in &history.events {
+            order = apply(order, recorded.decode()?, recorded.sequence);
+        }
+        Ok(order)
+    }
+
+    /// `placed`, `confirmed` or `rejected`.
+    #[must_use]
+    pub fn state(&self) -> &'static str {
+        match self.end {
+            None => "placed",
+            Some(End::Confirmed(_)) => "confirmed",
+            Some(End::Rejected(_)) => "rejected",
+        }
+    }
+}
+
+/// The order after this event. What comes after an end or a second placement changes nothing: writers cannot have stored
+/// it.
+fn apply(order: Option<Order>, event: OrderEvent, sequence: u64) -> Option<Order> {
+    match (order, event) {
+        (None, OrderEvent::Placed(placed)) => Some(Order { placed, end: None, last_sequence: sequence }),
+        (None, _) => None,
+        (Some(order), OrderEvent::Ended(end)) if order.end.is_none() => {
+            Some(Order { end: Some(end), last_sequence: sequence, ..order })
+        }
+        (Some(order), _) => Some(Order { last_sequence: sequence, ..order }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placed() -> OrderEvent {
+        OrderEvent::Placed(OrderPlaced { order_id: "o".to_owned(), ..OrderPlaced::default() })
+    }
+
+    fn confirmed() -> End {
+        End::Confirmed(OrderConfirmed { authorization_id: "a".to_owned(), ..OrderConfirmed::default() })
+    }
+
+    fn folded(events: Vec<OrderEvent>) -> Option<Order> {
+        events.into_iter().zip(10..).fold(None, |order, (event, sequence)| apply(order, event, sequence))
+    }
+
+    #[test]
+    fn an_order_is_placed_and_ends_once() {
+        assert_eq!(folded(vec![]), None);
+        assert_eq!(folded(vec![placed()]).map(|order| order.state()), Some("placed"));
+        let rejected = End::Rejected(OrderRejected::default());
+        let order =
+            folded(vec![placed(), OrderEvent::Ended(confirmed()), OrderEvent::Ended(rejected)]).unwrap();
+        assert_eq!((order.state(), order.last_sequence), ("confirmed", 12));
+    }
+
+    #[test]
+    fn an_event_of_a_later_program_counts_only_as_the_newest() {
+        let order = folded(vec![placed(), OrderEvent::Unknown]).unwrap();
+        assert_eq!((order.state(), order.last_sequence), ("placed", 11));
+        assert!(matches!(
+            OrderEvent::decode("events.v1.OrderShipped", vec![1].into()),
+            Ok(OrderEvent::Unknown)
+        ));
+    }
+}

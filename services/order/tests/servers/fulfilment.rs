@@ -1,0 +1,171 @@
+use async_nats::jetstream::consumer;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::shop::Shop;
+
+fn timeline(order: &Value) -> Vec<&str> {
+    order["timeline"].as_array().unwrap().iter().map(|moment| moment["event"].as_str().unwrap()).collect()
+}
+
+fn rejection(order: &Value) -> (&str, &str) {
+    let rejection = &order["rejection"];
+    (rejection["step"].as_str().unwrap(), rejection["reason"].as_str().unwrap())
+}
+
+#[tokio::test]
+async fn an_order_that_passes_every_step_is_confirmed() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let user = shop.register().await;
+    let id = service.place(&user, "mug", 2).await;
+    let order = service.ended(&id).await;
+    assert_eq!(order["state"], "confirmed");
+    assert_eq!(order["authorization_id"], format!("auth-{id}"));
+    assert_eq!(
+        (&order["amount"], &order["currency"], &order["user_id"]),
+        (&json!(2500), &json!("EUR"), &json!(user))
+    );
+    assert_eq!(timeline(&order), ["placed", "confirmed"]);
+    shop.await_stock("mug", 98).await;
+    assert_eq!(shop.gateway.authorized(), [(id, 2500)].into());
+    assert_eq!(shop.events("payments").await, ["payments.*.authorized"]);
+    for step in ["user_validation", "inventory_reservation", "payment_authorization"] {
+        let counted =
+            format!(r#"fulfilment_step_duration_seconds_count{{step="{step}",outcome="passed"}} 1"#);
+        assert!(service.metrics().contains(&counted), "{counted}");
+    }
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_order_of_nobody_is_rejected() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let nobody = Uuid::now_v7().to_string();
+    let id = service.place(&nobody, "mug", 2).await;
+    let order = service.ended(&id).await;
+    assert_eq!(rejection(&order), ("user_validation", format!("there is no user {nobody}").as_str()));
+    shop.await_handled("orders", "order-fulfilment").await;
+    assert_eq!(shop.events("notifications").await, ["notifications.*.order_rejected"]);
+    assert_eq!(
+        (shop.gateway.asked(), shop.stock("mug").await),
+        (0, json!({"available": 100, "reserved": {}}))
+    );
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_order_of_too_much_is_rejected_and_gives_back_what_was_set_aside() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let user = shop.register().await;
+    let body =
+        json!({"user_id": user, "lines": [{"sku": "mug", "quantity": 3}, {"sku": "rare", "quantity": 2}]});
+    let (_, accepted) = service.post(&body, None).await;
+    let order = service.ended(accepted["order_id"].as_str().unwrap()).await;
+    assert_eq!(rejection(&order), ("inventory_reservation", "there is not enough of rare"));
+    shop.await_stock("mug", 100).await;
+    shop.await_stock("rare", 1).await;
+    assert_eq!(shop.gateway.asked(), 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_order_that_cannot_be_paid_is_rejected_and_gives_its_stock_back() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let user = shop.register().await;
+    let id = service.place(&user, "unlucky", 1).await;
+    let order = service.ended(&id).await;
+    assert_eq!(rejection(&order), ("payment_authorization", "the card was declined"));
+    shop.await_stock("unlucky", 100).await;
+    shop.await_handled("orders", "order-fulfilment").await;
+    assert_eq!(shop.events("payments").await, ["payments.*.declined"]);
+    assert_eq!(shop.events("notifications").await, ["notifications.*.order_rejected"]);
+    assert_eq!(shop.gateway.voided(), Vec::<String>::new());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_fails_or_loses_its_answer_is_asked_again_under_the_same_key() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let user = shop.register().await;
+    shop.gateway.fail(2);
+    shop.gateway.lose_answers(1);
+    let id = service.place(&user, "mug", 1).await;
+    assert_eq!(service.ended(&id).await["state"], "confirmed");
+    assert_eq!((shop.gateway.asked(), shop.gateway.authorized()), (4, [(id, 1250)].into()));
+    shop.await_stock("mug", 99).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_last_piece_is_sold_once_however_many_want_it() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let user = shop.register().await;
+    let orders = futures::future::join_all((0..10).map(|_| service.place(&user, "rare", 1))).await;
+    let mut confirmed = 0;
+    for id in &orders {
+        confirmed += usize::from(service.ended(id).await["state"] == "confirmed");
+    }
+    assert_eq!(confirmed, 1);
+    shop.await_stock("rare", 0).await;
+    assert_eq!(shop.gateway.authorized().len(), 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn orders_that_are_delivered_again_have_every_effect_once() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let user = shop.register().await;
+    let confirmed = service.place(&user, "mug", 2).await;
+    let rejected = service.place(&user, "unlucky", 1).await;
+    service.ended(&confirmed).await;
+    service.ended(&rejected).await;
+    shop.await_handled("orders", "order-fulfilment").await;
+    service.stop().await;
+    let before =
+        [shop.events("orders").await, shop.events("payments").await, shop.events("notifications").await];
+
+    // The same name from the beginning: everything is delivered again.
+    shop.jetstream.delete_consumer_from_stream("order-fulfilment", "orders").await.unwrap();
+    let config = consumer::pull::Config {
+        durable_name: Some("order-fulfilment".to_owned()),
+        filter_subject: "orders.*.placed".to_owned(),
+        ..Default::default()
+    };
+    shop.jetstream.create_consumer_on_stream(config, "orders").await.unwrap();
+    let service = shop.serve().await;
+    shop.await_handled("orders", "order-fulfilment").await;
+    let after =
+        [shop.events("orders").await, shop.events("payments").await, shop.events("notifications").await];
+    assert_eq!(after, before);
+    shop.await_stock("mug", 98).await;
+    shop.await_stock("unlucky", 100).await;
+    assert_eq!(shop.gateway.authorized(), [(confirmed, 2500)].into());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn users_who_registered_while_the_service_was_off_can_order() {
+    let shop = Shop::open().await;
+    shop.serve().await.stop().await;
+    let users = futures::future::join_all((0..20).map(|_| shop.register())).await;
+    let service = shop.serve().await;
+    // Some before the projection has caught up: the stream of users knows them.
+    for user in &users {
+        let id = service.place(user, "mug", 1).await;
+        assert_eq!(service.ended(&id).await["state"], "confirmed");
+    }
+    shop.await_handled("users", "order-users").await;
+    let bucket = shop.jetstream.get_key_value("order-users").await.unwrap();
+    for (user, sequence) in users.iter().zip(1..) {
+        let known: Value = serde_json::from_slice(&bucket.get(user).await.unwrap().unwrap()).unwrap();
+        assert!(known["sequence"].as_u64().unwrap() <= 20, "{sequence}: {known}");
+    }
+    service.stop().await;
+}

@@ -1,0 +1,222 @@
+//! A shop: NATS with its streams and buckets, a payment gateway, and the order service before them.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{self, consumer, kv, stream};
+use jetwright_crds::{
+    Duration as Text,
+    environment::{Backoff, Binding, Bindings, Retry},
+};
+use jetwright_order::{OrderService, configuration, make};
+use jetwright_process::{health::Health, http::bind};
+use jetwright_proto::events::v1::UserCreated;
+use jetwright_runtime::{Environment, PublishOptions, Publisher, Service};
+use jetwright_testing::{NatsServer, await_until};
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::gateway::Gateway;
+
+pub const SOON: Duration = Duration::from_secs(20);
+
+pub struct Shop {
+    pub nats: NatsServer,
+    pub jetstream: jetstream::Context,
+    pub gateway: Gateway,
+    /// Publishes what other services would.
+    pub others: Publisher,
+    payments_url: String,
+}
+
+impl Shop {
+    pub async fn open() -> Self {
+        let filter = tracing_subscriber::EnvFilter::new("info");
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        let nats = NatsServer::start().await;
+        let jetstream = nats.jetstream().await;
+        for name in ["users", "orders", "payments", "notifications"] {
+            let subjects = vec![format!("{name}.*.*")];
+            let config = stream::Config { name: name.to_owned(), subjects, ..Default::default() };
+            jetstream.create_stream(config).await.unwrap();
+        }
+        for bucket in ["order-users", "inventory"] {
+            let config = kv::Config { bucket: bucket.to_owned(), ..Default::default() };
+            jetstream.create_key_value(config).await.unwrap();
+        }
+        for (stream, name, filter) in
+            [("users", "order-users", "users.*.created"), ("orders", "order-fulfilment", "orders.*.placed")]
+        {
+            let config = consumer::pull::Config {
+                durable_name: Some(name.to_owned()),
+                filter_subject: filter.to_owned(),
+                ack_wait: Duration::from_secs(5),
+                max_ack_pending: 64,
+                ..Default::default()
+            };
+            jetstream.create_consumer_on_stream(config, stream).await.unwrap();
+        }
+        let gateway = Gateway::default();
+        let payments_url = gateway.serve().await;
+        let environment = Environment {
+            name: "others".to_owned(),
+            servers: vec![nats.url().parse().unwrap()],
+            bindings: Bindings::default(),
+        };
+        let others = Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap();
+        Self { others: others.publisher(), nats, jetstream, gateway, payments_url }
+    }
+
+    /// Starts the order service.
+    pub async fn serve(&self) -> Running {
+        let binding = |stream: &str, consumer: &str| Binding {
+            stream: stream.to_owned(),
+            consumer: consumer.to_owned(),
+            ack_wait: Text::from_secs(5),
+            max_ack_pending: 64,
+            retry: Retry {
+                max_attempts: 6,
+                backoff: Backoff { initial: Text::from_millis(50), factor: 2, max: Text::from_secs(1) },
+            },
+        };
+        let bindings = [("order-users", binding("users", "order-users"))]
+            .into_iter()
+            .chain([("order-fulfilment", binding("orders", "order-fulfilment"))])
+            .map(|(name, binding)| (name.to_owned(), binding))
+            .collect();
+        let environment = Environment {
+            name: "order-service".to_owned(),
+            servers: vec![self.nats.url().parse().unwrap()],
+            bindings: Bindings { bindings },
+        };
+        let wares = configuration::Shop {
+            catalogue: "mug=1250:100,rare=500:1,unlucky=13:100".parse().unwrap(),
+            currency: "EUR".to_owned(),
+            payments_url: self.payments_url.parse().unwrap(),
+            payments_timeout: Duration::from_secs(2),
+        };
+        let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
+        let OrderService { service, router, seeding } =
+            make(wares, environment, &health, &mut registry).await.unwrap();
+        let server = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let url = format!("http://{}", server.local_address().unwrap());
+        let serving = tokio::spawn(server.serve(router, stop.clone(), SOON));
+        let consuming = tokio::spawn(service.run(stop.clone()));
+        await_until("readiness", SOON, async || health.ready().map_err(|why| format!("{why:?}"))).await;
+        seeding.await.unwrap();
+        let tasks = tokio::spawn(async move {
+            serving.await.unwrap().unwrap();
+            consuming.await.unwrap().unwrap();
+        });
+        Running { url, client: reqwest::Client::new(), registry, stop, tasks }
+    }
+
+    /// A user registers.
+    pub async fn register(&self) -> String {
+        let user_id = Uuid::now_v7().to_string();
+        let user = UserCreated { user_id: user_id.clone(), email: "ann@x.test".to_owned(), created_at: 1 };
+        self.others
+            .publish(&format!("users.{user_id}.created"), &user, PublishOptions::default())
+            .await
+            .unwrap();
+        user_id
+    }
+
+    /// The subjects of a stream's messages without the ids in them, in order: `orders.*.placed`.
+    pub async fn events(&self, stream: &str) -> Vec<String> {
+        let mut stream = self.jetstream.get_stream(stream).await.unwrap();
+        let last = stream.info().await.unwrap().state.last_sequence;
+        let mut events = Vec::new();
+        for sequence in 1..=last {
+            let message = stream.get_raw_message(sequence).await.unwrap();
+            let tokens: Vec<_> = message.subject.split('.').collect();
+            events.push(format!("{}.*.{}", tokens[0], tokens[2]));
+        }
+        events
+    }
+
+    /// The stock of an article.
+    pub async fn stock(&self, sku: &str) -> Value {
+        let bucket = self.jetstream.get_key_value("inventory").await.unwrap();
+        serde_json::from_slice(&bucket.get(sku).await.unwrap().unwrap()).unwrap()
+    }
+
+    /// Awaits that an article has so many pieces left and none set aside.
+    pub async fn await_stock(&self, sku: &str, available: u64) {
+        await_until(&format!("{available} of {sku}"), SOON, async || {
+            let stock = self.stock(sku).await;
+            if stock == json!({"available": available, "reserved": {}}) { Ok(()) } else { Err(stock) }
+        })
+        .await;
+    }
+
+    pub async fn await_handled(&self, stream: &str, consumer: &str) {
+        await_until(&format!("all of {consumer} handled"), SOON, async || {
+            let consumer: consumer::PullConsumer = self
+                .jetstream
+                .get_consumer_from_stream(consumer, stream)
+                .await
+                .map_err(|error| error.to_string())?;
+            let info = consumer.cached_info();
+            let waiting = (info.num_pending, info.num_ack_pending);
+            if waiting == (0, 0) { Ok(()) } else { Err(format!("{waiting:?}")) }
+        })
+        .await;
+    }
+}
+
+/// The running order service.
+pub struct Running {
+    pub url: String,
+    pub client: reqwest::Client,
+    registry: Registry,
+    stop: CancellationToken,
+    tasks: JoinHandle<()>,
+}
+
+impl Running {
+    /// Sends an order; returns the status and the body.
+    pub async fn post(&self, body: &Value, key: Option<&str>) -> (u16, Value) {
+        let mut request = self.client.post(format!("{}/orders", self.url)).json(body);
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        let response = request.send().await.unwrap();
+        (response.status().as_u16(), response.json().await.unwrap())
+    }
+
+    /// Places an order of one line and returns its id.
+    pub async fn place(&self, user_id: &str, sku: &str, quantity: u32) -> String {
+        let body = json!({"user_id": user_id, "lines": [{"sku": sku, "quantity": quantity}]});
+        let (status, accepted) = self.post(&body, None).await;
+        assert_eq!(status, 202, "{accepted}");
+        accepted["order_id"].as_str().unwrap().to_owned()
+    }
+
+    pub async fn get(&self, order_id: &str) -> (u16, Value) {
+        let response = self.client.get(format!("{}/orders/{order_id}", self.url)).send().await.unwrap();
+        (response.status().as_u16(), response.json().await.unwrap())
+    }
+
+    /// Awaits the end of an order.
+    pub async fn ended(&self, order_id: &str) -> Value {
+        await_until("the end of the order", SOON, async || match self.get(order_id).await {
+            (200, order) if order["state"] != "placed" => Ok(order),
+            (status, order) => Err(format!("{status} {order}")),
+        })
+        .await
+    }
+
+    pub fn metrics(&self) -> String {
+        let mut text = String::new();
+        encode(&mut text, &self.registry).unwrap();
+        text
+    }
+
+    pub async fn stop(self) {
+        self.stop.cancel();
+        tokio::time::timeout(SOON, self.tasks).await.unwrap().unwrap();
+    }
+}
