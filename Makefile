@@ -10,7 +10,7 @@ help: ## Show what can be made
 build: ## The workspace's own programs, into target/debug
 	$(CARGO) build --workspace --bins --locked
 
-programs: ## The servers that tests run against: found on PATH, or built once (4 minutes) and kept
+programs: ## The servers that tests run against: found on PATH, or built once (5 minutes) and kept
 	@testing/programs/provide $(PROGRAMS)
 
 lint: ## Formatting and clippy, without warnings
@@ -27,6 +27,7 @@ test-unit: ## Pure tests, and the examples in the documentation
 	$(CARGO) test --workspace --locked --doc
 
 test-servers: programs build ## Tests against real servers as child processes
+	@find target/test-logs -mindepth 1 -maxdepth 1 -mtime +3 -exec rm -rf {} + 2>/dev/null || true
 	$(CARGO) test --workspace --locked --test servers
 
 time-cold: ## Seconds that `make test` of the last commit takes where nothing has been downloaded or built

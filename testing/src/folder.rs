@@ -67,6 +67,11 @@ impl Folder {
     }
 }
 
+/// Whether the logs of what is dropped now are to be kept.
+pub(crate) fn is_to_keep() -> bool {
+    std::thread::panicking() || std::env::var_os("JETWRIGHT_KEEP_LOGS").is_some()
+}
+
 /// The last lines of a log.
 pub(crate) fn tail(log: &str) -> String {
     let lines: Vec<_> = log.lines().collect();
@@ -75,7 +80,7 @@ pub(crate) fn tail(log: &str) -> String {
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if std::thread::panicking() || std::env::var_os("JETWRIGHT_KEEP_LOGS").is_some() {
+        if is_to_keep() {
             match self.keep(None) {
                 Ok(kept) => eprintln!("--- logs are kept in {}", kept.display()),
                 Err(error) => {

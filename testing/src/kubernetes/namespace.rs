@@ -1,6 +1,7 @@
 //! A namespace for a test.
 
 use super::control_plane::{ControlPlane, client_of};
+use crate::folder::is_to_keep;
 use anyhow::{Context, Result};
 use k8s_openapi::api::core::v1::Namespace as KubernetesNamespace;
 use kube::api::{DeleteParams, DynamicObject, ListParams, ObjectMeta, PostParams};
@@ -9,7 +10,7 @@ use kube::discovery::{Discovery, Scope, verbs};
 use kube::{Api, Client, Resource};
 use std::fmt::{self, Write as _};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -73,10 +74,9 @@ impl<'a> Namespace<'a> {
 
 impl Drop for Namespace<'_> {
     fn drop(&mut self) {
-        let failed = thread::panicking();
         let folder = self.control_plane.folder();
         let test = thread::current().name().map(ToOwned::to_owned);
-        let kept = failed.then(|| folder.keep(test.as_deref()));
+        let kept = is_to_keep().then(|| folder.keep(test.as_deref()));
         let (name, kubeconfig) = (&self.name, self.control_plane.kubeconfig());
         // The test's own runtime cannot be waited for here, and may be ending.
         let farewell = thread::scope(|scope| {
@@ -94,7 +94,7 @@ impl Drop for Namespace<'_> {
     }
 }
 
-async fn farewell(kubeconfig: &Path, name: &str, kept: Option<Result<std::path::PathBuf>>) -> Result<()> {
+async fn farewell(kubeconfig: &Path, name: &str, kept: Option<Result<PathBuf>>) -> Result<()> {
     let client = client_of(kubeconfig).await?;
     if let Some(kept) = kept {
         let path = kept?.join(format!("{name}.yaml"));
