@@ -29,7 +29,7 @@ mod tests {
     use tower::ServiceExt;
 
     use super::*;
-    use crate::telemetry::log::tests::Output;
+    use crate::telemetry::log::tests::{Output, keep_lines_undecided};
 
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -54,6 +54,7 @@ mod tests {
     }
 
     fn router(registry: &mut Registry) -> Router {
+        keep_lines_undecided();
         let routes = Router::new()
             .route("/orders", post(count))
             .route("/orders/{number}", get(async |Path(number): Path<u32>| number.to_string()))

@@ -148,14 +148,33 @@ impl<S: Subscriber> Layer<S> for KeepDispatch {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::io;
-    use std::sync::Mutex;
+    use std::sync::{LazyLock, Mutex};
 
     use opentelemetry::trace::TracerProvider;
     use opentelemetry_sdk::trace::SdkTracerProvider;
     use serde_json::Value;
-    use tracing::subscriber::{DefaultGuard, set_default};
+    use tracing::subscriber::{DefaultGuard, Interest, set_default};
 
     use super::*;
+
+    /// Keeps lines from being switched off for good. Whether anybody wants a line is found out when it is first reached, by
+    /// any thread, and a test that begins to listen at that moment would be overlooked. To this one every line is of interest
+    /// only sometimes, so each is asked about every time.
+    static UNDECIDED: LazyLock<Dispatch> =
+        LazyLock::new(|| Dispatch::new(Registry::default().with(Undecided)));
+
+    struct Undecided;
+
+    impl<S: Subscriber> Layer<S> for Undecided {
+        fn register_callsite(&self, _: &'static Metadata<'static>) -> Interest {
+            Interest::sometimes()
+        }
+    }
+
+    /// For tests that reach lines which others listen for: to be called before the first of them.
+    pub(crate) fn keep_lines_undecided() {
+        LazyLock::force(&UNDECIDED);
+    }
 
     /// Where a test's log goes.
     #[derive(Clone, Default)]
@@ -178,6 +197,7 @@ pub(crate) mod tests {
         }
 
         fn subscribe_as(&self, log: &Log) -> DefaultGuard {
+            keep_lines_undecided();
             let output = self.clone();
             let tracer = SdkTracerProvider::builder().build().tracer("test");
             set_default(log.subscriber(move || output.clone(), tracer))
