@@ -1,12 +1,15 @@
 //! The stock: one key for each article, changed by compare-and-set, with the pieces that are set aside for open orders.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jetwright_process::health::Gate;
 use jetwright_proto::events::v1::OrderLine;
 use jetwright_runtime::{ErrorKind, Failure, KeyValue};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Duration, sleep};
+use tokio::{
+    sync::Mutex,
+    time::{Duration, sleep},
+};
 
 use crate::catalogue::Catalogue;
 
@@ -14,7 +17,7 @@ use crate::catalogue::Catalogue;
 pub const BUCKET: &str = "inventory";
 
 /// How often a change is tried against others before the event is tried again as a whole.
-const TRIES: u32 = 20;
+const TRIES: u32 = 50;
 /// Pause between attempts to put the first stock in.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -64,13 +67,16 @@ impl Stock {
 #[derive(Clone, Debug)]
 pub struct Inventory {
     bucket: KeyValue,
+    /// By article: within one process changes wait for each other, so that only pods have to try against each other.
+    turns: Arc<BTreeMap<String, Mutex<()>>>,
 }
 
 impl Inventory {
-    /// In this bucket.
+    /// Of this catalogue's articles, in this bucket.
     #[must_use]
-    pub fn new(bucket: KeyValue) -> Self {
-        Self { bucket }
+    pub fn new(bucket: KeyValue, catalogue: &Catalogue) -> Self {
+        let turns = catalogue.iter().map(|(sku, _)| (sku.to_owned(), Mutex::new(()))).collect();
+        Self { bucket, turns: Arc::new(turns) }
     }
 
     /// Puts the first stock of every article in, where there is none yet. Goes on until NATS has taken it; the gate is
@@ -139,6 +145,10 @@ impl Inventory {
         message_id: Option<&str>,
         change: impl Fn(Stock) -> Change,
     ) -> Result<bool, Failure> {
+        let _turn = match self.turns.get(sku) {
+            Some(turn) => Some(turn.lock().await),
+            None => None,
+        };
         for _ in 0..TRIES {
             let Some(entry) = self.bucket.get(sku).await? else {
                 return Ok(change(Stock::default()) == Change::None);

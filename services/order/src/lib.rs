@@ -71,7 +71,7 @@ pub async fn make(
     let (publisher, reader) = (service.publisher(), service.reader());
     let bucket = service.key_value(users::BUCKET);
     let orders = Orders::new(publisher.clone(), reader.clone(), orders_stream);
-    let inventory = Inventory::new(service.key_value(inventory::BUCKET));
+    let inventory = Inventory::new(service.key_value(inventory::BUCKET), &shop.catalogue);
     let steps = Steps {
         users: Users { bucket: bucket.clone(), reader: reader.clone(), stream: users_stream },
         inventory: inventory.clone(),

@@ -30,9 +30,13 @@ impl Handler for Projection {
         let user_id: Uuid = user.user_id.parse().map_err(|_| Failure::permanent("user_id is no UUID"))?;
         let known = serde_json::to_vec(&Known { sequence: metadata.sequence }).map_err(Failure::permanent)?;
         match self.bucket.create(&user_id.to_string(), known).await {
+            Ok(_) => {
+                tracing::info!(%user_id, "learned of a user");
+                Ok(())
+            }
             // A user is created once: an entry that is there is this event's, delivered again.
-            Err(error) if error.kind() != ErrorKind::Conflict => Err(error.into()),
-            _ => Ok(()),
+            Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 }

@@ -1,4 +1,6 @@
 use async_nats::jetstream::consumer;
+use jetwright_proto::events::v1::{OrderLine, OrderPlaced, OrderRejected, PaymentAuthorized};
+use jetwright_runtime::PublishOptions;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -114,6 +116,41 @@ async fn the_last_piece_is_sold_once_however_many_want_it() {
     assert_eq!(confirmed, 1);
     shop.await_stock("rare", 0).await;
     assert_eq!(shop.gateway.authorized().len(), 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_crowd_that_orders_one_article_is_served() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let user = shop.register().await;
+    let orders = futures::future::join_all((0..100).map(|_| service.place(&user, "mug", 1))).await;
+    for id in &orders {
+        assert_eq!(service.ended(id).await["state"], "confirmed");
+    }
+    shop.await_stock("mug", 0).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_payment_for_an_order_that_was_rejected_meanwhile_is_given_back_once() {
+    let shop = Shop::open().await;
+    let (order_id, user_id) = (Uuid::now_v7().to_string(), shop.register().await);
+    // What an attempt leaves that was overtaken after the gateway had authorized.
+    let line = OrderLine { sku: "mug".to_owned(), quantity: 1, unit_price: 1250 };
+    let placed =
+        OrderPlaced { order_id: order_id.clone(), user_id, lines: vec![line], ..OrderPlaced::default() };
+    let authorized = PaymentAuthorized { order_id: order_id.clone(), ..PaymentAuthorized::default() };
+    let rejected =
+        OrderRejected { order_id: order_id.clone(), reason: "late".to_owned(), ..OrderRejected::default() };
+    let options = PublishOptions::default;
+    shop.others.publish(&format!("payments.{order_id}.authorized"), &authorized, options()).await.unwrap();
+    shop.others.publish(&format!("orders.{order_id}.placed"), &placed, options()).await.unwrap();
+    shop.others.publish(&format!("orders.{order_id}.rejected"), &rejected, options()).await.unwrap();
+    let service = shop.serve().await;
+    shop.await_handled("orders", "order-fulfilment").await;
+    assert_eq!(shop.gateway.voided(), [order_id]);
+    assert_eq!(shop.events("payments").await, ["payments.*.authorized", "payments.*.voided"]);
     service.stop().await;
 }
 

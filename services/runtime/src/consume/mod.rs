@@ -39,8 +39,14 @@ impl<H> Consumption<H> {
     }
 }
 
-/// Consumes until `stop`, and then finishes what was delivered.
+/// Consumes until `stop`, and then finishes what was delivered. It ends before only where the connection is closed for good.
 pub(crate) async fn consume<H: Handler>(consumption: Consumption<H>, stop: CancellationToken) {
+    let Binding { stream, consumer, .. } = &consumption.binding;
+    // Open for as long as this runs: what NATS sent around the loss of a connection arrives still.
+    let mut pull = match Pull::open(&consumption.connection, stream, consumer, consumption.capacity()).await {
+        Ok(pull) => pull,
+        Err(error) => return consumption.gate.close(&error.to_string()),
+    };
     let consumption = Arc::new(consumption);
     let mut attempts = JoinSet::new();
     while !stop.is_cancelled() {
@@ -48,11 +54,15 @@ pub(crate) async fn consume<H: Handler>(consumption: Consumption<H>, stop: Cance
         if stop.run_until_cancelled(find::find(&consumption)).await.is_none() {
             break;
         }
-        let why = pull_while_there(&consumption, &mut attempts, &stop).await;
+        let why = pull_while_there(&consumption, &mut pull, &mut attempts, &stop).await;
         if let Some(why) = why {
             consumption.gate.close(&why);
             tracing::warn!(binding = H::BINDING, why, "stopped pulling");
         }
+    }
+    // What was asked for may still come, and nobody else would be given it before ackWait is over.
+    while let Some(message) = pull.rest().await {
+        attempts.spawn(attempt(Arc::clone(&consumption), message));
     }
     finish(&consumption, &mut attempts).await;
 }
@@ -60,37 +70,30 @@ pub(crate) async fn consume<H: Handler>(consumption: Consumption<H>, stop: Cance
 /// Pulls and hands out until the stop (`None`) or until the consumer does not answer (why).
 async fn pull_while_there<H: Handler>(
     consumption: &Arc<Consumption<H>>,
+    pull: &mut Pull,
     attempts: &mut JoinSet<()>,
     stop: &CancellationToken,
 ) -> Option<String> {
-    let Binding { stream, consumer, .. } = &consumption.binding;
-    let capacity = consumption.capacity();
-    let mut pull = match Pull::open(&consumption.connection, stream, consumer, capacity).await {
-        Ok(pull) => pull,
-        Err(error) => return Some(error.to_string()),
-    };
-    let why = loop {
+    if !pull.resume() {
+        return Some("not connected to NATS".to_owned());
+    }
+    loop {
         if let Err(error) = pull.ask_for_room(attempts.len()).await {
-            break Some(error.to_string());
+            return Some(error.to_string());
         }
         tokio::select! {
             biased;
-            () = stop.cancelled() => break None,
+            () = stop.cancelled() => return None,
             Some(_) = attempts.join_next() => {}
             arrival = pull.next() => match arrival {
                 Arrival::Message(message) => {
                     attempts.spawn(attempt(Arc::clone(consumption), message));
                 }
                 Arrival::Ended => {}
-                Arrival::Gone(why) => break Some(why),
+                Arrival::Gone(why) => return Some(why),
             },
         }
-    };
-    // What was asked for may still come, and nobody else would be given it before ackWait is over.
-    while let Some(message) = pull.rest().await {
-        attempts.spawn(attempt(Arc::clone(consumption), message));
     }
-    why
 }
 
 /// Lets the attempts in flight end, within the deadline that they have anyway.

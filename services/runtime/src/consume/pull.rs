@@ -101,10 +101,18 @@ impl Pull {
         let client = connection.client().clone();
         let inbox = client.new_inbox();
         let arrivals = client.subscribe(format!("{inbox}.*")).await?;
-        let mut link = connection.link();
-        link.mark_unchanged();
+        let link = connection.link();
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
         Ok(Self { client, link, inbox, subject, arrivals, capacity, account: Account::default() })
+    }
+
+    /// Begins to pull on the connection that there is now; `false` where there is none.
+    ///
+    /// A request of the connection before may still be served, for as long as it was made for: then more is held for a
+    /// moment than there is room for, rather than what NATS sent be left to wait for ackWait.
+    pub(super) fn resume(&mut self) -> bool {
+        self.account.forget();
+        self.link.borrow_and_update().connected
     }
 
     /// Asks for as much as there is room for beside what is being handled and what is under way.
@@ -126,8 +134,6 @@ impl Pull {
             biased;
             arrival = self.arrivals.next() => self.arrived(arrival),
             _ = self.link.changed() => {
-                // Requests do not outlive their connection. The server may have sent what will not arrive: it is
-                // delivered again after ackWait.
                 self.account.forget();
                 Arrival::Gone("the connection to NATS was lost".to_owned())
             }

@@ -21,7 +21,8 @@ async fn a_service_starts_without_nats_and_works_when_it_comes() {
 
 #[tokio::test]
 async fn killing_nats_under_load_loses_nothing() {
-    let bench = Bench::start().await;
+    let bench = Bench::without_consumer().await.ack_wait(2000);
+    bench.create_consumer().await;
     let handler = Scripted::new(|_, _| async {
         sleep(Duration::from_millis(10)).await;
         Ok(())
