@@ -1,4 +1,4 @@
-//! The service's settings: its own from a file (`USER_SERVICE_CONFIG_FILE`) and the environment over it, and what the
+//! The service's settings: its own from a file (`USERS_CONFIG_FILE`) and the environment over it, and what the
 //! operator tells every workload.
 
 use std::net::SocketAddr;
@@ -7,7 +7,7 @@ use jetwright_process::admin;
 use jetwright_process::configuration::{self, Problems, Reader};
 use jetwright_runtime::Environment;
 
-const PREFIX: &str = "USER_SERVICE";
+const PREFIX: &str = "USERS";
 
 /// All settings.
 #[derive(Clone, Debug)]

@@ -79,7 +79,7 @@ impl Bench {
             .env("NATS_URL", self.nats.url())
             .env("JETWRIGHT_BINDINGS", bindings)
             .env("JETWRIGHT_ADMIN_ADDRESS", "127.0.0.1:0")
-            .env("USER_SERVICE_HTTP_ADDRESS", "127.0.0.1:0")
+            .env("USERS_HTTP_ADDRESS", "127.0.0.1:0")
     }
 
     /// The service, connected.

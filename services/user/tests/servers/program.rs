@@ -11,7 +11,7 @@ async fn wrong_settings_stop_it_at_the_start_with_every_mistake_named() {
     let process = program
         .env("NATS_URL", "")
         .env("JETWRIGHT_BINDINGS", "/nowhere.yaml")
-        .env("USER_SERVICE_HTTP_ADDRESS", "everywhere")
+        .env("USERS_HTTP_ADDRESS", "everywhere")
         .env("JETWRIGHT_ADMIN_ADDRESS", "9090")
         .env("LOG_LEVEL", "a=b=c")
         .start();
@@ -20,7 +20,7 @@ async fn wrong_settings_stop_it_at_the_start_with_every_mistake_named() {
     for name in [
         "NATS_URL",
         "/nowhere.yaml",
-        "http.address (USER_SERVICE_HTTP_ADDRESS)",
+        "http.address (USERS_HTTP_ADDRESS)",
         "JETWRIGHT_ADMIN_ADDRESS",
         "LOG_LEVEL",
     ] {
