@@ -1,3 +1,34 @@
-//! Placeholder.
+//! The operator: keeps JetStream streams, consumers and their workloads as declared.
 
-fn main() {}
+mod config;
+mod connection;
+mod consumer;
+mod context;
+mod controller;
+mod deletion;
+mod identity;
+mod jetstream;
+mod kubernetes;
+mod leader;
+mod metrics;
+mod outcome;
+mod readiness;
+mod run;
+mod stream;
+mod undecodable;
+mod workload;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use config::Arguments;
+use jetwright_process::telemetry::Telemetry;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match Telemetry::start("jetwright-operator") {
+        Ok(telemetry) => telemetry.finish(run::run(arguments).await),
+        Err(problems) => problems.report(),
+    }
+}

@@ -1,0 +1,203 @@
+//! Flags and environment, parsed once.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::{ArgAction, Args, Parser};
+use jetwright_crds::Duration;
+
+use crate::{
+    connection,
+    context::{Namespaces, Settings},
+};
+
+/// Keeps JetStream streams, consumers and their workloads as EventStream and EventConsumer resources declare them.
+///
+/// Outside a cluster it takes the cluster and the user from KUBECONFIG:
+///
+///   jetwright-operator --nats-url nats://127.0.0.1:4222 --leader-elect=false
+#[derive(Clone, Debug, Parser)]
+#[command(version, verbatim_doc_comment)]
+pub struct Arguments {
+    /// NATS, as the operator reaches it.
+    #[command(flatten, next_help_heading = "NATS")]
+    pub nats: NatsArguments,
+    /// What the pods of workloads are told.
+    #[command(flatten, next_help_heading = "Workloads")]
+    pub workloads: WorkloadArguments,
+    /// What is looked after, and how.
+    #[command(flatten, next_help_heading = "Controllers")]
+    pub controllers: ControllerArguments,
+    /// Which of several operators acts.
+    #[command(flatten, next_help_heading = "Leader election")]
+    pub leader: LeaderArguments,
+
+    /// Where /livez, /readyz and /metrics are served.
+    #[arg(long, env = "JETWRIGHT_ADMIN_ADDRESS", default_value = "0.0.0.0:8080", value_name = "ADDRESS")]
+    pub admin_address: SocketAddr,
+}
+
+/// NATS, as the operator reaches it.
+#[derive(Clone, Debug, Args)]
+pub struct NatsArguments {
+    /// Addresses of the servers, separated by commas, such as nats://nats.nats.svc:4222.
+    #[arg(long, env = "JETWRIGHT_NATS_URL", value_name = "URL")]
+    nats_url: String,
+    /// File with the operator's credentials (a user's JWT and key).
+    #[arg(long, env = "JETWRIGHT_NATS_CREDENTIALS_FILE", value_name = "FILE")]
+    nats_credentials_file: Option<PathBuf>,
+    /// File with the certificates of the authorities that signed the servers' certificates; with it, TLS is required.
+    #[arg(long, env = "JETWRIGHT_NATS_CA_FILE", value_name = "FILE")]
+    nats_ca_file: Option<PathBuf>,
+    /// How long to wait for an answer of JetStream.
+    #[arg(long, env = "JETWRIGHT_JETSTREAM_TIMEOUT", default_value = "5s", value_name = "DURATION")]
+    pub jetstream_timeout: Duration,
+}
+
+/// What the pods of workloads are told.
+#[derive(Clone, Debug, Args)]
+pub struct WorkloadArguments {
+    /// Addresses of the servers as pods reach them. Default: --nats-url, without user and password.
+    #[arg(long, env = "JETWRIGHT_WORKLOAD_NATS_URL", value_name = "URL")]
+    workload_nats_url: Option<String>,
+    /// Where pods send their traces by OTLP over HTTP. Default: nowhere.
+    #[arg(long, env = "JETWRIGHT_WORKLOAD_OTLP_ENDPOINT", value_name = "URL")]
+    workload_otlp_endpoint: Option<String>,
+}
+
+/// What is looked after, and how.
+#[derive(Clone, Debug, Args)]
+pub struct ControllerArguments {
+    /// Namespaces to look after, separated by commas; * for all.
+    #[arg(long, env = "JETWRIGHT_NAMESPACES", default_value = "*", value_name = "NAMES", value_parser = namespaces)]
+    pub namespaces: Namespaces,
+    /// Namespaces that the operator's own connection to NATS serves, separated by commas; * for all.
+    #[arg(
+        long,
+        env = "JETWRIGHT_DEFAULT_CONNECTION_NAMESPACES",
+        default_value = "*",
+        value_name = "NAMES",
+        value_parser = namespaces
+    )]
+    default_connection_namespaces: Namespaces,
+    /// Name of this Kubernetes cluster, kept in JetStream with what the operator makes; it tells clusters apart that share a NATS
+    /// account. Default: the uid of the namespace kube-system.
+    #[arg(long, env = "JETWRIGHT_CLUSTER_NAME", value_name = "NAME")]
+    pub cluster_name: Option<String>,
+    /// How often everything is compared although nothing seemed to change.
+    #[arg(long, env = "JETWRIGHT_RESYNC_INTERVAL", default_value = "10m", value_name = "DURATION")]
+    pub resync_interval: Duration,
+    /// How long a deletion is tried while NATS cannot be reached, before the object is let go and the stream or consumer left.
+    #[arg(long, env = "JETWRIGHT_DELETION_TIMEOUT", default_value = "10m", value_name = "DURATION")]
+    deletion_timeout: Duration,
+    /// Reconciles of each kind at once.
+    #[arg(
+        long,
+        env = "JETWRIGHT_CONCURRENCY",
+        default_value_t = 16,
+        value_name = "COUNT",
+        value_parser = clap::value_parser!(u16).range(1..=1000)
+    )]
+    pub concurrency: u16,
+}
+
+/// Which of several operators acts.
+#[derive(Clone, Debug, Args)]
+pub struct LeaderArguments {
+    /// Whether several operators agree by a Lease which one acts; false for a single one, as outside a cluster.
+    #[arg(
+        long,
+        env = "JETWRIGHT_LEADER_ELECT",
+        default_value_t = true,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
+    pub leader_elect: bool,
+    /// Namespace of the Lease. Default: the one of the pod, or of KUBECONFIG's context.
+    #[arg(long, env = "JETWRIGHT_LEASE_NAMESPACE", value_name = "NAME")]
+    pub lease_namespace: Option<String>,
+    /// Name of the Lease.
+    #[arg(long, env = "JETWRIGHT_LEASE_NAME", default_value = "jetwright-operator", value_name = "NAME")]
+    pub lease_name: String,
+    /// Who this process is in the Lease. Default: the host's name, with something random.
+    #[arg(long, env = "JETWRIGHT_IDENTITY", value_name = "NAME")]
+    pub identity: Option<String>,
+}
+
+impl Arguments {
+    /// The connection to NATS.
+    #[must_use]
+    pub fn connection(&self) -> connection::Settings {
+        connection::Settings {
+            servers: self.nats.nats_url.clone(),
+            credentials_file: self.nats.nats_credentials_file.clone(),
+            ca_file: self.nats.nats_ca_file.clone(),
+        }
+    }
+
+    /// How the controllers behave.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        let workloads = self.workloads.clone();
+        Settings {
+            default_connection: self.controllers.default_connection_namespaces.clone(),
+            workload_nats_url: workloads
+                .workload_nats_url
+                .unwrap_or_else(|| connection::without_user(&self.nats.nats_url)),
+            workload_otlp_endpoint: workloads.workload_otlp_endpoint,
+            resync: self.controllers.resync_interval.into(),
+            deletion_timeout: self.controllers.deletion_timeout.into(),
+        }
+    }
+}
+
+/// Reads names separated by commas, or * for all.
+fn namespaces(text: &str) -> Result<Namespaces, String> {
+    if text.trim() == "*" {
+        return Ok(Namespaces::All);
+    }
+    let names: Vec<_> =
+        text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    match names.iter().find(|name| name.contains('*')) {
+        Some(name) => Err(format!("{name:?} is no namespace: write names, or * alone for all")),
+        None => Ok(Namespaces::Only(names)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parsed(flags: &[&str]) -> Arguments {
+        Arguments::try_parse_from([&["jetwright-operator"], flags].concat()).unwrap()
+    }
+
+    #[test]
+    fn the_flags_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn pods_are_never_given_the_operators_password() {
+        let settings = parsed(&["--nats-url", "nats://op:secret@a:4222,nats://b:4222"]).settings();
+        assert_eq!(settings.workload_nats_url, "nats://a:4222,nats://b:4222");
+    }
+
+    #[test]
+    fn namespaces_are_names_or_all() {
+        assert_eq!(namespaces("*"), Ok(Namespaces::All));
+        assert_eq!(namespaces("a, b"), Ok(Namespaces::Only(vec!["a".into(), "b".into()])));
+        assert_eq!(namespaces(""), Ok(Namespaces::Only(vec![])));
+        assert!(namespaces("shop-*").is_err());
+    }
+
+    #[test]
+    fn leader_election_is_on_unless_it_is_switched_off() {
+        assert!(parsed(&["--nats-url", "a"]).leader.leader_elect);
+        assert!(parsed(&["--nats-url", "a", "--leader-elect"]).leader.leader_elect);
+        assert!(!parsed(&["--nats-url", "a", "--leader-elect=false"]).leader.leader_elect);
+    }
+}

@@ -1,0 +1,81 @@
+//! In: a plan and the held consumer. Out: what was done, and the consumer as JetStream has it then. Writes to JetStream and decides
+//! nothing.
+
+use super::{dereference::Dereferenced, plan::Plan};
+use crate::{
+    context::Context,
+    jetstream::{ApiError, ConsumerInfo, Seen},
+    outcome::{Applied, Category, Done},
+};
+
+/// Why a plan could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The consumer could not be made.
+    #[error("consumer {name} of stream {stream} could not be made")]
+    Create {
+        /// The stream.
+        stream: String,
+        /// The consumer.
+        name: String,
+        /// What JetStream said.
+        source: ApiError,
+    },
+    /// The consumer could not be changed.
+    #[error("consumer {name} of stream {stream} could not be changed ({fields})")]
+    Update {
+        /// The stream.
+        stream: String,
+        /// The consumer.
+        name: String,
+        /// The fields that were to change.
+        fields: String,
+        /// What JetStream said.
+        source: ApiError,
+    },
+}
+
+impl Error {
+    pub(super) fn category(&self) -> Category {
+        match self {
+            Self::Create { source, .. } | Self::Update { source, .. } => Category::of_jetstream(source),
+        }
+    }
+}
+
+/// Carries a plan out.
+pub async fn apply(
+    plan: Plan,
+    mut found: Dereferenced,
+    context: &Context,
+) -> Result<Applied<ConsumerInfo>, Error> {
+    let api = context.mirror.api();
+    let (stream, name) = (found.stream.name.clone(), found.name.clone());
+    let done = match plan {
+        Plan::Unchanged => Done::Nothing,
+        Plan::Blocked(blocked) => Done::Blocked(blocked),
+        Plan::Create(config) => {
+            // Whatever happens, what was known before is no longer so.
+            *found.held = Seen::Unknown;
+            let made = api.create_consumer(&stream, &name, &config).await;
+            let failed = |source| Error::Create { stream: stream.clone(), name: name.clone(), source };
+            *found.held = Seen::from(Some(made.map_err(failed)?));
+            Done::Created
+        }
+        Plan::Update { config, fields, drift } => {
+            *found.held = Seen::Unknown;
+            let updated = api.update_consumer(&stream, &name, &config).await;
+            let failed = |source| Error::Update {
+                stream: stream.clone(),
+                name: name.clone(),
+                fields: fields.join(", "),
+                source,
+            };
+            *found.held = Seen::from(Some(updated.map_err(failed)?));
+            if drift { Done::Repaired(fields) } else { Done::Updated(fields) }
+        }
+    };
+    let blocked = matches!(done, Done::Blocked(_));
+    let info = found.held.present().filter(|_| !blocked).cloned();
+    Ok(Applied { done, info, remembered: found.remembered })
+}

@@ -1,0 +1,147 @@
+//! In: the desired consumer, what JetStream has, and what the status remembers. Out: what to do. Pure: everything is decided
+//! before anything is done.
+
+use jetwright_crds::conditions::Reason;
+
+use super::validate::Desired;
+use crate::{
+    jetstream::{Config, ConsumerInfo, diff::difference, fields},
+    outcome::{Blocked, Remembered, applied_generation},
+};
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Plan {
+    /// Nothing: JetStream has what is declared.
+    Unchanged,
+    /// Make the consumer.
+    Create(Config),
+    /// Change the consumer.
+    Update {
+        /// The whole configuration.
+        config: Config,
+        /// Fields that change, by JetStream's names.
+        fields: Vec<&'static str>,
+        /// Whether it was somebody else who changed them: this generation had been applied already.
+        drift: bool,
+    },
+    /// Nothing can be done until something changes.
+    Blocked(Blocked),
+}
+
+impl Plan {
+    /// Whether it changes anything in JetStream.
+    pub fn writes(&self) -> bool {
+        matches!(self, Self::Create(_) | Self::Update { .. })
+    }
+}
+
+/// Decides what to do.
+pub fn plan(desired: &Desired, actual: Option<&ConsumerInfo>, remembered: &Remembered) -> Plan {
+    let Some(actual) = actual else { return Plan::Create(desired.config.clone()) };
+    let made_by_us = remembered.is_of(&actual.created);
+    let applied = match applied_generation(
+        &desired.identity,
+        ("consumer", &desired.name),
+        &actual.config,
+        made_by_us,
+    ) {
+        Ok(applied) => applied,
+        Err(blocked) => return Plan::Blocked(blocked),
+    };
+    let difference = difference(&desired.config, &actual.config, fields::CONSUMER);
+    if !difference.stuck.is_empty() {
+        return Plan::Blocked(immutable(desired, &difference.stuck));
+    }
+    if difference.is_empty() {
+        return Plan::Unchanged;
+    }
+    Plan::Update {
+        config: desired.config.over(&actual.config, fields::CONSUMER),
+        fields: difference.changed,
+        drift: applied == Some(desired.identity.generation),
+    }
+}
+
+fn immutable(desired: &Desired, stuck: &[&'static str]) -> Blocked {
+    Blocked {
+        reason: Reason::ImmutableField,
+        message: format!(
+            "JetStream never changes {} of consumer {} of stream {}: set the field to what the consumer has, or delete the \
+             consumer, and it is made again as declared, beginning where spec.deliverPolicy says",
+            stuck.join(", "),
+            desired.name,
+            desired.stream
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::consumer::validate::tests::desired_at;
+
+    const SPEC: &str = "{streamRef: {name: orders}, filterSubjects: [orders.*.placed], ackWait: 10s}";
+
+    fn info(config: &Config) -> ConsumerInfo {
+        serde_json::from_value(json!({
+            "config": config, "created": "2026-11-21T10:00:00Z", "stream_name": "orders", "name": "fulfilment",
+        })).unwrap()
+    }
+
+    fn existing(generation: i64) -> ConsumerInfo {
+        info(&desired_at(generation, SPEC).config)
+    }
+
+    fn plan_for(actual: Option<&ConsumerInfo>) -> Plan {
+        plan(&desired_at(2, SPEC), actual, &Remembered::default())
+    }
+
+    #[test]
+    fn a_missing_consumer_is_made_whole() {
+        assert_eq!(plan_for(None), Plan::Create(desired_at(2, SPEC).config));
+    }
+
+    #[test]
+    fn what_the_server_fills_in_is_no_difference() {
+        let filled = desired_at(2, SPEC).config.with("max_waiting", 512).with("num_replicas", 0);
+        assert_eq!(plan_for(Some(&info(&filled))), Plan::Unchanged);
+    }
+
+    #[test]
+    fn an_edit_by_another_is_put_right_and_a_pause_is_left() {
+        let edited = existing(2).config.with("ack_wait", 5).with("pause_until", "2030-01-01T00:00:00Z");
+        let expected = Plan::Update {
+            config: desired_at(2, SPEC).config.with("pause_until", "2030-01-01T00:00:00Z"),
+            fields: vec!["ack_wait"],
+            drift: true,
+        };
+        assert_eq!(plan_for(Some(&info(&edited))), expected);
+    }
+
+    #[test]
+    fn a_new_generation_is_an_update_and_no_drift() {
+        let expected =
+            Plan::Update { config: desired_at(2, SPEC).config, fields: vec!["metadata"], drift: false };
+        assert_eq!(plan_for(Some(&existing(1))), expected);
+    }
+
+    #[test]
+    fn an_older_generation_is_never_applied() {
+        let Plan::Blocked(blocked) = plan_for(Some(&existing(3))) else { panic!("not blocked") };
+        assert_eq!(blocked.reason, Reason::NewerGeneration);
+    }
+
+    #[test]
+    fn a_consumer_of_another_kind_is_blocked_and_one_of_others_left_alone() {
+        let push = existing(2).config.with("deliver_subject", "somewhere").with("ack_wait", 5);
+        let Plan::Blocked(blocked) = plan_for(Some(&info(&push))) else { panic!("not blocked") };
+        assert_eq!(blocked.reason, Reason::ImmutableField);
+        assert!(blocked.message.contains("deliver_subject"), "{}", blocked.message);
+        let foreign = existing(2).config.with("metadata", json!({}));
+        let Plan::Blocked(blocked) = plan_for(Some(&info(&foreign))) else { panic!("not blocked") };
+        assert_eq!(blocked.reason, Reason::NameConflict);
+    }
+}

@@ -1,0 +1,210 @@
+//! In: what the reconciles of the consumer and of its workload came to. Out: one status, Kubernetes events and metrics. Writes to
+//! Kubernetes, except for [`advance`].
+
+use jetwright_crds::{
+    EventConsumer, EventConsumerStatus,
+    conditions::{self, CONSUMER_READY, WORKLOAD_READY},
+    consumer::ConsumerState,
+    stream::Drift,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{Api, Resource, ResourceExt};
+
+use super::Error;
+use crate::{
+    context::{Context, Key},
+    jetstream::ConsumerInfo,
+    kubernetes::{
+        events,
+        status::{self, Verdict},
+    },
+    outcome::Told,
+    workload::{self, Running},
+};
+
+type Result<T = Told<ConsumerInfo>> = std::result::Result<T, Error>;
+/// None where the EventConsumer has no workload.
+type WorkloadResult = Result<Option<Running>>;
+
+/// The status that a reconcile leads to; None where it is to stay as it is.
+fn next(
+    object: &EventConsumer,
+    consumer: &Result,
+    workload: &WorkloadResult,
+    context: &Context,
+) -> Option<EventConsumerStatus> {
+    if consumer.as_ref().is_ok_and(Told::is_disconnected) && !context.tells_disconnected() {
+        return None;
+    }
+    let before = object.status.clone().unwrap_or_default();
+    let after = advance(before.clone(), object.metadata.generation, consumer, workload, &status::now());
+    let due =
+        without_figures(&before) != without_figures(&after) || context.written.figures_are_due(&key(object));
+    (after != before && due).then_some(after)
+}
+
+fn advance(
+    mut status: EventConsumerStatus,
+    generation: Option<i64>,
+    consumer: &Result,
+    workload: &WorkloadResult,
+    now: &Time,
+) -> EventConsumerStatus {
+    if let Ok(Told::Applied(applied)) = consumer {
+        let info = applied.info.as_ref();
+        status.consumer = info.map(state);
+        status.lag = info.map(|info| info.num_pending);
+        status.ack_pending = info.map(|info| info.num_ack_pending);
+        status.redelivered = info.map(|info| info.num_redelivered);
+        if let Some(fields) = applied.repaired() {
+            status.drift = Some(Drift { last_repaired: now.clone(), fields });
+        }
+    }
+    if let Ok(running) = workload {
+        let own = running.as_ref().and_then(|running| running.own.as_ref());
+        status.replicas = own.map(|own| own.replicas);
+        status.selector = own.map(|own| own.selector.clone());
+    }
+    status.observed_generation = generation;
+    let consumer_ready = status::verdict(consumer, "the consumer is as declared");
+    conditions::set(&mut status.conditions, CONSUMER_READY, consumer_ready.state(), generation, now);
+    match workload_verdict(workload) {
+        Some(verdict) => {
+            conditions::set(&mut status.conditions, WORKLOAD_READY, verdict.state(), generation, now);
+        }
+        None => conditions::unset(&mut status.conditions, WORKLOAD_READY),
+    }
+    status::conclude(&mut status.conditions, &overall(consumer, workload), generation, now);
+    status
+}
+
+/// Ready is both together; of two that are not, the consumer comes first, since pods wait for it.
+fn overall(consumer: &Result, workload: &WorkloadResult) -> Verdict {
+    let consumer = status::verdict(consumer, "the consumer is as declared");
+    if consumer.ready != Some(true) {
+        return consumer;
+    }
+    match workload_verdict(workload) {
+        Some(workload) if workload.ready != Some(true) => workload,
+        Some(_) => Verdict::ready("the consumer is as declared and the pods are ready"),
+        None => consumer,
+    }
+}
+
+fn workload_verdict(workload: &WorkloadResult) -> Option<Verdict> {
+    match workload {
+        Ok(running) => running.as_ref().map(|running| running.verdict.clone()),
+        Err(Error::Workload(error)) => Some(workload::failed(error)),
+        Err(_) => None,
+    }
+}
+
+fn state(info: &ConsumerInfo) -> ConsumerState {
+    ConsumerState {
+        stream: info.stream_name.clone(),
+        name: info.name.clone(),
+        created: status::whole_seconds(&info.created),
+    }
+}
+
+/// The status without what changes with every message.
+fn without_figures(status: &EventConsumerStatus) -> EventConsumerStatus {
+    EventConsumerStatus { lag: None, ack_pending: None, redelivered: None, ..status.clone() }
+}
+
+pub(super) fn key(object: &EventConsumer) -> Key {
+    ("EventConsumer", object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// Writes the status that a reconcile leads to, if it is another than before.
+pub async fn write(
+    api: &Api<EventConsumer>,
+    object: &EventConsumer,
+    consumer: &Result,
+    workload: &WorkloadResult,
+    context: &Context,
+) -> std::result::Result<(), kube::Error> {
+    if status::write(api, object, &(), |object| next(object, consumer, workload, context)).await? {
+        context.written.wrote(key(object));
+    }
+    Ok(())
+}
+
+/// Tells in events and metrics what was done, and once what is wrong.
+pub async fn tell(object: &EventConsumer, consumer: &Result, workload: &WorkloadResult, context: &Context) {
+    if let Ok(Told::Applied(applied)) = consumer {
+        if applied.repaired().is_some() {
+            context.metrics.repaired("consumer");
+        }
+        events::done(&context.recorder, &object.object_ref(&()), "consumer", applied).await;
+    }
+    let before = object.status.as_ref().map(|status| status.conditions.as_slice());
+    let verdict = overall(consumer, workload);
+    events::stalled(&context.recorder, &object.object_ref(&()), before.unwrap_or_default(), &verdict).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use jetwright_crds::conditions::{READY, Reason};
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        outcome::{Applied, Done, Remembered, Waiting},
+        workload::Own,
+    };
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    fn applied() -> Result {
+        let info = serde_json::from_value(json!({
+            "config": {}, "created": "1970-01-01T00:00:05Z", "stream_name": "orders", "name": "fulfilment",
+            "num_pending": 12, "num_ack_pending": 3, "num_redelivered": 1,
+        }));
+        let remembered = Remembered::default();
+        Ok(Told::Applied(Applied { done: Done::Created, info: Some(info.unwrap()), remembered }))
+    }
+
+    fn running(verdict: Verdict) -> WorkloadResult {
+        let own = Own { replicas: 2, selector: "a=b".into() };
+        Ok(Some(Running { own: Some(own), verdict }))
+    }
+
+    fn status(consumer: &Result, workload: &WorkloadResult) -> EventConsumerStatus {
+        advance(EventConsumerStatus::default(), Some(1), consumer, workload, &at(9))
+    }
+
+    fn condition(status: &EventConsumerStatus, type_: &str) -> Option<(String, String)> {
+        conditions::get(&status.conditions, type_).map(|known| (known.status.clone(), known.reason.clone()))
+    }
+
+    #[test]
+    fn ready_is_the_consumer_and_its_pods() {
+        let rolling = running(Verdict::reconciling(Reason::RollingOut, "1 of 2"));
+        let status = status(&applied(), &rolling);
+        assert_eq!(condition(&status, CONSUMER_READY), Some(("True".into(), "Reconciled".into())));
+        assert_eq!(condition(&status, WORKLOAD_READY), Some(("False".into(), "RollingOut".into())));
+        assert_eq!(condition(&status, READY), Some(("False".into(), "RollingOut".into())));
+        assert_eq!((status.lag, status.ack_pending, status.redelivered), (Some(12), Some(3), Some(1)));
+        assert_eq!((status.replicas, status.selector.as_deref()), (Some(2), Some("a=b")));
+    }
+
+    #[test]
+    fn without_a_workload_the_consumer_alone_counts() {
+        let status = status(&applied(), &Ok(None));
+        assert_eq!(condition(&status, WORKLOAD_READY), None);
+        assert_eq!(condition(&status, READY), Some(("True".into(), "Reconciled".into())));
+    }
+
+    #[test]
+    fn nobody_knows_of_a_consumer_while_nats_is_away() {
+        let message = "away".to_owned();
+        let waiting = Ok(Told::Waiting(Waiting { reason: Reason::Disconnected, message, stalled: false }));
+        let status = status(&waiting, &running(Verdict::ready("")));
+        assert_eq!(condition(&status, READY), Some(("Unknown".into(), "Disconnected".into())));
+        assert_eq!(condition(&status, WORKLOAD_READY), Some(("True".into(), "Reconciled".into())));
+    }
+}

@@ -1,0 +1,272 @@
+//! Runs the controllers: what wakes a reconcile, what surrounds it, and when it is tried again.
+//!
+//! A reconcile is woken by its object (not by writes of its status), by the mirror when JetStream has something else than before,
+//! by objects that it depends on, and at an interval.
+
+use std::{error::Error as StdError, fmt::Debug, future::Future, hash::Hash, sync::Arc, time::Duration};
+
+use futures::{Stream, StreamExt, future, stream};
+use jetwright_crds::{EventConsumer, EventStream};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        apps::v1::Deployment,
+        core::v1::{ConfigMap, Service},
+    },
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    core::DeserializeGuard,
+    runtime::{
+        Controller, Predicate, PredicateConfig, WatchStreamExt, controller,
+        controller::Action,
+        predicates,
+        reflector::{self, ObjectRef, Store},
+        watcher,
+    },
+};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use crate::{
+    consumer,
+    context::{Context, Key, Namespaces},
+    jetstream::Change,
+    outcome::{Category, Failure, chain},
+    stream as streams, undecodable,
+};
+
+/// Longest time that one reconcile may take: the Kubernetes client alone would try for many minutes.
+const DEADLINE: Duration = Duration::from_mins(1);
+
+type Guard<K> = DeserializeGuard<K>;
+
+/// Runs every controller until `stop`, with at most `concurrency` reconciles of each at once.
+pub async fn run(context: Arc<Context>, namespaces: &Namespaces, concurrency: u16, stop: CancellationToken) {
+    let scopes: Vec<Option<String>> = match namespaces {
+        Namespaces::All => vec![None],
+        Namespaces::Only(names) => names.iter().cloned().map(Some).collect(),
+    };
+    let controllers = scopes.into_iter().map(|namespace| {
+        let scope = Scope { client: context.client.clone(), namespace, concurrency, stop: stop.clone() };
+        let context = context.clone();
+        async move { future::join(run_streams(&scope, context.clone()), run_consumers(&scope, context)).await }
+    });
+    future::join_all(controllers).await;
+}
+
+/// Where a controller looks, and for how long.
+struct Scope {
+    client: Client,
+    /// None for all namespaces.
+    namespace: Option<String>,
+    concurrency: u16,
+    stop: CancellationToken,
+}
+
+impl Scope {
+    fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType: Default>,
+    {
+        match &self.namespace {
+            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
+            None => Api::all(self.client.clone()),
+        }
+    }
+
+    /// A controller of one kind, woken by its objects but not by their statuses.
+    fn controller<K>(&self) -> Controller<Guard<K>>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + Sync
+            + 'static,
+    {
+        let (reader, writer) = reflector::store::<Guard<K>>();
+        let declared = predicates::generation.combine(predicates::finalizers);
+        let objects = watcher(self.api::<Guard<K>>(), watcher::Config::default())
+            .default_backoff()
+            .reflect(writer)
+            .applied_objects()
+            .predicate_filter(declared, PredicateConfig::default());
+        Controller::for_stream(objects, reader)
+            .with_config(controller::Config::default().concurrency(self.concurrency))
+            .graceful_shutdown_on(self.stop.clone().cancelled_owned())
+    }
+}
+
+async fn run_streams(scope: &Scope, context: Arc<Context>) {
+    let controller = scope.controller::<EventStream>();
+    let named = |change: &Change, object: &EventStream| matches!(change, Change::Stream(name) if *name == streams::stream_name(object));
+    let changes = woken(context.mirror.changes(), controller.store(), named);
+    controller
+        .reconcile_on(changes)
+        .run(surrounded("stream", streams::reconcile), retry, context)
+        .for_each(|_| future::ready(()))
+        .await;
+}
+
+async fn run_consumers(scope: &Scope, context: Arc<Context>) {
+    let controller = scope.controller::<EventConsumer>();
+    let named = |change: &Change, object: &EventConsumer| matches!(change, Change::Consumer(name) if *name == consumer::consumer_name(object));
+    let changes = woken(context.mirror.changes(), controller.store(), named);
+    let (of_streams, of_workloads) = (controller.store(), controller.store());
+    let ours = watcher::Config::default().labels("app.kubernetes.io/managed-by=jetwright");
+    controller
+        .owns(scope.api::<Deployment>(), ours.clone())
+        .owns(scope.api::<Service>(), ours.clone())
+        .owns(scope.api::<ConfigMap>(), ours)
+        .watches(scope.api::<Guard<EventStream>>(), watcher::Config::default(), move |stream| {
+            let name = stream.name_any();
+            referring(&of_streams, stream.namespace(), |consumer| consumer.spec.stream_ref.name == name)
+        })
+        .watches(scope.api::<Guard<EventConsumer>>(), watcher::Config::default(), move |other| {
+            workload_neighbours(&of_workloads, &other)
+        })
+        .reconcile_on(changes)
+        .run(surrounded("consumer", consumer::reconcile), retry, context)
+        .for_each(|_| future::ready(()))
+        .await;
+}
+
+/// The objects that a change of the mirror is about.
+fn woken<K>(
+    changes: impl Stream<Item = Change> + Send + 'static,
+    store: Store<Guard<K>>,
+    named: impl Fn(&Change, &K) -> bool + Send + 'static,
+) -> impl Stream<Item = ObjectRef<Guard<K>>> + Send + 'static
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+{
+    changes.flat_map(move |change| {
+        let about = |object: &K| change == Change::Everything || named(&change, object);
+        stream::iter(matching(&store, about))
+    })
+}
+
+/// The consumers of a namespace that refer to something.
+fn referring(
+    store: &Store<Guard<EventConsumer>>,
+    namespace: Option<String>,
+    refers: impl Fn(&EventConsumer) -> bool,
+) -> Vec<ObjectRef<Guard<EventConsumer>>> {
+    matching(store, |consumer| consumer.metadata.namespace == namespace && refers(consumer))
+}
+
+/// The consumer whose pods this one uses, and those that use this one's.
+fn workload_neighbours(
+    store: &Store<Guard<EventConsumer>>,
+    other: &Guard<EventConsumer>,
+) -> Vec<ObjectRef<Guard<EventConsumer>>> {
+    let name = other.name_any();
+    let host = other.0.as_ref().ok().and_then(|other| other.spec.workload_ref.clone());
+    referring(store, other.namespace(), |consumer| {
+        let guest = consumer.spec.workload_ref.as_ref().is_some_and(|reference| reference.name == name);
+        guest || host.as_ref().is_some_and(|host| host.name == consumer.name_any())
+    })
+}
+
+fn matching<K>(store: &Store<Guard<K>>, wanted: impl Fn(&K) -> bool) -> Vec<ObjectRef<Guard<K>>>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + 'static,
+    <K as Resource>::DynamicType: Eq + Hash + Clone,
+{
+    let objects = store.state();
+    let wanted = objects.iter().filter(|guard| guard.0.as_ref().is_ok_and(&wanted));
+    wanted.map(|guard| ObjectRef::from_obj(guard.as_ref())).collect()
+}
+
+/// How a reconcile ended that did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    /// A step failed.
+    #[error("{}", chain(source.as_ref()))]
+    Failed {
+        /// What it means for the next try.
+        category: Category,
+        /// The step's error.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// It took too long and was given up.
+    #[error("the reconcile took longer than {DEADLINE:?}")]
+    TimedOut,
+}
+
+impl Ended {
+    fn category(&self) -> Category {
+        match self {
+            Self::Failed { category, .. } => *category,
+            Self::TimedOut => Category::Retry,
+        }
+    }
+}
+
+/// Puts what every reconcile needs around it: a span, a deadline, metrics, and an answer for objects that cannot be read.
+fn surrounded<K, F, E>(
+    controller: &'static str,
+    reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + Sync + 'static,
+) -> impl FnMut(Arc<Guard<K>>, Arc<Context>) -> future::BoxFuture<'static, Result<Action, Ended>>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+    F: Future<Output = Result<Action, E>> + Send + 'static,
+    E: Failure,
+{
+    move |guard: Arc<Guard<K>>, context: Arc<Context>| {
+        let reconcile = reconcile.clone();
+        let span = tracing::info_span!(
+            "reconcile",
+            controller,
+            namespace = guard.namespace(),
+            name = guard.name_any(),
+            generation = guard.meta().generation,
+        );
+        let work = async move {
+            let started = Instant::now();
+            let result = match &guard.0 {
+                Ok(object) => {
+                    tokio::time::timeout(DEADLINE, reconcile(Arc::new(object.clone()), context.clone()))
+                        .await
+                        .map_err(|_| Ended::TimedOut)
+                        .and_then(|result| {
+                            result.map_err(|error| Ended::Failed {
+                                category: error.category(),
+                                source: Box::new(error),
+                            })
+                        })
+                }
+                Err(invalid) => undecodable::tell::<K>(invalid, &context).await.map_err(|error| {
+                    Ended::Failed { category: Category::of_kubernetes(&error), source: Box::new(error) }
+                }),
+            };
+            let outcome = result.as_ref().map_or_else(|ended| ended.category().as_str(), |_| "ok");
+            context.metrics.reconciled(controller, outcome, started.elapsed());
+            match &result {
+                Ok(_) => context.failures.clear(&key(guard.as_ref())),
+                Err(ended) if ended.category() == Category::Conflict => {
+                    tracing::info!(error = %ended, "somebody else was faster; looking again");
+                }
+                Err(ended) => tracing::warn!(error = %ended, outcome, "the reconcile failed"),
+            }
+            result
+        };
+        Box::pin(work.instrument(span))
+    }
+}
+
+fn retry<K>(guard: Arc<Guard<K>>, ended: &Ended, context: Arc<Context>) -> Action
+where
+    K: Resource<DynamicType = ()> + Clone + Debug,
+{
+    Action::requeue(context.failures.delay(key(guard.as_ref()), ended.category()))
+}
+
+fn key<K: Resource<DynamicType = ()> + Clone + Debug>(guard: &Guard<K>) -> Key {
+    let kind = if K::kind(&()) == EventStream::kind(&()) { "EventStream" } else { "EventConsumer" };
+    (kind, guard.namespace().unwrap_or_default(), guard.name_any())
+}

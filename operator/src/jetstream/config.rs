@@ -1,0 +1,109 @@
+//! A configuration of a stream or a consumer, as the JSON object that `$JS.API` has for it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::fields::Field;
+
+/// Key prefix of the metadata that the server keeps for itself.
+const SERVERS_OWN: &str = "_nats.";
+/// Name of the field that holds metadata.
+pub const METADATA: &str = "metadata";
+
+/// A configuration, whole: fields that this version does not know are kept as they are.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Config(Map<String, Value>);
+
+impl Config {
+    /// Sets a field.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.0.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// The value of a field, if it is there.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        self.0.get(name)
+    }
+
+    /// The value of a field, or its default where the field is absent or empty, since servers write one or the other.
+    #[must_use]
+    pub fn effective(&self, field: &Field) -> Value {
+        match self.0.get(field.name) {
+            Some(value) if !is_empty(value) => value.clone(),
+            _ => field.default.value(),
+        }
+    }
+
+    /// The metadata, the server's own keys left out.
+    #[must_use]
+    pub fn metadata(&self) -> BTreeMap<&str, &str> {
+        let pairs = self.0.get(METADATA).and_then(Value::as_object).into_iter().flatten();
+        pairs
+            .filter(|(key, _)| !key.starts_with(SERVERS_OWN))
+            .filter_map(|(key, value)| Some((key.as_str(), value.as_str()?)))
+            .collect()
+    }
+
+    /// This configuration laid over what there is: every field of the table is as here or gone, fields that the table does not
+    /// know stay as they are, and so do the metadata of others.
+    #[must_use]
+    pub fn over(&self, actual: &Self, table: &[Field]) -> Self {
+        let mut merged = actual.clone();
+        for field in table {
+            match self.0.get(field.name) {
+                Some(value) => merged.0.insert(field.name.to_owned(), value.clone()),
+                None => merged.0.remove(field.name),
+            };
+        }
+        let mut metadata = actual.metadata();
+        metadata.extend(self.metadata());
+        merged.0.insert(METADATA.to_owned(), serde_json::json!(metadata));
+        merged
+    }
+}
+
+/// Whether a server would leave the value out or fill in its default.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Number(number) => number.as_i64() == Some(0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.values().all(is_empty),
+        Value::Bool(true) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::jetstream::fields;
+
+    fn config(value: Value) -> Config {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_merge_drops_known_fields_and_keeps_unknown_ones_and_foreign_metadata() {
+        let actual = config(json!({
+            "name": "orders", "max_age": 5, "from_the_future": {"x": 1},
+            "metadata": {"team": "red", "jetwright.dev/owner": "old", "_nats.level": "2"},
+        }));
+        let desired = config(json!({"name": "orders", "metadata": {"jetwright.dev/owner": "new"}}));
+        assert_eq!(
+            desired.over(&actual, fields::STREAM),
+            config(json!({
+                "name": "orders", "from_the_future": {"x": 1},
+                "metadata": {"team": "red", "jetwright.dev/owner": "new"},
+            }))
+        );
+    }
+}

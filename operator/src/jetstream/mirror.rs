@@ -1,0 +1,299 @@
+//! What JetStream has, as far as it is known: filled by lists and answers, kept true by [`super::watch`].
+//!
+//! A reconcile holds the entry of its stream or consumer while it works, so that no two write to the same thing, and a
+//! reconcile that finds nothing to change asks NATS nothing.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures::{Stream, StreamExt, future, stream};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, broadcast};
+
+use super::{Api, ApiError, Config, ConsumerInfo, StreamInfo};
+
+/// Changes that a listener may lag behind before it is told to look at everything.
+const CHANGES: usize = 4096;
+/// Questions to JetStream at once while the mirror is brought up to date.
+const AT_ONCE: usize = 16;
+
+/// What is known of a stream or a consumer.
+#[derive(Clone, Debug, Default)]
+pub enum Seen<T> {
+    /// Nothing: JetStream has to be asked.
+    #[default]
+    Unknown,
+    /// JetStream said that it does not exist.
+    Absent,
+    /// It is as JetStream last described it.
+    Present(Arc<T>),
+}
+
+impl<T> Seen<T> {
+    /// What JetStream has, where it has it.
+    #[must_use]
+    pub fn present(&self) -> Option<&T> {
+        match self {
+            Self::Present(info) => Some(info),
+            Self::Unknown | Self::Absent => None,
+        }
+    }
+}
+
+impl<T> From<Option<T>> for Seen<T> {
+    fn from(found: Option<T>) -> Self {
+        found.map_or(Self::Absent, |info| Self::Present(Arc::new(info)))
+    }
+}
+
+/// Something in JetStream is other than it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The stream of this name.
+    Stream(String),
+    /// The consumer of this durable name.
+    Consumer(String),
+    /// Anything: the connection came, went, or may have missed something.
+    Everything,
+}
+
+/// Stream and durable name.
+pub type ConsumerKey = (String, String);
+
+type Entry<T> = Arc<AsyncMutex<Seen<T>>>;
+type Entries<K, T> = Mutex<HashMap<K, Entry<T>>>;
+
+/// An entry that is held: nobody else reads or writes it, nor the thing it stands for.
+pub type Held<T> = OwnedMutexGuard<Seen<T>>;
+
+/// What JetStream has over one connection. Clones share it.
+#[derive(Clone)]
+pub struct Mirror(Arc<Inner>);
+
+struct Inner {
+    api: Api,
+    streams: Entries<String, StreamInfo>,
+    consumers: Entries<ConsumerKey, ConsumerInfo>,
+    changes: broadcast::Sender<Change>,
+}
+
+impl Mirror {
+    /// A mirror that knows nothing yet.
+    #[must_use]
+    pub fn new(api: Api) -> Self {
+        let (changes, _) = broadcast::channel(CHANGES);
+        Self(Arc::new(Inner { api, streams: Mutex::default(), consumers: Mutex::default(), changes }))
+    }
+
+    /// The API behind it.
+    #[must_use]
+    pub fn api(&self) -> &Api {
+        &self.0.api
+    }
+
+    /// Changes from now on; a listener that falls behind is told [`Change::Everything`].
+    pub fn changes(&self) -> impl Stream<Item = Change> + Send + 'static {
+        stream::unfold(self.0.changes.subscribe(), |mut receiver| async move {
+            match receiver.recv().await {
+                Ok(change) => Some((change, receiver)),
+                Err(broadcast::error::RecvError::Lagged(_)) => Some((Change::Everything, receiver)),
+                Err(broadcast::error::RecvError::Closed) => None,
+            }
+        })
+    }
+
+    /// Tells every listener.
+    pub fn announce(&self, change: Change) {
+        // Nobody listens while no controller runs, as on a standby.
+        let _ = self.0.changes.send(change);
+    }
+
+    /// Holds a stream's entry; JetStream is asked only where nothing is known.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream has to be asked and does not answer.
+    pub async fn hold_stream(&self, name: &str) -> Result<Held<StreamInfo>, ApiError> {
+        let mut held = entry(&self.0.streams, name.to_owned()).lock_owned().await;
+        if matches!(*held, Seen::Unknown) {
+            self.look_at_stream(name, &mut held).await?;
+        }
+        Ok(held)
+    }
+
+    /// Asks JetStream again about a held stream; nobody is told, since who holds it sees it.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer; the entry is unknown then.
+    pub async fn look_at_stream(&self, name: &str, held: &mut Held<StreamInfo>) -> Result<(), ApiError> {
+        **held = Seen::Unknown;
+        **held = self.0.api.stream_info(name).await?.into();
+        Ok(())
+    }
+
+    /// Holds a consumer's entry; JetStream is asked only where nothing is known.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream has to be asked and does not answer.
+    pub async fn hold_consumer(&self, stream: &str, name: &str) -> Result<Held<ConsumerInfo>, ApiError> {
+        let key = (stream.to_owned(), name.to_owned());
+        let mut held = entry(&self.0.consumers, key).lock_owned().await;
+        if matches!(*held, Seen::Unknown) {
+            self.look_at_consumer(stream, name, &mut held).await?;
+        }
+        Ok(held)
+    }
+
+    /// Asks JetStream again about a held consumer; nobody is told, since who holds it sees it.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer; the entry is unknown then.
+    pub async fn look_at_consumer(
+        &self,
+        stream: &str,
+        name: &str,
+        held: &mut Held<ConsumerInfo>,
+    ) -> Result<(), ApiError> {
+        **held = Seen::Unknown;
+        **held = self.0.api.consumer_info(stream, name).await?.into();
+        Ok(())
+    }
+
+    /// Whether anything asked for this stream.
+    #[must_use]
+    pub fn knows_stream(&self, name: &str) -> bool {
+        locked(&self.0.streams).contains_key(name)
+    }
+
+    /// Whether anything asked for this consumer.
+    #[must_use]
+    pub fn knows_consumer(&self, key: &ConsumerKey) -> bool {
+        locked(&self.0.consumers).contains_key(key)
+    }
+
+    /// No object declares this stream any more.
+    pub fn forget_stream(&self, name: &str) {
+        locked(&self.0.streams).remove(name);
+    }
+
+    /// No object declares this consumer any more.
+    pub fn forget_consumer(&self, stream: &str, name: &str) {
+        locked(&self.0.consumers).remove(&(stream.to_owned(), name.to_owned()));
+    }
+
+    /// Asks JetStream about a stream, and announces it where it is other than it was.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer.
+    pub async fn refresh_stream(&self, name: &str) -> Result<(), ApiError> {
+        let mut held = entry(&self.0.streams, name.to_owned()).lock_owned().await;
+        let before = held.clone();
+        self.look_at_stream(name, &mut held).await?;
+        if !same(&before, &held, |info| (&info.config, &info.created)) {
+            self.announce(Change::Stream(name.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Asks JetStream about a consumer, and announces it where it is other than it was.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer.
+    pub async fn refresh_consumer(&self, key: &ConsumerKey) -> Result<(), ApiError> {
+        let mut held = entry(&self.0.consumers, key.clone()).lock_owned().await;
+        let before = held.clone();
+        self.look_at_consumer(&key.0, &key.1, &mut held).await?;
+        if !same(&before, &held, |info| (&info.config, &info.created)) {
+            self.announce(Change::Consumer(key.1.clone()));
+        }
+        Ok(())
+    }
+
+    /// Forgets what is known of every stream and consumer: while the connection was away, anything may have changed.
+    pub async fn doubt_everything(&self) {
+        for held in all(&self.0.streams) {
+            *held.1.lock().await = Seen::Unknown;
+        }
+        for held in all(&self.0.consumers) {
+            *held.1.lock().await = Seen::Unknown;
+        }
+    }
+
+    /// Compares all that is known with JetStream: streams by lists of 256, what a list misses and the consumers one by one.
+    /// A stream that a list misses is not gone: its servers may be away.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer; what was compared until then stays.
+    pub async fn refresh_everything(&self) -> Result<(), ApiError> {
+        let mut missed: HashMap<_, _> = all(&self.0.streams).into_iter().collect();
+        let mut offset = 0;
+        loop {
+            let page = self.0.api.stream_page(offset).await?;
+            let streams = page.streams.unwrap_or_default();
+            if streams.is_empty() {
+                break;
+            }
+            offset += streams.len();
+            for info in streams {
+                let name = name_of(&info.config);
+                if let Some(entry) = missed.remove(&name) {
+                    self.store_stream(name, &entry, info).await;
+                }
+            }
+        }
+        let streams = stream::iter(missed.into_keys());
+        let streams = streams.map(|name| async move { self.refresh_stream(&name).await });
+        let consumers = stream::iter(all(&self.0.consumers));
+        let consumers = consumers.map(|(key, _)| async move { self.refresh_consumer(&key).await });
+        streams
+            .map(future::Either::Left)
+            .chain(consumers.map(future::Either::Right))
+            .buffer_unordered(AT_ONCE)
+            .fold(Ok(()), |all, one| future::ready(all.and(one)))
+            .await
+    }
+
+    async fn store_stream(&self, name: String, entry: &Entry<StreamInfo>, info: StreamInfo) {
+        let mut held = entry.lock().await;
+        let fresh = Seen::Present(Arc::new(info));
+        let changed = !same(&held, &fresh, |info| (&info.config, &info.created));
+        *held = fresh;
+        drop(held);
+        if changed {
+            self.announce(Change::Stream(name));
+        }
+    }
+}
+
+fn name_of(config: &Config) -> String {
+    config.get("name").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+}
+
+fn locked<K, T>(entries: &Entries<K, T>) -> std::sync::MutexGuard<'_, HashMap<K, Entry<T>>> {
+    entries.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn entry<K: Eq + Hash, T>(entries: &Entries<K, T>, key: K) -> Entry<T> {
+    locked(entries).entry(key).or_default().clone()
+}
+
+fn all<K: Clone + Eq + Hash, T>(entries: &Entries<K, T>) -> Vec<(K, Entry<T>)> {
+    locked(entries).iter().map(|(key, entry)| (key.clone(), entry.clone())).collect()
+}
+
+/// Whether what is known is the same in what a declaration is about; the figures change all the time.
+fn same<'a, T, D: PartialEq>(before: &'a Seen<T>, after: &'a Seen<T>, declared: impl Fn(&'a T) -> D) -> bool {
+    match (before, after) {
+        (Seen::Present(before), Seen::Present(after)) => declared(before) == declared(after),
+        (Seen::Absent, Seen::Absent) => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,16 @@
+//! What the operator knows of JetStream, and how it asks for more.
+//!
+//! [`api`] speaks `$JS.API` as JSON and keeps fields that it does not know; [`fields`] is the table of what a configuration
+//! consists of and what the server lets change; [`mirror`] remembers what JetStream has; [`watch`] keeps the mirror
+//! true by listening to advisories.
+
+pub mod api;
+pub mod config;
+pub mod diff;
+pub mod fields;
+pub mod mirror;
+pub mod watch;
+
+pub use api::{Api, ApiError, ConsumerInfo, StreamInfo};
+pub use config::Config;
+pub use mirror::{Change, Mirror, Seen};

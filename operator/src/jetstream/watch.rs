@@ -1,0 +1,226 @@
+//! Keeps the mirror true: listens to JetStream's advisories, and compares everything now and then.
+//!
+//! Streams and consumers tell of their making, changing and end by advisories of their own, except for changes of consumers,
+//! which only the audit of the API tells. Advisories are plain messages that can be lost, hence the comparison at every
+//! connect and at an interval.
+
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt, stream};
+use rand::RngExt as _;
+use serde::Deserialize;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::mirror::{Change, ConsumerKey, Mirror};
+use crate::connection::{Link, Nats};
+
+/// Advisories that tell of streams and consumers, and the audit of the API.
+const SUBJECTS: [&str; 3] =
+    ["$JS.EVENT.ADVISORY.STREAM.*.>", "$JS.EVENT.ADVISORY.CONSUMER.*.>", "$JS.EVENT.ADVISORY.API"];
+/// Questions to JetStream at once.
+const AT_ONCE: usize = 16;
+/// Names that may wait for their question; more than that are caught by a comparison.
+const QUEUE: usize = 8192;
+/// Delay before a comparison that failed is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
+
+/// What an advisory is about.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum About {
+    Stream(String),
+    Consumer(ConsumerKey),
+}
+
+/// Runs until `stop`: follows advisories, and compares everything at each connect and every `interval`, jittered by a tenth.
+pub async fn run(mirror: Mirror, nats: Nats, interval: Duration, stop: CancellationToken) {
+    let (names, queue) = mpsc::channel(QUEUE);
+    let waiting = Waiting::default();
+    let work = async {
+        tokio::join!(
+            listen(&nats, &mirror, &waiting, names),
+            refresh(&mirror, &waiting, queue),
+            compare(&mirror, nats.link(), interval),
+        )
+    };
+    stop.run_until_cancelled(work).await;
+}
+
+/// Names that wait for their question, so that ten advisories of one stream make one question.
+#[derive(Clone, Default)]
+struct Waiting(Arc<Mutex<HashSet<About>>>);
+
+impl Waiting {
+    fn names(&self) -> MutexGuard<'_, HashSet<About>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn listen(nats: &Nats, mirror: &Mirror, waiting: &Waiting, names: mpsc::Sender<About>) {
+    let mut messages = advisories(nats).await;
+    while let Some(message) = messages.next().await {
+        let Some(about) = about(&message.subject, &message.payload, nats.name()) else { continue };
+        let known = match &about {
+            About::Stream(name) => mirror.knows_stream(name),
+            About::Consumer(key) => mirror.knows_consumer(key),
+        };
+        if known && waiting.names().insert(about.clone()) && names.try_send(about.clone()).is_err() {
+            waiting.names().remove(&about);
+        }
+    }
+}
+
+/// Subscriptions outlive the connection: the client makes them again.
+async fn advisories(nats: &Nats) -> impl Stream<Item = async_nats::Message> + use<> {
+    let mut all = Vec::new();
+    for subject in SUBJECTS {
+        match nats.client().subscribe(subject).await {
+            Ok(messages) => all.push(messages),
+            Err(error) => {
+                tracing::error!(subject, %error, "cannot listen; changes are found by comparison only")
+            }
+        }
+    }
+    stream::select_all(all)
+}
+
+async fn refresh(mirror: &Mirror, waiting: &Waiting, queue: mpsc::Receiver<About>) {
+    let queue = stream::unfold(queue, |mut queue| async move { Some((queue.recv().await?, queue)) });
+    let refresh_one = |about: About| async move {
+        waiting.names().remove(&about);
+        let done = match &about {
+            About::Stream(name) => mirror.refresh_stream(name).await,
+            About::Consumer(key) => mirror.refresh_consumer(key).await,
+        };
+        if let Err(error) = done {
+            tracing::debug!(?about, %error, "will be compared later");
+            mirror.announce(match about {
+                About::Stream(name) => Change::Stream(name),
+                About::Consumer((_, name)) => Change::Consumer(name),
+            });
+        }
+    };
+    queue.for_each_concurrent(AT_ONCE, refresh_one).await;
+}
+
+async fn compare(mirror: &Mirror, mut link: watch::Receiver<Link>, interval: Duration) {
+    loop {
+        let connected = link.borrow_and_update().connected;
+        let mut pause = interval.mul_f64(rand::rng().random_range(0.9..1.1));
+        if connected {
+            if let Err(error) = mirror.refresh_everything().await {
+                tracing::warn!(%error, "JetStream could not be compared; trying again");
+                pause = TRY_AGAIN;
+            }
+        }
+        let changed = tokio::time::timeout(pause, link.changed()).await;
+        match changed {
+            Ok(Err(_)) => return,
+            Ok(Ok(())) => {
+                mirror.doubt_everything().await;
+                mirror.announce(Change::Everything);
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Advisory {
+    stream: Option<String>,
+    consumer: Option<String>,
+    /// Subject of the API request, in an audit.
+    subject: Option<String>,
+    client: Option<Client>,
+}
+
+#[derive(Deserialize)]
+struct Client {
+    name: Option<String>,
+}
+
+/// What to ask JetStream about, or None for what changes nothing or was our own doing.
+fn about(subject: &str, payload: &[u8], own_name: &str) -> Option<About> {
+    let advisory: Advisory = serde_json::from_slice(payload).ok()?;
+    let kind = subject.strip_prefix("$JS.EVENT.ADVISORY.")?;
+    if kind == "API" {
+        let own = advisory.client.and_then(|client| client.name).is_some_and(|name| name == own_name);
+        return if own { None } else { audited(&advisory.subject?) };
+    }
+    match (kind.split('.').next()?, kind.split('.').nth(1)?) {
+        ("STREAM", "CREATED" | "UPDATED" | "DELETED" | "RESTORE_COMPLETE") => {
+            Some(About::Stream(advisory.stream?))
+        }
+        ("CONSUMER", "CREATED" | "DELETED" | "PAUSE") => {
+            Some(About::Consumer((advisory.stream?, advisory.consumer?)))
+        }
+        _ => None,
+    }
+}
+
+/// What a request to the API changed: consumers have no advisory of their changes. A domain stands before `API`.
+fn audited(subject: &str) -> Option<About> {
+    let request = subject.strip_prefix("$JS.")?;
+    let request = request.strip_prefix("API.").or_else(|| Some(request.split_once(".API.")?.1))?;
+    let tokens: Vec<_> = request.split('.').collect();
+    match tokens[..] {
+        ["CONSUMER", "CREATE" | "RESET", stream, name, ..]
+        | ["CONSUMER", "DURABLE", "CREATE", stream, name] => {
+            Some(About::Consumer((stream.to_owned(), name.to_owned())))
+        }
+        ["STREAM", "CREATE" | "UPDATE" | "DELETE" | "PURGE", name] => Some(About::Stream(name.to_owned())),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(name: &str) -> Option<About> {
+        Some(About::Stream(name.to_owned()))
+    }
+
+    fn consumer(stream: &str, name: &str) -> Option<About> {
+        Some(About::Consumer((stream.to_owned(), name.to_owned())))
+    }
+
+    #[test]
+    fn advisories_tell_which_stream_or_consumer_to_look_at() {
+        let payload = br#"{"stream":"orders","consumer":"billing","action":"delete"}"#;
+        let of = |subject: &str| about(subject, payload, "me");
+        assert_eq!(of("$JS.EVENT.ADVISORY.STREAM.UPDATED.orders"), stream("orders"));
+        assert_eq!(of("$JS.EVENT.ADVISORY.CONSUMER.DELETED.orders.billing"), consumer("orders", "billing"));
+        assert_eq!(of("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.orders"), None);
+        assert_eq!(of("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.orders.billing"), None);
+    }
+
+    #[test]
+    fn the_audit_of_the_api_tells_what_others_changed() {
+        let of = |request: &str, by: &str| {
+            let payload = serde_json::json!({"subject": request, "client": {"name": by}}).to_string();
+            about("$JS.EVENT.ADVISORY.API", payload.as_bytes(), "me")
+        };
+        assert_eq!(
+            of("$JS.API.CONSUMER.CREATE.orders.billing.orders.*.placed", "nats"),
+            consumer("orders", "billing")
+        );
+        assert_eq!(
+            of("$JS.hub.API.CONSUMER.DURABLE.CREATE.orders.billing", "nats"),
+            consumer("orders", "billing")
+        );
+        assert_eq!(of("$JS.API.STREAM.PURGE.orders", "nats"), stream("orders"));
+        assert_eq!(of("$JS.API.STREAM.UPDATE.orders", "me"), None);
+        assert_eq!(of("$JS.API.STREAM.INFO.orders", "nats"), None);
+    }
+
+    #[test]
+    fn what_is_no_advisory_is_passed_over() {
+        assert_eq!(about("$JS.EVENT.ADVISORY.API", b"{", "me"), None);
+        assert_eq!(about("$JS.EVENT.ADVISORY.STREAM.UPDATED.x", b"{}", "me"), None);
+    }
+}

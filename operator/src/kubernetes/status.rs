@@ -1,0 +1,188 @@
+//! Statuses: the conditions that every kind has, and the write.
+
+use std::fmt::Debug;
+
+use jetwright_crds::conditions::{self, READY, RECONCILING, Reason, STALLED, State};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use crate::outcome::{Applied, Category, Done, Failure, Told, chain, listed};
+
+/// Field manager of everything that the operator applies.
+pub const FIELD_MANAGER: &str = "jetwright";
+
+/// Now, in whole seconds as Kubernetes writes times.
+#[must_use]
+pub fn now() -> Time {
+    let now = Timestamp::now();
+    Time(Timestamp::from_second(now.as_second()).unwrap_or(now))
+}
+
+/// What an object's conditions are to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether all is as declared; None where nobody knows.
+    pub ready: Option<bool>,
+    /// Why.
+    pub reason: Reason,
+    /// Why in words.
+    pub message: String,
+    /// Whether work goes on, nothing more happens, or neither.
+    pub phase: Phase,
+}
+
+/// What happens next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing needs to.
+    Settled,
+    /// Work goes on.
+    Reconciling,
+    /// Nothing, until somebody changes something.
+    Stalled,
+}
+
+impl Verdict {
+    /// All is as declared.
+    #[must_use]
+    pub fn ready(message: impl Into<String>) -> Self {
+        Self { ready: Some(true), reason: Reason::Reconciled, message: message.into(), phase: Phase::Settled }
+    }
+
+    /// Something waits for somebody's change.
+    #[must_use]
+    pub fn stalled(reason: Reason, message: impl Into<String>) -> Self {
+        Self { ready: Some(false), reason, message: message.into(), phase: Phase::Stalled }
+    }
+
+    /// Work goes on.
+    #[must_use]
+    pub fn reconciling(reason: Reason, message: impl Into<String>) -> Self {
+        Self { ready: Some(false), reason, message: message.into(), phase: Phase::Reconciling }
+    }
+
+    /// The condition by itself, as a part of a larger verdict.
+    #[must_use]
+    pub fn state(&self) -> State {
+        State { status: self.ready, reason: self.reason, message: self.message.clone() }
+    }
+}
+
+/// What a reconcile of something in JetStream means for its conditions.
+pub fn verdict<I, E: Failure>(result: &Result<Told<I>, E>, when_ready: &str) -> Verdict {
+    match result {
+        Ok(Told::Applied(Applied { done: Done::Blocked(blocked), .. })) => {
+            Verdict::stalled(blocked.reason, &blocked.message)
+        }
+        Ok(Told::Applied(_)) => Verdict::ready(when_ready),
+        Ok(Told::Invalid(problems)) => Verdict::stalled(Reason::Invalid, listed(problems)),
+        Ok(Told::Waiting(waiting)) if waiting.stalled => Verdict::stalled(waiting.reason, &waiting.message),
+        Ok(Told::Waiting(waiting)) if waiting.reason == Reason::Disconnected => {
+            Verdict { ready: None, ..Verdict::reconciling(waiting.reason, &waiting.message) }
+        }
+        Ok(Told::Waiting(waiting)) => Verdict::reconciling(waiting.reason, &waiting.message),
+        Err(error) if error.category() == Category::Refused => {
+            Verdict::stalled(Reason::Refused, chain(error))
+        }
+        Err(error) => Verdict::reconciling(Reason::Failed, chain(error)),
+    }
+}
+
+/// A time of JetStream's as Kubernetes writes times; anything finer would differ from what is read back.
+#[must_use]
+pub fn whole_seconds(time: &str) -> Option<Time> {
+    let time: Timestamp = time.parse().ok()?;
+    Timestamp::from_second(time.as_second()).ok().map(Time)
+}
+
+/// Sets Ready, Reconciling and Stalled.
+pub fn conclude(list: &mut Vec<Condition>, verdict: &Verdict, generation: Option<i64>, now: &Time) {
+    conditions::set(list, READY, verdict.state(), generation, now);
+    for (type_, holds) in
+        [(RECONCILING, verdict.phase == Phase::Reconciling), (STALLED, verdict.phase == Phase::Stalled)]
+    {
+        // A condition that does not hold says nothing of its own.
+        let state = if holds {
+            State { status: Some(true), ..verdict.state() }
+        } else {
+            State { status: Some(false), reason: Reason::Reconciled, message: String::new() }
+        };
+        conditions::set(list, type_, state, generation, now);
+    }
+}
+
+/// A status of any kind, as JSON, with Ready, Reconciling and Stalled set.
+#[must_use]
+pub fn concluded(mut status: Value, verdict: &Verdict, generation: Option<i64>) -> Value {
+    let known = status.get("conditions").cloned().unwrap_or_else(|| json!([]));
+    let mut conditions: Vec<Condition> = serde_json::from_value(known).unwrap_or_default();
+    conclude(&mut conditions, verdict, generation, &now());
+    status["conditions"] = json!(conditions);
+    status["observedGeneration"] = json!(generation);
+    status
+}
+
+/// Times that a status is decided anew because its object changed meanwhile.
+const TRIES: usize = 4;
+
+/// Writes the status that `next` makes of an object, whole; None leaves it as it is. It is decided on the newest object: one that was
+/// read from a cache may be older than the last write, whose news would get lost. True where something was written.
+///
+/// # Errors
+///
+/// When Kubernetes refuses; an object that is gone is no error.
+pub async fn write<K, S>(
+    api: &Api<K>,
+    object: &K,
+    kind: &K::DynamicType,
+    next: impl Fn(&K) -> Option<S>,
+) -> Result<bool, kube::Error>
+where
+    K: Resource + Clone + Debug + DeserializeOwned,
+    S: Serialize,
+{
+    let mut newest = None;
+    for _ in 0..TRIES {
+        let object = newest.as_ref().unwrap_or(object);
+        let Some(status) = next(object) else { return Ok(false) };
+        match write_once(api, object, kind, &status).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(false),
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            written => return written.map(|()| true),
+        }
+        let Some(found) = api.get_opt(&object.name_any()).await? else { return Ok(false) };
+        // Another object of the same name took its place; it has a reconcile of its own.
+        if found.uid() != object.uid() {
+            return Ok(false);
+        }
+        newest = Some(found);
+    }
+    // Somebody writes all the time; the next reconcile tries again.
+    Ok(false)
+}
+
+async fn write_once<K>(
+    api: &Api<K>,
+    object: &K,
+    kind: &K::DynamicType,
+    status: &impl Serialize,
+) -> Result<(), kube::Error>
+where
+    K: Resource + Clone + Debug + DeserializeOwned,
+{
+    let patch = json!({
+        "apiVersion": K::api_version(kind), "kind": K::kind(kind),
+        "metadata": {
+            "name": object.name_any(), "uid": object.uid(), "resourceVersion": object.resource_version(),
+        },
+        "status": status,
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    api.patch_status(&object.name_any(), &params, &Patch::Apply(patch)).await.map(drop)
+}

@@ -1,0 +1,82 @@
+//! Which of several operators acts: the one that holds a Lease. There is no fencing, so a process that loses it ends at once, and
+//! every write is decided on what JetStream has at that moment.
+
+use std::time::Duration;
+
+use kube::Client;
+use kube_lease_manager::{LeaseManagerBuilder, LeaseManagerError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::config::LeaderArguments;
+
+/// How long a lease holds after its holder was last heard of, in seconds.
+const LEASE: u64 = 15;
+/// How long before its end the holder renews it, in seconds.
+const RENEW_BEFORE: u64 = 5;
+/// How long a stopping leader waits for its lease to be given back.
+const RELEASE: Duration = Duration::from_secs(3);
+
+/// Why leadership cannot be asked for.
+#[derive(Debug, thiserror::Error)]
+#[error("the Lease {namespace}/{name} cannot be used")]
+pub struct Error {
+    namespace: String,
+    name: String,
+    source: LeaseManagerError,
+}
+
+/// Leadership, held until it is given back or lost.
+pub struct Leadership {
+    held: watch::Receiver<bool>,
+    task: tokio::task::JoinHandle<Result<kube_lease_manager::LeaseManager, LeaseManagerError>>,
+}
+
+impl Leadership {
+    /// Waits until this process leads; None where `stop` comes first.
+    ///
+    /// # Errors
+    ///
+    /// When the Lease cannot be made or read.
+    pub async fn acquire(
+        client: Client,
+        arguments: &LeaderArguments,
+        stop: &CancellationToken,
+    ) -> Result<Option<Self>, Error> {
+        let namespace =
+            arguments.lease_namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+        let name = arguments.lease_name.clone();
+        let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "operator".to_owned());
+        let identity = arguments.identity.clone().unwrap_or_else(|| format!("{host}-{}", Uuid::new_v4()));
+        tracing::info!(namespace, name, identity, "waiting for leadership");
+        let manager = LeaseManagerBuilder::new(client, &name)
+            .with_namespace(&namespace)
+            .with_identity(identity)
+            .with_duration(LEASE)
+            .with_grace(RENEW_BEFORE)
+            .build()
+            .await
+            .map_err(|source| Error { namespace, name, source })?;
+        let (mut held, task) = manager.watch().await;
+        let leading = async { held.wait_for(|held| *held).await.is_ok() };
+        match stop.run_until_cancelled(leading).await {
+            Some(true) => Ok(Some(Self { held, task })),
+            // The task ended without a lease: it is the caller's to end the process.
+            Some(false) | None => Ok(None),
+        }
+    }
+
+    /// Ends when leadership is lost.
+    pub async fn lost(&mut self) {
+        let _ = self.held.wait_for(|held| !held).await;
+    }
+
+    /// Gives the lease back, so that the next one need not wait for its end.
+    pub async fn release(self) {
+        drop(self.held);
+        if tokio::time::timeout(RELEASE, self.task).await.is_err() {
+            tracing::warn!("the lease was not given back; the next leader waits {LEASE} s for its end");
+        }
+    }
+}

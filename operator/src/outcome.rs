@@ -1,0 +1,245 @@
+//! How reconciles end, in words that every controller shares: what is wrong, what is waited for, and what an error means for the
+//! next try. Pure.
+
+use std::error::Error as StdError;
+
+use jetwright_crds::conditions::Reason;
+use jiff::Timestamp;
+
+use crate::{
+    identity::{Claim, Identity},
+    jetstream::{ApiError, Config},
+};
+
+/// Something wrong with a spec.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Path of the field.
+    pub field: &'static str,
+    /// What is wrong with it, and what to do.
+    pub message: String,
+}
+
+/// Names a problem.
+pub fn problem(field: &'static str, message: impl Into<String>) -> Problem {
+    Problem { field, message: message.into() }
+}
+
+/// All problems in one message.
+#[must_use]
+pub fn listed(problems: &[Problem]) -> String {
+    problems
+        .iter()
+        .map(|Problem { field, message }| format!("{field}: {message}"))
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// Nothing can be done yet, and nothing is wrong with the operator. Waiting is a value, not an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// What for.
+    pub reason: Reason,
+    /// What for in words, with what to do.
+    pub message: String,
+    /// Whether it takes somebody's change.
+    pub stalled: bool,
+}
+
+/// Nothing can be done as things are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// Why.
+    pub reason: Reason,
+    /// Why in words, with what to do.
+    pub message: String,
+}
+
+impl Blocked {
+    fn by_claim(kind: &str, name: &str, claim: &Claim) -> Self {
+        let owner = match claim {
+            Claim::Others(owner) => format!("belongs to {owner} (cluster/namespace/name)"),
+            Claim::Own(_) | Claim::Unowned => "was made by something else than Jetwright".to_owned(),
+        };
+        Self {
+            reason: Reason::NameConflict,
+            message: format!(
+                "{kind} {name} {owner} and is left alone: choose another name, or delete that {kind} in JetStream"
+            ),
+        }
+    }
+
+    fn by_newer_generation(kind: &str, name: &str) -> Self {
+        Self {
+            reason: Reason::NewerGeneration,
+            message: format!(
+                "{kind} {name} has a newer generation of this object applied than the one seen here; if the object was \
+                 restored from a backup, edit it once or make it again"
+            ),
+        }
+    }
+}
+
+/// The generation of the object that what JetStream has was applied at; None where an object of the same name that is gone applied
+/// it.
+///
+/// # Errors
+///
+/// Why it is to be left alone: it is not the object's, or a newer generation was applied.
+pub fn applied_generation(
+    identity: &Identity,
+    (kind, name): (&str, &str),
+    config: &Config,
+    made_by_us: bool,
+) -> Result<Option<i64>, Blocked> {
+    match identity.claim(config, made_by_us) {
+        Claim::Own(Some(applied)) if applied > identity.generation => {
+            Err(Blocked::by_newer_generation(kind, name))
+        }
+        Claim::Own(applied) => Ok(applied),
+        claim => Err(Blocked::by_claim(kind, name, &claim)),
+    }
+}
+
+/// What a status says of something in JetStream: only what is one's own is in a status.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// When JetStream made it, in whole seconds since 1970.
+    pub created: Option<i64>,
+    /// The replicas that were settled, of a stream.
+    pub replicas: Option<u8>,
+}
+
+impl Remembered {
+    /// Whether something that was made at this time is what the status is about.
+    #[must_use]
+    pub fn is_of(&self, created: &str) -> bool {
+        let created = created.parse::<Timestamp>().ok().map(Timestamp::as_second);
+        self.created.is_some() && self.created == created
+    }
+}
+
+/// What was done in JetStream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// Nothing had to be.
+    Nothing,
+    /// It was made.
+    Created,
+    /// These fields were changed.
+    Updated(Vec<&'static str>),
+    /// These fields, which somebody else had changed, were put right.
+    Repaired(Vec<&'static str>),
+    /// Nothing could be done.
+    Blocked(Blocked),
+}
+
+/// A plan that was carried out.
+#[derive(Clone, Debug)]
+pub struct Applied<I> {
+    /// What was done.
+    pub done: Done,
+    /// What JetStream has afterwards; None where it is not this object's.
+    pub info: Option<I>,
+    /// What the status remembered before.
+    pub remembered: Remembered,
+}
+
+impl<I> Applied<I> {
+    /// Whether it was made although it had been made before: somebody else deleted it.
+    #[must_use]
+    pub fn remade(&self) -> bool {
+        self.done == Done::Created && self.remembered.created.is_some()
+    }
+
+    /// The fields that were put right, `*` for something that had been deleted; None where nobody else had changed anything.
+    #[must_use]
+    pub fn repaired(&self) -> Option<Vec<String>> {
+        match &self.done {
+            Done::Repaired(fields) => Some(fields.iter().map(ToString::to_string).collect()),
+            Done::Created if self.remade() => Some(vec!["*".to_owned()]),
+            _ => None,
+        }
+    }
+}
+
+/// What a reconcile came to without failing.
+#[derive(Clone, Debug)]
+pub enum Told<I> {
+    /// The plan was carried out.
+    Applied(Applied<I>),
+    /// The spec cannot be.
+    Invalid(Vec<Problem>),
+    /// Nothing could be done yet.
+    Waiting(Waiting),
+}
+
+impl<I> Told<I> {
+    /// Whether the connection to NATS is what is waited for.
+    #[must_use]
+    pub fn is_disconnected(&self) -> bool {
+        matches!(self, Self::Waiting(waiting) if waiting.reason == Reason::Disconnected)
+    }
+}
+
+/// What an error means for the next try.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Category {
+    /// Somebody else was faster: look again soon.
+    Conflict,
+    /// It may pass by itself: try again, ever more slowly.
+    Retry,
+    /// The server does not want it: it takes a change somewhere, so try rarely.
+    Refused,
+}
+
+impl Category {
+    /// What an error of JetStream means.
+    #[must_use]
+    pub fn of_jetstream(error: &ApiError) -> Self {
+        match error {
+            ApiError::Refused { err_code, .. } if *err_code == crate::jetstream::api::STREAM_NAME_IN_USE => {
+                Self::Conflict
+            }
+            ApiError::Refused { code: 400..500, .. } => Self::Refused,
+            // 10052 and 10012 come as 500, but mean an invalid configuration.
+            ApiError::Refused { err_code: 10052 | 10012, .. } => Self::Refused,
+            ApiError::Refused { .. } | ApiError::Unanswered { .. } | ApiError::Malformed { .. } => {
+                Self::Retry
+            }
+        }
+    }
+
+    /// What an error of Kubernetes means.
+    #[must_use]
+    pub fn of_kubernetes(error: &kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) if status.code == 409 => Self::Conflict,
+            kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => Self::Refused,
+            _ => Self::Retry,
+        }
+    }
+
+    /// The category as a metric label.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Conflict => "conflict",
+            Self::Retry => "retry",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+/// An error that ended a reconcile.
+pub trait Failure: StdError + Send + Sync + 'static {
+    /// What it means for the next try.
+    fn category(&self) -> Category;
+}
+
+/// An error with all that it comes from, in one line.
+#[must_use]
+pub fn chain(error: &dyn StdError) -> String {
+    let causes = std::iter::successors(Some(error), |error: &&dyn StdError| StdError::source(*error));
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}

@@ -1,0 +1,86 @@
+//! What has to be there before the operator is ready: its definitions in Kubernetes, and NATS once.
+
+use std::{fmt::Debug, time::Duration};
+
+use jetwright_crds::{EventConsumer, EventStream};
+use jetwright_process::health::{Gate, Health};
+use k8s_openapi::NamespaceResourceScope;
+use kube::{Api, Client, Resource, api::ListParams};
+use serde::de::DeserializeOwned;
+
+use crate::{connection::Nats, context::Namespaces};
+
+/// Delay between two looks for the definitions.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// The gates of readiness, closed at first.
+pub struct Readiness {
+    /// Kubernetes has the definitions.
+    pub definitions: Definitions,
+    /// NATS was reached.
+    pub nats: Reached,
+}
+
+/// The gate that opens with the definitions.
+pub struct Definitions(Gate);
+
+/// The gate that opens with the first connection to NATS. It stays open when NATS goes: a restart would not bring it back, and the
+/// objects say that it is away.
+pub struct Reached(Gate);
+
+impl Readiness {
+    /// Closed gates.
+    #[must_use]
+    pub fn new(health: &Health) -> Self {
+        Self {
+            definitions: Definitions(
+                health.gate("definitions", "the CustomResourceDefinitions were not looked for yet"),
+            ),
+            nats: Reached(health.gate("nats", "NATS was not reached yet")),
+        }
+    }
+}
+
+impl Definitions {
+    /// Waits until the definitions are there and this operator may read what they define.
+    pub async fn open_when_served(&self, client: &Client, namespaces: &Namespaces) {
+        while let Err(reason) = served(client, namespaces).await {
+            tracing::warn!(reason, "waiting for the definitions");
+            self.0.close(&reason);
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        self.0.open();
+    }
+}
+
+impl Reached {
+    /// Waits until NATS is reached.
+    pub async fn open_when_reached(&self, nats: &Nats) {
+        if nats.link().wait_for(|link| link.connected).await.is_ok() {
+            self.0.open();
+        }
+    }
+}
+
+async fn served(client: &Client, namespaces: &Namespaces) -> Result<(), String> {
+    served_kind::<EventStream>(client, namespaces).await?;
+    served_kind::<EventConsumer>(client, namespaces).await
+}
+
+async fn served_kind<K>(client: &Client, namespaces: &Namespaces) -> Result<(), String>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let api: Api<K> = match namespaces {
+        Namespaces::Only(names) if !names.is_empty() => Api::namespaced(client.clone(), &names[0]),
+        _ => Api::all(client.clone()),
+    };
+    let kind = K::kind(&());
+    match api.list_metadata(&ListParams::default().limit(1)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => {
+            Err(format!("there is no definition of {kind}: kubectl apply -f crds/manifests"))
+        }
+        Err(error) => Err(format!("{kind} cannot be listed: {error}")),
+    }
+}

@@ -1,0 +1,92 @@
+//! In: the object. Out: what JetStream has under its name, held, and what the object's status remembers of it. Reads from
+//! JetStream where the mirror knows nothing.
+
+use jetwright_crds::{EventStream, conditions::Reason};
+use kube::ResourceExt;
+
+use super::stream_name;
+use crate::{
+    context::Context,
+    jetstream::{ApiError, StreamInfo, mirror::Held},
+    outcome::{Category, Remembered, Waiting},
+};
+
+/// Why JetStream could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// JetStream did not say what it has.
+    #[error("stream {name}")]
+    JetStream {
+        /// The stream.
+        name: String,
+        /// What it said instead.
+        source: ApiError,
+    },
+}
+
+impl Error {
+    pub(super) fn category(&self) -> Category {
+        match self {
+            Self::JetStream { source, .. } => Category::of_jetstream(source),
+        }
+    }
+}
+
+/// What the object is about.
+pub enum Found {
+    /// It cannot be looked at yet.
+    Waiting(Waiting),
+    /// What JetStream has.
+    Stream(Dereferenced),
+}
+
+/// What JetStream has under the object's name.
+pub struct Dereferenced {
+    /// Name of the stream.
+    pub name: String,
+    /// The mirror's entry, held until the reconcile ends.
+    pub held: Held<StreamInfo>,
+    /// What the object's status says of the stream.
+    pub remembered: Remembered,
+}
+
+impl Dereferenced {
+    /// Asks JetStream again.
+    pub async fn look_again(&mut self, context: &Context) -> Result<(), Error> {
+        let look = context.mirror.look_at_stream(&self.name, &mut self.held).await;
+        look.map_err(|source| Error::JetStream { name: self.name.clone(), source })
+    }
+}
+
+/// Looks at what JetStream has.
+pub async fn dereference(object: &EventStream, context: &Context) -> Result<Found, Error> {
+    let namespace = object.namespace().unwrap_or_default();
+    if !context.settings.default_connection.serves(&namespace) {
+        return Ok(Found::Waiting(Waiting {
+            reason: Reason::NoConnection,
+            message: format!(
+                "no NATS connection serves namespace {namespace}: add it to the operator's --default-connection-namespaces"
+            ),
+            stalled: true,
+        }));
+    }
+    if let Some(waiting) = context.disconnected() {
+        return Ok(Found::Waiting(waiting));
+    }
+    let name = stream_name(object);
+    let held = context
+        .mirror
+        .hold_stream(&name)
+        .await
+        .map_err(|source| Error::JetStream { name: name.clone(), source })?;
+    Ok(Found::Stream(Dereferenced { name, held, remembered: remembered(object) }))
+}
+
+/// What the object's status says of the stream.
+pub fn remembered(object: &EventStream) -> Remembered {
+    let known = object.status.as_ref().and_then(|status| status.stream.as_ref());
+    Remembered {
+        created: known.and_then(|known| known.created.as_ref()).map(|time| time.0.as_second()),
+        replicas: known.map(|known| known.replicas),
+    }
+}

@@ -1,0 +1,220 @@
+//! In: what a reconcile came to. Out: the status, Kubernetes events and metrics. Writes to Kubernetes, except for [`advance`].
+
+use jetwright_crds::{
+    EventStream, EventStreamStatus,
+    stream::{Drift, StreamState},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{Api, Resource, ResourceExt};
+
+use super::Error;
+use crate::{
+    context::{Context, Key},
+    jetstream::StreamInfo,
+    kubernetes::{events, status},
+    outcome::{Applied, Told},
+};
+
+type Result<T = Told<StreamInfo>> = std::result::Result<T, Error>;
+
+/// The status that a reconcile leads to; None where it is to stay as it is.
+fn next(object: &EventStream, result: &Result, context: &Context) -> Option<EventStreamStatus> {
+    if result.as_ref().is_ok_and(Told::is_disconnected) && !context.tells_disconnected() {
+        return None;
+    }
+    let before = object.status.clone().unwrap_or_default();
+    let after = advance(before.clone(), object.metadata.generation, result, &status::now());
+    let due =
+        without_figures(&before) != without_figures(&after) || context.written.figures_are_due(&key(object));
+    (after != before && due).then_some(after)
+}
+
+fn advance(
+    mut status: EventStreamStatus,
+    generation: Option<i64>,
+    result: &Result,
+    now: &Time,
+) -> EventStreamStatus {
+    if let Ok(Told::Applied(applied)) = result {
+        status.stream = applied.info.as_ref().map(state);
+        if let Some(fields) = applied.repaired() {
+            status.drift = Some(Drift { last_repaired: now.clone(), fields });
+        }
+    }
+    status.observed_generation = generation;
+    let verdict = status::verdict(result, "the stream is as declared");
+    status::conclude(&mut status.conditions, &verdict, generation, now);
+    status
+}
+
+fn state(info: &StreamInfo) -> StreamState {
+    let text =
+        |name| info.config.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+    let replicas = info.config.get("num_replicas").and_then(serde_json::Value::as_u64);
+    StreamState {
+        name: text("name"),
+        created: status::whole_seconds(&info.created),
+        replicas: replicas.and_then(|replicas| u8::try_from(replicas).ok()).unwrap_or(1),
+        messages: info.state.messages,
+        bytes: info.state.bytes,
+        first_sequence: info.state.first_seq,
+        last_sequence: info.state.last_seq,
+        consumers: info.state.consumer_count,
+        leader: info.cluster.as_ref().and_then(|cluster| cluster.leader.clone()),
+    }
+}
+
+/// The status without what changes with every message.
+fn without_figures(status: &EventStreamStatus) -> EventStreamStatus {
+    let mut status = status.clone();
+    if let Some(stream) = &mut status.stream {
+        let StreamState { name, created, replicas, .. } = std::mem::take(stream);
+        *stream = StreamState { name, created, replicas, ..StreamState::default() };
+    }
+    status
+}
+
+pub(super) fn key(object: &EventStream) -> Key {
+    ("EventStream", object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// Writes the status that a reconcile leads to, if it is another than before.
+pub async fn write(
+    api: &Api<EventStream>,
+    object: &EventStream,
+    result: &Result,
+    context: &Context,
+) -> std::result::Result<(), kube::Error> {
+    if status::write(api, object, &(), |object| next(object, result, context)).await? {
+        context.written.wrote(key(object));
+    }
+    Ok(())
+}
+
+/// Tells in events and metrics what was done, and once what is wrong.
+pub async fn tell(object: &EventStream, result: &Result, context: &Context) {
+    if let Ok(Told::Applied(applied)) = result {
+        if applied.repaired().is_some() {
+            context.metrics.repaired("stream");
+        }
+        events::done(&context.recorder, &object.object_ref(&()), "stream", applied).await;
+        tell_of_loss(object, applied, context).await;
+    }
+    let verdict = status::verdict(result, "");
+    let before = object.status.as_ref().map(|status| status.conditions.as_slice());
+    events::stalled(&context.recorder, &object.object_ref(&()), before.unwrap_or_default(), &verdict).await;
+}
+
+/// A stream that had data and was made again is empty: somebody has to know.
+async fn tell_of_loss(object: &EventStream, applied: &Applied<StreamInfo>, context: &Context) {
+    let Some(before) = object.status.as_ref().and_then(|status| status.stream.as_ref()) else { return };
+    if !applied.remade() || before.last_sequence == 0 {
+        return;
+    }
+    context.metrics.stream_remade(&object.namespace().unwrap_or_default(), &before.name);
+    let note = format!(
+        "stream {} was gone and is made again, empty: what was in it is lost (last known: {} messages, up to sequence {}). \
+         Restore a backup if there is one",
+        before.name, before.messages, before.last_sequence
+    );
+    events::warning(&context.recorder, &object.object_ref(&()), "EventsLost", note).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use jetwright_crds::conditions::{self, READY, RECONCILING, Reason, STALLED};
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::json;
+
+    use super::*;
+    use crate::outcome::{Blocked, Done, Remembered, problem};
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    fn info(messages: u64) -> StreamInfo {
+        serde_json::from_value(json!({
+            "config": {"name": "orders", "num_replicas": 3}, "created": "1970-01-01T00:00:05.9Z",
+            "state": {"messages": messages, "bytes": 10, "first_seq": 1, "last_seq": messages, "consumer_count": 2},
+            "cluster": {"leader": "n1"},
+        }))
+        .unwrap()
+    }
+
+    fn told(done: Done, created: Option<i64>) -> Result {
+        let remembered = Remembered { created, replicas: None };
+        Ok(Told::Applied(Applied { done, info: Some(info(7)), remembered }))
+    }
+
+    fn conditions_of(status: &EventStreamStatus) -> Vec<(&str, &str, &str)> {
+        let of = |type_| {
+            let condition = conditions::get(&status.conditions, type_).unwrap();
+            (condition.type_.as_str(), condition.status.as_str(), condition.reason.as_str())
+        };
+        [READY, RECONCILING, STALLED].map(of).to_vec()
+    }
+
+    #[test]
+    fn a_stream_as_declared_is_ready_and_described() {
+        let status = advance(EventStreamStatus::default(), Some(4), &told(Done::Created, None), &at(9));
+        assert_eq!(status.observed_generation, Some(4));
+        assert_eq!(
+            conditions_of(&status),
+            [
+                ("Ready", "True", "Reconciled"),
+                ("Reconciling", "False", "Reconciled"),
+                ("Stalled", "False", "Reconciled")
+            ]
+        );
+        let expected = StreamState {
+            name: "orders".into(),
+            created: Some(at(5)),
+            replicas: 3,
+            messages: 7,
+            bytes: 10,
+            first_sequence: 1,
+            last_sequence: 7,
+            consumers: 2,
+            leader: Some("n1".into()),
+        };
+        assert_eq!((status.stream, status.drift), (Some(expected), None));
+    }
+
+    #[test]
+    fn a_repair_is_kept_as_drift_and_so_is_a_stream_made_again() {
+        let edited = told(Done::Repaired(vec!["max_age"]), Some(5));
+        let status = advance(EventStreamStatus::default(), Some(1), &edited, &at(9));
+        assert_eq!(status.drift, Some(Drift { last_repaired: at(9), fields: vec!["max_age".into()] }));
+        let remade = advance(EventStreamStatus::default(), Some(1), &told(Done::Created, Some(5)), &at(9));
+        assert_eq!(remade.drift, Some(Drift { last_repaired: at(9), fields: vec!["*".into()] }));
+    }
+
+    #[test]
+    fn what_waits_for_a_change_is_stalled_and_no_stream_of_others_is_described() {
+        let blocked = Blocked { reason: Reason::NameConflict, message: "taken".into() };
+        let remembered = Remembered::default();
+        let result = Ok(Told::Applied(Applied { done: Done::Blocked(blocked), info: None, remembered }));
+        let status = advance(EventStreamStatus::default(), Some(1), &result, &at(9));
+        assert_eq!(
+            conditions_of(&status),
+            [
+                ("Ready", "False", "NameConflict"),
+                ("Reconciling", "False", "Reconciled"),
+                ("Stalled", "True", "NameConflict")
+            ]
+        );
+        assert_eq!(status.stream, None);
+        let invalid = Ok(Told::Invalid(vec![problem("spec.a", "too long"), problem("spec.b", "too short")]));
+        let status = advance(EventStreamStatus::default(), Some(1), &invalid, &at(9));
+        let ready = conditions::get(&status.conditions, READY).unwrap();
+        assert_eq!(ready.message, "spec.a: too long; spec.b: too short");
+    }
+
+    #[test]
+    fn figures_alone_are_told_apart() {
+        let of = |messages| EventStreamStatus { stream: Some(state(&info(messages))), ..Default::default() };
+        assert_eq!(without_figures(&of(1)), without_figures(&of(2)));
+        assert_ne!(without_figures(&of(1)), without_figures(&EventStreamStatus::default()));
+    }
+}
