@@ -3,7 +3,7 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use jetwright_order::{OrderService, configuration::Configuration, make};
+use jetwright_order_service::{OrderService, configuration::Configuration, make};
 use jetwright_process::{
     admin, configuration::Problems, health::Health, http::bind, metrics, shutdown::Shutdown,
     telemetry::Telemetry,
@@ -39,13 +39,19 @@ async fn run(configuration: Configuration, environment: Environment) -> anyhow::
 
     let ended = CancellationToken::new();
     let probes = tokio::spawn(admin.serve(health, Arc::new(registry), ended.clone()));
-    let serving = tokio::spawn(server.serve(router, shutdown.token(), GRACE));
-    let consumed = service.run(shutdown.token()).await;
-    // Where consuming ended by itself, the rest ends too, and the program is started anew.
-    shutdown.trigger();
+    // Where one half ends by itself, the other ends too, and the program is started anew.
+    let serving = async {
+        let _stops_the_other = shutdown.token().drop_guard();
+        server.serve(router, shutdown.token(), GRACE).await
+    };
+    let consuming = async {
+        let _stops_the_other = shutdown.token().drop_guard();
+        service.run(shutdown.token()).await
+    };
+    let (http_ended, consuming_ended) = tokio::join!(serving, consuming);
     seeding.abort();
-    serving.await?.context("http")?;
     ended.cancel();
     probes.await?.context("probes")?;
-    consumed.context("consuming")
+    http_ended.context("serve HTTP")?;
+    consuming_ended.context("consume")
 }

@@ -27,6 +27,8 @@ struct Ledger {
     asked: u32,
     authorized: BTreeMap<String, i64>,
     voided: Vec<String>,
+    /// Traces of the requests that came with one.
+    traces: Vec<String>,
 }
 
 impl Gateway {
@@ -59,6 +61,10 @@ impl Gateway {
         self.0.lock().unwrap().authorized.clone()
     }
 
+    pub fn traces(&self) -> Vec<String> {
+        self.0.lock().unwrap().traces.clone()
+    }
+
     pub fn voided(&self) -> Vec<String> {
         self.0.lock().unwrap().voided.clone()
     }
@@ -71,6 +77,8 @@ async fn authorize(
 ) -> (StatusCode, Json<Value>) {
     let mut ledger = gateway.0.lock().unwrap();
     ledger.asked += 1;
+    let parent = headers.get("traceparent").and_then(|parent| parent.to_str().ok());
+    ledger.traces.extend(parent.and_then(|parent| parent.split('-').nth(1)).map(ToOwned::to_owned));
     if ledger.failures > 0 {
         ledger.failures -= 1;
         return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({})));

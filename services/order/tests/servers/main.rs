@@ -4,4 +4,5 @@
 mod fulfilment;
 mod gateway;
 mod interface;
+mod program;
 mod shop;

@@ -7,7 +7,7 @@ use jetwright_crds::{
     Duration as Text,
     environment::{Backoff, Binding, Bindings, Retry},
 };
-use jetwright_order::{OrderService, configuration, make};
+use jetwright_order_service::{OrderService, configuration, make};
 use jetwright_process::{health::Health, http::bind};
 use jetwright_proto::events::v1::UserCreated;
 use jetwright_runtime::{Environment, PublishOptions, Publisher, Service};
@@ -28,7 +28,7 @@ pub struct Shop {
     pub gateway: Gateway,
     /// Publishes what other services would.
     pub others: Publisher,
-    payments_url: String,
+    pub payments_url: String,
 }
 
 impl Shop {
@@ -69,8 +69,8 @@ impl Shop {
         Self { others: others.publisher(), nats, jetstream, gateway, payments_url }
     }
 
-    /// Starts the order service.
-    pub async fn serve(&self) -> Running {
+    /// What the operator would tell the order service.
+    pub fn bindings() -> Bindings {
         let binding = |stream: &str, consumer: &str| Binding {
             stream: stream.to_owned(),
             consumer: consumer.to_owned(),
@@ -81,15 +81,16 @@ impl Shop {
                 backoff: Backoff { initial: Text::from_millis(50), factor: 2, max: Text::from_secs(1) },
             },
         };
-        let bindings = [("order-users", binding("users", "order-users"))]
-            .into_iter()
-            .chain([("order-fulfilment", binding("orders", "order-fulfilment"))])
-            .map(|(name, binding)| (name.to_owned(), binding))
-            .collect();
+        let bindings = [("order-users", "users"), ("order-fulfilment", "orders")];
+        Bindings { bindings: bindings.map(|(name, stream)| (name.to_owned(), binding(stream, name))).into() }
+    }
+
+    /// Starts the order service.
+    pub async fn serve(&self) -> Running {
         let environment = Environment {
             name: "order-service".to_owned(),
             servers: vec![self.nats.url().parse().unwrap()],
-            bindings: Bindings { bindings },
+            bindings: Self::bindings(),
         };
         let wares = configuration::Shop {
             catalogue: "mug=1250:100,rare=500:1,unlucky=13:100".parse().unwrap(),

@@ -1,0 +1,74 @@
+//! The program itself, as the operator starts it.
+
+use jetwright_testing::{Folder, Process, await_until, binary, free_port};
+use serde_json::{Value, json};
+
+use crate::shop::{SOON, Shop};
+
+#[tokio::test]
+async fn wrong_settings_stop_it_at_the_start_with_every_mistake_named() {
+    let process = Process::builder(binary("jetwright-order-service"))
+        .env("ORDERS_HTTP_ADDRESS", "everywhere")
+        .env("ORDERS_CATALOGUE", "mug")
+        .env("ORDERS_PAYMENTS_TIMEOUT_MILLISECONDS", "0")
+        .env("JETWRIGHT_BINDINGS", "/nowhere.yaml")
+        .env("JETWRIGHT_ADMIN_ADDRESS", "9090")
+        .start();
+    assert_eq!(process.wait_exit(SOON).await.code(), Some(2));
+    let log = process.log();
+    for name in [
+        "http.address (ORDERS_HTTP_ADDRESS)",
+        "catalogue (ORDERS_CATALOGUE)",
+        "payments.url (ORDERS_PAYMENTS_URL)",
+        "payments.timeoutMilliseconds",
+        "NATS_URL",
+        "/nowhere.yaml",
+        "JETWRIGHT_ADMIN_ADDRESS",
+    ] {
+        assert!(log.contains(name), "{name} is not in:\n{log}");
+    }
+}
+
+#[tokio::test]
+async fn it_carries_one_trace_from_the_callers_request_to_the_end_of_the_order() {
+    let shop = Shop::open().await;
+    let folder = Folder::new("order-service");
+    let bindings = folder.path().join("bindings.yaml");
+    std::fs::write(&bindings, serde_saphyr::to_string(&Shop::bindings()).unwrap()).unwrap();
+    let (http, admin) = (free_port(), free_port());
+    let process = Process::builder(binary("jetwright-order-service"))
+        .folder(&folder)
+        .env("NATS_URL", shop.nats.url())
+        .env("JETWRIGHT_BINDINGS", &bindings)
+        .env("ORDERS_HTTP_ADDRESS", format!("127.0.0.1:{http}"))
+        .env("ORDERS_PAYMENTS_URL", &shop.payments_url)
+        .env("JETWRIGHT_ADMIN_ADDRESS", format!("127.0.0.1:{admin}"))
+        .start();
+    await_until("readiness", SOON, async || {
+        let answer = reqwest::get(format!("http://127.0.0.1:{admin}/readyz")).await;
+        answer.and_then(reqwest::Response::error_for_status)
+    })
+    .await;
+
+    let user = shop.register().await;
+    let trace_id = "0af7651916cd43dd8448eb211c80319c";
+    let accepted: Value = reqwest::Client::new()
+        .post(format!("http://127.0.0.1:{http}/orders"))
+        .header("traceparent", format!("00-{trace_id}-b7ad6b7169203331-01"))
+        .json(&json!({"user_id": user, "lines": [{"sku": "mug", "quantity": 1}]}))
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
+    let order_id = accepted["order_id"].as_str().unwrap();
+    let line = process.await_log("the order ended", SOON).await;
+    assert!(line.contains(trace_id) && line.contains(order_id), "{line}");
+    let placed = shop.jetstream.get_stream("orders").await.unwrap().get_raw_message(1).await.unwrap();
+    assert!(placed.headers.get("traceparent").unwrap().as_str().contains(trace_id));
+    assert_eq!(shop.gateway.traces(), [trace_id.to_owned()]);
+
+    process.signal("TERM");
+    assert_eq!(process.wait_exit(SOON).await.code(), Some(0), "{}", process.log());
+}
