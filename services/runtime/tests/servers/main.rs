@@ -1,6 +1,7 @@
 //! The runtime against a real NATS server: what a service's authors and their users would notice.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod cluster;
 mod connection;
 mod consume;
 mod publish;

@@ -133,15 +133,21 @@ impl Bench {
             ..Default::default()
         };
         jetstream.create_stream(config).await.unwrap();
+        let binding = Self::bindings(10_000).bindings["numbers"].clone();
+        Self { nats, jetstream, binding }
+    }
+
+    /// What the operator would write, with an acknowledgement time of this many milliseconds.
+    pub fn bindings(ack_wait: u64) -> Bindings {
         let backoff = Backoff { initial: Text::from_millis(100), factor: 2, max: Text::from_millis(400) };
         let binding = Binding {
             stream: "numbers".to_owned(),
             consumer: "tests".to_owned(),
-            ack_wait: Text::from_secs(10),
+            ack_wait: Text::from_millis(ack_wait),
             max_ack_pending: 16,
             retry: Retry { max_attempts: 3, backoff },
         };
-        Self { nats, jetstream, binding }
+        Bindings { bindings: [("numbers".to_owned(), binding)].into() }
     }
 
     /// With an acknowledgement time of this many milliseconds, before its consumer is made.

@@ -1,0 +1,69 @@
+//! Three servers, one of which dies.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{consumer, stream};
+use jetwright_process::health::Health;
+use jetwright_runtime::{Environment, PublishOptions, Service};
+use jetwright_testing::{NatsCluster, await_until};
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{Bench, Number, Scripted};
+
+#[tokio::test]
+async fn the_death_of_a_leader_under_load_loses_nothing_that_was_acknowledged() {
+    let cluster = NatsCluster::start(3).await;
+    let jetstream = cluster.jetstream().await;
+    let config = stream::Config {
+        name: "numbers".to_owned(),
+        subjects: vec!["numbers.*".to_owned()],
+        num_replicas: 3,
+        ..Default::default()
+    };
+    jetstream.create_stream(config).await.unwrap();
+    let config = consumer::pull::Config {
+        durable_name: Some("tests".to_owned()),
+        ack_wait: Duration::from_secs(2),
+        max_ack_pending: 16,
+        ..Default::default()
+    };
+    jetstream.create_consumer_on_stream(config, "numbers").await.unwrap();
+
+    let servers = cluster.url().split(',').map(|url| url.parse().unwrap()).collect();
+    let environment = Environment { name: "tests".to_owned(), servers, bindings: Bench::bindings(2000) };
+    let stop = CancellationToken::new();
+    let mut service = Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap();
+    let handler = Scripted::new(|_, _| async {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        Ok(())
+    });
+    service.handle(handler.clone()).unwrap();
+    let publisher = service.publisher();
+    let running = tokio::spawn(service.run(stop.clone()));
+
+    let publishing = tokio::spawn(async move {
+        let mut stored = Vec::new();
+        for value in 0..1500 {
+            let published = publisher
+                .publish(&format!("numbers.{value}"), &Number { value }, PublishOptions::default())
+                .await;
+            if published.is_ok() {
+                stored.push(value);
+            }
+        }
+        stored
+    });
+    handler.await_calls(100).await;
+    cluster.servers()[cluster.stream_leader("numbers").await].kill();
+    let stored = publishing.await.unwrap();
+    assert!(stored.len() > 1000, "only {} were stored", stored.len());
+    await_until("all that was stored", Duration::from_secs(40), async || {
+        let handled = handler.values();
+        let missing = stored.iter().filter(|value| handled.binary_search(value).is_err()).count();
+        if missing == 0 { Ok(()) } else { Err(format!("{missing} of {} are missing", stored.len())) }
+    })
+    .await;
+    stop.cancel();
+    running.await.unwrap().unwrap();
+}
