@@ -45,10 +45,10 @@ async fn the_death_of_a_leader_under_load_loses_nothing_that_was_acknowledged() 
     let publishing = tokio::spawn(async move {
         let mut stored = Vec::new();
         for value in 0..1500 {
-            let published = publisher
+            let answer = publisher
                 .publish(&format!("numbers.{value}"), &Number { value }, PublishOptions::default())
                 .await;
-            if published.is_ok() {
+            if answer.is_ok() {
                 stored.push(value);
             }
         }
@@ -59,8 +59,8 @@ async fn the_death_of_a_leader_under_load_loses_nothing_that_was_acknowledged() 
     let stored = publishing.await.unwrap();
     assert!(stored.len() > 1000, "only {} were stored", stored.len());
     await_until("all that was stored", Duration::from_secs(40), async || {
-        let handled = handler.values();
-        let missing = stored.iter().filter(|value| handled.binary_search(value).is_err()).count();
+        let values = handler.values();
+        let missing = stored.iter().filter(|value| values.binary_search(value).is_err()).count();
         if missing == 0 { Ok(()) } else { Err(format!("{missing} of {} are missing", stored.len())) }
     })
     .await;
