@@ -2,7 +2,7 @@ CARGO := cargo
 PROGRAMS := nats-server etcd kube-apiserver kubectl
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs lint test test-unit test-servers time-cold time-warm clean
+.PHONY: help build programs manifests lint test test-unit test-servers time-cold time-warm clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -12,6 +12,9 @@ build: ## The workspace's own programs, into target/debug
 
 programs: ## The servers that tests run against: found on PATH, or built once (5 minutes) and kept
 	@testing/programs/provide $(PROGRAMS)
+
+manifests: ## The CustomResourceDefinitions, from the Rust types into crds/manifests
+	$(CARGO) run -q -p jetwright-crds --locked --example manifests crds/manifests
 
 lint: ## Formatting and clippy, without warnings
 	$(CARGO) fmt --all --check

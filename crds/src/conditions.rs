@@ -103,7 +103,7 @@ pub fn set(conditions: &mut Vec<Condition>, type_: &str, state: State, generatio
         type_: type_.to_owned(),
         status: status.to_owned(),
         reason: state.reason.as_str().to_owned(),
-        message: state.message.clone(),
+        message: state.message,
         observed_generation: generation,
         last_transition_time: since,
     };

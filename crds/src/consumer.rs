@@ -75,7 +75,8 @@ pub struct EventConsumerSpec {
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub filter_subjects: Vec<String>,
 
-    /// Where a new consumer begins. Default: All. Never changes.
+    /// Where a new consumer begins: with All messages, the Last one, the last of every subject (LastPerSubject), or what comes
+    /// after it was made (New). A consumer of a WorkQueue has All. Default: All. Never changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deliver_policy: Option<DeliverPolicy>,
 
@@ -138,7 +139,7 @@ pub struct RetrySpec {
 /// Delays that grow by a factor from `initial` to `max`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackoffSpec {
-    /// Delay after the first failure. Default: 500ms.
+    /// Delay after the first failure, at most `max`. Default: 500ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initial: Option<Duration>,
     /// Growth from one delay to the next. Default: 2.
@@ -190,19 +191,30 @@ fn template_schema(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-preserve-unknown-fields": true,
         "properties": {
             "spec": {
+                "description": "The pod's spec, as in a Deployment.",
                 "type": "object",
                 "required": ["containers"],
                 "x-kubernetes-preserve-unknown-fields": true,
                 "properties": {
                     "containers": {
+                        "description": "The pod's containers; the first is the program that consumes.",
                         "type": "array",
                         "minItems": 1,
                         "maxItems": 32,
+                        "x-kubernetes-list-type": "map",
+                        "x-kubernetes-list-map-keys": ["name"],
                         "items": {
                             "type": "object",
                             "required": ["name"],
                             "x-kubernetes-preserve-unknown-fields": true,
-                            "properties": { "name": { "type": "string", "minLength": 1, "maxLength": 63 } }
+                            "properties": {
+                                "name": {
+                                    "description": "Name of the container in its pod.",
+                                    "type": "string",
+                                    "minLength": 1,
+                                    "maxLength": 63
+                                }
+                            }
                         }
                     }
                 }

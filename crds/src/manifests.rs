@@ -36,7 +36,7 @@ fn tidy(definition: CustomResourceDefinition) -> Result<CustomResourceDefinition
 fn tidy_schema(value: &mut Value) {
     match value {
         Value::Object(fields) => {
-            // A null is refused: CEL's has() would take it for a value.
+            // The API server then takes a null for a field that is left out; else CEL's has() would take it for a value.
             if fields.get("nullable").is_some_and(Value::is_boolean) {
                 fields.remove("nullable");
             }
@@ -67,4 +67,105 @@ pub fn files() -> Result<Vec<(String, String)>, Error> {
             Ok((name, format!("# Made from the Rust types by `make manifests`; edit those instead.\n{text}")))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs, path::Path};
+
+    use super::*;
+
+    /// What an annotation of at most 262,144 bytes holds, as plain `kubectl apply` makes one, with room for what JSON adds.
+    const LARGEST: usize = 200 * 1024;
+
+    fn schemas() -> Vec<(String, Value)> {
+        let schema = |definition: CustomResourceDefinition| {
+            let schema = serde_json::to_value(&definition.spec.versions[0].schema).unwrap();
+            (definition.spec.names.kind, schema["openAPIV3Schema"].clone())
+        };
+        definitions().unwrap().into_iter().map(schema).collect()
+    }
+
+    /// Paths of what `wanted` finds in a schema and in what is below it.
+    fn find(path: &str, schema: &Value, wanted: &dyn Fn(&str, &Value) -> bool, found: &mut Vec<String>) {
+        if wanted(path, schema) {
+            found.push(path.to_owned());
+        }
+        for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+            find(&format!("{path}.{name}"), property, wanted, found);
+        }
+        if let Some(items) = schema.get("items") {
+            find(&format!("{path}[]"), items, wanted, found);
+        }
+    }
+
+    fn all(wanted: &dyn Fn(&str, &Value) -> bool) -> Vec<String> {
+        let mut found = Vec::new();
+        for (kind, schema) in schemas() {
+            find(&kind, &schema, wanted, &mut found);
+        }
+        found
+    }
+
+    #[test]
+    fn the_committed_manifests_are_what_the_types_say() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests");
+        let committed: BTreeMap<String, String> = fs::read_dir(&folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .map(|path| {
+                (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read_to_string(path).unwrap())
+            })
+            .collect();
+        let made: BTreeMap<_, _> = files().unwrap().into_iter().collect();
+        assert!(committed.keys().eq(made.keys()), "{:?} is not {:?}", committed.keys(), made.keys());
+        for (name, text) in made {
+            assert!(committed[&name] == text, "crds/manifests/{name} is out of date: run `make manifests`");
+        }
+    }
+
+    #[test]
+    fn no_definition_is_too_large_for_plain_kubectl_apply() {
+        for definition in definitions().unwrap() {
+            let size = serde_json::to_string(&definition).unwrap().len();
+            assert!(
+                size <= LARGEST,
+                "{} has {size} bytes, more than {LARGEST}",
+                definition.spec.names.plural
+            );
+        }
+    }
+
+    #[test]
+    fn every_field_is_described() {
+        let undescribed = |path: &str, schema: &Value| {
+            let item = path.ends_with(']');
+            !item && schema["description"].as_str().is_none_or(str::is_empty)
+        };
+        assert_eq!(all(&undescribed), [""; 0]);
+    }
+
+    #[test]
+    fn every_list_is_a_map_or_a_set_and_bounded() {
+        let open = |_: &str, schema: &Value| {
+            let kind = schema["x-kubernetes-list-type"].as_str().unwrap_or_default();
+            schema["type"] == "array" && (!["map", "set"].contains(&kind) || schema["maxItems"].is_null())
+        };
+        assert_eq!(all(&open), [""; 0]);
+    }
+
+    #[test]
+    fn every_text_that_a_user_writes_is_bounded() {
+        let open = |path: &str, schema: &Value| {
+            // Ports of a Service are Kubernetes' own type, and judged when the Service is applied.
+            let users = path.contains(".spec.") && !path.contains(".service.ports[]");
+            users && schema["type"] == "string" && schema["maxLength"].is_null() && schema["enum"].is_null()
+        };
+        assert_eq!(all(&open), [""; 0]);
+    }
+
+    #[test]
+    fn nothing_may_be_null() {
+        assert_eq!(all(&|_, schema| schema["nullable"] == true), [""; 0]);
+    }
 }

@@ -105,7 +105,10 @@ impl schemars::JsonSchema for Size {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "x-kubernetes-int-or-string": true, "pattern": PATTERN, "maxLength": 20 })
+        // The pattern is for texts, the minimum for bare numbers.
+        schemars::json_schema!({
+            "x-kubernetes-int-or-string": true, "pattern": PATTERN, "maxLength": 20, "minimum": 0,
+        })
     }
 }
 

@@ -58,7 +58,9 @@ pub struct EventStreamSpec {
     #[schemars(length(min = 1, max = 255), regex(pattern = NAME_PATTERN))]
     pub stream_name: Option<String>,
 
-    /// Defaults by how much the events matter. A field that is set wins over its profile.
+    /// Defaults by how much the events matter; a field that is set wins. Critical: File, 3 replicas, kept for ever, a full stream
+    /// refuses new messages. Standard: File, 3 replicas, 7 days. Ephemeral: Memory, 1 replica, 1 hour. Default: JetStream's own
+    /// defaults (File, 1 replica, kept for ever).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub profile: Option<Profile>,
 
@@ -67,7 +69,8 @@ pub struct EventStreamSpec {
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub subjects: Vec<String>,
 
-    /// What lets JetStream remove a message. Default: Limits. Changes between Limits and Interest only.
+    /// What lets JetStream remove a message: the Limits alone, the Interest of all consumers once each has acknowledged it, or, as
+    /// in a WorkQueue, its one acknowledgement. Default: Limits. Changes between Limits and Interest only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
 
@@ -218,12 +221,13 @@ pub struct StreamState {
 }
 
 /// The last repair of what somebody changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Drift {
     /// When it was put right.
     pub last_repaired: Time,
     /// Fields that were put right, by JetStream's names; `*` where the whole thing had been deleted.
     #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
     pub fields: Vec<String>,
 }
