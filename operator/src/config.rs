@@ -16,7 +16,7 @@ use crate::{
 ///
 ///   jetwright-operator --nats-url nats://127.0.0.1:4222 --leader-elect=false
 #[derive(Clone, Debug, Parser)]
-#[command(version, verbatim_doc_comment)]
+#[command(version, verbatim_doc_comment, args_override_self = true)]
 pub struct Arguments {
     /// NATS, as the operator reaches it.
     #[command(flatten, next_help_heading = "NATS")]

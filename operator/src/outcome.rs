@@ -8,7 +8,10 @@ use jiff::Timestamp;
 
 use crate::{
     identity::{Claim, Identity},
-    jetstream::{ApiError, Config},
+    jetstream::{
+        ApiError, Config,
+        api::{NO_SUITABLE_PEERS, REPLICAS_NEED_CLUSTER, STREAM_NAME_IN_USE},
+    },
 };
 
 /// Something wrong with a spec.
@@ -182,6 +185,9 @@ impl<I> Told<I> {
     }
 }
 
+/// The API server's words for server-side apply with a field that the kind does not have (typed.AsTyped in structured-merge-diff).
+const UNKNOWN_FIELD: &str = "failed to create typed patch object";
+
 /// What an error means for the next try.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Category {
@@ -198,12 +204,13 @@ impl Category {
     #[must_use]
     pub fn of_jetstream(error: &ApiError) -> Self {
         match error {
-            ApiError::Refused { err_code, .. } if *err_code == crate::jetstream::api::STREAM_NAME_IN_USE => {
-                Self::Conflict
-            }
+            ApiError::Refused { err_code, .. } if *err_code == STREAM_NAME_IN_USE => Self::Conflict,
+            // A cluster may get its servers back at any moment.
+            ApiError::Refused { err_code, .. } if *err_code == NO_SUITABLE_PEERS => Self::Retry,
+            // These come as 500, but mean a configuration that cannot be.
+            ApiError::Refused { err_code: 10012 | 10052, .. } => Self::Refused,
+            ApiError::Refused { err_code, .. } if *err_code == REPLICAS_NEED_CLUSTER => Self::Refused,
             ApiError::Refused { code: 400..500, .. } => Self::Refused,
-            // 10052 and 10012 come as 500, but mean an invalid configuration.
-            ApiError::Refused { err_code: 10052 | 10012, .. } => Self::Refused,
             ApiError::Refused { .. } | ApiError::Unanswered { .. } | ApiError::Malformed { .. } => {
                 Self::Retry
             }
@@ -216,6 +223,8 @@ impl Category {
         match error {
             kube::Error::Api(status) if status.code == 409 => Self::Conflict,
             kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422) => Self::Refused,
+            // An applied field that its kind does not have comes as 500.
+            kube::Error::Api(status) if status.message.contains(UNKNOWN_FIELD) => Self::Refused,
             _ => Self::Retry,
         }
     }
@@ -239,7 +248,17 @@ pub trait Failure: StdError + Send + Sync + 'static {
 
 /// An error with all that it comes from, in one line.
 #[must_use]
-pub fn chain(error: &dyn StdError) -> String {
-    let causes = std::iter::successors(Some(error), |error: &&dyn StdError| StdError::source(*error));
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+pub fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut parts = Vec::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // What the API server says is in the message; the rest of a Status is for programs.
+        if let Some(kube::Error::Api(status)) = error.downcast_ref() {
+            parts.push(status.message.clone());
+            break;
+        }
+        parts.push(error.to_string());
+        next = error.source();
+    }
+    parts.join(": ")
 }

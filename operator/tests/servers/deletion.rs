@@ -1,0 +1,123 @@
+//! What becomes of streams and consumers when their objects are deleted.
+
+use jetwright_crds::{EventConsumer, EventStream};
+use jetwright_testing::await_until;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::Api;
+
+use crate::world::{SOON, World};
+
+#[tokio::test]
+async fn a_stream_is_retained_unless_it_says_otherwise() {
+    let world = World::start().await;
+    world.stream("kept", "subjects: [kept]").await;
+    world.stream("dropped", "{subjects: [dropped], deletionPolicy: Delete}").await;
+    world.await_ready::<EventStream>("kept").await;
+    world.await_ready::<EventStream>("dropped").await;
+    assert_eq!(world.streams().get("kept").await.unwrap().metadata.finalizers, None);
+    for name in ["kept", "dropped"] {
+        world.delete::<EventStream>(name).await;
+        world.await_gone::<EventStream>(name).await;
+    }
+    world.jetstream.get_stream("kept").await.unwrap();
+    let error = world.jetstream.get_stream("dropped").await.unwrap_err().to_string();
+    assert!(error.contains("not found"), "{error}");
+}
+
+#[tokio::test]
+async fn a_consumer_is_deleted_unless_it_says_otherwise_and_its_pods_before_it() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.consumer("kept", "{streamRef: {name: orders}, deletionPolicy: Retain}").await;
+    let spec =
+        "{streamRef: {name: orders}, workload: {template: {spec: {containers: [{name: app, image: a}]}}}}";
+    world.consumer("dropped", spec).await;
+    world.await_ready::<EventConsumer>("kept").await;
+    world.await_condition::<EventConsumer>("dropped", "ConsumerReady", "True", "Reconciled").await;
+    for name in ["kept", "dropped"] {
+        world.delete::<EventConsumer>(name).await;
+        world.await_gone::<EventConsumer>(name).await;
+    }
+    let stream = world.jetstream.get_stream("orders").await.unwrap();
+    stream.consumer_info("kept").await.unwrap();
+    assert!(stream.consumer_info("dropped").await.is_err());
+    let deployments: Api<Deployment> = world.namespace.api();
+    assert_eq!(deployments.get_opt("dropped").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_stream_to_be_deleted_waits_for_the_consumers_that_use_it() {
+    let world = World::start().await;
+    world.stream("orders", "{subjects: [orders.*], deletionPolicy: Delete}").await;
+    world.consumer("fulfilment", "streamRef: {name: orders}").await;
+    world.await_ready::<EventConsumer>("fulfilment").await;
+    world.delete::<EventStream>("orders").await;
+    let message = world.await_condition::<EventStream>("orders", "Ready", "False", "InUse").await;
+    assert!(message.contains("fulfilment"), "{message}");
+    world.jetstream.get_stream("orders").await.unwrap();
+    world.delete::<EventConsumer>("fulfilment").await;
+    world.await_gone::<EventConsumer>("fulfilment").await;
+    world.await_gone::<EventStream>("orders").await;
+    assert!(world.jetstream.get_stream("orders").await.is_err());
+}
+
+#[tokio::test]
+async fn an_object_never_deletes_what_is_not_its_own() {
+    let world = World::start().await;
+    world.stream("first", "{streamName: orders, subjects: [orders.*], deletionPolicy: Delete}").await;
+    world.await_ready::<EventStream>("first").await;
+    world.stream("second", "{streamName: orders, subjects: [orders.*], deletionPolicy: Delete}").await;
+    world.await_condition::<EventStream>("second", "Stalled", "True", "NameConflict").await;
+    world.delete::<EventStream>("second").await;
+    world.await_gone::<EventStream>("second").await;
+    world.jetstream.get_stream("orders").await.unwrap();
+    world.await_ready::<EventStream>("first").await;
+}
+
+#[tokio::test]
+async fn with_nats_away_for_too_long_an_object_is_let_go_and_what_is_left_behind_is_told() {
+    let nats = jetwright_testing::NatsServer::start().await;
+    let world = World::with(nats, &["--deletion-timeout=2s"]).await;
+    world.stream("orders", "{subjects: [orders.*], deletionPolicy: Delete}").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.nats.stop().await;
+    world.delete::<EventStream>("orders").await;
+    world.await_gone::<EventStream>("orders").await;
+    await_until("what is left is told", SOON, || async {
+        let notes = world.events("orders", "LeftBehind").await;
+        if notes.len() == 1 { Ok(()) } else { Err(format!("{notes:?}")) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_deletion_goes_on_when_nats_comes_back_in_time() {
+    let world = World::start().await;
+    world.stream("orders", "{subjects: [orders.*], deletionPolicy: Delete}").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.nats.stop().await;
+    world.delete::<EventStream>("orders").await;
+    world.await_condition::<EventStream>("orders", "Ready", "False", "Deleting").await;
+    world.nats.start_again().await;
+    world.await_gone::<EventStream>("orders").await;
+    assert!(world.jetstream.get_stream("orders").await.is_err());
+}
+
+#[tokio::test]
+async fn changing_the_policy_sets_and_removes_the_finalizer() {
+    let world = World::start().await;
+    world.stream("orders", "{subjects: [orders.*], deletionPolicy: Delete}").await;
+    world.await_ready::<EventStream>("orders").await;
+    assert_eq!(
+        world.streams().get("orders").await.unwrap().metadata.finalizers,
+        Some(vec!["jetwright.dev/cleanup".into()])
+    );
+    world.stream("orders", "{subjects: [orders.*], deletionPolicy: Retain}").await;
+    await_until("the finalizer is gone", SOON, || async {
+        match world.streams().get("orders").await.unwrap().metadata.finalizers {
+            None => Ok(()),
+            some => Err(format!("{some:?}")),
+        }
+    })
+    .await;
+}

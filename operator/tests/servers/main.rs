@@ -1,0 +1,10 @@
+//! The operator as a program, against a real nats-server and a real API server.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod consumers;
+mod deletion;
+mod program;
+mod streams;
+mod trouble;
+mod workloads;
+mod world;

@@ -1,0 +1,314 @@
+//! EventStream: made, changed, put right, left alone.
+
+use std::time::Duration;
+
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};
+use jetwright_crds::EventStream;
+use jetwright_testing::{NatsCluster, await_until};
+
+use crate::world::{SOON, World};
+
+#[tokio::test]
+async fn a_declared_stream_is_made_whole_and_described() {
+    let world = World::start().await;
+    let spec = "
+        subjects: [orders.*.*]
+        retention: Interest
+        storage: Memory
+        limits: {maxAge: 1h, maxBytes: 1Mi, maxMessages: 1000, maxMessagesPerSubject: 10, maxMessageSize: 64Ki}
+        discard: New
+        duplicateWindow: 30s
+    ";
+    world.stream("orders", spec).await;
+    world.await_ready::<EventStream>("orders").await;
+    let mut config = world.config("orders").await;
+    let owner = format!("test/{}/orders", world.namespace.name());
+    assert_eq!(config.metadata.get("jetwright.dev/owner"), Some(&owner));
+    config.metadata.clear();
+    let expected = Config {
+        name: "orders".into(),
+        subjects: vec!["orders.*.*".into()],
+        retention: RetentionPolicy::Interest,
+        storage: StorageType::Memory,
+        max_age: Duration::from_secs(3600),
+        max_bytes: 1 << 20,
+        max_messages: 1000,
+        max_messages_per_subject: 10,
+        max_message_size: 64 << 10,
+        max_consumers: -1,
+        discard: DiscardPolicy::New,
+        duplicate_window: Duration::from_secs(30),
+        num_replicas: 1,
+        ..Config::default()
+    };
+    assert_eq!(
+        config,
+        Config { consumer_limits: config.consumer_limits.clone(), ..with_server_defaults(expected, &config) }
+    );
+    let status = world.streams().get("orders").await.unwrap().status.unwrap();
+    let stream = status.stream.unwrap();
+    assert_eq!((stream.name.as_str(), stream.replicas, stream.messages), ("orders", 1, 0));
+    assert!(stream.created.is_some());
+    assert_eq!(world.events("orders", "Created").await, ["made the stream"]);
+}
+
+/// Fields that this server fills in and this client does not know the default of.
+fn with_server_defaults(expected: Config, actual: &Config) -> Config {
+    Config { compression: actual.compression.clone(), persist_mode: actual.persist_mode, ..expected }
+}
+
+#[tokio::test]
+async fn an_edit_is_applied_and_a_field_taken_out_goes_back_to_its_default() {
+    let world = World::start().await;
+    world.stream("orders", "{subjects: [orders.*], limits: {maxAge: 1h, maxMessages: 7}}").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.stream("orders", "{subjects: [orders.*, refunds.*], limits: {maxMessages: 8}}").await;
+    world.await_ready::<EventStream>("orders").await;
+    let config = world.config("orders").await;
+    assert_eq!((config.max_age, config.max_messages), (Duration::ZERO, 8));
+    assert_eq!(config.duplicate_window, Duration::from_secs(120));
+    assert_eq!(config.subjects, ["orders.*", "refunds.*"]);
+    let updates = world.events("orders", "Updated").await;
+    assert_eq!(updates, ["changed subjects, max_msgs, max_age, metadata"]);
+    assert_eq!(world.streams().get("orders").await.unwrap().status.unwrap().drift, None);
+}
+
+#[tokio::test]
+async fn an_edit_behind_the_operators_back_is_put_right_at_once_and_told() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    let edited =
+        Config { max_messages: 3, description: Some("mine now".into()), ..world.config("orders").await };
+    world.jetstream.update_stream(edited).await.unwrap();
+    world.await_config("orders", |config| config.max_messages == -1 && config.description.is_none()).await;
+    await_until("the repair is in the status", SOON, || async {
+        let status = world.streams().get("orders").await.unwrap().status.unwrap();
+        match status.drift {
+            Some(drift) if drift.fields == ["description", "max_msgs"] => Ok(()),
+            drift => Err(format!("{drift:?}")),
+        }
+    })
+    .await;
+    let notes = world.events("orders", "DriftRepaired").await;
+    assert_eq!(notes, ["put right what somebody else had changed: description, max_msgs"]);
+    assert_eq!(
+        world.metric("jetwright_operator_drift_repairs_total{controller=\"stream\"}").await,
+        Some(1.0)
+    );
+}
+
+#[tokio::test]
+async fn an_edit_that_wipes_the_metadata_is_put_right_too() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    let mut edited = Config { max_messages: 3, ..world.config("orders").await };
+    edited.metadata.clear();
+    world.jetstream.update_stream(edited).await.unwrap();
+    let owned = |config: &Config| config.metadata.contains_key("jetwright.dev/owner");
+    world.await_config("orders", |config| config.max_messages == -1 && owned(config)).await;
+}
+
+#[tokio::test]
+async fn metadata_of_others_stay() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    let mut edited = world.config("orders").await;
+    edited.metadata.insert("team".into(), "red".into());
+    world.jetstream.update_stream(edited).await.unwrap();
+    world.stream("orders", "{subjects: [orders.*], limits: {maxMessages: 5}}").await;
+    world.await_config("orders", |config| config.max_messages == 5).await;
+    assert_eq!(world.config("orders").await.metadata.get("team").map(String::as_str), Some("red"));
+}
+
+#[tokio::test]
+async fn a_stream_deleted_behind_the_operators_back_is_made_again_and_its_loss_told() {
+    let world = World::with(jetwright_testing::NatsServer::start().await, &["--resync-interval=1s"]).await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.jetstream.publish("orders.1", "x".into()).await.unwrap().await.unwrap();
+    // The figure in the status is what tells later that there was something in it; it is written once a minute.
+    world.streams().get("orders").await.unwrap();
+    let patch = serde_json::json!({"status": {"stream": {"messages": 1, "lastSequence": 1}}});
+    let params = kube::api::PatchParams::default();
+    world.streams().patch_status("orders", &params, &kube::api::Patch::Merge(patch)).await.unwrap();
+    world.jetstream.delete_stream("orders").await.unwrap();
+    await_until("the loss is told", SOON, || async {
+        let notes = world.events("orders", "EventsLost").await;
+        if notes.len() == 1 { Ok(()) } else { Err(format!("{notes:?}")) }
+    })
+    .await;
+    world.await_config("orders", |_| true).await;
+    let status = world.streams().get("orders").await.unwrap().status.unwrap();
+    assert_eq!(status.drift.unwrap().fields, ["*"]);
+    let labels = format!("{{namespace=\"{}\",stream=\"orders\"}}", world.namespace.name());
+    assert_eq!(world.metric(&format!("jetwright_operator_streams_remade_total{labels}")).await, Some(1.0));
+}
+
+#[tokio::test]
+async fn of_two_objects_for_one_stream_the_first_keeps_it_and_the_second_says_whose_it_is() {
+    let world = World::start().await;
+    world.stream("first", "{streamName: orders, subjects: [orders.*]}").await;
+    world.await_ready::<EventStream>("first").await;
+    world.stream("second", "{streamName: orders, subjects: [stolen.*]}").await;
+    let message = world.await_condition::<EventStream>("second", "Stalled", "True", "NameConflict").await;
+    assert!(message.contains(&format!("test/{}/first", world.namespace.name())), "{message}");
+    assert_eq!(world.config("orders").await.subjects, ["orders.*"]);
+    assert_eq!(world.streams().get("second").await.unwrap().status.unwrap().stream, None);
+    assert_eq!(world.events("second", "NameConflict").await.len(), 1);
+    world.await_ready::<EventStream>("first").await;
+}
+
+#[tokio::test]
+async fn a_stream_that_something_else_made_is_left_alone() {
+    let world = World::start().await;
+    let foreign = Config { name: "orders".into(), subjects: vec!["old.*".into()], ..Config::default() };
+    world.jetstream.create_stream(foreign).await.unwrap();
+    let before = world.config("orders").await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    let message = world.await_condition::<EventStream>("orders", "Ready", "False", "NameConflict").await;
+    assert!(message.contains("made by something else"), "{message}");
+    assert_eq!(world.config("orders").await, before);
+    // Once it is gone, the declaration takes its place without anybody touching the object.
+    world.jetstream.delete_stream("orders").await.unwrap();
+    world.await_ready::<EventStream>("orders").await;
+    assert_eq!(world.config("orders").await.subjects, ["orders.*"]);
+}
+
+#[tokio::test]
+async fn an_object_made_again_resumes_its_stream_with_what_is_in_it() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.jetstream.publish("orders.1", "x".into()).await.unwrap().await.unwrap();
+    world.delete::<EventStream>("orders").await;
+    world.await_gone::<EventStream>("orders").await;
+    world.stream("orders", "{subjects: [orders.*], limits: {maxMessages: 9}}").await;
+    world.await_ready::<EventStream>("orders").await;
+    let mut stream = world.jetstream.get_stream("orders").await.unwrap();
+    let info = stream.info().await.unwrap();
+    assert_eq!((info.state.messages, info.config.max_messages), (1, 9));
+}
+
+#[tokio::test]
+async fn a_spec_that_cannot_be_is_told_with_every_field_and_jetstream_stays_as_it_was() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.stream("orders", "{subjects: [orders.*], limits: {maxAge: 1ms, maxBytes: 0}}").await;
+    let message = world.await_condition::<EventStream>("orders", "Stalled", "True", "Invalid").await;
+    assert!(message.contains("spec.limits.maxAge") && message.contains("spec.limits.maxBytes"), "{message}");
+    assert_eq!(world.config("orders").await.max_age, Duration::ZERO);
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+}
+
+#[tokio::test]
+async fn an_object_that_cannot_be_read_says_so_and_holds_up_nobody() {
+    let world = World::start().await;
+    // The schema's pattern takes it; JetStream's 63 bits of nanoseconds do not.
+    let object = serde_json::json!({
+        "apiVersion": "jetwright.dev/v1alpha1", "kind": "EventStream", "metadata": {"name": "ages"},
+        "spec": {"subjects": ["ages.*"], "limits": {"maxAge": "300y"}},
+    });
+    let resource = kube::api::ApiResource::erase::<EventStream>(&());
+    let api: kube::Api<kube::api::DynamicObject> =
+        kube::Api::namespaced_with(world.namespace.client(), world.namespace.name(), &resource);
+    let object = serde_json::from_value(object).unwrap();
+    api.create(&kube::api::PostParams::default(), &object).await.unwrap();
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    await_until("the unreadable object says so", SOON, || async {
+        let object = api.get("ages").await.map_err(|error| error.to_string())?;
+        let told =
+            crate::world::conditions(&object).into_iter().find(|condition| condition.type_ == "Stalled");
+        match told {
+            Some(told) if told.message.contains("300y") && told.message.contains("292 years") => Ok(()),
+            told => Err(format!("{told:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_jetstream_refuses_is_told_in_its_words() {
+    let world = World::start().await;
+    world.stream("first", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("first").await;
+    world.stream("second", "subjects: [orders.1]").await;
+    let message = world.await_condition::<EventStream>("second", "Stalled", "True", "Refused").await;
+    assert!(message.contains("subjects overlap"), "{message}");
+}
+
+#[tokio::test]
+async fn a_stream_of_another_storage_under_our_name_is_blocked_with_the_fields() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    let config = Config { storage: StorageType::Memory, ..world.config("orders").await };
+    // Both at once, so that the operator does not make it first.
+    world.operator.signal("STOP");
+    world.jetstream.delete_stream("orders").await.unwrap();
+    world.jetstream.create_stream(config).await.unwrap();
+    world.operator.signal("CONT");
+    let message = world.await_condition::<EventStream>("orders", "Stalled", "True", "ImmutableField").await;
+    assert!(message.contains("storage"), "{message}");
+}
+
+#[tokio::test]
+async fn a_profile_settles_for_the_servers_that_there_are() {
+    let world = World::start().await;
+    world.stream("payments", "{subjects: [payments.*], profile: Critical}").await;
+    world.await_ready::<EventStream>("payments").await;
+    let config = world.config("payments").await;
+    assert_eq!((config.num_replicas, config.discard), (1, DiscardPolicy::New));
+    assert_eq!(world.streams().get("payments").await.unwrap().status.unwrap().stream.unwrap().replicas, 1);
+    // Three where they are asked for by number cannot be had, and are not lowered.
+    world.stream("orders", "{subjects: [orders.*], replicas: 3}").await;
+    let message = world.await_condition::<EventStream>("orders", "Ready", "False", "Refused").await;
+    assert!(message.contains("replicas > 1 not supported"), "{message}");
+}
+
+#[tokio::test]
+async fn in_a_cluster_a_profile_has_three_replicas_and_they_are_never_lowered_unasked() {
+    let cluster = NatsCluster::start(3).await;
+    let jetstream = cluster.jetstream().await;
+    let control_plane = crate::world::control_plane().await;
+    let namespace = control_plane.namespace("cluster").await;
+    let arguments = crate::world::arguments(&cluster.url(), namespace.name(), jetwright_testing::free_port());
+    let _operator = crate::world::operator(control_plane, &arguments);
+    let streams: kube::Api<EventStream> = namespace.api();
+    let spec = serde_json::json!({
+        "apiVersion": "jetwright.dev/v1alpha1", "kind": "EventStream", "metadata": {"name": "payments"},
+        "spec": {"subjects": ["payments.*"], "profile": "Critical"},
+    });
+    streams.create(&kube::api::PostParams::default(), &serde_json::from_value(spec).unwrap()).await.unwrap();
+    let replicas = |wanted: usize| {
+        let jetstream = jetstream.clone();
+        await_until("the replicas are as settled", Duration::from_secs(30), move || {
+            let jetstream = jetstream.clone();
+            async move {
+                let stream = jetstream.get_stream("payments").await.map_err(|error| error.to_string())?;
+                let found = stream.cached_info().config.num_replicas;
+                if found == wanted { Ok(()) } else { Err(format!("{found}")) }
+            }
+        })
+    };
+    replicas(3).await;
+    await_until("the status has them", SOON, || async {
+        let status = streams.get("payments").await.unwrap().status.unwrap_or_default();
+        match status.stream {
+            Some(stream) if stream.replicas == 3 && stream.leader.is_some() => Ok(()),
+            stream => Err(format!("{stream:?}")),
+        }
+    })
+    .await;
+    let lowered = Config {
+        num_replicas: 1,
+        ..jetstream.get_stream("payments").await.unwrap().cached_info().config.clone()
+    };
+    jetstream.update_stream(lowered).await.unwrap();
+    replicas(3).await;
+}

@@ -1,0 +1,158 @@
+//! Kills, restarts and servers that are away.
+
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use jetwright_crds::{EventConsumer, EventStream};
+use jetwright_testing::await_until;
+
+use crate::world::{SOON, World, conditions};
+
+const LONG: Duration = Duration::from_secs(60);
+
+async fn declare_many(world: &World, count: usize) {
+    stream::iter(0..count)
+        .for_each_concurrent(8, |number| async move {
+            world
+                .stream(
+                    &format!("s{number}"),
+                    &format!("{{subjects: ['s{number}.*'], deletionPolicy: Delete}}"),
+                )
+                .await;
+        })
+        .await;
+}
+
+/// How many EventStreams are ready, and how many streams there are.
+async fn progress(world: &World) -> (usize, usize) {
+    let objects = world.streams().list(&Default::default()).await.unwrap();
+    let is_ready = |object: &&EventStream| {
+        conditions(object).iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+    };
+    let names: Vec<_> = world.jetstream.stream_names().collect().await;
+    (objects.items.iter().filter(is_ready).count(), names.into_iter().filter(Result::is_ok).count())
+}
+
+async fn await_all(world: &World, count: usize) {
+    await_until(&format!("{count} streams are there and ready"), LONG, || async {
+        match progress(world).await {
+            (ready, there) if (ready, there) == (count, count) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_operator_killed_in_the_middle_of_a_hundred_creates_leaves_nothing_undone() {
+    let world = World::start().await;
+    let declared = declare_many(&world, 100);
+    let killed = async {
+        await_until("some streams are there", SOON, || async {
+            let (_, there) = progress(&world).await;
+            if there >= 10 { Ok(()) } else { Err(there.to_string()) }
+        })
+        .await;
+        world.operator.kill();
+    };
+    tokio::join!(declared, killed);
+    let (ready, _) = progress(&world).await;
+    assert!(ready < 100, "it was killed too late to show anything");
+    let _next = world.another_operator(&[]);
+    await_all(&world, 100).await;
+    // Nothing was taken for somebody else's, and nothing was seen as changed by others.
+    for object in world.streams().list(&Default::default()).await.unwrap() {
+        assert_eq!(object.status.unwrap().drift, None);
+    }
+}
+
+#[tokio::test]
+async fn two_operators_at_once_do_no_harm() {
+    let world = World::start().await;
+    let _second = world.another_operator(&[]);
+    declare_many(&world, 40).await;
+    await_all(&world, 40).await;
+    for object in world.streams().list(&Default::default()).await.unwrap() {
+        assert_eq!(object.status.unwrap().drift, None);
+    }
+}
+
+#[tokio::test]
+async fn memory_streams_are_made_again_after_a_restart_of_nats() {
+    let world = World::start().await;
+    world.stream("kept", "subjects: [kept]").await;
+    world.stream("lost", "{subjects: [lost], storage: Memory}").await;
+    world.consumer("reader", "streamRef: {name: lost}").await;
+    world.await_ready::<EventStream>("kept").await;
+    world.await_ready::<EventConsumer>("reader").await;
+    world.nats.stop().await;
+    world.nats.start_again().await;
+    await_until("the memory stream and its consumer are back", SOON, || async {
+        let stream = world.jetstream.get_stream("lost").await.map_err(|error| error.to_string())?;
+        stream.consumer_info("reader").await.map_err(|error| error.to_string())
+    })
+    .await;
+    world.await_ready::<EventStream>("lost").await;
+    world.await_ready::<EventStream>("kept").await;
+}
+
+#[tokio::test]
+async fn changes_made_while_the_operator_was_cut_off_are_put_right_when_it_is_back() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.operator.kill();
+    let edited = async_nats::jetstream::stream::Config { max_messages: 3, ..world.config("orders").await };
+    world.jetstream.update_stream(edited).await.unwrap();
+    let _next = world.another_operator(&[]);
+    world.await_config("orders", |config| config.max_messages == -1).await;
+}
+
+#[tokio::test]
+async fn nats_away_is_told_after_a_while_and_over_when_it_is_back() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.nats.stop().await;
+    let message = await_until("the object says that NATS is away", LONG, || async {
+        let object = world.streams().get("orders").await.unwrap();
+        let ready = conditions(&object).into_iter().find(|condition| condition.type_ == "Ready").unwrap();
+        if ready.reason == "Disconnected" && ready.status == "Unknown" {
+            Ok(ready.message)
+        } else {
+            Err(ready.reason)
+        }
+    })
+    .await;
+    assert!(message.contains(world.nats.url()), "{message}");
+    assert_eq!(world.admin("/livez").await.unwrap().0, 200);
+    assert_eq!(world.admin("/readyz").await.unwrap().0, 200);
+    world.nats.start_again().await;
+    world.await_ready::<EventStream>("orders").await;
+}
+
+#[tokio::test]
+async fn without_the_advisories_the_comparison_finds_what_others_changed() {
+    // A user that may not listen to the advisories.
+    let config = r#"
+        accounts: {
+          main: {
+            jetstream: enabled
+            users: [
+              {user: operator, password: pw, permissions: {publish: ">", subscribe: {deny: ["$JS.EVENT.>"]}}}
+              {user: admin, password: pw}
+            ]
+          }
+        }
+        no_auth_user: admin
+    "#;
+    let nats = jetwright_testing::NatsServer::builder().config(config).start().await;
+    let url = nats.url().replace("nats://", "nats://operator:pw@");
+    let world = World::with(nats, &[&format!("--nats-url={url}"), "--resync-interval=1s"]).await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    let edited = async_nats::jetstream::stream::Config { max_messages: 3, ..world.config("orders").await };
+    world.jetstream.update_stream(edited).await.unwrap();
+    world.await_config("orders", |config| config.max_messages == -1).await;
+    assert!(!world.operator.log().contains("operator:pw"), "the log has the password");
+}
