@@ -21,8 +21,6 @@ pub const WORKLOAD_READY: &str = "WorkloadReady";
 pub enum Reason {
     /// All is as declared.
     Reconciled,
-    /// Work goes on.
-    Progressing,
     /// A field of the spec has a value that cannot be.
     Invalid,
     /// JetStream cannot change this field of what exists.
@@ -61,7 +59,6 @@ impl Reason {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Reconciled => "Reconciled",
-            Self::Progressing => "Progressing",
             Self::Invalid => "Invalid",
             Self::ImmutableField => "ImmutableField",
             Self::NameConflict => "NameConflict",
@@ -144,7 +141,7 @@ mod tests {
     #[test]
     fn the_transition_time_moves_only_with_the_status() {
         let mut conditions = Vec::new();
-        set(&mut conditions, READY, ready(false, Reason::Progressing), Some(1), &at(1));
+        set(&mut conditions, READY, ready(false, Reason::RollingOut), Some(1), &at(1));
         set(&mut conditions, READY, ready(false, Reason::Failed), Some(2), &at(2));
         let condition = get(&conditions, READY).unwrap();
         assert_eq!((condition.last_transition_time.clone(), condition.reason.as_str()), (at(1), "Failed"));

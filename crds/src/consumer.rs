@@ -238,7 +238,8 @@ pub struct EventConsumerStatus {
     /// The consumer in JetStream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer: Option<ConsumerState>,
-    /// Messages of the stream that were not delivered yet. Written at most once a minute; metrics have it live.
+    /// Messages of the stream that were not delivered yet, at the operator's last look: some minutes ago where nothing else
+    /// changed. The same holds for the other figures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<u64>,
     /// Messages delivered and not acknowledged yet.

@@ -194,7 +194,7 @@ pub struct EventStreamStatus {
     pub drift: Option<Drift>,
 }
 
-/// A stream in JetStream. The figures are written at most once a minute; metrics have them live.
+/// A stream in JetStream. The figures are those of the operator's last look, some minutes ago where nothing else changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StreamState {

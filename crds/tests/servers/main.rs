@@ -3,6 +3,7 @@
 
 mod consumer;
 mod definitions;
+mod documentation;
 mod scale;
 mod stream;
 mod support;
