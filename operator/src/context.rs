@@ -144,7 +144,7 @@ impl Failures {
 fn backoff(category: Category, failures: u32) -> Duration {
     let (first, longest) = match category {
         Category::Conflict => (Duration::from_millis(200), Duration::from_secs(5)),
-        Category::Retry => (Duration::from_millis(500), Duration::from_secs(60)),
+        Category::Retry => (Duration::from_millis(500), Duration::from_mins(1)),
         Category::Refused => (Duration::from_secs(10), Duration::from_mins(5)),
     };
     first.saturating_mul(1 << (failures - 1).min(16)).min(longest)
@@ -199,10 +199,10 @@ mod tests {
     fn the_delay_doubles_up_to_a_bound_and_begins_again_after_success() {
         assert_eq!(backoff(Category::Retry, 1), Duration::from_millis(500));
         assert_eq!(backoff(Category::Retry, 4), Duration::from_secs(4));
-        assert_eq!(backoff(Category::Retry, 4_000_000_000), Duration::from_secs(60));
+        assert_eq!(backoff(Category::Retry, 4_000_000_000), Duration::from_mins(1));
         let failures = Failures::default();
         for _ in 0..20 {
-            assert!(failures.delay(key(), Category::Retry) <= Duration::from_secs(60));
+            assert!(failures.delay(key(), Category::Retry) <= Duration::from_mins(1));
         }
         failures.clear(&key());
         assert!(failures.delay(key(), Category::Retry) <= Duration::from_millis(500));

@@ -124,7 +124,9 @@ async fn run_consumers(scope: &Scope, context: Arc<Context>) {
         .owns(scope.api::<ConfigMap>(), ours)
         .watches(scope.api::<Guard<EventStream>>(), watcher::Config::default(), move |stream| {
             let name = stream.name_any();
-            referring(&of_streams, stream.namespace(), |consumer| consumer.spec.stream_ref.name == name)
+            referring(&of_streams, stream.namespace().as_deref(), |consumer| {
+                consumer.spec.stream_ref.name == name
+            })
         })
         .watches(scope.api::<Guard<EventConsumer>>(), watcher::Config::default(), move |other| {
             workload_neighbours(&of_workloads, &other)
@@ -153,10 +155,10 @@ where
 /// The consumers of a namespace that refer to something.
 fn referring(
     store: &Store<Guard<EventConsumer>>,
-    namespace: Option<String>,
+    namespace: Option<&str>,
     refers: impl Fn(&EventConsumer) -> bool,
 ) -> Vec<ObjectRef<Guard<EventConsumer>>> {
-    matching(store, |consumer| consumer.metadata.namespace == namespace && refers(consumer))
+    matching(store, |consumer| consumer.metadata.namespace.as_deref() == namespace && refers(consumer))
 }
 
 /// The consumer whose pods this one uses, and those that use this one's.
@@ -166,7 +168,7 @@ fn workload_neighbours(
 ) -> Vec<ObjectRef<Guard<EventConsumer>>> {
     let name = other.name_any();
     let host = other.0.as_ref().ok().and_then(|other| other.spec.workload_ref.clone());
-    referring(store, other.namespace(), |consumer| {
+    referring(store, other.namespace().as_deref(), |consumer| {
         let guest = consumer.spec.workload_ref.as_ref().is_some_and(|reference| reference.name == name);
         guest || host.as_ref().is_some_and(|host| host.name == consumer.name_any())
     })
@@ -259,6 +261,7 @@ where
     }
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "the controller calls it so")]
 fn retry<K>(guard: Arc<Guard<K>>, ended: &Ended, context: Arc<Context>) -> Action
 where
     K: Resource<DynamicType = ()> + Clone + Debug,

@@ -132,7 +132,9 @@ async fn reconcile(arguments: &Arguments, context: &Arc<Context>, stop: &Cancell
     tracing::info!(cluster = context.cluster_name, "reconciling");
     context.metrics.leads(true);
     let resync = arguments.controllers.resync_interval.into();
-    let watch = jetstream::watch::run(context.mirror.clone(), context.nats.clone(), resync, stop.clone());
+    let (mirror, nats) = (context.mirror.clone(), context.nats.clone());
+    let advisories = jetstream::watch::advisories(&nats).await;
+    let watch = jetstream::watch::run(advisories, mirror, nats, resync, stop.clone());
     let controllers = controller::run(
         context.clone(),
         &arguments.controllers.namespaces,

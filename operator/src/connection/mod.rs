@@ -134,7 +134,10 @@ impl Nats {
 
 impl fmt::Debug for Nats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Nats").field("servers", &self.servers).field("link", &*self.link.borrow()).finish()
+        f.debug_struct("Nats")
+            .field("servers", &self.servers)
+            .field("link", &*self.link.borrow())
+            .finish_non_exhaustive()
     }
 }
 

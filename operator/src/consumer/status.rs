@@ -144,6 +144,11 @@ pub async fn tell(object: &EventConsumer, consumer: &Result, workload: &Workload
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::result_large_err,
+    clippy::unnecessary_wraps,
+    reason = "the results of reconciles, as they come"
+)]
 mod tests {
     use jetwright_crds::conditions::{READY, Reason};
     use k8s_openapi::jiff::Timestamp;

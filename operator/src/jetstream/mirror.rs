@@ -4,13 +4,18 @@
 //! reconcile that finds nothing to change asks NATS nothing.
 
 use std::{
+    borrow::Borrow,
     collections::HashMap,
     hash::Hash,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures::{Stream, StreamExt, future, stream};
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, broadcast};
+use tokio::{
+    sync::{Mutex as AsyncMutex, OwnedMutexGuard, broadcast},
+    time::Instant,
+};
 
 use super::{Api, ApiError, Config, ConsumerInfo, StreamInfo};
 
@@ -63,7 +68,9 @@ pub enum Change {
 pub type ConsumerKey = (String, String);
 
 type Entry<T> = Arc<AsyncMutex<Seen<T>>>;
-type Entries<K, T> = Mutex<HashMap<K, Entry<T>>>;
+
+/// Entries, with the time when a reconcile last held them.
+type Entries<K, T> = Mutex<HashMap<K, (Entry<T>, Instant)>>;
 
 /// An entry that is held: nobody else reads or writes it, nor the thing it stands for.
 pub type Held<T> = OwnedMutexGuard<Seen<T>>;
@@ -116,7 +123,7 @@ impl Mirror {
     ///
     /// When JetStream has to be asked and does not answer.
     pub async fn hold_stream(&self, name: &str) -> Result<Held<StreamInfo>, ApiError> {
-        let mut held = entry(&self.0.streams, name.to_owned()).lock_owned().await;
+        let mut held = held_now(&self.0.streams, name.to_owned()).lock_owned().await;
         if matches!(*held, Seen::Unknown) {
             self.look_at_stream(name, &mut held).await?;
         }
@@ -141,7 +148,7 @@ impl Mirror {
     /// When JetStream has to be asked and does not answer.
     pub async fn hold_consumer(&self, stream: &str, name: &str) -> Result<Held<ConsumerInfo>, ApiError> {
         let key = (stream.to_owned(), name.to_owned());
-        let mut held = entry(&self.0.consumers, key).lock_owned().await;
+        let mut held = held_now(&self.0.consumers, key).lock_owned().await;
         if matches!(*held, Seen::Unknown) {
             self.look_at_consumer(stream, name, &mut held).await?;
         }
@@ -192,12 +199,11 @@ impl Mirror {
     ///
     /// When JetStream does not answer.
     pub async fn refresh_stream(&self, name: &str) -> Result<(), ApiError> {
-        let mut held = entry(&self.0.streams, name.to_owned()).lock_owned().await;
+        let Some(entry) = known(&self.0.streams, name) else { return Ok(()) };
+        let mut held = entry.lock_owned().await;
         let before = held.clone();
         self.look_at_stream(name, &mut held).await?;
-        if !same(&before, &held, |info| (&info.config, &info.created)) {
-            self.announce(Change::Stream(name.to_owned()));
-        }
+        self.tell_of_stream(name, &before, &held).await;
         Ok(())
     }
 
@@ -207,13 +213,28 @@ impl Mirror {
     ///
     /// When JetStream does not answer.
     pub async fn refresh_consumer(&self, key: &ConsumerKey) -> Result<(), ApiError> {
-        let mut held = entry(&self.0.consumers, key.clone()).lock_owned().await;
+        let Some(entry) = known(&self.0.consumers, key) else { return Ok(()) };
+        let mut held = entry.lock_owned().await;
         let before = held.clone();
         self.look_at_consumer(&key.0, &key.1, &mut held).await?;
         if !same(&before, &held, |info| (&info.config, &info.created)) {
             self.announce(Change::Consumer(key.1.clone()));
         }
         Ok(())
+    }
+
+    /// Forgets what is known of the consumers of a stream, which went with it when it was deleted, whether or not anybody told.
+    pub async fn doubt_consumers(&self, stream: &str) {
+        for ((_, name), entry) in all(&self.0.consumers).into_iter().filter(|((of, _), _)| of == stream) {
+            *entry.lock().await = Seen::Unknown;
+            self.announce(Change::Consumer(name));
+        }
+    }
+
+    /// Forgets the entries that no reconcile has held for this long: nothing declares them any more.
+    pub fn forget_unused(&self, for_long: Duration) {
+        locked(&self.0.streams).retain(|_, (_, held)| held.elapsed() < for_long);
+        locked(&self.0.consumers).retain(|_, (_, held)| held.elapsed() < for_long);
     }
 
     /// Forgets what is known of every stream and consumer: while the connection was away, anything may have changed.
@@ -263,12 +284,17 @@ impl Mirror {
 
     async fn store_stream(&self, name: String, entry: &Entry<StreamInfo>, info: StreamInfo) {
         let mut held = entry.lock().await;
-        let fresh = Seen::Present(Arc::new(info));
-        let changed = !same(&held, &fresh, |info| (&info.config, &info.created));
-        *held = fresh;
-        drop(held);
-        if changed {
-            self.announce(Change::Stream(name));
+        let before = std::mem::replace(&mut *held, Seen::Present(Arc::new(info)));
+        self.tell_of_stream(&name, &before, &held).await;
+    }
+
+    /// Announces a stream that is other than it was, and its consumers where it is another stream.
+    async fn tell_of_stream(&self, name: &str, before: &Seen<StreamInfo>, after: &Seen<StreamInfo>) {
+        if !same(before, after, |info| &info.created) {
+            self.doubt_consumers(name).await;
+        }
+        if !same(before, after, |info| (&info.config, &info.created)) {
+            self.announce(Change::Stream(name.to_owned()));
         }
     }
 }
@@ -277,16 +303,28 @@ fn name_of(config: &Config) -> String {
     config.get("name").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
 }
 
-fn locked<K, T>(entries: &Entries<K, T>) -> std::sync::MutexGuard<'_, HashMap<K, Entry<T>>> {
+fn locked<K, T>(entries: &Entries<K, T>) -> MutexGuard<'_, HashMap<K, (Entry<T>, Instant)>> {
     entries.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn entry<K: Eq + Hash, T>(entries: &Entries<K, T>, key: K) -> Entry<T> {
-    locked(entries).entry(key).or_default().clone()
+/// The entry of this key, made where there is none, for a reconcile to hold.
+fn held_now<K: Eq + Hash, T>(entries: &Entries<K, T>, key: K) -> Entry<T> {
+    let mut entries = locked(entries);
+    let (entry, held) = entries.entry(key).or_insert_with(|| (Entry::default(), Instant::now()));
+    *held = Instant::now();
+    entry.clone()
+}
+
+fn known<K, Q, T>(entries: &Entries<K, T>, key: &Q) -> Option<Entry<T>>
+where
+    K: Borrow<Q> + Eq + Hash,
+    Q: Eq + Hash + ?Sized,
+{
+    locked(entries).get(key).map(|(entry, _)| entry.clone())
 }
 
 fn all<K: Clone + Eq + Hash, T>(entries: &Entries<K, T>) -> Vec<(K, Entry<T>)> {
-    locked(entries).iter().map(|(key, entry)| (key.clone(), entry.clone())).collect()
+    locked(entries).iter().map(|(key, (entry, _))| (key.clone(), entry.clone())).collect()
 }
 
 /// Whether what is known is the same in what a declaration is about; the figures change all the time.

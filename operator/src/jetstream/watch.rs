@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt, stream};
+use futures::{StreamExt, stream};
 use rand::RngExt as _;
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
@@ -26,6 +26,8 @@ const SUBJECTS: [&str; 3] =
 const AT_ONCE: usize = 16;
 /// Names that may wait for their question; more than that are caught by a comparison.
 const QUEUE: usize = 8192;
+/// Intervals after which an entry that no reconcile held is forgotten; every object is reconciled once an interval.
+const UNUSED_AFTER: f64 = 4.0;
 /// Delay before a comparison that failed is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
 
@@ -36,13 +38,37 @@ enum About {
     Consumer(ConsumerKey),
 }
 
+/// Advisories from now on. They are to be listened to before anything is remembered, so that no change falls between the two;
+/// after a lost connection the client listens again before it asks for anything else.
+pub async fn advisories(nats: &Nats) -> Advisories {
+    let mut all = Vec::new();
+    for subject in SUBJECTS {
+        match nats.client().subscribe(subject).await {
+            Ok(messages) => all.push(messages),
+            Err(error) => {
+                tracing::error!(subject, %error, "cannot listen; changes are found by comparison only");
+            }
+        }
+    }
+    Advisories(stream::select_all(all))
+}
+
+/// JetStream's advisories.
+pub struct Advisories(stream::SelectAll<async_nats::Subscriber>);
+
 /// Runs until `stop`: follows advisories, and compares everything at each connect and every `interval`, jittered by a tenth.
-pub async fn run(mirror: Mirror, nats: Nats, interval: Duration, stop: CancellationToken) {
+pub async fn run(
+    advisories: Advisories,
+    mirror: Mirror,
+    nats: Nats,
+    interval: Duration,
+    stop: CancellationToken,
+) {
     let (names, queue) = mpsc::channel(QUEUE);
     let waiting = Waiting::default();
     let work = async {
         tokio::join!(
-            listen(&nats, &mirror, &waiting, names),
+            listen(advisories, nats.name(), &mirror, &waiting, names),
             refresh(&mirror, &waiting, queue),
             compare(&mirror, nats.link(), interval),
         )
@@ -60,10 +86,15 @@ impl Waiting {
     }
 }
 
-async fn listen(nats: &Nats, mirror: &Mirror, waiting: &Waiting, names: mpsc::Sender<About>) {
-    let mut messages = advisories(nats).await;
-    while let Some(message) = messages.next().await {
-        let Some(about) = about(&message.subject, &message.payload, nats.name()) else { continue };
+async fn listen(
+    mut advisories: Advisories,
+    own_name: &str,
+    mirror: &Mirror,
+    waiting: &Waiting,
+    names: mpsc::Sender<About>,
+) {
+    while let Some(message) = advisories.0.next().await {
+        let Some(about) = about(&message.subject, &message.payload, own_name) else { continue };
         let known = match &about {
             About::Stream(name) => mirror.knows_stream(name),
             About::Consumer(key) => mirror.knows_consumer(key),
@@ -72,20 +103,6 @@ async fn listen(nats: &Nats, mirror: &Mirror, waiting: &Waiting, names: mpsc::Se
             waiting.names().remove(&about);
         }
     }
-}
-
-/// Subscriptions outlive the connection: the client makes them again.
-async fn advisories(nats: &Nats) -> impl Stream<Item = async_nats::Message> + use<> {
-    let mut all = Vec::new();
-    for subject in SUBJECTS {
-        match nats.client().subscribe(subject).await {
-            Ok(messages) => all.push(messages),
-            Err(error) => {
-                tracing::error!(subject, %error, "cannot listen; changes are found by comparison only")
-            }
-        }
-    }
-    stream::select_all(all)
 }
 
 async fn refresh(mirror: &Mirror, waiting: &Waiting, queue: mpsc::Receiver<About>) {
@@ -111,11 +128,10 @@ async fn compare(mirror: &Mirror, mut link: watch::Receiver<Link>, interval: Dur
     loop {
         let connected = link.borrow_and_update().connected;
         let mut pause = interval.mul_f64(rand::rng().random_range(0.9..1.1));
-        if connected {
-            if let Err(error) = mirror.refresh_everything().await {
-                tracing::warn!(%error, "JetStream could not be compared; trying again");
-                pause = TRY_AGAIN;
-            }
+        mirror.forget_unused(interval.mul_f64(UNUSED_AFTER));
+        if connected && let Err(error) = mirror.refresh_everything().await {
+            tracing::warn!(%error, "JetStream could not be compared; trying again");
+            pause = TRY_AGAIN;
         }
         let changed = tokio::time::timeout(pause, link.changed()).await;
         match changed {
@@ -181,20 +197,23 @@ fn audited(subject: &str) -> Option<About> {
 mod tests {
     use super::*;
 
-    fn stream(name: &str) -> Option<About> {
-        Some(About::Stream(name.to_owned()))
+    fn stream(name: &str) -> About {
+        About::Stream(name.to_owned())
     }
 
-    fn consumer(stream: &str, name: &str) -> Option<About> {
-        Some(About::Consumer((stream.to_owned(), name.to_owned())))
+    fn consumer(stream: &str, name: &str) -> About {
+        About::Consumer((stream.to_owned(), name.to_owned()))
     }
 
     #[test]
     fn advisories_tell_which_stream_or_consumer_to_look_at() {
         let payload = br#"{"stream":"orders","consumer":"billing","action":"delete"}"#;
         let of = |subject: &str| about(subject, payload, "me");
-        assert_eq!(of("$JS.EVENT.ADVISORY.STREAM.UPDATED.orders"), stream("orders"));
-        assert_eq!(of("$JS.EVENT.ADVISORY.CONSUMER.DELETED.orders.billing"), consumer("orders", "billing"));
+        assert_eq!(of("$JS.EVENT.ADVISORY.STREAM.UPDATED.orders"), Some(stream("orders")));
+        assert_eq!(
+            of("$JS.EVENT.ADVISORY.CONSUMER.DELETED.orders.billing"),
+            Some(consumer("orders", "billing"))
+        );
         assert_eq!(of("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.orders"), None);
         assert_eq!(of("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.orders.billing"), None);
     }
@@ -207,13 +226,13 @@ mod tests {
         };
         assert_eq!(
             of("$JS.API.CONSUMER.CREATE.orders.billing.orders.*.placed", "nats"),
-            consumer("orders", "billing")
+            Some(consumer("orders", "billing"))
         );
         assert_eq!(
             of("$JS.hub.API.CONSUMER.DURABLE.CREATE.orders.billing", "nats"),
-            consumer("orders", "billing")
+            Some(consumer("orders", "billing"))
         );
-        assert_eq!(of("$JS.API.STREAM.PURGE.orders", "nats"), stream("orders"));
+        assert_eq!(of("$JS.API.STREAM.PURGE.orders", "nats"), Some(stream("orders")));
         assert_eq!(of("$JS.API.STREAM.UPDATE.orders", "me"), None);
         assert_eq!(of("$JS.API.STREAM.INFO.orders", "nats"), None);
     }

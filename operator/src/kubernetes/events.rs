@@ -51,7 +51,7 @@ pub async fn done<I>(recorder: &Recorder, object: &ObjectReference, kind: &str, 
         }
         Done::Created => normal(recorder, object, "Created", format!("made the {kind}")).await,
         Done::Updated(fields) => {
-            normal(recorder, object, "Updated", format!("changed {}", fields.join(", "))).await
+            normal(recorder, object, "Updated", format!("changed {}", fields.join(", "))).await;
         }
         Done::Repaired(fields) => {
             let note = format!("put right what somebody else had changed: {}", fields.join(", "));

@@ -61,6 +61,7 @@ pub async fn apply(
             *found.held = Seen::Unknown;
             let info = made.map_err(|source| Error::Create { name: found.name.clone(), source })?;
             *found.held = Seen::from(Some(info));
+            context.mirror.doubt_consumers(&found.name).await;
             Done::Created
         }
         Plan::Update { steps, fields, drift } => {

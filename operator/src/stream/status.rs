@@ -121,6 +121,11 @@ async fn tell_of_loss(object: &EventStream, applied: &Applied<StreamInfo>, conte
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::result_large_err,
+    clippy::unnecessary_wraps,
+    reason = "the results of reconciles, as they come"
+)]
 mod tests {
     use jetwright_crds::conditions::{self, READY, RECONCILING, Reason, STALLED};
     use k8s_openapi::jiff::Timestamp;

@@ -104,7 +104,7 @@ async fn an_administrators_pause_stays() {
     world.consumer("fulfilment", "streamRef: {name: orders}").await;
     world.await_ready::<EventConsumer>("fulfilment").await;
     let stream = world.jetstream.get_stream("orders").await.unwrap();
-    let until = time::OffsetDateTime::now_utc() + Duration::from_secs(3600);
+    let until = time::OffsetDateTime::now_utc() + Duration::from_hours(1);
     stream.pause_consumer("fulfilment", until).await.unwrap();
     world.consumer("fulfilment", "{streamRef: {name: orders}, maxAckPending: 7}").await;
     await_config(&world, "fulfilment", |config| config.max_ack_pending == 7).await;

@@ -30,7 +30,7 @@ async fn a_declared_stream_is_made_whole_and_described() {
         subjects: vec!["orders.*.*".into()],
         retention: RetentionPolicy::Interest,
         storage: StorageType::Memory,
-        max_age: Duration::from_secs(3600),
+        max_age: Duration::from_hours(1),
         max_bytes: 1 << 20,
         max_messages: 1000,
         max_messages_per_subject: 10,
@@ -66,7 +66,7 @@ async fn an_edit_is_applied_and_a_field_taken_out_goes_back_to_its_default() {
     world.await_ready::<EventStream>("orders").await;
     let config = world.config("orders").await;
     assert_eq!((config.max_age, config.max_messages), (Duration::ZERO, 8));
-    assert_eq!(config.duplicate_window, Duration::from_secs(120));
+    assert_eq!(config.duplicate_window, Duration::from_mins(2));
     assert_eq!(config.subjects, ["orders.*", "refunds.*"]);
     let updates = world.events("orders", "Updated").await;
     assert_eq!(updates, ["changed subjects, max_msgs, max_age, metadata"]);
@@ -277,7 +277,7 @@ async fn in_a_cluster_a_profile_has_three_replicas_and_they_are_never_lowered_un
     let jetstream = cluster.jetstream().await;
     let control_plane = crate::world::control_plane().await;
     let namespace = control_plane.namespace("cluster").await;
-    let arguments = crate::world::arguments(&cluster.url(), namespace.name(), jetwright_testing::free_port());
+    let arguments = crate::world::arguments(cluster.url(), namespace.name(), jetwright_testing::free_port());
     let _operator = crate::world::operator(control_plane, &arguments);
     let streams: kube::Api<EventStream> = namespace.api();
     let spec = serde_json::json!({
