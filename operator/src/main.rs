@@ -12,6 +12,7 @@ mod kubernetes;
 mod leader;
 mod metrics;
 mod outcome;
+mod plan;
 mod readiness;
 mod run;
 mod stream;

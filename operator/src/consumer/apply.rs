@@ -1,11 +1,12 @@
 //! In: a plan and the held consumer. Out: what was done, and the consumer as JetStream has it then. Writes to JetStream and decides
 //! nothing.
 
-use super::{dereference::Dereferenced, plan::Plan};
+use super::dereference::Dereferenced;
 use crate::{
     context::Context,
     jetstream::{ApiError, ConsumerInfo, Seen},
     outcome::{Applied, Category, Done},
+    plan::Plan,
 };
 
 /// Why a plan could not be carried out.
@@ -54,24 +55,28 @@ pub async fn apply(
     let done = match plan {
         Plan::Unchanged => Done::Nothing,
         Plan::Blocked(blocked) => Done::Blocked(blocked),
-        Plan::Create(config) => {
-            // Whatever happens, what was known before is no longer so.
-            *found.held = Seen::Unknown;
-            let made = api.create_consumer(&stream, &name, &config).await;
-            let failed = |source| Error::Create { stream: stream.clone(), name: name.clone(), source };
-            *found.held = Seen::from(Some(made.map_err(failed)?));
+        Plan::Create(configs) => {
+            for config in configs {
+                // Whatever happens, what was known before is no longer so.
+                *found.held = Seen::Unknown;
+                let made = api.create_consumer(&stream, &name, &config).await;
+                let failed = |source| Error::Create { stream: stream.clone(), name: name.clone(), source };
+                *found.held = Seen::from(Some(made.map_err(failed)?));
+            }
             Done::Created
         }
-        Plan::Update { config, fields, drift } => {
-            *found.held = Seen::Unknown;
-            let updated = api.update_consumer(&stream, &name, &config).await;
-            let failed = |source| Error::Update {
-                stream: stream.clone(),
-                name: name.clone(),
-                fields: fields.join(", "),
-                source,
-            };
-            *found.held = Seen::from(Some(updated.map_err(failed)?));
+        Plan::Update { steps, fields, drift } => {
+            for step in &steps {
+                *found.held = Seen::Unknown;
+                let updated = api.update_consumer(&stream, &name, step).await;
+                let failed = |source| Error::Update {
+                    stream: stream.clone(),
+                    name: name.clone(),
+                    fields: fields.join(", "),
+                    source,
+                };
+                *found.held = Seen::from(Some(updated.map_err(failed)?));
+            }
             if drift { Done::Repaired(fields) } else { Done::Updated(fields) }
         }
     };

@@ -1,87 +1,39 @@
 //! In: the desired consumer, what JetStream has, and what the status remembers. Out: what to do. Pure: everything is decided
 //! before anything is done.
 
-use jetwright_crds::conditions::Reason;
-
 use super::validate::Desired;
 use crate::{
-    jetstream::{Config, ConsumerInfo, diff::difference, fields},
-    outcome::{Blocked, Remembered, applied_generation},
+    jetstream::{ConsumerInfo, fields},
+    outcome::Remembered,
+    plan::{self, Change, Plan},
 };
 
-/// What to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Plan {
-    /// Nothing: JetStream has what is declared.
-    Unchanged,
-    /// Make the consumer.
-    Create(Config),
-    /// Change the consumer.
-    Update {
-        /// The whole configuration.
-        config: Config,
-        /// Fields that change, by JetStream's names.
-        fields: Vec<&'static str>,
-        /// Whether it was somebody else who changed them: this generation had been applied already.
-        drift: bool,
-    },
-    /// Nothing can be done until something changes.
-    Blocked(Blocked),
-}
-
-impl Plan {
-    /// Whether it changes anything in JetStream.
-    pub fn writes(&self) -> bool {
-        matches!(self, Self::Create(_) | Self::Update { .. })
-    }
-}
+/// What to do where a field would have to change that never does.
+const REMEDY: &str =
+    "delete the consumer, and it is made again as declared, beginning where spec.deliverPolicy says";
 
 /// Decides what to do.
 pub fn plan(desired: &Desired, actual: Option<&ConsumerInfo>, remembered: &Remembered) -> Plan {
-    let Some(actual) = actual else { return Plan::Create(desired.config.clone()) };
-    let made_by_us = remembered.is_of(&actual.created);
-    let applied = match applied_generation(
-        &desired.identity,
-        ("consumer", &desired.name),
-        &actual.config,
-        made_by_us,
-    ) {
-        Ok(applied) => applied,
-        Err(blocked) => return Plan::Blocked(blocked),
-    };
-    let difference = difference(&desired.config, &actual.config, fields::CONSUMER);
-    if !difference.stuck.is_empty() {
-        return Plan::Blocked(immutable(desired, &difference.stuck));
-    }
-    if difference.is_empty() {
-        return Plan::Unchanged;
-    }
-    Plan::Update {
-        config: desired.config.over(&actual.config, fields::CONSUMER),
-        fields: difference.changed,
-        drift: applied == Some(desired.identity.generation),
-    }
-}
-
-fn immutable(desired: &Desired, stuck: &[&'static str]) -> Blocked {
-    Blocked {
-        reason: Reason::ImmutableField,
-        message: format!(
-            "JetStream never changes {} of consumer {} of stream {}: set the field to what the consumer has, or delete the \
-             consumer, and it is made again as declared, beginning where spec.deliverPolicy says",
-            stuck.join(", "),
-            desired.name,
-            desired.stream
-        ),
-    }
+    let Some(actual) = actual else { return Plan::Create(vec![desired.config.clone()]) };
+    plan::change(&Change {
+        kind: "consumer",
+        name: &desired.name,
+        identity: &desired.identity,
+        desired: &desired.config,
+        actual: &actual.config,
+        made_by_us: remembered.is_of(&actual.created),
+        fields: fields::CONSUMER,
+        remedy: REMEDY,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use jetwright_crds::conditions::Reason;
     use serde_json::json;
 
     use super::*;
-    use crate::consumer::validate::tests::desired_at;
+    use crate::{consumer::validate::tests::desired_at, jetstream::Config};
 
     const SPEC: &str = "{streamRef: {name: orders}, filterSubjects: [orders.*.placed], ackWait: 10s}";
 
@@ -101,7 +53,7 @@ mod tests {
 
     #[test]
     fn a_missing_consumer_is_made_whole() {
-        assert_eq!(plan_for(None), Plan::Create(desired_at(2, SPEC).config));
+        assert_eq!(plan_for(None), Plan::Create(vec![desired_at(2, SPEC).config]));
     }
 
     #[test]
@@ -114,7 +66,7 @@ mod tests {
     fn an_edit_by_another_is_put_right_and_a_pause_is_left() {
         let edited = existing(2).config.with("ack_wait", 5).with("pause_until", "2030-01-01T00:00:00Z");
         let expected = Plan::Update {
-            config: desired_at(2, SPEC).config.with("pause_until", "2030-01-01T00:00:00Z"),
+            steps: vec![desired_at(2, SPEC).config.with("pause_until", "2030-01-01T00:00:00Z")],
             fields: vec!["ack_wait"],
             drift: true,
         };
@@ -124,7 +76,7 @@ mod tests {
     #[test]
     fn a_new_generation_is_an_update_and_no_drift() {
         let expected =
-            Plan::Update { config: desired_at(2, SPEC).config, fields: vec!["metadata"], drift: false };
+            Plan::Update { steps: vec![desired_at(2, SPEC).config], fields: vec!["metadata"], drift: false };
         assert_eq!(plan_for(Some(&existing(1))), expected);
     }
 

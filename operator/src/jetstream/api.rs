@@ -9,7 +9,7 @@ use async_nats::client::RequestErrorKind;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
-use super::Config;
+use super::{Config, ConsumerInfo, StreamInfo, info::StreamPage};
 use crate::metrics::Metrics;
 
 /// Error code of an answer that says that the stream does not exist.
@@ -65,72 +65,6 @@ impl ApiError {
             _ => None,
         }
     }
-}
-
-/// A stream as JetStream describes it.
-#[derive(Clone, Debug, Deserialize)]
-pub struct StreamInfo {
-    /// Its configuration.
-    pub config: Config,
-    /// When it was made, RFC 3339.
-    pub created: String,
-    /// What is in it.
-    pub state: StreamState,
-    /// Where it is led, in a cluster.
-    pub cluster: Option<ClusterInfo>,
-}
-
-/// What is in a stream.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct StreamState {
-    /// Messages.
-    pub messages: u64,
-    /// Bytes.
-    pub bytes: u64,
-    /// Sequence of the first message.
-    pub first_seq: u64,
-    /// Sequence of the last message.
-    pub last_seq: u64,
-    /// Consumers.
-    #[serde(default)]
-    pub consumer_count: u64,
-}
-
-/// Where a stream is led.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct ClusterInfo {
-    /// Server that leads it, unless an election goes on.
-    pub leader: Option<String>,
-}
-
-/// A consumer as JetStream describes it.
-#[derive(Clone, Debug, Deserialize)]
-pub struct ConsumerInfo {
-    /// Stream that it consumes from.
-    pub stream_name: String,
-    /// Durable name.
-    pub name: String,
-    /// Its configuration.
-    pub config: Config,
-    /// When it was made, RFC 3339.
-    pub created: String,
-    /// Messages not delivered yet.
-    #[serde(default)]
-    pub num_pending: u64,
-    /// Messages delivered and not acknowledged yet.
-    #[serde(default)]
-    pub num_ack_pending: u64,
-    /// Messages delivered more than once and not acknowledged yet.
-    #[serde(default)]
-    pub num_redelivered: u64,
-}
-
-/// One page of the list of streams.
-#[derive(Debug, Default, Deserialize)]
-pub struct StreamPage {
-    /// Streams of this page; those whose servers did not answer are not among them.
-    #[serde(default)]
-    pub streams: Option<Vec<StreamInfo>>,
 }
 
 /// JetStream's API over one connection.

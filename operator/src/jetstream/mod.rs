@@ -8,9 +8,11 @@ pub mod api;
 pub mod config;
 pub mod diff;
 pub mod fields;
+pub mod info;
 pub mod mirror;
 pub mod watch;
 
-pub use api::{Api, ApiError, ConsumerInfo, StreamInfo};
+pub use api::{Api, ApiError};
 pub use config::Config;
+pub use info::{ConsumerInfo, StreamInfo};
 pub use mirror::{Change, Mirror, Seen};

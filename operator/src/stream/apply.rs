@@ -1,7 +1,7 @@
 //! In: a plan and the held stream. Out: what was done, and the stream as JetStream has it then. Writes to JetStream and decides
 //! nothing.
 
-use super::{dereference::Dereferenced, plan::Plan};
+use super::dereference::Dereferenced;
 use crate::{
     context::Context,
     jetstream::{
@@ -9,6 +9,7 @@ use crate::{
         api::{NO_SUITABLE_PEERS, REPLICAS_NEED_CLUSTER},
     },
     outcome::{Applied, Category, Done},
+    plan::Plan,
 };
 
 /// The server's words where a cluster has too few servers, and no other reason beside it (selectPeerError in

@@ -1,63 +1,29 @@
 //! In: the desired stream, what JetStream has, and what the status remembers. Out: what to do. Pure: every step is decided
 //! before the first is taken.
 
-use jetwright_crds::conditions::Reason;
-
 use super::validate::{Desired, Replicas};
 use crate::{
-    jetstream::{Config, StreamInfo, diff::difference, fields},
-    outcome::{Blocked, Remembered, applied_generation},
+    jetstream::{Config, StreamInfo, fields},
+    outcome::Remembered,
+    plan::{self, Change, Plan},
 };
 
-/// What to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Plan {
-    /// Nothing: JetStream has what is declared.
-    Unchanged,
-    /// Make the stream. Where there are fewer servers than replicas in one configuration, the next is tried.
-    Create(Vec<Config>),
-    /// Change the stream, step by step.
-    Update {
-        /// Whole configurations, in order.
-        steps: Vec<Config>,
-        /// Fields that change, by JetStream's names.
-        fields: Vec<&'static str>,
-        /// Whether it was somebody else who changed them: this generation had been applied already.
-        drift: bool,
-    },
-    /// Nothing can be done until something changes.
-    Blocked(Blocked),
-}
-
-impl Plan {
-    /// Whether it changes anything in JetStream.
-    pub fn writes(&self) -> bool {
-        matches!(self, Self::Create(_) | Self::Update { .. })
-    }
-}
+/// What to do where a field would have to change that never does.
+const REMEDY: &str = "back up what is in the stream, delete it, and it is made again as declared";
 
 /// Decides what to do.
 pub fn plan(desired: &Desired, actual: Option<&StreamInfo>, remembered: &Remembered) -> Plan {
     let Some(actual) = actual else { return Plan::Create(creations(desired, remembered)) };
-    let made_by_us = remembered.is_of(&actual.created);
-    let applied =
-        match applied_generation(&desired.identity, ("stream", &desired.name), &actual.config, made_by_us) {
-            Ok(applied) => applied,
-            Err(blocked) => return Plan::Blocked(blocked),
-        };
-    let whole = desired.config(settled(desired.replicas, &actual.config, remembered));
-    let difference = difference(&whole, &actual.config, fields::STREAM);
-    if !difference.stuck.is_empty() {
-        return Plan::Blocked(immutable(&desired.name, &difference.stuck));
-    }
-    if difference.is_empty() {
-        return Plan::Unchanged;
-    }
-    Plan::Update {
-        steps: steps(&whole, &actual.config, &difference.changed),
-        fields: difference.changed,
-        drift: applied == Some(desired.identity.generation),
-    }
+    plan::change(&Change {
+        kind: "stream",
+        name: &desired.name,
+        identity: &desired.identity,
+        desired: &desired.config(settled(desired.replicas, &actual.config, remembered)),
+        actual: &actual.config,
+        made_by_us: remembered.is_of(&actual.created),
+        fields: fields::STREAM,
+        remedy: REMEDY,
+    })
 }
 
 /// The configurations to try when the stream is made. One that was made before is made again as it was.
@@ -80,29 +46,9 @@ fn settled(wish: Replicas, actual: &Config, remembered: &Remembered) -> u8 {
     }
 }
 
-/// The server refuses new replicas and a new placement in one update (10123): the placement goes first.
-fn steps(whole: &Config, actual: &Config, changed: &[&str]) -> Vec<Config> {
-    let target = whole.over(actual, fields::STREAM);
-    if !(changed.contains(&"num_replicas") && changed.contains(&"placement")) {
-        return vec![target];
-    }
-    let replicas = actual.get("num_replicas").cloned().unwrap_or_default();
-    vec![target.clone().with("num_replicas", replicas), target]
-}
-
-fn immutable(name: &str, stuck: &[&'static str]) -> Blocked {
-    Blocked {
-        reason: Reason::ImmutableField,
-        message: format!(
-            "JetStream never changes {} of stream {name}: set the field to what the stream has, or back up what is in the \
-             stream, delete it, and it is made again as declared",
-            stuck.join(", ")
-        ),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use jetwright_crds::conditions::Reason;
     use serde_json::{Value, json};
 
     use super::*;
