@@ -2,7 +2,7 @@ CARGO := cargo
 PROGRAMS := nats-server etcd kube-apiserver kubectl
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs manifests lint test test-unit test-servers time-cold time-warm clean
+.PHONY: help build programs manifests lint test test-unit test-servers bench-operator time-cold time-warm clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ test-unit: ## Pure tests, and the examples in the documentation
 test-servers: programs build ## Tests against real servers as child processes
 	@find target/test-logs -mindepth 1 -maxdepth 1 -mtime +3 -exec rm -rf {} + 2>/dev/null || true
 	$(CARGO) test --workspace --locked --test servers
+
+bench-operator: programs ## The operator's figures, of its release build: until Ready, until repaired, memory and processor time when idle
+	$(CARGO) build --release --locked -p jetwright-operator
+	$(CARGO) bench --locked -p jetwright-e2e --bench figures
 
 time-cold: ## Seconds that `make test` of the last commit takes where nothing has been downloaded or built
 	@testing/time-make-test cold

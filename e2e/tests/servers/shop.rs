@@ -1,0 +1,382 @@
+//! The shop: its manifests applied to a cluster with an operator, and what the operator declared run as pods.
+
+use std::{fmt::Debug, time::Duration};
+
+use async_nats::jetstream::{self, consumer};
+use jetwright_crds::{EventConsumer, EventStream};
+use jetwright_e2e::{Operator, control_plane, path};
+use jetwright_testing::{ControlPlane, Namespace, NatsServer, Process, await_until, binary, free_port};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        apps::v1::Deployment,
+        core::v1::{ConfigMap, Service},
+    },
+    apimachinery::pkg::{apis::meta::v1::Condition, util::intstr::IntOrString},
+};
+use kube::{
+    Api, Resource,
+    api::{ListParams, Patch, PatchParams, PostParams},
+};
+use reqwest::header::HeaderMap;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use crate::pod::Pod;
+
+/// How long a test waits for what should take less than a second.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// Prices in cents, and pieces in stock; payments of amounts that end in 13 are declined.
+const CATALOGUE: &str = "mug=1250:1000,notebook=799:1000,poster=1999:2,raffle-ticket=113:100";
+/// The port of the pods' programs for their probes and metrics.
+const ADMIN_PORT: u16 = 9090;
+
+pub struct Shop {
+    pub nats: NatsServer,
+    pub jetstream: jetstream::Context,
+    pub namespace: Namespace<'static>,
+    pub operator: Operator,
+    pub payments: Simulator,
+    pub users: Pod,
+    pub orders: Pod,
+    users_url: String,
+    orders_url: String,
+    client: reqwest::Client,
+}
+
+/// The payment simulator, which is no part of what the operator runs.
+pub struct Simulator {
+    pub url: String,
+    admin_url: String,
+    _process: Process,
+}
+
+impl Simulator {
+    async fn start(latency: Duration) -> Self {
+        let (url, admin_url) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
+        let process = Process::builder(binary("jetwright-payment-simulator"))
+            .env("PAYMENT_SIMULATOR_HTTP_ADDRESS", &url)
+            .env("PAYMENT_SIMULATOR_SIMULATION_LATENCY_MILLISECONDS", latency.as_millis().to_string())
+            .env("JETWRIGHT_ADMIN_ADDRESS", &admin_url)
+            .start();
+        process.await_log("\"message\":\"serving\"", SOON).await;
+        Self { url: format!("http://{url}"), admin_url: format!("http://{admin_url}"), _process: process }
+    }
+
+    /// How often a payment was asked for and authorized.
+    pub async fn authorized(&self) -> u64 {
+        let line = "http_server_request_duration_seconds_count{http_request_method=\"POST\",\
+                    http_route=\"/authorizations\",http_response_status_code=\"201\"}";
+        metric(&self.admin_url, line).await
+    }
+
+    /// What was decided about an order.
+    pub async fn decision(&self, order_id: &str) -> Value {
+        let url = format!("{}/authorizations/{order_id}", self.url);
+        reqwest::get(url).await.unwrap().json().await.unwrap()
+    }
+}
+
+/// An answer to a request.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Value,
+}
+
+impl Shop {
+    /// A shop that is open: all of it ready.
+    pub async fn open() -> Self {
+        Self::with_payments_that_take(Duration::ZERO).await
+    }
+
+    /// A shop whose payments are answered so late.
+    pub async fn with_payments_that_take(latency: Duration) -> Self {
+        let (control_plane, nats, payments) =
+            tokio::join!(control_plane(), NatsServer::start(), Simulator::start(latency));
+        let namespace = control_plane.namespace("shop").await;
+        let operator = Operator::start(control_plane, &nats, namespace.name());
+        declare(control_plane, &namespace, &payments).await;
+        await_declared(&namespace).await;
+        let (users, orders) = tokio::join!(
+            Pod::start(&namespace, "user-directory", 0),
+            Pod::start(&namespace, "order-fulfilment", 0)
+        );
+        for workload in ["user-directory", "order-fulfilment"] {
+            report_available(&namespace, workload).await;
+        }
+        for consumer in ["user-directory", "order-fulfilment", "order-users"] {
+            await_condition::<EventConsumer>(&namespace, consumer, "Ready", "True").await;
+        }
+        Self {
+            jetstream: nats.jetstream().await,
+            users_url: service_url(&namespace, "user-directory", &users).await,
+            orders_url: service_url(&namespace, "order-fulfilment", &orders).await,
+            client: reqwest::Client::builder().timeout(SOON).build().unwrap(),
+            nats,
+            namespace,
+            operator,
+            payments,
+            users,
+            orders,
+        }
+    }
+
+    /// Another operator for the same namespace and NATS.
+    pub fn another_operator(&self) -> Operator {
+        Operator::start(self.namespace.control_plane(), &self.nats, self.namespace.name())
+    }
+
+    /// Asks the user service for a registration.
+    pub async fn post_user(&self, body: impl Into<String>, headers: &[(&str, &str)]) -> Answer {
+        let request = self.client.post(format!("{}/users", self.users_url)).body(body.into());
+        self.send(request, headers).await.unwrap()
+    }
+
+    /// Asks the order service for an order.
+    pub async fn post_order(&self, body: impl Into<String>, headers: &[(&str, &str)]) -> Answer {
+        self.try_post_order(&self.orders_url, body, headers).await.unwrap()
+    }
+
+    /// Asks the order service at this address.
+    pub async fn try_post_order(
+        &self,
+        url: &str,
+        body: impl Into<String>,
+        headers: &[(&str, &str)],
+    ) -> Result<Answer, reqwest::Error> {
+        self.send(self.client.post(format!("{url}/orders")).body(body.into()), headers).await
+    }
+
+    async fn send(
+        &self,
+        request: reqwest::RequestBuilder,
+        headers: &[(&str, &str)],
+    ) -> Result<Answer, reqwest::Error> {
+        let request = request.header("content-type", "application/json");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let response = request.send().await?;
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        Ok(Answer { status, headers, body: response.json().await? })
+    }
+
+    /// Registers a user over HTTP, and returns the id.
+    pub async fn register(&self, email: &str) -> String {
+        let answer = self.post_user(json!({"email": email}).to_string(), &[]).await;
+        assert_eq!(answer.status, 201, "{answer:?}");
+        answer.body["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Places an order over HTTP, and returns the id.
+    pub async fn place(&self, user_id: &str, sku: &str, quantity: u32) -> String {
+        placed(&self.post_order(order(user_id, sku, quantity), &[]).await)
+    }
+
+    /// Places an order as a patient caller does: again and again under one key, until somebody takes it.
+    pub async fn place_patiently(&self, user_id: &str, sku: &str, key: &str) -> String {
+        let order = order(user_id, sku, 1);
+        await_until(&format!("order {key} is taken"), SOON, async || {
+            let headers = [("idempotency-key", key)];
+            match self.try_post_order(&self.orders_url, order.clone(), &headers).await {
+                Ok(answer) if answer.status == 202 => Ok(placed(&answer)),
+                Ok(answer) if answer.status == 503 => Err(answer.body.to_string()),
+                Ok(answer) => panic!("{answer:?}"),
+                Err(error) => Err(error.to_string()),
+            }
+        })
+        .await
+    }
+
+    /// A user as the user service shows it.
+    pub async fn user(&self, id: &str) -> (u16, Value) {
+        self.get(&format!("{}/users/{id}", self.users_url)).await.unwrap()
+    }
+
+    /// An order as the order service shows it.
+    pub async fn order(&self, id: &str) -> Result<(u16, Value), reqwest::Error> {
+        self.get(&format!("{}/orders/{id}", self.orders_url)).await
+    }
+
+    async fn get(&self, url: &str) -> Result<(u16, Value), reqwest::Error> {
+        let response = self.client.get(url).send().await?;
+        Ok((response.status().as_u16(), response.json().await?))
+    }
+
+    /// An order, once it has ended.
+    pub async fn ended(&self, id: &str) -> Value {
+        await_until(&format!("the end of order {id}"), SOON, async || match self.order(id).await {
+            Ok((200, order)) if order["state"] != "placed" => Ok(order),
+            Ok((status, order)) => Err(format!("{status} {order}")),
+            Err(error) => Err(error.to_string()),
+        })
+        .await
+    }
+
+    /// Requires that an order is confirmed.
+    pub async fn confirmed(&self, id: &str) -> Value {
+        let order = self.ended(id).await;
+        assert_eq!(order["state"], "confirmed", "{order}");
+        order
+    }
+
+    /// Waits until an article has so many pieces left and none are set aside.
+    pub async fn await_stock(&self, sku: &str, available: u64) {
+        let bucket = self.jetstream.get_key_value("inventory").await.unwrap();
+        await_until(&format!("{available} of {sku} are left"), SOON, async || {
+            let entry = bucket.get(sku).await.map_err(|error| error.to_string())?.unwrap();
+            let stock: Value = serde_json::from_slice(&entry).unwrap();
+            let is_so = stock == json!({"available": available, "reserved": {}});
+            if is_so { Ok(()) } else { Err(stock.to_string()) }
+        })
+        .await;
+    }
+
+    /// Messages that a consumer has not delivered yet, and those that nobody has acknowledged.
+    pub async fn waiting(&self, stream: &str, consumer: &str) -> (u64, usize) {
+        let found: consumer::PullConsumer =
+            self.jetstream.get_consumer_from_stream(consumer, stream).await.unwrap();
+        let info = found.cached_info();
+        (info.num_pending, info.num_ack_pending)
+    }
+
+    /// Waits until a consumer has nothing left.
+    pub async fn await_handled(&self, stream: &str, consumer: &str) {
+        await_until(&format!("{consumer} has handled everything"), SOON, async || {
+            let waiting = self.waiting(stream, consumer).await;
+            if waiting == (0, 0) { Ok(()) } else { Err(format!("{waiting:?}")) }
+        })
+        .await;
+    }
+
+    /// Starts one more pod of the order service, as `kubectl scale` asks for; where it takes orders.
+    pub async fn scale_orders_to_two(&self) -> (Pod, String) {
+        let name = "order-fulfilment";
+        let control_plane = control_plane().await;
+        let scaled = ["-n", self.namespace.name(), "scale", "eventconsumer", name, "--replicas=2"];
+        control_plane.kubectl(scaled).unwrap();
+        let deployments: Api<Deployment> = self.namespace.api();
+        await_until("the Deployment has two replicas", SOON, async || {
+            let replicas = deployments.get(name).await.unwrap().spec.unwrap().replicas;
+            if replicas == Some(2) { Ok(()) } else { Err(format!("{replicas:?}")) }
+        })
+        .await;
+        let pod = Pod::start(&self.namespace, name, 1).await;
+        let url = service_url(&self.namespace, name, &pod).await;
+        (pod, url)
+    }
+}
+
+/// The body of an order of one line.
+pub fn order(user_id: &str, sku: &str, quantity: u32) -> String {
+    json!({"user_id": user_id, "lines": [{"sku": sku, "quantity": quantity}]}).to_string()
+}
+
+/// The id of an order that was taken.
+pub fn placed(answer: &Answer) -> String {
+    assert_eq!(answer.status, 202, "{answer:?}");
+    let id = answer.body["order_id"].as_str().unwrap();
+    assert_eq!(answer.headers["location"], format!("/orders/{id}"));
+    id.to_owned()
+}
+
+/// The log of a pod: each line is JSON.
+pub fn log(pod: &Pod) -> Vec<Value> {
+    let log = pod.process().log();
+    log.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"))).collect()
+}
+
+/// The value of a metric of a program that serves them here, whose line begins with this; 0 where there is none yet.
+pub async fn metric(admin_url: &str, line: &str) -> u64 {
+    let text = reqwest::get(format!("{admin_url}/metrics")).await.unwrap().text().await.unwrap();
+    text.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok()).unwrap_or(0)
+}
+
+/// How many deliveries of orders a pod has ended so.
+pub async fn handled(pod: &Pod, outcome: &str) -> u64 {
+    let line = format!(r#"jetwright_handled_total{{binding="order-fulfilment",outcome="{outcome}"}}"#);
+    metric(&pod.url(ADMIN_PORT), &line).await
+}
+
+/// Applies the shop as a user does: what differs between installations is in a ConfigMap, all else in manifests.
+async fn declare(control_plane: &'static ControlPlane, namespace: &Namespace<'_>, payments: &Simulator) {
+    let config_maps: Api<ConfigMap> = namespace.api();
+    let settings = json!({
+        "metadata": {"name": "shop"}, "data": {"catalogue": CATALOGUE, "payments-url": payments.url},
+    });
+    config_maps.create(&PostParams::default(), &serde_json::from_value(settings).unwrap()).await.unwrap();
+    let name = namespace.name().to_owned();
+    let applied = tokio::task::spawn_blocking(move || {
+        control_plane.kubectl(["apply", "-n", &name, "-f", &path("shop")])
+    });
+    applied.await.unwrap().unwrap();
+}
+
+/// Waits until the operator has made everything that the manifests declare; only the pods are missing then.
+async fn await_declared(namespace: &Namespace<'_>) {
+    let streams: Api<EventStream> = namespace.api();
+    for stream in streams.list(&ListParams::default()).await.unwrap() {
+        await_condition::<EventStream>(namespace, &stream.metadata.name.unwrap(), "Ready", "True").await;
+    }
+    let consumers: Api<EventConsumer> = namespace.api();
+    for consumer in consumers.list(&ListParams::default()).await.unwrap() {
+        let name = consumer.metadata.name.unwrap();
+        await_condition::<EventConsumer>(namespace, &name, "ConsumerReady", "True").await;
+    }
+    let config_maps: Api<ConfigMap> = namespace.api();
+    await_until("the order service's bindings name both consumers", SOON, async || {
+        let bindings =
+            config_maps.get("order-fulfilment-bindings").await.map_err(|error| error.to_string())?;
+        let text = bindings.data.unwrap_or_default().remove("bindings.yaml").unwrap_or_default();
+        let named = ["order-fulfilment:", "order-users:"].iter().all(|name| text.contains(name));
+        if named { Ok(()) } else { Err(text) }
+    })
+    .await;
+    for consumer in ["user-directory", "order-fulfilment", "order-users"] {
+        await_condition::<EventConsumer>(namespace, consumer, "WorkloadReady", "False").await;
+    }
+}
+
+/// Says of a Deployment what a cluster's controllers would once its pods are ready.
+async fn report_available(namespace: &Namespace<'_>, name: &str) {
+    let deployments: Api<Deployment> = namespace.api();
+    let generation = deployments.get(name).await.unwrap().metadata.generation;
+    let status = json!({"status": {
+        "observedGeneration": generation, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1, "readyReplicas": 1,
+    }});
+    deployments.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+}
+
+/// Where a pod is reached through the port of its Service.
+async fn service_url(namespace: &Namespace<'_>, name: &str, pod: &Pod) -> String {
+    let services: Api<Service> = namespace.api();
+    let port = services.get(name).await.unwrap().spec.unwrap().ports.unwrap().remove(0);
+    let Some(IntOrString::Int(target)) = port.target_port else { panic!("{port:?}") };
+    pod.url(target.try_into().unwrap())
+}
+
+/// Waits until the newest generation of an object has a condition with this status.
+pub async fn await_condition<K>(namespace: &Namespace<'_>, name: &str, type_: &str, status: &str)
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned,
+{
+    let api: Api<K> = namespace.api();
+    await_until(&format!("{} {name} has {type_}={status}", K::kind(&())), SOON, async || {
+        let object = api.get(name).await.map_err(|error| error.to_string())?;
+        let generation = object.meta().generation;
+        let object = serde_json::to_value(object).unwrap();
+        let conditions: Vec<Condition> =
+            serde_json::from_value(object["status"]["conditions"].clone()).unwrap_or_default();
+        let is_so = conditions.iter().any(|condition| {
+            let newest = condition.observed_generation == generation;
+            newest && condition.type_ == type_ && condition.status == status
+        });
+        if is_so { Ok(()) } else { Err(format!("{conditions:?}")) }
+    })
+    .await;
+}
