@@ -150,6 +150,7 @@ impl Node<'_> {
                 assert_eq!(ports.insert(declared.port(), here), None, "{} is taken twice", declared.port());
                 value = format!("127.0.0.1:{here}");
             }
+            assert!(!value.contains("$("), "{} refers to what is not before it: {value}", variable.name);
             variables.insert(variable.name.clone(), value);
         }
         for port in container.ports.iter().flatten() {

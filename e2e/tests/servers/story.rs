@@ -113,8 +113,11 @@ async fn the_trace_that_a_caller_began_is_in_every_event_and_in_both_services_lo
     let user = registered.body["id"].as_str().unwrap();
     let id = placed(&shop.post_order(order(user, "mug", 1), &headers).await);
     shop.confirmed(&id).await;
-    shop.await_handled("users", "user-directory").await;
-    shop.await_handled("users", "order-users").await;
+    for (stream, consumer) in
+        [("users", "user-directory"), ("users", "order-users"), ("orders", "order-fulfilment")]
+    {
+        shop.await_handled(stream, consumer).await;
+    }
     for stream in ["users", "orders", "payments"] {
         for message in stored(&shop.jetstream, stream, "").await {
             assert_eq!(message.trace_id(), trace_id, "{message:?}");
@@ -133,6 +136,7 @@ async fn a_request_without_a_trace_begins_one_that_both_services_carry_on() {
     let id = shop.place(&user, "mug", 1).await;
     shop.confirmed(&id).await;
     shop.await_handled("users", "order-users").await;
+    shop.await_handled("orders", "order-fulfilment").await;
     let (created, _) = await_event::<UserCreated>(&shop.jetstream, &format!("users.{user}.created")).await;
     let (placed, _) = await_event::<OrderPlaced>(&shop.jetstream, &format!("orders.{id}.placed")).await;
     let (registration, ordering) = (created.trace_id(), placed.trace_id());
