@@ -60,19 +60,16 @@ impl Pod {
         let IntOrString::Int(port) = probe.port else {
             panic!("the probe's port has a name: {:?}", probe.port)
         };
+        let readiness = format!("{}{}", url(&ports, port.try_into().unwrap()), probe.path.unwrap());
         let process = Mutex::new(Arc::new(start.clone().start()));
-        let mut pod = Self { name, start, process, ports, readiness: String::new() };
-        pod.readiness = format!("{}{}", pod.url(port.try_into().unwrap()), probe.path.unwrap());
+        let pod = Self { name, start, process, ports, readiness };
         pod.await_ready().await;
         pod
     }
 
     /// Where a port of the container is reached.
     pub fn url(&self, port: u16) -> String {
-        let here = self.ports.get(&port).unwrap_or_else(|| {
-            panic!("nothing of {} listens on {port}, but on {:?}", self.name, self.ports.keys())
-        });
-        format!("http://127.0.0.1:{here}")
+        url(&self.ports, port)
     }
 
     /// The running process.
@@ -105,6 +102,12 @@ impl Pod {
         })
         .await;
     }
+}
+
+/// Where a port of a container is reached whose program listens on these.
+fn url(ports: &BTreeMap<u16, u16>, port: u16) -> String {
+    let here = ports.get(&port).unwrap_or_else(|| panic!("nothing listens on {port}: {ports:?}"));
+    format!("http://127.0.0.1:{here}")
 }
 
 /// Where each volume of ConfigMaps is mounted, and the folder that stands for it.

@@ -1,34 +1,24 @@
 //! The shop: its manifests applied to a cluster with an operator, and what the operator declared run as pods.
 
-use std::{fmt::Debug, time::Duration};
+use std::time::Duration;
 
 use async_nats::jetstream::{self, consumer};
-use jetwright_crds::{EventConsumer, EventStream};
-use jetwright_e2e::{Operator, control_plane, path};
-use jetwright_testing::{ControlPlane, Namespace, NatsServer, Process, await_until, binary, free_port};
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        apps::v1::Deployment,
-        core::v1::{ConfigMap, Service},
-    },
-    apimachinery::pkg::{apis::meta::v1::Condition, util::intstr::IntOrString},
-};
-use kube::{
-    Api, Resource,
-    api::{ListParams, Patch, PatchParams, PostParams},
-};
+use jetwright_crds::EventConsumer;
+use jetwright_e2e::{Operator, control_plane};
+use jetwright_testing::{Namespace, NatsServer, Process, await_until, binary, free_port};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::Api;
 use reqwest::header::HeaderMap;
-use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::pod::Pod;
+use crate::{
+    cluster::{await_condition, await_declared, declare, report_available, service_url},
+    pod::Pod,
+};
 
 /// How long a test waits for what should take less than a second.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// Prices in cents, and pieces in stock; payments of amounts that end in 13 are declined.
-const CATALOGUE: &str = "mug=1250:1000,notebook=799:1000,poster=1999:2,raffle-ticket=113:100";
 /// The port of the pods' programs for their probes and metrics.
 const ADMIN_PORT: u16 = 9090;
 
@@ -98,7 +88,7 @@ impl Shop {
             tokio::join!(control_plane(), NatsServer::start(), Simulator::start(latency));
         let namespace = control_plane.namespace("shop").await;
         let operator = Operator::start(control_plane, &nats, namespace.name());
-        declare(control_plane, &namespace, &payments).await;
+        declare(control_plane, &namespace, &payments.url).await;
         await_declared(&namespace).await;
         let (users, orders) = tokio::join!(
             Pod::start(&namespace, "user-directory", 0),
@@ -297,86 +287,4 @@ pub async fn metric(admin_url: &str, line: &str) -> u64 {
 pub async fn handled(pod: &Pod, outcome: &str) -> u64 {
     let line = format!(r#"jetwright_handled_total{{binding="order-fulfilment",outcome="{outcome}"}}"#);
     metric(&pod.url(ADMIN_PORT), &line).await
-}
-
-/// Applies the shop as a user does: what differs between installations is in a ConfigMap, all else in manifests.
-async fn declare(control_plane: &'static ControlPlane, namespace: &Namespace<'_>, payments: &Simulator) {
-    let config_maps: Api<ConfigMap> = namespace.api();
-    let settings = json!({
-        "metadata": {"name": "shop"}, "data": {"catalogue": CATALOGUE, "payments-url": payments.url},
-    });
-    config_maps.create(&PostParams::default(), &serde_json::from_value(settings).unwrap()).await.unwrap();
-    let name = namespace.name().to_owned();
-    let applied = tokio::task::spawn_blocking(move || {
-        control_plane.kubectl(["apply", "-n", &name, "-f", &path("shop")])
-    });
-    applied.await.unwrap().unwrap();
-}
-
-/// Waits until the operator has made everything that the manifests declare; only the pods are missing then.
-async fn await_declared(namespace: &Namespace<'_>) {
-    let streams: Api<EventStream> = namespace.api();
-    for stream in streams.list(&ListParams::default()).await.unwrap() {
-        await_condition::<EventStream>(namespace, &stream.metadata.name.unwrap(), "Ready", "True").await;
-    }
-    let consumers: Api<EventConsumer> = namespace.api();
-    for consumer in consumers.list(&ListParams::default()).await.unwrap() {
-        let name = consumer.metadata.name.unwrap();
-        await_condition::<EventConsumer>(namespace, &name, "ConsumerReady", "True").await;
-    }
-    let config_maps: Api<ConfigMap> = namespace.api();
-    await_until("the order service's bindings name both consumers", SOON, async || {
-        let bindings =
-            config_maps.get("order-fulfilment-bindings").await.map_err(|error| error.to_string())?;
-        let text = bindings.data.unwrap_or_default().remove("bindings.yaml").unwrap_or_default();
-        let named = ["order-fulfilment:", "order-users:"].iter().all(|name| text.contains(name));
-        if named { Ok(()) } else { Err(text) }
-    })
-    .await;
-    for consumer in ["user-directory", "order-fulfilment", "order-users"] {
-        await_condition::<EventConsumer>(namespace, consumer, "WorkloadReady", "False").await;
-    }
-}
-
-/// Says of a Deployment what a cluster's controllers would once its pods are ready.
-async fn report_available(namespace: &Namespace<'_>, name: &str) {
-    let deployments: Api<Deployment> = namespace.api();
-    let generation = deployments.get(name).await.unwrap().metadata.generation;
-    let status = json!({"status": {
-        "observedGeneration": generation, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1, "readyReplicas": 1,
-    }});
-    deployments.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
-}
-
-/// Where a pod is reached through the port of its Service.
-async fn service_url(namespace: &Namespace<'_>, name: &str, pod: &Pod) -> String {
-    let services: Api<Service> = namespace.api();
-    let port = services.get(name).await.unwrap().spec.unwrap().ports.unwrap().remove(0);
-    let Some(IntOrString::Int(target)) = port.target_port else { panic!("{port:?}") };
-    pod.url(target.try_into().unwrap())
-}
-
-/// Waits until the newest generation of an object has a condition with this status.
-pub async fn await_condition<K>(namespace: &Namespace<'_>, name: &str, type_: &str, status: &str)
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + Debug
-        + Serialize
-        + DeserializeOwned,
-{
-    let api: Api<K> = namespace.api();
-    await_until(&format!("{} {name} has {type_}={status}", K::kind(&())), SOON, async || {
-        let object = api.get(name).await.map_err(|error| error.to_string())?;
-        let generation = object.meta().generation;
-        let object = serde_json::to_value(object).unwrap();
-        let conditions: Vec<Condition> =
-            serde_json::from_value(object["status"]["conditions"].clone()).unwrap_or_default();
-        let is_so = conditions.iter().any(|condition| {
-            let newest = condition.observed_generation == generation;
-            newest && condition.type_ == type_ && condition.status == status
-        });
-        if is_so { Ok(()) } else { Err(format!("{conditions:?}")) }
-    })
-    .await;
 }

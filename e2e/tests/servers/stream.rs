@@ -1,13 +1,10 @@
 //! What is in a stream.
 
-use std::{fmt::Debug, time::Duration};
-
 use async_nats::{HeaderMap, jetstream};
 use jetwright_testing::await_until;
 use prost::{Message, Name};
 
-/// How long a test waits for what should take less than a second.
-const SOON: Duration = Duration::from_secs(30);
+use crate::shop::SOON;
 
 /// A message as a stream keeps it.
 #[derive(Clone, Debug)]
