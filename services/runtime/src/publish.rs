@@ -89,7 +89,8 @@ impl Publisher {
     ///
     /// # Errors
     ///
-    /// [`Conflict`](crate::ErrorKind::Conflict) where the expected sequence is not the newest,
+    /// [`Conflict`](crate::ErrorKind::Conflict) where the expected sequence is not the newest (it may be this event
+    /// itself, stored by a try whose answer was lost: who reads again sees that it is there),
     /// [`Unavailable`](crate::ErrorKind::Unavailable) where the time is over, and
     /// [`Refused`](crate::ErrorKind::Refused) where JetStream says no.
     pub async fn publish<E>(

@@ -11,29 +11,56 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{Bench, Number, Scripted};
 
-#[tokio::test]
-async fn the_death_of_a_leader_under_load_loses_nothing_that_was_acknowledged() {
+/// Three servers, with the stream `numbers` on all of them.
+async fn cluster() -> NatsCluster {
     let cluster = NatsCluster::start(3).await;
-    let jetstream = cluster.jetstream().await;
     let config = stream::Config {
         name: "numbers".to_owned(),
         subjects: vec!["numbers.*".to_owned()],
         num_replicas: 3,
         ..Default::default()
     };
-    jetstream.create_stream(config).await.unwrap();
+    cluster.jetstream().await.create_stream(config).await.unwrap();
+    cluster
+}
+
+async fn service(cluster: &NatsCluster) -> Service {
+    let servers = cluster.url().split(',').map(|url| url.parse().unwrap()).collect();
+    let environment = Environment { name: "tests".to_owned(), servers, bindings: Bench::bindings(2000) };
+    Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()
+}
+
+#[tokio::test]
+async fn an_event_that_is_published_twice_at_once_is_stored_once_and_nobody_is_refused() {
+    let cluster = cluster().await;
+    let publisher = service(&cluster).await.publisher();
+    for value in 0..100 {
+        let subject = format!("numbers.{value}");
+        let options = PublishOptions { message_id: Some(subject.clone()), ..PublishOptions::default() };
+        let event = Number { value };
+        let (one, other) = tokio::join!(
+            publisher.publish(&subject, &event, options.clone()),
+            publisher.publish(&subject, &event, options.clone())
+        );
+        let (one, other) = (one.unwrap(), other.unwrap());
+        assert_eq!(one.sequence, other.sequence);
+        assert_ne!(one.duplicate, other.duplicate);
+    }
+}
+
+#[tokio::test]
+async fn the_death_of_a_leader_under_load_loses_nothing_that_was_acknowledged() {
+    let cluster = cluster().await;
     let config = consumer::pull::Config {
         durable_name: Some("tests".to_owned()),
         ack_wait: Duration::from_secs(2),
         max_ack_pending: 16,
         ..Default::default()
     };
-    jetstream.create_consumer_on_stream(config, "numbers").await.unwrap();
+    cluster.jetstream().await.create_consumer_on_stream(config, "numbers").await.unwrap();
 
-    let servers = cluster.url().split(',').map(|url| url.parse().unwrap()).collect();
-    let environment = Environment { name: "tests".to_owned(), servers, bindings: Bench::bindings(2000) };
     let stop = CancellationToken::new();
-    let mut service = Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap();
+    let mut service = service(&cluster).await;
     let handler = Scripted::new(|_, _| async {
         tokio::time::sleep(Duration::from_millis(5)).await;
         Ok(())

@@ -1,19 +1,22 @@
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream;
 use jetwright_process::health::Health;
 use jetwright_runtime::{
     ErrorKind, Expected, Failure, Handler, Metadata, PublishOptions, Published, Service,
 };
-use jetwright_testing::await_until;
 use opentelemetry::trace::{TraceContextExt, TraceId, TracerProvider};
 use prometheus_client::registry::Registry;
-use tokio::{sync::mpsc, time::sleep};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::layer::SubscriberExt;
 
-use crate::support::{Bench, Number, SOON, Scripted, publish};
+use crate::{
+    proxy::Proxy,
+    support::{Bench, Number, SOON, Scripted, publish},
+};
 
 fn expecting(last_sequence: u64) -> PublishOptions {
     PublishOptions { expected: Some(Expected::last(last_sequence, "numbers.*")), ..PublishOptions::default() }
@@ -83,6 +86,27 @@ async fn what_no_stream_takes_is_unavailable_and_what_is_malformed_is_refused() 
 }
 
 #[tokio::test]
+async fn a_full_stream_is_told_at_once() {
+    let bench = Bench::start().await;
+    let full = stream::Config {
+        name: "numbers".to_owned(),
+        subjects: vec!["numbers.*".to_owned()],
+        max_messages: 1,
+        discard: stream::DiscardPolicy::New,
+        ..Default::default()
+    };
+    bench.jetstream.update_stream(full).await.unwrap();
+    let service = bench.run(&Scripted::content()).await;
+    publish(&service.publisher, 0).await;
+    let begun = Instant::now();
+    let options = PublishOptions::default();
+    let error = service.publisher.publish("numbers.1", &Number { value: 1 }, options).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(4), "it took {:?}", begun.elapsed());
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_publish_survives_a_restart_of_nats_and_stores_one_event() {
     let bench = Bench::start().await;
     let service = bench.run(&Scripted::content()).await;
@@ -93,8 +117,40 @@ async fn a_publish_survives_a_restart_of_nats_and_stores_one_event() {
     bench.nats.start_again().await;
     assert_eq!(publishing.await.unwrap().sequence, 2);
     publish(&service.publisher, 2).await;
-    let mut stream = bench.jetstream.get_stream("numbers").await.unwrap();
-    assert_eq!(stream.info().await.unwrap().state.messages, 3);
+    assert_eq!(bench.stored().await, 3);
+    service.stop().await;
+}
+
+/// A bench whose services lose the answers to what they publish, when the proxy is told so.
+async fn losing_answers() -> (Bench, Proxy) {
+    let mut bench = Bench::start().await;
+    let proxy = Proxy::before(bench.nats.url(), r#"{"stream":"numbers""#).await;
+    bench.url.clone_from(&proxy.url);
+    (bench, proxy)
+}
+
+#[tokio::test]
+async fn a_publish_whose_answer_was_lost_is_repeated_and_stores_one_event() {
+    let (bench, proxy) = losing_answers().await;
+    let service = bench.run(&Scripted::content()).await;
+    proxy.lose(1);
+    let stored = publish(&service.publisher, 0).await;
+    assert_eq!(proxy.left_to_lose(), 0, "no answer was lost");
+    assert_eq!(stored, Published { stream: "numbers".to_owned(), sequence: 1, duplicate: true });
+    assert_eq!(bench.stored().await, 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_conflict_after_a_lost_answer_may_be_ones_own_write_and_reading_shows_it() {
+    let (bench, proxy) = losing_answers().await;
+    let service = bench.run(&Scripted::content()).await;
+    proxy.lose(1);
+    let event = Number { value: 1 };
+    let repeated = service.publisher.publish("numbers.1", &event, expecting(0)).await.unwrap_err();
+    assert_eq!((repeated.kind(), proxy.left_to_lose()), (ErrorKind::Conflict, 0), "{repeated}");
+    let history = service.reader.history("numbers", "numbers.1").await.unwrap();
+    assert_eq!(history.events[0].decode::<Number>().unwrap(), event);
     service.stop().await;
 }
 
@@ -151,12 +207,6 @@ async fn many_publishers_at_once_store_everything_once() {
         async move { publish(&publisher, value).await }
     });
     futures::future::join_all(publishing).await;
-    let count = await_until("the count", SOON, async || {
-        sleep(Duration::ZERO).await;
-        let mut stream = bench.jetstream.get_stream("numbers").await?;
-        Ok::<_, Box<dyn std::error::Error + Send + Sync>>(stream.info().await?.state.messages)
-    })
-    .await;
-    assert_eq!(count, 3000);
+    assert_eq!(bench.stored().await, 3000);
     service.stop().await;
 }

@@ -14,7 +14,7 @@ use jetwright_crds::{
 };
 use jetwright_process::health::Health;
 use jetwright_runtime::{
-    Environment, Failure, Handler, Limits, Metadata, PublishOptions, Published, Publisher, Service,
+    Environment, Failure, Handler, Limits, Metadata, PublishOptions, Published, Publisher, Reader, Service,
     ServiceError,
 };
 use jetwright_testing::{NatsServer, await_until};
@@ -111,6 +111,8 @@ pub struct Bench {
     pub nats: NatsServer,
     pub jetstream: jetstream::Context,
     pub binding: Binding,
+    /// Where its services connect.
+    pub url: String,
 }
 
 impl Bench {
@@ -134,7 +136,8 @@ impl Bench {
         };
         jetstream.create_stream(config).await.unwrap();
         let binding = Self::bindings(10_000).bindings["numbers"].clone();
-        Self { nats, jetstream, binding }
+        let url = nats.url().to_owned();
+        Self { nats, jetstream, binding, url }
     }
 
     /// What the operator would write, with an acknowledgement time of this many milliseconds.
@@ -170,7 +173,7 @@ impl Bench {
     pub fn environment(&self) -> Environment {
         Environment {
             name: "tests".to_owned(),
-            servers: vec![self.nats.url().parse().unwrap()],
+            servers: vec![self.url.parse().unwrap()],
             bindings: Bindings { bindings: [("numbers".to_owned(), self.binding.clone())].into() },
         }
     }
@@ -183,9 +186,9 @@ impl Bench {
         let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
         let mut service = Service::connect(self.environment(), &health, &mut registry).await.unwrap();
         service.handle_within(handler.clone(), limits).unwrap();
-        let publisher = service.publisher();
+        let (publisher, reader) = (service.publisher(), service.reader());
         let task = tokio::spawn(service.run(stop.clone()));
-        Running { health, publisher, registry, stop, task }
+        Running { health, publisher, reader, registry, stop, task }
     }
 
     /// Publishes these numbers, each once.
@@ -199,6 +202,12 @@ impl Bench {
         let consumer: consumer::PullConsumer =
             self.jetstream.get_consumer_from_stream("tests", "numbers").await.unwrap();
         consumer.cached_info().clone()
+    }
+
+    /// How many events the stream holds.
+    pub async fn stored(&self) -> u64 {
+        let mut stream = self.jetstream.get_stream("numbers").await.unwrap();
+        stream.info().await.unwrap().state.messages
     }
 
     /// Awaits that nothing waits to be delivered or acknowledged.
@@ -223,6 +232,7 @@ pub async fn publish(publisher: &Publisher, value: u64) -> Published {
 pub struct Running {
     pub health: Health,
     pub publisher: Publisher,
+    pub reader: Reader,
     registry: Registry,
     stop: CancellationToken,
     task: JoinHandle<Result<(), ServiceError>>,

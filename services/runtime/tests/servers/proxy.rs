@@ -1,0 +1,79 @@
+//! A network between client and server that loses answers.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, copy},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+};
+
+/// Passes everything on between clients and one server, except the answers that it is told to lose.
+pub struct Proxy {
+    pub url: String,
+    to_lose: Arc<AtomicUsize>,
+}
+
+impl Proxy {
+    /// Before the server of this `nats://` URL. It loses messages whose payload contains `text`.
+    pub async fn before(server: &str, text: &'static str) -> Self {
+        let server = server.trim_start_matches("nats://").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("nats://{}", listener.local_addr().unwrap());
+        let to_lose = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&to_lose);
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let Ok(upstream) = TcpStream::connect(&server).await else { continue };
+                let (mut from_client, to_client) = client.into_split();
+                let (from_server, mut to_server) = upstream.into_split();
+                tokio::spawn(async move { copy(&mut from_client, &mut to_server).await });
+                tokio::spawn(pass(from_server, to_client, text, Arc::clone(&counter)));
+            }
+        });
+        Self { url, to_lose }
+    }
+
+    /// Loses as many of the messages that come next.
+    pub fn lose(&self, count: usize) {
+        self.to_lose.store(count, Ordering::SeqCst);
+    }
+
+    /// How many are still to be lost.
+    pub fn left_to_lose(&self) -> usize {
+        self.to_lose.load(Ordering::SeqCst)
+    }
+}
+
+/// Passes lines of NATS' protocol on, and what MSG and HMSG carry.
+async fn pass(from: OwnedReadHalf, mut to: OwnedWriteHalf, text: &str, to_lose: Arc<AtomicUsize>) {
+    let mut from = BufReader::new(from);
+    let mut line = Vec::new();
+    while from.read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0) {
+        let words = String::from_utf8_lossy(&line).into_owned();
+        if words.starts_with("MSG ") || words.starts_with("HMSG ") {
+            let size: usize = words.split_whitespace().next_back().unwrap().parse().unwrap();
+            let mut payload = vec![0; size + 2];
+            if from.read_exact(&mut payload).await.is_err() {
+                return;
+            }
+            let one_less = |left: usize| left.checked_sub(1);
+            if String::from_utf8_lossy(&payload).contains(text)
+                && to_lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok()
+            {
+                line.clear();
+                continue;
+            }
+            line.extend(payload);
+        }
+        if to.write_all(&line).await.is_err() {
+            return;
+        }
+        line.clear();
+    }
+}
