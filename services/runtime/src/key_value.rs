@@ -5,7 +5,11 @@
 use async_nats::{HeaderMap, HeaderValue, header};
 use bytes::Bytes;
 
-use crate::{Error, ErrorKind, Publisher, Reader, publish::own_message_id};
+use crate::{
+    Error, ErrorKind, Published, Publisher, Reader,
+    metrics::WriteKind,
+    publish::{Write, own_message_id},
+};
 
 /// Header by which an entry says that it takes one away.
 const OPERATION: &str = "KV-Operation";
@@ -45,15 +49,6 @@ impl KeyValue {
             .map(|entry| Entry { revision: entry.sequence, value: entry.into_payload() }))
     }
 
-    /// Sets the value whatever it was, and returns its revision.
-    ///
-    /// # Errors
-    ///
-    /// As [`get`](Self::get).
-    pub async fn put(&self, key: &str, value: impl Into<Bytes>) -> Result<u64, Error> {
-        self.write(key, value.into(), None, None).await
-    }
-
     /// Sets the value where the key has none, and returns its revision.
     ///
     /// # Errors
@@ -61,7 +56,7 @@ impl KeyValue {
     /// [`Conflict`](ErrorKind::Conflict) where it has one; else as [`get`](Self::get).
     pub async fn create(&self, key: &str, value: impl Into<Bytes>) -> Result<u64, Error> {
         let value = value.into();
-        let created = self.write(key, value.clone(), Some(0), None).await;
+        let created = self.write(key, value.clone(), 0, None).await;
         if !created.as_ref().is_err_and(|error| error.kind() == ErrorKind::Conflict) {
             return created;
         }
@@ -69,7 +64,7 @@ impl KeyValue {
         let deleted = self.reader.last(&format!("KV_{}", self.bucket), &self.subject(key)?).await?;
         match deleted {
             Some(entry) if entry.header(OPERATION).is_some() => {
-                self.write(key, value, Some(entry.sequence), None).await
+                self.write(key, value, entry.sequence, None).await
             }
             _ => created,
         }
@@ -81,7 +76,7 @@ impl KeyValue {
     ///
     /// [`Conflict`](ErrorKind::Conflict) where it is at another; else as [`get`](Self::get).
     pub async fn update(&self, key: &str, value: impl Into<Bytes>, revision: u64) -> Result<u64, Error> {
-        self.write(key, value.into(), Some(revision), None).await
+        self.write(key, value.into(), revision, None).await
     }
 
     /// Sets the value as [`update`](Self::update) does, but once for this message id: a second write under it is not stored
@@ -97,8 +92,7 @@ impl KeyValue {
         revision: u64,
         message_id: &str,
     ) -> Result<Option<u64>, Error> {
-        let headers = headers(message_id, Some(revision));
-        let stored = self.publisher.append(self.subject(key)?, headers, value.into()).await?;
+        let stored = self.append(key, value.into(), headers(message_id, revision)).await?;
         Ok((!stored.duplicate).then_some(stored.sequence))
     }
 
@@ -108,21 +102,26 @@ impl KeyValue {
     ///
     /// [`Conflict`](ErrorKind::Conflict) where it is at another; else as [`get`](Self::get).
     pub async fn delete(&self, key: &str, revision: u64) -> Result<(), Error> {
-        self.write(key, Bytes::new(), Some(revision), Some("DEL")).await.map(drop)
+        self.write(key, Bytes::new(), revision, Some("DEL")).await.map(drop)
     }
 
     async fn write(
         &self,
         key: &str,
         value: Bytes,
-        revision: Option<u64>,
+        revision: u64,
         operation: Option<&str>,
     ) -> Result<u64, Error> {
         let mut headers = headers(&own_message_id(), revision);
         if let Some(operation) = operation {
             headers.insert(OPERATION, operation);
         }
-        Ok(self.publisher.append(self.subject(key)?, headers, value).await?.sequence)
+        Ok(self.append(key, value, headers).await?.sequence)
+    }
+
+    async fn append(&self, key: &str, value: Bytes, headers: HeaderMap) -> Result<Published, Error> {
+        let write = Write { kind: WriteKind::State, subject: self.subject(key)?, headers };
+        self.publisher.append(write, value).await
     }
 
     /// The subject of a key. Keys are made of letters, digits and `-/_=.`, without a dot at either end (ADR-8).
@@ -138,11 +137,9 @@ impl KeyValue {
 }
 
 /// The headers of a write, with the revision that the key must be at.
-fn headers(message_id: &str, revision: Option<u64>) -> HeaderMap {
+fn headers(message_id: &str, revision: u64) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(header::NATS_MESSAGE_ID, message_id);
-    if let Some(revision) = revision {
-        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(revision));
-    }
+    headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(revision));
     headers
 }

@@ -62,7 +62,26 @@ impl EncodeLabelValue for HandledOutcome {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Publish {
+    kind: WriteKind,
     outcome: &'static str,
+}
+
+/// What a write stores: where writers race for a key of a bucket, a conflict is everyday business, among events it is
+/// not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum WriteKind {
+    Event,
+    State,
+}
+
+impl EncodeLabelValue for WriteKind {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let word = match self {
+            Self::Event => "event",
+            Self::State => "state",
+        };
+        EncodeLabelValue::encode(&word, encoder)
+    }
 }
 
 /// The metrics of one handler.
@@ -109,7 +128,11 @@ impl Metrics {
             "Settlements that JetStream did not confirm",
             unconfirmed,
         );
-        registry.register("publishes", "Writes to streams by how they ended", families.publishes.clone());
+        registry.register(
+            "publishes",
+            "Writes of events and of state by how they ended",
+            families.publishes.clone(),
+        );
         registry.register("nats_connected", "Whether NATS is connected", families.connected.clone());
         registry.register("nats_connections", "Connections to NATS made", families.connections.clone());
         Self(Arc::new(families))
@@ -123,7 +146,7 @@ impl Metrics {
     }
 
     /// Counts a write that was stored (or was there already), or why it was not.
-    pub(crate) fn published(&self, outcome: Result<bool, ErrorKind>) {
+    pub(crate) fn published(&self, kind: WriteKind, outcome: Result<bool, ErrorKind>) {
         let outcome = match outcome {
             Ok(false) => "stored",
             Ok(true) => "duplicate",
@@ -131,7 +154,7 @@ impl Metrics {
             Err(ErrorKind::Unavailable) => "unavailable",
             Err(ErrorKind::Refused) => "refused",
         };
-        self.0.publishes.get_or_create(&Publish { outcome }).inc();
+        self.0.publishes.get_or_create(&Publish { kind, outcome }).inc();
     }
 
     pub(crate) fn handler(&self, binding: &'static str) -> HandlerMetrics {

@@ -13,7 +13,7 @@ use crate::{
     Error,
     connection::{Ask, Connection},
     event::{CONTENT_TYPE, EVENT_TYPE, PROTOBUF},
-    metrics::Metrics,
+    metrics::{Metrics, WriteKind},
     trace,
 };
 
@@ -77,6 +77,14 @@ pub struct Published {
     pub duplicate: bool,
 }
 
+/// What is written where.
+pub(crate) struct Write {
+    pub(crate) kind: WriteKind,
+    pub(crate) subject: String,
+    /// They must make it safe to send it twice.
+    pub(crate) headers: HeaderMap,
+}
+
 impl Publisher {
     pub(crate) fn new(connection: Connection, metrics: Metrics) -> Self {
         Self { connection, metrics }
@@ -104,7 +112,8 @@ impl Publisher {
     {
         let span = trace::publish_span(subject, E::NAME);
         let headers = headers(&span, &E::full_name(), options);
-        let append = self.append(subject.to_owned(), headers, event.encode_to_vec().into());
+        let write = Write { kind: WriteKind::Event, subject: subject.to_owned(), headers };
+        let append = self.append(write, event.encode_to_vec().into());
         async {
             let published = append.await;
             if let Err(error) = &published {
@@ -116,19 +125,15 @@ impl Publisher {
         .await
     }
 
-    /// Stores a message of any kind. The headers must make it safe to send it twice.
-    pub(crate) async fn append(
-        &self,
-        subject: String,
-        headers: HeaderMap,
-        payload: Bytes,
-    ) -> Result<Published, Error> {
+    /// Stores a message of any kind.
+    pub(crate) async fn append(&self, write: Write, payload: Bytes) -> Result<Published, Error> {
+        let Write { kind, subject, headers } = write;
         let deadline = Instant::now() + BOUND;
         let object = subject.clone();
         let ask = Ask { subject, headers: Some(headers), payload, object: object.clone(), deadline };
         let published = self.connection.ask(ask).await.map_err(|error| error.about(&object));
-        self.metrics
-            .published(published.as_ref().map(|stored: &Published| stored.duplicate).map_err(Error::kind));
+        let outcome = published.as_ref().map(|stored: &Published| stored.duplicate).map_err(Error::kind);
+        self.metrics.published(kind, outcome);
         published
     }
 }

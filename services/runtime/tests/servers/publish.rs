@@ -49,7 +49,7 @@ async fn a_writer_that_saw_an_older_state_is_told_of_the_conflict() {
     let late = publisher.publish("numbers.2", &Number { value: 2 }, expecting(0)).await.unwrap_err();
     assert_eq!(late.kind(), ErrorKind::Conflict, "{late}");
     publisher.publish("numbers.2", &Number { value: 2 }, expecting(1)).await.unwrap();
-    assert!(service.metrics().contains(r#"jetwright_publishes_total{outcome="conflict"} 1"#));
+    assert!(service.metrics().contains(r#"jetwright_publishes_total{kind="event",outcome="conflict"} 1"#));
     service.stop().await;
 }
 
