@@ -2,8 +2,11 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use async_nats::{Client, Message, StatusCode, Subscriber};
-use futures::StreamExt;
+use async_nats::{Client, Message, StatusCode};
+use futures::{
+    StreamExt,
+    stream::{BoxStream, SelectAll},
+};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -24,7 +27,8 @@ pub(super) struct Pull {
     link: watch::Receiver<Link>,
     inbox: String,
     subject: String,
-    arrivals: Subscriber,
+    /// With the turn over whose subscription each comes.
+    arrivals: SelectAll<BoxStream<'static, (usize, Message)>>,
     capacity: usize,
     account: Account,
 }
@@ -38,55 +42,90 @@ pub(super) enum Arrival {
     Gone(String),
 }
 
+/// Subscriptions over which requests are spread in turn, for a second each. A delivery does not say which request it
+/// serves, but over which subscription it comes: so what a request was not given, and nobody said why (its server died),
+/// is known to be lost when the turn comes again.
+const TURNS: usize = 4;
+const TURN: Duration = Duration::from_secs(1);
+// A turn that comes again has no request open: the last one was made when it ended, and was over and heard of since.
+const _: () = assert!((TURNS as u64 - 1) * TURN.as_secs() >= EXPIRES.as_secs() + SILENCE.as_secs());
+
 /// What was asked for and has neither come nor been called off.
 #[derive(Debug, Default)]
 struct Account {
     /// Requests by number with what they asked for, oldest first.
     open: VecDeque<(u64, usize)>,
     numbers: u64,
-    outstanding: usize,
+    /// Requests up to this number are forgotten.
+    forgotten: u64,
+    /// By turn.
+    outstanding: [usize; TURNS],
+    turn: usize,
+    turn_began: Option<Instant>,
     last_asked: Option<Instant>,
 }
 
 impl Account {
-    fn ask(&mut self, count: usize, now: Instant) -> u64 {
+    /// The turn and the number of a new request.
+    fn ask(&mut self, count: usize, now: Instant) -> (usize, u64) {
         self.numbers += 1;
         // Requests that were served whole end without a word; no more than these can be open.
         if self.open.len() >= 64 {
             self.open.pop_front();
         }
         self.open.push_back((self.numbers, count));
-        self.outstanding += count;
+        self.outstanding[self.turn] += count;
         self.last_asked = Some(now);
-        self.numbers
+        (self.turn, self.numbers)
     }
 
-    fn came(&mut self) {
-        self.outstanding = self.outstanding.saturating_sub(1);
+    /// Goes on to the next turn when this one is over, and gives up what its requests of before still owe.
+    fn turn(&mut self, now: Instant) {
+        if self.turn_began.is_none_or(|began| now >= began + TURN) {
+            self.turn = (self.turn + 1) % TURNS;
+            self.turn_began = Some(now);
+            self.outstanding[self.turn] = 0;
+        }
     }
 
-    /// A request ended with this much unserved; the whole of it where the server does not say.
-    fn ended(&mut self, number: Option<u64>, unserved: Option<usize>) {
-        let place = self.open.iter().position(|(open, _)| Some(*open) == number);
+    fn outstanding(&self) -> usize {
+        self.outstanding.iter().sum()
+    }
+
+    fn came(&mut self, turn: usize) {
+        self.outstanding[turn] = self.outstanding[turn].saturating_sub(1);
+    }
+
+    /// A request ended with this much unserved; the whole of it where the server does not say. One that was forgotten
+    /// owes nothing any more.
+    fn ended(&mut self, turn: usize, number: u64, unserved: Option<usize>) {
+        if number <= self.forgotten {
+            return;
+        }
+        let place = self.open.iter().position(|(open, _)| *open == number);
         let asked = place.and_then(|place| self.open.remove(place)).map(|(_, asked)| asked);
-        self.outstanding = self.outstanding.saturating_sub(unserved.or(asked).unwrap_or(0));
+        self.outstanding[turn] = self.outstanding[turn].saturating_sub(unserved.or(asked).unwrap_or(0));
     }
 
+    /// Forgets every request. What still comes of them counts for the turn that was theirs, not for the next one.
     fn forget(&mut self) {
         self.open.clear();
-        self.outstanding = 0;
+        self.forgotten = self.numbers;
+        self.outstanding = [0; TURNS];
+        self.turn_began = None;
         self.last_asked = None;
     }
 
     /// When the server must have ended every request, and silence means that it does not answer.
     fn silent_from(&self) -> Option<Instant> {
-        self.last_asked.filter(|_| self.outstanding > 0).map(|asked| asked + EXPIRES + SILENCE)
+        self.last_asked.filter(|_| self.outstanding() > 0).map(|asked| asked + EXPIRES + SILENCE)
     }
 
     /// How much to ask for now: all the room there is, but not in crumbs while plenty is under way.
     fn wanted(&self, busy: usize, capacity: usize) -> usize {
-        let room = capacity.saturating_sub(busy + self.outstanding);
-        let crumbs = self.outstanding > 0 && (room < capacity.div_ceil(8) || self.outstanding * 2 > capacity);
+        let outstanding = self.outstanding();
+        let room = capacity.saturating_sub(busy + outstanding);
+        let crumbs = outstanding > 0 && (room < capacity.div_ceil(8) || outstanding * 2 > capacity);
         if crumbs { 0 } else { room }
     }
 }
@@ -100,7 +139,11 @@ impl Pull {
     ) -> Result<Self, async_nats::SubscribeError> {
         let client = connection.client().clone();
         let inbox = client.new_inbox();
-        let arrivals = client.subscribe(format!("{inbox}.*")).await?;
+        let mut arrivals = SelectAll::new();
+        for turn in 0..TURNS {
+            let subscriber = client.subscribe(format!("{inbox}.{turn}.*")).await?;
+            arrivals.push(subscriber.map(move |message| (turn, message)).boxed());
+        }
         let link = connection.link();
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
         Ok(Self { client, link, inbox, subject, arrivals, capacity, account: Account::default() })
@@ -117,13 +160,15 @@ impl Pull {
 
     /// Asks for as much as there is room for beside what is being handled and what is under way.
     pub(super) async fn ask_for_room(&mut self, busy: usize) -> Result<(), async_nats::PublishError> {
+        let now = Instant::now();
+        self.account.turn(now);
         let count = self.account.wanted(busy, self.capacity);
         if count == 0 {
             return Ok(());
         }
-        let number = self.account.ask(count, Instant::now());
+        let (turn, number) = self.account.ask(count, now);
         let request = serde_json::json!({"batch": count, "expires": nanoseconds(EXPIRES)}).to_string();
-        let reply = format!("{}.{number}", self.inbox);
+        let reply = format!("{}.{turn}.{number}", self.inbox);
         self.client.publish_with_reply(self.subject.clone(), reply, request.into()).await
     }
 
@@ -146,7 +191,7 @@ impl Pull {
 
     /// What still comes of what was asked for; `None` when that is all.
     pub(super) async fn rest(&mut self) -> Option<Message> {
-        while self.account.outstanding > 0 {
+        while self.account.outstanding() > 0 {
             match self.next().await {
                 Arrival::Message(message) => return Some(message),
                 Arrival::Ended => {}
@@ -156,18 +201,19 @@ impl Pull {
         None
     }
 
-    fn arrived(&mut self, arrival: Option<Message>) -> Arrival {
-        let Some(message) = arrival else {
+    fn arrived(&mut self, arrival: Option<(usize, Message)>) -> Arrival {
+        let Some((turn, message)) = arrival else {
             self.account.forget();
             return Arrival::Gone("the connection to NATS is closed".to_owned());
         };
         let Some(status) = message.status else {
-            self.account.came();
+            self.account.came(turn);
             return Arrival::Message(message);
         };
         let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
         let pending = message.headers.as_ref().and_then(|headers| headers.get(PENDING));
-        self.account.ended(number, pending.and_then(|pending| pending.as_str().parse().ok()));
+        let unserved = pending.and_then(|pending| pending.as_str().parse().ok());
+        self.account.ended(turn, number.unwrap_or_default(), unserved);
         let description = message.description.unwrap_or_default();
         match status {
             StatusCode::TIMEOUT | StatusCode::NOT_FOUND => Arrival::Ended,
@@ -191,9 +237,9 @@ mod tests {
     fn no_more_is_asked_for_than_there_is_room() {
         let mut account = Account::default();
         assert_eq!(account.wanted(0, 16), 16);
-        account.ask(16, Instant::now());
+        let (turn, _) = account.ask(16, Instant::now());
         assert_eq!(account.wanted(0, 16), 0);
-        (0..12).for_each(|_| account.came());
+        (0..12).for_each(|_| account.came(turn));
         // Twelve are being handled and four are under way: full.
         assert_eq!(account.wanted(12, 16), 0);
         // Six were handled.
@@ -204,9 +250,9 @@ mod tests {
     fn a_single_place_is_asked_for_only_when_nothing_is_under_way() {
         let mut account = Account::default();
         assert_eq!(account.wanted(15, 16), 1);
-        account.ask(1, Instant::now());
+        let (turn, _) = account.ask(1, Instant::now());
         assert_eq!(account.wanted(14, 16), 0);
-        account.came();
+        account.came(turn);
         assert_eq!(account.wanted(14, 16), 2);
         assert_eq!(account.wanted(1, 1), 0);
     }
@@ -214,14 +260,42 @@ mod tests {
     #[test]
     fn what_a_server_calls_off_makes_room_again() {
         let mut account = Account::default();
-        let first = account.ask(10, Instant::now());
-        (0..3).for_each(|_| account.came());
-        account.ended(Some(first), Some(7));
-        assert_eq!(account.outstanding, 0);
-        let second = account.ask(5, Instant::now());
-        account.ended(Some(second), None);
-        assert_eq!(account.outstanding, 0);
-        account.ended(Some(99), None);
+        let (turn, first) = account.ask(10, Instant::now());
+        (0..3).for_each(|_| account.came(turn));
+        account.ended(turn, first, Some(7));
+        assert_eq!(account.outstanding(), 0);
+        let (turn, second) = account.ask(5, Instant::now());
+        account.ended(turn, second, None);
+        assert_eq!(account.outstanding(), 0);
+        account.ended(turn, 99, None);
         assert_eq!(account.silent_from(), None);
+    }
+
+    #[test]
+    fn the_end_of_a_forgotten_request_is_not_taken_for_that_of_a_new_one() {
+        let mut account = Account::default();
+        let (turn, old) = account.ask(10, Instant::now());
+        account.forget();
+        account.ask(10, Instant::now());
+        account.ended(turn, old, Some(10));
+        assert_eq!(account.outstanding(), 10);
+    }
+
+    #[test]
+    fn what_was_lost_while_asking_went_on_makes_room_again() {
+        let (mut account, mut now) = (Account::default(), Instant::now());
+        account.turn(now);
+        // Six of these are lost with the server that had them, and it says nothing.
+        let (turn, _) = account.ask(8, now);
+        (0..2).for_each(|_| account.came(turn));
+        for _ in 0..10 {
+            now += TURN / 2;
+            account.turn(now);
+            // Everything later is served at once.
+            let count = account.wanted(0, 16);
+            let (turn, _) = account.ask(count, now);
+            (0..count).for_each(|_| account.came(turn));
+        }
+        assert_eq!((account.outstanding(), account.wanted(0, 16)), (0, 16));
     }
 }
