@@ -120,11 +120,12 @@ fn check(path: &str, binding: &Binding, problems: &mut Vec<Problem>) {
         ("maxAckPending", *max_ack_pending > 0, "found 0".to_owned(), "expected at least 1"),
         ("retry.maxAttempts", retry.max_attempts > 0, "found 0".to_owned(), "expected at least 1"),
         ("retry.backoff.factor", backoff.factor > 0, "found 0".to_owned(), "expected at least 1"),
+        // Without a delay all attempts would be over within milliseconds.
         (
             "retry.backoff.initial",
-            backoff.initial <= backoff.max,
+            !backoff.initial.0.is_zero() && backoff.initial <= backoff.max,
             format!("found {}", backoff.initial),
-            "expected no more than retry.backoff.max",
+            "expected more than nothing and no more than retry.backoff.max",
         ),
     ];
     for (field, holds, found, expected) in rules {
@@ -202,6 +203,16 @@ mod tests {
         }
         assert!(told.contains("retry.backoff.initial (JETWRIGHT_BINDINGS): found 2s"), "{told}");
         assert!(told.starts_with("NATS_URL: not set"), "{told}");
+    }
+
+    #[test]
+    fn attempts_without_a_delay_are_refused() {
+        let file = file(
+            "bindings: {a: {stream: users, consumer: c, ackWait: 30s, maxAckPending: 1, \
+             retry: {maxAttempts: 3, backoff: {initial: 0s, factor: 2, max: 0s}}}}",
+        );
+        let told = environment(Some("localhost"), Some(file.path())).unwrap_err().to_string();
+        assert!(told.contains("bindings.a.retry.backoff.initial (JETWRIGHT_BINDINGS): found 0"), "{told}");
     }
 
     #[test]
