@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Environment, Handler, KeyValue, Limits, Publisher, Reader,
     connection::Connection,
-    consume::{Consumption, consume},
+    consume::{Consumption, Means, consume},
     metrics::Metrics,
 };
 
@@ -122,14 +122,14 @@ impl Service {
         if self.loops.iter().any(|(name, _)| *name == H::BINDING) {
             return Err(ServiceError::TwoHandlers(H::BINDING));
         }
-        let consumption = Consumption {
-            handler,
+        let means = Means {
             binding: binding.clone(),
             limits,
             connection: self.connection.clone(),
             metrics: self.metrics.handler(H::BINDING),
             gate: self.health.gate(&format!("consumer {}", H::BINDING), "not found yet"),
         };
+        let consumption = Consumption::new(handler, means);
         self.loops.push((H::BINDING, Box::new(move |stop| Box::pin(consume(consumption, stop)))));
         Ok(self)
     }

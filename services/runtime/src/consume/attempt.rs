@@ -9,13 +9,18 @@ use tracing::{Instrument, Span};
 
 use super::{
     Consumption,
+    find::Incarnation,
     settle::{Outcome, Settlement, exhausted, settle},
-    settlement,
+    settlement::{self, Delivery},
 };
 use crate::{Event, Handler, Metadata, Undecodable, event::EVENT_TYPE, metrics::HandledOutcome, trace};
 
 /// Handles one delivery, whatever it is.
-pub(super) async fn attempt<H: Handler>(consumption: Arc<Consumption<H>>, message: Message) {
+pub(super) async fn attempt<H: Handler>(
+    consumption: Arc<Consumption<H>>,
+    message: Message,
+    incarnation: Incarnation,
+) {
     let Some((metadata, reply)) = message
         .reply
         .as_ref()
@@ -24,13 +29,14 @@ pub(super) async fn attempt<H: Handler>(consumption: Arc<Consumption<H>>, messag
         tracing::error!(binding = H::BINDING, subject = %message.subject, "not a delivery of JetStream; ignored");
         return;
     };
+    let delivery = Delivery { reply, incarnation };
     let span = trace::attempt_span(H::BINDING, &metadata, message.headers.as_ref());
     async {
         let _in_flight = consumption.metrics.begin();
-        let outcome = handle(&consumption, message, &metadata, &reply).await;
+        let outcome = handle(&consumption, message, &metadata, &delivery).await;
         let decision = settle(outcome, metadata.attempt, &consumption.binding.retry, rand::random());
-        tell(&consumption, &metadata, &decision);
-        settlement::confirm(&consumption, &reply, &decision).await;
+        tell(&consumption, &decision);
+        settlement::confirm(&consumption, &delivery, &decision).await;
     }
     .instrument(span)
     .await;
@@ -40,7 +46,7 @@ async fn handle<H: Handler>(
     consumption: &Consumption<H>,
     message: Message,
     metadata: &Metadata,
-    reply: &str,
+    delivery: &Delivery,
 ) -> Outcome {
     if exhausted(metadata.attempt, &consumption.binding.retry) {
         return Outcome::Exhausted;
@@ -61,7 +67,7 @@ async fn handle<H: Handler>(
             Ok(Ok(Ok(()))) => Outcome::Done,
             Ok(Ok(Err(failure))) => Outcome::Failed(failure),
         },
-        never = keep_alive(consumption, reply) => match never {},
+        never = keep_alive(consumption, delivery) => match never {},
     };
     consumption.metrics.took(begun.elapsed());
     outcome
@@ -73,12 +79,12 @@ fn decode<E: Event>(message: Message) -> Result<E, Undecodable> {
 }
 
 /// Tells JetStream every half of ackWait that the event is still being handled, so that nobody else is given it.
-async fn keep_alive<H>(consumption: &Consumption<H>, reply: &str) -> std::convert::Infallible {
+async fn keep_alive<H>(consumption: &Consumption<H>, delivery: &Delivery) -> std::convert::Infallible {
     let half = (consumption.binding.ack_wait.0 / 2).max(Duration::from_millis(1));
     let mut ticks = interval_at(Instant::now() + half, half);
     loop {
         ticks.tick().await;
-        settlement::in_progress(consumption, reply).await;
+        settlement::in_progress(consumption, delivery).await;
     }
 }
 
@@ -87,40 +93,21 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
 }
 
-/// Counts and logs the decision. Fields that name the event are the span's.
-fn tell<H: Handler>(consumption: &Consumption<H>, metadata: &Metadata, decision: &Settlement) {
-    let Metadata { subject, stream, sequence, attempt, .. } = metadata;
+/// Counts and logs the decision. The span's fields name the event.
+fn tell<H: Handler>(consumption: &Consumption<H>, decision: &Settlement) {
     let outcome = match decision {
         Settlement::Ack => {
-            tracing::debug!(binding = H::BINDING, subject, sequence, "handled");
+            tracing::debug!("handled");
             HandledOutcome::Done
         }
         Settlement::Retry { after, error } => {
             trace::failed(&Span::current(), error);
-            tracing::warn!(
-                binding = H::BINDING,
-                subject,
-                sequence,
-                attempt,
-                ?after,
-                error,
-                "to be tried again"
-            );
+            tracing::warn!(?after, error, "to be tried again");
             HandledOutcome::Retried
         }
         Settlement::Bury { reason, error } => {
             trace::failed(&Span::current(), error);
-            let reason_word = reason.as_str();
-            tracing::error!(
-                binding = H::BINDING,
-                subject,
-                stream,
-                sequence,
-                attempt,
-                reason = reason_word,
-                error,
-                "given up"
-            );
+            tracing::error!(reason = reason.as_str(), error, "given up");
             HandledOutcome::Buried(*reason)
         }
     };

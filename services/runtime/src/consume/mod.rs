@@ -8,18 +8,28 @@ mod settlement;
 
 use std::{sync::Arc, time::Duration};
 
+use async_nats::Message;
 use jetwright_crds::environment::Binding;
 use jetwright_process::health::Gate;
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+    time::{Instant, sleep, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Handler, Limits, connection::Connection, metrics::HandlerMetrics};
+use crate::{
+    Handler, Limits,
+    connection::{Connection, pause},
+    metrics::HandlerMetrics,
+};
 use attempt::attempt;
+use find::Incarnation;
 use pull::{Arrival, Pull};
 pub(crate) use settle::Reason;
 
-/// Beyond a handler's deadline, what a stop leaves an attempt for its settlement.
-const SETTLING: Duration = Duration::from_secs(2);
+/// Beyond a handler's deadline, what a stop leaves an attempt that was still to arrive, and its settlement.
+pub(crate) const SETTLING: Duration = Duration::from_secs(2);
 
 /// A handler and what it consumes from.
 pub(crate) struct Consumption<H> {
@@ -29,9 +39,28 @@ pub(crate) struct Consumption<H> {
     pub(crate) connection: Connection,
     pub(crate) metrics: HandlerMetrics,
     pub(crate) gate: Gate,
+    /// When the consumer that was found last was made.
+    incarnation: watch::Sender<Option<String>>,
+    /// Rung where JetStream does not know a delivery: its consumer may be another now.
+    doubt: Notify,
+}
+
+/// What a handler consumes with.
+pub(crate) struct Means {
+    pub(crate) binding: Binding,
+    pub(crate) limits: Limits,
+    pub(crate) connection: Connection,
+    pub(crate) metrics: HandlerMetrics,
+    pub(crate) gate: Gate,
 }
 
 impl<H> Consumption<H> {
+    pub(crate) fn new(handler: H, means: Means) -> Self {
+        let Means { binding, limits, connection, metrics, gate } = means;
+        let (incarnation, doubt) = (watch::Sender::default(), Notify::new());
+        Self { handler, binding, limits, connection, metrics, gate, incarnation, doubt }
+    }
+
     /// Deliveries that this process holds at once.
     fn capacity(&self) -> usize {
         let most = self.binding.max_ack_pending.min(self.limits.concurrency).max(1);
@@ -47,66 +76,94 @@ pub(crate) async fn consume<H: Handler>(consumption: Consumption<H>, stop: Cance
         Ok(pull) => pull,
         Err(error) => return consumption.gate.close(&error.to_string()),
     };
-    let consumption = Arc::new(consumption);
-    let mut attempts = JoinSet::new();
-    while !stop.is_cancelled() {
-        // A consumer that is not there, or not there any more, is waited for; so is the connection.
-        if stop.run_until_cancelled(find::find(&consumption)).await.is_none() {
-            break;
-        }
-        let why = pull_while_there(&consumption, &mut pull, &mut attempts, &stop).await;
-        if let Some(why) = why {
-            consumption.gate.close(&why);
-            tracing::warn!(binding = H::BINDING, why, "stopped pulling");
-        }
-    }
+    let mut attempts = Attempts { consumption: Arc::new(consumption), running: JoinSet::new() };
+    stop.run_until_cancelled(pull_for_ever(&mut pull, &mut attempts)).await;
+    let end = Instant::now() + attempts.consumption.limits.deadline + SETTLING;
     // What was asked for may still come, and nobody else would be given it before ackWait is over.
-    while let Some(message) = pull.rest().await {
-        attempts.spawn(attempt(Arc::clone(&consumption), message));
+    while let Ok(Some(message)) = timeout_at(end, pull.rest()).await {
+        attempts.begin(message);
     }
-    finish(&consumption, &mut attempts).await;
+    attempts.finish(end).await;
 }
 
-/// Pulls and hands out until the stop (`None`) or until the consumer does not answer (why).
-async fn pull_while_there<H: Handler>(
-    consumption: &Arc<Consumption<H>>,
-    pull: &mut Pull,
-    attempts: &mut JoinSet<()>,
-    stop: &CancellationToken,
-) -> Option<String> {
-    if !pull.resume() {
-        return Some("not connected to NATS".to_owned());
-    }
+/// Pulls and hands out, and where the consumer does not answer waits for it. Dropping it loses nothing.
+async fn pull_for_ever<H: Handler>(pull: &mut Pull, attempts: &mut Attempts<H>) {
+    let consumption = Arc::clone(&attempts.consumption);
+    // Rounds that ended before JetStream had served a request.
+    let mut refused = 0;
     loop {
-        if let Err(error) = pull.ask_for_room(attempts.len()).await {
-            return Some(error.to_string());
+        // A consumer that is not there, or not there any more, is waited for; so is the connection.
+        find::find(&consumption).await;
+        if refused == 0 {
+            consumption.gate.open();
+        }
+        tracing::info!(binding = H::BINDING, "consuming");
+        let served = pull.served();
+        let why = pull_while_there(pull, attempts).await;
+        refused = if pull.served() == served { refused + 1 } else { 0 };
+        consumption.gate.close(&why);
+        tracing::warn!(binding = H::BINDING, why, "stopped pulling");
+        // It is there and may refuse every request, as where its configuration does not fit: then it is asked ever less.
+        sleep(pause(refused, rand::random())).await;
+    }
+}
+
+/// Pulls and hands out until the consumer does not answer, and says why.
+async fn pull_while_there<H: Handler>(pull: &mut Pull, attempts: &mut Attempts<H>) -> String {
+    if !pull.resume() {
+        return "not connected to NATS".to_owned();
+    }
+    let consumption = Arc::clone(&attempts.consumption);
+    let mut told = false;
+    loop {
+        if let Err(error) = pull.ask_for_room(attempts.running.len()).await {
+            return error.to_string();
         }
         tokio::select! {
             biased;
-            () = stop.cancelled() => return None,
-            Some(_) = attempts.join_next() => {}
-            arrival = pull.next() => match arrival {
-                Arrival::Message(message) => {
-                    attempts.spawn(attempt(Arc::clone(consumption), message));
+            Some(_) = attempts.running.join_next() => {}
+            arrival = pull.next() => {
+                match arrival {
+                    Arrival::Message(message) => attempts.begin(message),
+                    Arrival::Ended => {}
+                    Arrival::Gone(why) => return why,
                 }
-                Arrival::Ended => {}
-                Arrival::Gone(why) => return Some(why),
-            },
+                if !told {
+                    consumption.gate.open();
+                    told = true;
+                }
+            }
+            () = consumption.doubt.notified() => {
+                find::find(&consumption).await;
+                told = false;
+            }
         }
     }
 }
 
-/// Lets the attempts in flight end, within the deadline that they have anyway.
-async fn finish<H: Handler>(consumption: &Consumption<H>, attempts: &mut JoinSet<()>) {
-    let grace = consumption.limits.deadline + SETTLING;
-    let ended = async { while attempts.join_next().await.is_some() {} };
-    if timeout(grace, ended).await.is_err() {
-        let given_up = attempts.len();
-        tracing::warn!(
-            binding = H::BINDING,
-            given_up,
-            "stopped with attempts in flight; they are delivered again"
-        );
-        attempts.shutdown().await;
+/// The attempts in flight.
+struct Attempts<H> {
+    consumption: Arc<Consumption<H>>,
+    running: JoinSet<()>,
+}
+
+impl<H: Handler> Attempts<H> {
+    fn begin(&mut self, message: Message) {
+        let incarnation = Incarnation::newest(&self.consumption);
+        self.running.spawn(attempt(Arc::clone(&self.consumption), message, incarnation));
+    }
+
+    /// Lets them end until then.
+    async fn finish(mut self, end: Instant) {
+        let ended = async { while self.running.join_next().await.is_some() {} };
+        if timeout_at(end, ended).await.is_err() {
+            let given_up = self.running.len();
+            tracing::warn!(
+                binding = H::BINDING,
+                given_up,
+                "stopped with attempts in flight; they are delivered again"
+            );
+            self.running.shutdown().await;
+        }
     }
 }

@@ -31,6 +31,7 @@ pub(super) struct Pull {
     arrivals: SelectAll<BoxStream<'static, (usize, Message)>>,
     capacity: usize,
     account: Account,
+    served: u64,
 }
 
 /// What came of a request.
@@ -146,7 +147,7 @@ impl Pull {
         }
         let link = connection.link();
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
-        Ok(Self { client, link, inbox, subject, arrivals, capacity, account: Account::default() })
+        Ok(Self { client, link, inbox, subject, arrivals, capacity, account: Account::default(), served: 0 })
     }
 
     /// Begins to pull on the connection that there is now; `false` where there is none.
@@ -156,6 +157,11 @@ impl Pull {
     pub(super) fn resume(&mut self) -> bool {
         self.account.forget();
         self.link.borrow_and_update().connected
+    }
+
+    /// How often the consumer answered as it should, by now.
+    pub(super) fn served(&self) -> u64 {
+        self.served
     }
 
     /// Asks for as much as there is room for beside what is being handled and what is under way.
@@ -177,7 +183,11 @@ impl Pull {
         let silent = self.account.silent_from();
         tokio::select! {
             biased;
-            arrival = self.arrivals.next() => self.arrived(arrival),
+            arrival = self.arrivals.next() => {
+                let arrival = self.arrived(arrival);
+                self.served += u64::from(!matches!(arrival, Arrival::Gone(_)));
+                arrival
+            }
             _ = self.link.changed() => {
                 self.account.forget();
                 Arrival::Gone("the connection to NATS was lost".to_owned())

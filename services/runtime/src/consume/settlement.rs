@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::{Request, RequestErrorKind};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Consumption, settle::Settlement};
+use super::{Consumption, find::Incarnation, settle::Settlement};
 use crate::connection::pause;
 
 /// How long JetStream may take to confirm before it is told again.
@@ -17,34 +17,90 @@ const SILENCES: u32 = 3;
 /// again.
 const AT_LEAST: Duration = Duration::from_secs(30);
 
+/// What one delivery is settled with.
+#[derive(Clone, Debug)]
+pub(super) struct Delivery {
+    /// Where JetStream is told.
+    pub(super) reply: String,
+    /// The consumer that delivered it, and whether it still is the one.
+    pub(super) incarnation: Incarnation,
+}
+
 /// Tells JetStream until it confirms, or until there is no use in it: the event is delivered again then.
-pub(super) async fn confirm<H>(consumption: &Consumption<H>, reply: &str, settlement: &Settlement) {
+pub(super) async fn confirm<H>(consumption: &Consumption<H>, delivery: &Delivery, settlement: &Settlement) {
+    let mut incarnation = delivery.incarnation.clone();
+    let confirmed = tokio::select! {
+        biased;
+        // Sequences begin again with a stream: what this settlement names may be another event there.
+        () = incarnation.replaced() => {
+            tracing::warn!("the consumer was made again; the settlement of its predecessor's delivery is dropped");
+            consumption.metrics.unconfirmed();
+            return;
+        }
+        confirmed = repeat(consumption, &delivery.reply, settlement) => confirmed,
+    };
+    if !confirmed {
+        consumption.metrics.unconfirmed();
+        tracing::warn!("JetStream did not confirm the settlement; the event may be delivered again");
+    }
+}
+
+async fn repeat<H>(consumption: &Consumption<H>, reply: &str, settlement: &Settlement) -> bool {
     let payload = payload(settlement);
-    let deadline = Instant::now() + consumption.binding.ack_wait.0.max(AT_LEAST);
+    let deadlines = Deadlines::new(settlement, consumption.binding.ack_wait.0, Instant::now());
     let mut silences = 0;
     for attempt in 1.. {
         let request = Request::new().payload(payload.clone().into()).timeout(Some(ANSWER));
+        let deadline = if attempt == 1 { deadlines.first } else { deadlines.repeated };
         match timeout_at(deadline, consumption.connection.send(reply, request)).await {
-            Ok(Ok(_)) => return,
+            Ok(Ok(_)) => return true,
             Ok(Err(error)) => {
                 tracing::debug!(%error, attempt, "settlement not confirmed yet");
-                silences += u32::from(error.kind() == RequestErrorKind::TimedOut);
+                if error.kind() == RequestErrorKind::TimedOut {
+                    silences += 1;
+                    consumption.doubt.notify_one();
+                }
             }
-            Err(_) => break,
+            Err(_) => return false,
         }
         let wait = pause(attempt + 1, rand::random());
-        if silences >= SILENCES || Instant::now() + wait >= deadline {
-            break;
+        if silences >= SILENCES || Instant::now() + wait >= deadlines.repeated {
+            return false;
         }
         sleep(wait).await;
     }
-    consumption.metrics.unconfirmed();
-    tracing::warn!("JetStream did not confirm the settlement; the event may be delivered again");
+    false
 }
 
-/// Tells JetStream once that the event is still being handled.
-pub(super) async fn in_progress<H>(consumption: &Consumption<H>, reply: &str) {
-    if let Err(error) = consumption.connection.client().publish(reply.to_owned(), "+WPI".into()).await {
+/// Until when a settlement is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Deadlines {
+    /// The first time, which may have to wait for NATS.
+    first: Instant,
+    /// Each time after.
+    repeated: Instant,
+}
+
+impl Deadlines {
+    /// A retry whose first telling was heard, and its answer lost, is delivered again after its delay: told later than
+    /// that, it would start the event once more beside its next attempt.
+    fn new(settlement: &Settlement, ack_wait: Duration, now: Instant) -> Self {
+        let first = now + ack_wait.max(AT_LEAST);
+        let repeated = match settlement {
+            Settlement::Retry { after, .. } => first.min(now + *after),
+            Settlement::Ack | Settlement::Bury { .. } => first,
+        };
+        Self { first, repeated }
+    }
+}
+
+/// Tells JetStream once that the event is still being handled, unless its consumer is another now.
+pub(super) async fn in_progress<H>(consumption: &Consumption<H>, delivery: &Delivery) {
+    if delivery.incarnation.is_replaced() {
+        return;
+    }
+    let told = consumption.connection.client().publish(delivery.reply.clone(), "+WPI".into()).await;
+    if let Err(error) = told {
         tracing::debug!(%error, "JetStream was not told of work in progress");
     }
 }
@@ -73,5 +129,21 @@ mod tests {
         );
         let bury = Settlement::Bury { reason: Reason::LastAttempt, error: "x".to_owned() };
         assert_eq!(payload(&bury), "+TERM jetwright:last-attempt");
+    }
+
+    #[test]
+    fn a_retry_is_not_repeated_when_the_next_attempt_may_have_begun() {
+        let now = Instant::now();
+        let after = |milliseconds| Settlement::Retry {
+            after: Duration::from_millis(milliseconds),
+            error: String::new(),
+        };
+        let deadlines = |settlement: &Settlement| {
+            let Deadlines { first, repeated } = Deadlines::new(settlement, Duration::from_mins(1), now);
+            ((first - now).as_millis(), (repeated - now).as_millis())
+        };
+        assert_eq!(deadlines(&after(1500)), (60_000, 1500));
+        assert_eq!(deadlines(&after(90_000)), (60_000, 60_000));
+        assert_eq!(deadlines(&Settlement::Ack), (60_000, 60_000));
     }
 }

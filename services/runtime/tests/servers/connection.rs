@@ -1,8 +1,6 @@
-use std::time::Duration;
+use jetwright_testing::await_until;
 
-use tokio::time::sleep;
-
-use crate::support::{Bench, Scripted, publish};
+use crate::support::{Bench, Gate, SOON, Scripted, publish};
 
 #[tokio::test]
 async fn a_service_starts_without_nats_and_works_when_it_comes() {
@@ -23,15 +21,30 @@ async fn a_service_starts_without_nats_and_works_when_it_comes() {
 async fn killing_nats_under_load_loses_nothing() {
     let bench = Bench::without_consumer().await.ack_wait(2000);
     bench.create_consumer().await;
-    let handler = Scripted::new(|_, _| async {
-        sleep(Duration::from_millis(10)).await;
-        Ok(())
+    // Held at these until the server is dead, so that each kill comes while there is work to do.
+    let gates = [(50, Gate::default()), (200, Gate::default())];
+    let held = gates.clone();
+    let handler = Scripted::new(move |value, _| {
+        let gate = held.iter().find(|(first, _)| (*first..first + 20).contains(&value));
+        let gate = gate.map(|(_, gate)| gate.clone());
+        async move {
+            if let Some(gate) = gate {
+                gate.opened().await;
+            }
+            Ok(())
+        }
     });
+    let publisher = bench.publisher().await;
+    bench.publish(&publisher, 0..400).await;
     let service = bench.run(&handler).await;
-    bench.publish(&service.publisher, 0..400).await;
-    for _ in 0..2 {
-        handler.await_calls(handler.calls().len() + 50).await;
+    for (first, gate) in gates {
+        await_until("a full hand", SOON, async || match handler.values().binary_search(&(first + 15)) {
+            Ok(_) => Ok(()),
+            Err(_) => Err(format!("{} values", handler.values().len())),
+        })
+        .await;
         bench.nats.kill();
+        gate.open();
         service.await_unready("not connected to NATS").await;
         bench.nats.start_again().await;
         service.await_ready().await;

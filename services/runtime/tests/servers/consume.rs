@@ -7,12 +7,13 @@ use std::{
     time::Duration,
 };
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, jetstream::consumer};
+use futures::StreamExt;
 use jetwright_runtime::{Failure, Limits};
 use jetwright_testing::await_until;
 use tokio::time::sleep;
 
-use crate::support::{Bench, SOON, Scripted};
+use crate::support::{Bench, Gate, SOON, Scripted, publish};
 
 #[tokio::test]
 async fn what_is_handled_is_acknowledged_and_delivered_once() {
@@ -118,15 +119,16 @@ async fn a_panic_costs_one_attempt_and_nothing_else() {
 
 #[tokio::test]
 async fn a_slow_handler_keeps_its_event() {
-    let bench = Bench::without_consumer().await.ack_wait(400);
+    let bench = Bench::without_consumer().await.ack_wait(2000);
     bench.create_consumer().await;
-    let handler = Scripted::new(|_, _| async {
-        sleep(Duration::from_millis(1500)).await;
-        Ok(())
-    });
+    let gate = Gate::default();
+    let handler = Scripted::new(gate.before(|_| true));
     let service = bench.run(&handler).await;
     bench.publish(&service.publisher, 0..1).await;
     handler.await_calls(1).await;
+    // Two of ackWait, during which nobody is to be given it again.
+    sleep(Duration::from_secs(4)).await;
+    gate.open();
     bench.await_drained().await;
     assert_eq!(handler.attempts(), [(0, 1)]);
     service.stop().await;
@@ -155,25 +157,32 @@ async fn no_more_is_held_than_the_limit_and_one_that_waits_holds_nobody_else() {
     let bench = Bench::start().await;
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let seen = Arc::clone(&most);
+    let gate = Gate::default();
+    let slow = gate.clone();
     let handler = Scripted::new(move |value, _| {
-        let (now, most) = (Arc::clone(&now), Arc::clone(&seen));
+        let (now, most, slow) = (Arc::clone(&now), Arc::clone(&seen), slow.clone());
         async move {
             most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-            sleep(Duration::from_millis(if value == 0 { 1500 } else { 5 })).await;
+            if value == 0 {
+                slow.opened().await;
+            }
+            sleep(Duration::from_millis(5)).await;
             now.fetch_sub(1, Ordering::SeqCst);
             Ok(())
         }
     });
+    let publisher = bench.publisher().await;
+    bench.publish(&publisher, 0..200).await;
     let limits = Limits { concurrency: 4, ..Limits::default() };
     let service = bench.run_within(&handler, limits).await;
-    bench.publish(&service.publisher, 0..200).await;
-    await_until("all but the slow one", Duration::from_millis(1400), async || {
+    await_until("all but the slow one", SOON, async || {
         let info = bench.consumer_info().await;
         assert!(info.num_ack_pending <= 4, "{} are held", info.num_ack_pending);
         let waiting = (info.num_pending, info.num_ack_pending);
         if waiting == (0, 1) { Ok(()) } else { Err(format!("{waiting:?}")) }
     })
     .await;
+    gate.open();
     bench.await_drained().await;
     assert_eq!(most.load(Ordering::SeqCst), 4);
     service.stop().await;
@@ -182,17 +191,22 @@ async fn no_more_is_held_than_the_limit_and_one_that_waits_holds_nobody_else() {
 #[tokio::test]
 async fn a_graceful_stop_under_load_gives_nothing_back() {
     let bench = Bench::start().await;
-    let handler = Scripted::new(|_, _| async {
-        sleep(Duration::from_millis(10)).await;
-        Ok(())
-    });
+    let publisher = bench.publisher().await;
+    bench.publish(&publisher, 0..1000).await;
+    let gate = Gate::default();
+    let handler = Scripted::new(gate.before(|value| value >= 100));
     let first = bench.run(&handler).await;
-    bench.publish(&first.publisher, 0..1000).await;
-    first.stop().await;
+    // All that it may hold is in its hands when it is asked to stop.
+    handler.await_calls(100 + 16).await;
+    let opening = async {
+        sleep(Duration::from_millis(100)).await;
+        gate.open();
+    };
+    tokio::join!(first.stop(), opening);
     let info = bench.consumer_info().await;
     assert_eq!((info.num_ack_pending, info.num_redelivered), (0, 0));
     let so_far = handler.calls().len();
-    assert!(so_far > 0 && so_far < 1000, "{so_far} were handled before the stop: it was not under load");
+    assert!(so_far < 1000, "{so_far} were handled before the stop: it was not under load");
 
     let second = bench.run(&handler).await;
     bench.await_drained().await;
@@ -200,6 +214,80 @@ async fn a_graceful_stop_under_load_gives_nothing_back() {
     handler.calls().iter().for_each(|call| *times.entry(call.value).or_default() += 1);
     assert_eq!(times, (0..1000).map(|value| (value, 1)).collect());
     second.stop().await;
+}
+
+#[tokio::test]
+async fn a_consumer_that_refuses_every_pull_is_asked_ever_less_until_it_does_not() {
+    let bench = Bench::without_consumer().await;
+    let config = bench.consumer();
+    let refusing = consumer::pull::Config { max_batch: 1, ..config.clone() };
+    bench.jetstream.create_consumer_on_stream(refusing, "numbers").await.unwrap();
+    let watcher = bench.nats.client().await;
+    let mut pulls = watcher.subscribe("$JS.API.CONSUMER.MSG.NEXT.>").await.unwrap();
+    watcher.flush().await.unwrap();
+
+    let handler = Scripted::content();
+    let service = bench.run(&handler).await;
+    service.await_unready("409 Exceeded MaxRequestBatch of 1").await;
+    let mut asked = 0;
+    let counted = tokio::time::timeout(Duration::from_secs(5), async {
+        while pulls.next().await.is_some() {
+            asked += 1;
+            let reasons = format!("{:?}", service.health.ready());
+            assert!(asked == 1 || reasons.contains("MaxRequestBatch"), "{reasons}");
+        }
+    });
+    counted.await.unwrap_err();
+    assert!((2..50).contains(&asked), "it was asked {asked} times");
+
+    bench.jetstream.create_consumer_on_stream(config, "numbers").await.unwrap();
+    bench.publish(&service.publisher, 0..1).await;
+    service.await_ready().await;
+    bench.await_drained().await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_made_again_during_an_attempt_loses_nothing_by_its_settlement() {
+    let bench = Bench::start().await;
+    let (old, new) = (Gate::default(), Gate::default());
+    let (of_old, of_new) = (old.clone(), new.clone());
+    let handler = Scripted::new(move |value, attempt| {
+        let (of_old, of_new) = (of_old.clone(), of_new.clone());
+        async move {
+            match (value, attempt) {
+                (1, _) => of_old.opened().await,
+                (2, 1) => {
+                    of_new.opened().await;
+                    return Err(Failure::transient("once more"));
+                }
+                _ => {}
+            }
+            Ok(())
+        }
+    });
+    let service = bench.run(&handler).await;
+    publish(&service.publisher, 1).await;
+    handler.await_calls(1).await;
+    bench.jetstream.delete_stream("numbers").await.unwrap();
+    service.await_unready("consumer tests of stream numbers").await;
+    bench.create_stream().await;
+    bench.create_consumer().await;
+    assert_eq!(publish(&service.publisher, 2).await.sequence, 1, "the sequence of the first event");
+    handler.await_calls(2).await;
+
+    // The old event's settlement names the new one.
+    old.open();
+    await_until("the end of the old attempt", SOON, async || match service.unconfirmed() {
+        1 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    new.open();
+    handler.await_calls(3).await;
+    bench.await_drained().await;
+    assert_eq!(handler.attempts(), [(1, 1), (2, 1), (2, 2)]);
+    service.stop().await;
 }
 
 #[tokio::test]
@@ -242,7 +330,6 @@ async fn a_message_that_was_delivered_too_often_is_ended_unhandled() {
     bench.jetstream.publish("numbers.1", "".into()).await.unwrap().await.unwrap();
     for _ in 0..3 {
         await_until("a delivery", SOON, async || {
-            use futures::StreamExt;
             let mut batch =
                 consumer.fetch().max_messages(1).messages().await.map_err(|error| error.to_string())?;
             batch.next().await.map(drop).ok_or("none yet".to_owned())

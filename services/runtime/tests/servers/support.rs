@@ -20,7 +20,7 @@ use jetwright_runtime::{
 use jetwright_testing::{NatsServer, await_until};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use prost::Name;
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 pub const SOON: Duration = Duration::from_secs(20);
@@ -106,6 +106,41 @@ impl Handler for Scripted {
     }
 }
 
+/// Holds handlers until the test lets them go on.
+#[derive(Clone)]
+pub struct Gate(Arc<watch::Sender<bool>>);
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(false)))
+    }
+}
+
+impl Gate {
+    /// Lets all go on, those to come included.
+    pub fn open(&self) {
+        self.0.send_replace(true);
+    }
+
+    pub async fn opened(&self) {
+        self.0.subscribe().wait_for(|open| *open).await.unwrap();
+    }
+
+    /// A handler's answer: content, where `held` says so not before the gate opens.
+    pub fn before(&self, held: fn(u64) -> bool) -> impl Fn(u64, u32) -> Answer + Send + Sync + 'static {
+        let gate = self.clone();
+        move |value, _| {
+            let gate = gate.clone();
+            Box::pin(async move {
+                if held(value) {
+                    gate.opened().await;
+                }
+                Ok(())
+            })
+        }
+    }
+}
+
 /// A NATS server with the stream `numbers`.
 pub struct Bench {
     pub nats: NatsServer,
@@ -129,15 +164,20 @@ impl Bench {
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let nats = NatsServer::start().await;
         let jetstream = nats.jetstream().await;
+        let binding = Self::bindings(10_000).bindings["numbers"].clone();
+        let url = nats.url().to_owned();
+        let bench = Self { nats, jetstream, binding, url };
+        bench.create_stream().await;
+        bench
+    }
+
+    pub async fn create_stream(&self) {
         let config = stream::Config {
             name: "numbers".into(),
             subjects: vec!["numbers.*".into()],
             ..Default::default()
         };
-        jetstream.create_stream(config).await.unwrap();
-        let binding = Self::bindings(10_000).bindings["numbers"].clone();
-        let url = nats.url().to_owned();
-        Self { nats, jetstream, binding, url }
+        self.jetstream.create_stream(config).await.unwrap();
     }
 
     /// What the operator would write, with an acknowledgement time of this many milliseconds.
@@ -159,15 +199,19 @@ impl Bench {
         self
     }
 
-    pub async fn create_consumer(&self) {
-        let config = consumer::pull::Config {
+    /// The consumer as the operator would make it.
+    pub fn consumer(&self) -> consumer::pull::Config {
+        consumer::pull::Config {
             durable_name: Some(self.binding.consumer.clone()),
             ack_policy: consumer::AckPolicy::Explicit,
             ack_wait: self.binding.ack_wait.0,
             max_ack_pending: i64::from(self.binding.max_ack_pending),
             ..Default::default()
-        };
-        self.jetstream.create_consumer_on_stream(config, "numbers").await.unwrap();
+        }
+    }
+
+    pub async fn create_consumer(&self) {
+        self.jetstream.create_consumer_on_stream(self.consumer(), "numbers").await.unwrap();
     }
 
     pub fn environment(&self) -> Environment {
@@ -176,6 +220,12 @@ impl Bench {
             servers: vec![self.url.parse().unwrap()],
             bindings: Bindings { bindings: [("numbers".to_owned(), self.binding.clone())].into() },
         }
+    }
+
+    /// Publishes without a handler that consumes.
+    pub async fn publisher(&self) -> Publisher {
+        let (health, mut registry) = (Health::new(), Registry::default());
+        Service::connect(self.environment(), &health, &mut registry).await.unwrap().publisher()
     }
 
     pub async fn run(&self, handler: &Scripted) -> Running {
@@ -250,6 +300,13 @@ impl Running {
         let start = format!("jetwright_handled_total{{binding=\"numbers\",outcome=\"{outcome}\"}} ");
         let metrics = self.metrics();
         metrics.lines().find_map(|line| line.strip_prefix(&start)).map_or(0, |count| count.parse().unwrap())
+    }
+
+    /// How many settlements were not confirmed.
+    pub fn unconfirmed(&self) -> u64 {
+        let metrics = self.metrics();
+        let start = "jetwright_settlements_unconfirmed_total{binding=\"numbers\"} ";
+        metrics.lines().find_map(|line| line.strip_prefix(start)).map_or(0, |count| count.parse().unwrap())
     }
 
     pub async fn await_ready(&self) {
