@@ -29,6 +29,8 @@ pub enum Reason {
     NameConflict,
     /// A newer generation of this object was applied by another process.
     NewerGeneration,
+    /// Somebody else keeps changing what is put right.
+    Contested,
     /// No NATS connection serves this namespace.
     NoConnection,
     /// The NATS servers cannot be reached.
@@ -63,6 +65,7 @@ impl Reason {
             Self::ImmutableField => "ImmutableField",
             Self::NameConflict => "NameConflict",
             Self::NewerGeneration => "NewerGeneration",
+            Self::Contested => "Contested",
             Self::NoConnection => "NoConnection",
             Self::Disconnected => "Disconnected",
             Self::Refused => "Refused",

@@ -50,7 +50,12 @@ pub const NAME_PATTERN: &str = r"^[^\s.*>/\\]+$";
         "((has(self.retention) ? self.retention : 'Limits') == 'WorkQueue') == \
          ((has(oldSelf.retention) ? oldSelf.retention : 'Limits') == 'WorkQueue')"
     )
-    .message("spec.retention cannot change to or from WorkQueue: make another EventStream")
+    .message("spec.retention cannot change to or from WorkQueue: make another EventStream"),
+    validation = Rule::new(
+        "self.subjects.all(s, !s.startsWith('$JS') && !s.startsWith('$SYS') && !s.startsWith('$NRG') && \
+         !s.startsWith('_INBOX') && !s.startsWith('_R_') && !s.startsWith('*') && !s.startsWith('>'))"
+    )
+    .message("spec.subjects: the servers' own subjects ($JS, $SYS, $NRG, _INBOX, _R_), and * or > in the first place, would keep what belongs to others: begin with a word of your own")
 )]
 pub struct EventStreamSpec {
     /// Name of the stream in JetStream. Default: metadata.name. Never changes.

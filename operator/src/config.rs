@@ -1,9 +1,9 @@
 //! Flags and environment, parsed once.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 
 use clap::{ArgAction, Args, Parser};
-use jetwright_crds::Duration;
+use jetwright_crds::{Duration, duration::ParseDurationError};
 
 use crate::{
     connection,
@@ -49,7 +49,7 @@ pub struct NatsArguments {
     #[arg(long, env = "JETWRIGHT_NATS_CA_FILE", value_name = "FILE")]
     nats_ca_file: Option<PathBuf>,
     /// How long to wait for an answer of JetStream.
-    #[arg(long, env = "JETWRIGHT_JETSTREAM_TIMEOUT", default_value = "5s", value_name = "DURATION")]
+    #[arg(long, env = "JETWRIGHT_JETSTREAM_TIMEOUT", default_value = "5s", value_name = "DURATION", value_parser = at_least_a_second)]
     pub jetstream_timeout: Duration,
 }
 
@@ -83,13 +83,17 @@ pub struct ControllerArguments {
     /// account. Default: the uid of the namespace kube-system.
     #[arg(long, env = "JETWRIGHT_CLUSTER_NAME", value_name = "NAME")]
     pub cluster_name: Option<String>,
-    /// How often everything is compared although nothing seemed to change.
-    #[arg(long, env = "JETWRIGHT_RESYNC_INTERVAL", default_value = "10m", value_name = "DURATION")]
+    /// How often everything in JetStream is compared with what is known of it, beside the advisories; the messages, lag and other
+    /// figures in statuses are as old as that.
+    #[arg(long, env = "JETWRIGHT_COMPARE_INTERVAL", default_value = "1m", value_name = "DURATION", value_parser = at_least_a_second)]
+    pub compare_interval: Duration,
+    /// How often every object is reconciled although nothing seemed to change.
+    #[arg(long, env = "JETWRIGHT_RESYNC_INTERVAL", default_value = "10m", value_name = "DURATION", value_parser = at_least_a_second)]
     pub resync_interval: Duration,
     /// How long a deletion is tried while NATS cannot be reached, before the object is let go and the stream or consumer left.
-    #[arg(long, env = "JETWRIGHT_DELETION_TIMEOUT", default_value = "10m", value_name = "DURATION")]
+    #[arg(long, env = "JETWRIGHT_DELETION_TIMEOUT", default_value = "10m", value_name = "DURATION", value_parser = at_least_a_second)]
     deletion_timeout: Duration,
-    /// Reconciles of each kind at once.
+    /// Reconciles of each kind at once; with --namespaces, in each of them.
     #[arg(
         long,
         env = "JETWRIGHT_CONCURRENCY",
@@ -152,16 +156,25 @@ impl Arguments {
     }
 }
 
+/// Reads a time of at least a second.
+fn at_least_a_second(text: &str) -> Result<Duration, String> {
+    let duration: Duration = text.parse().map_err(|error: ParseDurationError| error.to_string())?;
+    if duration < Duration::from_secs(1) { Err("it has to be 1s at least".to_owned()) } else { Ok(duration) }
+}
+
 /// Reads names separated by commas, or * for all.
 fn namespaces(text: &str) -> Result<Namespaces, String> {
     if text.trim() == "*" {
         return Ok(Namespaces::All);
     }
-    let names: Vec<_> =
+    let names: BTreeSet<_> =
         text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    if names.is_empty() {
+        return Err("name at least one, or write * for all".to_owned());
+    }
     match names.iter().find(|name| name.contains('*')) {
         Some(name) => Err(format!("{name:?} is no namespace: write names, or * alone for all")),
-        None => Ok(Namespaces::Only(names)),
+        None => Ok(Namespaces::Only(names.into_iter().collect())),
     }
 }
 
@@ -190,8 +203,18 @@ mod tests {
     fn namespaces_are_names_or_all() {
         assert_eq!(namespaces("*"), Ok(Namespaces::All));
         assert_eq!(namespaces("a, b"), Ok(Namespaces::Only(vec!["a".into(), "b".into()])));
-        assert_eq!(namespaces(""), Ok(Namespaces::Only(vec![])));
-        assert!(namespaces("shop-*").is_err());
+        assert_eq!(namespaces("b,a,b"), Ok(Namespaces::Only(vec!["a".into(), "b".into()])));
+        assert!(namespaces("").is_err() && namespaces("shop-*").is_err());
+    }
+
+    #[test]
+    fn times_that_would_make_it_spin_or_give_up_at_once_are_refused() {
+        for flag in ["--compare-interval", "--resync-interval", "--deletion-timeout", "--jetstream-timeout"] {
+            assert!(
+                Arguments::try_parse_from(["jetwright-operator", "--nats-url", "a", flag, "0s"]).is_err(),
+                "{flag}"
+            );
+        }
     }
 
     #[test]

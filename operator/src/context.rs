@@ -1,10 +1,6 @@
 //! What every reconcile needs: the clients, the mirror, the settings, and a little memory.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use jetwright_crds::conditions::Reason;
 use kube::{
@@ -12,21 +8,20 @@ use kube::{
     runtime::{controller::Action, events::Recorder},
 };
 use rand::RngExt as _;
-use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use crate::{
     connection::Nats,
     jetstream::Mirror,
+    kubernetes::status::Wrote,
+    memory::{Deletions, Failures, Key, Repairs, Written},
     metrics::Metrics,
-    outcome::{Category, Told, Waiting},
+    outcome::{Told, Waiting},
+    plan::Plan,
 };
 
 /// How long NATS is away before the objects say so.
-const DISCONNECTED_AFTER: Duration = Duration::from_secs(10);
-/// Least time between two writes of a status in which only figures changed.
-const FIGURES_EVERY: Duration = Duration::from_mins(1);
-/// Most statuses that say Disconnected a second.
-const DISCONNECTED_PER_SECOND: f64 = 20.0;
+pub const DISCONNECTED_AFTER: Duration = Duration::from_secs(10);
 
 /// Namespaces, by name or all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,12 +78,32 @@ pub struct Context {
     pub failures: Failures,
     /// When statuses were written.
     pub written: Written,
+    /// When deletions were first tried.
+    pub deletions: Deletions,
+    /// How often things were put right.
+    pub repairs: Repairs,
+    /// The reconciles that run.
+    pub running: TaskTracker,
 }
 
 impl Context {
-    /// Why nothing can be done in JetStream now; None where NATS is there.
+    /// Why nothing of a namespace can be done in JetStream now; None where NATS is there for it.
     #[must_use]
-    pub fn disconnected(&self) -> Option<Waiting> {
+    pub fn no_connection(&self, namespace: &str) -> Option<Waiting> {
+        if self.settings.default_connection.serves(namespace) {
+            return self.disconnected();
+        }
+        Some(Waiting {
+            reason: Reason::NoConnection,
+            message: format!(
+                "no NATS connection serves namespace {namespace}: add it to the operator's --default-connection-namespaces"
+            ),
+            stalled: true,
+            again: None,
+        })
+    }
+
+    fn disconnected(&self) -> Option<Waiting> {
         let link = *self.nats.link().borrow();
         link.away()?;
         let servers = self.nats.servers();
@@ -99,131 +114,52 @@ impl Context {
                 "NATS at {servers} was not reached yet: check --nats-url, the credentials and the network"
             )
         };
-        Some(Waiting { reason: Reason::Disconnected, message, stalled: false })
+        Some(Waiting { reason: Reason::Disconnected, message, stalled: false, again: None })
     }
 
     /// Whether NATS has been away for so long that the objects are to say so.
     #[must_use]
     pub fn tells_disconnected(&self) -> bool {
         self.nats.link().borrow().away().is_some_and(|away| away >= DISCONNECTED_AFTER)
-            && self.written.take_turn()
     }
 
-    /// When to look at an object again: rarely where nothing is known to change, since changes are told; soon where its status
-    /// was not allowed to say Disconnected yet.
+    /// When to look at an object again: rarely where nothing is known to change, since changes are told; soon where its status could
+    /// not be brought up to date yet.
     #[must_use]
-    pub fn next_look<I>(&self, told: &Told<I>) -> Action {
-        let pause = if told.is_disconnected() { DISCONNECTED_AFTER } else { self.settings.resync };
+    pub fn next_look<I>(&self, told: &Told<I>, status: Wrote) -> Action {
+        let waiting = match told {
+            Told::Waiting(waiting) => waiting.again,
+            Told::Applied(_) | Told::Invalid(_) => None,
+        };
+        let later = match status {
+            Wrote::Later(pause) => Some(pause),
+            Wrote::Now | Wrote::Nothing => None,
+        };
+        let pause = [waiting, later].into_iter().flatten().fold(self.settings.resync, Duration::min);
         Action::requeue(pause.mul_f64(rand::rng().random_range(1.0..1.2)))
     }
-}
 
-/// Kind, namespace and name.
-pub type Key = (&'static str, String, String);
-
-/// Failures in a row, by object: what the delay of the next try grows with.
-#[derive(Default)]
-pub struct Failures(Mutex<HashMap<Key, u32>>);
-
-impl Failures {
-    /// Counts one more failure, and says when to try again.
-    pub fn delay(&self, key: Key, category: Category) -> Duration {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(key).or_default();
-        *count = count.saturating_add(1);
-        backoff(category, *count).mul_f64(rand::rng().random_range(0.5..1.0))
-    }
-
-    /// The object is well again, or gone.
-    pub fn clear(&self, key: &Key) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-    }
-}
-
-/// Longest delay before the try after so many failures.
-fn backoff(category: Category, failures: u32) -> Duration {
-    let (first, longest) = match category {
-        Category::Conflict => (Duration::from_millis(200), Duration::from_secs(5)),
-        Category::Retry => (Duration::from_millis(500), Duration::from_mins(1)),
-        Category::Refused => (Duration::from_secs(10), Duration::from_mins(5)),
-    };
-    first.saturating_mul(1 << (failures - 1).min(16)).min(longest)
-}
-
-/// When statuses were written, so that live figures and a dead NATS do not flood the API server.
-#[derive(Default)]
-pub struct Written {
-    figures: Mutex<HashMap<Key, Instant>>,
-    turns: Mutex<Option<(Instant, f64)>>,
-}
-
-impl Written {
-    /// Whether an object's status may be written although only figures changed.
-    pub fn figures_are_due(&self, key: &Key) -> bool {
-        let figures = self.figures.lock().unwrap_or_else(PoisonError::into_inner);
-        figures.get(key).is_none_or(|last| last.elapsed() >= FIGURES_EVERY)
-    }
-
-    /// An object's status was written.
-    pub fn wrote(&self, key: Key) {
-        self.figures.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Instant::now());
-    }
-
-    /// The object is gone.
-    pub fn clear(&self, key: &Key) {
-        self.figures.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
-    }
-
-    /// Takes one of the turns that refill with time.
-    fn take_turn(&self) -> bool {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let left = turns.map_or(DISCONNECTED_PER_SECOND, |(then, left)| {
-            (left + (now - then).as_secs_f64() * DISCONNECTED_PER_SECOND).min(DISCONNECTED_PER_SECOND)
-        });
-        let granted = left >= 1.0;
-        *turns = Some((now, if granted { left - 1.0 } else { left }));
-        granted
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn key() -> Key {
-        ("EventStream", "shop".into(), "orders".into())
-    }
-
-    #[test]
-    fn the_delay_doubles_up_to_a_bound_and_begins_again_after_success() {
-        assert_eq!(backoff(Category::Retry, 1), Duration::from_millis(500));
-        assert_eq!(backoff(Category::Retry, 4), Duration::from_secs(4));
-        assert_eq!(backoff(Category::Retry, 4_000_000_000), Duration::from_mins(1));
-        let failures = Failures::default();
-        for _ in 0..20 {
-            assert!(failures.delay(key(), Category::Retry) <= Duration::from_mins(1));
+    /// Why something of an object is not put right now although somebody changed it: it was, too often.
+    #[must_use]
+    pub fn contested(&self, key: Key, plan: &Plan) -> Option<Waiting> {
+        if !matches!(plan, Plan::Update { drift: true, .. }) {
+            return None;
         }
-        failures.clear(&key());
-        assert!(failures.delay(key(), Category::Retry) <= Duration::from_millis(500));
+        let again = self.repairs.wait(key)?;
+        let message = "somebody else keeps changing it as fast as it is put right: is another operator or tool at work on it?";
+        Some(Waiting {
+            reason: Reason::Contested,
+            message: message.to_owned(),
+            stalled: false,
+            again: Some(again),
+        })
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn turns_refill_with_time() {
-        let written = Written::default();
-        let granted = (0..100).filter(|_| written.take_turn()).count();
-        assert_eq!(granted, 20);
-        tokio::time::advance(Duration::from_millis(500)).await;
-        assert_eq!((0..100).filter(|_| written.take_turn()).count(), 10);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn figures_wait_a_minute() {
-        let written = Written::default();
-        assert!(written.figures_are_due(&key()));
-        written.wrote(key());
-        assert!(!written.figures_are_due(&key()));
-        tokio::time::advance(FIGURES_EVERY).await;
-        assert!(written.figures_are_due(&key()));
+    /// Forgets what is remembered of objects that are gone.
+    pub fn forget_old(&self) {
+        self.failures.forget_old();
+        self.written.forget_old();
+        self.deletions.forget_old();
+        self.repairs.forget_old();
     }
 }

@@ -3,10 +3,20 @@
 //! A reconcile is woken by its object (not by writes of its status), by the mirror when JetStream has something else than before,
 //! by objects that it depends on, and at an interval.
 
-use std::{error::Error as StdError, fmt::Debug, future::Future, hash::Hash, sync::Arc, time::Duration};
+use std::{
+    error::Error as StdError,
+    fmt::Debug,
+    future::Future,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{Stream, StreamExt, future, stream};
-use jetwright_crds::{EventConsumer, EventStream};
+use jetwright_crds::{
+    EventConsumer, EventStream,
+    conditions::{self, READY},
+};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
@@ -32,8 +42,9 @@ use tracing::Instrument as _;
 
 use crate::{
     consumer,
-    context::{Context, Key, Namespaces},
+    context::{Context, Namespaces},
     jetstream::Change,
+    memory::Key,
     outcome::{Category, Failure, chain},
     stream as streams, undecodable,
 };
@@ -108,7 +119,7 @@ async fn run_streams(scope: &Scope, context: Arc<Context>) {
     controller
         .reconcile_on(changes)
         .run(surrounded("stream", streams::reconcile), retry, context)
-        .for_each(|_| future::ready(()))
+        .for_each(|ended| told("stream", ended))
         .await;
 }
 
@@ -117,12 +128,17 @@ async fn run_consumers(scope: &Scope, context: Arc<Context>) {
     let named = |change: &Change, object: &EventConsumer| matches!(change, Change::Consumer(name) if *name == consumer::consumer_name(object));
     let changes = woken(context.mirror.changes(), controller.store(), named);
     let (of_streams, of_workloads) = (controller.store(), controller.store());
+    // A consumer waits for its stream to be ready; the figures in the stream's status are nothing to it.
+    let declared_streams = watcher(scope.api::<Guard<EventStream>>(), watcher::Config::default())
+        .default_backoff()
+        .touched_objects()
+        .predicate_filter(is_usable, PredicateConfig::default());
     let ours = watcher::Config::default().labels("app.kubernetes.io/managed-by=jetwright");
     controller
         .owns(scope.api::<Deployment>(), ours.clone())
         .owns(scope.api::<Service>(), ours.clone())
         .owns(scope.api::<ConfigMap>(), ours)
-        .watches(scope.api::<Guard<EventStream>>(), watcher::Config::default(), move |stream| {
+        .watches_stream(declared_streams, move |stream| {
             let name = stream.name_any();
             referring(&of_streams, stream.namespace().as_deref(), |consumer| {
                 consumer.spec.stream_ref.name == name
@@ -133,8 +149,40 @@ async fn run_consumers(scope: &Scope, context: Arc<Context>) {
         })
         .reconcile_on(changes)
         .run(surrounded("consumer", consumer::reconcile), retry, context)
-        .for_each(|_| future::ready(()))
+        .for_each(|ended| told("consumer", ended))
         .await;
+}
+
+/// Changes when an EventStream is declared anew, becomes ready, stops being so, or goes.
+#[allow(clippy::unnecessary_wraps, reason = "a predicate is so")]
+fn is_usable(stream: &Guard<EventStream>) -> Option<u64> {
+    let ready = stream.0.as_ref().ok().and_then(|stream| {
+        let status = stream.status.as_ref()?;
+        conditions::get(&status.conditions, READY).map(|ready| (ready.status.clone(), ready.reason.clone()))
+    });
+    let created = stream.0.as_ref().ok().map(streams::remembered).and_then(|remembered| remembered.created);
+    let mut hasher = DefaultHasher::new();
+    (stream.meta().generation, stream.meta().deletion_timestamp.is_some(), ready, created).hash(&mut hasher);
+    Some(hasher.finish())
+}
+
+/// Says what the watches complain of; what reconciles complain of was told where they ended.
+fn told<K: Resource>(
+    controller: &'static str,
+    ended: Result<(ObjectRef<K>, Action), controller::Error<Ended, watcher::Error>>,
+) -> future::Ready<()>
+where
+    K::DynamicType: Debug,
+{
+    match ended {
+        Err(controller::Error::QueueError(error)) => {
+            tracing::warn!(controller, error = chain(&error), "a watch failed; it is begun anew");
+        }
+        Err(controller::Error::RunnerError(error)) => tracing::error!(controller, %error, "the queue failed"),
+        // An object that went while it waited, or a reconcile that was told.
+        Err(_) | Ok(_) => {}
+    }
+    future::ready(())
 }
 
 /// The objects that a change of the mirror is about.
@@ -229,6 +277,7 @@ where
             generation = guard.meta().generation,
         );
         let work = async move {
+            let _running = context.running.token();
             let started = Instant::now();
             let result = match &guard.0 {
                 Ok(object) => {

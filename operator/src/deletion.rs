@@ -3,7 +3,6 @@
 use std::{fmt::Debug, time::Duration};
 
 use jetwright_crds::conditions::Reason;
-use jiff::Timestamp;
 use kube::{Api, Resource, runtime::controller::Action};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
@@ -11,11 +10,12 @@ use serde_json::json;
 use crate::{
     context::Context,
     jetstream::ApiError,
-    kubernetes::status::{self, Verdict},
+    kubernetes::status::{self, Next, Verdict, Wrote},
+    memory::Key,
 };
 
 /// Delay before a deletion that waits is looked at again.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
 /// How far a deletion is.
 #[derive(Debug)]
@@ -34,13 +34,18 @@ pub fn look_again() -> Action {
     Action::requeue(LOOK_AGAIN)
 }
 
+/// Whether a deletion was tried for long enough: what does not end by then, is not waited for.
+#[must_use]
+pub fn is_overdue(key: Key, context: &Context) -> bool {
+    context.deletions.tried_for(key) >= context.settings.deletion_timeout
+}
+
 /// What follows from a try; None stands for a NATS that is away.
-pub fn judge<K: Resource>(object: &K, tried: Option<Result<(), ApiError>>, context: &Context) -> Progress {
-    let since = object.meta().deletion_timestamp.as_ref().map_or_else(Timestamp::now, |time| time.0);
-    let spent = Timestamp::now().duration_since(since).unsigned_abs();
+#[must_use]
+pub fn judge(key: Key, tried: Option<Result<(), ApiError>>, context: &Context) -> Progress {
     match tried {
         Some(Ok(())) => Progress::Done,
-        _ if spent >= context.settings.deletion_timeout => Progress::GiveUp,
+        _ if is_overdue(key, context) => Progress::GiveUp,
         Some(Err(error)) => Progress::Later(Some(error)),
         None => Progress::Later(None),
     }
@@ -56,11 +61,14 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
 {
     let verdict = Verdict::reconciling(reason, message);
-    tracing::info!(reason = reason.as_str(), message = verdict.message, "the deletion waits");
     let next = |object: &K| {
-        let before = serde_json::to_value(object).ok()?.get("status").cloned().unwrap_or_else(|| json!({}));
+        let object_json = json!(object);
+        let before = object_json.get("status").cloned().unwrap_or_else(|| json!({}));
         let after = status::concluded(before.clone(), &verdict, object.meta().generation);
-        (after != before).then_some(after)
+        if after == before { Next::Same } else { Next::Write(after) }
     };
-    status::write(api, object, &(), next).await.map(drop)
+    if status::write(api, object, &(), next).await? == Wrote::Now {
+        tracing::info!(reason = reason.as_str(), message = verdict.message, "the deletion waits");
+    }
+    Ok(())
 }

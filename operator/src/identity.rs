@@ -2,16 +2,19 @@
 //! cluster and the object. Pure.
 
 use kube::{Resource, ResourceExt};
-use serde_json::{Value, json};
+use serde_json::json;
+use uuid::Uuid;
 
-use crate::jetstream::Config;
+use crate::jetstream::{Config, config::METADATA};
 
 /// Metadata key of the owner, as clusterName/namespace/name.
 const OWNER: &str = "jetwright.dev/owner";
 /// Metadata key of the uid of the object that was applied last.
 const UID: &str = "jetwright.dev/uid";
-/// Metadata key of the generation that was applied last.
-const GENERATION: &str = "jetwright.dev/generation";
+/// Metadata key of the generation at which something was last changed.
+pub const GENERATION: &str = "jetwright.dev/generation";
+/// Metadata key of a hash of what was applied last, by which a change of the declaration is told from somebody else's.
+const APPLIED: &str = "jetwright.dev/applied";
 
 /// An object, as what it owns in JetStream knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,10 +60,16 @@ impl Identity {
         format!("{}/{}/{}", self.cluster, self.namespace, self.name)
     }
 
-    /// The metadata that say whose it is.
+    /// A configuration with the metadata that say whose it is, and what was applied.
     #[must_use]
-    pub fn metadata(&self) -> Value {
-        json!({ OWNER: self.owner(), UID: self.uid, GENERATION: self.generation.to_string() })
+    pub fn mark(&self, config: Config) -> Config {
+        let text = json!(config).to_string();
+        let applied = Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes());
+        let generation = self.generation.to_string();
+        config.with(
+            METADATA,
+            json!({ OWNER: self.owner(), UID: self.uid, GENERATION: generation, APPLIED: applied.to_string() }),
+        )
     }
 
     /// How this object relates to what has this configuration. A tool that writes configurations whole takes our metadata away;
@@ -81,8 +90,20 @@ impl Identity {
     }
 }
 
+/// Whether this very configuration was applied last: what differs from it now, somebody else changed. Where all marks are gone,
+/// somebody took them away.
+#[must_use]
+pub fn was_applied(desired: &Config, actual: &Config) -> bool {
+    match actual.metadata().get(APPLIED) {
+        Some(applied) => desired.metadata().get(APPLIED) == Some(applied),
+        None => true,
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::*;
 
     fn identity() -> Identity {
@@ -101,22 +122,28 @@ mod tests {
 
     #[test]
     fn what_an_object_made_is_its_own_at_that_generation() {
-        assert_eq!(identity().claim(&config(identity().metadata()), false), Claim::Own(Some(3)));
+        assert_eq!(identity().claim(&identity().mark(Config::default()), false), Claim::Own(Some(3)));
     }
 
     #[test]
     fn an_object_made_again_resumes_without_a_generation() {
         let before = Identity { uid: "u0".into(), generation: 9, ..identity() };
-        assert_eq!(identity().claim(&config(before.metadata()), false), Claim::Own(None));
+        assert_eq!(identity().claim(&before.mark(Config::default()), false), Claim::Own(None));
     }
 
     #[test]
     fn the_same_name_in_another_cluster_is_another_owner() {
         let west = Identity { cluster: "west".into(), ..identity() };
-        assert_eq!(
-            identity().claim(&config(west.metadata()), true),
-            Claim::Others("west/shop/orders".into())
-        );
+        let theirs = west.mark(Config::default());
+        assert_eq!(identity().claim(&theirs, true), Claim::Others("west/shop/orders".into()));
+    }
+
+    #[test]
+    fn the_mark_tells_a_new_declaration_from_somebody_elses_change() {
+        let marked = |age: i64| identity().mark(Config::default().with("max_age", age));
+        assert!(was_applied(&marked(1), &marked(1).with("max_age", 5)));
+        assert!(!was_applied(&marked(2), &marked(1)));
+        assert!(was_applied(&marked(1), &Config::default()));
     }
 
     #[test]

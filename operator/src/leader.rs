@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use kube::Client;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{Api, Client};
 use kube_lease_manager::{LeaseManagerBuilder, LeaseManagerError};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -15,6 +16,8 @@ use crate::config::LeaderArguments;
 const LEASE: u64 = 15;
 /// How long before its end the holder renews it, in seconds.
 const RENEW_BEFORE: u64 = 5;
+/// Time between two looks at the lease, and the longest that one may take.
+const LOOK: Duration = Duration::from_secs(2);
 /// How long a stopping leader waits for its lease to be given back.
 const RELEASE: Duration = Duration::from_secs(3);
 
@@ -29,6 +32,9 @@ pub struct Error {
 
 /// Leadership, held until it is given back or lost.
 pub struct Leadership {
+    lease: Api<Lease>,
+    name: String,
+    identity: String,
     held: watch::Receiver<bool>,
     task: tokio::task::JoinHandle<Result<kube_lease_manager::LeaseManager, LeaseManagerError>>,
 }
@@ -50,26 +56,32 @@ impl Leadership {
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "operator".to_owned());
         let identity = arguments.identity.clone().unwrap_or_else(|| format!("{host}-{}", Uuid::new_v4()));
         tracing::info!(namespace, name, identity, "waiting for leadership");
+        let lease = Api::namespaced(client.clone(), &namespace);
         let manager = LeaseManagerBuilder::new(client, &name)
             .with_namespace(&namespace)
-            .with_identity(identity)
+            .with_identity(&identity)
             .with_duration(LEASE)
             .with_grace(RENEW_BEFORE)
             .build()
             .await
-            .map_err(|source| Error { namespace, name, source })?;
+            .map_err(|source| Error { namespace, name: name.clone(), source })?;
         let (mut held, task) = manager.watch().await;
         let leading = async { held.wait_for(|held| *held).await.is_ok() };
         match stop.run_until_cancelled(leading).await {
-            Some(true) => Ok(Some(Self { held, task })),
+            Some(true) => Ok(Some(Self { lease, name, identity, held, task })),
             // The task ended without a lease: it is the caller's to end the process.
             Some(false) | None => Ok(None),
         }
     }
 
-    /// Ends when leadership is lost.
+    /// Ends when leadership is lost, or may be: the lease's own task tries for ever to renew it and says nothing while Kubernetes does
+    /// not answer, so that it is looked at here as well. Time is the monotonic clock's.
     pub async fn lost(&mut self) {
-        let _ = self.held.wait_for(|held| !held).await;
+        let Self { lease, name, identity, held, .. } = self;
+        tokio::select! {
+            _ = held.wait_for(|held| !held) => {}
+            () = unseen(lease, name, identity) => {}
+        }
     }
 
     /// Gives the lease back, so that the next one need not wait for its end.
@@ -78,5 +90,19 @@ impl Leadership {
         if tokio::time::timeout(RELEASE, self.task).await.is_err() {
             tracing::warn!("the lease was not given back; the next leader waits {LEASE} s for its end");
         }
+    }
+}
+
+/// Ends when the lease was not seen to be this process's for so long that another may hold it.
+async fn unseen(lease: &Api<Lease>, name: &str, identity: &str) {
+    let mut seen = Instant::now();
+    while seen.elapsed() < Duration::from_secs(LEASE - RENEW_BEFORE) {
+        tokio::time::sleep(LOOK).await;
+        let asked = Instant::now();
+        let Ok(Ok(found)) = tokio::time::timeout(LOOK, lease.get(name)).await else { continue };
+        if found.spec.and_then(|spec| spec.holder_identity).as_deref() != Some(identity) {
+            return;
+        }
+        seen = asked;
     }
 }

@@ -10,6 +10,7 @@ mod identity;
 mod jetstream;
 mod kubernetes;
 mod leader;
+mod memory;
 mod metrics;
 mod outcome;
 mod plan;
@@ -29,7 +30,7 @@ use jetwright_process::telemetry::Telemetry;
 async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match Telemetry::start("jetwright-operator") {
-        Ok(telemetry) => telemetry.finish(run::run(arguments).await),
+        Ok(telemetry) => telemetry.finish(Box::pin(run::run(arguments)).await),
         Err(problems) => problems.report(),
     }
 }

@@ -70,7 +70,7 @@ impl Metrics {
         registry.register("drift_repairs", "Changes by others that were put right", metrics.repairs.clone());
         registry.register(
             "streams_remade",
-            "Streams that had data, were gone and made again",
+            "Streams that were gone and are made again, empty",
             metrics.remade.clone(),
         );
         registry.register("jetstream_requests", "Requests to JetStream's API", metrics.requests.clone());

@@ -1,7 +1,7 @@
 //! How reconciles end, in words that every controller shares: what is wrong, what is waited for, and what an error means for the
 //! next try. Pure.
 
-use std::error::Error as StdError;
+use std::{error::Error as StdError, time::Duration};
 
 use jetwright_crds::conditions::Reason;
 use jiff::Timestamp;
@@ -10,7 +10,7 @@ use crate::{
     identity::{Claim, Identity},
     jetstream::{
         ApiError, Config,
-        api::{NO_SUITABLE_PEERS, REPLICAS_NEED_CLUSTER, STREAM_NAME_IN_USE},
+        api::{NO_SUITABLE_PEERS, RECONFIGURING, REPLICAS_NEED_CLUSTER, STREAM_NAME_IN_USE},
     },
 };
 
@@ -47,6 +47,8 @@ pub struct Waiting {
     pub message: String,
     /// Whether it takes somebody's change.
     pub stalled: bool,
+    /// When to look again, where nothing else will wake it.
+    pub again: Option<Duration>,
 }
 
 /// Nothing can be done as things are.
@@ -72,12 +74,13 @@ impl Blocked {
         }
     }
 
-    fn by_newer_generation(kind: &str, name: &str) -> Self {
+    fn by_newer_generation(kind: &str, name: &str, applied: i64, generation: i64) -> Self {
         Self {
             reason: Reason::NewerGeneration,
             message: format!(
-                "{kind} {name} has a newer generation of this object applied than the one seen here; if the object was \
-                 restored from a backup, edit it once or make it again"
+                "{kind} {name} has generation {applied} of this object applied, and this is {generation}: another operator is \
+                 ahead, or the object was restored from a backup; then set deletionPolicy: Retain, delete the object and make \
+                 it again"
             ),
         }
     }
@@ -97,7 +100,7 @@ pub fn applied_generation(
 ) -> Result<Option<i64>, Blocked> {
     match identity.claim(config, made_by_us) {
         Claim::Own(Some(applied)) if applied > identity.generation => {
-            Err(Blocked::by_newer_generation(kind, name))
+            Err(Blocked::by_newer_generation(kind, name, applied, identity.generation))
         }
         Claim::Own(applied) => Ok(applied),
         claim => Err(Blocked::by_claim(kind, name, &claim)),
@@ -144,23 +147,34 @@ pub struct Applied<I> {
     pub done: Done,
     /// What JetStream has afterwards; None where it is not this object's.
     pub info: Option<I>,
-    /// What the status remembered before.
-    pub remembered: Remembered,
+    /// Whether it is another than the status remembers: what was before is gone, whoever made it again.
+    pub remade: bool,
 }
 
-impl<I> Applied<I> {
-    /// Whether it was made although it had been made before: somebody else deleted it.
+/// Something in JetStream that was made at some time.
+pub trait Created {
+    /// When, RFC 3339.
+    fn created(&self) -> &str;
+}
+
+impl<I: Created + Clone> Applied<I> {
+    /// What was done, and what there is now.
     #[must_use]
-    pub fn remade(&self) -> bool {
-        self.done == Done::Created && self.remembered.created.is_some()
+    pub fn of(done: Done, info: Option<&I>, remembered: &Remembered) -> Self {
+        let foreign = matches!(&done, Done::Blocked(blocked) if blocked.reason == Reason::NameConflict);
+        let info = info.filter(|_| !foreign).cloned();
+        // Times in statuses are whole seconds: what was made again within one looks the same.
+        let another = info.as_ref().is_some_and(|info| !remembered.is_of(info.created()));
+        let remade = remembered.created.is_some() && (another || done == Done::Created);
+        Self { done, info, remade }
     }
 
     /// The fields that were put right, `*` for something that had been deleted; None where nobody else had changed anything.
     #[must_use]
     pub fn repaired(&self) -> Option<Vec<String>> {
         match &self.done {
+            _ if self.remade => Some(vec!["*".to_owned()]),
             Done::Repaired(fields) => Some(fields.iter().map(ToString::to_string).collect()),
-            Done::Created if self.remade() => Some(vec!["*".to_owned()]),
             _ => None,
         }
     }
@@ -205,8 +219,10 @@ impl Category {
     pub fn of_jetstream(error: &ApiError) -> Self {
         match error {
             ApiError::Refused { err_code, .. } if *err_code == STREAM_NAME_IN_USE => Self::Conflict,
-            // A cluster may get its servers back at any moment.
-            ApiError::Refused { err_code, .. } if *err_code == NO_SUITABLE_PEERS => Self::Retry,
+            // A cluster may get its servers back, or finish a scaling, at any moment.
+            ApiError::Refused { err_code, .. } if [NO_SUITABLE_PEERS, RECONFIGURING].contains(err_code) => {
+                Self::Retry
+            }
             // These come as 500, but mean a configuration that cannot be.
             ApiError::Refused { err_code: 10012 | 10052, .. } => Self::Refused,
             ApiError::Refused { err_code, .. } if *err_code == REPLICAS_NEED_CLUSTER => Self::Refused,

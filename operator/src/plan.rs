@@ -3,8 +3,8 @@
 use jetwright_crds::conditions::Reason;
 
 use crate::{
-    identity::Identity,
-    jetstream::{Config, diff::difference, fields::Field},
+    identity::{Identity, was_applied},
+    jetstream::{Config, config::METADATA, diff::difference, fields::Field},
     outcome::{Blocked, applied_generation},
 };
 
@@ -13,15 +13,20 @@ use crate::{
 pub enum Plan {
     /// Nothing: JetStream has what is declared.
     Unchanged,
-    /// Make it. Where there are fewer servers than replicas in one configuration, the next is tried.
-    Create(Vec<Config>),
+    /// Make it.
+    Create {
+        /// As it is to be.
+        config: Config,
+        /// What to settle for, best first, where there are too few servers.
+        fewer: Vec<Config>,
+    },
     /// Change it, step by step.
     Update {
         /// Whole configurations, in order.
         steps: Vec<Config>,
         /// Fields that change, by JetStream's names.
         fields: Vec<&'static str>,
-        /// Whether it was somebody else who changed them: this generation had been applied already.
+        /// Whether it was somebody else who changed them: what is declared had been applied already.
         drift: bool,
     },
     /// Nothing can be done until something changes.
@@ -32,7 +37,7 @@ impl Plan {
     /// Whether it changes anything in JetStream.
     #[must_use]
     pub fn writes(&self) -> bool {
-        matches!(self, Self::Create(_) | Self::Update { .. })
+        matches!(self, Self::Create { .. } | Self::Update { .. })
     }
 }
 
@@ -78,7 +83,7 @@ pub fn change(change: &Change<'_>) -> Plan {
     Plan::Update {
         steps: steps(&desired.over(actual, fields), actual, &difference.changed),
         fields: difference.changed,
-        drift: applied == Some(identity.generation),
+        drift: applied.is_some() && was_applied(desired, actual),
     }
 }
 
@@ -87,6 +92,8 @@ fn steps(target: &Config, actual: &Config, changed: &[&str]) -> Vec<Config> {
     if !(changed.contains(&"num_replicas") && changed.contains(&"placement")) {
         return vec![target.clone()];
     }
-    let replicas = actual.get("num_replicas").cloned().unwrap_or_default();
-    vec![target.clone().with("num_replicas", replicas), target.clone()]
+    let kept = |name| actual.get(name).cloned().unwrap_or_default();
+    // What was applied is marked with the last step, so that a second one that fails is not taken for somebody else's change.
+    let first = target.clone().with("num_replicas", kept("num_replicas")).with(METADATA, kept(METADATA));
+    vec![first, target.clone()]
 }

@@ -10,21 +10,26 @@ use kube::{
     runtime::events::{Recorder, Reporter},
 };
 use prometheus_client::registry::Registry;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::Arguments,
     connection::Nats,
-    context::{Context, Failures, Written},
+    context::Context,
     controller, jetstream,
-    jetstream::Mirror,
+    jetstream::{Mirror, watch},
     leader::Leadership,
+    memory::{Deletions, Failures, Repairs, Written},
     metrics::Metrics,
     readiness::Readiness,
 };
 
 /// How long reconciles may go on after the signal to stop; less than the grace that Kubernetes gives by default (30 s).
 const FINISH: Duration = Duration::from_secs(20);
+/// Least time after which JetStream's streams and consumers that nothing declares are forgotten; longer than any pause before a retry.
+const FORGET_AFTER: Duration = Duration::from_mins(15);
+/// Time between two looks for what is remembered of objects that are gone.
+const FORGET_EVERY: Duration = Duration::from_mins(10);
 
 /// Runs until a signal, or until leadership is lost.
 ///
@@ -100,6 +105,9 @@ async fn context(arguments: &Arguments, client: Client, nats: Nats, metrics: Met
         settings: arguments.settings(),
         failures: Failures::default(),
         written: Written::default(),
+        deletions: Deletions::default(),
+        repairs: Repairs::default(),
+        running: TaskTracker::new(),
     })
 }
 
@@ -131,24 +139,38 @@ async fn lead(arguments: &Arguments, context: &Arc<Context>, stop: &Cancellation
 async fn reconcile(arguments: &Arguments, context: &Arc<Context>, stop: &CancellationToken) -> Result<()> {
     tracing::info!(cluster = context.cluster_name, "reconciling");
     context.metrics.leads(true);
-    let resync = arguments.controllers.resync_interval.into();
+    let interval = watch::Interval {
+        compare: arguments.controllers.compare_interval.into(),
+        // Every object is reconciled once in this time, and holds its entries.
+        forget: (context.settings.resync * 4).max(FORGET_AFTER),
+    };
     let (mirror, nats) = (context.mirror.clone(), context.nats.clone());
-    let advisories = jetstream::watch::advisories(&nats).await;
-    let watch = jetstream::watch::run(advisories, mirror, nats, resync, stop.clone());
+    let advisories = watch::advisories(&nats).await;
+    let watching = watch::run(advisories, mirror, nats, interval, stop.clone());
     let controllers = controller::run(
         context.clone(),
         &arguments.controllers.namespaces,
         arguments.controllers.concurrency,
         stop.clone(),
     );
-    let hurry = async {
+    // A controller whose first list did not arrive yet would wait for it for ever, so the end is that of the reconciles.
+    let finished = async {
         stop.cancelled().await;
-        tokio::time::sleep(FINISH).await;
+        context.running.close();
+        tokio::time::timeout(FINISH, context.running.wait()).await
     };
     tokio::select! {
-        _ = async { tokio::join!(watch, controllers) } => {}
-        () = hurry => tracing::warn!("reconciles did not finish in time; what they left is taken up at the next start"),
+        _ = async { tokio::join!(watching, controllers, forget_old(context, stop)) } => {}
+        finished = finished => if finished.is_err() {
+            tracing::warn!("reconciles did not finish in time; what they left is taken up at the next start");
+        },
     }
     context.metrics.leads(false);
     Ok(())
+}
+
+async fn forget_old(context: &Context, stop: &CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(FORGET_EVERY)).await.is_some() {
+        context.forget_old();
+    }
 }

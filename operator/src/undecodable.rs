@@ -17,7 +17,7 @@ use crate::{
     context::Context,
     kubernetes::{
         events, finalizer,
-        status::{self, Verdict},
+        status::{self, Next, Verdict},
     },
 };
 
@@ -48,7 +48,7 @@ where
     let next = |object: &DynamicObject| {
         let before = object.data.get("status").cloned().unwrap_or_else(|| json!({}));
         let after = status::concluded(before.clone(), &verdict, object.metadata.generation);
-        (after != before).then_some(after)
+        if after == before { Next::Same } else { Next::Write(after) }
     };
     status::write(&api, &object, &resource, next).await?;
     Ok(Action::await_change())

@@ -1,15 +1,20 @@
 //! The operator's own connection to NATS: it never gives up, and tells whether it is there.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use async_nats::{ConnectOptions, Event};
+use async_nats::{ConnectOptions, Event, connection::State};
 use rand::RngExt as _;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use crate::metrics::Metrics;
 
 /// Longest delay between two attempts to reconnect.
 const MAX_DELAY: Duration = Duration::from_secs(5);
+/// Time between two looks at the client's own state.
+const VERIFY_EVERY: Duration = Duration::from_secs(1);
 
 /// Where NATS is, and who the operator is there.
 #[derive(Clone, Debug)]
@@ -67,6 +72,7 @@ pub enum Error {
 pub struct Nats {
     client: async_nats::Client,
     link: watch::Receiver<Link>,
+    lost: Arc<Notify>,
     name: String,
     servers: String,
 }
@@ -82,14 +88,16 @@ impl Nats {
         let name = format!("jetwright-operator-{}", uuid::Uuid::new_v4());
         let start = Link { connected: false, was_connected: false, since: Instant::now() };
         let (sender, link) = watch::channel(start);
-        let metrics = metrics.clone();
+        let sender = Arc::new(sender);
+        let lost = Arc::new(Notify::new());
+        let told = (sender.clone(), lost.clone(), metrics.clone());
         let mut options = ConnectOptions::new()
             .name(&name)
             .retry_on_initial_connect()
             .max_reconnects(None)
             .reconnect_delay_callback(delay)
             .event_callback(move |event| {
-                follow(&sender, &metrics, &event);
+                follow(&told.0, &told.1, &told.2, &event);
                 std::future::ready(())
             });
         if let Some(path) = &settings.credentials_file {
@@ -104,7 +112,8 @@ impl Nats {
             .connect(servers)
             .await
             .map_err(|source| Error::Setup { servers: without_user(&settings.servers), source })?;
-        Ok(Self { client, link, name, servers: without_user(&settings.servers) })
+        tokio::spawn(verify(client.clone(), sender, metrics.clone()));
+        Ok(Self { client, link, lost, name, servers: without_user(&settings.servers) })
     }
 
     /// The client.
@@ -117,6 +126,12 @@ impl Nats {
     #[must_use]
     pub fn link(&self) -> watch::Receiver<Link> {
         self.link.clone()
+    }
+
+    /// Notified when the client had to drop messages because they came faster than they were read.
+    #[must_use]
+    pub fn lost(&self) -> &Notify {
+        &self.lost
     }
 
     /// The name under which the servers know this process.
@@ -148,34 +163,36 @@ fn delay(attempts: usize) -> Duration {
     longest.mul_f64(rand::rng().random_range(0.5..1.0))
 }
 
-fn follow(link: &watch::Sender<Link>, metrics: &Metrics, event: &Event) {
-    let now = |connected| {
-        metrics.nats_connected(connected);
-        link.send_if_modified(|link| {
-            let changed = link.connected != connected;
-            if changed {
-                let was_connected = link.was_connected || connected;
-                *link = Link { connected, was_connected, since: Instant::now() };
-            }
-            changed
-        });
-    };
+/// Events may be dropped by the client when many come at once, so its own state is looked at as well.
+async fn verify(client: async_nats::Client, link: Arc<watch::Sender<Link>>, metrics: Metrics) {
+    let mut second = tokio::time::interval(VERIFY_EVERY);
+    while !link.is_closed() {
+        second.tick().await;
+        set(&link, &metrics, client.connection_state() == State::Connected);
+    }
+}
+
+fn follow(link: &watch::Sender<Link>, lost: &Notify, metrics: &Metrics, event: &Event) {
     match event {
-        Event::Connected => {
-            tracing::info!("connected to NATS");
-            now(true);
-        }
-        Event::Disconnected => {
-            tracing::warn!("disconnected from NATS; reconnecting");
-            now(false);
-        }
-        // Advisories were dropped: a new start of the state makes the mirror compare everything.
-        Event::SlowConsumer(_) => {
-            tracing::warn!("advisories came faster than they were read");
-            link.send_modify(|link| link.since = Instant::now());
-        }
+        Event::Connected => set(link, metrics, true),
+        Event::Disconnected => set(link, metrics, false),
+        // One for every message that was dropped.
+        Event::SlowConsumer(_) => lost.notify_one(),
         event => tracing::info!(%event, "NATS"),
     }
+}
+
+fn set(link: &watch::Sender<Link>, metrics: &Metrics, connected: bool) {
+    metrics.nats_connected(connected);
+    link.send_if_modified(|link| {
+        let changed = link.connected != connected;
+        if changed {
+            tracing::info!(connected, "the connection to NATS changed");
+            let was_connected = link.was_connected || connected;
+            *link = Link { connected, was_connected, since: Instant::now() };
+        }
+        changed
+    });
 }
 
 /// Addresses without the users and passwords in them, for messages and for pods.

@@ -55,14 +55,13 @@ pub async fn apply(
     let done = match plan {
         Plan::Unchanged => Done::Nothing,
         Plan::Blocked(blocked) => Done::Blocked(blocked),
-        Plan::Create(configs) => {
-            for config in configs {
-                // Whatever happens, what was known before is no longer so.
-                *found.held = Seen::Unknown;
-                let made = api.create_consumer(&stream, &name, &config).await;
-                let failed = |source| Error::Create { stream: stream.clone(), name: name.clone(), source };
-                *found.held = Seen::from(Some(made.map_err(failed)?));
-            }
+        // A consumer has as many replicas as its stream.
+        Plan::Create { config, fewer: _ } => {
+            // Whatever happens, what was known before is no longer so.
+            *found.held = Seen::Unknown;
+            let made = api.create_consumer(&stream, &name, &config).await;
+            let failed = |source| Error::Create { stream: stream.clone(), name: name.clone(), source };
+            *found.held = Seen::from(Some(made.map_err(failed)?));
             Done::Created
         }
         Plan::Update { steps, fields, drift } => {
@@ -80,7 +79,5 @@ pub async fn apply(
             if drift { Done::Repaired(fields) } else { Done::Updated(fields) }
         }
     };
-    let blocked = matches!(done, Done::Blocked(_));
-    let info = found.held.present().filter(|_| !blocked).cloned();
-    Ok(Applied { done, info, remembered: found.remembered })
+    Ok(Applied::of(done, found.held.present(), &found.remembered))
 }

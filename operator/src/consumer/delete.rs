@@ -8,10 +8,10 @@ use super::{consumer_name, deletes, dereference::remembered, status, validate::S
 use crate::{
     context::Context,
     deletion::{self, Progress},
-    identity::{Claim, Identity},
+    identity::Identity,
     jetstream::ApiError,
     kubernetes::{events, finalizer},
-    outcome::{Category, Failure as _},
+    outcome::{Category, Failure as _, applied_generation},
     workload,
 };
 
@@ -52,12 +52,13 @@ pub async fn delete(object: &EventConsumer, identity: &Identity, context: &Conte
     let name = consumer_name(object);
     let stream = stream_of(object, identity, context).await?;
     if finalizer::is_set(object) && deletes(object) {
-        if !workload::take_down(object, context).await? {
+        if !workload::take_down(object, context).await? && !deletion::is_overdue(status::key(object), context)
+        {
             deletion::tell(&api, object, Reason::Deleting, "pods finish their work".to_owned()).await?;
             return Ok(deletion::look_again());
         }
         let tried = delete_consumer(&stream, &name, object, identity, context).await;
-        match deletion::judge(object, tried, context) {
+        match deletion::judge(status::key(object), tried, context) {
             Progress::Done => {}
             Progress::Later(Some(source)) => return Err(Error::JetStream { stream, name, source }),
             Progress::Later(None) => {
@@ -73,8 +74,8 @@ pub async fn delete(object: &EventConsumer, identity: &Identity, context: &Conte
         }
     }
     finalizer::set(&api, object, false).await?;
-    context.mirror.forget_consumer(&stream, &name);
     context.written.clear(&status::key(object));
+    context.deletions.clear(&status::key(object));
     Ok(Action::await_change())
 }
 
@@ -102,7 +103,7 @@ async fn delete_consumer(
     identity: &Identity,
     context: &Context,
 ) -> Option<Result<(), ApiError>> {
-    if context.disconnected().is_some() {
+    if context.no_connection(&identity.namespace).is_some() {
         return None;
     }
     let remembered = remembered(object);
@@ -110,7 +111,10 @@ async fn delete_consumer(
         let mut held = context.mirror.hold_consumer(stream, name).await?;
         context.mirror.look_at_consumer(stream, name, &mut held).await?;
         let Some(info) = held.present() else { return Ok(()) };
-        if matches!(identity.claim(&info.config, remembered.is_of(&info.created)), Claim::Own(_)) {
+        // What a newer generation was applied to, another operator knows more about.
+        if applied_generation(identity, ("consumer", name), &info.config, remembered.is_of(&info.created))
+            .is_ok()
+        {
             context.mirror.api().delete_consumer(stream, name).await?;
             context.mirror.look_at_consumer(stream, name, &mut held).await?;
         }

@@ -91,9 +91,10 @@ pub async fn dereference(object: &EventConsumer, context: &Context) -> Result<Fo
                 "spec.streamRef: there is no EventStream {reference} in namespace {namespace}: make it"
             ),
             stalled: true,
+            again: None,
         }));
     };
-    if let Some(waiting) = context.disconnected() {
+    if let Some(waiting) = context.no_connection(&namespace) {
         return Ok(Found::Waiting(waiting));
     }
     let facts = StreamFacts::of(&event_stream);
@@ -102,6 +103,7 @@ pub async fn dereference(object: &EventConsumer, context: &Context) -> Result<Fo
             reason: Reason::StreamNotReady,
             message: format!("EventStream {reference} has no stream of its own yet; its conditions say why"),
             stalled: false,
+            again: None,
         }));
     }
     let name = consumer_name(object);

@@ -78,10 +78,11 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
 
     let consumer = declare(&object, &identity, &context).await;
     let workload = workload::reconcile(&object, &context).await.map_err(Error::Workload);
-    status::write(&api, &object, &consumer, &workload, &context).await.map_err(Error::Status)?;
+    // Told first: what was done is not done again if the status cannot be written.
     status::tell(&object, &consumer, &workload, &context).await;
+    let wrote = status::write(&api, &object, &consumer, &workload, &context).await.map_err(Error::Status)?;
     workload?;
-    consumer.map(|told| context.next_look(&told))
+    consumer.map(|told| context.next_look(&told, wrote))
 }
 
 /// The steps of the consumer up to the status.
@@ -103,6 +104,9 @@ async fn declare(
         // What is written is decided on what JetStream has now, not on what it had when it was last looked at.
         found.look_again(context).await.map_err(Error::Dereference)?;
         plan = plan::plan(&desired, found.held.present(), &found.remembered);
+        if let Some(waiting) = context.contested(status::key(object), &plan) {
+            return Ok(Told::Waiting(waiting));
+        }
     }
     let applied = apply::apply(plan, found, context).await.map_err(Error::Apply)?;
     Ok(Told::Applied(applied))

@@ -14,7 +14,9 @@ const REMEDY: &str =
 
 /// Decides what to do.
 pub fn plan(desired: &Desired, actual: Option<&ConsumerInfo>, remembered: &Remembered) -> Plan {
-    let Some(actual) = actual else { return Plan::Create(vec![desired.config.clone()]) };
+    let Some(actual) = actual else {
+        return Plan::Create { config: desired.config.clone(), fewer: Vec::new() };
+    };
     plan::change(&Change {
         kind: "consumer",
         name: &desired.name,
@@ -53,7 +55,7 @@ mod tests {
 
     #[test]
     fn a_missing_consumer_is_made_whole() {
-        assert_eq!(plan_for(None), Plan::Create(vec![desired_at(2, SPEC).config]));
+        assert_eq!(plan_for(None), Plan::Create { config: desired_at(2, SPEC).config, fewer: Vec::new() });
     }
 
     #[test]
@@ -74,10 +76,19 @@ mod tests {
     }
 
     #[test]
-    fn a_new_generation_is_an_update_and_no_drift() {
-        let expected =
-            Plan::Update { steps: vec![desired_at(2, SPEC).config], fields: vec!["metadata"], drift: false };
-        assert_eq!(plan_for(Some(&existing(1))), expected);
+    fn a_new_declaration_is_an_update_and_no_drift() {
+        let other = "{streamRef: {name: orders}, filterSubjects: [orders.*.placed], ackWait: 20s}";
+        let expected = Plan::Update {
+            steps: vec![desired_at(2, SPEC).config],
+            fields: vec!["ack_wait", "metadata"],
+            drift: false,
+        };
+        assert_eq!(plan_for(Some(&info(&desired_at(1, other).config))), expected);
+    }
+
+    #[test]
+    fn a_generation_that_changes_nothing_in_jetstream_writes_nothing() {
+        assert_eq!(plan_for(Some(&existing(1))), Plan::Unchanged);
     }
 
     #[test]

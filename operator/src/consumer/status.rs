@@ -12,35 +12,45 @@ use kube::{Api, Resource, ResourceExt};
 
 use super::Error;
 use crate::{
-    context::{Context, Key},
+    context::{Context, DISCONNECTED_AFTER},
     jetstream::ConsumerInfo,
     kubernetes::{
         events,
-        status::{self, Verdict},
+        status::{self, Next, Verdict, Wrote},
     },
+    memory::Key,
     outcome::Told,
     workload::{self, Running},
 };
+
+/// What was lost with a consumer that is made again.
+const LOST: &str = "what it had acknowledged is forgotten, and it begins where spec.deliverPolicy says";
 
 type Result<T = Told<ConsumerInfo>> = std::result::Result<T, Error>;
 /// None where the EventConsumer has no workload.
 type WorkloadResult = Result<Option<Running>>;
 
-/// The status that a reconcile leads to; None where it is to stay as it is.
 fn next(
     object: &EventConsumer,
     consumer: &Result,
     workload: &WorkloadResult,
     context: &Context,
-) -> Option<EventConsumerStatus> {
-    if consumer.as_ref().is_ok_and(Told::is_disconnected) && !context.tells_disconnected() {
-        return None;
-    }
+) -> Next<EventConsumerStatus> {
     let before = object.status.clone().unwrap_or_default();
     let after = advance(before.clone(), object.metadata.generation, consumer, workload, &status::now());
-    let due =
-        without_figures(&before) != without_figures(&after) || context.written.figures_are_due(&key(object));
-    (after != before && due).then_some(after)
+    if after == before {
+        return Next::Same;
+    }
+    if consumer.as_ref().is_ok_and(Told::is_disconnected)
+        && !(context.tells_disconnected() && context.written.take_turn())
+    {
+        return Next::Later(DISCONNECTED_AFTER);
+    }
+    let only_figures = without_figures(&before) == without_figures(&after);
+    match context.written.figures_wait(key(object)).filter(|_| only_figures) {
+        Some(pause) => Next::Later(pause),
+        None => Next::Write(after),
+    }
 }
 
 fn advance(
@@ -123,11 +133,12 @@ pub async fn write(
     consumer: &Result,
     workload: &WorkloadResult,
     context: &Context,
-) -> std::result::Result<(), kube::Error> {
-    if status::write(api, object, &(), |object| next(object, consumer, workload, context)).await? {
+) -> std::result::Result<Wrote, kube::Error> {
+    let wrote = status::write(api, object, &(), |object| next(object, consumer, workload, context)).await?;
+    if wrote == Wrote::Now {
         context.written.wrote(key(object));
     }
-    Ok(())
+    Ok(wrote)
 }
 
 /// Tells in events and metrics what was done, and once what is wrong.
@@ -136,7 +147,7 @@ pub async fn tell(object: &EventConsumer, consumer: &Result, workload: &Workload
         if applied.repaired().is_some() {
             context.metrics.repaired("consumer");
         }
-        events::done(&context.recorder, &object.object_ref(&()), "consumer", applied).await;
+        events::done(&context.recorder, &object.object_ref(&()), "consumer", applied, LOST).await;
     }
     let before = object.status.as_ref().map(|status| status.conditions.as_slice());
     let verdict = overall(consumer, workload);
@@ -169,8 +180,8 @@ mod tests {
             "config": {}, "created": "1970-01-01T00:00:05Z", "stream_name": "orders", "name": "fulfilment",
             "num_pending": 12, "num_ack_pending": 3, "num_redelivered": 1,
         }));
-        let remembered = Remembered::default();
-        Ok(Told::Applied(Applied { done: Done::Created, info: Some(info.unwrap()), remembered }))
+        let info: ConsumerInfo = info.unwrap();
+        Ok(Told::Applied(Applied::of(Done::Created, Some(&info), &Remembered::default())))
     }
 
     fn running(verdict: Verdict) -> WorkloadResult {
@@ -207,7 +218,8 @@ mod tests {
     #[test]
     fn nobody_knows_of_a_consumer_while_nats_is_away() {
         let message = "away".to_owned();
-        let waiting = Ok(Told::Waiting(Waiting { reason: Reason::Disconnected, message, stalled: false }));
+        let waiting =
+            Ok(Told::Waiting(Waiting { reason: Reason::Disconnected, message, stalled: false, again: None }));
         let status = status(&waiting, &running(Verdict::ready("")));
         assert_eq!(condition(&status, READY), Some(("Unknown".into(), "Disconnected".into())));
         assert_eq!(condition(&status, WORKLOAD_READY), Some(("True".into(), "Reconciled".into())));

@@ -116,9 +116,10 @@ pub fn validate(
         .with("replay_policy", "instant")
         .with("ack_wait", jetwright_crds::Duration(ack_wait).as_nanos())
         .with("max_deliver", limit.map_or(WITHOUT_END, i64::from))
-        .with("max_ack_pending", max_ack_pending)
-        .with("metadata", identity.metadata());
+        .with("max_ack_pending", max_ack_pending);
     let config = match filter_subjects.as_slice() {
+        // The server wants a filter to know the subjects by.
+        [] if deliver_policy == DeliverPolicy::LastPerSubject => config.with("filter_subject", ">"),
         [] => config,
         [one] => config.with("filter_subject", one.clone()),
         several => config.with("filter_subjects", json!(several)),
@@ -130,6 +131,7 @@ pub fn validate(
         max_ack_pending,
         retry,
     };
+    let config = identity.mark(config);
     Ok(Desired { stream: stream.name.clone(), name, identity: identity.clone(), config, binding })
 }
 
@@ -206,8 +208,10 @@ pub(super) mod tests {
             retry,
         };
         assert_eq!(desired.binding, binding);
+        let mut config = serde_json::to_value(desired.config).unwrap();
+        config["metadata"].as_object_mut().unwrap().remove("jetwright.dev/applied").unwrap();
         assert_eq!(
-            serde_json::to_value(desired.config).unwrap(),
+            config,
             json!({
                 "durable_name": "fulfilment", "name": "fulfilment", "deliver_policy": "all", "ack_policy": "explicit",
                 "replay_policy": "instant", "ack_wait": 30_000_000_000_i64, "max_deliver": -1, "max_ack_pending": 1000,

@@ -23,6 +23,11 @@ pub const REPLICAS_NEED_CLUSTER: u64 = 10074;
 /// The cluster has no servers for it; the text says why.
 pub const NO_SUITABLE_PEERS: u64 = 10005;
 
+/// A move or a scaling of the stream goes on.
+pub const RECONFIGURING: u64 = 10226;
+/// Least time to wait for a list: with a server away the cluster takes 4 s to answer one.
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Why a request to JetStream failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
@@ -97,7 +102,8 @@ impl Api {
     ///
     /// When JetStream does not answer or refuses.
     pub async fn stream_page(&self, offset: usize) -> Result<StreamPage, ApiError> {
-        self.request("STREAM.LIST", &[], &json!({ "offset": offset })).await
+        let patient = Self { timeout: self.timeout.max(LIST_TIMEOUT), ..self.clone() };
+        patient.request("STREAM.LIST", &[], &json!({ "offset": offset })).await
     }
 
     /// Makes a stream.

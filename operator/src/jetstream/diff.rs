@@ -6,6 +6,7 @@ use super::{
     config::{Config, METADATA},
     fields::{Field, Mutability},
 };
+use crate::identity::GENERATION;
 
 /// What differs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub fn difference(desired: &Config, actual: &Config, table: &[Field]) -> Differe
     let mut found = Difference::default();
     for field in table {
         let (wanted, there) = (desired.effective(field), actual.effective(field));
-        if wanted == there || field.mutability == Mutability::AtCreation {
+        if wanted == there || field.mutability == Mutability::Unowned {
             continue;
         }
         if may_change(field.mutability, &there, &wanted) {
@@ -40,7 +41,9 @@ pub fn difference(desired: &Config, actual: &Config, table: &[Field]) -> Differe
         }
     }
     let there = actual.metadata();
-    if desired.metadata().iter().any(|(key, value)| there.get(key) != Some(value)) {
+    // A generation that changed nothing here is not worth a write: `kubectl scale` makes one too.
+    let mut wanted = desired.metadata().into_iter().filter(|(key, _)| *key != GENERATION);
+    if wanted.any(|(key, value)| there.get(key) != Some(&value)) {
         found.changed.push(METADATA);
     }
     found
@@ -48,7 +51,7 @@ pub fn difference(desired: &Config, actual: &Config, table: &[Field]) -> Differe
 
 fn may_change(mutability: Mutability, from: &Value, to: &Value) -> bool {
     match mutability {
-        Mutability::Free | Mutability::AtCreation => true,
+        Mutability::Free | Mutability::Unowned => true,
         Mutability::Never => false,
         Mutability::OneWay => to == &Value::Bool(true),
         Mutability::Retention => from != "workqueue" && to != "workqueue",
@@ -109,5 +112,7 @@ mod tests {
         assert!(found.is_empty());
         let found = compare(json!({"metadata": {"a": "1"}}), json!({"metadata": {"a": "2"}}));
         assert_eq!(found.changed, ["metadata"]);
+        let generation = |n: &str| json!({"metadata": {"jetwright.dev/generation": n}});
+        assert!(compare(generation("2"), generation("1")).is_empty());
     }
 }

@@ -17,8 +17,8 @@ pub enum Mutability {
     OneWay,
     /// Between limits and interest only.
     Retention,
-    /// It matters when the thing is made and is not looked at afterwards.
-    AtCreation,
+    /// It is not compared: it matters only when the thing is made, or the server chooses it.
+    Unowned,
 }
 
 /// The value that the server takes a field to have where it is absent.
@@ -63,7 +63,7 @@ const fn field(name: &'static str, default: Absence, mutability: Mutability) -> 
 }
 
 use Absence::{False, Nothing, Number, Text};
-use Mutability::{AtCreation, Free, Never, OneWay, Retention};
+use Mutability::{Free, Never, OneWay, Retention, Unowned};
 
 /// A stream's fields, but for its metadata.
 pub const STREAM: &[Field] = &[
@@ -87,7 +87,7 @@ pub const STREAM: &[Field] = &[
     field("mirror", Nothing, Never),
     field("sources", Nothing, Free),
     field("compression", Text("none"), Free),
-    field("first_seq", Number(0), AtCreation),
+    field("first_seq", Number(0), Unowned),
     field("subject_transform", Nothing, Free),
     field("republish", Nothing, Free),
     field("allow_direct", False, Free),
@@ -108,8 +108,9 @@ pub const STREAM: &[Field] = &[
 
 /// A consumer's fields, but for its metadata and for `pause_until`: a pause is an administrator's, and stays.
 pub const CONSUMER: &[Field] = &[
-    field("durable_name", Nothing, Never),
-    field("name", Nothing, Never),
+    // The server compares neither with the name in the subject of the request, and older clients leave one of them out.
+    field("durable_name", Nothing, Unowned),
+    field("name", Nothing, Unowned),
     field("description", Nothing, Free),
     field("deliver_policy", Text("all"), Never),
     field("opt_start_seq", Number(0), Never),
@@ -127,7 +128,8 @@ pub const CONSUMER: &[Field] = &[
     field("max_ack_pending", Number(1000), Free),
     field("flow_control", False, Never),
     field("headers_only", False, Free),
-    field("max_batch", Number(0), Free),
+    // A server with a limit (max_request_batch) fills it in.
+    field("max_batch", Number(0), Unowned),
     field("max_expires", Number(0), Free),
     field("max_bytes", Number(0), Free),
     field("deliver_subject", Nothing, Never),

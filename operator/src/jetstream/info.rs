@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::Config;
+use crate::outcome::Created;
 
 /// A stream as JetStream describes it.
 #[derive(Clone, Debug, Deserialize)]
@@ -15,6 +16,39 @@ pub struct StreamInfo {
     pub state: StreamState,
     /// Where it is led, in a cluster.
     pub cluster: Option<ClusterInfo>,
+}
+
+impl Created for StreamInfo {
+    fn created(&self) -> &str {
+        &self.created
+    }
+}
+
+impl Created for ConsumerInfo {
+    fn created(&self) -> &str {
+        &self.created
+    }
+}
+
+impl StreamInfo {
+    /// What an object's status is about; the rest changes without a meaning to anybody.
+    #[must_use]
+    pub fn essence(&self) -> impl PartialEq + use<'_> {
+        (
+            &self.config,
+            &self.created,
+            &self.state,
+            self.cluster.as_ref().and_then(|cluster| cluster.leader.as_ref()),
+        )
+    }
+}
+
+impl ConsumerInfo {
+    /// What an object's status is about; the rest changes without a meaning to anybody.
+    #[must_use]
+    pub fn essence(&self) -> impl PartialEq + use<'_> {
+        (&self.config, &self.created, self.num_pending, self.num_ack_pending, self.num_redelivered)
+    }
 }
 
 /// What is in a stream.

@@ -130,14 +130,15 @@ impl Mirror {
         Ok(held)
     }
 
-    /// Asks JetStream again about a held stream; nobody is told, since who holds it sees it.
+    /// Asks JetStream again about a held stream, and announces it where it is other than it was: other objects may wait for it.
     ///
     /// # Errors
     ///
     /// When JetStream does not answer; the entry is unknown then.
     pub async fn look_at_stream(&self, name: &str, held: &mut Held<StreamInfo>) -> Result<(), ApiError> {
-        **held = Seen::Unknown;
+        let before = std::mem::take(&mut **held);
         **held = self.0.api.stream_info(name).await?.into();
+        self.tell_of_stream(name, &before, held);
         Ok(())
     }
 
@@ -155,7 +156,7 @@ impl Mirror {
         Ok(held)
     }
 
-    /// Asks JetStream again about a held consumer; nobody is told, since who holds it sees it.
+    /// Asks JetStream again about a held consumer, and announces it where it is other than it was.
     ///
     /// # Errors
     ///
@@ -166,8 +167,11 @@ impl Mirror {
         name: &str,
         held: &mut Held<ConsumerInfo>,
     ) -> Result<(), ApiError> {
-        **held = Seen::Unknown;
+        let before = std::mem::take(&mut **held);
         **held = self.0.api.consumer_info(stream, name).await?.into();
+        if !same(&before, held, ConsumerInfo::essence) {
+            self.announce(Change::Consumer(name.to_owned()));
+        }
         Ok(())
     }
 
@@ -183,16 +187,6 @@ impl Mirror {
         locked(&self.0.consumers).contains_key(key)
     }
 
-    /// No object declares this stream any more.
-    pub fn forget_stream(&self, name: &str) {
-        locked(&self.0.streams).remove(name);
-    }
-
-    /// No object declares this consumer any more.
-    pub fn forget_consumer(&self, stream: &str, name: &str) {
-        locked(&self.0.consumers).remove(&(stream.to_owned(), name.to_owned()));
-    }
-
     /// Asks JetStream about a stream, and announces it where it is other than it was.
     ///
     /// # Errors
@@ -200,11 +194,7 @@ impl Mirror {
     /// When JetStream does not answer.
     pub async fn refresh_stream(&self, name: &str) -> Result<(), ApiError> {
         let Some(entry) = known(&self.0.streams, name) else { return Ok(()) };
-        let mut held = entry.lock_owned().await;
-        let before = held.clone();
-        self.look_at_stream(name, &mut held).await?;
-        self.tell_of_stream(name, &before, &held).await;
-        Ok(())
+        self.look_at_stream(name, &mut entry.lock_owned().await).await
     }
 
     /// Asks JetStream about a consumer, and announces it where it is other than it was.
@@ -214,27 +204,33 @@ impl Mirror {
     /// When JetStream does not answer.
     pub async fn refresh_consumer(&self, key: &ConsumerKey) -> Result<(), ApiError> {
         let Some(entry) = known(&self.0.consumers, key) else { return Ok(()) };
-        let mut held = entry.lock_owned().await;
-        let before = held.clone();
-        self.look_at_consumer(&key.0, &key.1, &mut held).await?;
-        if !same(&before, &held, |info| (&info.config, &info.created)) {
-            self.announce(Change::Consumer(key.1.clone()));
-        }
-        Ok(())
+        self.look_at_consumer(&key.0, &key.1, &mut entry.lock_owned().await).await
     }
 
-    /// Forgets what is known of the consumers of a stream, which went with it when it was deleted, whether or not anybody told.
-    pub async fn doubt_consumers(&self, stream: &str) {
-        for ((_, name), entry) in all(&self.0.consumers).into_iter().filter(|((of, _), _)| of == stream) {
-            *entry.lock().await = Seen::Unknown;
-            self.announce(Change::Consumer(name));
+    /// Forgets what is known of the consumers of a stream, which went with it when it was deleted, whether or not anybody told. They
+    /// are asked about in the background: their entries may be held.
+    pub fn doubt_consumers(&self, stream: &str) {
+        let of_stream: Vec<_> = {
+            let consumers = locked(&self.0.consumers);
+            let found = consumers.iter().filter(|((of, _), _)| of == stream);
+            found.map(|((_, name), (entry, _))| (name.clone(), entry.clone())).collect()
+        };
+        if of_stream.is_empty() {
+            return;
         }
+        let mirror = self.clone();
+        tokio::spawn(async move {
+            for (name, entry) in of_stream {
+                *entry.lock().await = Seen::Unknown;
+                mirror.announce(Change::Consumer(name));
+            }
+        });
     }
 
     /// Forgets the entries that no reconcile has held for this long: nothing declares them any more.
     pub fn forget_unused(&self, for_long: Duration) {
-        locked(&self.0.streams).retain(|_, (_, held)| held.elapsed() < for_long);
-        locked(&self.0.consumers).retain(|_, (_, held)| held.elapsed() < for_long);
+        forget_unused(&self.0.streams, for_long);
+        forget_unused(&self.0.consumers, for_long);
     }
 
     /// Forgets what is known of every stream and consumer: while the connection was away, anything may have changed.
@@ -248,52 +244,57 @@ impl Mirror {
     }
 
     /// Compares all that is known with JetStream: streams by lists of 256, what a list misses and the consumers one by one.
-    /// A stream that a list misses is not gone: its servers may be away.
+    /// A stream that a list misses is not gone: its servers may be away. What is not answered is asked about the next time.
     ///
     /// # Errors
     ///
-    /// When JetStream does not answer; what was compared until then stays.
+    /// When JetStream does not answer to a list; the consumers are compared all the same.
     pub async fn refresh_everything(&self) -> Result<(), ApiError> {
         let mut missed: HashMap<_, _> = all(&self.0.streams).into_iter().collect();
+        let listed = self.refresh_by_list(&mut missed).await;
+        // Without a list, each stream would be asked for alone, and JetStream is slow already.
+        let missed = if listed.is_ok() { missed } else { HashMap::new() };
+        let streams = stream::iter(missed.into_keys());
+        let streams = streams.map(|name| async move { self.refresh_stream(&name).await });
+        let consumers = stream::iter(all(&self.0.consumers));
+        let consumers = consumers.map(|(key, _)| async move { self.refresh_consumer(&key).await });
+        let both = streams.map(future::Either::Left).chain(consumers.map(future::Either::Right));
+        let log = |answer: Result<(), ApiError>| {
+            if let Err(error) = answer {
+                tracing::debug!(%error, "not compared");
+            }
+            future::ready(())
+        };
+        both.buffer_unordered(AT_ONCE).for_each(log).await;
+        listed
+    }
+
+    /// Compares what a list has, and leaves in `missed` what it does not have.
+    async fn refresh_by_list(&self, missed: &mut HashMap<String, Entry<StreamInfo>>) -> Result<(), ApiError> {
         let mut offset = 0;
         loop {
-            let page = self.0.api.stream_page(offset).await?;
-            let streams = page.streams.unwrap_or_default();
+            let streams = self.0.api.stream_page(offset).await?.streams.unwrap_or_default();
             if streams.is_empty() {
-                break;
+                return Ok(());
             }
             offset += streams.len();
             for info in streams {
                 let name = name_of(&info.config);
                 if let Some(entry) = missed.remove(&name) {
-                    self.store_stream(name, &entry, info).await;
+                    let mut held = entry.lock().await;
+                    let before = std::mem::replace(&mut *held, Seen::Present(Arc::new(info)));
+                    self.tell_of_stream(&name, &before, &held);
                 }
             }
         }
-        let streams = stream::iter(missed.into_keys());
-        let streams = streams.map(|name| async move { self.refresh_stream(&name).await });
-        let consumers = stream::iter(all(&self.0.consumers));
-        let consumers = consumers.map(|(key, _)| async move { self.refresh_consumer(&key).await });
-        streams
-            .map(future::Either::Left)
-            .chain(consumers.map(future::Either::Right))
-            .buffer_unordered(AT_ONCE)
-            .fold(Ok(()), |all, one| future::ready(all.and(one)))
-            .await
-    }
-
-    async fn store_stream(&self, name: String, entry: &Entry<StreamInfo>, info: StreamInfo) {
-        let mut held = entry.lock().await;
-        let before = std::mem::replace(&mut *held, Seen::Present(Arc::new(info)));
-        self.tell_of_stream(&name, &before, &held).await;
     }
 
     /// Announces a stream that is other than it was, and its consumers where it is another stream.
-    async fn tell_of_stream(&self, name: &str, before: &Seen<StreamInfo>, after: &Seen<StreamInfo>) {
-        if !same(before, after, |info| &info.created) {
-            self.doubt_consumers(name).await;
+    fn tell_of_stream(&self, name: &str, before: &Seen<StreamInfo>, after: &Seen<StreamInfo>) {
+        if !matches!(before, Seen::Unknown) && !same(before, after, |info| &info.created) {
+            self.doubt_consumers(name);
         }
-        if !same(before, after, |info| (&info.config, &info.created)) {
+        if !same(before, after, StreamInfo::essence) {
             self.announce(Change::Stream(name.to_owned()));
         }
     }
@@ -315,6 +316,11 @@ fn held_now<K: Eq + Hash, T>(entries: &Entries<K, T>, key: K) -> Entry<T> {
     entry.clone()
 }
 
+fn forget_unused<K, T>(entries: &Entries<K, T>, for_long: Duration) {
+    // One that is held, or about to be, is in use.
+    locked(entries).retain(|_, (entry, held)| held.elapsed() < for_long || Arc::strong_count(entry) > 1);
+}
+
 fn known<K, Q, T>(entries: &Entries<K, T>, key: &Q) -> Option<Entry<T>>
 where
     K: Borrow<Q> + Eq + Hash,
@@ -327,10 +333,10 @@ fn all<K: Clone + Eq + Hash, T>(entries: &Entries<K, T>) -> Vec<(K, Entry<T>)> {
     locked(entries).iter().map(|(key, (entry, _))| (key.clone(), entry.clone())).collect()
 }
 
-/// Whether what is known is the same in what a declaration is about; the figures change all the time.
-fn same<'a, T, D: PartialEq>(before: &'a Seen<T>, after: &'a Seen<T>, declared: impl Fn(&'a T) -> D) -> bool {
+/// Whether what is known is the same in this part.
+fn same<'a, T, P: PartialEq>(before: &'a Seen<T>, after: &'a Seen<T>, part: impl Fn(&'a T) -> P) -> bool {
     match (before, after) {
-        (Seen::Present(before), Seen::Present(after)) => declared(before) == declared(after),
+        (Seen::Present(before), Seen::Present(after)) => part(before) == part(after),
         (Seen::Absent, Seen::Absent) => true,
         _ => false,
     }

@@ -13,23 +13,40 @@ use std::{
 use futures::{StreamExt, stream};
 use rand::RngExt as _;
 use serde::Deserialize;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::mirror::{Change, ConsumerKey, Mirror};
-use crate::connection::{Link, Nats};
+use crate::connection::Nats;
 
 /// Advisories that tell of streams and consumers, and the audit of the API.
-const SUBJECTS: [&str; 3] =
-    ["$JS.EVENT.ADVISORY.STREAM.*.>", "$JS.EVENT.ADVISORY.CONSUMER.*.>", "$JS.EVENT.ADVISORY.API"];
+const SUBJECTS: [&str; 8] = [
+    "$JS.EVENT.ADVISORY.STREAM.CREATED.*",
+    "$JS.EVENT.ADVISORY.STREAM.UPDATED.*",
+    "$JS.EVENT.ADVISORY.STREAM.DELETED.*",
+    "$JS.EVENT.ADVISORY.STREAM.RESTORE_COMPLETE.*",
+    "$JS.EVENT.ADVISORY.CONSUMER.CREATED.*.*",
+    "$JS.EVENT.ADVISORY.CONSUMER.DELETED.*.*",
+    "$JS.EVENT.ADVISORY.CONSUMER.PAUSE.*.*",
+    "$JS.EVENT.ADVISORY.API",
+];
 /// Questions to JetStream at once.
 const AT_ONCE: usize = 16;
 /// Names that may wait for their question; more than that are caught by a comparison.
 const QUEUE: usize = 8192;
-/// Intervals after which an entry that no reconcile held is forgotten; every object is reconciled once an interval.
-const UNUSED_AFTER: f64 = 4.0;
 /// Delay before a comparison that failed is tried again.
-const TRY_AGAIN: Duration = Duration::from_secs(5);
+const TRY_AGAIN: Duration = Duration::from_secs(15);
+/// Least time between two comparisons because advisories were lost.
+const AFTER_LOSS: Duration = Duration::from_secs(30);
+
+/// How often everything is compared, and what that means for what nobody asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Interval {
+    /// Time between two comparisons; up to a fifth is added, so that several operators do not ask together.
+    pub compare: Duration,
+    /// Time after which an entry that no reconcile held is forgotten.
+    pub forget: Duration,
+}
 
 /// What an advisory is about.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -56,21 +73,21 @@ pub async fn advisories(nats: &Nats) -> Advisories {
 /// JetStream's advisories.
 pub struct Advisories(stream::SelectAll<async_nats::Subscriber>);
 
-/// Runs until `stop`: follows advisories, and compares everything at each connect and every `interval`, jittered by a tenth.
+/// Runs until `stop`: follows advisories, and compares everything at each connect and at the interval.
 pub async fn run(
     advisories: Advisories,
     mirror: Mirror,
     nats: Nats,
-    interval: Duration,
+    compare_every: Interval,
     stop: CancellationToken,
 ) {
     let (names, queue) = mpsc::channel(QUEUE);
     let waiting = Waiting::default();
     let work = async {
         tokio::join!(
-            listen(advisories, nats.name(), &mirror, &waiting, names),
+            listen(advisories, nats.name(), &mirror, &waiting, names, nats.lost()),
             refresh(&mirror, &waiting, queue),
-            compare(&mirror, nats.link(), interval),
+            compare(&mirror, &nats, compare_every),
         )
     };
     stop.run_until_cancelled(work).await;
@@ -92,6 +109,7 @@ async fn listen(
     mirror: &Mirror,
     waiting: &Waiting,
     names: mpsc::Sender<About>,
+    lost: &Notify,
 ) {
     while let Some(message) = advisories.0.next().await {
         let Some(about) = about(&message.subject, &message.payload, own_name) else { continue };
@@ -101,6 +119,7 @@ async fn listen(
         };
         if known && waiting.names().insert(about.clone()) && names.try_send(about.clone()).is_err() {
             waiting.names().remove(&about);
+            lost.notify_one();
         }
     }
 }
@@ -124,25 +143,44 @@ async fn refresh(mirror: &Mirror, waiting: &Waiting, queue: mpsc::Receiver<About
     queue.for_each_concurrent(AT_ONCE, refresh_one).await;
 }
 
-async fn compare(mirror: &Mirror, mut link: watch::Receiver<Link>, interval: Duration) {
+async fn compare(mirror: &Mirror, nats: &Nats, interval: Interval) {
+    let mut link = nats.link();
     loop {
-        let connected = link.borrow_and_update().connected;
-        let mut pause = interval.mul_f64(rand::rng().random_range(0.9..1.1));
-        mirror.forget_unused(interval.mul_f64(UNUSED_AFTER));
-        if connected && let Err(error) = mirror.refresh_everything().await {
-            tracing::warn!(%error, "JetStream could not be compared; trying again");
-            pause = TRY_AGAIN;
-        }
-        let changed = tokio::time::timeout(pause, link.changed()).await;
-        match changed {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) => {
+        mirror.forget_unused(interval.forget);
+        let compared = compare_once(mirror, link.borrow_and_update().connected).await;
+        let pause =
+            if compared { interval.compare.mul_f64(rand::rng().random_range(1.0..1.2)) } else { TRY_AGAIN };
+        tokio::select! {
+            changed = link.changed() => {
+                if changed.is_err() {
+                    return;
+                }
                 mirror.doubt_everything().await;
                 mirror.announce(Change::Everything);
             }
-            Err(_) => {}
+            () = lost_advisories(nats) => {}
+            () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+/// Whether everything could be compared, or there is nobody to compare with.
+async fn compare_once(mirror: &Mirror, connected: bool) -> bool {
+    if !connected {
+        return true;
+    }
+    let compared = mirror.refresh_everything().await;
+    if let Err(error) = &compared {
+        tracing::warn!(%error, "JetStream could not be compared; trying again");
+    }
+    compared.is_ok()
+}
+
+/// Ends when advisories were lost, but not so often that a flood of them would ask for ever more.
+async fn lost_advisories(nats: &Nats) {
+    nats.lost().notified().await;
+    tracing::warn!("advisories came faster than they were read; comparing everything");
+    tokio::time::sleep(AFTER_LOSS).await;
 }
 
 #[derive(Deserialize)]

@@ -1,6 +1,6 @@
 //! Kubernetes events: what `kubectl describe` shows of what the operator did. Writes to Kubernetes.
 
-use jetwright_crds::conditions::{self, READY};
+use jetwright_crds::conditions::{self, STALLED};
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::runtime::events::{Event, EventType, Recorder};
 
@@ -42,11 +42,17 @@ async fn publish(
     }
 }
 
-/// Tells what was done in JetStream.
-pub async fn done<I>(recorder: &Recorder, object: &ObjectReference, kind: &str, applied: &Applied<I>) {
+/// Tells what was done in JetStream; `lost` is what was lost with a thing that had to be made again.
+pub async fn done<I>(
+    recorder: &Recorder,
+    object: &ObjectReference,
+    kind: &str,
+    applied: &Applied<I>,
+    lost: &str,
+) {
     match &applied.done {
-        Done::Created if applied.remade() => {
-            let note = format!("made the {kind} again, which somebody else had deleted");
+        _ if applied.remade => {
+            let note = format!("the {kind} was gone and is made again: {lost}");
             warning(recorder, object, "Remade", note).await;
         }
         Done::Created => normal(recorder, object, "Created", format!("made the {kind}")).await,
@@ -63,7 +69,8 @@ pub async fn done<I>(recorder: &Recorder, object: &ObjectReference, kind: &str, 
 
 /// Tells once, when it begins, that something waits for somebody's change.
 pub async fn stalled(recorder: &Recorder, object: &ObjectReference, before: &[Condition], verdict: &Verdict) {
-    let known = conditions::get(before, READY).is_some_and(|ready| ready.reason == verdict.reason.as_str());
+    let known = conditions::get(before, STALLED)
+        .is_some_and(|stalled| stalled.status == "True" && stalled.reason == verdict.reason.as_str());
     if verdict.phase == Phase::Stalled && !known {
         warning(recorder, object, verdict.reason.as_str(), verdict.message.clone()).await;
     }

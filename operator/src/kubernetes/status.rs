@@ -1,6 +1,6 @@
 //! Statuses: the conditions that every kind has, and the write.
 
-use std::fmt::Debug;
+use std::{fmt::Debug, time::Duration};
 
 use jetwright_crds::conditions::{self, READY, RECONCILING, Reason, STALLED, State};
 use jiff::Timestamp;
@@ -130,41 +130,68 @@ pub fn concluded(mut status: Value, verdict: &Verdict, generation: Option<i64>) 
 
 /// Times that a status is decided anew because its object changed meanwhile.
 const TRIES: usize = 4;
+/// Pause where an object is written by others all the time.
+const BUSY: Duration = Duration::from_secs(1);
 
-/// Writes the status that `next` makes of an object, whole; None leaves it as it is. It is decided on the newest object: one that was
-/// read from a cache may be older than the last write, whose news would get lost. True where something was written.
+/// What is to become of a status.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next<S> {
+    /// It stays as it is.
+    Same,
+    /// It is to be this.
+    Write(S),
+    /// It is to change, but not before this time has passed.
+    Later(Duration),
+}
+
+/// What became of a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrote {
+    /// It was written.
+    Now,
+    /// It stays as it is.
+    Nothing,
+    /// It is to be written after this time.
+    Later(Duration),
+}
+
+/// Writes the status that `next` makes of an object, whole. It is decided on the newest object: one that was read from a cache may be
+/// older than the last write, whose news would get lost.
 ///
 /// # Errors
 ///
-/// When Kubernetes refuses; an object that is gone is no error.
+/// When Kubernetes refuses; an object that is gone, or was declared anew, is no error: it has a reconcile of its own.
 pub async fn write<K, S>(
     api: &Api<K>,
     object: &K,
     kind: &K::DynamicType,
-    next: impl Fn(&K) -> Option<S>,
-) -> Result<bool, kube::Error>
+    next: impl Fn(&K) -> Next<S>,
+) -> Result<Wrote, kube::Error>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
     S: Serialize,
 {
     let mut newest = None;
     for _ in 0..TRIES {
-        let object = newest.as_ref().unwrap_or(object);
-        let Some(status) = next(object) else { return Ok(false) };
-        match write_once(api, object, kind, &status).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(false),
+        let seen = newest.as_ref().unwrap_or(object);
+        let status = match next(seen) {
+            Next::Same => return Ok(Wrote::Nothing),
+            Next::Later(pause) => return Ok(Wrote::Later(pause)),
+            Next::Write(status) => status,
+        };
+        match write_once(api, seen, kind, &status).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Wrote::Nothing),
             Err(kube::Error::Api(status)) if status.code == 409 => {}
-            written => return written.map(|()| true),
+            written => return written.map(|()| Wrote::Now),
         }
-        let Some(found) = api.get_opt(&object.name_any()).await? else { return Ok(false) };
-        // Another object of the same name took its place; it has a reconcile of its own.
-        if found.uid() != object.uid() {
-            return Ok(false);
+        let Some(found) = api.get_opt(&object.name_any()).await? else { return Ok(Wrote::Nothing) };
+        let (before, now) = (object.meta(), found.meta());
+        if now.uid != before.uid || now.generation != before.generation {
+            return Ok(Wrote::Nothing);
         }
         newest = Some(found);
     }
-    // Somebody writes all the time; the next reconcile tries again.
-    Ok(false)
+    Ok(Wrote::Later(BUSY))
 }
 
 async fn write_once<K>(

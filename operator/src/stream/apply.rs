@@ -1,6 +1,8 @@
 //! In: a plan and the held stream. Out: what was done, and the stream as JetStream has it then. Writes to JetStream and decides
 //! nothing.
 
+use std::time::Duration;
+
 use super::dereference::Dereferenced;
 use crate::{
     context::Context,
@@ -15,6 +17,9 @@ use crate::{
 /// The server's words where a cluster has too few servers, and no other reason beside it (selectPeerError in
 /// server/jetstream_cluster.go of nats-server): a server that is away is named in them, and is waited for.
 const TOO_FEW_SERVERS: &str = "no suitable peers for placement";
+
+/// How long an object waits for a cluster to have as many servers as its profile wishes for.
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Why a plan could not be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -56,13 +61,14 @@ pub async fn apply(
     let done = match plan {
         Plan::Unchanged => Done::Nothing,
         Plan::Blocked(blocked) => Done::Blocked(blocked),
-        Plan::Create(configs) => {
-            let made = create(&found.name, &configs, context).await;
+        Plan::Create { config, fewer } => {
+            let settles = found.waited >= PATIENCE;
+            let made = create(&found.name, &config, &fewer, settles, context).await;
             // Whatever happened, what was known before is no longer so.
             *found.held = Seen::Unknown;
             let info = made.map_err(|source| Error::Create { name: found.name.clone(), source })?;
             *found.held = Seen::from(Some(info));
-            context.mirror.doubt_consumers(&found.name).await;
+            context.mirror.doubt_consumers(&found.name);
             Done::Created
         }
         Plan::Update { steps, fields, drift } => {
@@ -76,29 +82,31 @@ pub async fn apply(
             if drift { Done::Repaired(fields) } else { Done::Updated(fields) }
         }
     };
-    let blocked = matches!(done, Done::Blocked(_));
-    let info = found.held.present().filter(|_| !blocked).cloned();
-    Ok(Applied { done, info, remembered: found.remembered })
+    Ok(Applied::of(done, found.held.present(), &found.remembered))
 }
 
-/// Tries the configurations in order, for as long as JetStream has too few servers for them.
-async fn create(name: &str, configs: &[Config], context: &Context) -> Result<StreamInfo, ApiError> {
-    let mut last = None;
-    for config in configs {
-        match context.mirror.api().create_stream(name, config).await {
-            Err(error) if has_too_few_servers(&error) => last = Some(error),
-            answer => return answer,
+/// Makes the stream. Servers that are not clustered are one; a cluster of too few may be one that is still forming, so that only
+/// one who waited settles for fewer.
+async fn create(
+    name: &str,
+    config: &Config,
+    fewer: &[Config],
+    settles: bool,
+    context: &Context,
+) -> Result<StreamInfo, ApiError> {
+    let api = context.mirror.api();
+    let mut answer = api.create_stream(name, config).await;
+    for config in fewer {
+        match &answer {
+            Err(error) if error.err_code() == Some(REPLICAS_NEED_CLUSTER) => {}
+            Err(error) if settles && has_too_few_servers(error) => {}
+            _ => break,
         }
+        answer = api.create_stream(name, config).await;
     }
-    Err(last.unwrap_or(ApiError::Unanswered { subject: name.to_owned(), why: "nothing to try".to_owned() }))
+    answer
 }
 
 fn has_too_few_servers(error: &ApiError) -> bool {
-    match error {
-        ApiError::Refused { err_code, .. } if *err_code == REPLICAS_NEED_CLUSTER => true,
-        ApiError::Refused { err_code, description, .. } => {
-            *err_code == NO_SUITABLE_PEERS && description == TOO_FEW_SERVERS
-        }
-        _ => false,
-    }
+    matches!(error, ApiError::Refused { err_code: NO_SUITABLE_PEERS, description, .. } if description == TOO_FEW_SERVERS)
 }

@@ -2,16 +2,16 @@
 //! let go in the end even if NATS never comes back, so that no namespace is stuck.
 
 use jetwright_crds::{DeletionPolicy, EventConsumer, EventStream, conditions::Reason};
-use kube::{Api, Resource, ResourceExt, api::ListParams, runtime::controller::Action};
+use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
 
 use super::{dereference::remembered, status, stream_name};
 use crate::{
     context::Context,
     deletion::{self, Progress},
-    identity::{Claim, Identity},
+    identity::Identity,
     jetstream::ApiError,
-    kubernetes::{events, finalizer},
-    outcome::Category,
+    kubernetes::{events, finalizer, list},
+    outcome::{Category, applied_generation},
 };
 
 /// Why the deletion did not come to its end.
@@ -60,7 +60,7 @@ pub async fn delete(object: &EventStream, identity: &Identity, context: &Context
             return Ok(deletion::look_again());
         }
         let tried = delete_stream(&name, object, identity, context).await;
-        match deletion::judge(object, tried, context) {
+        match deletion::judge(status::key(object), tried, context) {
             Progress::Done => {}
             Progress::Later(Some(error)) => return Err(Error::JetStream { name, source: error }),
             Progress::Later(None) => {
@@ -74,16 +74,14 @@ pub async fn delete(object: &EventStream, identity: &Identity, context: &Context
         }
     }
     finalizer::set(&api, object, false).await?;
-    context.mirror.forget_stream(&name);
     context.written.clear(&status::key(object));
+    context.deletions.clear(&status::key(object));
     Ok(Action::await_change())
 }
 
 /// Names of the EventConsumers that refer to the object: what they consume is not taken from under them.
 async fn users(object: &EventStream, identity: &Identity, context: &Context) -> Result<Vec<String>, Error> {
-    let api: Api<EventConsumer> = Api::namespaced(context.client.clone(), &identity.namespace);
-    let consumers = api
-        .list(&ListParams::default())
+    let consumers: Vec<EventConsumer> = list::readable(&context.client, &identity.namespace)
         .await
         .map_err(|source| Error::Consumers { namespace: identity.namespace.clone(), source })?;
     let name = object.name_any();
@@ -101,7 +99,7 @@ async fn delete_stream(
     identity: &Identity,
     context: &Context,
 ) -> Option<Result<(), ApiError>> {
-    if context.disconnected().is_some() {
+    if context.no_connection(&identity.namespace).is_some() {
         return None;
     }
     let remembered = remembered(object);
@@ -109,7 +107,10 @@ async fn delete_stream(
         let mut held = context.mirror.hold_stream(name).await?;
         context.mirror.look_at_stream(name, &mut held).await?;
         let Some(info) = held.present() else { return Ok(()) };
-        if matches!(identity.claim(&info.config, remembered.is_of(&info.created)), Claim::Own(_)) {
+        // What a newer generation was applied to, another operator knows more about.
+        if applied_generation(identity, ("stream", name), &info.config, remembered.is_of(&info.created))
+            .is_ok()
+        {
             context.mirror.api().delete_stream(name).await?;
             context.mirror.look_at_stream(name, &mut held).await?;
         }

@@ -1,7 +1,10 @@
 //! In: the object. Out: what JetStream has under its name, held, and what the object's status remembers of it. Reads from
 //! JetStream where the mirror knows nothing.
 
-use jetwright_crds::{EventStream, conditions::Reason};
+use std::time::Duration;
+
+use jetwright_crds::EventStream;
+use jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::stream_name;
@@ -48,6 +51,8 @@ pub struct Dereferenced {
     pub held: Held<StreamInfo>,
     /// What the object's status says of the stream.
     pub remembered: Remembered,
+    /// How long the object has been there.
+    pub waited: Duration,
 }
 
 impl Dereferenced {
@@ -61,16 +66,7 @@ impl Dereferenced {
 /// Looks at what JetStream has.
 pub async fn dereference(object: &EventStream, context: &Context) -> Result<Found, Error> {
     let namespace = object.namespace().unwrap_or_default();
-    if !context.settings.default_connection.serves(&namespace) {
-        return Ok(Found::Waiting(Waiting {
-            reason: Reason::NoConnection,
-            message: format!(
-                "no NATS connection serves namespace {namespace}: add it to the operator's --default-connection-namespaces"
-            ),
-            stalled: true,
-        }));
-    }
-    if let Some(waiting) = context.disconnected() {
+    if let Some(waiting) = context.no_connection(&namespace) {
         return Ok(Found::Waiting(waiting));
     }
     let name = stream_name(object);
@@ -79,7 +75,9 @@ pub async fn dereference(object: &EventStream, context: &Context) -> Result<Foun
         .hold_stream(&name)
         .await
         .map_err(|source| Error::JetStream { name: name.clone(), source })?;
-    Ok(Found::Stream(Dereferenced { name, held, remembered: remembered(object) }))
+    let since = object.metadata.creation_timestamp.as_ref().map_or_else(Timestamp::now, |time| time.0);
+    let waited = Timestamp::now().duration_since(since).unsigned_abs();
+    Ok(Found::Stream(Dereferenced { name, held, remembered: remembered(object), waited }))
 }
 
 /// What the object's status says of the stream.

@@ -74,9 +74,10 @@ pub async fn reconcile(object: Arc<EventStream>, context: Arc<Context>) -> Resul
     }
 
     let result = declare(&object, &identity, &context).await;
-    status::write(&api, &object, &result, &context).await.map_err(Error::Status)?;
+    // Told first: what was done is not done again if the status cannot be written.
     status::tell(&object, &result, &context).await;
-    result.map(|told| context.next_look(&told))
+    let wrote = status::write(&api, &object, &result, &context).await.map_err(Error::Status)?;
+    result.map(|told| context.next_look(&told, wrote))
 }
 
 /// The steps up to the status.
@@ -98,6 +99,9 @@ async fn declare(
         // What is written is decided on what JetStream has now, not on what it had when it was last looked at.
         found.look_again(context).await.map_err(Error::Dereference)?;
         plan = plan::plan(&desired, found.held.present(), &found.remembered);
+        if let Some(waiting) = context.contested(status::key(object), &plan) {
+            return Ok(Told::Waiting(waiting));
+        }
     }
     let applied = apply::apply(plan, found, context).await.map_err(Error::Apply)?;
     Ok(Told::Applied(applied))

@@ -13,7 +13,7 @@ const REMEDY: &str = "back up what is in the stream, delete it, and it is made a
 
 /// Decides what to do.
 pub fn plan(desired: &Desired, actual: Option<&StreamInfo>, remembered: &Remembered) -> Plan {
-    let Some(actual) = actual else { return Plan::Create(creations(desired, remembered)) };
+    let Some(actual) = actual else { return create(desired, remembered) };
     plan::change(&Change {
         kind: "stream",
         name: &desired.name,
@@ -26,14 +26,14 @@ pub fn plan(desired: &Desired, actual: Option<&StreamInfo>, remembered: &Remembe
     })
 }
 
-/// The configurations to try when the stream is made. One that was made before is made again as it was.
-fn creations(desired: &Desired, remembered: &Remembered) -> Vec<Config> {
-    match (desired.replicas, remembered.replicas) {
-        (Replicas::Exactly(replicas), _) | (Replicas::UpTo(_), Some(replicas)) => {
-            vec![desired.config(replicas)]
-        }
-        (Replicas::UpTo(most), None) => vec![desired.config(most), desired.config(1)],
-    }
+/// One that was made before is made again as it was.
+fn create(desired: &Desired, remembered: &Remembered) -> Plan {
+    let (replicas, fewer) = match (desired.replicas, remembered.replicas) {
+        (Replicas::Exactly(replicas), _) | (Replicas::UpTo(_), Some(replicas)) => (replicas, 1..1),
+        (Replicas::UpTo(most), None) => (most, 1..most),
+    };
+    let fewer = fewer.rev().map(|replicas| desired.config(replicas)).collect();
+    Plan::Create { config: desired.config(replicas), fewer }
 }
 
 /// Replicas that were settled when the stream was made are kept, whatever servers came or went.
@@ -83,18 +83,22 @@ mod tests {
 
     #[test]
     fn a_missing_stream_is_made_whole() {
-        assert_eq!(plan_for(SPEC, None), Plan::Create(vec![desired(SPEC).config(1)]));
+        assert_eq!(plan_for(SPEC, None), Plan::Create { config: desired(SPEC).config(1), fewer: vec![] });
     }
 
     #[test]
-    fn a_profile_settles_for_one_replica_but_remembers_what_was_settled() {
+    fn a_profile_settles_for_fewer_replicas_but_remembers_what_was_settled() {
         let spec = "{subjects: [a], profile: Critical}";
+        let config = |replicas| desired(spec).config(replicas);
         assert_eq!(
             plan_for(spec, None),
-            Plan::Create(vec![desired(spec).config(3), desired(spec).config(1)])
+            Plan::Create { config: config(3), fewer: vec![config(2), config(1)] }
         );
         let remembered = Remembered { created: None, replicas: Some(3) };
-        assert_eq!(plan(&desired(spec), None, &remembered), Plan::Create(vec![desired(spec).config(3)]));
+        assert_eq!(
+            plan(&desired(spec), None, &remembered),
+            Plan::Create { config: config(3), fewer: vec![] }
+        );
         assert_eq!(plan_for(spec, Some(&existing(spec))), Plan::Unchanged);
     }
 

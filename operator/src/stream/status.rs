@@ -9,24 +9,34 @@ use kube::{Api, Resource, ResourceExt};
 
 use super::Error;
 use crate::{
-    context::{Context, Key},
+    context::{Context, DISCONNECTED_AFTER},
     jetstream::StreamInfo,
-    kubernetes::{events, status},
-    outcome::{Applied, Told},
+    kubernetes::{
+        events,
+        status::{self, Next, Wrote},
+    },
+    memory::Key,
+    outcome::Told,
 };
 
 type Result<T = Told<StreamInfo>> = std::result::Result<T, Error>;
 
-/// The status that a reconcile leads to; None where it is to stay as it is.
-fn next(object: &EventStream, result: &Result, context: &Context) -> Option<EventStreamStatus> {
-    if result.as_ref().is_ok_and(Told::is_disconnected) && !context.tells_disconnected() {
-        return None;
-    }
+fn next(object: &EventStream, result: &Result, context: &Context) -> Next<EventStreamStatus> {
     let before = object.status.clone().unwrap_or_default();
     let after = advance(before.clone(), object.metadata.generation, result, &status::now());
-    let due =
-        without_figures(&before) != without_figures(&after) || context.written.figures_are_due(&key(object));
-    (after != before && due).then_some(after)
+    if after == before {
+        return Next::Same;
+    }
+    if result.as_ref().is_ok_and(Told::is_disconnected)
+        && !(context.tells_disconnected() && context.written.take_turn())
+    {
+        return Next::Later(DISCONNECTED_AFTER);
+    }
+    let only_figures = without_figures(&before) == without_figures(&after);
+    match context.written.figures_wait(key(object)).filter(|_| only_figures) {
+        Some(pause) => Next::Later(pause),
+        None => Next::Write(after),
+    }
 }
 
 fn advance(
@@ -84,11 +94,12 @@ pub async fn write(
     object: &EventStream,
     result: &Result,
     context: &Context,
-) -> std::result::Result<(), kube::Error> {
-    if status::write(api, object, &(), |object| next(object, result, context)).await? {
+) -> std::result::Result<Wrote, kube::Error> {
+    let wrote = status::write(api, object, &(), |object| next(object, result, context)).await?;
+    if wrote == Wrote::Now {
         context.written.wrote(key(object));
     }
-    Ok(())
+    Ok(wrote)
 }
 
 /// Tells in events and metrics what was done, and once what is wrong.
@@ -97,27 +108,23 @@ pub async fn tell(object: &EventStream, result: &Result, context: &Context) {
         if applied.repaired().is_some() {
             context.metrics.repaired("stream");
         }
-        events::done(&context.recorder, &object.object_ref(&()), "stream", applied).await;
-        tell_of_loss(object, applied, context).await;
+        if applied.remade {
+            context.metrics.stream_remade(&object.namespace().unwrap_or_default(), &object.name_any());
+        }
+        events::done(&context.recorder, &object.object_ref(&()), "stream", applied, &lost(object)).await;
     }
     let verdict = status::verdict(result, "");
     let before = object.status.as_ref().map(|status| status.conditions.as_slice());
     events::stalled(&context.recorder, &object.object_ref(&()), before.unwrap_or_default(), &verdict).await;
 }
 
-/// A stream that had data and was made again is empty: somebody has to know.
-async fn tell_of_loss(object: &EventStream, applied: &Applied<StreamInfo>, context: &Context) {
-    let Some(before) = object.status.as_ref().and_then(|status| status.stream.as_ref()) else { return };
-    if !applied.remade() || before.last_sequence == 0 {
-        return;
-    }
-    context.metrics.stream_remade(&object.namespace().unwrap_or_default(), &before.name);
-    let note = format!(
-        "stream {} was gone and is made again, empty: what was in it is lost (last known: {} messages, up to sequence {}). \
-         Restore a backup if there is one",
-        before.name, before.messages, before.last_sequence
-    );
-    events::warning(&context.recorder, &object.object_ref(&()), "EventsLost", note).await;
+/// What was lost with a stream that is made again: whether anything was in it at the end, nobody knows.
+fn lost(object: &EventStream) -> String {
+    let known = object.status.as_ref().and_then(|status| status.stream.clone()).unwrap_or_default();
+    format!(
+        "whatever was in it is lost (last known: {} messages, up to sequence {}). Restore a backup if there is one",
+        known.messages, known.last_sequence
+    )
 }
 
 #[cfg(test)]
@@ -132,7 +139,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::outcome::{Blocked, Done, Remembered, problem};
+    use crate::outcome::{Applied, Blocked, Done, Remembered, problem};
 
     fn at(second: i64) -> Time {
         Time(Timestamp::from_second(second).unwrap())
@@ -148,8 +155,7 @@ mod tests {
     }
 
     fn told(done: Done, created: Option<i64>) -> Result {
-        let remembered = Remembered { created, replicas: None };
-        Ok(Told::Applied(Applied { done, info: Some(info(7)), remembered }))
+        Ok(Told::Applied(Applied::of(done, Some(&info(7)), &Remembered { created, replicas: None })))
     }
 
     fn conditions_of(status: &EventStreamStatus) -> Vec<(&str, &str, &str)> {
@@ -191,15 +197,15 @@ mod tests {
         let edited = told(Done::Repaired(vec!["max_age"]), Some(5));
         let status = advance(EventStreamStatus::default(), Some(1), &edited, &at(9));
         assert_eq!(status.drift, Some(Drift { last_repaired: at(9), fields: vec!["max_age".into()] }));
-        let remade = advance(EventStreamStatus::default(), Some(1), &told(Done::Created, Some(5)), &at(9));
+        let remade = advance(EventStreamStatus::default(), Some(1), &told(Done::Created, Some(4)), &at(9));
         assert_eq!(remade.drift, Some(Drift { last_repaired: at(9), fields: vec!["*".into()] }));
     }
 
     #[test]
     fn what_waits_for_a_change_is_stalled_and_no_stream_of_others_is_described() {
         let blocked = Blocked { reason: Reason::NameConflict, message: "taken".into() };
-        let remembered = Remembered::default();
-        let result = Ok(Told::Applied(Applied { done: Done::Blocked(blocked), info: None, remembered }));
+        let applied = Applied::of(Done::Blocked(blocked), Some(&info(7)), &Remembered::default());
+        let result = Ok(Told::Applied(applied));
         let status = advance(EventStreamStatus::default(), Some(1), &result, &at(9));
         assert_eq!(
             conditions_of(&status),
@@ -210,6 +216,11 @@ mod tests {
             ]
         );
         assert_eq!(status.stream, None);
+        // What is one's own stays described, so that it is still known to be one's own.
+        let stuck = Blocked { reason: Reason::ImmutableField, message: "storage".into() };
+        let status =
+            advance(EventStreamStatus::default(), Some(1), &told(Done::Blocked(stuck), Some(5)), &at(9));
+        assert_eq!(status.stream.unwrap().messages, 7);
         let invalid = Ok(Told::Invalid(vec![problem("spec.a", "too long"), problem("spec.b", "too short")]));
         let status = advance(EventStreamStatus::default(), Some(1), &invalid, &at(9));
         let ready = conditions::get(&status.conditions, READY).unwrap();

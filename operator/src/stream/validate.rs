@@ -21,6 +21,9 @@ const SHORTEST: Duration = Duration::from_millis(100);
 /// JetStream's duplicate window where none is set.
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 
+/// How the subjects and the streams of key-value and object buckets begin (ADR-8 and ADR-20 of NATS).
+const BUCKETS: [(&str, &str); 2] = [("$KV.", "KV_"), ("$O.", "OBJ_")];
+
 /// A stream as it is to be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Desired {
@@ -46,7 +49,7 @@ pub enum Replicas {
 impl Desired {
     /// The whole configuration, with this number of replicas.
     pub fn config(&self, replicas: u8) -> Config {
-        self.config.clone().with("num_replicas", replicas)
+        self.identity.mark(self.config.clone().with("num_replicas", replicas))
     }
 }
 
@@ -103,13 +106,14 @@ pub fn validate(spec: &EventStreamSpec, identity: &Identity) -> Result<Desired, 
     let window = duplicate_window
         .map_or_else(|| max_age.map_or(DUPLICATE_WINDOW, |age| age.min(DUPLICATE_WINDOW)), |window| window.0);
 
+    let name = stream_name.clone().unwrap_or_else(|| identity.name.clone());
     let mut problems = limit_problems(&limits);
+    problems.extend(bucket_problem(&name, subjects));
     problems.extend(window_problem(window, max_age));
     if !problems.is_empty() {
         return Err(problems);
     }
 
-    let name = stream_name.clone().unwrap_or_else(|| identity.name.clone());
     let config = Config::default()
         .with("name", name.clone())
         .with("subjects", json!(subjects))
@@ -121,10 +125,22 @@ pub fn validate(spec: &EventStreamSpec, identity: &Identity) -> Result<Desired, 
         .with("max_msgs", count(limits.max_messages))
         .with("max_msgs_per_subject", count(limits.max_messages_per_subject))
         .with("max_msg_size", limits.max_message_size.map_or(-1, jetwright_crds::Size::as_i64))
-        .with("duplicate_window", nanos(window))
-        .with("metadata", identity.metadata());
+        .with("duplicate_window", nanos(window));
     let replicas = replicas.map_or(defaults.replicas, Replicas::Exactly);
     Ok(Desired { name, identity: identity.clone(), replicas, config })
+}
+
+/// Subjects of a bucket belong to the stream that is the bucket: another stream would keep what is not its own.
+fn bucket_problem(name: &str, subjects: &[String]) -> Option<Problem> {
+    BUCKETS.iter().find_map(|(subject_prefix, name_prefix)| {
+        let bucket = |subject: &String| subject.strip_prefix(subject_prefix)?.split('.').next().map(str::to_owned);
+        let foreign = subjects.iter().filter_map(bucket).find(|bucket| *name != format!("{name_prefix}{bucket}"))?;
+        let message = format!(
+            "{subject_prefix}{foreign} belongs to the stream {name_prefix}{foreign}: name this stream so by spec.streamName, or \
+             choose other subjects"
+        );
+        Some(problem("spec.subjects", message))
+    })
 }
 
 fn limit_problems(limits: &Limits) -> Vec<Problem> {
@@ -240,7 +256,9 @@ pub(super) mod tests {
     }
 
     fn json_of(desired: &Desired) -> Value {
-        serde_json::to_value(desired.config(1)).unwrap()
+        let mut config = serde_json::to_value(desired.config(1)).unwrap();
+        config["metadata"].as_object_mut().unwrap().remove("jetwright.dev/applied").unwrap();
+        config
     }
 
     #[test]
@@ -288,6 +306,17 @@ pub(super) mod tests {
             fields("{subjects: [a], limits: {maxAge: 30s}, duplicateWindow: 1m}"),
             ["spec.duplicateWindow"]
         );
+    }
+
+    #[test]
+    fn the_subjects_of_a_bucket_are_its_own_streams() {
+        assert_eq!(fields("{subjects: ['$KV.users.>']}"), ["spec.subjects"]);
+        assert_eq!(
+            fields("{streamName: KV_users, subjects: ['$KV.users.>', '$KV.others.>']}"),
+            ["spec.subjects"]
+        );
+        desired("{streamName: KV_users, subjects: ['$KV.users.>']}");
+        desired("{streamName: OBJ_files, subjects: ['$O.files.C.>', '$O.files.M.>']}");
     }
 
     #[test]

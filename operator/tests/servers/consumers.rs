@@ -173,3 +173,45 @@ async fn a_consumer_that_something_else_made_is_left_alone() {
     world.await_condition::<EventConsumer>("fulfilment", "Stalled", "True", "NameConflict").await;
     assert_eq!(config(&world, "orders", "fulfilment").await.unwrap().max_ack_pending, 3);
 }
+
+#[tokio::test]
+async fn a_consumer_of_the_last_message_of_every_subject_needs_no_filter() {
+    let world = with_orders().await;
+    world.consumer("last", "{streamRef: {name: orders}, deliverPolicy: LastPerSubject}").await;
+    world.await_ready::<EventConsumer>("last").await;
+    assert_eq!(config(&world, "orders", "last").await.unwrap().deliver_policy, DeliverPolicy::LastPerSubject);
+}
+
+#[tokio::test]
+async fn on_a_server_with_limits_of_its_own_nothing_is_taken_for_somebody_elses_change() {
+    let limits =
+        "jetstream { limits { max_request_batch: 100, max_ack_pending: 2000, duplicate_window: \"5m\" } }";
+    let nats = jetwright_testing::NatsServer::builder().config(limits).start().await;
+    let world = World::with(nats, &["--compare-interval=1s"]).await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.consumer("reader", "streamRef: {name: orders}").await;
+    world.await_ready::<EventConsumer>("reader").await;
+    // Every object is looked at again.
+    let _second = world.another_operator(&[]);
+    world.consumer("reader", "{streamRef: {name: orders}, ackWait: 10s}").await;
+    await_config(&world, "reader", |config| config.ack_wait == Duration::from_secs(10)).await;
+    world.await_ready::<EventConsumer>("reader").await;
+    assert_eq!(world.consumers().get("reader").await.unwrap().status.unwrap().drift, None);
+    assert_eq!(world.streams().get("orders").await.unwrap().status.unwrap().drift, None);
+}
+
+#[tokio::test]
+async fn scaling_pods_writes_nothing_to_jetstream() {
+    let world = with_orders().await;
+    let spec = |replicas: u8| {
+        format!(
+            "{{streamRef: {{name: orders}}, workload: {{replicas: {replicas}, template: {{spec: {{containers: [{{name: app, image: a}}]}}}}}}}}"
+        )
+    };
+    world.consumer("fulfilment", &spec(1)).await;
+    world.await_condition::<EventConsumer>("fulfilment", "ConsumerReady", "True", "Reconciled").await;
+    let before = config(&world, "orders", "fulfilment").await.unwrap();
+    world.consumer("fulfilment", &spec(2)).await;
+    world.await_condition::<EventConsumer>("fulfilment", "ConsumerReady", "True", "Reconciled").await;
+    assert_eq!(config(&world, "orders", "fulfilment").await.unwrap(), before);
+}

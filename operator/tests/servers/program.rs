@@ -167,3 +167,35 @@ async fn idle_it_holds_little_memory() {
     // Twice what the release build holds (docs/figures.md): this one is not optimized.
     assert!(held < 50 * MEBIBYTE, "{} MiB", held / MEBIBYTE);
 }
+
+#[tokio::test]
+async fn a_leader_whose_lease_another_holds_ends_at_once() {
+    let nats = NatsServer::start().await;
+    let world =
+        World::with(nats, &["--leader-elect=true", "--lease-namespace=default", "--lease-name=stolen"]).await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    let leases: kube::Api<k8s_openapi::api::coordination::v1::Lease> =
+        kube::Api::namespaced(world.namespace.client(), "default");
+    let thief = serde_json::json!({"spec": {"holderIdentity": "thief"}});
+    leases
+        .patch("stolen", &kube::api::PatchParams::default(), &kube::api::Patch::Merge(thief))
+        .await
+        .unwrap();
+    assert_eq!(world.operator.wait_exit(SOON).await.code(), Some(1));
+    assert!(world.operator.log().contains("leadership was lost"), "{}", world.operator.log());
+}
+
+#[tokio::test]
+async fn a_leader_that_kubernetes_does_not_answer_ends_before_another_may_act() {
+    let own = ControlPlane::start().await;
+    own.apply(concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/manifests")).await;
+    let nats = NatsServer::start().await;
+    let mut arguments = arguments(nats.url(), "default", free_port());
+    arguments.extend(["--leader-elect=true", "--lease-namespace=default"].map(str::to_owned));
+    let leader = operator(&own, &arguments);
+    leader.await_log("\"reconciling\"", SOON).await;
+    own.api_server().signal("STOP");
+    assert_eq!(leader.wait_exit(Duration::from_secs(40)).await.code(), Some(1));
+    own.api_server().signal("CONT");
+}

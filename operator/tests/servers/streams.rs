@@ -125,21 +125,16 @@ async fn metadata_of_others_stay() {
 
 #[tokio::test]
 async fn a_stream_deleted_behind_the_operators_back_is_made_again_and_its_loss_told() {
-    let world = World::with(jetwright_testing::NatsServer::start().await, &["--resync-interval=1s"]).await;
+    let world = World::start().await;
     world.stream("orders", "subjects: [orders.*]").await;
     world.await_ready::<EventStream>("orders").await;
     world.jetstream.publish("orders.1", "x".into()).await.unwrap().await.unwrap();
-    // The figure in the status is what tells later that there was something in it; it is written once a minute.
-    world.streams().get("orders").await.unwrap();
-    let patch = serde_json::json!({"status": {"stream": {"messages": 1, "lastSequence": 1}}});
-    let params = kube::api::PatchParams::default();
-    world.streams().patch_status("orders", &params, &kube::api::Patch::Merge(patch)).await.unwrap();
     world.jetstream.delete_stream("orders").await.unwrap();
-    await_until("the loss is told", SOON, || async {
-        let notes = world.events("orders", "EventsLost").await;
-        if notes.len() == 1 { Ok(()) } else { Err(format!("{notes:?}")) }
+    let note = await_until("the loss is told", SOON, || async {
+        world.events("orders", "Remade").await.pop().ok_or("no event")
     })
     .await;
+    assert!(note.contains("whatever was in it is lost"), "{note}");
     world.await_config("orders", |_| true).await;
     let status = world.streams().get("orders").await.unwrap().status.unwrap();
     assert_eq!(status.drift.unwrap().fields, ["*"]);
@@ -311,4 +306,48 @@ async fn in_a_cluster_a_profile_has_three_replicas_and_they_are_never_lowered_un
     };
     jetstream.update_stream(lowered).await.unwrap();
     replicas(3).await;
+}
+
+#[tokio::test]
+async fn an_object_of_a_stream_that_another_had_takes_its_place_once_that_one_is_deleted() {
+    let world = World::start().await;
+    world.stream("first", "{streamName: orders, subjects: [orders.*], deletionPolicy: Delete}").await;
+    world.await_ready::<EventStream>("first").await;
+    world.stream("second", "{streamName: orders, subjects: [orders.*]}").await;
+    world.await_condition::<EventStream>("second", "Stalled", "True", "NameConflict").await;
+    world.delete::<EventStream>("first").await;
+    world.await_gone::<EventStream>("first").await;
+    world.await_ready::<EventStream>("second").await;
+    // And what was forgotten of the first does not keep changes from being found.
+    let edited = Config { max_messages: 3, ..world.config("orders").await };
+    world.jetstream.update_stream(edited).await.unwrap();
+    world.await_config("orders", |config| config.max_messages == -1).await;
+}
+
+#[tokio::test]
+async fn two_who_disagree_are_not_let_to_fight_for_ever() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    let edited = Config { max_messages: 3, ..world.config("orders").await };
+    let stubborn = async {
+        loop {
+            world.jetstream.update_stream(edited.clone()).await.unwrap();
+            world.await_config("orders", |config| config.max_messages == -1).await;
+        }
+    };
+    tokio::select! {
+        () = stubborn => {}
+        message = world.await_condition::<EventStream>("orders", "Ready", "False", "Contested") => {
+            assert!(message.contains("somebody else keeps changing it"), "{message}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_of_others_cannot_be_squatted() {
+    let world = World::start().await;
+    world.stream("squat", "{subjects: ['$KV.prices.>']}").await;
+    let message = world.await_condition::<EventStream>("squat", "Stalled", "True", "Invalid").await;
+    assert!(message.contains("belongs to the stream KV_prices"), "{message}");
 }

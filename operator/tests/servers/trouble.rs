@@ -149,11 +149,28 @@ async fn without_the_advisories_the_comparison_finds_what_others_changed() {
     "#;
     let nats = jetwright_testing::NatsServer::builder().config(config).start().await;
     let url = nats.url().replace("nats://", "nats://operator:pw@");
-    let world = World::with(nats, &[&format!("--nats-url={url}"), "--resync-interval=1s"]).await;
+    let world = World::with(nats, &[&format!("--nats-url={url}"), "--compare-interval=1s"]).await;
     world.stream("orders", "subjects: [orders.*]").await;
     world.await_ready::<EventStream>("orders").await;
     let edited = async_nats::jetstream::stream::Config { max_messages: 3, ..world.config("orders").await };
     world.jetstream.update_stream(edited).await.unwrap();
     world.await_config("orders", |config| config.max_messages == -1).await;
     assert!(!world.operator.log().contains("operator:pw"), "the log has the password");
+}
+
+#[tokio::test]
+async fn the_figures_in_a_status_follow_what_happens_in_the_stream() {
+    let world = World::with(jetwright_testing::NatsServer::start().await, &["--compare-interval=1s"]).await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.consumer("reader", "streamRef: {name: orders}").await;
+    world.await_ready::<EventConsumer>("reader").await;
+    for number in 0..3 {
+        world.jetstream.publish(format!("orders.{number}"), "x".into()).await.unwrap().await.unwrap();
+    }
+    await_until("the figures are in the statuses", Duration::from_secs(90), || async {
+        let stream = world.streams().get("orders").await.unwrap().status.unwrap().stream.unwrap();
+        let lag = world.consumers().get("reader").await.unwrap().status.unwrap().lag;
+        if (stream.messages, lag) == (3, Some(3)) { Ok(()) } else { Err(format!("{stream:?} {lag:?}")) }
+    })
+    .await;
 }

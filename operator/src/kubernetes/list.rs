@@ -1,0 +1,32 @@
+//! Lists whole, page by page, with the objects that this version cannot read left out. Reads from Kubernetes.
+
+use std::fmt::Debug;
+
+use k8s_openapi::NamespaceResourceScope;
+use kube::{Api, Client, Resource, api::ListParams, core::DeserializeGuard};
+use serde::de::DeserializeOwned;
+
+/// Objects that one request asks for.
+const PAGE: u32 = 500;
+
+/// Every object of a kind in a namespace that can be read; the reconcile of one that cannot says so.
+///
+/// # Errors
+///
+/// When Kubernetes refuses.
+pub async fn readable<K>(client: &Client, namespace: &str) -> Result<Vec<K>, kube::Error>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let api: Api<DeserializeGuard<K>> = Api::namespaced(client.clone(), namespace);
+    let mut objects = Vec::new();
+    let mut page = ListParams::default().limit(PAGE);
+    loop {
+        let list = api.list(&page).await?;
+        objects.extend(list.items.into_iter().filter_map(|guard| guard.0.ok()));
+        match list.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => page = page.continue_token(&token),
+            None => return Ok(objects),
+        }
+    }
+}
