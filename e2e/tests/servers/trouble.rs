@@ -243,9 +243,12 @@ async fn a_message_that_is_no_event_does_not_stop_the_stream_and_is_counted_and_
     for (sequence, why) in
         [(wrong, "payload is not a events.v1.OrderPlaced"), (bare, "header Event-Type is missing")]
     {
-        let told = |line: &&Value| line["message"] == "given up" && line["sequence"] == sequence;
+        let told = |line: &&Value| line["message"] == "given up" && line["span"]["sequence"] == sequence;
         let line = log.iter().find(told).unwrap_or_else(|| panic!("nothing of {sequence} in {log:?}"));
-        assert_eq!((&line["subject"], &line["level"]), (&json!("orders.x.placed"), &json!("ERROR")));
+        assert_eq!(
+            (&line["span"]["messaging.destination.name"], &line["level"]),
+            (&json!("orders.x.placed"), &json!("ERROR"))
+        );
         assert!(line["error"].as_str().unwrap().contains(why), "{line}");
     }
 }
