@@ -1,10 +1,16 @@
 //! The connection to NATS: it comes up when NATS does, comes back by itself, and says how it is. All requests to
 //! JetStream go through here, each bounded in time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::{
-    Client, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind,
+    Client, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind, connection::State,
     jetstream::response::Response,
 };
 use bytes::Bytes;
@@ -12,8 +18,9 @@ use jetwright_process::health::Gate;
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::{Semaphore, watch},
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     Error, ErrorKind,
@@ -28,6 +35,8 @@ const ANSWER: Duration = Duration::from_secs(2);
 const PING: Duration = Duration::from_secs(5);
 /// Longest pause between two attempts to connect, before jitter.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How often the client is asked for its state: it drops events where many come at once (128 in async-nats 0.51).
+const LOOK: Duration = Duration::from_secs(1);
 /// Requests that wait for their answers at once; more wait for their turn.
 const IN_FLIGHT: usize = 1024;
 
@@ -45,6 +54,19 @@ pub(crate) struct Connection {
     client: Client,
     link: watch::Receiver<Link>,
     in_flight: Arc<Semaphore>,
+    observer: Arc<Observer>,
+    /// Ends with the last clone.
+    _look: Arc<AbortOnDropHandle<()>>,
+}
+
+/// Tells everybody how the connection is.
+#[derive(Debug)]
+struct Observer {
+    link: watch::Sender<Link>,
+    gate: Gate,
+    metrics: Metrics,
+    /// The program ends, and with it the connection.
+    ending: AtomicBool,
 }
 
 /// One request to JetStream.
@@ -87,20 +109,28 @@ impl Connection {
         metrics: Metrics,
     ) -> Result<Self, async_nats::ConnectError> {
         let (sender, link) = watch::channel(Link::default());
-        let sender = Arc::new(sender);
         gate.close("not connected to NATS yet");
+        let observer = Arc::new(Observer { link: sender, gate, metrics, ending: AtomicBool::new(false) });
+        let observing = Arc::clone(&observer);
         let client = ConnectOptions::new()
             .name(&environment.name)
             .retry_on_initial_connect()
             .ping_interval(PING)
             .reconnect_delay_callback(|attempt| pause(attempt, rand::random()))
             .event_callback(move |event| {
-                observe(&event, &sender, &gate, &metrics);
+                observing.observe(&event);
                 std::future::ready(())
             })
             .connect(environment.servers.as_slice())
             .await?;
-        Ok(Self { client, link, in_flight: Arc::new(Semaphore::new(IN_FLIGHT)) })
+        let look = AbortOnDropHandle::new(tokio::spawn(look(client.clone(), Arc::clone(&observer))));
+        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
+        Ok(Self { client, link, in_flight, observer, _look: Arc::new(look) })
+    }
+
+    /// From now on the connection's end is nothing to warn of.
+    pub(crate) fn ending(&self) {
+        self.observer.ending.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -176,28 +206,59 @@ impl Connection {
     }
 }
 
-fn observe(event: &Event, link: &watch::Sender<Link>, gate: &Gate, metrics: &Metrics) {
-    match event {
-        Event::Connected => {
-            link.send_modify(|link| *link = Link { connected: true, epoch: link.epoch + 1 });
-            metrics.connected(true);
-            gate.open();
-            tracing::info!("connected to NATS");
+impl Observer {
+    fn observe(&self, event: &Event) {
+        match event {
+            Event::Connected => self.connected(),
+            Event::Disconnected | Event::Closed => self.disconnected(),
+            Event::ClientError(error) => {
+                // While connected the reason is another, and readiness is not its matter.
+                if !self.link.borrow().connected {
+                    self.gate.close(&format!("not connected to NATS: {error}"));
+                }
+                tracing::debug!(%error, "NATS client");
+            }
+            other => tracing::debug!(event = %other, "NATS client"),
         }
-        Event::Disconnected | Event::Closed => {
-            link.send_modify(|link| link.connected = false);
-            metrics.connected(false);
-            gate.close("not connected to NATS: the connection was lost");
+    }
+
+    fn connected(&self) {
+        self.link.send_modify(|link| *link = Link { connected: true, epoch: link.epoch + 1 });
+        self.metrics.connected(true);
+        self.gate.open();
+        tracing::info!("connected to NATS");
+    }
+
+    fn disconnected(&self) {
+        self.link.send_modify(|link| link.connected = false);
+        self.metrics.connected(false);
+        self.gate.close("not connected to NATS: the connection was lost");
+        if self.ending.load(Ordering::Relaxed) {
+            tracing::debug!("disconnected from NATS");
+        } else {
             tracing::warn!("disconnected from NATS");
         }
-        Event::ClientError(error) => {
-            // While connected the reason is another, and readiness is not its matter.
-            if !link.borrow().connected {
-                gate.close(&format!("not connected to NATS: {error}"));
-            }
-            tracing::debug!(%error, "NATS client");
+    }
+
+    /// Follows the client's own word where an event was missed. `differed` is what this said at the look before: an
+    /// event that is merely on its way is waited for.
+    fn compare(&self, state: &State, differed: bool) -> bool {
+        let connected = *state == State::Connected;
+        let differs = self.link.borrow().connected != connected;
+        match (differs && differed, connected) {
+            (true, true) => self.connected(),
+            (true, false) => self.disconnected(),
+            (false, _) => {}
         }
-        other => tracing::debug!(event = %other, "NATS client"),
+        differs
+    }
+}
+
+async fn look(client: Client, observer: Arc<Observer>) {
+    let mut differed = false;
+    loop {
+        sleep(LOOK).await;
+        differed = observer.compare(&client.connection_state(), differed);
     }
 }
 
@@ -215,6 +276,26 @@ pub(crate) fn pause(attempt: usize, jitter: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_event_that_was_missed_is_made_up_for_at_the_second_look() {
+        let health = jetwright_process::health::Health::new();
+        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
+        let link = watch::Sender::default();
+        let gate = health.gate("nats", "not yet");
+        let observer = Observer { link, gate, metrics, ending: AtomicBool::new(false) };
+        let look = |state, differed| {
+            let differs = observer.compare(&state, differed);
+            (differs, observer.link.borrow().connected, health.ready().is_ok())
+        };
+        assert_eq!(look(State::Pending, false), (false, false, false));
+        assert_eq!(look(State::Connected, false), (true, false, false));
+        assert_eq!(look(State::Connected, true), (true, true, true));
+        assert_eq!(look(State::Disconnected, false), (true, true, true));
+        // Its event came after all.
+        assert_eq!(look(State::Connected, true), (false, true, true));
+        assert_eq!(look(State::Disconnected, true), (true, false, false));
+    }
 
     #[test]
     fn pauses_grow_to_a_bound_whatever_the_attempt() {

@@ -92,13 +92,14 @@ impl From<crate::Error> for Failure {
 pub struct Limits {
     /// Events in the hands of this process at once; never more than the consumer's `maxAckPending`.
     pub concurrency: u32,
-    /// How long one attempt may take before it is given up as a transient failure. A pod's grace period is at least
-    /// five seconds longer.
+    /// How long one attempt may take before it is given up as a transient failure (default 20 s). A stop waits for it: a
+    /// longer one needs a `terminationGracePeriodSeconds` in the pod's template that is ten seconds longer still, for the
+    /// settlement, what was written, and telemetry.
     pub deadline: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { concurrency: 64, deadline: Duration::from_secs(25) }
+        Self { concurrency: 64, deadline: Duration::from_secs(20) }
     }
 }

@@ -1,10 +1,10 @@
 //! A service: one connection, its handlers, and what they publish with.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use jetwright_process::health::Health;
 use prometheus_client::registry::Registry;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -135,7 +135,8 @@ impl Service {
     }
 
     /// Consumes until `shutdown` is cancelled. Then readiness goes off, no more is pulled, what was delivered is handled
-    /// and settled, and what was written is flushed.
+    /// and settled, and what was written is flushed: within three seconds beyond the longest [`Limits::deadline`]. With
+    /// the default one and five seconds for telemetry a program ends within 28 s of the 30 s that Kubernetes gives a pod.
     ///
     /// # Errors
     ///
@@ -156,6 +157,7 @@ impl Service {
         stop.cancel();
         tasks.join_all().await;
         flush(&connection).await;
+        connection.ending();
         match failed {
             Some((binding, ended)) if !shutdown.is_cancelled() => {
                 let reason =
@@ -167,10 +169,24 @@ impl Service {
     }
 }
 
-/// Gives the connection the time to write out what is still buffered.
+/// How long the connection may take to write out what is still buffered.
+const FLUSH: Duration = Duration::from_secs(1);
+
 async fn flush(connection: &Connection) {
-    let bound = std::time::Duration::from_secs(2);
-    if !matches!(tokio::time::timeout(bound, connection.client().flush()).await, Ok(Ok(()))) {
+    if !matches!(timeout(FLUSH, connection.client().flush()).await, Ok(Ok(()))) {
         tracing::warn!("stopped without NATS having taken everything that was written");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::consume::SETTLING;
+
+    #[test]
+    fn a_stop_fits_into_the_grace_period_of_a_pod() {
+        let telemetry = Duration::from_secs(5);
+        let longest = Limits::default().deadline + SETTLING + FLUSH + telemetry;
+        assert!(longest <= Duration::from_secs(28), "{longest:?}");
     }
 }
