@@ -1,8 +1,9 @@
 //! The user service: registers users as events, and shows them.
 //!
-//! A user is what its events on `users.<id>.*` say (the stream `users`). Every write states the last event that it saw and
-//! is told where there is a newer one. What is read often is kept beside it, in the bucket `user-directory`, by the
-//! service's own consumer of that name; where the directory does not know a user yet, the stream is asked.
+//! A user is what its events on `users.<id>.*` say (in the stream of the binding `user-directory`). Every write states the
+//! last event that it saw and is told where there is a newer one. What is read often is kept beside it, in the bucket
+//! `user-directory`, by the service's own consumer of that name; where the directory does not know a user yet, the stream
+//! is asked.
 
 mod configuration;
 mod directory;
@@ -18,7 +19,7 @@ use jetwright_process::health::Health;
 use jetwright_process::http::HttpMetrics;
 use jetwright_process::shutdown::Shutdown;
 use jetwright_process::{admin, metrics};
-use jetwright_runtime::Service;
+use jetwright_runtime::{Handler, Service};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
@@ -49,9 +50,12 @@ pub async fn run(configuration: Configuration) -> anyhow::Result<()> {
     let admin = admin::bind(admin_address).await.with_context(|| format!("bind {admin_address}"))?;
     tracing::info!(http = %server.local_address()?, admin = %admin.local_address()?, "serving");
 
+    // Without the binding the service does not start: handle says so below.
+    let binding = environment.bindings.bindings.get(KeepDirectory::BINDING);
+    let stream = binding.map_or_else(String::new, |binding| binding.stream.clone());
     let mut service = Service::connect(environment, &health, &mut registry).await?;
     let directory = Directory::new(service.key_value(directory::BUCKET));
-    let users = Users::new(service.publisher(), service.reader(), directory.clone());
+    let users = Users::new(service.publisher(), service.reader(), directory.clone(), stream);
     service.handle(KeepDirectory::new(directory))?;
 
     let finished = CancellationToken::new();

@@ -8,15 +8,14 @@ use uuid::Uuid;
 use crate::directory::Directory;
 use crate::user::{self, AnotherEmail, Decision, Malformed, Register, User};
 
-/// The stream that is the truth about users.
-const STREAM: &str = "users";
-
 /// All users. Clones share one connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Users {
     publisher: Publisher,
     reader: Reader,
     directory: Directory,
+    /// The stream that is the truth about users, where they are read. What is published goes by its subject, to the same.
+    stream: String,
 }
 
 /// A user, and whether it is this registration that made it.
@@ -45,8 +44,8 @@ struct Loaded {
 }
 
 impl Users {
-    pub(crate) fn new(publisher: Publisher, reader: Reader, directory: Directory) -> Self {
-        Self { publisher, reader, directory }
+    pub(crate) fn new(publisher: Publisher, reader: Reader, directory: Directory, stream: String) -> Self {
+        Self { publisher, reader, directory, stream }
     }
 
     /// Registers a user. Done again with the same id and address, it is the same user.
@@ -84,7 +83,7 @@ impl Users {
     }
 
     async fn load(&self, id: Uuid) -> Result<Loaded, UsersError> {
-        let history = self.reader.history(STREAM, &subjects(id)).await?;
+        let history = self.reader.history(&self.stream, &subjects(id)).await?;
         let unreadable = |reason: String| UsersError::Unreadable { id, reason };
         // Events of types that came later say nothing about what is asked here.
         let created = history.events.iter().filter(|event| event.event_type() == UserCreated::full_name());

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::{self, consumer, stream};
+use async_nats::jetstream::{self, consumer};
 use jetwright_testing::{Folder, NatsServer, Process, ProcessBuilder, await_until};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
@@ -16,6 +16,8 @@ pub const ANN: &str = "ann@example.org";
 pub struct Bench {
     pub nats: NatsServer,
     pub jetstream: jetstream::Context,
+    /// The stream of users.
+    stream: &'static str,
     folder: Arc<Folder>,
 }
 
@@ -35,23 +37,38 @@ impl Bench {
     }
 
     pub async fn without_consumer() -> Self {
+        Self::with_stream("users").await
+    }
+
+    /// The stream of users has this name.
+    pub async fn with_stream(stream: &'static str) -> Self {
         let nats = NatsServer::start().await;
         let jetstream = nats.jetstream().await;
-        let users = stream::Config {
-            name: "users".to_owned(),
-            subjects: vec!["users.*.*".to_owned()],
-            ..stream::Config::default()
-        };
-        let directory = stream::Config {
+        let directory = jetstream::stream::Config {
             name: "KV_user-directory".to_owned(),
             subjects: vec!["$KV.user-directory.>".to_owned()],
             max_messages_per_subject: 1,
-            ..stream::Config::default()
+            ..jetstream::stream::Config::default()
         };
-        for config in [users, directory] {
-            jetstream.create_stream(config).await.unwrap();
-        }
-        Self { nats, jetstream, folder: Folder::new("user-service") }
+        jetstream.create_stream(directory).await.unwrap();
+        let bench = Self { nats, jetstream, stream, folder: Folder::new("user-service") };
+        bench.create_stream().await;
+        bench
+    }
+
+    async fn create_stream(&self) {
+        let users = jetstream::stream::Config {
+            name: self.stream.to_owned(),
+            subjects: vec!["users.*.*".to_owned()],
+            ..jetstream::stream::Config::default()
+        };
+        self.jetstream.create_stream(users).await.unwrap();
+    }
+
+    /// Somebody deletes the stream of users, and it is made again, empty.
+    pub async fn make_stream_again(&self) {
+        self.jetstream.delete_stream(self.stream).await.unwrap();
+        self.create_stream().await;
     }
 
     pub async fn create_consumer(&self) {
@@ -61,19 +78,22 @@ impl Bench {
             ack_policy: consumer::AckPolicy::Explicit,
             ..consumer::pull::Config::default()
         };
-        self.jetstream.create_consumer_on_stream(config, "users").await.unwrap();
+        self.jetstream.create_consumer_on_stream(config, self.stream).await.unwrap();
     }
 
     pub async fn delete_consumer(&self) {
-        self.jetstream.delete_consumer_from_stream("user-directory", "users").await.unwrap();
+        self.jetstream.delete_consumer_from_stream("user-directory", self.stream).await.unwrap();
     }
 
     /// The service's program with the environment that the operator gives it.
     pub fn program(&self) -> ProcessBuilder {
         let bindings = self.folder.path().join("bindings.yaml");
-        let yaml = "bindings:\n  user-directory:\n    stream: users\n    consumer: user-directory\n    \
-                    ackWait: 30s\n    maxAckPending: 256\n    \
-                    retry: {maxAttempts: 6, backoff: {initial: 50ms, factor: 2, max: 1s}}\n";
+        let yaml = format!(
+            "bindings:\n  user-directory:\n    stream: {}\n    consumer: user-directory\n    \
+             ackWait: 30s\n    maxAckPending: 256\n    \
+             retry: {{maxAttempts: 6, backoff: {{initial: 50ms, factor: 2, max: 1s}}}}\n",
+            self.stream
+        );
         fs::write(&bindings, yaml).unwrap();
         Process::builder(env!("CARGO_BIN_EXE_jetwright-user-service"))
             .env("NATS_URL", self.nats.url())
@@ -94,7 +114,7 @@ impl Bench {
     }
 
     pub async fn events(&self) -> u64 {
-        self.jetstream.get_stream("users").await.unwrap().get_info().await.unwrap().state.messages
+        self.jetstream.get_stream(self.stream).await.unwrap().get_info().await.unwrap().state.messages
     }
 
     /// What the directory holds of a user, once it does.

@@ -65,3 +65,14 @@ async fn what_is_no_event_does_not_keep_later_users_out() {
     let user = service.register(ANN).await;
     bench.in_directory(user["id"].as_str().unwrap()).await;
 }
+
+#[tokio::test]
+async fn the_stream_of_users_has_the_name_that_the_binding_says() {
+    let bench = Bench::with_stream("people").await;
+    let service = bench.service().await;
+    let user = service.register(ANN).await;
+    let id = user["id"].as_str().unwrap();
+    assert_eq!(service.show(id).await, (StatusCode::OK, user.clone()));
+    bench.create_consumer().await;
+    bench.in_directory(id).await;
+}
