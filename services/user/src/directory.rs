@@ -22,8 +22,21 @@ pub(crate) struct Directory {
 struct Entry {
     email: String,
     created_at: Timestamp,
-    /// Sequence of the newest event that is in here: what is delivered again is known by it.
-    position: u64,
+    /// The newest event that is in here: what is delivered again is known by it.
+    #[serde(flatten)]
+    position: Position,
+}
+
+/// Where an event is in its stream. Positions are compared by time first: in a stream that was made again the sequences
+/// begin anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Position {
+    /// When the stream stored it.
+    #[serde(default)]
+    time: Timestamp,
+    /// Its sequence there.
+    #[serde(rename = "position")]
+    sequence: u64,
 }
 
 impl Directory {
@@ -45,7 +58,7 @@ impl Directory {
 
     /// Puts the user into the directory as the event at this position made it, unless it is in there already. Of two that
     /// do so at once, one is told of a conflict and looks again when the event is delivered again.
-    async fn put(&self, user: &User, position: u64) -> Result<(), Error> {
+    async fn put(&self, user: &User, position: Position) -> Result<(), Error> {
         let key = user.id.to_string();
         let entry = Entry { email: user.email.as_str().to_owned(), created_at: user.created_at, position };
         let value = serde_json::to_vec(&entry).unwrap_or_default();
@@ -84,7 +97,11 @@ impl Handler for KeepDirectory {
 
     async fn handle(&self, event: UserCreated, metadata: &Metadata) -> Result<(), Failure> {
         let user = User::try_from(&event).map_err(Failure::permanent)?;
-        self.directory.put(&user, metadata.sequence).await?;
+        if metadata.subject.split('.').nth(1) != Some(event.user_id.as_str()) {
+            return Err(Failure::permanent("user_id is not the subject's"));
+        }
+        let position = Position { time: metadata.time, sequence: metadata.sequence };
+        self.directory.put(&user, position).await?;
         tracing::info!(user = %user.id, "in the directory");
         Ok(())
     }

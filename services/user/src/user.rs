@@ -96,8 +96,14 @@ impl TryFrom<&UserCreated> for User {
     fn try_from(event: &UserCreated) -> Result<Self, Malformed> {
         let UserCreated { user_id, email, created_at } = event;
         let malformed = |field, reason: String| Malformed { field, reason };
+        let id: Uuid =
+            user_id.parse().map_err(|error: uuid::Error| malformed("user_id", error.to_string()))?;
+        // One id has many spellings, and each would be a user of its own.
+        if id.to_string() != *user_id {
+            return Err(malformed("user_id", format!("not spelt as {id}")));
+        }
         Ok(Self {
-            id: user_id.parse().map_err(|error: uuid::Error| malformed("user_id", error.to_string()))?,
+            id,
             // What was an address when it was written stays one, whatever rules came later.
             email: Email(email.clone()),
             created_at: Timestamp::from_millisecond(*created_at)
@@ -196,8 +202,12 @@ mod tests {
     #[test]
     fn no_events_make_no_user_and_malformed_ones_are_told() {
         assert_eq!(fold(&[]), Ok(None));
-        let wrong = UserCreated { user_id: "ann".into(), ..created() };
-        assert!(fold(&[wrong]).unwrap_err().to_string().starts_with("user_id of a UserCreated: "));
+        for user_id in
+            ["ann".to_owned(), created().user_id.to_uppercase(), created().user_id.replace('-', "")]
+        {
+            let wrong = UserCreated { user_id, ..created() };
+            assert!(fold(&[wrong]).unwrap_err().to_string().starts_with("user_id of a UserCreated: "));
+        }
     }
 
     #[test]

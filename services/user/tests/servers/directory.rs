@@ -1,6 +1,9 @@
 //! The directory follows the events, and is never asked for more than it knows.
 
+use jetwright_proto::events::v1::UserCreated;
 use jetwright_testing::await_until;
+use jiff::Timestamp;
+use prost::Message;
 use reqwest::StatusCode;
 use serde_json::json;
 
@@ -17,7 +20,10 @@ async fn a_user_is_shown_before_the_directory_knows_of_it() {
 
     bench.create_consumer().await;
     let (entry, _) = bench.in_directory(id).await;
-    assert_eq!(entry, json!({"email": ANN, "created_at": user["created_at"], "position": 1}));
+    let stored = bench.jetstream.get_stream("users").await.unwrap().get_raw_message(1).await.unwrap().time;
+    let stored = Timestamp::from_nanosecond(stored.unix_timestamp_nanos()).unwrap();
+    let expected = json!({"email": ANN, "created_at": user["created_at"], "time": stored, "position": 1});
+    assert_eq!(entry, expected);
 }
 
 #[tokio::test]
@@ -64,6 +70,54 @@ async fn what_is_no_event_does_not_keep_later_users_out() {
     bench.jetstream.publish("users.x.created", "not protobuf".into()).await.unwrap().await.unwrap();
     let user = service.register(ANN).await;
     bench.in_directory(user["id"].as_str().unwrap()).await;
+}
+
+/// Stores an event as another writer would.
+async fn publish(bench: &Bench, subject: &str, event: &UserCreated) {
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Event-Type", "events.v1.UserCreated");
+    let event = event.encode_to_vec().into();
+    bench.jetstream.publish_with_headers(subject.to_owned(), headers, event).await.unwrap().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_directory_follows_a_stream_that_was_made_again() {
+    let bench = Bench::start().await;
+    let service = bench.service().await;
+    service.register("bob@example.org").await;
+    let id = service.register(ANN).await["id"].as_str().unwrap().to_owned();
+    assert_eq!(bench.in_directory(&id).await.0["position"], 2);
+    bench.make_stream_again().await;
+    let moved = UserCreated { user_id: id.clone(), email: "ann@example.com".to_owned(), created_at: 1 };
+    publish(&bench, &format!("users.{id}.created"), &moved).await;
+    bench.create_consumer().await;
+    await_until("the user as the new stream has it", SOON, async || match bench.entry(&id).await {
+        Ok((entry, _)) if entry["email"] == moved.email => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_event_under_the_id_of_another_user_is_not_kept() {
+    let bench = Bench::start().await;
+    let service = bench.service().await;
+    let (id, other) = ("0193f0a6-7d2b-7c3e-8a4f-0123456789ab", "0193f0a6-7d2b-7c3e-8a4f-ba9876543210");
+    let event =
+        |user_id: &str| UserCreated { user_id: user_id.to_owned(), email: ANN.to_owned(), created_at: 1 };
+    publish(&bench, &format!("users.{other}.created"), &event(id)).await;
+    let loud = id.to_uppercase();
+    publish(&bench, &format!("users.{loud}.created"), &event(&loud)).await;
+    let user = service.register(ANN).await;
+    bench.in_directory(user["id"].as_str().unwrap()).await;
+    await_until("both to be given up", SOON, async || {
+        let given_up = service.process.log().matches("given up").count();
+        if given_up == 2 { Ok(()) } else { Err(given_up) }
+    })
+    .await;
+    for id in [id, other, &loud] {
+        assert!(bench.entry(id).await.is_err(), "{id}");
+    }
 }
 
 #[tokio::test]
