@@ -6,6 +6,8 @@
 //! | `GET /authorizations/{key}` | 200 authorized, declined or voided; 404 |
 //! | `POST /authorizations/{key}/void` | 200, however often; nothing is authorized under this key any more |
 //!
+//! A key that was voided before anything was asked for under it is shown without an amount.
+//!
 //! Amounts are in minor units of the currency; one that ends in 13 is declined. The same key gives the same answer; with
 //! another amount or currency it is refused (422).
 
