@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use jetwright_process::{
     admin,
-    configuration::{self, Problems, Reader},
+    configuration::{self, Problem, Problems, Reader},
 };
 
 use crate::catalogue::Catalogue;
@@ -56,18 +56,42 @@ fn own(mut reader: Reader) -> Result<(SocketAddr, Shop), Problems> {
     if currency.len() != 3 || !currency.bytes().all(|byte| byte.is_ascii_uppercase()) {
         reader.refuse("currency", format_args!("found {currency:?}"), "expected an ISO 4217 code, as in EUR");
     }
-    let payments_url = reader.required::<reqwest::Url>("payments.url");
-    if let Ok(url) = &payments_url
-        && url.scheme() != "http"
-    {
-        reader.refuse("payments.url", format_args!("found {url}"), "expected an http:// address");
-    }
+    let payments_url = payments_url(reader.optional::<String>("payments.url").as_deref());
     let milliseconds = reader.value("payments.timeoutMilliseconds", 5000);
     if !(1..=20_000).contains(&milliseconds) {
         let expected = "expected 1 to 20000, less than what one attempt may take";
         reader.refuse("payments.timeoutMilliseconds", format_args!("found {milliseconds}"), expected);
     }
-    reader.finish()?;
+    let ((), payments_url) = Problems::both(reader.finish(), payments_url)?;
     let payments_timeout = Duration::from_millis(milliseconds);
-    Ok((http_address, Shop { catalogue, currency, payments_url: payments_url?, payments_timeout }))
+    Ok((http_address, Shop { catalogue, currency, payments_url, payments_timeout }))
+}
+
+/// The gateway's address. It may hold a password, so of a wrong one only what is wrong with it is told.
+fn payments_url(text: Option<&str>) -> Result<reqwest::Url, Problems> {
+    let found = match text.map(reqwest::Url::parse) {
+        Some(Ok(url)) if url.scheme() == "http" => return Ok(url),
+        Some(Ok(_)) => "found an address of another kind".to_owned(),
+        Some(Err(error)) => format!("found no address: {error}"),
+        None => "missing".to_owned(),
+    };
+    let (path, variable) = ("payments.url".to_owned(), Some(format!("{PREFIX}_PAYMENTS_URL")));
+    let expected = "expected an http:// address, as in http://payments:8080".to_owned();
+    Err(Problem { path, variable, found, expected }.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_address_of_the_gateway_is_told_without_its_password() {
+        for wrong in ["https://shop:s3cret@pay.test", "shop:s3cret@pay.test", "http://shop:s3cret@pay:test"] {
+            let told = payments_url(Some(wrong)).unwrap_err().to_string();
+            assert!(told.starts_with("payments.url (ORDERS_PAYMENTS_URL): found "), "{told}");
+            assert!(!told.contains("s3cret"), "{told}");
+        }
+        assert!(payments_url(None).unwrap_err().to_string().contains("missing"));
+        assert!(payments_url(Some("http://shop:s3cret@pay.test")).is_ok());
+    }
 }

@@ -1,7 +1,13 @@
 //! Fulfilment: takes a placed order through its steps to its one end, and then does what the end asks for. Every part may
 //! be repeated, so an order that is delivered again goes on where it stopped.
+//!
+//! What is not done: an order whose last attempt could not decide (the payment gateway was away for all of them) is not
+//! rejected. It stays placed, with its pieces set aside and perhaps an amount authorized, until somebody ends it or
+//! publishes it again; the runtime logs and counts it as given up.
 
-use jetwright_proto::events::v1::{OrderConfirmed, OrderPlaced, OrderRejected, OrderRejectedNotification};
+use jetwright_proto::events::v1::{
+    FulfilmentStep, OrderConfirmed, OrderPlaced, OrderRejected, OrderRejectedNotification,
+};
 use jetwright_runtime::{ErrorKind, Failure, Handler, Metadata, PublishOptions, Publisher};
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -76,7 +82,9 @@ impl Fulfilment {
         metadata: &Metadata,
     ) -> Result<(), Failure> {
         self.steps.inventory.release(&placed.order_id, &placed.lines).await?;
-        self.steps.payments.void(&placed.order_id, &rejected.reason).await?;
+        if payment_may_have_been_asked_for(rejected.step(), metadata.attempt) {
+            self.steps.payments.void(&placed.order_id, &rejected.reason).await?;
+        }
         let notification = OrderRejectedNotification {
             user_id: placed.user_id.clone(),
             order_id: placed.order_id.clone(),
@@ -95,6 +103,13 @@ impl Fulfilment {
     }
 }
 
+/// Whether an amount may be authorized for a rejected order. Where the first attempt came no further than the steps before
+/// the payment, nobody has asked; all else is asked of the gateway, which an event need not know of.
+fn payment_may_have_been_asked_for(refused_by: FulfilmentStep, attempt: u32) -> bool {
+    use FulfilmentStep::{InventoryReservation, UserValidation};
+    attempt > 1 || !matches!(refused_by, UserValidation | InventoryReservation)
+}
+
 /// The last event of an order, as the steps have it. Pure.
 fn end(order_id: &str, verdict: Verdict<String>, now: Timestamp) -> End {
     let order_id = order_id.to_owned();
@@ -108,5 +123,24 @@ fn end(order_id: &str, verdict: Verdict<String>, now: Timestamp) -> End {
             reason,
             rejected_at: now.as_millisecond(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gateway_is_spared_only_where_nobody_can_have_asked_it() {
+        use FulfilmentStep::{InventoryReservation, PaymentAuthorization, Unspecified, UserValidation};
+        for (step, first, later) in [
+            (UserValidation, false, true),
+            (InventoryReservation, false, true),
+            (PaymentAuthorization, true, true),
+            (Unspecified, true, true),
+        ] {
+            assert_eq!(payment_may_have_been_asked_for(step, 1), first, "{step:?}");
+            assert_eq!(payment_may_have_been_asked_for(step, 2), later, "{step:?}");
+        }
     }
 }

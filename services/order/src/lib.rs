@@ -11,6 +11,7 @@
 pub mod catalogue;
 pub mod configuration;
 pub mod fulfilment;
+pub mod gateway;
 pub mod http;
 pub mod inventory;
 pub mod order;
@@ -30,10 +31,11 @@ use tokio::task::JoinHandle;
 use crate::{
     configuration::Shop,
     fulfilment::Fulfilment,
+    gateway::Gateway,
     http::Counter,
     inventory::Inventory,
     orders::Orders,
-    payments::{Gateway, Payments},
+    payments::Payments,
     steps::{StepMetrics, Steps},
     users::{Projection, Users},
 };

@@ -3,7 +3,7 @@
 use jetwright_proto::events::v1::OrderPlaced;
 use jetwright_runtime::Failure;
 
-use crate::payments::{Decision, Payments};
+use crate::{gateway::Decision, payments::Payments};
 
 /// Refuses an order that cannot be paid; else gives the authorization's id.
 pub(super) async fn authorize(

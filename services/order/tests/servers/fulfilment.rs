@@ -1,10 +1,13 @@
+use std::collections::BTreeSet;
+
 use async_nats::jetstream::consumer;
 use jetwright_proto::events::v1::{OrderLine, OrderPlaced, OrderRejected, PaymentAuthorized};
 use jetwright_runtime::PublishOptions;
+use jetwright_testing::await_until;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::shop::Shop;
+use crate::shop::{SOON, Shop};
 
 fn timeline(order: &Value) -> Vec<&str> {
     order["timeline"].as_array().unwrap().iter().map(|moment| moment["event"].as_str().unwrap()).collect()
@@ -13,6 +16,21 @@ fn timeline(order: &Value) -> Vec<&str> {
 fn rejection(order: &Value) -> (&str, &str) {
     let rejection = &order["rejection"];
     (rejection["step"].as_str().unwrap(), rejection["reason"].as_str().unwrap())
+}
+
+fn placed(order_id: &str, user_id: &str) -> OrderPlaced {
+    OrderPlaced {
+        order_id: order_id.to_owned(),
+        user_id: user_id.to_owned(),
+        lines: vec![OrderLine { sku: "mug".to_owned(), quantity: 1, unit_price: 1250 }],
+        amount: 1250,
+        currency: "EUR".to_owned(),
+        placed_at: 1,
+    }
+}
+
+fn rejected(order_id: &str) -> OrderRejected {
+    OrderRejected { order_id: order_id.to_owned(), reason: "late".to_owned(), ..OrderRejected::default() }
 }
 
 #[tokio::test]
@@ -85,7 +103,8 @@ async fn an_order_that_cannot_be_paid_is_rejected_and_gives_its_stock_back() {
     shop.await_handled("orders", "order-fulfilment").await;
     assert_eq!(shop.events("payments").await, ["payments.*.declined"]);
     assert_eq!(shop.events("notifications").await, ["notifications.*.order_rejected"]);
-    assert_eq!(shop.gateway.voided(), Vec::<String>::new());
+    // The gateway is told that nothing is wanted any more, and nothing was there to be given back.
+    assert_eq!(shop.gateway.voided(), [id]);
     service.stop().await;
 }
 
@@ -100,6 +119,55 @@ async fn a_gateway_that_fails_or_loses_its_answer_is_asked_again_under_the_same_
     assert_eq!(service.ended(&id).await["state"], "confirmed");
     assert_eq!((shop.gateway.asked(), shop.gateway.authorized()), (4, [(id, 1250)].into()));
     shop.await_stock("mug", 99).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_does_not_know_the_shop_for_a_while_ends_no_order() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let user = shop.register().await;
+    shop.gateway.lock_out(3);
+    let id = service.place(&user, "mug", 1).await;
+    assert_eq!(service.ended(&id).await["state"], "confirmed");
+    assert_eq!(shop.gateway.asked(), 4);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_hangs_is_given_up_and_asked_again_under_the_same_key() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let user = shop.register().await;
+    shop.gateway.hang(1);
+    let id = service.place(&user, "mug", 1).await;
+    let order = service.ended(&id).await;
+    assert_eq!((&order["state"], shop.gateway.asked()), (&json!("confirmed"), 2));
+    assert_eq!(shop.gateway.authorized(), [(id, 1250)].into());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_amount_whose_authorization_was_never_told_is_given_back_when_the_order_is_rejected() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let user = shop.register().await;
+    // It authorizes, and nobody ever hears of it.
+    shop.gateway.hang(u32::MAX);
+    let id = service.place(&user, "mug", 1).await;
+    await_until("the authorization", SOON, async || {
+        if shop.gateway.authorized().contains_key(&id) { Ok(()) } else { Err(shop.gateway.asked()) }
+    })
+    .await;
+    shop.others
+        .publish(&format!("orders.{id}.rejected"), &rejected(&id), PublishOptions::default())
+        .await
+        .unwrap();
+    shop.await_handled("orders", "order-fulfilment").await;
+    assert_eq!(shop.gateway.authorized(), [].into());
+    assert_eq!(shop.gateway.voided(), [id]);
+    assert_eq!(shop.events("payments").await, ["payments.*.voided"]);
+    shop.await_stock("mug", 100).await;
     service.stop().await;
 }
 
@@ -137,12 +205,9 @@ async fn a_payment_for_an_order_that_was_rejected_meanwhile_is_given_back_once()
     let shop = Shop::open().await;
     let (order_id, user_id) = (Uuid::now_v7().to_string(), shop.register().await);
     // What an attempt leaves that was overtaken after the gateway had authorized.
-    let line = OrderLine { sku: "mug".to_owned(), quantity: 1, unit_price: 1250 };
-    let placed =
-        OrderPlaced { order_id: order_id.clone(), user_id, lines: vec![line], ..OrderPlaced::default() };
+    let placed = placed(&order_id, &user_id);
     let authorized = PaymentAuthorized { order_id: order_id.clone(), ..PaymentAuthorized::default() };
-    let rejected =
-        OrderRejected { order_id: order_id.clone(), reason: "late".to_owned(), ..OrderRejected::default() };
+    let rejected = rejected(&order_id);
     let options = PublishOptions::default;
     shop.others.publish(&format!("payments.{order_id}.authorized"), &authorized, options()).await.unwrap();
     shop.others.publish(&format!("orders.{order_id}.placed"), &placed, options()).await.unwrap();
@@ -200,9 +265,11 @@ async fn users_who_registered_while_the_service_was_off_can_order() {
     }
     shop.await_handled("users", "order-users").await;
     let bucket = shop.jetstream.get_key_value("order-users").await.unwrap();
-    for (user, sequence) in users.iter().zip(1..) {
+    let mut sequences = BTreeSet::new();
+    for user in &users {
         let known: Value = serde_json::from_slice(&bucket.get(user).await.unwrap().unwrap()).unwrap();
-        assert!(known["sequence"].as_u64().unwrap() <= 20, "{sequence}: {known}");
+        sequences.insert(known["sequence"].as_u64().unwrap());
     }
+    assert_eq!(sequences, (1..=20).collect());
     service.stop().await;
 }

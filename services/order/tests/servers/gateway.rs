@@ -22,9 +22,14 @@ pub struct Gateway(Arc<Mutex<Ledger>>);
 struct Ledger {
     /// Requests to answer 503 before any decision.
     failures: u32,
+    /// Requests to answer 401 before any decision.
+    unauthorized: u32,
     /// Requests to answer 500 after the decision.
     lost: u32,
+    /// Requests to answer never, after the decision.
+    hanging: u32,
     asked: u32,
+    /// What is authorized and was not voided.
     authorized: BTreeMap<String, i64>,
     voided: Vec<String>,
     /// Traces of the requests that came with one.
@@ -48,6 +53,14 @@ impl Gateway {
         self.0.lock().unwrap().failures = times;
     }
 
+    pub fn lock_out(&self, times: u32) {
+        self.0.lock().unwrap().unauthorized = times;
+    }
+
+    pub fn hang(&self, times: u32) {
+        self.0.lock().unwrap().hanging = times;
+    }
+
     pub fn lose_answers(&self, times: u32) {
         self.0.lock().unwrap().lost = times;
     }
@@ -56,7 +69,7 @@ impl Gateway {
         self.0.lock().unwrap().asked
     }
 
-    /// What was authorized, by key.
+    /// What is authorized now, by key.
     pub fn authorized(&self) -> BTreeMap<String, i64> {
         self.0.lock().unwrap().authorized.clone()
     }
@@ -75,28 +88,54 @@ async fn authorize(
     headers: HeaderMap,
     Json(body): Json<Value>,
 ) -> (StatusCode, Json<Value>) {
-    let mut ledger = gateway.0.lock().unwrap();
-    ledger.asked += 1;
-    let parent = headers.get("traceparent").and_then(|parent| parent.to_str().ok());
-    ledger.traces.extend(parent.and_then(|parent| parent.split('-').nth(1)).map(ToOwned::to_owned));
-    if ledger.failures > 0 {
-        ledger.failures -= 1;
-        return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({})));
+    let answer = gateway.0.lock().unwrap().authorize(&headers, &body);
+    match answer {
+        Some((status, body)) => (status, Json(body)),
+        None => std::future::pending().await,
     }
-    let amount = body["amount"].as_i64().unwrap();
-    if amount % 100 == 13 {
-        return (StatusCode::PAYMENT_REQUIRED, Json(json!({"detail": "the card was declined"})));
+}
+
+impl Ledger {
+    /// The answer, if there is to be one.
+    fn authorize(&mut self, headers: &HeaderMap, body: &Value) -> Option<(StatusCode, Value)> {
+        self.asked += 1;
+        let parent = headers.get("traceparent").and_then(|parent| parent.to_str().ok());
+        self.traces.extend(parent.and_then(|parent| parent.split('-').nth(1)).map(ToOwned::to_owned));
+        if once(&mut self.failures) {
+            return Some((StatusCode::SERVICE_UNAVAILABLE, json!({})));
+        }
+        if once(&mut self.unauthorized) {
+            return Some((StatusCode::UNAUTHORIZED, json!({})));
+        }
+        let amount = body["amount"].as_i64().unwrap();
+        if amount % 100 == 13 {
+            return Some((StatusCode::PAYMENT_REQUIRED, json!({"detail": "the card was declined"})));
+        }
+        let key = headers["idempotency-key"].to_str().unwrap().to_owned();
+        if self.voided.contains(&key) {
+            return Some((StatusCode::CONFLICT, json!({})));
+        }
+        self.authorized.insert(key.clone(), amount);
+        if once(&mut self.lost) {
+            return Some((StatusCode::INTERNAL_SERVER_ERROR, json!({})));
+        }
+        if once(&mut self.hanging) {
+            return None;
+        }
+        Some((StatusCode::CREATED, json!({"id": format!("auth-{key}"), "status": "authorized"})))
     }
-    let key = headers["idempotency-key"].to_str().unwrap().to_owned();
-    ledger.authorized.insert(key.clone(), amount);
-    if ledger.lost > 0 {
-        ledger.lost -= 1;
-        return (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({})));
-    }
-    (StatusCode::CREATED, Json(json!({"id": format!("auth-{key}"), "status": "authorized"})))
+}
+
+/// Counts down to nothing.
+fn once(times: &mut u32) -> bool {
+    let left = *times > 0;
+    *times = times.saturating_sub(1);
+    left
 }
 
 async fn void(State(gateway): State<Gateway>, Path(key): Path<String>) -> Json<Value> {
-    gateway.0.lock().unwrap().voided.push(key);
-    Json(json!({"status": "voided"}))
+    let mut ledger = gateway.0.lock().unwrap();
+    let amount = ledger.authorized.remove(&key);
+    ledger.voided.push(key.clone());
+    Json(json!({"id": format!("auth-{key}"), "status": "voided", "amount": amount}))
 }

@@ -7,7 +7,7 @@ use jetwright_crds::{
     Duration as Text,
     environment::{Backoff, Binding, Bindings, Retry},
 };
-use jetwright_order_service::{OrderService, configuration, make};
+use jetwright_order_service::{OrderService, catalogue::Catalogue, configuration, make};
 use jetwright_process::{health::Health, http::bind};
 use jetwright_proto::events::v1::UserCreated;
 use jetwright_runtime::{Environment, PublishOptions, Publisher, Service};
@@ -18,14 +18,14 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::gateway::Gateway;
+use crate::gateway::Gateway as StandIn;
 
 pub const SOON: Duration = Duration::from_secs(20);
 
 pub struct Shop {
     pub nats: NatsServer,
     pub jetstream: jetstream::Context,
-    pub gateway: Gateway,
+    pub gateway: StandIn,
     /// Publishes what other services would.
     pub others: Publisher,
     pub payments_url: String,
@@ -37,36 +37,20 @@ impl Shop {
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let nats = NatsServer::start().await;
         let jetstream = nats.jetstream().await;
-        for name in ["users", "orders", "payments", "notifications"] {
-            let subjects = vec![format!("{name}.*.*")];
-            let config = stream::Config { name: name.to_owned(), subjects, ..Default::default() };
-            jetstream.create_stream(config).await.unwrap();
-        }
         for bucket in ["order-users", "inventory"] {
             let config = kv::Config { bucket: bucket.to_owned(), ..Default::default() };
             jetstream.create_key_value(config).await.unwrap();
         }
-        for (stream, name, filter) in
-            [("users", "order-users", "users.*.created"), ("orders", "order-fulfilment", "orders.*.placed")]
-        {
-            let config = consumer::pull::Config {
-                durable_name: Some(name.to_owned()),
-                filter_subject: filter.to_owned(),
-                ack_wait: Duration::from_secs(5),
-                max_ack_pending: 64,
-                ..Default::default()
-            };
-            jetstream.create_consumer_on_stream(config, stream).await.unwrap();
-        }
-        let gateway = Gateway::default();
+        let gateway = StandIn::default();
         let payments_url = gateway.serve().await;
-        let environment = Environment {
-            name: "others".to_owned(),
-            servers: vec![nats.url().parse().unwrap()],
-            bindings: Bindings::default(),
-        };
-        let others = Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap();
-        Self { others: others.publisher(), nats, jetstream, gateway, payments_url }
+        let others = connect(&nats).await.publisher();
+        let shop = Self { nats, jetstream, gateway, others, payments_url };
+        for name in ["users", "orders", "payments", "notifications"] {
+            shop.make_stream(name).await;
+        }
+        shop.make_consumer("users", "order-users", "users.*.created").await;
+        shop.make_consumer("orders", "order-fulfilment", "orders.*.placed").await;
+        shop
     }
 
     /// What the operator would tell the order service.
@@ -92,15 +76,15 @@ impl Shop {
             servers: vec![self.nats.url().parse().unwrap()],
             bindings: Self::bindings(),
         };
-        let wares = configuration::Shop {
-            catalogue: "mug=1250:100,rare=500:1,unlucky=13:100".parse().unwrap(),
+        let settings = configuration::Shop {
+            catalogue: wares(),
             currency: "EUR".to_owned(),
             payments_url: self.payments_url.parse().unwrap(),
             payments_timeout: Duration::from_secs(2),
         };
         let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
         let OrderService { service, router, seeding } =
-            make(wares, environment, &health, &mut registry).await.unwrap();
+            make(settings, environment, &health, &mut registry).await.unwrap();
         let server = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let url = format!("http://{}", server.local_address().unwrap());
         let serving = tokio::spawn(server.serve(router, stop.clone(), SOON));
@@ -117,12 +101,32 @@ impl Shop {
     /// A user registers.
     pub async fn register(&self) -> String {
         let user_id = Uuid::now_v7().to_string();
-        let user = UserCreated { user_id: user_id.clone(), email: "ann@x.test".to_owned(), created_at: 1 };
-        self.others
-            .publish(&format!("users.{user_id}.created"), &user, PublishOptions::default())
-            .await
-            .unwrap();
+        self.register_as(&user_id).await;
         user_id
+    }
+
+    /// A user of this id registers.
+    pub async fn register_as(&self, user_id: &str) {
+        let user = UserCreated { user_id: user_id.to_owned(), email: "ann@x.test".to_owned(), created_at: 1 };
+        let subject = format!("users.{user_id}.created");
+        self.others.publish(&subject, &user, PublishOptions::default()).await.unwrap();
+    }
+
+    async fn make_stream(&self, name: &str) {
+        let subjects = vec![format!("{name}.*.*")];
+        let config = stream::Config { name: name.to_owned(), subjects, ..Default::default() };
+        self.jetstream.create_stream(config).await.unwrap();
+    }
+
+    async fn make_consumer(&self, stream: &str, name: &str, filter: &str) {
+        let config = consumer::pull::Config {
+            durable_name: Some(name.to_owned()),
+            filter_subject: filter.to_owned(),
+            ack_wait: Duration::from_secs(5),
+            max_ack_pending: 64,
+            ..Default::default()
+        };
+        self.jetstream.create_consumer_on_stream(config, stream).await.unwrap();
     }
 
     /// The subjects of a stream's messages without the ids in them, in order: `orders.*.placed`.
@@ -166,6 +170,21 @@ impl Shop {
         })
         .await;
     }
+}
+
+/// What the shop sells.
+fn wares() -> Catalogue {
+    "mug=1250:100,rare=500:1,unlucky=13:100".parse().unwrap()
+}
+
+/// A service without handlers.
+async fn connect(nats: &NatsServer) -> Service {
+    let environment = Environment {
+        name: "others".to_owned(),
+        servers: vec![nats.url().parse().unwrap()],
+        bindings: Bindings::default(),
+    };
+    Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()
 }
 
 /// The running order service.

@@ -1,0 +1,321 @@
+//! The payment gateway over HTTP: asks, within bounds of time and size, and says what the answer means. What a wrong
+//! address, a rotated credential or a broken proxy answers is no fault of the order, so it is Transient.
+
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use jetwright_process::http::inject;
+use jetwright_runtime::Failure;
+use reqwest::{RequestBuilder, Url, redirect::Policy};
+use serde::{Deserialize, de::DeserializeOwned};
+use tracing::{Instrument, Span, field::Empty};
+
+/// Most bytes of an answer that are read.
+const LONGEST_ANSWER: usize = 64 * 1024;
+/// Most characters of the gateway's reason that an event keeps and a user is told.
+const LONGEST_REASON: usize = 200;
+
+/// What the gateway decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The amount is set aside under this id.
+    Authorized(String),
+    /// It is not, and why.
+    Declined(String),
+}
+
+/// The payment gateway. Clones share their connections.
+#[derive(Clone, Debug)]
+pub struct Gateway {
+    client: reqwest::Client,
+    url: Url,
+}
+
+#[derive(Deserialize)]
+struct Authorized {
+    id: String,
+}
+
+#[derive(Deserialize)]
+struct Declined {
+    #[serde(default)]
+    detail: String,
+}
+
+/// What a key is after it was voided; without an amount where nothing was asked for under it.
+#[derive(Deserialize)]
+struct Voided {
+    id: String,
+    status: String,
+    amount: Option<i64>,
+}
+
+/// A whole answer.
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    body: Vec<u8>,
+}
+
+/// Why there is none. Whether anything was decided is not known; to ask again under the same key is safe.
+#[derive(Debug, thiserror::Error)]
+enum NoAnswer {
+    #[error("the payment gateway did not answer: {0}")]
+    Lost(reqwest::Error),
+    #[error("the payment gateway answered with more than {LONGEST_ANSWER} bytes")]
+    TooLong,
+}
+
+impl Gateway {
+    /// At this address; an answer takes no longer than the time-out. Redirects are not followed: they would carry the
+    /// payment to where nobody configured it to go.
+    ///
+    /// # Errors
+    ///
+    /// The HTTP client cannot be made.
+    pub fn new(url: &Url, timeout: Duration) -> Result<Self, reqwest::Error> {
+        let client =
+            reqwest::Client::builder().timeout(timeout).no_proxy().redirect(Policy::none()).build()?;
+        Ok(Self { client, url: url.clone() })
+    }
+
+    /// Asks for an amount under the order's id, which the gateway decides once.
+    ///
+    /// # Errors
+    ///
+    /// Permanent where the gateway understood and will never take this payment (422), else Transient.
+    pub async fn authorize(&self, order_id: &str, amount: i64, currency: &str) -> Result<Decision, Failure> {
+        let body = serde_json::json!({"amount": amount, "currency": currency});
+        let key = HeaderValue::try_from(order_id).map_err(Failure::permanent)?;
+        let request = self.post(&["authorizations"]).header("idempotency-key", key).json(&body);
+        let answer = self.send("authorize", request).await?;
+        match answer.status {
+            StatusCode::CREATED => Ok(Decision::Authorized(answer.read::<Authorized>()?.id)),
+            StatusCode::PAYMENT_REQUIRED => {
+                let Declined { detail } = answer.read()?;
+                Ok(Decision::Declined(detail.chars().take(LONGEST_REASON).collect()))
+            }
+            StatusCode::CONFLICT => Ok(Decision::Declined("the payment was voided".to_owned())),
+            other => Err(refused(other)),
+        }
+    }
+
+    /// Gives back what was authorized under the order's id, and keeps the id from being authorized later; however often
+    /// it is asked. Gives the id of the authorization, where there was one and the gateway says so.
+    ///
+    /// # Errors
+    ///
+    /// As [`authorize`](Self::authorize).
+    pub async fn void(&self, order_id: &str) -> Result<Option<String>, Failure> {
+        let answer = self.send("void", self.post(&["authorizations", order_id, "void"])).await?;
+        if !answer.status.is_success() {
+            return Err(refused(answer.status));
+        }
+        let voided: Option<Voided> = serde_json::from_slice(&answer.body).ok();
+        Ok(voided
+            .filter(|voided| voided.status == "voided" && voided.amount.is_some())
+            .map(|voided| voided.id))
+    }
+
+    /// A request to this path below the gateway's address, its segments escaped.
+    fn post(&self, path: &[&str]) -> RequestBuilder {
+        let mut url = self.url.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        self.client.post(url)
+    }
+
+    async fn send(&self, name: &'static str, request: RequestBuilder) -> Result<Answer, Failure> {
+        let span = tracing::info_span!(
+            "payment gateway",
+            otel.name = format!("gateway {name}"),
+            otel.kind = "client",
+            otel.status_code = Empty,
+            error.type = Empty,
+            http.request.method = "POST",
+            http.response.status_code = Empty,
+            server.address = self.url.host_str(),
+            server.port = self.url.port_or_known_default(),
+        );
+        async {
+            let mut headers = HeaderMap::new();
+            inject(&mut headers);
+            let answer = exchange(request.headers(headers)).await;
+            if let Some(error) = failure(&answer) {
+                Span::current().record("otel.status_code", "error").record("error.type", error);
+            }
+            answer.map_err(Failure::transient)
+        }
+        .instrument(span)
+        .await
+    }
+}
+
+async fn exchange(request: RequestBuilder) -> Result<Answer, NoAnswer> {
+    let mut response = request.send().await?;
+    let (status, mut body) = (response.status(), Vec::new());
+    Span::current().record("http.response.status_code", status.as_u16());
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > LONGEST_ANSWER {
+            return Err(NoAnswer::TooLong);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Answer { status, body })
+}
+
+impl Answer {
+    fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Failure::transient(format!(
+                "the payment gateway's answer {} cannot be read: {error}",
+                self.status
+            ))
+        })
+    }
+}
+
+/// An address may hold a password, so errors are kept without theirs.
+impl From<reqwest::Error> for NoAnswer {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Lost(error.without_url())
+    }
+}
+
+/// The kind of failure that an exchange ended in, if it did (OpenTelemetry's `error.type`): decisions are none, whatever
+/// their status.
+fn failure(answer: &Result<Answer, NoAnswer>) -> Option<&str> {
+    match answer {
+        Ok(Answer { status: StatusCode::PAYMENT_REQUIRED | StatusCode::CONFLICT, .. }) => None,
+        Ok(Answer { status, .. }) => (!status.is_success()).then(|| status.as_str()),
+        Err(NoAnswer::TooLong) => Some("too_long"),
+        Err(NoAnswer::Lost(error)) if error.is_timeout() => Some("timeout"),
+        Err(NoAnswer::Lost(error)) if error.is_connect() => Some("connect"),
+        Err(NoAnswer::Lost(_)) => Some("lost"),
+    }
+}
+
+/// Only 422 speaks of the payment itself; every other status may be another one once somebody has mended the settings,
+/// the credential or the gateway.
+fn refused(status: StatusCode) -> Failure {
+    let why = format!("the payment gateway answered {status}");
+    if status == StatusCode::UNPROCESSABLE_ENTITY { Failure::Permanent(why) } else { Failure::Transient(why) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        cell::RefCell,
+        io::{Result as Written, Write},
+    };
+
+    use axum::{Router, body::Bytes, routing::post};
+    use tokio::net::TcpListener;
+    use tracing_subscriber::fmt::{self, format::FmtSpan};
+
+    use super::*;
+
+    /// A gateway that always answers this.
+    async fn gateway(status: StatusCode, body: impl Into<Bytes>) -> Gateway {
+        let body = body.into();
+        let answer = move || async move { (status, [("location", "/elsewhere")], body) };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/v1/", listener.local_addr().unwrap());
+        let router = Router::new()
+            .route("/v1/authorizations", post(answer.clone()))
+            .route("/v1/authorizations/{key}/void", post(answer));
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Gateway::new(&url.parse().unwrap(), Duration::from_secs(5)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_what_is_about_the_payment_itself_is_the_end_of_an_order() {
+        for status in [301, 400, 401, 403, 404, 408, 413, 429, 500, 503] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let gateway = gateway(status, "{}").await;
+            let authorized = gateway.authorize("o", 1, "EUR").await;
+            assert!(matches!(authorized, Err(Failure::Transient(_))), "{status}: {authorized:?}");
+            let voided = gateway.void("o").await;
+            assert!(matches!(voided, Err(Failure::Transient(_))), "{status}: {voided:?}");
+        }
+        let gateway = gateway(StatusCode::UNPROCESSABLE_ENTITY, "{}").await;
+        assert!(matches!(gateway.authorize("o", 1, "EUR").await, Err(Failure::Permanent(_))));
+    }
+
+    #[tokio::test]
+    async fn answers_are_read_up_to_a_length_and_reasons_cut() {
+        let reason = "ä".repeat(1000);
+        let body = serde_json::json!({"detail": reason}).to_string();
+        let declined =
+            gateway(StatusCode::PAYMENT_REQUIRED, body).await.authorize("o", 1, "EUR").await.unwrap();
+        assert_eq!(declined, Decision::Declined("ä".repeat(LONGEST_REASON)));
+
+        let body = format!(r#"{{"id": "a", "more": "{}"}}"#, "x".repeat(LONGEST_ANSWER));
+        let told = gateway(StatusCode::CREATED, body).await.authorize("o", 1, "EUR").await.unwrap_err();
+        assert!(told.to_string().contains("more than 65536 bytes"), "{told}");
+    }
+
+    #[tokio::test]
+    async fn what_was_voided_is_told_from_what_never_was() {
+        for (body, expected) in [
+            (r#"{"id": "a", "status": "voided", "amount": 7}"#, Some("a")),
+            (r#"{"id": "a", "status": "voided"}"#, None),
+            (r#"{"id": "a", "status": "declined", "amount": 7}"#, None),
+            ("", None),
+        ] {
+            let voided = gateway(StatusCode::OK, body).await.void("o").await.unwrap();
+            assert_eq!(voided.as_deref(), expected, "{body}");
+        }
+    }
+
+    #[test]
+    fn ids_stay_within_their_segment_of_the_path() {
+        let gateway = Gateway::new(&"http://pay.test/v1".parse().unwrap(), Duration::from_secs(1)).unwrap();
+        let request = gateway.post(&["authorizations", "../a?b", "void"]).build().unwrap();
+        assert_eq!(request.url().as_str(), "http://pay.test/v1/authorizations/..%2Fa%3Fb/void");
+    }
+
+    thread_local! {
+        /// What this test's thread logged: tests beside it have threads of their own.
+        static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    }
+
+    struct Lines;
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> Written<usize> {
+            LINES.with_borrow_mut(|lines| lines.write(bytes))
+        }
+
+        fn flush(&mut self) -> Written<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn the_span_of_a_failed_request_says_so_and_that_of_a_decision_does_not() {
+        fmt::fmt().with_span_events(FmtSpan::CLOSE).with_ansi(false).with_writer(|| Lines).init();
+        let span = async |gateway: Gateway| {
+            LINES.take();
+            let _ = gateway.authorize("o", 1, "EUR").await;
+            String::from_utf8(LINES.take()).unwrap()
+        };
+        let refused = span(gateway(StatusCode::UNAUTHORIZED, "").await).await;
+        for field in [
+            r#"otel.status_code="error""#,
+            r#"error.type="401""#,
+            "http.response.status_code=401",
+            r#"server.address="127.0.0.1""#,
+        ] {
+            assert!(refused.contains(field), "{field} is not in {refused}");
+        }
+        let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let nobody =
+            Gateway::new(&format!("http://{nobody}").parse().unwrap(), Duration::from_secs(5)).unwrap();
+        let lost = span(nobody).await;
+        assert!(lost.contains(r#"error.type="connect""#), "{lost}");
+        let declined = span(gateway(StatusCode::PAYMENT_REQUIRED, "{}").await).await;
+        assert!(declined.contains("status_code=402") && !declined.contains("error"), "{declined}");
+    }
+}
