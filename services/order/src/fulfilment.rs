@@ -10,10 +10,9 @@ use jetwright_proto::events::v1::{
 };
 use jetwright_runtime::{ErrorKind, Failure, Handler, Metadata, PublishOptions, Publisher};
 use jiff::Timestamp;
-use uuid::Uuid;
 
 use crate::{
-    order::{End, Order},
+    order::{End, Order, is_of},
     orders::Orders,
     steps::{Steps, Verdict},
 };
@@ -34,8 +33,8 @@ impl Handler for Fulfilment {
     const BINDING: &'static str = "order-fulfilment";
 
     async fn handle(&self, placed: OrderPlaced, metadata: &Metadata) -> Result<(), Failure> {
-        if placed.order_id.parse::<Uuid>().is_err() {
-            return Err(Failure::permanent("order_id is no UUID"));
+        if !is_of(&metadata.subject, &placed.order_id) {
+            return Err(Failure::permanent("order_id is not the subject's"));
         }
         let order = self.orders.load(&placed.order_id).await?;
         let order = order.ok_or_else(|| Failure::transient("the order is not in its stream yet"))?;

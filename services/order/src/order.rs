@@ -2,11 +2,25 @@
 
 use jetwright_proto::events::v1::{OrderConfirmed, OrderPlaced, OrderRejected};
 use jetwright_runtime::{Event, History, Undecodable, decode};
+use uuid::Uuid;
 
 /// The subjects of an order's events, which every write to it names.
 #[must_use]
 pub fn subjects(order_id: &str) -> String {
     format!("orders.{order_id}.>")
+}
+
+/// The id that this text is, written as every writer of the shop writes it (one id has many spellings, and each would be an
+/// aggregate of its own).
+#[must_use]
+pub fn id(text: &str) -> Option<Uuid> {
+    text.parse().ok().filter(|id: &Uuid| id.to_string() == text)
+}
+
+/// Whether the event was stored under this id, the subject's second token, and the id is well spelt.
+#[must_use]
+pub fn is_of(subject: &str, text: &str) -> bool {
+    id(text).is_some() && subject.split('.').nth(1) == Some(text)
 }
 
 /// How an order ended.
@@ -101,6 +115,20 @@ mod tests {
 
     fn folded(events: Vec<OrderEvent>) -> Option<Order> {
         events.into_iter().zip(10..).fold(None, |order, (event, sequence)| apply(order, event, sequence))
+    }
+
+    #[test]
+    fn an_id_has_one_spelling_and_is_that_of_its_subject() {
+        let usual = "0193f0a6-7d2b-7c3e-8a4f-0123456789ab";
+        assert_eq!(id(usual).map(|id| id.to_string()).as_deref(), Some(usual));
+        let others = [usual.to_uppercase(), usual.replace('-', ""), format!("{{{usual}}}")];
+        for other in &others {
+            assert_eq!(id(other), None);
+            assert!(!is_of(&format!("orders.{other}.placed"), other));
+        }
+        assert!(is_of(&format!("orders.{usual}.placed"), usual));
+        assert!(is_of(&format!("orders.{usual}.placed.3"), usual));
+        assert!(!is_of(&format!("orders.{}.placed", Uuid::nil()), usual));
     }
 
     #[test]

@@ -1,17 +1,24 @@
 //! The users that this service knows: a projection of their events, kept by its own consumer.
 
 use jetwright_proto::events::v1::UserCreated;
-use jetwright_runtime::{ErrorKind, Failure, Handler, KeyValue, Metadata, Reader};
+use jetwright_runtime::{Failure, Handler, KeyValue, Metadata, Reader};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use crate::order::is_of;
 
 /// The bucket of the projection.
 pub const BUCKET: &str = "order-users";
 
-/// What is known of a user: that there is one, and since which event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What is known of a user: that there is one, and since which event. Events are told apart by time before sequence: in a
+/// stream that was made again the sequences begin anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 struct Known {
-    /// Sequence of the event in the stream of users; the position up to which this entry is right.
+    /// When the stream of users stored the event.
+    #[serde(default)]
+    time: Timestamp,
+    /// Its sequence there.
     sequence: u64,
 }
 
@@ -27,17 +34,30 @@ impl Handler for Projection {
     const BINDING: &'static str = "order-users";
 
     async fn handle(&self, user: UserCreated, metadata: &Metadata) -> Result<(), Failure> {
-        let user_id: Uuid = user.user_id.parse().map_err(|_| Failure::permanent("user_id is no UUID"))?;
-        let known = serde_json::to_vec(&Known { sequence: metadata.sequence }).map_err(Failure::permanent)?;
-        match self.bucket.create(&user_id.to_string(), known).await {
-            Ok(_) => {
-                tracing::info!(%user_id, "learned of a user");
-                Ok(())
-            }
-            // A user is created once: an entry that is there is this event's, delivered again.
-            Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
-            Err(error) => Err(error.into()),
+        if !is_of(&metadata.subject, &user.user_id) {
+            return Err(Failure::permanent("user_id is not the subject's"));
         }
+        let known = Known { time: metadata.time, sequence: metadata.sequence };
+        if self.learn(&user.user_id, known).await? {
+            tracing::info!(user_id = user.user_id, "learned of a user");
+        }
+        Ok(())
+    }
+}
+
+impl Projection {
+    /// Whether this was not known. Of two that learn at once, one is told of a conflict and looks again when its event is
+    /// delivered again.
+    async fn learn(&self, user_id: &str, now: Known) -> Result<bool, Failure> {
+        let value = serde_json::to_vec(&now).map_err(Failure::permanent)?;
+        match self.bucket.get(user_id).await? {
+            None => self.bucket.create(user_id, value).await?,
+            Some(entry) if serde_json::from_slice(&entry.value).is_ok_and(|known: Known| known >= now) => {
+                return Ok(false);
+            }
+            Some(entry) => self.bucket.update(user_id, value, entry.revision).await?,
+        };
+        Ok(true)
     }
 }
 

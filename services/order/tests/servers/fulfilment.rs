@@ -172,6 +172,22 @@ async fn an_amount_whose_authorization_was_never_told_is_given_back_when_the_ord
 }
 
 #[tokio::test]
+async fn an_order_under_the_id_of_another_is_not_fulfilled() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let (user, id, other) = (shop.register().await, Uuid::now_v7(), Uuid::now_v7());
+    let loud = id.to_string().to_uppercase();
+    for (subject, order_id) in [(other.to_string(), id.to_string()), (loud.clone(), loud)] {
+        let subject = format!("orders.{subject}.placed");
+        shop.others.publish(&subject, &placed(&order_id, &user), PublishOptions::default()).await.unwrap();
+    }
+    shop.await_handled("orders", "order-fulfilment").await;
+    assert_eq!(shop.events("orders").await, ["orders.*.placed", "orders.*.placed"]);
+    assert_eq!(shop.gateway.asked(), 0);
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn the_last_piece_is_sold_once_however_many_want_it() {
     let shop = Shop::open().await;
     let service = shop.serve().await;
@@ -271,5 +287,30 @@ async fn users_who_registered_while_the_service_was_off_can_order() {
         sequences.insert(known["sequence"].as_u64().unwrap());
     }
     assert_eq!(sequences, (1..=20).collect());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_known_of_users_follows_a_stream_that_was_made_again() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    shop.register().await;
+    let user = shop.register().await;
+    let known = async || {
+        let bucket = shop.jetstream.get_key_value("order-users").await.unwrap();
+        let entry = bucket.get(&user).await.unwrap().ok_or("not known")?;
+        Ok::<Value, &str>(serde_json::from_slice(&entry).unwrap())
+    };
+    let before = await_until("the user to be known", SOON, known).await;
+    assert_eq!(before["sequence"], 2);
+    service.stop().await;
+    shop.make_users_again().await;
+    shop.register_as(&user).await;
+    let service = shop.serve().await;
+    await_until("the user to be known from the new stream", SOON, async || match known().await {
+        Ok(now) if now["sequence"] == 1 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
     service.stop().await;
 }

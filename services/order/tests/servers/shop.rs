@@ -112,6 +112,13 @@ impl Shop {
         self.others.publish(&subject, &user, PublishOptions::default()).await.unwrap();
     }
 
+    /// Somebody deletes the stream of users, and it is made again, empty.
+    pub async fn make_users_again(&self) {
+        self.jetstream.delete_stream("users").await.unwrap();
+        self.make_stream("users").await;
+        self.make_consumer("users", "order-users", "users.*.created").await;
+    }
+
     async fn make_stream(&self, name: &str) {
         let subjects = vec![format!("{name}.*.*")];
         let config = stream::Config { name: name.to_owned(), subjects, ..Default::default() };
