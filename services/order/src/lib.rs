@@ -73,8 +73,9 @@ pub async fn make(
     let (publisher, reader) = (service.publisher(), service.reader());
     let bucket = service.key_value(users::BUCKET);
     let orders = Orders::new(publisher.clone(), reader.clone(), orders_stream);
-    let inventory = Inventory::new(service.key_value(inventory::BUCKET), &shop.catalogue);
+    let inventory = Inventory::new(service.key_value(inventory::BUCKET), &shop.catalogue, registry);
     let steps = Steps {
+        orders: orders.clone(),
         users: Users { bucket: bucket.clone(), reader: reader.clone(), stream: users_stream },
         inventory: inventory.clone(),
         payments: Payments::new(gateway, publisher.clone(), reader),
@@ -83,8 +84,8 @@ pub async fn make(
     service.handle(Projection { bucket })?;
     service.handle(Fulfilment { orders: orders.clone(), steps, publisher })?;
 
-    let (gate, catalogue) = (health.gate("stock", "not put in yet"), shop.catalogue.clone());
-    let seeding = tokio::spawn(async move { inventory.seed(&catalogue, gate).await });
+    let gate = health.gate("stock", "not put in yet");
+    let seeding = tokio::spawn(async move { inventory.seed(gate).await });
     let router = http::router(Counter { orders, shop }, HttpMetrics::register(registry));
     Ok(OrderService { service, router, seeding })
 }

@@ -18,11 +18,13 @@ use prometheus_client::{
 };
 use tracing::{Instrument, Span, field::Empty};
 
-use crate::{inventory::Inventory, payments::Payments, users::Users};
+use crate::{inventory::Inventory, orders::Orders, payments::Payments, users::Users};
 
 /// What the steps work with.
 #[derive(Clone, Debug)]
 pub struct Steps {
+    /// What orders have come to.
+    pub orders: Orders,
     /// Who may order.
     pub users: Users,
     /// What there is.
@@ -54,7 +56,7 @@ impl Steps {
         if let Verdict::Refused(step, why) = checked {
             return Ok(Verdict::Refused(step, why));
         }
-        let reserving = inventory_reservation::reserve(&self.inventory, order);
+        let reserving = inventory_reservation::reserve(&self.inventory, &self.orders, order);
         if let Verdict::Refused(step, why) = self.step(InventoryReservation, reserving).await? {
             return Ok(Verdict::Refused(step, why));
         }

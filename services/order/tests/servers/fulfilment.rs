@@ -1,8 +1,8 @@
 use std::collections::BTreeSet;
 
-use async_nats::jetstream::consumer;
+use async_nats::{HeaderMap, jetstream::consumer};
 use jetwright_proto::events::v1::{OrderLine, OrderPlaced, OrderRejected, PaymentAuthorized};
-use jetwright_runtime::PublishOptions;
+use jetwright_runtime::{Failure, PublishOptions};
 use jetwright_testing::await_until;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -168,6 +168,75 @@ async fn an_amount_whose_authorization_was_never_told_is_given_back_when_the_ord
     assert_eq!(shop.gateway.voided(), [id]);
     assert_eq!(shop.events("payments").await, ["payments.*.voided"]);
     shop.await_stock("mug", 100).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_attempt_that_another_one_overtook_neither_reserves_nor_pays() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let (user, id) = (shop.register().await, Uuid::now_v7().to_string());
+    // The other attempt set the pieces aside, and gave them back.
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Msg-Id", format!("{id}/reserve/mug"));
+    let stock = json!({"available": 100, "reserved": {}}).to_string();
+    shop.jetstream
+        .publish_with_headers("$KV.inventory.mug", headers, stock.into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+    shop.others
+        .publish(&format!("orders.{id}.placed"), &placed(&id, &user), PublishOptions::default())
+        .await
+        .unwrap();
+    shop.await_handled("orders", "order-fulfilment").await;
+    assert_eq!(service.get(&id).await.1["state"], "placed");
+    assert_eq!(shop.gateway.asked(), 0);
+    shop.await_stock("mug", 100).await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_order_that_has_ended_meanwhile_reserves_nothing() {
+    let shop = Shop::open().await;
+    shop.serve().await.stop().await;
+    let (user, id) = (shop.register().await, Uuid::now_v7().to_string());
+    let placed = placed(&id, &user);
+    let options = PublishOptions::default;
+    shop.others.publish(&format!("orders.{id}.placed"), &placed, options()).await.unwrap();
+    shop.others.publish(&format!("orders.{id}.rejected"), &rejected(&id), options()).await.unwrap();
+    // An attempt that saw the order before it was rejected.
+    let failure = shop.steps().await.take(&placed).await.unwrap_err();
+    assert!(matches!(failure, Failure::Transient(_)), "{failure}");
+    assert_eq!(shop.stock("mug").await, json!({"available": 100, "reserved": {}}));
+    assert_eq!(shop.gateway.asked(), 0);
+}
+
+#[tokio::test]
+async fn an_article_that_lost_its_stock_begins_anew() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let user = shop.register().await;
+    shop.jetstream.get_key_value("inventory").await.unwrap().purge("mug").await.unwrap();
+    let id = service.place(&user, "mug", 1).await;
+    assert_eq!(service.ended(&id).await["state"], "confirmed");
+    shop.await_stock("mug", 99).await;
+    assert!(service.metrics().contains(r#"inventory_open_reservations{sku="mug"} 0"#));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_stock_that_cannot_be_read_for_a_while_ends_no_order() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let user = shop.register().await;
+    let bucket = shop.jetstream.get_key_value("inventory").await.unwrap();
+    bucket.put("mug", r#"{"shelves": []}"#.into()).await.unwrap();
+    let id = service.place(&user, "mug", 1).await;
+    shop.await_retried("orders", "order-fulfilment").await;
+    bucket.put("mug", r#"{"available": 7, "reserved": {}, "shelves": []}"#.into()).await.unwrap();
+    assert_eq!(service.ended(&id).await["state"], "confirmed");
     service.stop().await;
 }
 

@@ -7,7 +7,18 @@ use jetwright_crds::{
     Duration as Text,
     environment::{Backoff, Binding, Bindings, Retry},
 };
-use jetwright_order_service::{OrderService, catalogue::Catalogue, configuration, make};
+use jetwright_order_service::{
+    OrderService,
+    catalogue::Catalogue,
+    configuration,
+    gateway::Gateway,
+    inventory::{self, Inventory},
+    make,
+    orders::Orders,
+    payments::Payments,
+    steps::{StepMetrics, Steps},
+    users::{self, Users},
+};
 use jetwright_process::{health::Health, http::bind};
 use jetwright_proto::events::v1::UserCreated;
 use jetwright_runtime::{Environment, PublishOptions, Publisher, Service};
@@ -51,6 +62,21 @@ impl Shop {
         shop.make_consumer("users", "order-users", "users.*.created").await;
         shop.make_consumer("orders", "order-fulfilment", "orders.*.placed").await;
         shop
+    }
+
+    /// The steps of the fulfilment alone.
+    pub async fn steps(&self) -> Steps {
+        let (service, registry) = (connect(&self.nats).await, &mut Registry::default());
+        let (publisher, reader) = (service.publisher(), service.reader());
+        let gateway = Gateway::new(&self.payments_url.parse().unwrap(), SOON).unwrap();
+        let (bucket, stream) = (service.key_value(users::BUCKET), "users".to_owned());
+        Steps {
+            orders: Orders::new(publisher.clone(), reader.clone(), "orders".to_owned()),
+            users: Users { bucket, reader: reader.clone(), stream },
+            inventory: Inventory::new(service.key_value(inventory::BUCKET), &wares(), registry),
+            payments: Payments::new(gateway, publisher, reader),
+            metrics: StepMetrics::register(registry),
+        }
     }
 
     /// What the operator would tell the order service.
@@ -160,6 +186,20 @@ impl Shop {
         await_until(&format!("{available} of {sku}"), SOON, async || {
             let stock = self.stock(sku).await;
             if stock == json!({"available": available, "reserved": {}}) { Ok(()) } else { Err(stock) }
+        })
+        .await;
+    }
+
+    /// Awaits that the consumer has delivered something again.
+    pub async fn await_retried(&self, stream: &str, consumer: &str) {
+        await_until(&format!("{consumer} to try again"), SOON, async || {
+            let consumer: consumer::PullConsumer = self
+                .jetstream
+                .get_consumer_from_stream(consumer, stream)
+                .await
+                .map_err(|error| error.to_string())?;
+            let delivered = consumer.cached_info().delivered.consumer_sequence;
+            if delivered > 1 { Ok(()) } else { Err(format!("delivered {delivered} times")) }
         })
         .await;
     }
