@@ -3,12 +3,14 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use jetwright_order_service::{OrderService, configuration::Configuration, make};
+use jetwright_order_service::{
+    OrderService, configuration::Configuration, fulfilment::Fulfilment, make, users::Projection,
+};
 use jetwright_process::{
     admin, configuration::Problems, health::Health, http::bind, metrics, shutdown::Shutdown,
     telemetry::Telemetry,
 };
-use jetwright_runtime::Environment;
+use jetwright_runtime::{Environment, Handler};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
@@ -17,7 +19,8 @@ const GRACE: Duration = Duration::from_secs(20);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let read = Problems::both(Configuration::read(), Environment::from_env());
+    let environment = Environment::from_env(&[Projection::BINDING, Fulfilment::BINDING]);
+    let read = Problems::both(Configuration::read(), environment);
     let (settings, telemetry) = match Problems::both(read, Telemetry::start("order-service")) {
         Ok(started) => started,
         Err(problems) => return problems.report(),

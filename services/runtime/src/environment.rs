@@ -19,13 +19,14 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// Reads `NATS_URL` and the file that `JETWRIGHT_BINDINGS` names. A program without handlers needs no file.
+    /// Reads `NATS_URL` and the file that `JETWRIGHT_BINDINGS` names, which must have these bindings: those of the
+    /// program's handlers. A program without handlers needs no file.
     ///
     /// # Errors
     ///
     /// Every mistake, each with its variable or its path in the file.
-    pub fn from_env() -> Result<Self, Problems> {
-        Self::from_variables(|name| env::var(name).ok())
+    pub fn from_env(handlers: &[&str]) -> Result<Self, Problems> {
+        Self::from_variables(handlers, |name| env::var(name).ok())
     }
 
     /// The same from variables of the caller's.
@@ -33,13 +34,21 @@ impl Environment {
     /// # Errors
     ///
     /// Every mistake, each with its variable or its path in the file.
-    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, Problems> {
+    pub fn from_variables(
+        handlers: &[&str],
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Self, Problems> {
         let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
         let mut problems = Vec::new();
         let servers = servers(set(NATS_URL).as_deref(), &mut problems);
         let bindings = match set(JETWRIGHT_BINDINGS) {
-            None => Bindings::default(),
-            Some(path) => bindings(Path::new(&path), &mut problems),
+            None if handlers.is_empty() => Bindings::default(),
+            None => {
+                let expected = format!("expected the path of a file with {}", handlers.join(", "));
+                problems.push(problem(JETWRIGHT_BINDINGS, None, "not set", &expected));
+                Bindings::default()
+            }
+            Some(path) => bindings(Path::new(&path), handlers, &mut problems),
         };
         Problems::check(problems)?;
         let name = set(OTEL_SERVICE_NAME).unwrap_or_else(|| "jetwright-service".to_owned());
@@ -76,7 +85,7 @@ fn servers(text: Option<&str>, problems: &mut Vec<Problem>) -> Vec<ServerAddr> {
     servers
 }
 
-fn bindings(path: &Path, problems: &mut Vec<Problem>) -> Bindings {
+fn bindings(path: &Path, handlers: &[&str], problems: &mut Vec<Problem>) -> Bindings {
     let shown = path.display().to_string();
     let read = fs::read_to_string(path).map_err(|error| error.to_string());
     let parsed =
@@ -85,6 +94,16 @@ fn bindings(path: &Path, problems: &mut Vec<Problem>) -> Bindings {
         Ok(bindings) => {
             for (name, binding) in &bindings.bindings {
                 check(&format!("{shown}: bindings.{name}"), binding, problems);
+            }
+            for name in handlers.iter().filter(|name| !bindings.bindings.contains_key(**name)) {
+                let known: Vec<_> = bindings.bindings.keys().map(String::as_str).collect();
+                let found = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                problems.push(problem(
+                    &format!("{shown}: bindings.{name}"),
+                    Some(JETWRIGHT_BINDINGS),
+                    format!("missing (there are: {found})"),
+                    "expected the EventConsumer of this name among the workload's",
+                ));
             }
             bindings
         }
@@ -155,11 +174,35 @@ mod tests {
     }
 
     fn environment(url: Option<&str>, bindings: Option<&Path>) -> Result<Environment, Problems> {
-        Environment::from_variables(|name| match name {
+        for_handlers(&[], url, bindings)
+    }
+
+    fn for_handlers(
+        handlers: &[&str],
+        url: Option<&str>,
+        bindings: Option<&Path>,
+    ) -> Result<Environment, Problems> {
+        Environment::from_variables(handlers, |name| match name {
             NATS_URL => url.map(ToOwned::to_owned),
             JETWRIGHT_BINDINGS => bindings.map(|path| path.display().to_string()),
             _ => None,
         })
+    }
+
+    #[test]
+    fn a_handler_without_a_binding_is_told_with_all_other_mistakes() {
+        let file = file(
+            "bindings: {mails: {stream: users, consumer: c, ackWait: 30s, maxAckPending: 0, \
+             retry: {maxAttempts: 3, backoff: {initial: 1s, factor: 2, max: 1s}}}}",
+        );
+        let told = for_handlers(&["mails", "letters"], None, Some(file.path())).unwrap_err().to_string();
+        assert!(told.contains("NATS_URL: not set"), "{told}");
+        assert!(told.contains("bindings.mails.maxAckPending"), "{told}");
+        let missing =
+            "bindings.letters (JETWRIGHT_BINDINGS): missing (there are: mails); expected the EventConsumer";
+        assert!(told.contains(missing), "{told}");
+        let told = for_handlers(&["letters"], Some("localhost"), None).unwrap_err().to_string();
+        assert_eq!(told, "JETWRIGHT_BINDINGS: not set; expected the path of a file with letters");
     }
 
     #[test]

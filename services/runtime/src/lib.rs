@@ -29,8 +29,9 @@
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let (health, shutdown) = (Health::new(), Shutdown::on_signals()?);
+//!     let environment = Environment::from_env(&[Greet::BINDING])?;
 //!     let mut registry = prometheus_client::registry::Registry::default();
-//!     let mut service = Service::connect(Environment::from_env()?, &health, &mut registry).await?;
+//!     let mut service = Service::connect(environment, &health, &mut registry).await?;
 //!     let publisher = service.publisher();
 //!     service.handle(Greet { publisher })?;
 //!     service.run(shutdown.token()).await?;

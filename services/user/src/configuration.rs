@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 
 use jetwright_process::admin;
 use jetwright_process::configuration::{self, Problems, Reader};
-use jetwright_runtime::Environment;
+use jetwright_runtime::{Environment, Handler};
+
+use crate::directory::KeepDirectory;
 
 const PREFIX: &str = "USERS";
 
@@ -29,7 +31,7 @@ impl Configuration {
     pub fn read() -> Result<Self, Problems> {
         let addresses = Problems::both(http_address(), admin::address());
         let ((http_address, admin_address), environment) =
-            Problems::both(addresses, Environment::from_env())?;
+            Problems::both(addresses, Environment::from_env(&[KeepDirectory::BINDING]))?;
         Ok(Self { http_address, admin_address, environment })
     }
 }
