@@ -87,6 +87,9 @@ pub struct ControllerArguments {
     /// figures in statuses are as old as that.
     #[arg(long, env = "JETWRIGHT_COMPARE_INTERVAL", default_value = "1m", value_name = "DURATION", value_parser = at_least_a_second)]
     pub compare_interval: Duration,
+    /// Least time between two writes of a status in which only messages, lag and the like changed.
+    #[arg(long, env = "JETWRIGHT_FIGURES_INTERVAL", default_value = "1m", value_name = "DURATION", value_parser = at_least_a_second)]
+    figures_interval: Duration,
     /// How often every object is reconciled although nothing seemed to change.
     #[arg(long, env = "JETWRIGHT_RESYNC_INTERVAL", default_value = "10m", value_name = "DURATION", value_parser = at_least_a_second)]
     pub resync_interval: Duration,
@@ -151,6 +154,7 @@ impl Arguments {
                 .unwrap_or_else(|| connection::without_user(&self.nats.nats_url)),
             workload_otlp_endpoint: workloads.workload_otlp_endpoint,
             resync: self.controllers.resync_interval.into(),
+            figures_every: self.controllers.figures_interval.into(),
             deletion_timeout: self.controllers.deletion_timeout.into(),
         }
     }

@@ -54,6 +54,8 @@ pub struct Settings {
     pub workload_otlp_endpoint: Option<String>,
     /// How often everything is looked at again, although nothing seemed to change.
     pub resync: Duration,
+    /// Least time between two writes of a status in which only figures changed.
+    pub figures_every: Duration,
     /// How long a deletion is tried before the object is let go.
     pub deletion_timeout: Duration,
 }

@@ -12,8 +12,6 @@ use tokio::time::Instant;
 
 use crate::outcome::Category;
 
-/// Least time between two writes of a status in which only figures changed.
-const FIGURES_EVERY: Duration = Duration::from_mins(1);
 /// Most statuses that say Disconnected a second.
 const DISCONNECTED_PER_SECOND: f64 = 20.0;
 /// Most repairs of one thing in a while.
@@ -145,10 +143,10 @@ pub struct Written {
 }
 
 impl Written {
-    /// How long an object's status has to wait for a write in which only figures change.
-    pub fn figures_wait(&self, key: Key) -> Option<Duration> {
+    /// How long an object's status has to wait for a write in which only figures change, at most one in this time.
+    pub fn figures_wait(&self, key: Key, every: Duration) -> Option<Duration> {
         let last = self.last.with(key, || None, |last| *last)?;
-        FIGURES_EVERY.checked_sub(last.elapsed()).filter(|left| !left.is_zero())
+        every.checked_sub(last.elapsed()).filter(|left| !left.is_zero())
     }
 
     /// An object's status was written.
@@ -212,11 +210,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn figures_wait_a_minute() {
         let written = Written::default();
-        assert_eq!(written.figures_wait(key()), None);
+        assert_eq!(written.figures_wait(key(), Duration::from_mins(1)), None);
         written.wrote(key());
-        assert_eq!(written.figures_wait(key()), Some(FIGURES_EVERY));
-        tokio::time::advance(FIGURES_EVERY).await;
-        assert_eq!(written.figures_wait(key()), None);
+        assert_eq!(written.figures_wait(key(), Duration::from_mins(1)), Some(Duration::from_mins(1)));
+        tokio::time::advance(Duration::from_mins(1)).await;
+        assert_eq!(written.figures_wait(key(), Duration::from_mins(1)), None);
     }
 
     #[tokio::test(start_paused = true)]

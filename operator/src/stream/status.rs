@@ -33,7 +33,8 @@ fn next(object: &EventStream, result: &Result, context: &Context) -> Next<EventS
         return Next::Later(DISCONNECTED_AFTER);
     }
     let only_figures = without_figures(&before) == without_figures(&after);
-    match context.written.figures_wait(key(object)).filter(|_| only_figures) {
+    let wait = context.written.figures_wait(key(object), context.settings.figures_every);
+    match wait.filter(|_| only_figures) {
         Some(pause) => Next::Later(pause),
         None => Next::Write(after),
     }

@@ -219,6 +219,7 @@ mod tests {
             workload_nats_url: "nats://nats:4222".into(),
             workload_otlp_endpoint: Some("http://jaeger:4318".into()),
             resync: Duration::from_mins(10),
+            figures_every: Duration::from_mins(1),
             deletion_timeout: Duration::from_mins(10),
         }
     }

@@ -160,14 +160,18 @@ async fn without_the_advisories_the_comparison_finds_what_others_changed() {
 
 #[tokio::test]
 async fn the_figures_in_a_status_follow_what_happens_in_the_stream() {
-    let world = World::with(jetwright_testing::NatsServer::start().await, &["--compare-interval=1s"]).await;
+    let world = World::with(
+        jetwright_testing::NatsServer::start().await,
+        &["--compare-interval=1s", "--figures-interval=1s"],
+    )
+    .await;
     world.stream("orders", "subjects: [orders.*]").await;
     world.consumer("reader", "streamRef: {name: orders}").await;
     world.await_ready::<EventConsumer>("reader").await;
     for number in 0..3 {
         world.jetstream.publish(format!("orders.{number}"), "x".into()).await.unwrap().await.unwrap();
     }
-    await_until("the figures are in the statuses", Duration::from_secs(90), || async {
+    await_until("the figures are in the statuses", SOON, || async {
         let stream = world.streams().get("orders").await.unwrap().status.unwrap().stream.unwrap();
         let lag = world.consumers().get("reader").await.unwrap().status.unwrap().lag;
         if (stream.messages, lag) == (3, Some(3)) { Ok(()) } else { Err(format!("{stream:?} {lag:?}")) }
