@@ -59,14 +59,14 @@ impl Process {
     /// How it ended, if it has.
     #[must_use]
     pub fn exited(&self) -> Option<ExitStatus> {
-        self.reap(&mut self.child(), |child| child.try_wait().unwrap_or_default())
+        self.look(&mut self.child())
     }
 
     /// Sends a signal by its name: TERM, INT, STOP, CONT, USR2… A process that has ended is left alone.
     pub fn signal(&self, signal: &str) {
         // Held until the signal is sent: as long as nobody waits for the child, its id is not used again.
         let mut child = self.child();
-        if self.reap(&mut child, |child| child.try_wait().unwrap_or_default()).is_none() {
+        if self.look(&mut child).is_none() {
             let sent = send(signal, &self.pid.to_string());
             assert!(sent.is_ok(), "could not send {signal} to {} ({}): {sent:?}", self.name, self.pid);
         }
@@ -75,25 +75,25 @@ impl Process {
     /// Kills it and what it has started (SIGKILL), and waits until it is gone.
     pub fn kill(&self) {
         let mut child = self.child();
-        let _ = child.child.kill();
-        self.reap(&mut child, |child| child.wait().ok());
+        if child.exited.is_none() {
+            let _ = child.child.kill();
+            self.reap(&mut child);
+        }
     }
 
-    /// Takes note of its end, once, and ends what is left of its process group then: as long as there is some, the
-    /// group's id is not used again.
-    fn reap(
-        &self,
-        child: &mut Running,
-        end: impl FnOnce(&mut Child) -> Option<ExitStatus>,
-    ) -> Option<ExitStatus> {
-        if child.exited.is_none() {
-            child.exited = end(&mut child.child);
-            if child.exited.is_some() {
-                let _ = send("KILL", &format!("-{}", self.pid));
-                guard::strike(self.pid);
-            }
+    fn look(&self, child: &mut Running) -> Option<ExitStatus> {
+        if child.exited.is_none() && is_zombie(self.pid) {
+            self.reap(child);
         }
         child.exited
+    }
+
+    /// Ends what is left of its process group, and takes note of its end. In this order: until it is waited for, its id,
+    /// which is the group's, is not used again.
+    fn reap(&self, child: &mut Running) {
+        let _ = send("KILL", &format!("-{}", self.pid));
+        child.exited = child.child.wait().ok();
+        guard::strike(self.pid);
     }
 
     /// Waits until it has ended by itself.
@@ -158,6 +158,13 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Whether it has ended, and nobody has waited for it.
+fn is_zombie(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // proc_pid_stat(5): the state is field 3; the command's name, field 2, may hold blanks and parentheses.
+    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
 }
 
 /// Sends a signal to a process, or to the group whose id has a minus before it.
