@@ -32,15 +32,20 @@ where
             let detail = "send JSON, and say so: Content-Type: application/json";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
         }
-        let body = Bytes::from_request(request, state).await.map_err(|rejection| {
-            let detail = match rejection.status() {
-                StatusCode::PAYLOAD_TOO_LARGE => "the body is longer than what this service takes".to_owned(),
-                _ => rejection.body_text(),
-            };
-            Problem::new(rejection.status(), detail)
-        })?;
+        let body = whole_body(request, state).await?;
         parse(&body).map(Self)
     }
+}
+
+/// The body, where it is no longer than the limit and comes to its end.
+pub(super) async fn whole_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
+    Bytes::from_request(request, state).await.map_err(|rejection| {
+        let detail = match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => "the body is longer than what this service takes".to_owned(),
+            _ => rejection.body_text(),
+        };
+        Problem::new(rejection.status(), detail)
+    })
 }
 
 impl<T: Serialize> IntoResponse for Json<T> {

@@ -145,8 +145,30 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_that_takes_too_long_is_given_up() {
-        assert_eq!(problem(Request::get("/slow").body(Body::empty()).unwrap()).await.0, 408);
+    async fn an_answer_that_takes_too_long_is_given_up_as_the_programs_own_matter() {
+        let slow = || Request::get("/slow").body(Body::empty()).unwrap();
+        assert_eq!(problem(slow()).await.0, 503);
+        assert_eq!(answer(slow()).await.headers()["retry-after"], "1");
+    }
+
+    /// Says that there is a body, and never sends the rest of it.
+    struct Unending;
+
+    impl axum::body::HttpBody for Unending {
+        type Data = axum::body::Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<hyper::body::Frame<Self::Data>, Self::Error>>> {
+            std::task::Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_takes_too_long_is_the_callers_matter() {
+        assert_eq!(problem(order("application/json", Body::new(Unending))).await.0, 408);
     }
 
     #[test]

@@ -2,27 +2,42 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use tokio::net::TcpListener;
-use tokio::time::timeout;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
+use super::input::whole_body;
 use super::metrics::{HttpMetrics, Request as Labels};
 use super::{Problem, propagation};
 
 /// Longest body of a request, in bytes.
 const LARGEST_BODY: usize = 64 * 1024;
-/// Longest time from a request's headers to its answer, a slowly sent body included.
+/// Longest time until a body is there, and from then to the answer.
 const DEADLINE: Duration = Duration::from_secs(15);
+/// Longest time until a request's headers are there, from the connection's beginning or the answer before them.
+const HEADERS: Duration = Duration::from_secs(10);
+/// Connections at once; more wait in the system's queue.
+const CONNECTIONS: usize = 1024;
+/// The pause when the system cannot give a connection out, as when the process has too many files open.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Binds the address, so that a taken one is told before anything else is started. Port 0 takes a free one.
 ///
@@ -30,13 +45,15 @@ const DEADLINE: Duration = Duration::from_secs(15);
 ///
 /// The address cannot be bound.
 pub async fn bind(address: SocketAddr) -> io::Result<Server> {
-    Ok(Server { listener: TcpListener::bind(address).await? })
+    Ok(Server { listener: TcpListener::bind(address).await?, most: CONNECTIONS })
 }
 
 /// A bound address, not served yet.
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
+    /// Connections at once.
+    most: usize,
 }
 
 impl Server {
@@ -55,24 +72,59 @@ impl Server {
     ///
     /// The listener fails.
     pub async fn serve(self, router: Router, shutdown: CancellationToken, grace: Duration) -> io::Result<()> {
-        let stopped = shutdown.clone();
-        let serving = axum::serve(self.listener, router).with_graceful_shutdown(shutdown.cancelled_owned());
-        let overdue = async {
-            stopped.cancelled().await;
-            tokio::time::sleep(grace).await;
-        };
-        tokio::select! {
-            served = serving.into_future() => served,
-            () = overdue => {
-                tracing::warn!(?grace, "requests were still unanswered and are dropped");
-                Ok(())
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEADERS);
+        let service = TowerToHyperService::new(router);
+        let (graceful, mut connections) = (GracefulShutdown::new(), JoinSet::new());
+        let accepting = Accepting { listener: self.listener, places: Arc::new(Semaphore::new(self.most)) };
+        loop {
+            let (stream, place) = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                Some(_) = connections.join_next() => continue,
+                accepted = accepting.next() => accepted?,
+            };
+            let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
+            let connection = graceful.watch(connection);
+            connections.spawn(async move {
+                // A caller that goes away or sends no HTTP is its own matter.
+                let _ = connection.await;
+                drop(place);
+            });
+        }
+        drop(accepting);
+        if timeout(grace, graceful.shutdown()).await.is_err() {
+            tracing::warn!(?grace, "requests were still unanswered and are dropped");
+        }
+        Ok(())
+    }
+}
+
+struct Accepting {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+}
+
+impl Accepting {
+    /// The next connection, with its place among those at once. May be dropped and called again.
+    async fn next(&self) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+        let place = Arc::clone(&self.places).acquire_owned().await.map_err(io::Error::other)?;
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, _)) => return Ok((stream, place)),
+                // EINVAL: it listens no more (accept(2)). All else concerns one connection or passes.
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
 }
 
 /// Adds what every route is to have: a span that continues the caller's trace, a metric and a line in the log for each
-/// request; bodies of at most 64 KiB, answers within 15 seconds, and a [`Problem`] where no route takes the request.
+/// request; bodies of at most 64 KiB and within 15 seconds, answers within 15 more, and a [`Problem`] where no route takes the request.
 pub fn with_defaults<S: Clone + Send + Sync + 'static>(router: Router<S>, metrics: HttpMetrics) -> Router<S> {
     let no_route = async || Problem::not_found("there is nothing at this path");
     let no_method =
@@ -80,8 +132,8 @@ pub fn with_defaults<S: Clone + Send + Sync + 'static>(router: Router<S>, metric
     router
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
-        .layer(DefaultBodyLimit::max(LARGEST_BODY))
         .layer(from_fn_with_state(metrics, around))
+        .layer(DefaultBodyLimit::max(LARGEST_BODY))
 }
 
 async fn around(State(metrics): State<HttpMetrics>, request: Request, next: Next) -> Response {
@@ -90,10 +142,10 @@ async fn around(State(metrics): State<HttpMetrics>, request: Request, next: Next
     let route = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str).to_owned();
     let span = server_span(&request, method, &route);
     let response = async {
-        let response = timeout(DEADLINE, next.run(request)).await.unwrap_or_else(|_| {
-            let detail = format!("not received and answered within {} s", DEADLINE.as_secs());
-            Problem::new(StatusCode::REQUEST_TIMEOUT, detail).into_response()
-        });
+        let response = match received(request).await {
+            Ok(request) => answered(next.run(request)).await,
+            Err(problem) => problem.into_response(),
+        };
         let status = response.status();
         let span = Span::current();
         span.record("http.response.status_code", status.as_u16());
@@ -113,6 +165,23 @@ async fn around(State(metrics): State<HttpMetrics>, request: Request, next: Next
     };
     metrics.answered(&labels, started.elapsed());
     response
+}
+
+/// The request with all of its body, so that a caller's slowness is told from the program's.
+async fn received(request: Request) -> Result<Request, Problem> {
+    let (parts, body) = request.into_parts();
+    let reading = whole_body(Request::from_parts(parts.clone(), body), &());
+    let body = timeout(DEADLINE, reading).await.map_err(|_| {
+        let detail = format!("not received within {} s", DEADLINE.as_secs());
+        Problem::new(StatusCode::REQUEST_TIMEOUT, detail)
+    })??;
+    Ok(Request::from_parts(parts, Body::from(body)))
+}
+
+async fn answered(response: impl Future<Output = Response>) -> Response {
+    timeout(DEADLINE, response).await.unwrap_or_else(|_| {
+        Problem::unavailable(format!("not answered within {} s", DEADLINE.as_secs())).into_response()
+    })
 }
 
 fn server_span(request: &Request, method: &'static str, route: &str) -> Span {
@@ -136,4 +205,56 @@ fn server_span(request: &Request, method: &'static str, route: &str) -> Span {
 fn known(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"];
     known.into_iter().find(|name| method.as_str() == *name).unwrap_or("_OTHER")
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_mins(10);
+
+    async fn served(most: usize) -> (SocketAddr, CancellationToken) {
+        let mut server = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+        server.most = most;
+        let (address, shutdown) = (server.local_address().unwrap(), CancellationToken::new());
+        let router = Router::new().route("/", get(async || "here"));
+        tokio::spawn(server.serve(router, shutdown.clone(), Duration::ZERO));
+        (address, shutdown)
+    }
+
+    async fn send(address: SocketAddr, text: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(text.as_bytes()).await.unwrap();
+        stream
+    }
+
+    /// What comes until the server closes the connection.
+    async fn rest(mut stream: TcpStream) -> String {
+        let mut text = String::new();
+        timeout(LONG, stream.read_to_string(&mut text)).await.expect("the server closes it").unwrap();
+        text
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_whose_headers_do_not_end_holds_its_connection_for_a_bounded_time() {
+        let (address, _shutdown) = served(CONNECTIONS).await;
+        for text in ["", "GET / HTTP/1.1\r\nHost:"] {
+            assert_eq!(rest(send(address, text).await).await, "", "{text:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_connections_than_there_are_places_wait_their_turn() {
+        let (address, _shutdown) = served(1).await;
+        let first = send(address, "").await;
+        let begun = tokio::time::Instant::now();
+        let second = send(address, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+        assert!(rest(second).await.ends_with("here"));
+        // When the first one's time was over.
+        assert!(begun.elapsed() >= HEADERS, "{:?}", begun.elapsed());
+        drop(first);
+    }
 }
