@@ -57,20 +57,25 @@ impl Leadership {
         let identity = arguments.identity.clone().unwrap_or_else(|| format!("{host}-{}", Uuid::new_v4()));
         tracing::info!(namespace, name, identity, "waiting for leadership");
         let lease = Api::namespaced(client.clone(), &namespace);
-        let manager = LeaseManagerBuilder::new(client, &name)
-            .with_namespace(&namespace)
-            .with_identity(&identity)
-            .with_duration(LEASE)
-            .with_grace(RENEW_BEFORE)
-            .build()
-            .await
-            .map_err(|source| Error { namespace, name: name.clone(), source })?;
-        let (mut held, task) = manager.watch().await;
-        let leading = async { held.wait_for(|held| *held).await.is_ok() };
-        match stop.run_until_cancelled(leading).await {
-            Some(true) => Ok(Some(Self { lease, name, identity, held, task })),
-            // The task ended without a lease: it is the caller's to end the process.
-            Some(false) | None => Ok(None),
+        let failed = |source| Error { namespace: namespace.clone(), name: name.clone(), source };
+        loop {
+            let manager = LeaseManagerBuilder::new(client.clone(), &name)
+                .with_namespace(&namespace)
+                .with_identity(&identity)
+                .with_duration(LEASE)
+                .with_grace(RENEW_BEFORE)
+                .build()
+                .await
+                .map_err(failed)?;
+            tokio::select! {
+                () = stop.cancelled() => return Ok(None),
+                // The manager looks again only when the lease would end: one that was given back is taken with a new manager.
+                () = vacated(&lease, &name) => {}
+                changed = manager.changed() => if changed.map_err(failed)? {
+                    let (held, task) = manager.watch().await;
+                    return Ok(Some(Self { lease, name, identity, held, task }));
+                }
+            }
         }
     }
 
@@ -89,6 +94,17 @@ impl Leadership {
         drop(self.held);
         if tokio::time::timeout(RELEASE, self.task).await.is_err() {
             tracing::warn!("the lease was not given back; the next leader waits {LEASE} s for its end");
+        }
+    }
+}
+
+/// Ends when nobody holds the lease.
+async fn vacated(lease: &Api<Lease>, name: &str) {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        let Ok(Ok(found)) = tokio::time::timeout(LOOK, lease.get(name)).await else { continue };
+        if found.spec.and_then(|spec| spec.holder_identity).is_none_or(|holder| holder.is_empty()) {
+            return;
         }
     }
 }

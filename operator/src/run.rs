@@ -121,13 +121,8 @@ async fn lead(arguments: &Arguments, context: &Arc<Context>, stop: &Cancellation
     if !arguments.leader.leader_elect {
         return reconcile(arguments, context, stop).await;
     }
-    let Some(mut leadership) = Leadership::acquire(context.client.clone(), &arguments.leader, stop).await?
-    else {
-        if stop.is_cancelled() {
-            return Ok(());
-        }
-        bail!("the election ended without a leader; starting anew");
-    };
+    let acquired = Leadership::acquire(context.client.clone(), &arguments.leader, stop).await?;
+    let Some(mut leadership) = acquired else { return Ok(()) };
     let result = tokio::select! {
         result = reconcile(arguments, context, stop) => result,
         () = leadership.lost() => bail!("leadership was lost; ending at once, since another process may act now"),
