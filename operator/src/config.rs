@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
 
+use async_nats::ServerAddr;
 use clap::{ArgAction, Args, Parser};
 use jetwright_crds::{Duration, duration::ParseDurationError};
 
@@ -40,7 +41,7 @@ pub struct Arguments {
 #[derive(Clone, Debug, Args)]
 pub struct NatsArguments {
     /// Addresses of the servers, separated by commas, such as nats://nats.nats.svc:4222.
-    #[arg(long, env = "JETWRIGHT_NATS_URL", value_name = "URL")]
+    #[arg(long, env = "JETWRIGHT_NATS_URL", value_name = "URL", value_parser = servers)]
     nats_url: String,
     /// File with the operator's credentials (a user's JWT and key).
     #[arg(long, env = "JETWRIGHT_NATS_CREDENTIALS_FILE", value_name = "FILE")]
@@ -57,7 +58,7 @@ pub struct NatsArguments {
 #[derive(Clone, Debug, Args)]
 pub struct WorkloadArguments {
     /// Addresses of the servers as pods reach them. Default: --nats-url, without user and password.
-    #[arg(long, env = "JETWRIGHT_WORKLOAD_NATS_URL", value_name = "URL")]
+    #[arg(long, env = "JETWRIGHT_WORKLOAD_NATS_URL", value_name = "URL", value_parser = servers)]
     workload_nats_url: Option<String>,
     /// Where pods send their traces by OTLP over HTTP. Default: nowhere.
     #[arg(long, env = "JETWRIGHT_WORKLOAD_OTLP_ENDPOINT", value_name = "URL")]
@@ -81,7 +82,7 @@ pub struct ControllerArguments {
     default_connection_namespaces: Namespaces,
     /// Name of this Kubernetes cluster, kept in JetStream with what the operator makes; it tells clusters apart that share a NATS
     /// account. Default: the uid of the namespace kube-system.
-    #[arg(long, env = "JETWRIGHT_CLUSTER_NAME", value_name = "NAME")]
+    #[arg(long, env = "JETWRIGHT_CLUSTER_NAME", value_name = "NAME", value_parser = cluster_name)]
     pub cluster_name: Option<String>,
     /// How often everything in JetStream is compared with what is known of it, beside the advisories; the messages, lag and other
     /// figures in statuses are as old as that.
@@ -160,6 +161,27 @@ impl Arguments {
     }
 }
 
+/// Takes addresses of NATS servers separated by commas, and refuses what is none.
+fn servers(text: &str) -> Result<String, String> {
+    for server in text.split(',').map(str::trim) {
+        let address: Result<ServerAddr, _> = server.parse();
+        match address {
+            Ok(address) if !server.is_empty() && !address.host().is_empty() => {}
+            Ok(_) => return Err("an address has no host: write it as nats://host:4222".to_owned()),
+            Err(error) => return Err(format!("{error}: write it as nats://host:4222")),
+        }
+    }
+    Ok(text.to_owned())
+}
+
+/// Takes a name that can stand before /namespace/name.
+fn cluster_name(text: &str) -> Result<String, String> {
+    if text.is_empty() || text.contains('/') || text.contains(char::is_whitespace) {
+        return Err("a name without slashes and blanks is expected".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 /// Reads a time of at least a second.
 fn at_least_a_second(text: &str) -> Result<Duration, String> {
     let duration: Duration = text.parse().map_err(|error: ParseDurationError| error.to_string())?;
@@ -195,6 +217,15 @@ mod tests {
     #[test]
     fn the_flags_are_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn addresses_that_lead_nowhere_are_refused() {
+        for url in ["", "nats://", "nats://a,,nats://b", "ftp://a", "a:99999"] {
+            assert!(servers(url).is_err(), "{url:?}");
+        }
+        assert!(servers("nats://op:pw@a:4222, tls://b").is_ok());
+        assert!(cluster_name("a/b").is_err() && cluster_name("east-1").is_ok());
     }
 
     #[test]

@@ -100,6 +100,7 @@ impl Metrics {
     pub fn api_request<T>(&self, verb: &'static str, answer: &Result<T, ApiError>) {
         let outcome = match answer {
             Ok(_) => "ok",
+            Err(error) if error.is_absence() => "not_found",
             Err(ApiError::Refused { .. }) => "refused",
             Err(ApiError::Unanswered { .. }) => "unanswered",
             Err(ApiError::Malformed { .. }) => "malformed",

@@ -57,6 +57,14 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The file of authorities cannot be used.
+    #[error("--nats-ca-file {}: {why}", path.display())]
+    Authorities {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
     /// The addresses or the certificates cannot be used.
     #[error("--nats-url {servers}: the connection cannot be set up")]
     Setup {
@@ -105,6 +113,7 @@ impl Nats {
             options = options.credentials_file(path).await.map_err(unusable)?;
         }
         if let Some(path) = &settings.ca_file {
+            has_certificates(path).await?;
             options = options.add_root_certificates(path.clone()).require_tls(true);
         }
         let servers: Vec<_> = settings.servers.split(',').map(str::trim).collect();
@@ -156,6 +165,17 @@ impl fmt::Debug for Nats {
     }
 }
 
+/// The client itself would only say that TLS failed, at every try.
+async fn has_certificates(path: &PathBuf) -> Result<(), Error> {
+    let failed = |why: String| Error::Authorities { path: path.clone(), why };
+    let text = tokio::fs::read_to_string(path).await.map_err(|error| failed(error.to_string()))?;
+    if text.contains("-----BEGIN CERTIFICATE-----") {
+        Ok(())
+    } else {
+        Err(failed("it has no certificate in PEM".to_owned()))
+    }
+}
+
 /// Doubling from 50 ms, jittered so that a thousand clients of a restarted server do not come at once.
 fn delay(attempts: usize) -> Duration {
     let exponent = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
@@ -178,7 +198,7 @@ fn follow(link: &watch::Sender<Link>, lost: &Notify, metrics: &Metrics, event: &
         Event::Disconnected => set(link, metrics, false),
         // One for every message that was dropped.
         Event::SlowConsumer(_) => lost.notify_one(),
-        event => tracing::info!(%event, "NATS"),
+        event => tracing::warn!(%event, "NATS"),
     }
 }
 

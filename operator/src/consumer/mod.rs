@@ -29,17 +29,17 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// What the object is about could not be looked at.
-    #[error("cannot look at the consumer")]
-    Dereference(#[source] dereference::Error),
+    #[error(transparent)]
+    Dereference(dereference::Error),
     /// What was planned could not be done.
-    #[error("cannot change the consumer")]
-    Apply(#[source] apply::Error),
+    #[error(transparent)]
+    Apply(apply::Error),
     /// What belongs to the object could not be cleaned up.
-    #[error("cannot delete the consumer")]
-    Delete(#[source] delete::Error),
+    #[error(transparent)]
+    Delete(delete::Error),
     /// The workload could not be brought to what is declared.
-    #[error("cannot run the workload")]
-    Workload(#[source] workload::Error),
+    #[error(transparent)]
+    Workload(workload::Error),
     /// The finalizer could not be set or removed.
     #[error("cannot change the finalizer")]
     Finalizer(#[source] kube::Error),

@@ -15,7 +15,7 @@ use serde_json::json;
 
 use crate::{
     identity::Identity,
-    jetstream::Config,
+    jetstream::{Config, subjects},
     outcome::{Problem, problem},
     stream::stream_name,
 };
@@ -34,13 +34,16 @@ pub struct StreamFacts {
     pub name: String,
     /// What lets JetStream remove a message.
     pub retention: Retention,
+    /// What it keeps.
+    pub subjects: Vec<String>,
 }
 
 impl StreamFacts {
     /// The facts of an EventStream.
     #[must_use]
     pub fn of(object: &EventStream) -> Self {
-        Self { name: stream_name(object), retention: object.spec.retention.unwrap_or_default() }
+        let retention = object.spec.retention.unwrap_or_default();
+        Self { name: stream_name(object), retention, subjects: object.spec.subjects.clone() }
     }
 }
 
@@ -100,6 +103,14 @@ pub fn validate(
     if stream.retention == Retention::WorkQueue && deliver_policy != DeliverPolicy::All {
         problems
             .push(problem("spec.deliverPolicy", "the stream is a WorkQueue, whose consumers begin with All"));
+    }
+    let misses = |filter: &&String| !stream.subjects.iter().any(|subject| subjects::overlap(filter, subject));
+    if let Some(filter) = filter_subjects.iter().find(misses) {
+        let kept = stream.subjects.join(", ");
+        problems.push(problem(
+            "spec.filterSubjects",
+            format!("{filter} matches nothing that the stream keeps ({kept})"),
+        ));
     }
     if !problems.is_empty() {
         return Err(problems);
@@ -168,7 +179,7 @@ pub(super) mod tests {
     const TEMPLATE: &str = "{spec: {containers: [{name: app, image: app:1}]}}";
 
     fn facts(retention: Retention) -> StreamFacts {
-        StreamFacts { name: "orders".into(), retention }
+        StreamFacts { name: "orders".into(), retention, subjects: vec![">".into()] }
     }
 
     fn identity(generation: i64) -> Identity {
@@ -247,6 +258,19 @@ pub(super) mod tests {
         assert_eq!(desired_at(1, &workload).binding.retry.max_attempts, 4);
         let reference = format!("{{streamRef: {{name: orders}}, {retry}, workloadRef: {{name: other}}}}");
         assert_eq!(field(&reference, "max_deliver"), json!(-1));
+    }
+
+    #[test]
+    fn a_filter_that_matches_nothing_of_the_stream_is_told() {
+        let spec =
+            serde_saphyr::from_str("{streamRef: {name: orders}, filterSubjects: [orders.*.placed, users.*]}")
+                .unwrap();
+        let stream = StreamFacts { subjects: vec!["orders.*.*".into()], ..facts(Retention::Limits) };
+        let problems = validate(&spec, &identity(1), &stream).unwrap_err();
+        assert_eq!(
+            problems,
+            [problem("spec.filterSubjects", "users.* matches nothing that the stream keeps (orders.*.*)")]
+        );
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub const REPLICAS_NEED_CLUSTER: u64 = 10074;
 /// The cluster has no servers for it; the text says why.
 pub const NO_SUITABLE_PEERS: u64 = 10005;
 
+/// Another stream of the account has subjects in common.
+const SUBJECTS_OVERLAP: u64 = 10065;
 /// A move or a scaling of the stream goes on.
 pub const RECONFIGURING: u64 = 10226;
 /// Least time to wait for a list: with a server away the cluster takes 4 s to answer one.
@@ -40,7 +42,7 @@ pub enum ApiError {
         why: String,
     },
     /// JetStream answered with an error.
-    #[error("JetStream refused {subject}: {description} ({code}/{err_code})")]
+    #[error("JetStream refused: {description} ({code}/{err_code}){}", remedy(*err_code))]
     Refused {
         /// Subject of the request.
         subject: String,
@@ -62,6 +64,12 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    /// Whether JetStream said that there is no such stream or consumer.
+    #[must_use]
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Refused { err_code: STREAM_NOT_FOUND | CONSUMER_NOT_FOUND, .. })
+    }
+
     /// JetStream's error code, where it answered with one.
     #[must_use]
     pub fn err_code(&self) -> Option<u64> {
@@ -69,6 +77,19 @@ impl ApiError {
             Self::Refused { err_code, .. } => Some(*err_code),
             _ => None,
         }
+    }
+}
+
+/// What to do about errors that come from what an object declares.
+fn remedy(err_code: u64) -> &'static str {
+    match err_code {
+        SUBJECTS_OVERLAP => {
+            ": choose other subjects, or find the other stream with `nats stream ls --subject`"
+        }
+        REPLICAS_NEED_CLUSTER => {
+            ": set spec.replicas to 1, or a profile, which settles for the servers that there are"
+        }
+        _ => "",
     }
 }
 

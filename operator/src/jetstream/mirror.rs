@@ -124,8 +124,10 @@ impl Mirror {
     /// When JetStream has to be asked and does not answer.
     pub async fn hold_stream(&self, name: &str) -> Result<Held<StreamInfo>, ApiError> {
         let mut held = held_now(&self.0.streams, name.to_owned()).lock_owned().await;
+        // What the holder learns by this, it acts on: to announce it would wake the holder again, and for ever where JetStream
+        // refuses what it does.
         if matches!(*held, Seen::Unknown) {
-            self.look_at_stream(name, &mut held).await?;
+            *held = self.0.api.stream_info(name).await?.into();
         }
         Ok(held)
     }
@@ -151,7 +153,7 @@ impl Mirror {
         let key = (stream.to_owned(), name.to_owned());
         let mut held = held_now(&self.0.consumers, key).lock_owned().await;
         if matches!(*held, Seen::Unknown) {
-            self.look_at_consumer(stream, name, &mut held).await?;
+            *held = self.0.api.consumer_info(stream, name).await?.into();
         }
         Ok(held)
     }

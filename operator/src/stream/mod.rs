@@ -29,14 +29,14 @@ pub use dereference::remembered;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// What the object is about could not be looked at.
-    #[error("cannot look at the stream")]
-    Dereference(#[source] dereference::Error),
+    #[error(transparent)]
+    Dereference(dereference::Error),
     /// What was planned could not be done.
-    #[error("cannot change the stream")]
-    Apply(#[source] apply::Error),
+    #[error(transparent)]
+    Apply(apply::Error),
     /// What belongs to the object could not be cleaned up.
-    #[error("cannot delete the stream")]
-    Delete(#[source] delete::Error),
+    #[error(transparent)]
+    Delete(delete::Error),
     /// The finalizer could not be set or removed.
     #[error("cannot change the finalizer")]
     Finalizer(#[source] kube::Error),
