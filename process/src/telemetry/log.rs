@@ -9,16 +9,18 @@ use opentelemetry_sdk::trace::SdkTracer;
 use tracing::dispatcher::WeakDispatch;
 use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
 use tracing_opentelemetry::get_otel_context;
+use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
-use tracing_subscriber::{EnvFilter, Layer, Registry, filter::FilterExt, filter::filter_fn, fmt};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
 use super::{problem, variable};
 use crate::configuration::Problem;
 
-const DEFAULT_FILTER: &str = "info";
+/// The client of NATS logs each of its events, which the programs tell in their own words.
+const DEFAULT_FILTER: &str = "info,async_nats=warn";
 
 /// Keys of every line. An event's field of the same name goes under `fields.<name>`: a key is there only once.
 const RESERVED: [&str; 6] = ["time", "level", "target", "span", "trace_id", "span_id"];
@@ -43,6 +45,17 @@ impl Default for Log {
     }
 }
 
+/// A word without `=` is a level: the filter itself would take a misspelt one for a target, and nothing would be logged.
+fn check(filter: &str) -> Result<(), String> {
+    let level = |part: &str| {
+        part.trim().is_empty() || part.contains(['=', '[']) || part.trim().parse::<LevelFilter>().is_ok()
+    };
+    if let Some(part) = filter.split(',').find(|part| !level(part)) {
+        return Err(format!("{part:?} is no level (error, warn, info, debug, trace, off)"));
+    }
+    EnvFilter::builder().parse(filter).map(drop).map_err(|error| error.to_string())
+}
+
 impl Log {
     /// Reads RUST_LOG, LOG_LEVEL and LOG_FORMAT.
     pub(super) fn from_env(problems: &mut Vec<Problem>) -> Self {
@@ -50,10 +63,10 @@ impl Log {
         if let Some((name, filter)) =
             ["RUST_LOG", "LOG_LEVEL"].iter().find_map(|name| Some((*name, variable(name)?)))
         {
-            match EnvFilter::builder().parse(&filter) {
-                Ok(_) => log.filter = filter,
-                Err(error) => {
-                    let expected = format!("expected a level or target=level,…: {error}");
+            match check(&filter) {
+                Ok(()) => log.filter = filter,
+                Err(why) => {
+                    let expected = format!("expected a level or target=level,…: {why}");
                     problems.push(problem(name, &format!("found {filter:?}"), &expected));
                 }
             }
@@ -271,5 +284,15 @@ pub(crate) mod tests {
         let _guard = output.subscribe_as(&Log { format: Format::Text, ..Log::default() });
         tracing::info!(count = 2, "counted");
         assert!(output.text().trim_end().ends_with("counted count=2"), "{}", output.text());
+    }
+
+    #[test]
+    fn a_misspelt_level_is_told_rather_than_silence_everything() {
+        for filter in ["info", "warn,async_nats=debug", "jetwright_operator=trace", "off"] {
+            assert_eq!(check(filter), Ok(()), "{filter}");
+        }
+        for filter in ["loud", "info,wran", "a=loud"] {
+            assert!(check(filter).is_err(), "{filter}");
+        }
     }
 }
