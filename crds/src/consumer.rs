@@ -160,7 +160,8 @@ pub struct Workload {
     pub replicas: i32,
 
     /// The pod, as in a Deployment. Its first container gets the environment that Jetwright's runtime reads
-    /// (JETWRIGHT_BINDINGS, NATS_URL, OTEL_…) and, where it has none, probes and a restricted security context.
+    /// (JETWRIGHT_BINDINGS, NATS_URL, OTEL_…) and, where it has none, probes and a restricted security context. What is set
+    /// here wins, but for the labels app.kubernetes.io/name, app.kubernetes.io/managed-by and jetwright.dev/workload.
     #[schemars(schema_with = "template_schema")]
     pub template: Value,
 
@@ -238,14 +239,14 @@ pub struct EventConsumerStatus {
     /// The consumer in JetStream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer: Option<ConsumerState>,
-    /// Messages of the stream that were not delivered yet, at the operator's last look: some minutes ago where nothing else
-    /// changed. The same holds for the other figures.
+    /// Messages of the stream that were not delivered yet; a figure as of the operator's last look, at most a --compare-interval
+    /// and a --figures-interval old while NATS is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<u64>,
-    /// Messages delivered and not acknowledged yet.
+    /// Messages delivered and not acknowledged yet; a figure as old as lag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ack_pending: Option<u64>,
-    /// Messages that were delivered more than once and are not acknowledged yet.
+    /// Messages that were delivered more than once and are not acknowledged yet; a figure as old as lag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redelivered: Option<u64>,
     /// Pods of the workload.

@@ -12,7 +12,8 @@ pub const SUBJECT_PATTERN: &str = r"^(>|(\*|[^\s.*>]+)(\.(\*|[^\s.*>]+))*(\.>)?)
 /// What a JetStream name must look like: no dots, wildcards, blanks or path separators.
 pub const NAME_PATTERN: &str = r"^[^\s.*>/\\]+$";
 
-/// An EventStream is a JetStream stream, kept exactly as declared here: what is left out has JetStream's default.
+/// An EventStream is a JetStream stream, kept exactly as declared here: what is left out has JetStream's default, or
+/// its profile's.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "jetwright.dev",
@@ -23,7 +24,7 @@ pub const NAME_PATTERN: &str = r"^[^\s.*>/\\]+$";
     derive = "PartialEq",
     shortname = "es",
     category = "jetwright",
-    doc = "A JetStream stream, kept exactly as declared.",
+    doc = "A JetStream stream, kept exactly as declared: what is left out has JetStream's default, or its profile's.",
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason"),
     printcolumn(name = "Messages", type_ = "integer", json_path = ".status.stream.messages"),
@@ -191,7 +192,8 @@ pub struct EventStreamStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
-    /// The stream as JetStream had it when it was last looked at.
+    /// The stream as JetStream had it at the operator's last look; its figures are at most a --compare-interval and a
+    /// --figures-interval old while NATS is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamState>,
     /// What somebody changed behind the operator's back.
@@ -199,7 +201,7 @@ pub struct EventStreamStatus {
     pub drift: Option<Drift>,
 }
 
-/// A stream in JetStream. The figures are those of the operator's last look, some minutes ago where nothing else changed.
+/// A stream in JetStream, as of the operator's last look.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StreamState {
@@ -220,7 +222,7 @@ pub struct StreamState {
     pub last_sequence: u64,
     /// Consumers that it has, those that no EventConsumer declares included.
     pub consumers: u64,
-    /// Server that leads it; absent where the servers are not clustered.
+    /// Server that led it at the operator's last look; absent where the servers are not clustered, and while none leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,
 }
