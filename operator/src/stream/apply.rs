@@ -95,14 +95,21 @@ async fn create(
     context: &Context,
 ) -> Result<StreamInfo, ApiError> {
     let api = context.mirror.api();
-    let mut answer = api.create_stream(name, config).await;
-    for config in fewer {
-        match &answer {
-            Err(error) if error.err_code() == Some(REPLICAS_NEED_CLUSTER) => {}
-            Err(error) if settles && has_too_few_servers(error) => {}
-            _ => break,
+    let answer = api.create_stream(name, config).await;
+    let candidates = match &answer {
+        // One server is one: the fewest replicas are what it takes.
+        Err(error) if error.err_code() == Some(REPLICAS_NEED_CLUSTER) => {
+            fewer.last().map(std::slice::from_ref)
         }
+        Err(error) if settles && has_too_few_servers(error) => Some(fewer),
+        _ => None,
+    };
+    let mut answer = answer;
+    for config in candidates.unwrap_or_default() {
         answer = api.create_stream(name, config).await;
+        if !answer.as_ref().is_err_and(has_too_few_servers) {
+            break;
+        }
     }
     answer
 }
