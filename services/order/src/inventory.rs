@@ -151,7 +151,7 @@ impl Inventory {
         for OrderLine { sku, quantity, .. } in lines {
             // Attempts of two pods may overlap, and the later one still see an order as open whose pieces the other one has
             // set aside and given back or handed out. The message id keeps it from setting them aside again, for as
-            // long as the bucket's duplicate window (two minutes by default; an attempt takes at most 25 seconds). It
+            // long as the bucket's duplicate window (two minutes by default; an attempt takes at most 22 seconds). It
             // does not help where the other attempt ended the order before it set anything aside: then this one, which
             // looked at the order a moment ago, gives back what it took when it finds the order ended, and only
             // where it dies in between do the pieces stay set aside.
