@@ -31,6 +31,13 @@ impl Created for ConsumerInfo {
 }
 
 impl StreamInfo {
+    /// Server that leads it, in a cluster.
+    #[must_use]
+    pub fn leader(&self) -> Option<&String> {
+        let cluster = self.cluster.as_ref().filter(|cluster| cluster.name.is_some())?;
+        cluster.leader.as_ref()
+    }
+
     /// What an object's status is about; the rest changes without a meaning to anybody.
     #[must_use]
     pub fn essence(&self) -> impl PartialEq + use<'_> {
@@ -70,6 +77,9 @@ pub struct StreamState {
 /// Where a stream is led.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ClusterInfo {
+    /// Name of the cluster; servers that are not clustered have none, but name themselves as leader at times.
+    #[serde(default)]
+    pub name: Option<String>,
     /// Server that leads it, unless an election goes on.
     pub leader: Option<String>,
 }

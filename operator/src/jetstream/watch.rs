@@ -147,7 +147,9 @@ async fn compare(mirror: &Mirror, nats: &Nats, interval: Interval) {
     let mut link = nats.link();
     loop {
         mirror.forget_unused(interval.forget);
-        let compared = compare_once(mirror, link.borrow_and_update().connected).await;
+        // Not within the next line: what is borrowed is locked, and the connection could not be told of while it is compared.
+        let connected = link.borrow_and_update().connected;
+        let compared = compare_once(mirror, connected).await;
         let pause =
             if compared { interval.compare.mul_f64(rand::rng().random_range(1.0..1.2)) } else { TRY_AGAIN };
         tokio::select! {

@@ -71,7 +71,7 @@ fn state(info: &StreamInfo) -> StreamState {
         first_sequence: info.state.first_seq,
         last_sequence: info.state.last_seq,
         consumers: info.state.consumer_count,
-        leader: info.cluster.as_ref().and_then(|cluster| cluster.leader.clone()),
+        leader: info.leader().cloned(),
     }
 }
 
@@ -150,7 +150,7 @@ mod tests {
         serde_json::from_value(json!({
             "config": {"name": "orders", "num_replicas": 3}, "created": "1970-01-01T00:00:05.9Z",
             "state": {"messages": messages, "bytes": 10, "first_seq": 1, "last_seq": messages, "consumer_count": 2},
-            "cluster": {"leader": "n1"},
+            "cluster": {"name": "east", "leader": "n1"},
         }))
         .unwrap()
     }
