@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long NATS is away before the objects say so.
-pub const DISCONNECTED_AFTER: Duration = Duration::from_secs(10);
+const DISCONNECTED_AFTER: Duration = Duration::from_secs(10);
 
 /// Namespaces, by name or all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,9 +119,19 @@ impl Context {
         Some(Waiting { reason: Reason::Disconnected, message, stalled: false, again: None })
     }
 
-    /// Whether NATS has been away for so long that the objects are to say so.
+    /// How long a status that is to change has to wait for its write: one that says Disconnected, until NATS has been away for a while
+    /// and there is a turn; one in which only figures change, until the last write is old enough.
     #[must_use]
-    pub fn tells_disconnected(&self) -> bool {
+    pub fn status_waits(&self, key: Key, disconnected: bool, only_figures: bool) -> Option<Duration> {
+        if disconnected && !(self.tells_disconnected() && self.written.take_turn()) {
+            return Some(DISCONNECTED_AFTER);
+        }
+        let wait = self.written.figures_wait(key, self.settings.figures_every);
+        wait.filter(|_| only_figures)
+    }
+
+    /// Whether NATS has been away for so long that the objects are to say so.
+    fn tells_disconnected(&self) -> bool {
         self.nats.link().borrow().away().is_some_and(|away| away >= DISCONNECTED_AFTER)
     }
 

@@ -9,7 +9,7 @@ use kube::{Api, Resource, ResourceExt};
 
 use super::Error;
 use crate::{
-    context::{Context, DISCONNECTED_AFTER},
+    context::Context,
     jetstream::StreamInfo,
     kubernetes::{
         events,
@@ -27,14 +27,9 @@ fn next(object: &EventStream, result: &Result, context: &Context) -> Next<EventS
     if after == before {
         return Next::Same;
     }
-    if result.as_ref().is_ok_and(Told::is_disconnected)
-        && !(context.tells_disconnected() && context.written.take_turn())
-    {
-        return Next::Later(DISCONNECTED_AFTER);
-    }
+    let disconnected = result.as_ref().is_ok_and(Told::is_disconnected);
     let only_figures = without_figures(&before) == without_figures(&after);
-    let wait = context.written.figures_wait(key(object), context.settings.figures_every);
-    match wait.filter(|_| only_figures) {
+    match context.status_waits(key(object), disconnected, only_figures) {
         Some(pause) => Next::Later(pause),
         None => Next::Write(after),
     }
