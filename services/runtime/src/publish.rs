@@ -116,8 +116,11 @@ impl Publisher {
         let append = self.append(write, event.encode_to_vec().into());
         async {
             let published = append.await;
-            if let Err(error) = &published {
-                trace::failed(&Span::current(), error);
+            match &published {
+                Ok(Published { stream, sequence, .. }) => {
+                    tracing::debug!(stream, sequence, subject, "published");
+                }
+                Err(error) => trace::failed(&Span::current(), error),
             }
             published
         }

@@ -29,13 +29,14 @@ pub(super) async fn attempt<H: Handler>(
         tracing::error!(binding = H::BINDING, subject = %message.subject, "not a delivery of JetStream; ignored");
         return;
     };
+    let begun = Instant::now();
     let delivery = Delivery { reply, incarnation };
     let span = trace::attempt_span(H::BINDING, &metadata, message.headers.as_ref());
     async {
         let _in_flight = consumption.metrics.begin();
         let outcome = handle(&consumption, message, &metadata, &delivery).await;
         let decision = settle(outcome, metadata.attempt, &consumption.binding.retry, rand::random());
-        tell(&consumption, &decision);
+        tell(&consumption, &decision, begun.elapsed());
         settlement::confirm(&consumption, &delivery, &decision).await;
     }
     .instrument(span)
@@ -94,10 +95,10 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 }
 
 /// Counts and logs the decision. The span's fields name the event.
-fn tell<H: Handler>(consumption: &Consumption<H>, decision: &Settlement) {
+fn tell<H: Handler>(consumption: &Consumption<H>, decision: &Settlement, took: Duration) {
     let outcome = match decision {
         Settlement::Ack => {
-            tracing::debug!("handled");
+            tracing::debug!(binding = H::BINDING, took_ms = took.as_secs_f64() * 1e3, "handled");
             HandledOutcome::Done
         }
         Settlement::Retry { after, error } => {
