@@ -168,10 +168,23 @@ pub struct Workload {
     /// A Service in front of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<WorkloadService>,
+
+    /// What identifies the pods to NATS. Default: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<WorkloadCredentials>,
 }
 
 fn one_replica() -> i32 {
     1
+}
+
+/// What identifies the pods to NATS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WorkloadCredentials {
+    /// Secret of this namespace with the pods' own NATS credentials; never the operator's. It is mounted as files, whose folder
+    /// the variable NATS_CREDENTIALS names.
+    pub secret_ref: NameRef,
 }
 
 /// A Service named like the EventConsumer.

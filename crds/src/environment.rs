@@ -11,6 +11,13 @@ use crate::Duration;
 pub const JETWRIGHT_BINDINGS: &str = "JETWRIGHT_BINDINGS";
 /// Comma-separated addresses of the NATS servers.
 pub const NATS_URL: &str = "NATS_URL";
+/// Path of a folder with what identifies the program to NATS. Absent where the servers ask for nothing.
+///
+/// In the folder there is exactly one of `user.creds`, `username` with `password`, `token` and `nkey`, or none of them beside a
+/// client certificate; and optionally `ca.crt`, `tls.crt` with `tls.key`, and `inbox-prefix`. `jetwright-process` reads them.
+pub const NATS_CREDENTIALS: &str = "NATS_CREDENTIALS";
+/// Where the operator mounts the Secret of `spec.workload.credentials`: the value of [`NATS_CREDENTIALS`] then.
+pub const NATS_CREDENTIALS_FOLDER: &str = "/var/run/secrets/jetwright/nats";
 /// Name under which the workload reports its telemetry (OpenTelemetry's own variable).
 pub const OTEL_SERVICE_NAME: &str = "OTEL_SERVICE_NAME";
 /// Where traces go by OTLP over HTTP (OpenTelemetry's own variable); nothing is exported where it is absent.

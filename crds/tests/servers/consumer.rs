@@ -211,6 +211,25 @@ async fn a_service_has_1_to_32_different_ports() {
 }
 
 #[tokio::test]
+async fn credentials_of_pods_name_a_secret() {
+    let consumers = Manifests::of_consumers().await;
+    let credentials = |text: &str| with(&format!("workload: {{{TEMPLATE}, credentials: {{{text}}}}}"));
+    consumers.accepts(&credentials("secretRef: {name: shop-nats}")).await;
+    for (bad, words) in [
+        ("", "spec.workload.credentials.secretRef: Required value"),
+        ("secretRef: {}", "spec.workload.credentials.secretRef.name: Required value"),
+        ("secretRef: {name: ''}", "spec.workload.credentials.secretRef.name"),
+        (
+            "secretRef: {name: a, namespace: b}",
+            "unknown field \"spec.workload.credentials.secretRef.namespace\"",
+        ),
+        ("token: secret", "unknown field \"spec.workload.credentials.token\""),
+    ] {
+        consumers.rejects(&credentials(bad), words).await;
+    }
+}
+
+#[tokio::test]
 async fn a_consumer_with_pods_has_a_name_that_a_service_may_have() {
     let consumers = Manifests::of_consumers().await;
     let named = |name: &str, rest: &str| format!("{{metadata: {{name: {name}}}, {}}}", with(rest));

@@ -12,7 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::{Resource, ResourceExt};
 use serde_json::{Map, Value};
 
-use super::dereference::Dereferenced;
+use super::{dereference::Dereferenced, names::Names};
 use crate::{
     consumer::validate::{StreamFacts, validate as validate_consumer},
     identity::Identity,
@@ -22,8 +22,8 @@ use crate::{
 /// A workload as it is to be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Desired {
-    /// Name of the EventConsumer and of all that is made for it.
-    pub name: String,
+    /// Names of all that is made for it.
+    pub names: Names,
     /// Its namespace.
     pub namespace: String,
     /// Makes the objects the EventConsumer's own.
@@ -34,6 +34,8 @@ pub struct Desired {
     pub template: Map<String, Value>,
     /// Ports of the Service, if there is to be one.
     pub service_ports: Option<Vec<k8s_openapi::api::core::v1::ServicePort>>,
+    /// Secret with the pods' NATS credentials, if they have some.
+    pub credentials: Option<String>,
     /// What the pods consume.
     pub bindings: Bindings,
 }
@@ -45,7 +47,7 @@ pub struct Desired {
 /// Everything that is wrong, each with its field and what to do.
 pub fn validate(object: &EventConsumer, found: &Dereferenced) -> Result<Desired, Vec<Problem>> {
     let namespace = object.namespace().unwrap_or_default();
-    let Some(Workload { replicas, template, service }) = &object.spec.workload else {
+    let Some(Workload { replicas, template, service, credentials }) = &object.spec.workload else {
         return Err(vec![problem("spec.workload", "there is none")]);
     };
     let Value::Object(template) = template else {
@@ -57,17 +59,19 @@ pub fn validate(object: &EventConsumer, found: &Dereferenced) -> Result<Desired,
     let Some(owner) = object.controller_owner_ref(&()) else {
         return Err(vec![problem("metadata.uid", "the object was not read from the API server")]);
     };
+    let names = Names::of(&object.name_any()).map_err(|problem| vec![problem])?;
     let consumers = std::iter::once(object).chain(&found.others);
     let bindings: BTreeMap<_, _> = consumers
         .filter_map(|consumer| Some((consumer.name_any(), binding(consumer, &found.streams)?)))
         .collect();
     Ok(Desired {
-        name: object.name_any(),
+        names,
         namespace,
         owner,
         replicas: *replicas,
         template: template.clone(),
         service_ports: service.as_ref().map(|service| service.ports.clone()),
+        credentials: credentials.as_ref().map(|credentials| credentials.secret_ref.name.clone()),
         bindings: Bindings { bindings },
     })
 }
