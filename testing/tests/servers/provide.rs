@@ -8,12 +8,16 @@ use std::thread;
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// Tells what it was asked to do, takes a moment, and makes the program.
+/// Tells what it was asked to do, takes a moment, and makes the programs, each under the name that Go would give it.
 const GO: &str = r#"#!/bin/sh
 while [ "$1" != -o ]; do shift; done
-echo "$2" >> "$JETWRIGHT_CACHE/builds"
-printf half > "$2"; sleep 0.3
-printf '#!/bin/sh\necho made by go\n' > "$2"; chmod +x "$2"
+folder=$2; shift 2
+echo "$@" >> "$JETWRIGHT_CACHE/builds"
+for package in "$@"; do
+    program=$folder$(basename "${package%/v[0-9]}")
+    printf half > "$program"; sleep 0.3
+    printf '#!/bin/sh\necho made by go\n' > "$program"; chmod +x "$program"
+done
 "#;
 
 struct Machine(TempDir);
@@ -35,10 +39,14 @@ impl Machine {
     }
 
     fn provide(&self, program: &str) -> Command {
+        self.provide_all(&[program])
+    }
+
+    fn provide_all(&self, arguments: &[&str]) -> Command {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/provide");
         let mut command = Command::new(script);
         command
-            .arg(program)
+            .args(arguments)
             .env("PATH", format!("{}:/usr/bin:/bin", self.0.path().join("path").display()))
             .env("JETWRIGHT_CACHE", self.0.path().join("cache"))
             .stdout(Stdio::piped())
@@ -67,6 +75,37 @@ fn a_program_is_built_once_and_a_line_says_how_long_that_takes() {
 }
 
 #[test]
+fn programs_of_one_module_are_built_together_and_told_in_the_order_asked_for() {
+    let machine = Machine::new().with("go", GO);
+    let (paths, _) = said(&machine.provide_all(&["kubelet", "nats-server", "etcd"]).output().unwrap());
+    let names: Vec<_> = paths.lines().map(|path| path.rsplit('/').next().unwrap()).collect();
+    assert!(
+        matches!(*names, [one, two, three]
+            if one.starts_with("kubelet-v1.") && two.starts_with("nats-server-v2.") && three.starts_with("etcd-v3.")),
+        "{paths}"
+    );
+    assert_eq!(machine.builds(), 2);
+    assert!(paths.lines().all(|path| fs::read_to_string(path).unwrap().contains("made by go")));
+}
+
+#[test]
+fn what_is_there_already_is_not_built_again_with_the_rest() {
+    let machine = Machine::new().with("go", GO);
+    machine.provide("kubelet").output().unwrap();
+    machine.provide_all(&["kubelet", "kubeadm"]).output().unwrap();
+    let builds = fs::read_to_string(machine.0.path().join("cache/builds")).unwrap();
+    assert_eq!(builds, "k8s.io/kubernetes/cmd/kubelet\nk8s.io/kubernetes/cmd/kubeadm\n");
+}
+
+#[test]
+fn a_pinned_program_is_not_taken_from_path() {
+    let machine = Machine::new().with("go", GO).with("helm", "#!/bin/sh\necho v99.0.0\n");
+    let path = |arguments: &[&str]| said(&machine.provide_all(arguments).output().unwrap()).0;
+    assert!(path(&["helm"]).ends_with("/path/helm"));
+    assert!(path(&["--pinned", "helm"]).contains("/cache/bin/helm-v4."));
+}
+
+#[test]
 fn two_at_once_build_once() {
     let machine = Machine::new().with("go", GO);
     let both = [(); 2].map(|()| machine.provide("etcd").spawn().unwrap());
@@ -90,7 +129,7 @@ fn a_killed_build_leaves_no_program_and_the_next_one_succeeds() {
     assert!(fs::read_to_string(&path).unwrap().contains("made by go"));
     let left = fs::read_dir(Path::new(&path).parent().unwrap()).unwrap();
     let left: Vec<_> =
-        left.map(|entry| entry.unwrap().file_name()).filter(|name| name != ".lock-etcd").collect();
+        left.map(|entry| entry.unwrap().file_name()).filter(|name| name != ".lock-kubernetes").collect();
     assert_eq!(left, [Path::new(&path).file_name().unwrap()]);
 }
 
