@@ -1,0 +1,36 @@
+{{/* Labels and annotations of what belongs to a hook, gone with its end: include "jetwright.verifyMetadata" (list $ "test" "weight") */}}
+{{- define "jetwright.verifyMetadata" -}}
+labels: {{- include "jetwright.labels" (list (index . 0) "verify") | nindent 2 }}
+annotations:
+  helm.sh/hook: {{ index . 1 }}
+  helm.sh/hook-weight: {{ index . 2 | quote }}
+  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+{{- end -}}
+
+{{/* The pod of a hook, which runs a subcommand of the operator: include "jetwright.verifyPod" (list $ "service account" (list "subcommand")) */}}
+{{- define "jetwright.verifyPod" -}}
+{{- $ := index . 0 -}}
+serviceAccountName: {{ index . 1 }}
+automountServiceAccountToken: true
+enableServiceLinks: false
+restartPolicy: Never
+{{- include "jetwright.pullSecrets" $ }}
+securityContext: {{- include "jetwright.podSecurity" $ | nindent 2 }}
+containers:
+  - name: verify
+    image: {{ include "jetwright.image" (list $.Values.image $.Chart.AppVersion) }}
+    imagePullPolicy: {{ $.Values.image.pullPolicy }}
+    args: {{ toRawJson (index . 2) }}
+    env:
+      - {name: LOG_FORMAT, value: text}
+    resources:
+      requests: {cpu: 10m, memory: 16Mi}
+      limits: {memory: 64Mi}
+    securityContext: {{- include "jetwright.containerSecurity" $ | nindent 6 }}
+{{- with $.Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $.Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
