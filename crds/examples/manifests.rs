@@ -1,12 +1,17 @@
-//! Writes the CustomResourceDefinitions into the folder that is named: `make manifests`.
+//! Writes the CustomResourceDefinitions into the folders that are named: `make manifests`.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let folder: PathBuf = env::args_os().nth(1).ok_or("name the folder to write to")?.into();
-    fs::create_dir_all(&folder)?;
-    for (name, text) in jetwright_crds::manifests::files()? {
-        fs::write(folder.join(name), text)?;
+    let folders: Vec<PathBuf> = env::args_os().skip(1).map(PathBuf::from).collect();
+    if folders.is_empty() {
+        return Err("name the folders to write to".into());
+    }
+    for folder in folders {
+        fs::create_dir_all(&folder)?;
+        for (name, text) in jetwright_crds::manifests::files()? {
+            fs::write(folder.join(name), text)?;
+        }
     }
     Ok(())
 }

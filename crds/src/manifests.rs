@@ -109,18 +109,28 @@ mod tests {
 
     #[test]
     fn the_committed_manifests_are_what_the_types_say() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests");
-        let committed: BTreeMap<String, String> = fs::read_dir(&folder)
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .map(|path| {
-                (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read_to_string(path).unwrap())
-            })
-            .collect();
+        assert_committed("crds/manifests");
+    }
+
+    #[test]
+    fn the_chart_carries_the_same_manifests() {
+        assert_committed("charts/jetwright/files/crds");
+    }
+
+    fn assert_committed(folder: &str) {
+        let committed: BTreeMap<String, String> =
+            fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(folder))
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .map(|path| {
+                    let name = path.file_name().unwrap().to_string_lossy().into_owned();
+                    (name, fs::read_to_string(path).unwrap())
+                })
+                .collect();
         let made: BTreeMap<_, _> = files().unwrap().into_iter().collect();
         assert!(committed.keys().eq(made.keys()), "{:?} is not {:?}", committed.keys(), made.keys());
         for (name, text) in made {
-            assert!(committed[&name] == text, "crds/manifests/{name} is out of date: run `make manifests`");
+            assert!(committed[&name] == text, "{folder}/{name} is out of date: run `make manifests`");
         }
     }
 
