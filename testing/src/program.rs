@@ -17,6 +17,8 @@ pub enum Program {
     KubeApiserver,
     /// The Kubernetes command line.
     Kubectl,
+    /// The Helm command line, which renders charts.
+    Helm,
 }
 
 impl Program {
@@ -28,6 +30,7 @@ impl Program {
             Self::Etcd => "etcd",
             Self::KubeApiserver => "kube-apiserver",
             Self::Kubectl => "kubectl",
+            Self::Helm => "helm",
         }
     }
 
@@ -39,7 +42,7 @@ impl Program {
     }
 
     pub(crate) fn try_path(self) -> Result<PathBuf> {
-        static PATHS: [OnceLock<Result<PathBuf, String>>; 4] = [const { OnceLock::new() }; 4];
+        static PATHS: [OnceLock<Result<PathBuf, String>>; 5] = [const { OnceLock::new() }; 5];
         let path = PATHS[self as usize].get_or_init(|| self.provide().map_err(|error| format!("{error:#}")));
         path.clone().map_err(anyhow::Error::msg)
     }
