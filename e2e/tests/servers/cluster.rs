@@ -1,10 +1,9 @@
-//! The shop's manifests in a cluster, whose nodes and controllers the test stands in for.
+//! The shop in a cluster, whose nodes and controllers the test stands in for.
 
 use std::fmt::Debug;
 
 use jetwright_crds::{EventConsumer, EventStream};
-use jetwright_e2e::path;
-use jetwright_testing::{ControlPlane, Namespace, await_until};
+use jetwright_testing::{Namespace, await_until};
 use k8s_openapi::{
     NamespaceResourceScope,
     api::{
@@ -15,30 +14,14 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Resource,
-    api::{ListParams, Patch, PatchParams, PostParams},
+    api::{ListParams, Patch, PatchParams},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
 use crate::{pod::Pod, shop::SOON};
 
-/// Prices in cents, and pieces in stock; payments of amounts that end in 13 are declined.
-const CATALOGUE: &str = "mug=1250:1000,notebook=799:1000,poster=1999:2,raffle-ticket=113:100";
-/// Applies the shop as a user does: what differs between installations is in a ConfigMap, all else in manifests.
-pub async fn declare(control_plane: &'static ControlPlane, namespace: &Namespace<'_>, payments_url: &str) {
-    let config_maps: Api<ConfigMap> = namespace.api();
-    let settings = json!({
-        "metadata": {"name": "shop"}, "data": {"catalogue": CATALOGUE, "payments-url": payments_url},
-    });
-    config_maps.create(&PostParams::default(), &serde_json::from_value(settings).unwrap()).await.unwrap();
-    let name = namespace.name().to_owned();
-    let applied = tokio::task::spawn_blocking(move || {
-        control_plane.kubectl(["apply", "-n", &name, "-f", &path("shop")])
-    });
-    applied.await.unwrap().unwrap();
-}
-
-/// Waits until the operator has made everything that the manifests declare; only the pods are missing then.
+/// Waits until the operator has made everything that the chart declares; only the pods are missing then.
 pub async fn await_declared(namespace: &Namespace<'_>) {
     let streams: Api<EventStream> = namespace.api();
     for stream in streams.list(&ListParams::default()).await.unwrap() {

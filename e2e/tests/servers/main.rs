@@ -1,8 +1,10 @@
-//! The whole slice: manifests in, and what a user of the shop notices out. Nothing is faked but the nodes: what the operator
+//! The whole slice: a chart in, and what a user of the shop notices out. Nothing is faked but the nodes: what the operator
 //! declares is run here as a node would run it.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "all of this target is tests, their helpers too")]
 
+mod chart;
 mod cluster;
+mod installation;
 mod pod;
 mod shop;
 mod story;

@@ -15,7 +15,7 @@ use jetwright_testing::{Folder, Namespace, Process, ProcessBuilder, await_until,
 use k8s_openapi::{
     api::{
         apps::v1::Deployment,
-        core::v1::{ConfigMap, Container, EnvVar, PodSpec},
+        core::v1::{ConfigMap, Container, EnvVar, PodSpec, Secret, Volume},
     },
     apimachinery::pkg::util::intstr::IntOrString,
 };
@@ -49,18 +49,15 @@ impl Pod {
         let node =
             Node { pod: &name, namespace, mounts: mount(namespace, &spec, &container, folder.path()).await };
         let (variables, ports) = node.environment(&container).await;
-        let program = container.image.as_deref().unwrap().split(':').next().unwrap();
+        let program = program(container.image.as_deref().unwrap());
         assert!(container.command.is_none(), "the image's own program is run: {:?}", container.command);
-        let start = Process::builder(binary(program))
+        let start = Process::builder(binary(&program))
             .name(&name)
             .folder(&folder)
             .args(container.args.iter().flatten())
             .envs(variables);
-        let probe = container.readiness_probe.unwrap().http_get.unwrap();
-        let IntOrString::Int(port) = probe.port else {
-            panic!("the probe's port has a name: {:?}", probe.port)
-        };
-        let readiness = format!("{}{}", url(&ports, port.try_into().unwrap()), probe.path.unwrap());
+        let probe = container.readiness_probe.as_ref().unwrap().http_get.clone().unwrap();
+        let readiness = format!("{}{}", url(&ports, number(&container, &probe.port)), probe.path.unwrap());
         let process = Mutex::new(Arc::new(start.clone().start()));
         let pod = Self { name, start, process, ports, readiness };
         pod.await_ready().await;
@@ -110,26 +107,61 @@ fn url(ports: &BTreeMap<u16, u16>, port: u16) -> String {
     format!("http://127.0.0.1:{here}")
 }
 
-/// Where each volume of ConfigMaps is mounted, and the folder that stands for it.
+/// The program of an image `jetwright/<program>:<tag>`.
+fn program(image: &str) -> String {
+    let (repository, tag) = image.split_once(':').unwrap();
+    assert!(!tag.is_empty(), "{image}");
+    repository.replace('/', "-")
+}
+
+/// The number of a container's port, which may be given by its name.
+fn number(container: &Container, port: &IntOrString) -> u16 {
+    let number = match port {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(name) => {
+            let mut ports = container.ports.iter().flatten();
+            ports.find(|port| port.name.as_ref() == Some(name)).unwrap().container_port
+        }
+    };
+    number.try_into().unwrap()
+}
+
+/// Where each volume is mounted, and the folder that stands for it.
 async fn mount(
     namespace: &Namespace<'_>,
     spec: &PodSpec,
     container: &Container,
     folder: &Path,
 ) -> Vec<(String, PathBuf)> {
-    let config_maps: Api<ConfigMap> = namespace.api();
     let mut mounts = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
         let volume = spec.volumes.iter().flatten().find(|volume| volume.name == mount.name).unwrap();
-        let source = volume.config_map.as_ref().unwrap();
+        assert_eq!((&mount.sub_path, mount.read_only), (&None, Some(true)), "{mount:?}");
         let here = folder.join(&mount.name);
         fs::create_dir(&here).unwrap();
-        for (file, text) in config_maps.get(&source.name).await.unwrap().data.unwrap() {
-            fs::write(here.join(file), text).unwrap();
+        for (file, content) in files(namespace, volume).await {
+            fs::write(here.join(file), content).unwrap();
         }
         mounts.push((mount.mount_path.clone(), here));
     }
     mounts
+}
+
+/// What is in a volume: that of a whole ConfigMap or Secret.
+async fn files(namespace: &Namespace<'_>, volume: &Volume) -> BTreeMap<String, Vec<u8>> {
+    match (&volume.config_map, &volume.secret) {
+        (Some(source), None) if source.items.is_none() => {
+            let config_maps: Api<ConfigMap> = namespace.api();
+            let files = config_maps.get(&source.name).await.unwrap().data.unwrap();
+            files.into_iter().map(|(file, text)| (file, text.into_bytes())).collect()
+        }
+        (None, Some(source)) if source.items.is_none() => {
+            let secrets: Api<Secret> = namespace.api();
+            let files = secrets.get(source.secret_name.as_ref().unwrap()).await.unwrap().data.unwrap();
+            files.into_iter().map(|(file, content)| (file, content.0)).collect()
+        }
+        _ => panic!("this node does not know {volume:?}"),
+    }
 }
 
 /// What a container's environment is resolved from.
@@ -179,10 +211,10 @@ impl Node<'_> {
         config_maps.get(&key.name).await.unwrap().data.unwrap()[&key.key].clone()
     }
 
-    /// A path below a mount is a path below the folder that stands for it.
+    /// A mount's path, or one below it, is that of the folder that stands for it.
     fn mounted(&self, value: String) -> String {
         let found = self.mounts.iter().find_map(|(path, here)| {
-            let below = value.strip_prefix(path)?.strip_prefix('/')?;
+            let below = Path::new(&value).strip_prefix(path).ok()?;
             Some(here.join(below).display().to_string())
         });
         found.unwrap_or(value)

@@ -1,4 +1,4 @@
-//! The shop: its manifests applied to a cluster with an operator, and what the operator declared run as pods.
+//! The shop: its chart applied to a cluster with an operator, and what the operator declared run as pods.
 
 use std::time::Duration;
 
@@ -12,13 +12,16 @@ use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{await_condition, await_declared, declare, report_available, service_url},
+    chart,
+    cluster::{await_condition, await_declared, report_available, service_url},
     pod::Pod,
 };
 
 /// How long a test waits for what should take less than a second.
 pub const SOON: Duration = Duration::from_secs(30);
 
+/// Prices in cents, and pieces in stock; payments of amounts that end in 13 are declined.
+const CATALOGUE: &str = "mug=1250:1000,notebook=799:1000,poster=1999:2,raffle-ticket=113:100";
 /// The port of the pods' programs for their probes and metrics.
 const ADMIN_PORT: u16 = 9090;
 
@@ -33,6 +36,16 @@ pub struct Shop {
     users_url: String,
     orders_url: String,
     client: reqwest::Client,
+}
+
+/// The chart's values: one pod of each service, whose payments go here.
+pub fn values(payments_url: &str) -> Value {
+    json!({
+        "credentials": {"users": "", "orders": ""},
+        "orders": {"replicas": 1},
+        "catalogue": CATALOGUE,
+        "payments": {"url": payments_url},
+    })
 }
 
 /// The payment simulator, which is no part of what the operator runs.
@@ -88,7 +101,7 @@ impl Shop {
             tokio::join!(control_plane(), NatsServer::start(), Simulator::start(latency));
         let namespace = control_plane.namespace("shop").await;
         let operator = Operator::start(control_plane, &nats, namespace.name());
-        declare(control_plane, &namespace, &payments.url).await;
+        chart::apply(&namespace, values(&payments.url)).await;
         await_declared(&namespace).await;
         let (users, orders) = tokio::join!(
             Pod::start(&namespace, "user-directory", 0),
