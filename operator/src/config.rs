@@ -71,13 +71,13 @@ pub struct ControllerArguments {
     /// Namespaces to look after, separated by commas; * for all.
     #[arg(long, env = "JETWRIGHT_NAMESPACES", default_value = "*", value_name = "NAMES", value_parser = namespaces)]
     pub namespaces: Namespaces,
-    /// Namespaces that the operator's own connection to NATS serves, separated by commas; * for all.
+    /// Namespaces that the operator's own connection to NATS serves, separated by commas; * for all, empty for none.
     #[arg(
         long,
         env = "JETWRIGHT_DEFAULT_CONNECTION_NAMESPACES",
         default_value = "*",
         value_name = "NAMES",
-        value_parser = namespaces
+        value_parser = namespaces_or_none
     )]
     default_connection_namespaces: Namespaces,
     /// Name of this Kubernetes cluster, kept in JetStream with what the operator makes; it tells clusters apart that share a NATS
@@ -204,6 +204,11 @@ fn namespaces(text: &str) -> Result<Namespaces, String> {
     }
 }
 
+/// Reads names separated by commas, * for all, or nothing for none.
+fn namespaces_or_none(text: &str) -> Result<Namespaces, String> {
+    if text.trim().is_empty() { Ok(Namespaces::Only(Vec::new())) } else { namespaces(text) }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -240,6 +245,13 @@ mod tests {
         assert_eq!(namespaces("a, b"), Ok(Namespaces::Only(vec!["a".into(), "b".into()])));
         assert_eq!(namespaces("b,a,b"), Ok(Namespaces::Only(vec!["a".into(), "b".into()])));
         assert!(namespaces("").is_err() && namespaces("shop-*").is_err());
+    }
+
+    #[test]
+    fn the_operators_connection_may_serve_no_namespace() {
+        let flags = ["--nats-url", "a", "--default-connection-namespaces="];
+        assert_eq!(parsed(&flags).settings().default_connection, Namespaces::Only(Vec::new()));
+        assert!(namespaces_or_none(",").is_err());
     }
 
     #[test]
