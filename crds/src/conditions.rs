@@ -51,11 +51,59 @@ pub enum Reason {
     RollingOut,
     /// The rollout makes no progress.
     RolloutStuck,
+    /// Kubernetes refuses to make the pods: a quota, an admission policy, a ServiceAccount that is not there.
+    PodsRefused,
+    /// A pod fits on no node.
+    Unschedulable,
+    /// A volume of a pod cannot be mounted, as where its Secret is missing.
+    VolumeMount,
+    /// A pod's network or sandbox cannot be set up on its node.
+    PodSandbox,
+    /// The image of a container cannot be pulled.
+    ImagePull,
+    /// A container cannot be started as it is configured.
+    ContainerConfig,
+    /// A container ends again and again.
+    CrashLoop,
     /// There are no pods on purpose.
     ScaledToZero,
 }
 
 impl Reason {
+    /// Every reason.
+    const ALL: [Self; 24] = [
+        Self::Reconciled,
+        Self::Invalid,
+        Self::ImmutableField,
+        Self::NameConflict,
+        Self::NewerGeneration,
+        Self::Contested,
+        Self::NoConnection,
+        Self::Disconnected,
+        Self::Refused,
+        Self::Failed,
+        Self::NotFound,
+        Self::StreamNotReady,
+        Self::InUse,
+        Self::Deleting,
+        Self::RollingOut,
+        Self::RolloutStuck,
+        Self::PodsRefused,
+        Self::Unschedulable,
+        Self::VolumeMount,
+        Self::PodSandbox,
+        Self::ImagePull,
+        Self::ContainerConfig,
+        Self::CrashLoop,
+        Self::ScaledToZero,
+    ];
+
+    /// The reason that a condition's word is; None of a word that this version does not have.
+    #[must_use]
+    pub fn named(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == word)
+    }
+
     /// The word as it stands in the condition.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -76,6 +124,13 @@ impl Reason {
             Self::Deleting => "Deleting",
             Self::RollingOut => "RollingOut",
             Self::RolloutStuck => "RolloutStuck",
+            Self::PodsRefused => "PodsRefused",
+            Self::Unschedulable => "Unschedulable",
+            Self::VolumeMount => "VolumeMount",
+            Self::PodSandbox => "PodSandbox",
+            Self::ImagePull => "ImagePull",
+            Self::ContainerConfig => "ContainerConfig",
+            Self::CrashLoop => "CrashLoop",
             Self::ScaledToZero => "ScaledToZero",
         }
     }
@@ -139,6 +194,14 @@ mod tests {
 
     fn ready(status: bool, reason: Reason) -> State {
         State { status: Some(status), reason, message: String::new() }
+    }
+
+    #[test]
+    fn every_reason_is_known_by_its_word() {
+        for reason in Reason::ALL {
+            assert_eq!(Reason::named(reason.as_str()), Some(reason));
+        }
+        assert_eq!(Reason::named("FromTheFuture"), None);
     }
 
     #[test]

@@ -14,10 +14,11 @@ use crate::{
     connection::Nats,
     jetstream::Mirror,
     kubernetes::status::Wrote,
-    memory::{Deletions, Failures, Key, Repairs, Written},
+    memory::{Applied, Deletions, Failures, Key, Repairs, Written},
     metrics::Metrics,
     outcome::{Told, Waiting},
     plan::Plan,
+    workload::Pods,
 };
 
 /// How long NATS is away before the objects say so.
@@ -84,6 +85,10 @@ pub struct Context {
     pub deletions: Deletions,
     /// How often things were put right.
     pub repairs: Repairs,
+    /// What was applied last as the objects of workloads.
+    pub applied: Applied,
+    /// The pods of workloads.
+    pub pods: Pods,
     /// The reconciles that run.
     pub running: TaskTracker,
 }
@@ -136,9 +141,9 @@ impl Context {
     }
 
     /// When to look at an object again: rarely where nothing is known to change, since changes are told; soon where its status could
-    /// not be brought up to date yet.
+    /// not be brought up to date yet, or where the workload asks for it.
     #[must_use]
-    pub fn next_look<I>(&self, told: &Told<I>, status: Wrote) -> Action {
+    pub fn next_look<I>(&self, told: &Told<I>, status: Wrote, workload: Option<Duration>) -> Action {
         let waiting = match told {
             Told::Waiting(waiting) => waiting.again,
             Told::Applied(_) | Told::Invalid(_) => None,
@@ -147,7 +152,8 @@ impl Context {
             Wrote::Later(pause) => Some(pause),
             Wrote::Now | Wrote::Nothing => None,
         };
-        let pause = [waiting, later].into_iter().flatten().fold(self.settings.resync, Duration::min);
+        let pause =
+            [waiting, later, workload].into_iter().flatten().fold(self.settings.resync, Duration::min);
         Action::requeue(pause.mul_f64(rand::rng().random_range(1.0..1.2)))
     }
 
@@ -173,5 +179,6 @@ impl Context {
         self.written.forget_old();
         self.deletions.forget_old();
         self.repairs.forget_old();
+        self.applied.forget_old();
     }
 }

@@ -21,7 +21,8 @@ use k8s_openapi::{
     NamespaceResourceScope,
     api::{
         apps::v1::Deployment,
-        core::v1::{ConfigMap, Service},
+        core::v1::{ConfigMap, Service, ServiceAccount},
+        policy::v1::PodDisruptionBudget,
     },
 };
 use kube::{
@@ -127,6 +128,8 @@ async fn run_consumers(scope: &Scope, context: Arc<Context>) {
     let controller = scope.controller::<EventConsumer>();
     let named = |change: &Change, object: &EventConsumer| matches!(change, Change::Consumer(name) if *name == consumer::consumer_name(object));
     let changes = woken(context.mirror.changes(), controller.store(), named);
+    let pods = context.pods.watch(scope.api(), scope.namespace.clone());
+    let pods = pods.map(|(namespace, name)| ObjectRef::new(&name).within(&namespace));
     let (of_streams, of_workloads) = (controller.store(), controller.store());
     // A consumer waits for its stream to be ready; the figures in the stream's status are nothing to it.
     let declared_streams = watcher(scope.api::<Guard<EventStream>>(), watcher::Config::default())
@@ -137,6 +140,8 @@ async fn run_consumers(scope: &Scope, context: Arc<Context>) {
     controller
         .owns(scope.api::<Deployment>(), ours.clone())
         .owns(scope.api::<Service>(), ours.clone())
+        .owns(scope.api::<ServiceAccount>(), ours.clone())
+        .owns(scope.api::<PodDisruptionBudget>(), ours.clone())
         .owns(scope.api::<ConfigMap>(), ours)
         .watches_stream(declared_streams, move |stream| {
             let name = stream.name_any();
@@ -148,6 +153,7 @@ async fn run_consumers(scope: &Scope, context: Arc<Context>) {
             workload_neighbours(&of_workloads, &other)
         })
         .reconcile_on(changes)
+        .reconcile_on(pods)
         .run(surrounded("consumer", consumer::reconcile), retry, context)
         .for_each(|ended| told("consumer", ended))
         .await;

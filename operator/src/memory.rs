@@ -135,6 +135,41 @@ impl Repairs {
     }
 }
 
+/// What was applied last as an object, so that what did not change is not applied again.
+#[derive(Default)]
+pub struct Applied(Memory<Option<Print>>);
+
+/// Tells what was applied, and what Kubernetes made of it, from anything else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Print {
+    /// Hash of what was wanted.
+    pub desired: u64,
+    /// Hash of what was the operator's own in the object afterwards.
+    pub managed: u64,
+}
+
+impl Applied {
+    /// What was applied last as an object of this kind, namespace and name.
+    pub fn get(&self, key: Key) -> Option<Print> {
+        self.0.with(key, || None, |print| *print)
+    }
+
+    /// Something was applied.
+    pub fn set(&self, key: Key, print: Print) {
+        self.0.with(key, || None, |known| *known = Some(print));
+    }
+
+    /// The object is gone.
+    pub fn clear(&self, key: &Key) {
+        self.0.clear(key);
+    }
+
+    /// Forgets objects that are gone.
+    pub fn forget_old(&self) {
+        self.0.forget_old();
+    }
+}
+
 /// When statuses were written, so that live figures and a dead NATS do not flood the API server.
 #[derive(Default)]
 pub struct Written {

@@ -19,9 +19,10 @@ use crate::{
     controller, jetstream,
     jetstream::{Mirror, watch},
     leader::Leadership,
-    memory::{Deletions, Failures, Repairs, Written},
+    memory::{Applied, Deletions, Failures, Repairs, Written},
     metrics::Metrics,
     readiness::Readiness,
+    workload::Pods,
 };
 
 /// How long reconciles may go on after the signal to stop; less than the grace that Kubernetes gives by default (30 s).
@@ -107,6 +108,8 @@ async fn context(arguments: &Arguments, client: Client, nats: Nats, metrics: Met
         written: Written::default(),
         deletions: Deletions::default(),
         repairs: Repairs::default(),
+        applied: Applied::default(),
+        pods: Pods::default(),
         running: TaskTracker::new(),
     })
 }

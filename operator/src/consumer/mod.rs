@@ -81,8 +81,8 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
     // Told first: what was done is not done again if the status cannot be written.
     status::tell(&object, &consumer, &workload, &context).await;
     let wrote = status::write(&api, &object, &consumer, &workload, &context).await.map_err(Error::Status)?;
-    workload?;
-    consumer.map(|told| context.next_look(&told, wrote))
+    let again = workload?.and_then(|running| running.again);
+    consumer.map(|told| context.next_look(&told, wrote, again))
 }
 
 /// The steps of the consumer up to the status.

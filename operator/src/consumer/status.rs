@@ -182,7 +182,7 @@ mod tests {
 
     fn running(verdict: Verdict) -> WorkloadResult {
         let own = Own { replicas: 2, selector: "a=b".into() };
-        Ok(Some(Running { own: Some(own), verdict }))
+        Ok(Some(Running { own: Some(own), verdict, again: None }))
     }
 
     fn status(consumer: &Result, workload: &WorkloadResult) -> EventConsumerStatus {

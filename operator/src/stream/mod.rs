@@ -77,7 +77,7 @@ pub async fn reconcile(object: Arc<EventStream>, context: Arc<Context>) -> Resul
     // Told first: what was done is not done again if the status cannot be written.
     status::tell(&object, &result, &context).await;
     let wrote = status::write(&api, &object, &result, &context).await.map_err(Error::Status)?;
-    result.map(|told| context.next_look(&told, wrote))
+    result.map(|told| context.next_look(&told, wrote, None))
 }
 
 /// The steps up to the status.

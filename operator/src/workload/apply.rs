@@ -1,46 +1,36 @@
-//! In: the built objects. Out: the Deployment as Kubernetes has it then. Writes to Kubernetes: server-side apply, and only on objects
-//! that the EventConsumer controls or that do not exist.
-
-use std::fmt::Debug;
+//! In: the built objects. Out: the Deployment as Kubernetes has it then. Writes to Kubernetes where something differs, and decides
+//! nothing but that what pods need goes before them.
 
 use jetwright_crds::EventConsumer;
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        apps::v1::Deployment,
-        core::v1::{ConfigMap, Pod, Service},
-    },
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Pod, Service, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
 };
-use kube::{
-    Api, Resource, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, Preconditions, ValidationDirective},
+use kube::{Api, ResourceExt, api::ListParams};
+
+use super::{
+    build::{Objects, WORKLOAD_LABEL},
+    names::Names,
+    status::is_rolled_out,
 };
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use crate::{
+    context::Context,
+    kubernetes::owned::{self, Owner},
+    outcome::Category,
+};
 
-use super::build::{Objects, WORKLOAD_LABEL, bindings_name};
-use crate::{context::Context, kubernetes::status::FIELD_MANAGER, outcome::Category};
-
-/// Why the objects could not be applied.
+/// Why the objects could not be applied, removed or looked for.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An object of the name exists and is not the EventConsumer's.
-    #[error(
-        "{kind} {name} exists and is not this EventConsumer's: delete it, or choose another metadata.name"
-    )]
-    Conflict {
-        /// Its kind.
-        kind: String,
-        /// Its name.
-        name: String,
-    },
-    /// Kubernetes refused.
-    #[error("{kind} {name}")]
-    Kubernetes {
-        /// Kind of the object.
-        kind: String,
-        /// Name of the object.
-        name: String,
+    /// One of them could not be applied or removed.
+    #[error(transparent)]
+    Object(#[from] owned::Error),
+    /// The pods could not be listed.
+    #[error("the pods of {workload}")]
+    Pods {
+        /// Whose pods.
+        workload: String,
         /// What Kubernetes said.
         source: kube::Error,
     },
@@ -49,122 +39,72 @@ pub enum Error {
 impl Error {
     pub(super) fn category(&self) -> Category {
         match self {
-            Self::Conflict { .. } => Category::Refused,
-            Self::Kubernetes { source, .. } => Category::of_kubernetes(source),
+            Self::Object(error) => error.category(),
+            Self::Pods { source, .. } => Category::of_kubernetes(source),
+        }
+    }
+
+    /// What to do about an object of somebody else's under a name that the workload needs; None for any other error.
+    pub(super) fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Object(owned::Error::Foreign { kind: "ServiceAccount", .. }) => Some(
+                "name it in spec.workload.template.spec.serviceAccountName if the pods are to have it, else delete it or choose \
+                 another metadata.name",
+            ),
+            Self::Object(owned::Error::Foreign { .. }) => Some("delete it, or choose another metadata.name"),
+            Self::Object(owned::Error::Kubernetes { .. }) | Self::Pods { .. } => None,
         }
     }
 }
 
-/// Applies the objects, the bindings first, since pods need them.
-pub async fn apply(objects: Objects, owner: &EventConsumer, context: &Context) -> Result<Deployment, Error> {
-    let Objects { bindings, deployment, service } = objects;
-    let name = owner.name_any();
-    apply_one(&bindings, &bindings_name(&name), owner, context).await?;
+/// Applies the objects, and removes those that are not to be.
+pub async fn apply(
+    objects: Objects,
+    names: &Names,
+    object: &EventConsumer,
+    context: &Context,
+) -> Result<Deployment, Error> {
+    let Objects { bindings, service_account, service, disruption_budget, deployment } = objects;
+    let (owner, name) = (owner(object, context), &names.workload);
+    owner.apply::<ConfigMap>(&names.bindings, &bindings).await?;
+    if let Some(account) = &service_account {
+        owner.apply::<ServiceAccount>(name, account).await?;
+    }
     match service {
-        Some(service) => {
-            apply_one(&service, &name, owner, context).await?;
-        }
-        None => remove_one::<Service>(&name, owner, context).await?,
+        Some(service) => drop(owner.apply::<Service>(name, &service).await?),
+        None => owner.remove::<Service>(name).await?,
     }
-    apply_value::<Deployment>(&deployment, &name, owner, context).await
+    owner.apply::<PodDisruptionBudget>(name, &disruption_budget).await?;
+    let deployment: Deployment = owner.apply(name, &deployment).await?;
+    // Until then pods of before may have to be made anew, which need it.
+    if service_account.is_none() && is_rolled_out(&deployment) {
+        owner.remove::<ServiceAccount>(name).await?;
+    }
+    Ok(deployment)
 }
 
-/// Removes all objects of the workload that are there.
-pub async fn remove(owner: &EventConsumer, context: &Context) -> Result<(), Error> {
-    let name = owner.name_any();
-    remove_one::<Deployment>(&name, owner, context).await?;
-    remove_one::<Service>(&name, owner, context).await?;
-    remove_one::<ConfigMap>(&bindings_name(&name), owner, context).await
+/// Removes all objects of the workload that are there, the pods first.
+pub async fn remove(object: &EventConsumer, context: &Context) -> Result<(), Error> {
+    // Under a name that cannot be there is nothing.
+    let Ok(Names { workload, bindings }) = Names::of(&object.name_any()) else { return Ok(()) };
+    let owner = owner(object, context);
+    owner.remove::<Deployment>(&workload).await?;
+    owner.remove::<Service>(&workload).await?;
+    owner.remove::<PodDisruptionBudget>(&workload).await?;
+    owner.remove::<ServiceAccount>(&workload).await?;
+    owner.remove::<ConfigMap>(&bindings).await?;
+    Ok(())
 }
 
 /// Whether no pod of the workload is left.
-pub async fn are_gone(name: &str, owner: &EventConsumer, context: &Context) -> Result<bool, Error> {
-    let api: Api<Pod> = api(owner, context);
-    let pods = ListParams::default().labels(&format!("{WORKLOAD_LABEL}={name}")).limit(1);
-    let pods = api.list_metadata(&pods).await.map_err(|source| failed::<Pod>(name, source))?;
+pub async fn are_gone(object: &EventConsumer, context: &Context) -> Result<bool, Error> {
+    let Ok(Names { workload, .. }) = Names::of(&object.name_any()) else { return Ok(true) };
+    let api: Api<Pod> = Api::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
+    let pods = ListParams::default().labels(&format!("{WORKLOAD_LABEL}={workload}")).limit(1);
+    let pods = api.list_metadata(&pods).await.map_err(|source| Error::Pods { workload, source })?;
     Ok(pods.items.is_empty())
 }
 
-async fn apply_one<K>(object: &K, name: &str, owner: &EventConsumer, context: &Context) -> Result<K, Error>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + Debug
-        + Serialize
-        + DeserializeOwned,
-{
-    let mut value =
-        serde_json::to_value(object).map_err(|error| failed::<K>(name, kube::Error::SerdeError(error)))?;
-    value["apiVersion"] = K::api_version(&()).into();
-    value["kind"] = K::kind(&()).into();
-    apply_value(&value, name, owner, context).await
-}
-
-async fn apply_value<K>(
-    object: &Value,
-    name: &str,
-    owner: &EventConsumer,
-    context: &Context,
-) -> Result<K, Error>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
-{
-    let api: Api<K> = api(owner, context);
-    // Strict, so that a field that Kubernetes does not know is told rather than dropped.
-    let mut params = PatchParams {
-        field_validation: Some(ValidationDirective::Strict),
-        ..PatchParams::apply(FIELD_MANAGER)
-    };
-    let mut object = object.clone();
-    if let Some(uid) = controlled(&api, name, owner).await? {
-        object["metadata"]["uid"] = uid.into();
-        params = params.force();
-    }
-    api.patch(name, &params, &Patch::Apply(&object)).await.map_err(|source| failed::<K>(name, source))
-}
-
-async fn remove_one<K>(name: &str, owner: &EventConsumer, context: &Context) -> Result<(), Error>
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
-{
-    let api: Api<K> = api(owner, context);
-    let uid = match controlled(&api, name, owner).await {
-        Ok(Some(uid)) => uid,
-        Ok(None) | Err(Error::Conflict { .. }) => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let preconditions = Preconditions { uid: Some(uid), resource_version: None };
-    let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-    match api.delete(name, &params).await {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
-        Err(source) => Err(failed::<K>(name, source)),
-    }
-}
-
-/// The uid of the object of this name, if there is one and it is the owner's.
-async fn controlled<K>(api: &Api<K>, name: &str, owner: &EventConsumer) -> Result<Option<String>, Error>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
-{
-    let found = api.get_metadata_opt(name).await.map_err(|source| failed::<K>(name, source))?;
-    let Some(found) = found else { return Ok(None) };
-    let mut owners = found.owner_references().iter();
-    if owners.any(|reference| {
-        reference.controller == Some(true) && Some(&reference.uid) == owner.metadata.uid.as_ref()
-    }) {
-        return Ok(found.uid());
-    }
-    Err(Error::Conflict { kind: K::kind(&()).into_owned(), name: name.to_owned() })
-}
-
-fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(
-    owner: &EventConsumer,
-    context: &Context,
-) -> Api<K> {
-    Api::namespaced(context.client.clone(), &owner.namespace().unwrap_or_default())
-}
-
-fn failed<K: Resource<DynamicType = ()>>(name: &str, source: kube::Error) -> Error {
-    Error::Kubernetes { kind: K::kind(&()).into_owned(), name: name.to_owned(), source }
+fn owner<'a>(object: &EventConsumer, context: &'a Context) -> Owner<'a> {
+    Owner::new(&context.client, &context.applied, object)
 }

@@ -1,32 +1,31 @@
 //! In: the desired workload. Out: the objects that are to be. Pure.
-//!
-//! The pod template goes through as JSON, so that fields newer than this program are kept; the API server judges them. Whatever
-//! the user set wins over what is added here.
 
 use std::collections::BTreeMap;
 
-use jetwright_crds::environment::{
-    ADMIN_PORT, BINDINGS_FILE, BINDINGS_FOLDER, JETWRIGHT_ADMIN_ADDRESS, JETWRIGHT_BINDINGS, NATS_URL,
-    OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME,
-};
+use jetwright_crds::environment::BINDINGS_FILE;
 use k8s_openapi::{
-    api::core::v1::{ConfigMap, Service, ServiceSpec},
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    api::{
+        core::v1::{ConfigMap, Service, ServiceAccount, ServiceSpec},
+        policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec},
+    },
+    apimachinery::pkg::{
+        apis::meta::v1::{LabelSelector, ObjectMeta},
+        util::intstr::IntOrString,
+    },
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::validate::Desired;
+use super::{
+    template::{names_account, template},
+    validate::Desired,
+};
 use crate::context::Settings;
 
 /// Label that tells the pods of one workload from all others.
 pub const WORKLOAD_LABEL: &str = "jetwright.dev/workload";
-/// Annotation of the pods that changes with their bindings, so that they are rolled out.
-const BINDINGS_HASH: &str = "jetwright.dev/bindings-hash";
-/// Name of the volume with the bindings file.
-const VOLUME: &str = "jetwright";
-/// Variable with the name of the pod, for OpenTelemetry's attributes.
-const POD_NAME: &str = "JETWRIGHT_POD_NAME";
+/// Pods that may be taken away at once, as by a node that is drained.
+const MAX_UNAVAILABLE: i32 = 1;
 
 /// Why the objects could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -41,10 +40,14 @@ pub enum Error {
 pub struct Objects {
     /// The bindings file.
     pub bindings: ConfigMap,
-    /// The pods. JSON, since it holds the user's template whole.
-    pub deployment: Value,
+    /// Who the pods are to Kubernetes; None where the template names somebody.
+    pub service_account: Option<ServiceAccount>,
     /// The Service, if there is to be one.
     pub service: Option<Service>,
+    /// How many pods may be taken away at once.
+    pub disruption_budget: PodDisruptionBudget,
+    /// The pods. JSON, since it holds the user's template whole.
+    pub deployment: Value,
 }
 
 /// The labels of a workload's objects.
@@ -62,158 +65,88 @@ pub fn selector(name: &str) -> BTreeMap<String, String> {
     BTreeMap::from([(WORKLOAD_LABEL.to_owned(), name.to_owned())])
 }
 
-/// Name of the ConfigMap with the bindings file.
-pub fn bindings_name(name: &str) -> String {
-    format!("{name}-bindings")
-}
-
 /// Makes the objects.
 pub fn build(desired: &Desired, settings: &Settings) -> Result<Objects, Error> {
+    let name = &desired.names.workload;
     let file = serde_saphyr::to_string(&desired.bindings)?;
     let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, file.as_bytes()).to_string();
     let bindings = ConfigMap {
-        metadata: metadata(desired, bindings_name(&desired.name)),
+        metadata: metadata(desired, &desired.names.bindings),
         data: Some(BTreeMap::from([(BINDINGS_FILE.to_owned(), file)])),
         ..ConfigMap::default()
     };
-    let service = desired.service_ports.clone().map(|ports| Service {
-        metadata: metadata(desired, desired.name.clone()),
+    let service_account = (!names_account(&desired.template)).then(|| ServiceAccount {
+        metadata: metadata(desired, name),
+        // Programs that only consume have nothing to ask of Kubernetes.
+        automount_service_account_token: Some(false),
+        ..ServiceAccount::default()
+    });
+    let deployment = json!({
+        "metadata": metadata(desired, name),
+        "spec": {
+            "replicas": desired.replicas,
+            "selector": { "matchLabels": selector(name) },
+            "template": template(desired, settings, &hash),
+        },
+    });
+    Ok(Objects {
+        bindings,
+        service_account,
+        service: service(desired),
+        disruption_budget: disruption_budget(desired),
+        deployment,
+    })
+}
+
+fn service(desired: &Desired) -> Option<Service> {
+    let name = &desired.names.workload;
+    desired.service_ports.clone().map(|ports| Service {
+        metadata: metadata(desired, name),
         spec: Some(ServiceSpec {
-            selector: Some(selector(&desired.name)),
+            selector: Some(selector(name)),
             ports: Some(ports),
             ..ServiceSpec::default()
         }),
         status: None,
-    });
-    let deployment = json!({
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "metadata": metadata(desired, desired.name.clone()),
-        "spec": {
-            "replicas": desired.replicas,
-            "selector": { "matchLabels": selector(&desired.name) },
-            "template": template(desired, settings, &hash),
-        },
-    });
-    Ok(Objects { bindings, deployment, service })
+    })
 }
 
-fn metadata(desired: &Desired, name: String) -> ObjectMeta {
+fn disruption_budget(desired: &Desired) -> PodDisruptionBudget {
+    let name = &desired.names.workload;
+    PodDisruptionBudget {
+        metadata: metadata(desired, name),
+        spec: Some(PodDisruptionBudgetSpec {
+            max_unavailable: Some(IntOrString::Int(MAX_UNAVAILABLE)),
+            selector: Some(LabelSelector { match_labels: Some(selector(name)), match_expressions: None }),
+            // Pods that do not work anyway hold up nobody who drains a node.
+            unhealthy_pod_eviction_policy: Some("AlwaysAllow".to_owned()),
+            min_available: None,
+        }),
+        status: None,
+    }
+}
+
+fn metadata(desired: &Desired, name: &str) -> ObjectMeta {
     ObjectMeta {
-        name: Some(name),
+        name: Some(name.to_owned()),
         namespace: Some(desired.namespace.clone()),
-        labels: Some(labels(&desired.name)),
+        labels: Some(labels(&desired.names.workload)),
         owner_references: Some(vec![desired.owner.clone()]),
         ..ObjectMeta::default()
     }
 }
 
-fn template(desired: &Desired, settings: &Settings, hash: &str) -> Value {
-    let mut template = desired.template.clone();
-    let metadata = object(&mut template, "metadata");
-    object(metadata, "annotations").insert(BINDINGS_HASH.to_owned(), json!(hash));
-    for (key, value) in labels(&desired.name) {
-        object(metadata, "labels").insert(key, json!(value));
-    }
-    let spec = object(&mut template, "spec");
-    unless_set(
-        spec,
-        "securityContext",
-        json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } }),
-    );
-    let volume = json!({ "name": VOLUME, "configMap": { "name": bindings_name(&desired.name) } });
-    unless_named(spec, "volumes", "name", volume);
-    // The first container is the program; others are its helpers.
-    if let Some(Value::Object(container)) = spec.get_mut("containers").and_then(|list| list.get_mut(0)) {
-        equip(container, desired, settings);
-    }
-    Value::Object(template)
-}
-
-/// Gives the program what the environment contract promises it.
-fn equip(container: &mut Map<String, Value>, desired: &Desired, settings: &Settings) {
-    for variable in variables(desired, settings) {
-        unless_named(container, "env", "name", variable);
-    }
-    let mount = json!({ "name": VOLUME, "mountPath": BINDINGS_FOLDER, "readOnly": true });
-    unless_named(container, "volumeMounts", "mountPath", mount);
-    unless_named(
-        container,
-        "ports",
-        "containerPort",
-        json!({ "name": "admin", "containerPort": ADMIN_PORT }),
-    );
-    unless_set(container, "livenessProbe", json!({ "httpGet": { "path": "/livez", "port": ADMIN_PORT } }));
-    let readiness = json!({ "httpGet": { "path": "/readyz", "port": ADMIN_PORT }, "periodSeconds": 2 });
-    unless_set(container, "readinessProbe", readiness);
-    unless_set(
-        container,
-        "securityContext",
-        json!({
-            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
-            "capabilities": { "drop": ["ALL"] },
-        }),
-    );
-}
-
-fn variables(desired: &Desired, settings: &Settings) -> Vec<Value> {
-    let attributes = format!(
-        "k8s.namespace.name={},k8s.deployment.name={},k8s.pod.name=$({POD_NAME})",
-        desired.namespace, desired.name
-    );
-    let plain = |name: &str, value: &str| json!({ "name": name, "value": value });
-    let mut variables = vec![
-        plain(JETWRIGHT_BINDINGS, &format!("{BINDINGS_FOLDER}/{BINDINGS_FILE}")),
-        plain(JETWRIGHT_ADMIN_ADDRESS, &format!("0.0.0.0:{ADMIN_PORT}")),
-        plain(NATS_URL, &settings.workload_nats_url),
-        // Before the attributes, which refer to it.
-        json!({ "name": POD_NAME, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } }),
-        plain(OTEL_SERVICE_NAME, &desired.name),
-        plain(OTEL_RESOURCE_ATTRIBUTES, &attributes),
-    ];
-    if let Some(endpoint) = &settings.workload_otlp_endpoint {
-        variables.push(plain(OTEL_EXPORTER_OTLP_ENDPOINT, endpoint));
-    }
-    variables
-}
-
-/// The object under a key, made where there is none.
-fn object<'a>(parent: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String, Value> {
-    let value = parent.entry(key).or_insert_with(|| json!({}));
-    if !value.is_object() {
-        *value = json!({});
-    }
-    match value {
-        Value::Object(fields) => fields,
-        _ => unreachable!("it was made an object"),
-    }
-}
-
-fn unless_set(parent: &mut Map<String, Value>, key: &str, value: Value) {
-    parent.entry(key).or_insert(value);
-}
-
-/// Adds an item to a list unless one with the same key is in it.
-fn unless_named(parent: &mut Map<String, Value>, list: &str, key: &str, item: Value) {
-    let list = parent.entry(list).or_insert_with(|| json!([]));
-    if let Value::Array(items) = list
-        && !items.iter().any(|known| known.get(key) == item.get(key))
-    {
-        items.push(item);
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use jetwright_crds::environment::{Binding, Bindings, Retry};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
     use super::*;
-    use crate::context::Namespaces;
+    use crate::{context::Namespaces, workload::names::Names};
 
-    fn settings() -> Settings {
+    pub fn settings() -> Settings {
         Settings {
             default_connection: Namespaces::All,
             workload_nats_url: "nats://nats:4222".into(),
@@ -224,7 +157,7 @@ mod tests {
         }
     }
 
-    fn desired(template: &str) -> Desired {
+    pub fn desired(template: &str) -> Desired {
         let binding = Binding {
             stream: "orders".into(),
             consumer: "fulfilment".into(),
@@ -233,111 +166,105 @@ mod tests {
             retry: Retry::default(),
         };
         Desired {
-            name: "fulfilment".into(),
+            names: Names::of("fulfilment").unwrap(),
             namespace: "shop".into(),
             owner: OwnerReference { name: "fulfilment".into(), ..OwnerReference::default() },
             replicas: 2,
             template: serde_saphyr::from_str(template).unwrap(),
             service_ports: None,
+            credentials: None,
             bindings: Bindings { bindings: BTreeMap::from([("fulfilment".into(), binding)]) },
         }
     }
 
-    fn container(template: &str) -> Value {
-        let objects = build(&desired(template), &settings()).unwrap();
-        objects.deployment["spec"]["template"]["spec"]["containers"][0].clone()
+    const MINIMAL: &str = "{spec: {containers: [{name: app, image: shop/order:1}]}}";
+
+    fn built(desired: &Desired) -> Objects {
+        build(desired, &settings()).unwrap()
+    }
+
+    /// What every object of the workload has.
+    fn common(name: &str) -> Value {
+        json!({
+            "name": name, "namespace": "shop",
+            "labels": {
+                "app.kubernetes.io/name": "fulfilment", "app.kubernetes.io/managed-by": "jetwright",
+                "jetwright.dev/workload": "fulfilment",
+            },
+            "ownerReferences": [{"apiVersion": "", "kind": "", "name": "fulfilment", "uid": ""}],
+        })
     }
 
     #[test]
-    fn a_minimal_template_becomes_a_whole_deployment() {
-        let objects =
-            build(&desired("{spec: {containers: [{name: app, image: shop/order:1}]}}"), &settings()).unwrap();
-        let hash = objects.deployment["spec"]["template"]["metadata"]["annotations"][BINDINGS_HASH].clone();
-        let labels = json!({
-            "app.kubernetes.io/name": "fulfilment", "app.kubernetes.io/managed-by": "jetwright",
-            "jetwright.dev/workload": "fulfilment",
-        });
+    fn a_minimal_template_becomes_every_object_but_a_service() {
+        let Objects { bindings, service_account, service, disruption_budget, deployment } =
+            built(&desired(MINIMAL));
+        assert_eq!(serde_json::to_value(&bindings).unwrap()["metadata"], common("fulfilment-bindings"));
         assert_eq!(
-            objects.deployment,
+            serde_json::to_value(service_account).unwrap(),
             json!({
-                "apiVersion": "apps/v1",
-                "kind": "Deployment",
-                "metadata": {
-                    "name": "fulfilment", "namespace": "shop", "labels": labels,
-                    "ownerReferences": [{"apiVersion": "", "kind": "", "name": "fulfilment", "uid": ""}],
-                },
+                "apiVersion": "v1", "kind": "ServiceAccount", "metadata": common("fulfilment"),
+                "automountServiceAccountToken": false,
+            })
+        );
+        assert_eq!(service, None);
+        let selector = json!({"matchLabels": {"jetwright.dev/workload": "fulfilment"}});
+        assert_eq!(
+            serde_json::to_value(disruption_budget).unwrap(),
+            json!({
+                "apiVersion": "policy/v1", "kind": "PodDisruptionBudget", "metadata": common("fulfilment"),
+                "spec": {"maxUnavailable": 1, "selector": selector, "unhealthyPodEvictionPolicy": "AlwaysAllow"},
+            })
+        );
+        let template = deployment["spec"]["template"].clone();
+        assert_eq!(
+            deployment,
+            json!({
+                "metadata": common("fulfilment"),
+                "spec": {"replicas": 2, "selector": selector, "template": template},
+            })
+        );
+    }
+
+    #[test]
+    fn a_service_leads_to_the_pods() {
+        let ports = serde_saphyr::from_str("[{name: http, port: 80, targetPort: 8080}]").unwrap();
+        let service = built(&Desired { service_ports: Some(ports), ..desired(MINIMAL) }).service;
+        assert_eq!(
+            serde_json::to_value(service).unwrap(),
+            json!({
+                "apiVersion": "v1", "kind": "Service", "metadata": common("fulfilment"),
                 "spec": {
-                    "replicas": 2,
-                    "selector": {"matchLabels": {"jetwright.dev/workload": "fulfilment"}},
-                    "template": {
-                        "metadata": {"annotations": {BINDINGS_HASH: hash}, "labels": labels},
-                        "spec": {
-                            "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
-                            "volumes": [{"name": "jetwright", "configMap": {"name": "fulfilment-bindings"}}],
-                            "containers": [{
-                                "name": "app",
-                                "image": "shop/order:1",
-                                "env": [
-                                    {"name": "JETWRIGHT_BINDINGS", "value": "/etc/jetwright/bindings.yaml"},
-                                    {"name": "JETWRIGHT_ADMIN_ADDRESS", "value": "0.0.0.0:9090"},
-                                    {"name": "NATS_URL", "value": "nats://nats:4222"},
-                                    {"name": "JETWRIGHT_POD_NAME", "valueFrom":
-                                        {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
-                                    {"name": "OTEL_SERVICE_NAME", "value": "fulfilment"},
-                                    {"name": "OTEL_RESOURCE_ATTRIBUTES", "value":
-                                        "k8s.namespace.name=shop,k8s.deployment.name=fulfilment,k8s.pod.name=$(JETWRIGHT_POD_NAME)"},
-                                    {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://jaeger:4318"},
-                                ],
-                                "volumeMounts": [{"name": "jetwright", "mountPath": "/etc/jetwright", "readOnly": true}],
-                                "ports": [{"name": "admin", "containerPort": 9090}],
-                                "livenessProbe": {"httpGet": {"path": "/livez", "port": 9090}},
-                                "readinessProbe": {"httpGet": {"path": "/readyz", "port": 9090}, "periodSeconds": 2},
-                                "securityContext": {
-                                    "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
-                                    "capabilities": {"drop": ["ALL"]},
-                                },
-                            }],
-                        },
-                    },
+                    "selector": {"jetwright.dev/workload": "fulfilment"},
+                    "ports": [{"name": "http", "port": 80, "targetPort": 8080}],
                 },
             })
         );
     }
 
     #[test]
-    fn the_bindings_file_reads_back_as_the_runtime_reads_it() {
-        let objects = build(&desired("{spec: {containers: [{name: app}]}}"), &settings()).unwrap();
-        let file = objects.bindings.data.unwrap().remove("bindings.yaml").unwrap();
-        assert_eq!(serde_saphyr::from_str::<Bindings>(&file).unwrap(), desired("{}").bindings);
+    fn pods_that_are_somebody_already_get_no_account() {
+        for account in ["serviceAccountName: shop", "serviceAccount: shop"] {
+            let template = format!("{{spec: {{{account}, containers: [{{name: app}}]}}}}");
+            assert_eq!(built(&desired(&template)).service_account, None, "{account}");
+        }
     }
 
     #[test]
-    fn what_the_user_set_wins_and_what_nobody_knows_is_kept() {
-        let container = container(
-            "{spec: {containers: [{name: app, env: [{name: NATS_URL, value: mine}], livenessProbe: {exec: {command: [a]}},
-              securityContext: {}, fromTheFuture: {x: 1}}]}}",
-        );
-        assert_eq!(container["env"][0], json!({"name": "NATS_URL", "value": "mine"}));
-        let urls =
-            container["env"].as_array().unwrap().iter().filter(|variable| variable["name"] == "NATS_URL");
-        assert_eq!(urls.count(), 1);
-        assert_eq!(container["livenessProbe"], json!({"exec": {"command": ["a"]}}));
-        assert_eq!(
-            (&container["securityContext"], &container["fromTheFuture"]),
-            (&json!({}), &json!({"x": 1}))
-        );
+    fn the_bindings_file_reads_back_as_the_runtime_reads_it() {
+        let file = built(&desired(MINIMAL)).bindings.data.unwrap().remove("bindings.yaml").unwrap();
+        assert_eq!(serde_saphyr::from_str::<Bindings>(&file).unwrap(), desired(MINIMAL).bindings);
     }
 
     #[test]
     fn pods_roll_out_when_their_bindings_change() {
-        let hash = |desired: &Desired| {
-            build(desired, &settings()).unwrap().deployment["spec"]["template"]["metadata"]["annotations"]
-                .clone()
+        let annotations = |desired: &Desired| {
+            built(desired).deployment["spec"]["template"]["metadata"]["annotations"].clone()
         };
-        let before = desired("{spec: {containers: [{name: app}]}}");
+        let before = desired(MINIMAL);
         let mut after = before.clone();
         after.bindings.bindings.clear();
-        assert_eq!(hash(&before), hash(&before.clone()));
-        assert_ne!(hash(&before), hash(&after));
+        assert_eq!(annotations(&before), annotations(&before.clone()));
+        assert_ne!(annotations(&before), annotations(&after));
     }
 }

@@ -1,26 +1,30 @@
-//! The pods of an EventConsumer: a Deployment, a Service and the bindings file that tells the pods what they consume.
+//! The pods of an EventConsumer: a Deployment, what stands beside it, and the bindings file that tells the pods what they consume.
 //!
-//! The driver. One reconcile is dereference → validate → build → apply → status; what exists is not compared with what is built,
-//! server-side apply does that.
+//! The driver. One reconcile is dereference → validate → build → apply → look → status; what exists is not compared with what is
+//! built, server-side apply does that.
 
 mod apply;
 mod build;
 mod dereference;
+mod look;
+mod names;
+mod pods;
+mod sighting;
 mod status;
+mod template;
 mod validate;
 
-use jetwright_crds::EventConsumer;
-use kube::ResourceExt;
+use jetwright_crds::{EventConsumer, conditions::Reason};
 
 use crate::{
     context::Context,
-    kubernetes::status::{Phase, Verdict},
+    kubernetes::status::Verdict,
     outcome::{Category, Failure, chain},
 };
 
 #[cfg(test)]
 pub use status::Own;
-pub use status::Running;
+pub use {pods::Pods, status::Running};
 
 /// Why a reconcile did not come to its end: one variant a step.
 #[derive(Debug, thiserror::Error)]
@@ -69,8 +73,14 @@ pub async fn reconcile(object: &EventConsumer, context: &Context) -> Result<Opti
                 Err(problems) => return Ok(Some(status::invalid(&problems))),
             };
             let objects = build::build(&desired, &context.settings).map_err(Error::Build)?;
-            let applied = apply::apply(objects, object, context).await.map_err(Error::Apply)?;
-            Ok(Some(status::running(&desired, &applied)))
+            let deployment =
+                apply::apply(objects, &desired.names, object, context).await.map_err(Error::Apply)?;
+            let look = if status::is_rolled_out(&deployment) {
+                look::Look::default()
+            } else {
+                look::look(&desired, context).await
+            };
+            Ok(Some(status::running(&desired, &deployment, &look)))
         }
     }
 }
@@ -82,20 +92,20 @@ pub async fn reconcile(object: &EventConsumer, context: &Context) -> Result<Opti
 /// When Kubernetes refuses.
 pub async fn take_down(object: &EventConsumer, context: &Context) -> Result<bool, Error> {
     apply::remove(object, context).await.map_err(Error::Apply)?;
-    apply::are_gone(&object.name_any(), object, context).await.map_err(Error::Apply)
+    apply::are_gone(object, context).await.map_err(Error::Apply)
 }
 
 /// What a reconcile that failed means for the conditions.
 #[must_use]
 pub fn failed(error: &Error) -> Verdict {
-    let (reason, phase) = match error {
-        Error::Apply(apply::Error::Conflict { .. }) => {
-            (jetwright_crds::conditions::Reason::NameConflict, Phase::Stalled)
-        }
-        error if error.category() == Category::Refused => {
-            (jetwright_crds::conditions::Reason::Refused, Phase::Stalled)
-        }
-        _ => (jetwright_crds::conditions::Reason::Failed, Phase::Reconciling),
-    };
-    Verdict { ready: Some(false), reason, message: chain(error), phase }
+    let words = chain(error);
+    if let Error::Apply(error) = error
+        && let Some(remedy) = error.remedy()
+    {
+        return Verdict::stalled(Reason::NameConflict, format!("{words}: {remedy}"));
+    }
+    match error.category() {
+        Category::Refused => Verdict::stalled(Reason::Refused, words),
+        Category::Conflict | Category::Retry => Verdict::reconciling(Reason::Failed, words),
+    }
 }

@@ -1,4 +1,6 @@
-//! In: the Deployment as Kubernetes has it. Out: what it means for the EventConsumer's status. Pure.
+//! In: the Deployment as Kubernetes has it, and what is wrong with its pods. Out: what it means for the EventConsumer's status. Pure.
+
+use std::time::Duration;
 
 use jetwright_crds::{
     EventConsumer, EventConsumerSpec,
@@ -6,7 +8,7 @@ use jetwright_crds::{
 };
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
 
-use super::{build::WORKLOAD_LABEL, validate::Desired};
+use super::{build::WORKLOAD_LABEL, look::Look, validate::Desired};
 use crate::{
     kubernetes::status::Verdict,
     outcome::{Problem, listed},
@@ -19,6 +21,8 @@ pub struct Running {
     pub own: Option<Own>,
     /// Whether they are as declared.
     pub verdict: Verdict,
+    /// When to look again, where nothing else tells of a change.
+    pub again: Option<Duration>,
 }
 
 /// An EventConsumer's own pods.
@@ -32,7 +36,7 @@ pub struct Own {
 
 /// The spec's workload cannot be.
 pub fn invalid(problems: &[Problem]) -> Running {
-    Running { own: None, verdict: Verdict::stalled(Reason::Invalid, listed(problems)) }
+    Running { own: None, verdict: Verdict::stalled(Reason::Invalid, listed(problems)), again: None }
 }
 
 /// The pods are another EventConsumer's: as ready as they say there.
@@ -54,53 +58,93 @@ pub fn elsewhere(spec: &EventConsumerSpec, other: Option<&EventConsumer>) -> Run
             match conditions::get(known, WORKLOAD_READY) {
                 Some(ready) if ready.status == "True" => Verdict::ready(&ready.message),
                 Some(ready) => {
-                    Verdict::reconciling(Reason::RollingOut, format!("pods of {name}: {}", ready.message))
+                    let reason = Reason::named(&ready.reason).unwrap_or(Reason::RollingOut);
+                    Verdict::reconciling(reason, format!("pods of {name}: {}", ready.message))
                 }
                 None => Verdict::reconciling(Reason::RollingOut, format!("pods of {name}: not there yet")),
             }
         }
     };
-    Running { own: None, verdict }
+    Running { own: None, verdict, again: None }
 }
 
 /// The pods are the EventConsumer's own.
-pub fn running(desired: &Desired, deployment: &Deployment) -> Running {
-    let status = deployment.status.clone().unwrap_or_default();
+pub fn running(desired: &Desired, deployment: &Deployment, look: &Look) -> Running {
     let own = Own {
-        replicas: status.replicas.unwrap_or_default(),
-        selector: format!("{WORKLOAD_LABEL}={}", desired.name),
+        replicas: status(deployment).replicas.unwrap_or_default(),
+        selector: format!("{WORKLOAD_LABEL}={}", desired.names.workload),
     };
-    Running { own: Some(own), verdict: verdict(desired.replicas, deployment.metadata.generation, &status) }
+    Running { own: Some(own), verdict: verdict(desired.replicas, deployment, look), again: look.again }
 }
 
-fn verdict(wanted: i32, generation: Option<i64>, status: &DeploymentStatus) -> Verdict {
-    let seen = status.observed_generation >= generation;
+/// Whether all pods are new and available, and no old one is left.
+pub fn is_rolled_out(deployment: &Deployment) -> bool {
+    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    let DeploymentStatus { updated_replicas, available_replicas, replicas, .. } = status(deployment);
+    let all =
+        [updated_replicas, available_replicas].into_iter().all(|count| count.unwrap_or_default() >= wanted);
+    is_seen(deployment) && all && replicas.unwrap_or_default() <= wanted
+}
+
+/// Whether the status is about the Deployment as it is now.
+fn is_seen(deployment: &Deployment) -> bool {
+    status(deployment).observed_generation >= deployment.metadata.generation
+}
+
+fn status(deployment: &Deployment) -> DeploymentStatus {
+    deployment.status.clone().unwrap_or_default()
+}
+
+fn verdict(wanted: i32, deployment: &Deployment, look: &Look) -> Verdict {
+    let status = status(deployment);
     let updated = status.updated_replicas.unwrap_or_default();
     let available = status.available_replicas.unwrap_or_default();
-    let total = status.replicas.unwrap_or_default();
-    if seen && wanted == 0 && total == 0 {
-        return Verdict { reason: Reason::ScaledToZero, ..Verdict::ready("there are no pods on purpose") };
-    }
-    if seen && updated >= wanted && available >= wanted && total <= wanted {
-        return Verdict::ready(format!("{available} of {wanted} pods are ready"));
+    if is_rolled_out(deployment) {
+        return match wanted {
+            0 => Verdict { reason: Reason::ScaledToZero, ..Verdict::ready("there are no pods on purpose") },
+            _ => Verdict::ready(format!("{available} of {wanted} pods are ready")),
+        };
     }
     let message = format!("{available} of {wanted} pods are ready, {updated} of them new");
+    if !is_seen(deployment) {
+        return Verdict::reconciling(Reason::RollingOut, message);
+    }
+    let because = |reason, why: &str| Verdict::reconciling(reason, format!("{message}: {why}"));
     let mut conditions = status.conditions.iter().flatten();
-    let stuck = conditions.find(|condition| condition.reason.as_deref() == Some("ProgressDeadlineExceeded"));
-    match stuck {
-        Some(condition) if seen => {
-            let why = condition.message.as_deref().unwrap_or_default();
-            Verdict::reconciling(Reason::RolloutStuck, format!("{message}: {why}"))
-        }
-        _ => Verdict::reconciling(Reason::RollingOut, message),
+    if let Some(refused) =
+        conditions.clone().find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")
+    {
+        let words = refused.message.as_deref().unwrap_or_default();
+        let why = format!(
+            "Kubernetes refuses its pods: {words}. Correct spec.workload.template, or change the quota or policy that it names"
+        );
+        return because(Reason::PodsRefused, &why);
+    }
+    // Troubles of pods of before are none of the newest ones.
+    if let Some(trouble) = look.trouble.as_ref().filter(|_| updated > 0) {
+        return because(trouble.reason, &trouble.message);
+    }
+    match conditions.find(|condition| condition.reason.as_deref() == Some("ProgressDeadlineExceeded")) {
+        Some(stuck) => because(Reason::RolloutStuck, stuck.message.as_deref().unwrap_or_default()),
+        None => Verdict::reconciling(Reason::RollingOut, message),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::apps::v1::DeploymentCondition;
+    use k8s_openapi::{api::apps::v1::DeploymentSpec, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+    use serde_json::json;
 
-    use super::*;
+    use super::{super::sighting::Trouble, *};
+
+    /// A Deployment of generation 3 that wants two pods.
+    fn deployment(wanted: i32, status: DeploymentStatus) -> Deployment {
+        Deployment {
+            metadata: ObjectMeta { generation: Some(3), ..ObjectMeta::default() },
+            spec: Some(DeploymentSpec { replicas: Some(wanted), ..DeploymentSpec::default() }),
+            status: Some(status),
+        }
+    }
 
     fn status(replicas: i32, updated: i32, available: i32) -> DeploymentStatus {
         DeploymentStatus {
@@ -112,40 +156,97 @@ mod tests {
         }
     }
 
-    fn reason(wanted: i32, status: &DeploymentStatus) -> (Option<bool>, Reason) {
-        let verdict = verdict(wanted, Some(3), status);
-        (verdict.ready, verdict.reason)
+    fn with_condition(status: DeploymentStatus, condition: &serde_json::Value) -> DeploymentStatus {
+        let condition = serde_json::from_value(condition.clone()).unwrap();
+        DeploymentStatus { conditions: Some(vec![condition]), ..status }
+    }
+
+    fn crash() -> Look {
+        let trouble = Trouble { reason: Reason::CrashLoop, message: "it ends".to_owned() };
+        Look { trouble: Some(trouble), again: None }
+    }
+
+    fn told(wanted: i32, status: DeploymentStatus, look: &Look) -> (Option<bool>, Reason, String) {
+        let Verdict { ready, reason, message, .. } = verdict(wanted, &deployment(wanted, status), look);
+        (ready, reason, message)
+    }
+
+    fn reason(wanted: i32, status: DeploymentStatus) -> (Option<bool>, Reason) {
+        let (ready, reason, _) = told(wanted, status, &Look::default());
+        (ready, reason)
     }
 
     #[test]
     fn pods_are_ready_once_all_are_new_and_available_and_no_old_one_is_left() {
-        assert_eq!(reason(2, &status(2, 2, 2)), (Some(true), Reason::Reconciled));
-        assert_eq!(reason(2, &status(3, 2, 2)), (Some(false), Reason::RollingOut));
-        assert_eq!(reason(2, &status(2, 1, 2)), (Some(false), Reason::RollingOut));
-        assert_eq!(reason(2, &status(2, 2, 1)), (Some(false), Reason::RollingOut));
+        assert_eq!(reason(2, status(2, 2, 2)), (Some(true), Reason::Reconciled));
+        assert_eq!(reason(2, status(3, 2, 2)), (Some(false), Reason::RollingOut));
+        assert_eq!(reason(2, status(2, 1, 2)), (Some(false), Reason::RollingOut));
+        assert_eq!(reason(2, status(2, 2, 1)), (Some(false), Reason::RollingOut));
     }
 
     #[test]
     fn a_status_of_an_older_generation_says_nothing() {
         let stale = DeploymentStatus { observed_generation: Some(2), ..status(2, 2, 2) };
-        assert_eq!(reason(2, &stale), (Some(false), Reason::RollingOut));
-        assert_eq!(reason(2, &DeploymentStatus::default()), (Some(false), Reason::RollingOut));
+        assert_eq!(reason(2, stale.clone()), (Some(false), Reason::RollingOut));
+        assert_eq!(reason(2, DeploymentStatus::default()), (Some(false), Reason::RollingOut));
+        assert_eq!(told(2, stale, &crash()).1, Reason::RollingOut);
     }
 
     #[test]
     fn no_pods_on_purpose_are_ready() {
-        assert_eq!(reason(0, &status(0, 0, 0)), (Some(true), Reason::ScaledToZero));
-        assert_eq!(reason(0, &status(1, 0, 1)), (Some(false), Reason::RollingOut));
+        assert_eq!(reason(0, status(0, 0, 0)), (Some(true), Reason::ScaledToZero));
+        assert_eq!(reason(0, status(1, 0, 1)), (Some(false), Reason::RollingOut));
     }
 
     #[test]
     fn a_rollout_that_makes_no_progress_says_so() {
-        let stuck = DeploymentCondition {
-            reason: Some("ProgressDeadlineExceeded".into()),
-            message: Some("timed out".into()),
-            ..DeploymentCondition::default()
+        let stuck = json!({"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "timed out"});
+        assert_eq!(
+            told(1, with_condition(status(1, 1, 0), &stuck), &Look::default()),
+            (Some(false), Reason::RolloutStuck, "0 of 1 pods are ready, 1 of them new: timed out".to_owned())
+        );
+        // Why is more than that.
+        assert_eq!(told(1, with_condition(status(1, 1, 0), &stuck), &crash()).1, Reason::CrashLoop);
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_new_pods_is_told_until_all_are_ready() {
+        let crashing = "1 of 2 pods are ready, 2 of them new: it ends".to_owned();
+        assert_eq!(told(2, status(2, 2, 1), &crash()), (Some(false), Reason::CrashLoop, crashing));
+        assert_eq!(told(2, status(2, 0, 1), &crash()).1, Reason::RollingOut);
+        assert_eq!(told(2, status(2, 2, 2), &crash()).1, Reason::Reconciled);
+    }
+
+    #[test]
+    fn pods_that_kubernetes_refuses_are_told_in_its_words() {
+        let refused = json!({"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: q"});
+        let (ready, reason, message) = told(2, with_condition(status(0, 0, 0), &refused), &Look::default());
+        assert_eq!((ready, reason), (Some(false), Reason::PodsRefused));
+        assert!(message.contains("exceeded quota: q. Correct spec.workload.template"), "{message}");
+    }
+
+    #[test]
+    fn pods_of_another_are_as_ready_as_they_are_told_there() {
+        let spec = serde_saphyr::from_str("{streamRef: {name: users}, workloadRef: {name: host}}").unwrap();
+        let host = |status: &str, reason: &str| -> EventConsumer {
+            let condition = json!({
+                "type": "WorkloadReady", "status": status, "reason": reason, "message": "words",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            });
+            let template = json!({"spec": {"containers": [{"name": "app"}]}});
+            serde_json::from_value(json!({
+                "metadata": {"name": "host"},
+                "spec": {"streamRef": {"name": "orders"}, "workload": {"template": template}},
+                "status": {"conditions": [condition]},
+            }))
+            .unwrap()
         };
-        let status = DeploymentStatus { conditions: Some(vec![stuck]), ..status(1, 1, 0) };
-        assert_eq!(reason(1, &status), (Some(false), Reason::RolloutStuck));
+        let told = |status, reason| elsewhere(&spec, Some(&host(status, reason))).verdict;
+        assert_eq!(told("True", "Reconciled"), Verdict::ready("words"));
+        assert_eq!(
+            told("False", "CrashLoop"),
+            Verdict::reconciling(Reason::CrashLoop, "pods of host: words")
+        );
+        assert_eq!(told("False", "FromTheFuture").reason, Reason::RollingOut);
     }
 }

@@ -1,0 +1,252 @@
+//! In: the desired workload. Out: its pod template, with what the operator adds. Pure.
+//!
+//! The template goes through as JSON, so that fields newer than this program are kept; the API server judges them. Whatever the user
+//! set wins over what is added here.
+
+use jetwright_crds::environment::{
+    ADMIN_PORT, BINDINGS_FILE, BINDINGS_FOLDER, JETWRIGHT_ADMIN_ADDRESS, JETWRIGHT_BINDINGS,
+    NATS_CREDENTIALS, NATS_CREDENTIALS_FOLDER, NATS_URL, OTEL_EXPORTER_OTLP_ENDPOINT,
+    OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME,
+};
+use serde_json::{Map, Value, json};
+
+use super::{build::labels, validate::Desired};
+use crate::context::Settings;
+
+/// Annotation of the pods that changes with their bindings, so that they are rolled out.
+pub const BINDINGS_HASH: &str = "jetwright.dev/bindings-hash";
+/// Name of the volume with the bindings file.
+const BINDINGS_VOLUME: &str = "jetwright";
+/// Name of the volume with the credentials.
+const CREDENTIALS_VOLUME: &str = "jetwright-credentials";
+/// The credentials' files may be read by whoever the containers run as: nobody else is in the pod.
+const READABLE: i32 = 0o444;
+/// Variable with the name of the pod, for OpenTelemetry's attributes.
+const POD_NAME: &str = "JETWRIGHT_POD_NAME";
+
+/// Whether a template says itself which ServiceAccount its pods have; `serviceAccount` is the field's older name.
+pub fn names_account(template: &Map<String, Value>) -> bool {
+    let spec = template.get("spec");
+    let named = |field: &str| spec.and_then(|spec| spec.get(field)).and_then(Value::as_str);
+    ["serviceAccountName", "serviceAccount"].into_iter().filter_map(named).any(|name| !name.is_empty())
+}
+
+/// Makes the pod template; `hash` is that of the bindings.
+pub fn template(desired: &Desired, settings: &Settings, hash: &str) -> Value {
+    let mut template = desired.template.clone();
+    let metadata = object(&mut template, "metadata");
+    object(metadata, "annotations").insert(BINDINGS_HASH.to_owned(), json!(hash));
+    for (key, value) in labels(&desired.names.workload) {
+        object(metadata, "labels").insert(key, json!(value));
+    }
+    let own_account = !names_account(&desired.template);
+    let spec = object(&mut template, "spec");
+    if own_account {
+        spec.insert("serviceAccountName".to_owned(), json!(desired.names.workload));
+    }
+    unless_set(
+        spec,
+        "securityContext",
+        json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } }),
+    );
+    let bindings = json!({ "name": BINDINGS_VOLUME, "configMap": { "name": desired.names.bindings } });
+    unless_named(spec, "volumes", "name", bindings);
+    if let Some(secret) = &desired.credentials {
+        let source = json!({ "secretName": secret, "defaultMode": READABLE });
+        unless_named(spec, "volumes", "name", json!({ "name": CREDENTIALS_VOLUME, "secret": source }));
+    }
+    // The first container is the program; others are its helpers.
+    if let Some(Value::Object(container)) = spec.get_mut("containers").and_then(|list| list.get_mut(0)) {
+        equip(container, desired, settings);
+    }
+    Value::Object(template)
+}
+
+/// Gives the program what the environment contract promises it.
+fn equip(container: &mut Map<String, Value>, desired: &Desired, settings: &Settings) {
+    for variable in variables(desired, settings) {
+        unless_named(container, "env", "name", variable);
+    }
+    let mount = |volume: &str, folder: &str| json!({ "name": volume, "mountPath": folder, "readOnly": true });
+    unless_named(container, "volumeMounts", "mountPath", mount(BINDINGS_VOLUME, BINDINGS_FOLDER));
+    if desired.credentials.is_some() {
+        let credentials = mount(CREDENTIALS_VOLUME, NATS_CREDENTIALS_FOLDER);
+        unless_named(container, "volumeMounts", "mountPath", credentials);
+    }
+    unless_named(
+        container,
+        "ports",
+        "containerPort",
+        json!({ "name": "admin", "containerPort": ADMIN_PORT }),
+    );
+    unless_set(container, "livenessProbe", json!({ "httpGet": { "path": "/livez", "port": ADMIN_PORT } }));
+    let readiness = json!({ "httpGet": { "path": "/readyz", "port": ADMIN_PORT }, "periodSeconds": 2 });
+    unless_set(container, "readinessProbe", readiness);
+    // The last lines of its log tell why it ended.
+    unless_set(container, "terminationMessagePolicy", json!("FallbackToLogsOnError"));
+    unless_set(
+        container,
+        "securityContext",
+        json!({
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
+        }),
+    );
+}
+
+fn variables(desired: &Desired, settings: &Settings) -> Vec<Value> {
+    let attributes = format!(
+        "k8s.namespace.name={},k8s.deployment.name={},k8s.pod.name=$({POD_NAME})",
+        desired.namespace, desired.names.workload
+    );
+    let plain = |name: &str, value: &str| json!({ "name": name, "value": value });
+    let mut variables = vec![
+        plain(JETWRIGHT_BINDINGS, &format!("{BINDINGS_FOLDER}/{BINDINGS_FILE}")),
+        plain(JETWRIGHT_ADMIN_ADDRESS, &format!("0.0.0.0:{ADMIN_PORT}")),
+        plain(NATS_URL, &settings.workload_nats_url),
+        // Before the attributes, which refer to it.
+        json!({ "name": POD_NAME, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } }),
+        plain(OTEL_SERVICE_NAME, &desired.names.workload),
+        plain(OTEL_RESOURCE_ATTRIBUTES, &attributes),
+    ];
+    if desired.credentials.is_some() {
+        variables.push(plain(NATS_CREDENTIALS, NATS_CREDENTIALS_FOLDER));
+    }
+    if let Some(endpoint) = &settings.workload_otlp_endpoint {
+        variables.push(plain(OTEL_EXPORTER_OTLP_ENDPOINT, endpoint));
+    }
+    variables
+}
+
+/// The object under a key, made where there is none.
+fn object<'a>(parent: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String, Value> {
+    let value = parent.entry(key).or_insert_with(|| json!({}));
+    if !value.is_object() {
+        *value = json!({});
+    }
+    match value {
+        Value::Object(fields) => fields,
+        _ => unreachable!("it was made an object"),
+    }
+}
+
+fn unless_set(parent: &mut Map<String, Value>, key: &str, value: Value) {
+    parent.entry(key).or_insert(value);
+}
+
+/// Adds an item to a list unless one with the same key is in it.
+fn unless_named(parent: &mut Map<String, Value>, list: &str, key: &str, item: Value) {
+    let list = parent.entry(list).or_insert_with(|| json!([]));
+    if let Value::Array(items) = list
+        && !items.iter().any(|known| known.get(key) == item.get(key))
+    {
+        items.push(item);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::build::tests::{desired, settings},
+        *,
+    };
+
+    fn made(desired: &Desired) -> Value {
+        template(desired, &settings(), "h1")
+    }
+
+    fn container(template: &str) -> Value {
+        made(&desired(template))["spec"]["containers"][0].clone()
+    }
+
+    #[test]
+    fn a_minimal_template_is_given_all_that_a_program_needs() {
+        assert_eq!(
+            made(&desired("{spec: {containers: [{name: app, image: shop/order:1}]}}")),
+            json!({
+                "metadata": {
+                    "annotations": {"jetwright.dev/bindings-hash": "h1"},
+                    "labels": {
+                        "app.kubernetes.io/name": "fulfilment", "app.kubernetes.io/managed-by": "jetwright",
+                        "jetwright.dev/workload": "fulfilment",
+                    },
+                },
+                "spec": {
+                    "serviceAccountName": "fulfilment",
+                    "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+                    "volumes": [{"name": "jetwright", "configMap": {"name": "fulfilment-bindings"}}],
+                    "containers": [{
+                        "name": "app",
+                        "image": "shop/order:1",
+                        "env": [
+                            {"name": "JETWRIGHT_BINDINGS", "value": "/etc/jetwright/bindings.yaml"},
+                            {"name": "JETWRIGHT_ADMIN_ADDRESS", "value": "0.0.0.0:9090"},
+                            {"name": "NATS_URL", "value": "nats://nats:4222"},
+                            {"name": "JETWRIGHT_POD_NAME", "valueFrom":
+                                {"fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}},
+                            {"name": "OTEL_SERVICE_NAME", "value": "fulfilment"},
+                            {"name": "OTEL_RESOURCE_ATTRIBUTES", "value":
+                                "k8s.namespace.name=shop,k8s.deployment.name=fulfilment,k8s.pod.name=$(JETWRIGHT_POD_NAME)"},
+                            {"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://jaeger:4318"},
+                        ],
+                        "volumeMounts": [{"name": "jetwright", "mountPath": "/etc/jetwright", "readOnly": true}],
+                        "ports": [{"name": "admin", "containerPort": 9090}],
+                        "livenessProbe": {"httpGet": {"path": "/livez", "port": 9090}},
+                        "readinessProbe": {"httpGet": {"path": "/readyz", "port": 9090}, "periodSeconds": 2},
+                        "terminationMessagePolicy": "FallbackToLogsOnError",
+                        "securityContext": {
+                            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+                            "capabilities": {"drop": ["ALL"]},
+                        },
+                    }],
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn credentials_are_files_that_the_program_alone_is_given() {
+        let credentials = Some("shop-nats".to_owned());
+        let two = "{spec: {containers: [{name: app}, {name: helper}]}}";
+        let template = made(&Desired { credentials, ..desired(two) });
+        let spec = &template["spec"];
+        let secret = json!({"secretName": "shop-nats", "defaultMode": 0o444});
+        assert_eq!(spec["volumes"][1], json!({"name": "jetwright-credentials", "secret": secret}));
+        let (program, helper) = (&spec["containers"][0], &spec["containers"][1]);
+        let folder = "/var/run/secrets/jetwright/nats";
+        assert_eq!(
+            program["volumeMounts"][1],
+            json!({"name": "jetwright-credentials", "mountPath": folder, "readOnly": true})
+        );
+        let variables = program["env"].as_array().unwrap();
+        assert!(variables.contains(&json!({"name": "NATS_CREDENTIALS", "value": folder})), "{variables:?}");
+        assert_eq!(helper, &json!({"name": "helper"}));
+    }
+
+    #[test]
+    fn what_the_user_set_wins_and_what_nobody_knows_is_kept() {
+        let container = container(
+            "{spec: {containers: [{name: app, env: [{name: NATS_URL, value: mine}], livenessProbe: {exec: {command: [a]}},
+              securityContext: {}, terminationMessagePolicy: File, fromTheFuture: {x: 1}}]}}",
+        );
+        assert_eq!(container["env"][0], json!({"name": "NATS_URL", "value": "mine"}));
+        let urls =
+            container["env"].as_array().unwrap().iter().filter(|variable| variable["name"] == "NATS_URL");
+        assert_eq!(urls.count(), 1);
+        assert_eq!(container["livenessProbe"], json!({"exec": {"command": ["a"]}}));
+        assert_eq!(container["terminationMessagePolicy"], json!("File"));
+        assert_eq!(
+            (&container["securityContext"], &container["fromTheFuture"]),
+            (&json!({}), &json!({"x": 1}))
+        );
+    }
+
+    #[test]
+    fn the_users_own_account_is_the_pods() {
+        for (account, name) in [("serviceAccountName", json!("shop")), ("serviceAccount", Value::Null)] {
+            let template =
+                made(&desired(&format!("{{spec: {{{account}: shop, containers: [{{name: app}}]}}}}")));
+            assert_eq!(template["spec"]["serviceAccountName"], name, "{account}");
+        }
+    }
+}
