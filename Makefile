@@ -1,8 +1,8 @@
 CARGO := cargo
-PROGRAMS := nats-server etcd kube-apiserver kubectl
+PROGRAMS := nats-server etcd kube-apiserver kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs manifests lint test test-unit test-servers bench-operator time-cold time-warm clean
+.PHONY: help build programs manifests lint test test-unit test-servers test-e2e images demo clean-demo bench-operator bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -13,8 +13,8 @@ build: ## The workspace's own programs, into target/debug
 programs: ## The servers that tests run against: found on PATH, or built once (5 minutes) and kept
 	@testing/programs/provide $(PROGRAMS)
 
-manifests: ## The CustomResourceDefinitions, from the Rust types into crds/manifests
-	$(CARGO) run -q -p jetwright-crds --locked --example manifests crds/manifests
+manifests: ## The CustomResourceDefinitions, from the Rust types into crds/manifests and the chart
+	$(CARGO) run -q -p jetwright-crds --locked --example manifests crds/manifests charts/jetwright/files/crds
 
 lint: ## Formatting and clippy, without warnings
 	$(CARGO) fmt --all --check
@@ -24,6 +24,7 @@ test: ## Every tier, as .ci/run does
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory test-unit
 	$(MAKE) --no-print-directory test-servers
+	$(MAKE) --no-print-directory test-e2e
 
 test-unit: ## Pure tests, and the examples in the documentation
 	$(CARGO) test --workspace --locked --lib --bins
@@ -33,9 +34,25 @@ test-servers: programs build ## Tests against real servers as child processes
 	@find target/test-logs -mindepth 1 -maxdepth 1 -mtime +3 -exec rm -rf {} + 2>/dev/null || true
 	$(CARGO) test --workspace --locked --test servers
 
+test-e2e: ## What a user does and what breaks at night, on a kind cluster that is made for it and removed
+	@e2e/run-tests
+
+images: ## The programs' images, in the Docker engine that there is or that e2e/cluster/engine starts; prints their names
+	@DOCKER_HOST=$$(e2e/cluster/engine) images/build
+
+demo: ## Everything on a kind cluster of this machine, a user, two orders, and an account of what happened
+	@e2e/demo/demo up
+
+clean-demo: ## Remove the demo's cluster; programs and images stay in the cache
+	@e2e/demo/demo down
+
 bench-operator: programs ## The operator's figures, of its release build: until Ready, until repaired, memory and processor time when idle
 	$(CARGO) build --release --locked -p jetwright-operator
 	$(CARGO) bench --locked -p jetwright-e2e --bench figures
+
+bench-cluster: ## Figures of the demo's cluster, which has to be up: until streams and the shop are ready, memory when idle
+	@e2e/demo/demo install
+	@eval "$$(e2e/cluster/cluster env $${JETWRIGHT_CLUSTER:-jetwright-demo})" && $(CARGO) bench --locked -p jetwright-e2e --bench cluster
 
 time-cold: ## Seconds that `make test` of the last commit takes where nothing has been downloaded or built
 	@testing/time-make-test cold

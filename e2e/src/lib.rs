@@ -1,13 +1,26 @@
-//! Drives Jetwright's programs from outside, as a user does: manifests into a real API server, requests over HTTP, and what
-//! becomes of them in a real NATS server. The tests are in `tests/servers`, the shop that they run in `shop/`, and figures of
-//! the operator in `benches/`. Here is what the tests and the figures both start.
+//! Drives Jetwright from outside, as a user does. Two tiers of tests share what is here with the figures in `benches/`:
+//!
+//! - `tests/servers`: the programs as processes beside a real API server and a real NATS server.
+//! - `tests/cluster`: charts and images on a kind cluster ([`cluster`]), which `e2e/run-tests` makes.
+//!
+//! The shop that both run is the chart `charts/shop`.
+#![allow(
+    clippy::panic,
+    reason = "a test that cannot have what it stands on fails, with a message that tells why"
+)]
+#![allow(
+    clippy::missing_panics_doc,
+    reason = "every function here panics where the cluster does not do what a test is about"
+)]
+
+pub mod cluster;
 
 use std::path::Path;
 
 use jetwright_testing::{ControlPlane, NatsServer, Process, binary, free_port};
 use tokio::sync::OnceCell;
 
-/// A path of this crate, such as `shop`.
+/// A path seen from this crate, such as `../charts/shop`.
 #[must_use]
 pub fn path(relative: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(relative).display().to_string()

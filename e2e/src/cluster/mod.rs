@@ -1,0 +1,149 @@
+//! The kind cluster of `make test-e2e`, with what `e2e/demo/demo install` has put into it, driven as a user drives it: kubectl, helm and
+//! docker from PATH, HTTP to the services through the API server, and NATS through a port that kubectl forwards.
+
+mod command;
+mod condition;
+mod gateway;
+mod nats;
+mod report;
+mod shop;
+
+use std::time::Duration;
+
+use k8s_openapi::NamespaceResourceScope;
+use kube::{Api, Client, Resource};
+
+pub use self::{command::Said, nats::Nats, shop::Shop};
+use self::{command::run, gateway::Gateway, report::Report};
+
+/// Namespace of the operator and of its NATS servers.
+pub const OPERATOR: &str = "jetwright";
+/// Namespace of the shop.
+pub const SHOP: &str = "shop";
+/// How long a test waits for what usually takes some seconds.
+pub const SOON: Duration = Duration::from_mins(1);
+/// How long a test waits for what a node or a rollout takes part in.
+pub const LATER: Duration = Duration::from_mins(4);
+
+/// The cluster.
+pub struct Cluster {
+    client: Client,
+    gateway: Gateway,
+    /// Last, so that it is made while the rest is there.
+    _report: Report,
+}
+
+impl Cluster {
+    /// The cluster that KUBECONFIG names. If the test fails, the state of the world is printed and kept.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    pub async fn connect() -> Self {
+        assert!(
+            std::env::var_os("KUBECONFIG").is_some(),
+            "KUBECONFIG is not set: `make test-e2e` makes a cluster and runs these tests on it"
+        );
+        let report = Report::of_this_test();
+        let client = Client::try_default().await.unwrap_or_else(|error| panic!("no cluster: {error}"));
+        Self { client, gateway: Gateway::open().await, _report: report }
+    }
+
+    /// Objects of a kind in a namespace.
+    #[must_use]
+    pub fn api<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// The client, for objects without a namespace.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Runs kubectl, which has to succeed, and returns what it printed.
+    pub async fn kubectl(&self, arguments: &str) -> String {
+        run("kubectl", &words(arguments), None).await.succeeded()
+    }
+
+    /// Runs kubectl, however it ends.
+    pub async fn try_kubectl(&self, arguments: &str) -> Said {
+        run("kubectl", &words(arguments), None).await
+    }
+
+    /// Applies manifests to a namespace, however that ends.
+    pub async fn try_apply(&self, namespace: &str, manifests: &str) -> Said {
+        run("kubectl", &["apply", "--namespace", namespace, "--filename", "-"], Some(manifests)).await
+    }
+
+    /// Applies manifests to a namespace, which has to succeed.
+    pub async fn apply(&self, namespace: &str, manifests: &str) {
+        self.try_apply(namespace, manifests).await.succeeded();
+    }
+
+    /// Runs helm, which has to succeed, and returns what it printed.
+    pub async fn helm(&self, arguments: &str) -> String {
+        self.try_helm(arguments).await.succeeded()
+    }
+
+    /// Runs helm, however it ends.
+    pub async fn try_helm(&self, arguments: &str) -> Said {
+        run("helm", &words(arguments), None).await
+    }
+
+    /// Runs docker, which has to succeed, and returns what it printed.
+    pub async fn docker(&self, arguments: &str) -> String {
+        run("docker", &words(arguments), None).await.succeeded()
+    }
+
+    /// A namespace of this test's own, with Pod Security "restricted". It is deleted with what is in it when the value is dropped.
+    pub async fn namespace(&self, purpose: &str) -> OwnNamespace {
+        let name = format!("{purpose}-{:06x}", std::process::id() ^ seconds());
+        self.kubectl(&format!("create namespace {name}")).await;
+        self.kubectl(&format!("label namespace {name} pod-security.kubernetes.io/enforce=restricted")).await;
+        OwnNamespace(name)
+    }
+
+    /// The shop that is installed.
+    #[must_use]
+    pub fn shop(&self) -> Shop<'_> {
+        Shop::new(&self.gateway)
+    }
+}
+
+/// A namespace of one test.
+pub struct OwnNamespace(String);
+
+impl OwnNamespace {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Drop for OwnNamespace {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("kubectl")
+            .args(["delete", "namespace", &self.0, "--wait=false", "--ignore-not-found"])
+            .output();
+    }
+}
+
+/// A path of the checkout, such as `charts/shop`.
+#[must_use]
+pub fn checkout(relative: &str) -> String {
+    crate::path(&format!("../{relative}"))
+}
+
+fn words(arguments: &str) -> Vec<&str> {
+    arguments.split_whitespace().collect()
+}
+
+fn seconds() -> u32 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map(|now| u32::try_from(now.as_secs() & 0x00ff_ffff).unwrap_or_default()).unwrap_or_default()
+}

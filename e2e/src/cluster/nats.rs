@@ -1,0 +1,99 @@
+//! JetStream as an administrator sees it: through a forwarded port of one server, with the operator's credentials.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_nats::jetstream::{
+    self,
+    stream::{RawMessageErrorKind, Stream},
+};
+use jetwright_testing::{Process, await_until};
+use k8s_openapi::api::core::v1::Secret;
+
+use super::{Cluster, OPERATOR, SOON};
+
+/// How long kubectl may take to start.
+const START: Duration = Duration::from_secs(20);
+/// Secret with the operator's user of the bundled NATS.
+const CREDENTIALS: &str = "jetwright-nats-operator";
+
+/// A connection to one of the bundled servers.
+pub struct Nats {
+    /// JetStream of the account that all streams are in.
+    pub jetstream: jetstream::Context,
+    _kubectl: Process,
+}
+
+/// A message as it is stored.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Its subject.
+    pub subject: String,
+    /// Its sequence.
+    pub sequence: u64,
+}
+
+impl Cluster {
+    /// Connects to the server of this number, 0 to 2.
+    pub async fn nats(&self, server: u8) -> Nats {
+        let kubectl = Process::builder("kubectl")
+            .name("kubectl-port-forward")
+            .env("KUBECONFIG", std::env::var_os("KUBECONFIG").unwrap_or_default())
+            .args(["port-forward", "--namespace", OPERATOR, &format!("pod/jetwright-nats-{server}"), ":4222"])
+            .start();
+        let line = kubectl.await_log("Forwarding from 127.0.0.1:", START).await;
+        let port =
+            line.trim_start_matches("Forwarding from 127.0.0.1:").split(' ').next().unwrap_or_default();
+        let secret = self.secret(OPERATOR, CREDENTIALS).await;
+        let client = async_nats::ConnectOptions::with_user_and_password(
+            secret["username"].clone(),
+            secret["password"].clone(),
+        )
+        .custom_inbox_prefix(secret["inbox-prefix"].clone())
+        // Their addresses are inside the cluster.
+        .ignore_discovered_servers()
+        .connect(format!("127.0.0.1:{port}"))
+        .await
+        .unwrap_or_else(|error| panic!("NATS server {server}: {error}"));
+        Nats { jetstream: jetstream::new(client), _kubectl: kubectl }
+    }
+
+    /// The values of a Secret.
+    pub async fn secret(&self, namespace: &str, name: &str) -> BTreeMap<String, String> {
+        let found = self.api::<Secret>(namespace).get(name).await;
+        let data = found.unwrap_or_else(|error| panic!("Secret {namespace}/{name}: {error}")).data;
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        data.into_iter().flatten().map(|(key, value)| (key, text(value.0))).collect()
+    }
+}
+
+impl Nats {
+    /// A stream, once it is there and its leader answers.
+    pub async fn stream(&self, name: &str) -> Stream {
+        await_until(&format!("the stream {name}"), SOON, || self.jetstream.get_stream(name)).await
+    }
+
+    /// Every message of a stream below a subject, in order.
+    pub async fn stored(&self, stream: &str, subject: &str) -> Vec<Stored> {
+        let found = self.stream(stream).await;
+        let mut messages: Vec<Stored> = Vec::new();
+        while let Some(message) =
+            next(&found, subject, messages.last().map_or(1, |last| last.sequence + 1)).await
+        {
+            messages.push(message);
+        }
+        messages
+    }
+}
+
+/// The first message below a subject at or after a sequence.
+async fn next(stream: &Stream, subject: &str, from: u64) -> Option<Stored> {
+    await_until(&format!("an answer about the messages from {from}"), SOON, async || {
+        let ask = stream.raw_message_builder().sequence(from).next_by_subject(subject.to_owned());
+        match ask.send().await {
+            Ok(found) => Ok(Some(Stored { subject: found.subject.to_string(), sequence: found.sequence })),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
+    })
+    .await
+}

@@ -1,0 +1,44 @@
+//! `make demo`, on the cluster that is there.
+
+use std::process::Command;
+
+use jetwright_e2e::cluster::{Cluster, checkout};
+
+#[tokio::test]
+async fn the_demo_run_again_tells_the_path_of_two_orders_and_prints_lines_that_work() {
+    let cluster = Cluster::connect().await;
+    let ended = Command::new(checkout("e2e/demo/demo")).arg("up").output().unwrap();
+    let (account, progress) =
+        (String::from_utf8(ended.stdout).unwrap(), String::from_utf8_lossy(&ended.stderr).into_owned());
+    assert!(ended.status.success(), "{account}{progress}");
+    for told in [
+        r"Her order of two mugs is confirmed",
+        r"Her order of a raffle ticket is rejected",
+        "by payment_authorization",
+        "handled by user-directory",
+        "handled by order-users",
+        "handled by order-fulfilment",
+        ".authorized",
+        ".declined",
+        ".order_rejected",
+    ] {
+        assert!(account.contains(told), "nothing of {told:?} in\n{account}");
+    }
+    // Each stored or handled event is a line with its stream, sequence and pod.
+    let confirmed =
+        account.lines().find(|line| line.starts_with("orders ") && line.contains(".confirmed")).unwrap();
+    let columns: Vec<_> = confirmed.split_whitespace().collect();
+    assert!(columns[1].parse::<u64>().is_ok(), "{confirmed}");
+    cluster.kubectl(&format!("get pod --namespace shop {}", columns[4])).await;
+
+    let lines: Vec<_> = account.lines().filter_map(|line| line.strip_prefix("  kubectl ")).collect();
+    assert!(lines.len() >= 6, "{account}");
+    for line in lines {
+        let ran = Command::new("sh").args(["-c", &format!("kubectl {line}")]).output().unwrap();
+        assert!(ran.status.success(), "kubectl {line}: {}", String::from_utf8_lossy(&ran.stderr));
+    }
+    // What the lines changed.
+    let two = "scale eventconsumer order-fulfilment --namespace shop --replicas=2";
+    cluster.kubectl(two).await;
+    cluster.await_all_ready("shop", jetwright_e2e::cluster::LATER).await;
+}
