@@ -84,6 +84,15 @@ pub struct EventConsumerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ack_wait: Option<Duration>,
 
+    /// How long a handler of the workload may take for one attempt, from 1s to 1h; then it counts as failed. A pod that is to stop
+    /// is given as long, and ten seconds more. Only workloads on Jetwright's runtime know it. Default: 20s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new(
+        "self.matches('^([0-9]+(ms|s|m|h))+$') && duration(self) >= duration('1s') && duration(self) <= duration('1h')"
+    )
+    .message("spec.handlerDeadline is from 1s to 1h"))]
+    pub handler_deadline: Option<Duration>,
+
     /// Most messages that may be unacknowledged at once, over all pods. Default: 1000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000))]

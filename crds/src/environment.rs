@@ -1,7 +1,7 @@
 //! The contract between the operator and the pods that it runs: the names of the environment variables and the
 //! bindings file. Both sides use these types, so they cannot drift apart.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::RangeInclusive};
 
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,16 @@ pub const BINDINGS_FOLDER: &str = "/etc/jetwright";
 /// Name of the bindings file in its folder, and its key in the ConfigMap.
 pub const BINDINGS_FILE: &str = "bindings.yaml";
 
+/// How long a handler may take for one attempt at an event where nothing else is said.
+pub const HANDLER_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a handler may be allowed to take.
+pub const HANDLER_DEADLINES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// What a stop may take beyond the deadline of the slowest handler: for what was still to arrive, for settlements, for what was
+/// written, and for telemetry.
+pub const STOP_MARGIN: Duration = Duration::from_secs(10);
+/// Shortest grace period of pods that the operator makes: what Kubernetes gives by default.
+pub const SHORTEST_GRACE_PERIOD: Duration = Duration::from_secs(30);
+
 /// All consumers of one workload, by the names of their EventConsumers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -56,6 +66,27 @@ pub struct Binding {
     pub max_ack_pending: u32,
     /// When a failed message is tried again, and how often.
     pub retry: Retry,
+    /// How long a handler may take for one attempt, before it counts as failed.
+    #[serde(default = "default_handler_deadline")]
+    pub handler_deadline: Duration,
+}
+
+fn default_handler_deadline() -> Duration {
+    HANDLER_DEADLINE
+}
+
+impl Bindings {
+    /// How long after it was asked to stop a program with these handlers may still run: until then the slowest of them may have
+    /// finished what it was given. Whole seconds.
+    #[must_use]
+    pub fn grace_period(&self) -> Duration {
+        let slowest =
+            self.bindings.values().map(|binding| binding.handler_deadline.0).max().unwrap_or_default();
+        let stop = Duration::from_secs(
+            (slowest + STOP_MARGIN.0).as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX),
+        );
+        stop.max(SHORTEST_GRACE_PERIOD)
+    }
 }
 
 /// How often and when a message that failed is tried again.
@@ -89,5 +120,41 @@ impl Default for Backoff {
 impl Default for Retry {
     fn default() -> Self {
         Self { max_attempts: 6, backoff: Backoff::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grace_period(deadlines: &[Duration]) -> u64 {
+        let binding = |handler_deadline: &Duration| Binding {
+            stream: "orders".to_owned(),
+            consumer: "fulfilment".to_owned(),
+            ack_wait: Duration::from_secs(30),
+            max_ack_pending: 1000,
+            retry: Retry::default(),
+            handler_deadline: *handler_deadline,
+        };
+        let bindings =
+            deadlines.iter().enumerate().map(|(number, deadline)| (number.to_string(), binding(deadline)));
+        Bindings { bindings: bindings.collect() }.grace_period().0.as_secs()
+    }
+
+    #[test]
+    fn the_grace_period_is_the_slowest_handlers_and_never_less_than_kubernetes_own() {
+        let seconds = Duration::from_secs;
+        assert_eq!(grace_period(&[]), 30);
+        assert_eq!(grace_period(&[HANDLER_DEADLINE]), 30);
+        assert_eq!(grace_period(&[seconds(1), seconds(60), seconds(20)]), 70);
+        assert_eq!(grace_period(&[Duration::from_millis(20_001)]), 31);
+    }
+
+    #[test]
+    fn a_binding_that_says_nothing_of_it_has_the_usual_deadline() {
+        let text = "{stream: s, consumer: c, ackWait: 30s, maxAckPending: 1,
+            retry: {maxAttempts: 1, backoff: {initial: 1s, factor: 1, max: 1s}}}";
+        let binding: Binding = serde_saphyr::from_str(text).unwrap();
+        assert_eq!(binding.handler_deadline, HANDLER_DEADLINE);
     }
 }

@@ -115,6 +115,9 @@ async fn a_consumers_durations_and_counts_have_bounds() {
     let consumers = Manifests::of_consumers().await;
     for good in [
         "ackWait: 1m30s",
+        "handlerDeadline: 1s",
+        "handlerDeadline: 1m500ms",
+        "handlerDeadline: 60m",
         "maxAckPending: 1",
         "maxAckPending: 100000",
         "retry: {}",
@@ -128,6 +131,11 @@ async fn a_consumers_durations_and_counts_have_bounds() {
     for (bad, field) in [
         ("ackWait: 30", "spec.ackWait"),
         ("ackWait: 1.5s", "spec.ackWait"),
+        ("handlerDeadline: 999ms", "spec.handlerDeadline is from 1s to 1h"),
+        ("handlerDeadline: 1h1ms", "spec.handlerDeadline is from 1s to 1h"),
+        ("handlerDeadline: 1d", "spec.handlerDeadline is from 1s to 1h"),
+        ("handlerDeadline: 99999999999999999999h", "spec.handlerDeadline"),
+        ("handlerDeadline: 20", "spec.handlerDeadline"),
         ("maxAckPending: 0", "spec.maxAckPending"),
         ("maxAckPending: 100001", "spec.maxAckPending"),
         ("maxAckPending: -1", "spec.maxAckPending"),
@@ -259,9 +267,16 @@ async fn a_field_that_a_consumer_does_not_have_is_named() {
 #[tokio::test]
 async fn a_consumers_field_without_a_value_is_as_if_it_were_not_there() {
     let consumers = Manifests::of_consumers().await;
-    for field in
-        ["consumerName", "filterSubjects", "deliverPolicy", "ackWait", "retry", "workload", "workloadRef"]
-    {
+    for field in [
+        "consumerName",
+        "filterSubjects",
+        "deliverPolicy",
+        "ackWait",
+        "handlerDeadline",
+        "retry",
+        "workload",
+        "workloadRef",
+    ] {
         let spec = consumers.accepts(&with(&format!("{field}: null"))).await;
         assert_eq!(spec, json!({"streamRef": {"name": "orders"}}), "{field}");
     }

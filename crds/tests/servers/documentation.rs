@@ -2,7 +2,7 @@
 
 use crate::support::{defined, path};
 use jetwright_crds::Duration;
-use jetwright_crds::environment::{Binding, Bindings, Retry};
+use jetwright_crds::environment::{Binding, Bindings, HANDLER_DEADLINE, Retry};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -97,6 +97,7 @@ fn the_bindings_file_in_the_documentation_is_one() {
         ack_wait: Duration::from_secs(30),
         max_ack_pending: 1000,
         retry: Retry::default(),
+        handler_deadline: HANDLER_DEADLINE,
     };
     assert_eq!(bindings.bindings["order-fulfilment"], usual("orders", "order-fulfilment"));
     assert_eq!(bindings.bindings["order-users"], usual("users", "order-users"));

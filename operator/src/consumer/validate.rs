@@ -8,7 +8,7 @@ use std::time::Duration;
 use jetwright_crds::{
     EventConsumerSpec, EventStream,
     consumer::DeliverPolicy,
-    environment::{Backoff, Binding, Retry},
+    environment::{Backoff, Binding, HANDLER_DEADLINE, HANDLER_DEADLINES, Retry},
     stream::Retention,
 };
 use serde_json::json;
@@ -78,6 +78,7 @@ pub fn validate(
         filter_subjects,
         deliver_policy,
         ack_wait,
+        handler_deadline,
         max_ack_pending,
         retry: _,
         workload,
@@ -87,9 +88,17 @@ pub fn validate(
     let deliver_policy = deliver_policy.unwrap_or_default();
     let ack_wait = ack_wait.map_or(ACK_WAIT, |wait| wait.0);
     let max_ack_pending = max_ack_pending.unwrap_or(MAX_ACK_PENDING);
+    let handler_deadline = handler_deadline.unwrap_or(HANDLER_DEADLINE);
     let retry = retry(spec);
 
     let mut problems = Vec::new();
+    if !HANDLER_DEADLINES.contains(&handler_deadline) {
+        let (least, most) = HANDLER_DEADLINES.into_inner();
+        let message = format!(
+            "{handler_deadline} is not from {least} to {most}: change it, or leave it out for {HANDLER_DEADLINE}"
+        );
+        problems.push(problem("spec.handlerDeadline", message));
+    }
     if ack_wait.is_zero() {
         problems.push(problem("spec.ackWait", "0 is no time to acknowledge in; leave it out for 30s"));
     }
@@ -141,6 +150,7 @@ pub fn validate(
         ack_wait: jetwright_crds::Duration(ack_wait),
         max_ack_pending,
         retry,
+        handler_deadline,
     };
     let config = identity.mark(config);
     Ok(Desired { stream: stream.name.clone(), name, identity: identity.clone(), config, binding })
@@ -217,6 +227,7 @@ pub(super) mod tests {
             ack_wait: jetwright_crds::Duration::from_secs(30),
             max_ack_pending: 1000,
             retry,
+            handler_deadline: jetwright_crds::Duration::from_secs(20),
         };
         assert_eq!(desired.binding, binding);
         let mut config = serde_json::to_value(desired.config).unwrap();
@@ -261,6 +272,17 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_handler_may_take_from_a_second_to_an_hour() {
+        let spec = |deadline: &str| format!("{{streamRef: {{name: orders}}, handlerDeadline: {deadline}}}");
+        for deadline in ["1s", "1m30s", "1h"] {
+            assert_eq!(desired_at(1, &spec(deadline)).binding.handler_deadline.to_string(), deadline);
+        }
+        for deadline in ["0s", "999ms", "1h1ms", "1d"] {
+            assert_eq!(problems(&spec(deadline), Retention::Limits), ["spec.handlerDeadline"], "{deadline}");
+        }
+    }
+
+    #[test]
     fn a_filter_that_matches_nothing_of_the_stream_is_told() {
         let spec =
             serde_saphyr::from_str("{streamRef: {name: orders}, filterSubjects: [orders.*.placed, users.*]}")
@@ -275,9 +297,8 @@ pub(super) mod tests {
 
     #[test]
     fn every_problem_is_named_at_once() {
-        let spec =
-            "{streamRef: {name: orders}, ackWait: 0s, deliverPolicy: New, retry: {backoff: {initial: 2m}}}";
-        let all = ["spec.ackWait", "spec.retry.backoff.max", "spec.deliverPolicy"];
+        let spec = "{streamRef: {name: orders}, handlerDeadline: 1h1s, ackWait: 0s, deliverPolicy: New, retry: {backoff: {initial: 2m}}}";
+        let all = ["spec.handlerDeadline", "spec.ackWait", "spec.retry.backoff.max", "spec.deliverPolicy"];
         assert_eq!(problems(spec, Retention::WorkQueue), all);
     }
 }

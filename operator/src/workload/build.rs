@@ -140,7 +140,7 @@ fn metadata(desired: &Desired, name: &str) -> ObjectMeta {
 pub(super) mod tests {
     use std::time::Duration;
 
-    use jetwright_crds::environment::{Binding, Bindings, Retry};
+    use jetwright_crds::environment::{Binding, Bindings, HANDLER_DEADLINE, Retry};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
     use super::*;
@@ -164,6 +164,7 @@ pub(super) mod tests {
             ack_wait: jetwright_crds::Duration::from_secs(30),
             max_ack_pending: 256,
             retry: Retry::default(),
+            handler_deadline: HANDLER_DEADLINE,
         };
         Desired {
             names: Names::of("fulfilment").unwrap(),

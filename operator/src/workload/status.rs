@@ -156,9 +156,9 @@ mod tests {
         }
     }
 
-    fn with_condition(status: DeploymentStatus, condition: &serde_json::Value) -> DeploymentStatus {
+    fn with_condition(status: &DeploymentStatus, condition: &serde_json::Value) -> DeploymentStatus {
         let condition = serde_json::from_value(condition.clone()).unwrap();
-        DeploymentStatus { conditions: Some(vec![condition]), ..status }
+        DeploymentStatus { conditions: Some(vec![condition]), ..status.clone() }
     }
 
     fn crash() -> Look {
@@ -202,11 +202,11 @@ mod tests {
     fn a_rollout_that_makes_no_progress_says_so() {
         let stuck = json!({"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "timed out"});
         assert_eq!(
-            told(1, with_condition(status(1, 1, 0), &stuck), &Look::default()),
+            told(1, with_condition(&status(1, 1, 0), &stuck), &Look::default()),
             (Some(false), Reason::RolloutStuck, "0 of 1 pods are ready, 1 of them new: timed out".to_owned())
         );
         // Why is more than that.
-        assert_eq!(told(1, with_condition(status(1, 1, 0), &stuck), &crash()).1, Reason::CrashLoop);
+        assert_eq!(told(1, with_condition(&status(1, 1, 0), &stuck), &crash()).1, Reason::CrashLoop);
     }
 
     #[test]
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn pods_that_kubernetes_refuses_are_told_in_its_words() {
         let refused = json!({"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: q"});
-        let (ready, reason, message) = told(2, with_condition(status(0, 0, 0), &refused), &Look::default());
+        let (ready, reason, message) = told(2, with_condition(&status(0, 0, 0), &refused), &Look::default());
         assert_eq!((ready, reason), (Some(false), Reason::PodsRefused));
         assert!(message.contains("exceeded quota: q. Correct spec.workload.template"), "{message}");
     }

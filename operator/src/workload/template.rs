@@ -49,6 +49,8 @@ pub fn template(desired: &Desired, settings: &Settings, hash: &str) -> Value {
         "securityContext",
         json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } }),
     );
+    let grace_period = desired.bindings.grace_period().0.as_secs();
+    unless_set(spec, "terminationGracePeriodSeconds", json!(grace_period));
     let bindings = json!({ "name": BINDINGS_VOLUME, "configMap": { "name": desired.names.bindings } });
     unless_named(spec, "volumes", "name", bindings);
     if let Some(secret) = &desired.credentials {
@@ -174,6 +176,7 @@ mod tests {
                 "spec": {
                     "serviceAccountName": "fulfilment",
                     "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+                    "terminationGracePeriodSeconds": 30,
                     "volumes": [{"name": "jetwright", "configMap": {"name": "fulfilment-bindings"}}],
                     "containers": [{
                         "name": "app",
@@ -239,6 +242,17 @@ mod tests {
             (&container["securityContext"], &container["fromTheFuture"]),
             (&json!({}), &json!({"x": 1}))
         );
+    }
+
+    #[test]
+    fn pods_have_the_time_that_their_slowest_handler_may_take() {
+        let mut slow = desired("{spec: {containers: [{name: app}]}}");
+        for binding in slow.bindings.bindings.values_mut() {
+            binding.handler_deadline = jetwright_crds::Duration::from_secs(300);
+        }
+        assert_eq!(made(&slow)["spec"]["terminationGracePeriodSeconds"], json!(310));
+        slow.template.insert("spec".to_owned(), json!({"terminationGracePeriodSeconds": 5}));
+        assert_eq!(made(&slow)["spec"]["terminationGracePeriodSeconds"], json!(5));
     }
 
     #[test]

@@ -4,7 +4,9 @@
 use std::{env, fs, path::Path};
 
 use async_nats::ServerAddr;
-use jetwright_crds::environment::{Binding, Bindings, JETWRIGHT_BINDINGS, NATS_URL, OTEL_SERVICE_NAME};
+use jetwright_crds::environment::{
+    Binding, Bindings, HANDLER_DEADLINES, JETWRIGHT_BINDINGS, NATS_URL, OTEL_SERVICE_NAME,
+};
 use jetwright_process::configuration::{Problem, Problems};
 
 /// The environment of a service, checked.
@@ -120,7 +122,7 @@ fn bindings(path: &Path, handlers: &[&str], problems: &mut Vec<Problem>) -> Bind
 }
 
 fn check(path: &str, binding: &Binding, problems: &mut Vec<Problem>) {
-    let Binding { stream, consumer, ack_wait, max_ack_pending, retry } = binding;
+    let Binding { stream, consumer, ack_wait, max_ack_pending, retry, handler_deadline } = binding;
     let backoff = retry.backoff;
     let rules = [
         (
@@ -137,6 +139,12 @@ fn check(path: &str, binding: &Binding, problems: &mut Vec<Problem>) {
         ),
         ("ackWait", !ack_wait.0.is_zero(), format!("found {ack_wait}"), "expected more than nothing"),
         ("maxAckPending", *max_ack_pending > 0, "found 0".to_owned(), "expected at least 1"),
+        (
+            "handlerDeadline",
+            HANDLER_DEADLINES.contains(handler_deadline),
+            format!("found {handler_deadline}"),
+            "expected 1s to 1h",
+        ),
         ("retry.maxAttempts", retry.max_attempts > 0, "found 0".to_owned(), "expected at least 1"),
         ("retry.backoff.factor", backoff.factor > 0, "found 0".to_owned(), "expected at least 1"),
         // Without a delay all attempts would be over within milliseconds.
@@ -216,6 +224,7 @@ mod tests {
                     ack_wait: Duration::from_secs(30),
                     max_ack_pending: 256,
                     retry: Retry::default(),
+                    handler_deadline: Duration::from_secs(90),
                 },
             )]
             .into(),
@@ -234,11 +243,18 @@ mod tests {
     #[test]
     fn every_mistake_is_named_at_once() {
         let file = file(
-            "bindings: {a: {stream: users.all, consumer: c, ackWait: 0s, maxAckPending: 0, \
+            "bindings: {a: {stream: users.all, consumer: c, ackWait: 0s, maxAckPending: 0, handlerDeadline: 2h, \
              retry: {maxAttempts: 0, backoff: {initial: 2s, factor: 0, max: 1s}}}}",
         );
         let told = environment(None, Some(file.path())).unwrap_err().to_string();
-        for path in ["stream", "ackWait", "maxAckPending", "retry.maxAttempts", "retry.backoff.factor"] {
+        for path in [
+            "stream",
+            "ackWait",
+            "maxAckPending",
+            "handlerDeadline",
+            "retry.maxAttempts",
+            "retry.backoff.factor",
+        ] {
             assert!(
                 told.contains(&format!("bindings.a.{path} (JETWRIGHT_BINDINGS): found")),
                 "{path}: {told}"

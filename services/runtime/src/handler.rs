@@ -1,6 +1,6 @@
 //! What a service writes: its handlers.
 
-use std::{fmt, future::Future, time::Duration};
+use std::{fmt, future::Future};
 
 use crate::{Event, Metadata};
 
@@ -87,19 +87,15 @@ impl From<crate::Error> for Failure {
     }
 }
 
-/// How much of one handler runs at once, and for how long.
+/// How much of one handler runs at once. How long one attempt may take is the binding's: `spec.handlerDeadline` of the EventConsumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Events in the hands of this process at once; never more than the consumer's `maxAckPending`.
     pub concurrency: u32,
-    /// How long one attempt may take before it is given up as a transient failure (default 20 s). A stop waits for it: a
-    /// longer one needs a `terminationGracePeriodSeconds` in the pod's template that is ten seconds longer still, for the
-    /// settlement, what was written, and telemetry.
-    pub deadline: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { concurrency: 64, deadline: Duration::from_secs(20) }
+        Self { concurrency: 64 }
     }
 }

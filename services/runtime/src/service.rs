@@ -135,8 +135,10 @@ impl Service {
     }
 
     /// Consumes until `shutdown` is cancelled. Then readiness goes off, no more is pulled, what was delivered is handled
-    /// and settled, and what was written is flushed: within three seconds beyond the longest [`Limits::deadline`]. With
-    /// the default one and five seconds for telemetry a program ends within 28 s of the 30 s that Kubernetes gives a pod.
+    /// and settled, and what was written is flushed: within three seconds beyond the longest `handlerDeadline` of the
+    /// bindings. With five seconds for telemetry that is within [`Bindings::grace_period`], which the operator gives its pods.
+    ///
+    /// [`Bindings::grace_period`]: jetwright_crds::environment::Bindings::grace_period
     ///
     /// # Errors
     ///
@@ -180,13 +182,15 @@ async fn flush(connection: &Connection) {
 
 #[cfg(test)]
 mod tests {
+    use jetwright_crds::environment::STOP_MARGIN;
+
     use super::*;
     use crate::consume::SETTLING;
 
     #[test]
-    fn a_stop_fits_into_the_grace_period_of_a_pod() {
+    fn a_stop_fits_into_what_a_pod_is_given_beyond_its_slowest_handler() {
         let telemetry = Duration::from_secs(5);
-        let longest = Limits::default().deadline + SETTLING + FLUSH + telemetry;
-        assert!(longest <= Duration::from_secs(28), "{longest:?}");
+        let beyond = SETTLING + FLUSH + telemetry;
+        assert!(beyond < STOP_MARGIN.0, "{beyond:?}");
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::{self, consumer, kv, stream};
 use jetwright_crds::{
     Duration as Text,
-    environment::{Backoff, Binding, Bindings, Retry},
+    environment::{Backoff, Binding, Bindings, HANDLER_DEADLINE, Retry},
 };
 use jetwright_order_service::{
     OrderService,
@@ -90,6 +90,7 @@ impl Shop {
                 max_attempts: 6,
                 backoff: Backoff { initial: Text::from_millis(50), factor: 2, max: Text::from_secs(1) },
             },
+            handler_deadline: HANDLER_DEADLINE,
         };
         let bindings = [("order-users", "users"), ("order-fulfilment", "orders")];
         Bindings { bindings: bindings.map(|(name, stream)| (name.to_owned(), binding(stream, name))).into() }

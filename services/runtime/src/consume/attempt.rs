@@ -57,7 +57,7 @@ async fn handle<H: Handler>(
         Err(why) => return Outcome::Undecodable(why),
     };
     let begun = Instant::now();
-    let deadline = consumption.limits.deadline;
+    let deadline = consumption.binding.handler_deadline.0;
     // Called within the caught future, so that a panic before its first await is caught as well.
     let handling =
         AssertUnwindSafe(async { consumption.handler.handle(event, metadata).await }).catch_unwind();

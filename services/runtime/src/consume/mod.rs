@@ -78,7 +78,7 @@ pub(crate) async fn consume<H: Handler>(consumption: Consumption<H>, stop: Cance
     };
     let mut attempts = Attempts { consumption: Arc::new(consumption), running: JoinSet::new() };
     stop.run_until_cancelled(pull_for_ever(&mut pull, &mut attempts)).await;
-    let end = Instant::now() + attempts.consumption.limits.deadline + SETTLING;
+    let end = Instant::now() + attempts.consumption.binding.handler_deadline.0 + SETTLING;
     // What was asked for may still come, and nobody else would be given it before ackWait is over.
     while let Ok(Some(message)) = timeout_at(end, pull.rest()).await {
         attempts.begin(message);

@@ -9,6 +9,7 @@ use std::{
 
 use async_nats::{HeaderMap, jetstream::consumer};
 use futures::StreamExt;
+use jetwright_crds::Duration as Text;
 use jetwright_runtime::{Failure, Limits};
 use jetwright_testing::await_until;
 use tokio::time::sleep;
@@ -136,15 +137,15 @@ async fn a_slow_handler_keeps_its_event() {
 
 #[tokio::test]
 async fn a_handler_that_hangs_is_given_up_at_its_deadline_and_tried_again() {
-    let bench = Bench::start().await;
+    let mut bench = Bench::start().await;
+    bench.binding.handler_deadline = Text::from_millis(200);
     let handler = Scripted::new(|_, attempt| async move {
         if attempt == 1 {
             std::future::pending::<()>().await;
         }
         Ok(())
     });
-    let limits = Limits { deadline: Duration::from_millis(200), ..Limits::default() };
-    let service = bench.run_within(&handler, limits).await;
+    let service = bench.run(&handler).await;
     bench.publish(&service.publisher, 0..1).await;
     handler.await_calls(2).await;
     bench.await_drained().await;
@@ -173,7 +174,7 @@ async fn no_more_is_held_than_the_limit_and_one_that_waits_holds_nobody_else() {
     });
     let publisher = bench.publisher().await;
     bench.publish(&publisher, 0..200).await;
-    let limits = Limits { concurrency: 4, ..Limits::default() };
+    let limits = Limits { concurrency: 4 };
     let service = bench.run_within(&handler, limits).await;
     await_until("all but the slow one", SOON, async || {
         let info = bench.consumer_info().await;

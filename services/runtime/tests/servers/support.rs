@@ -10,7 +10,7 @@ use std::{
 use async_nats::jetstream::{self, consumer, stream};
 use jetwright_crds::{
     Duration as Text,
-    environment::{Backoff, Binding, Bindings, Retry},
+    environment::{Backoff, Binding, Bindings, HANDLER_DEADLINE, Retry},
 };
 use jetwright_process::health::Health;
 use jetwright_runtime::{
@@ -189,6 +189,7 @@ impl Bench {
             ack_wait: Text::from_millis(ack_wait),
             max_ack_pending: 16,
             retry: Retry { max_attempts: 3, backoff },
+            handler_deadline: HANDLER_DEADLINE,
         };
         Bindings { bindings: [("numbers".to_owned(), binding)].into() }
     }
