@@ -45,7 +45,12 @@ impl Gateway {
 
     /// Asks a Service, named as `namespace/name:port`.
     pub(super) async fn get(&self, service: &str, path: &str) -> Result<Answer, String> {
-        self.send(self.client.get(self.url_of(service, path))).await
+        self.send(self.client.get(self.url_of("services", service, path))).await
+    }
+
+    /// Asks a pod, named as `namespace/name:port`.
+    pub(super) async fn get_of_pod(&self, pod: &str, path: &str) -> Result<Answer, String> {
+        self.send(self.client.get(self.url_of("pods", pod, path))).await
     }
 
     /// Sends JSON to a Service, with a key by which the same request is known again.
@@ -56,13 +61,13 @@ impl Gateway {
         key: &str,
         body: &Value,
     ) -> Result<Answer, String> {
-        let request = self.client.post(self.url_of(service, path)).header("idempotency-key", key);
+        let request = self.client.post(self.url_of("services", service, path)).header("idempotency-key", key);
         self.send(request.header("content-type", "application/json").body(body.to_string())).await
     }
 
-    fn url_of(&self, service: &str, path: &str) -> String {
-        let (namespace, name) = service.split_once('/').unwrap_or(("default", service));
-        format!("{}/api/v1/namespaces/{namespace}/services/{name}/proxy{path}", self.url)
+    fn url_of(&self, kind: &str, of: &str, path: &str) -> String {
+        let (namespace, name) = of.split_once('/').unwrap_or(("default", of));
+        format!("{}/api/v1/namespaces/{namespace}/{kind}/{name}/proxy{path}", self.url)
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer, String> {

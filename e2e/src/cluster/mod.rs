@@ -12,8 +12,9 @@ use std::time::Duration;
 
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
+use serde_json::Value;
 
-pub use self::{command::Said, nats::Nats, shop::Shop};
+pub use self::{command::Said, condition::HasConditions, nats::Nats, shop::Shop};
 use self::{command::run, gateway::Gateway, report::Report};
 
 /// Namespace of the operator and of its NATS servers.
@@ -105,6 +106,18 @@ impl Cluster {
         self.kubectl(&format!("create namespace {name}")).await;
         self.kubectl(&format!("label namespace {name} pod-security.kubernetes.io/enforce=restricted")).await;
         OwnNamespace(name)
+    }
+
+    /// A metric without labels that a pod shows, which is named as `namespace/name:port`.
+    ///
+    /// # Errors
+    ///
+    /// What the pod said instead.
+    pub async fn metric(&self, pod: &str, name: &str) -> Result<f64, String> {
+        let answer = self.gateway.get_of_pod(pod, "/metrics").await?;
+        let Value::String(text) = answer.body else { return Err(format!("{answer:?}")) };
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.ok_or(text)
     }
 
     /// The shop that is installed.

@@ -1,6 +1,6 @@
 //! The shop, over HTTP. Callers are patient: they send a request again, under its key, until somebody answers it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use jetwright_testing::await_until;
 use serde_json::{Value, json};
@@ -63,20 +63,6 @@ impl<'a> Shop<'a> {
             if answer.status == 200 { Ok(answer.body) } else { Err(format!("{answer:?}")) }
         })
         .await
-    }
-
-    /// The figures that one of the services shows: a metric's line without its value, to the value.
-    ///
-    /// # Errors
-    ///
-    /// What went wrong.
-    pub async fn metrics(&self, pod_service: &str) -> Result<BTreeMap<String, f64>, String> {
-        let answer = self.gateway.get(&format!("{SHOP}/{pod_service}"), "/metrics").await?;
-        let Value::String(text) = answer.body else { return Err(format!("{answer:?}")) };
-        let line = |line: &str| {
-            line.rsplit_once(' ').and_then(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
-        };
-        Ok(text.lines().filter_map(line).collect())
     }
 
     async fn post(&self, name: &str, path: &str, key: &str, body: &Value) -> Answer {
