@@ -26,7 +26,7 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 {{/* Labels by which pods are found; never to be changed: include "jetwright.selectorLabels" (list $ "operator") */}}
 {{- define "jetwright.selectorLabels" -}}
 {{- $ := index . 0 -}}
-app.kubernetes.io/name: {{ default $.Chart.Name $.Values.nameOverride | trunc 63 | quote }}
+app.kubernetes.io/name: {{ eq (index . 1) "nats" | ternary "nats" (default $.Chart.Name $.Values.nameOverride) | quote }}
 app.kubernetes.io/instance: {{ $.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
