@@ -1,6 +1,8 @@
 //! In: what the reconciles of the consumer and of its workload came to. Out: one status, Kubernetes events and metrics. Writes to
 //! Kubernetes, except for [`advance`].
 
+use std::time::Duration;
+
 use jetwright_crds::{
     EventConsumer, EventConsumerStatus,
     conditions::{self, CONSUMER_READY, WORKLOAD_READY},
@@ -26,6 +28,9 @@ use crate::{
 /// What was lost with a consumer that is made again.
 const LOST: &str = "what it had acknowledged is forgotten, and it begins where spec.deliverPolicy says";
 
+/// Least time between two writes of a status in which only messages changed, as while pods come up one after another.
+const WORDS_EVERY: Duration = Duration::from_secs(2);
+
 type Result<T = Told<ConsumerInfo>> = std::result::Result<T, Error>;
 /// None where the EventConsumer has no workload.
 type WorkloadResult = Result<Option<Running>>;
@@ -43,7 +48,9 @@ fn next(
     }
     let disconnected = consumer.as_ref().is_ok_and(Told::is_disconnected);
     let only_figures = without_figures(&before) == without_figures(&after);
-    match context.status_waits(key(object), disconnected, only_figures) {
+    let only_words = without_words(&before) == without_words(&after);
+    let words_wait = || context.written.figures_wait(key(object), WORDS_EVERY).filter(|_| only_words);
+    match context.status_waits(key(object), disconnected, only_figures).or_else(words_wait) {
         Some(pause) => Next::Later(pause),
         None => Next::Write(after),
     }
@@ -116,6 +123,15 @@ fn state(info: &ConsumerInfo) -> ConsumerState {
 /// The status without what changes with every message.
 fn without_figures(status: &EventConsumerStatus) -> EventConsumerStatus {
     EventConsumerStatus { lag: None, ack_pending: None, redelivered: None, ..status.clone() }
+}
+
+/// The status without what may change many times a second.
+fn without_words(status: &EventConsumerStatus) -> EventConsumerStatus {
+    let mut status = without_figures(status);
+    for condition in &mut status.conditions {
+        condition.message.clear();
+    }
+    status
 }
 
 pub(super) fn key(object: &EventConsumer) -> Key {
@@ -202,6 +218,15 @@ mod tests {
         assert_eq!(condition(&status, READY), Some(("False".into(), "RollingOut".into())));
         assert_eq!((status.lag, status.ack_pending, status.redelivered), (Some(12), Some(3), Some(1)));
         assert_eq!((status.replicas, status.selector.as_deref()), (Some(2), Some("a=b")));
+    }
+
+    #[test]
+    fn other_words_for_the_same_reason_are_no_news() {
+        let told =
+            |reason, message: &str| status(&applied(), &running(Verdict::reconciling(reason, message)));
+        let one = told(Reason::RollingOut, "1 of 2");
+        assert_eq!(without_words(&one), without_words(&told(Reason::RollingOut, "2 of 2")));
+        assert_ne!(without_words(&one), without_words(&told(Reason::CrashLoop, "1 of 2")));
     }
 
     #[test]

@@ -207,3 +207,106 @@ fn gathered<T: Eq + std::hash::Hash + Send>(
         Some((gathered, (items, Instant::now() + GATHER)))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use jetwright_crds::conditions::Reason;
+
+    use super::*;
+
+    fn workload() -> Workload {
+        ("shop".into(), "fulfilment".into())
+    }
+
+    fn pod(revision: &str, created: i64, state: State) -> Option<Sighting> {
+        Some(Sighting { uid: "u".into(), created, revision: revision.into(), state })
+    }
+
+    fn troubled(message: &str) -> State {
+        State::Troubled(Trouble { reason: Reason::CrashLoop, message: message.into() })
+    }
+
+    fn told(pods: &Pods) -> Option<String> {
+        pods.summary(&workload()).trouble.map(|trouble| trouble.message)
+    }
+
+    #[test]
+    fn only_other_troubles_are_news() {
+        let pods = Pods::default();
+        let put = |name: &str, sighting| pods.put(&workload(), name.to_owned(), sighting);
+        assert!(!put("a", pod("r1", 1, State::Well)));
+        assert!(put("b", pod("r1", 1, troubled("b ends"))));
+        assert!(!put("b", pod("r1", 1, troubled("b ends"))));
+        assert!(!put("c", pod("r1", 1, troubled("c ends"))));
+        assert_eq!(told(&pods).as_deref(), Some("b ends"));
+        assert!(put("b", None));
+        assert_eq!(told(&pods).as_deref(), Some("c ends"));
+    }
+
+    #[test]
+    fn pods_of_an_older_template_are_nobodys_trouble() {
+        let pods = Pods::default();
+        pods.put(&workload(), "a".into(), pod("r1", 1, troubled("old")));
+        assert_eq!(told(&pods).as_deref(), Some("old"));
+        pods.put(&workload(), "b".into(), pod("r2", 2, State::Well));
+        assert_eq!(told(&pods), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_is_seen_again_is_in_its_state_for_as_long_as_before() {
+        let pods = Pods::default();
+        let since = Instant::now();
+        for _ in 0..2 {
+            pods.put(&workload(), "a".into(), pod("r1", 1, State::SettingUp));
+            tokio::time::advance(Duration::from_secs(5)).await;
+        }
+        let setting_up = SettingUp { name: "a".into(), uid: "u".into(), since };
+        assert_eq!(pods.summary(&workload()).setting_up, Some(setting_up));
+    }
+
+    #[test]
+    fn what_a_list_does_not_name_is_gone_and_nothing_is_kept_of_it() {
+        let pods = Pods::default();
+        let object = |namespace: &str| -> Pod {
+            let status = serde_json::json!({"containerStatuses": [{
+                "name": "app", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+                "state": {"waiting": {"reason": "ErrImagePull"}},
+            }]});
+            let labels = serde_json::json!({"jetwright.dev/workload": "fulfilment"});
+            let metadata =
+                serde_json::json!({"name": "a", "namespace": namespace, "uid": "u", "labels": labels});
+            serde_json::from_value(serde_json::json!({"metadata": metadata, "status": status})).unwrap()
+        };
+        let mut scopes = ["shop", "bank"].map(|namespace| Scope {
+            pods: pods.clone(),
+            namespace: Some(namespace.to_owned()),
+            listed: HashSet::new(),
+        });
+        for (scope, namespace) in scopes.iter_mut().zip(["shop", "bank"]) {
+            scope.learn(Event::Init);
+            let changed = scope.learn(Event::InitApply(object(namespace)));
+            assert_eq!(changed, [(namespace.to_owned(), "fulfilment".to_owned())]);
+            assert_eq!(scope.learn(Event::InitDone), []);
+        }
+        // The watch of one namespace begins anew, and the pod went meanwhile.
+        scopes[0].learn(Event::Init);
+        assert_eq!(scopes[0].learn(Event::InitDone), [workload()]);
+        assert_eq!(pods.known(None), [(("bank".to_owned(), "fulfilment".to_owned()), "a".to_owned())]);
+        assert_eq!(pods.0.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_changes_often_wakes_seldom_and_what_changes_once_at_once() {
+        let begun = Instant::now();
+        let items = stream::unfold(0_u32, |count| async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            (count < 200).then_some((count % 2, count + 1))
+        });
+        let gathered: Vec<_> =
+            gathered(items.boxed()).map(|items| (begun.elapsed(), items.len())).collect().await;
+        assert_eq!(gathered[0].0.as_millis() / 20, 0, "{gathered:?}");
+        // Two seconds of changes.
+        assert!(gathered.len() <= 6, "{gathered:?}");
+        assert!(gathered[1..4].iter().all(|(_, count)| *count == 2), "{gathered:?}");
+    }
+}

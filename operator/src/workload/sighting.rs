@@ -220,3 +220,185 @@ fn told_at(event: &Event) -> i64 {
     let micro = series.or(event.event_time.as_ref()).map(|time| time.0.as_microsecond());
     seconds.max(micro).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A pod with this status, as YAML.
+    fn pod(status: &str) -> Pod {
+        let status: Value = serde_saphyr::from_str(status).unwrap();
+        let metadata = json!({
+            "name": "p1", "uid": "u1", "creationTimestamp": "1970-01-01T00:00:07Z", "labels": {"pod-template-hash": "r1"},
+        });
+        serde_json::from_value(json!({"metadata": metadata, "status": status})).unwrap()
+    }
+
+    fn seen(status: &str) -> State {
+        sight(&pod(status)).unwrap().state
+    }
+
+    const SCHEDULED: &str = "{type: PodScheduled, status: 'True'}";
+    const SET_UP: &str = "{type: PodReadyToStartContainers, status: 'True'}";
+
+    fn of_app(container: &str) -> State {
+        seen(&format!(
+            "{{conditions: [{SCHEDULED}, {SET_UP}], containerStatuses: [{{name: app, image: shop/order:1, imageID: '', {container}}}]}}"
+        ))
+    }
+
+    /// Reason and message of the trouble of a pod whose one container is so.
+    fn trouble(container: &str) -> (Reason, String) {
+        match of_app(container) {
+            State::Troubled(Trouble { reason, message }) => (reason, message),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn of_a_pod_little_is_kept_and_of_one_that_ends_nothing() {
+        let expected = Sighting { uid: "u1".into(), created: 7, revision: "r1".into(), state: State::Well };
+        assert_eq!(sight(&pod("{}")), Some(expected));
+        assert_eq!(sight(&pod("{phase: Failed}")), None);
+        let mut ending = pod("{}");
+        ending.metadata.deletion_timestamp = ending.metadata.creation_timestamp.clone();
+        assert_eq!(sight(&ending), None);
+    }
+
+    #[test]
+    fn an_image_that_cannot_be_pulled_is_named_with_the_kubelets_words() {
+        let expected = "pod p1, container app: image shop/order:1 cannot be pulled: not found. Correct it in \
+                        spec.workload.template, or see to the registry and to imagePullSecrets";
+        // While the kubelet waits for its next try it says the same in another way.
+        for (reason, message) in [
+            ("ErrImagePull", "not found"),
+            ("ImagePullBackOff", "Back-off pulling image \"shop/order:1\": ErrImagePull: not found"),
+        ] {
+            let told = trouble(&format!(
+                "ready: false, restartCount: 0, state: {{waiting: {{reason: {reason}, message: '{message}'}}}}"
+            ));
+            assert_eq!(told, (Reason::ImagePull, expected.to_owned()));
+        }
+        let wrong = "ready: false, restartCount: 0, state: {waiting: {reason: InvalidImageName}}";
+        assert!(trouble(wrong).1.contains("cannot be pulled: InvalidImageName"));
+    }
+
+    #[test]
+    fn a_missing_secret_of_a_variable_is_told() {
+        let (reason, message) = trouble(
+            "ready: false, restartCount: 0,
+             state: {waiting: {reason: CreateContainerConfigError, message: 'secret \"payments\" not found'}}",
+        );
+        let expected = "pod p1, container app cannot be started: secret \"payments\" not found. Make what is missing, or correct \
+                        spec.workload.template";
+        assert_eq!((reason, message.as_str()), (Reason::ContainerConfig, expected));
+    }
+
+    const LAST: &str =
+        "lastState: {terminated: {exitCode: 1, reason: Error, message: \"starting\\nNATS_URL: not set\\n\",
+        startedAt: '2026-01-01T00:00:00Z', finishedAt: '2026-01-01T00:00:03Z'}}";
+
+    #[test]
+    fn a_crash_loop_is_told_with_the_exit_code_and_the_last_line() {
+        let waiting = "state: {waiting: {reason: CrashLoopBackOff, message: back-off 10s}}";
+        let (reason, message) = trouble(&format!("ready: false, restartCount: 1, {LAST}, {waiting}"));
+        let expected = "pod p1, container app ends again and again, last with exit code 1 (Error): NATS_URL: not set. See kubectl \
+                        logs p1 -c app --previous";
+        assert_eq!((reason, message.as_str()), (Reason::CrashLoop, expected));
+    }
+
+    #[test]
+    fn a_crash_loop_stays_one_while_the_container_is_up_for_a_moment() {
+        let up = "state: {running: {startedAt: '2026-01-01T00:00:10Z'}}";
+        let looping = trouble(&format!("ready: false, restartCount: 2, {LAST}, {up}"));
+        let waiting = "state: {waiting: {reason: CrashLoopBackOff}}";
+        assert_eq!(looping, trouble(&format!("ready: false, restartCount: 2, {LAST}, {waiting}")));
+        assert_eq!(of_app(&format!("ready: true, restartCount: 2, {LAST}, {up}")), State::Well);
+        // One that ended once, or after a long time, just begins anew.
+        assert_eq!(of_app(&format!("ready: false, restartCount: 1, {LAST}, {up}")), State::Well);
+        let long = LAST.replace("00:00:03Z", "00:10:00Z");
+        assert_eq!(of_app(&format!("ready: false, restartCount: 7, {long}, {up}")), State::Well);
+    }
+
+    #[test]
+    fn a_container_that_prepares_the_program_is_looked_at_first() {
+        let waiting = "ready: false, restartCount: 0, image: i, imageID: ''";
+        let state = seen(&format!(
+            "{{conditions: [{SCHEDULED}, {SET_UP}],
+              initContainerStatuses: [{{name: init, {waiting}, state: {{waiting: {{reason: ErrImagePull}}}}}}],
+              containerStatuses: [{{name: app, {waiting}, state: {{waiting: {{reason: PodInitializing}}}}}}]}}"
+        ));
+        let State::Troubled(trouble) = state else { panic!("{state:?}") };
+        assert!(trouble.message.starts_with("pod p1, container init: image i cannot"), "{}", trouble.message);
+    }
+
+    #[test]
+    fn a_pod_without_a_node_is_told_in_the_schedulers_words() {
+        let state = seen(
+            "{conditions: [{type: PodScheduled, status: 'False', reason: Unschedulable, message: '0/3 nodes: Insufficient cpu.'}]}",
+        );
+        let message = "pod p1 fits on no node: 0/3 nodes: Insufficient cpu. Lower what spec.workload.template requests or demands of a \
+                       node, or add nodes";
+        assert_eq!(state, State::Troubled(Trouble::new(Reason::Unschedulable, message.to_owned())));
+        assert_eq!(
+            seen("{conditions: [{type: PodScheduled, status: 'False', reason: SchedulingGated}]}"),
+            State::Well
+        );
+    }
+
+    #[test]
+    fn a_node_prepares_a_pod_until_it_says_that_it_is_set_up() {
+        let creating = "containerStatuses: [{name: app, image: i, imageID: '', ready: false, restartCount: 0,
+            state: {waiting: {reason: ContainerCreating}}}]";
+        let with = |conditions: &str| seen(&format!("{{conditions: [{conditions}], {creating}}}"));
+        assert_eq!(with(SCHEDULED), State::SettingUp);
+        assert_eq!(
+            with(&format!("{SCHEDULED}, {{type: PodReadyToStartContainers, status: 'False'}}")),
+            State::SettingUp
+        );
+        // Now its image is pulled, which may take long.
+        assert_eq!(with(&format!("{SCHEDULED}, {SET_UP}")), State::Well);
+        let running = "containerStatuses: [{name: app, image: i, imageID: '', ready: false, restartCount: 0,
+            state: {running: {startedAt: '2026-01-01T00:00:10Z'}}}]";
+        assert_eq!(seen(&format!("{{conditions: [{SCHEDULED}], {running}}}")), State::Well);
+    }
+
+    fn event(reason: &str, message: &str, second: u32) -> Event {
+        let last = format!("2026-01-01T00:00:{second:02}Z");
+        let event = json!({
+            "metadata": {}, "involvedObject": {}, "reason": reason, "message": message, "lastTimestamp": last, "type": "Warning",
+        });
+        serde_json::from_value(event).unwrap()
+    }
+
+    #[test]
+    fn a_secret_that_cannot_be_mounted_is_told_in_the_newest_words_that_name_it() {
+        let missing =
+            "MountVolume.SetUp failed for volume \"jetwright-credentials\" : secret \"shop-nats\" not found";
+        let waited =
+            "Unable to attach or mount volumes: unmounted volumes=[jetwright-credentials]: timed out";
+        let events = [
+            event("FailedScheduling", "0/1 nodes", 1),
+            event("FailedMount", "MountVolume.SetUp failed: something older", 2),
+            event("FailedMount", missing, 3),
+            event("FailedMount", waited, 4),
+        ];
+        let told = format!(
+            "pod p1: a volume cannot be mounted: {missing}. Make what is missing, or correct spec.workload.credentials and \
+             spec.workload.template"
+        );
+        assert_eq!(setup_trouble("p1", &events), Some(Trouble::new(Reason::VolumeMount, told)));
+        assert_eq!(setup_trouble("p1", &events[..1]), None);
+        let sandbox = setup_trouble("p1", &[event("FailedCreatePodSandBox", "no network", 1)]).unwrap();
+        assert_eq!(sandbox.reason, Reason::PodSandbox);
+    }
+
+    #[test]
+    fn long_words_are_shortened() {
+        assert_eq!(shortened("kurz"), "kurz");
+        let long = shortened(&"ä".repeat(1000));
+        assert_eq!((long.chars().count(), long.ends_with('…')), (LONGEST_WORDS + 1, true));
+    }
+}
