@@ -5,6 +5,7 @@
 mod chart;
 mod cluster;
 mod installation;
+mod operator_chart;
 mod pod;
 mod shop;
 mod story;

@@ -1,0 +1,199 @@
+//! The operator's chart: what Helm makes of its values and Kubernetes takes, what it refuses, and what it leaves as it is when it is
+//! installed, upgraded, and changed with kubectl. No pod of it runs here.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+use jetwright_e2e::path;
+use jetwright_testing::{ControlPlane, Folder, Program};
+
+/// A release and its namespace.
+const RELEASE: &str = "jetwright";
+/// Values of a small installation with NATS.
+const VALUES: [&str; 2] = ["--values", "../charts/jetwright/ci/bundled-one-values.yaml"];
+/// With these Helm takes over what kubectl applied.
+const TAKE_OVER: [&str; 2] = ["--take-ownership", "--force-conflicts"];
+
+/// Runs Helm in the folder of this crate, and returns what it printed, or what it complained of.
+fn helm(control_plane: Option<&ControlPlane>, args: &[&str]) -> Result<String, String> {
+    let mut helm = Command::new(Program::Helm.path());
+    helm.args(args).current_dir(path("."));
+    if let Some(control_plane) = control_plane {
+        helm.env("KUBECONFIG", control_plane.kubeconfig());
+    }
+    let Output { status, stdout, stderr } = helm.output().unwrap();
+    if status.success() {
+        Ok(String::from_utf8(stdout).unwrap())
+    } else {
+        Err(String::from_utf8(stderr).unwrap())
+    }
+}
+
+fn render(values: &[&str]) -> Result<String, String> {
+    helm(None, &[&["template", RELEASE, "../charts/jetwright", "--namespace", RELEASE], values].concat())
+}
+
+/// Installs the chart or upgrades its release.
+fn install(control_plane: &ControlPlane, more: &[&str]) -> Result<String, String> {
+    let base = ["upgrade", "--install", RELEASE, "../charts/jetwright", "--namespace", RELEASE];
+    helm(Some(control_plane), &[&base[..], &VALUES, more].concat())
+}
+
+/// An API server with namespaces in which Pod Security is restricted.
+async fn control_plane() -> ControlPlane {
+    let control_plane = ControlPlane::start().await;
+    for namespace in [RELEASE, "shop", "billing"] {
+        control_plane.kubectl(["create", "namespace", namespace]).unwrap();
+        let label = ["enforce", "warn"].map(|mode| format!("pod-security.kubernetes.io/{mode}=restricted"));
+        control_plane.kubectl(["label", "namespace", namespace, &label[0], &label[1]]).unwrap();
+    }
+    control_plane
+}
+
+fn uid_of_a_definition(control_plane: &ControlPlane) -> String {
+    let uid = ["get", "crd", "eventstreams.jetwright.dev", "--output=jsonpath={.metadata.uid}"];
+    control_plane.kubectl(uid).unwrap()
+}
+
+/// The definitions as a newer version might have them, with one more word in a description.
+fn newer_definitions(folder: &Folder) -> PathBuf {
+    let text = fs::read_to_string(path("../crds/manifests/eventstreams.yaml")).unwrap();
+    let file = folder.path().join("eventstreams.yaml");
+    fs::write(&file, text.replacen("Longest time", "NEWER Longest time", 1)).unwrap();
+    file
+}
+
+fn is_newer(control_plane: &ControlPlane) -> bool {
+    let definition = control_plane.kubectl(["get", "crd", "eventstreams.jetwright.dev", "--output=yaml"]);
+    // kubectl keeps what it applied in an annotation too.
+    definition.unwrap().lines().any(|line| line.contains("NEWER") && !line.contains('{'))
+}
+
+#[tokio::test]
+async fn kubernetes_takes_all_that_every_set_of_values_makes_where_pod_security_is_restricted() {
+    let control_plane = control_plane().await;
+    let folder = Folder::new("chart");
+    let sets = fs::read_dir(path("../charts/jetwright/ci")).unwrap().map(|entry| entry.unwrap().path());
+    let mut count = 0;
+    for set in sets.map(|set| set.display().to_string()) {
+        helm(None, &["lint", "--strict", "../charts/jetwright", "--values", &set]).unwrap();
+        let manifests = folder.path().join("manifests.yaml");
+        fs::write(&manifests, render(&["--values", &set]).unwrap()).unwrap();
+        let file = manifests.display().to_string();
+        control_plane
+            .kubectl(["apply", "--dry-run=server", "--warnings-as-errors", "--filename", &file])
+            .unwrap_or_else(|error| panic!("{set}: {error:#}"));
+        count += 1;
+    }
+    assert!(count >= 4, "there are {count} sets of values");
+}
+
+#[test]
+fn a_wrong_value_is_refused_with_its_name_and_what_to_do() {
+    let bundled = "--set=nats.bundled.enabled=true";
+    for (values, told) in [
+        (&[][..], "nats.url: say where NATS is"),
+        (&[bundled, "--set=replicaCount=two"], "/replicaCount': got string, want integer"),
+        (&[bundled, "--set=replicas=2"], "additional properties 'replicas' not allowed"),
+        (&[bundled, "--set=nats.bundled.replicas=2"], "/nats/bundled/replicas': value must be one of 1, 3"),
+        (&[bundled, "--set=nats.bundled.storage.size=ten"], "/nats/bundled/storage/size"),
+        (&[bundled, "--set=resyncInterval=soon"], "/resyncInterval"),
+        (&[bundled, "--set=nats.url=nats://a:4222"], "nats.url: leave it empty, or"),
+        (&[bundled, "--set=nats.credentialsSecret=a"], "nats.credentialsSecret: leave it empty"),
+        (
+            &[bundled, "--set=nats.bundled.memoryStore=2Gi"],
+            "nats.bundled.memoryStore: 2Gi leaves the server nothing",
+        ),
+        (
+            &[bundled, "--set=nats.bundled.users.operator.namespace=shop"],
+            "nats.bundled.users.operator: the chart has",
+        ),
+        (&["--set=nats.url=nats://me:secret@a:4222"], "nats.url: no users and passwords in it"),
+        (&["--set=nats.url=a:4222"], "write it as nats://host:4222"),
+        (
+            &["--set=nats.url=nats://a", "--set=nats.bundled.users.a.namespace=shop"],
+            "nats.bundled.users: these are",
+        ),
+        (
+            &[bundled, "--set=namespaces={shop}", "--set=defaultConnectionNamespaces={billing}"],
+            "defaultConnectionNamespaces: billing is not looked after",
+        ),
+    ] {
+        let refusal = render(values).unwrap_err();
+        assert!(refusal.contains(told), "{values:?}: {refusal}");
+    }
+}
+
+#[test]
+fn the_operator_may_not_read_secrets_nor_anything_elsewhere_when_it_is_given_namespaces() {
+    let all = render(&VALUES).unwrap();
+    let roles = |manifests: &str| -> Vec<String> {
+        let roles = manifests.split("\n---").filter(|object| object.contains("\nrules:"));
+        roles.map(ToOwned::to_owned).collect()
+    };
+    assert!(roles(&all).iter().all(|role| !role.contains("secrets")), "{all}");
+    let some = render(&["--values", "../charts/jetwright/ci/namespaced-values.yaml"]).unwrap();
+    let cluster_wide: Vec<_> =
+        roles(&some).into_iter().filter(|role| role.contains("kind: ClusterRole\n")).collect();
+    assert_eq!(cluster_wide, [""; 0]);
+}
+
+#[tokio::test]
+async fn an_upgrade_keeps_passwords_and_what_did_not_change() {
+    let control_plane = control_plane().await;
+    let state = || {
+        let mut get = vec!["get", "secrets,statefulsets,deployments,crds", "--all-namespaces", "--selector"];
+        get.extend(["app.kubernetes.io/managed-by=Helm", "--output"]);
+        get.push("jsonpath={range .items[*]}{.metadata.name} {.metadata.resourceVersion}{\"\\n\"}{end}");
+        control_plane.kubectl(get).unwrap()
+    };
+    install(&control_plane, &[]).unwrap();
+    let before = state();
+    assert!(before.contains("jetwright-nats-operator"), "{before}");
+    install(&control_plane, &[]).unwrap();
+    assert_eq!(state(), before);
+
+    let password = || {
+        let get = ["get", "secret", "nats-users", "--namespace=shop", "--output=jsonpath={.data.password}"];
+        control_plane.kubectl(get).unwrap()
+    };
+    let users = ["--values", "../charts/shop/nats-users.yaml"];
+    install(&control_plane, &users).unwrap();
+    let first = password();
+    helm(Some(&control_plane), &["uninstall", RELEASE, "--namespace", RELEASE, "--no-hooks"]).unwrap();
+    install(&control_plane, &users).unwrap();
+    assert_eq!(password(), first, "also over an uninstallation");
+
+    let refusal = install(&control_plane, &["--set=nats.bundled.replicas=3"]).unwrap_err();
+    assert!(refusal.contains("nats.bundled.replicas: the release has 1, which cannot become 3"), "{refusal}");
+    let refusal = install(&control_plane, &["--set=nats.bundled.users.a.namespace=nowhere"]).unwrap_err();
+    assert!(refusal.contains("kubectl create namespace nowhere"), "{refusal}");
+}
+
+#[tokio::test]
+async fn the_definitions_move_from_kubectl_to_helm_and_back_and_are_upgraded_by_each() {
+    let control_plane = control_plane().await;
+    let folder = Folder::new("definitions");
+    let newer = newer_definitions(&folder).display().to_string();
+    control_plane.kubectl(["apply", "--filename", &path("../crds/manifests")]).unwrap();
+    control_plane.kubectl(["apply", "--filename", &newer]).unwrap();
+    let uid = uid_of_a_definition(&control_plane);
+
+    let refusal = install(&control_plane, &[]).unwrap_err();
+    assert!(refusal.contains("invalid ownership metadata"), "{refusal}");
+    install(&control_plane, &TAKE_OVER).unwrap();
+    assert!(!is_newer(&control_plane));
+
+    install(&control_plane, &["--set=crds.install=false"]).unwrap();
+    control_plane.kubectl(["apply", "--filename", &newer]).unwrap();
+    assert!(is_newer(&control_plane));
+
+    install(&control_plane, &TAKE_OVER).unwrap();
+    assert!(!is_newer(&control_plane));
+    install(&control_plane, &[]).unwrap();
+    helm(Some(&control_plane), &["uninstall", RELEASE, "--namespace", RELEASE, "--no-hooks"]).unwrap();
+    assert_eq!(uid_of_a_definition(&control_plane), uid, "never deleted");
+}
