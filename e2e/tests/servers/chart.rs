@@ -1,37 +1,73 @@
-//! The chart `charts/shop`: what Helm makes of it, applied to a namespace.
+//! The charts: what Helm makes of them, applied to a namespace.
 
 use std::{
     fs,
     process::{Command, Output},
+    sync::Arc,
 };
 
 use jetwright_e2e::{control_plane, path};
 use jetwright_testing::{Folder, Namespace, Program};
 use serde_json::Value;
 
-/// The manifests that Helm makes of these values, or what it says of them.
-pub fn render(namespace: &str, values: &Value) -> Result<String, String> {
-    let folder = Folder::new("values");
-    let file = folder.path().join("values.json");
-    fs::write(&file, values.to_string()).unwrap();
-    let mut helm = Command::new(Program::Helm.path());
-    helm.args(["template", "shop", &path("../charts/shop"), "--namespace", namespace, "--values"]).arg(file);
-    let Output { status, stdout, stderr } = helm.output().unwrap();
-    if status.success() {
-        Ok(String::from_utf8(stdout).unwrap())
-    } else {
-        Err(String::from_utf8(stderr).unwrap())
-    }
+/// Manifests that Helm makes for a namespace.
+pub struct Chart {
+    /// The release's name too.
+    name: &'static str,
+    args: Vec<String>,
 }
 
-/// Applies the chart with these values, as those do who have kubectl alone run in the cluster.
-pub async fn apply(namespace: &Namespace<'_>, values: Value) {
-    let (control_plane, name, folder) =
-        (control_plane().await, namespace.name().to_owned(), Folder::new("chart"));
-    let applied = tokio::task::spawn_blocking(move || {
-        let file = folder.path().join("shop.yaml");
-        fs::write(&file, render(&name, &values).unwrap()).unwrap();
-        control_plane.kubectl(["apply", "-n", &name, "-f", &file.display().to_string()])
-    });
-    applied.await.unwrap().unwrap();
+impl Chart {
+    /// The shop.
+    pub fn shop() -> Self {
+        Self { name: "shop", args: Vec::new() }
+    }
+
+    /// NATS' users and configuration, as the operator's chart makes them of the values that the shop has for it.
+    pub fn nats_users() -> Self {
+        let args = [
+            "--values",
+            &path("../charts/shop/nats-users.yaml"),
+            "--show-only",
+            "templates/nats/secrets.yaml",
+        ];
+        Self { name: "jetwright", args: args.map(ToOwned::to_owned).into() }
+    }
+
+    /// What Helm makes of these values, or says of them.
+    pub fn render(&self, namespace: &str, values: &Value) -> Result<String, String> {
+        self.render_in(&Folder::new(self.name), namespace, values)
+    }
+
+    fn render_in(&self, folder: &Folder, namespace: &str, values: &Value) -> Result<String, String> {
+        let file = folder.path().join("values.json");
+        fs::write(&file, values.to_string()).unwrap();
+        let mut helm = Command::new(Program::Helm.path());
+        helm.args([
+            "template",
+            self.name,
+            &path(&format!("../charts/{}", self.name)),
+            "--namespace",
+            namespace,
+        ]);
+        let Output { status, stdout, stderr } =
+            helm.args(&self.args).arg("--values").arg(file).output().unwrap();
+        if status.success() {
+            Ok(String::from_utf8(stdout).unwrap())
+        } else {
+            Err(String::from_utf8(stderr).unwrap())
+        }
+    }
+
+    /// Applies what Helm makes of these values, as those do who let only kubectl change a cluster.
+    pub async fn apply(self, namespace: &Namespace<'_>, values: Value) {
+        let (control_plane, namespace) = (control_plane().await, namespace.name().to_owned());
+        let folder: Arc<Folder> = Folder::new(self.name);
+        let applied = tokio::task::spawn_blocking(move || {
+            let file = folder.path().join("manifests.yaml");
+            fs::write(&file, self.render_in(&folder, &namespace, &values).unwrap()).unwrap();
+            control_plane.kubectl(["apply", "-n", &namespace, "-f", &file.display().to_string()])
+        });
+        applied.await.unwrap().unwrap();
+    }
 }

@@ -16,7 +16,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    chart,
+    chart::Chart,
     cluster::{await_declared, service_url},
     pod::Pod,
     shop::{SOON, values},
@@ -41,7 +41,7 @@ async fn try_pod(namespace: &Namespace<'_>, deployment: Deployment) -> Result<Ku
 #[test]
 fn the_images_are_those_of_one_registry_and_tag() {
     let images = |values: Value| {
-        let manifests = chart::render("shop", &values).unwrap();
+        let manifests = Chart::shop().render("shop", &values).unwrap();
         let images = manifests.lines().filter_map(|line| line.trim().strip_prefix("image: "));
         let mut images: Vec<_> = images.map(ToOwned::to_owned).collect();
         images.sort();
@@ -65,7 +65,7 @@ fn a_wrong_value_is_refused_with_its_path() {
         (json!({"credentials": {"users": "No Secret"}}), "/credentials/users"),
         (json!({"replicas": 2}), "'replicas'"),
     ] {
-        let told = chart::render("shop", &wrong).unwrap_err();
+        let told = Chart::shop().render("shop", &wrong).unwrap_err();
         assert!(told.contains(path), "{told}");
     }
 }
@@ -75,11 +75,10 @@ async fn all_pods_may_run_where_pod_security_is_restricted() {
     let (control_plane, nats) = tokio::join!(control_plane(), NatsServer::start());
     let namespace = control_plane.namespace("restricted").await;
     let namespaces: Api<KubernetesNamespace> = Api::all(namespace.client());
-    let enforce =
-        json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
+    let enforce = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}});
     namespaces.patch(namespace.name(), &PatchParams::default(), &Patch::Merge(enforce)).await.unwrap();
     let _operator = Operator::start(control_plane, &nats, namespace.name());
-    chart::apply(&namespace, json!({})).await;
+    Chart::shop().apply(&namespace, json!({})).await;
     await_declared(&namespace).await;
     for name in WORKLOADS.into_iter().chain(["payment-simulator"]) {
         try_pod(&namespace, deployment(&namespace, name).await).await.unwrap();
@@ -101,10 +100,10 @@ async fn another_catalogue_rolls_out_the_order_services_pods_alone() {
         values
     };
     let template = async |name: &str| deployment(&namespace, name).await.spec.unwrap().template;
-    chart::apply(&namespace, with("mug=1250:10")).await;
+    Chart::shop().apply(&namespace, with("mug=1250:10")).await;
     await_declared(&namespace).await;
     let [users, orders] = [template("user-directory").await, template("order-fulfilment").await];
-    chart::apply(&namespace, with("mug=1350:10")).await;
+    Chart::shop().apply(&namespace, with("mug=1350:10")).await;
     await_until("the order service has another template", SOON, async || {
         let now = template("order-fulfilment").await;
         if now == orders { Err("it is the same") } else { Ok(()) }
@@ -120,11 +119,12 @@ async fn the_payment_simulator_of_the_chart_does_as_its_values_say() {
     for (simulator, status) in
         [(json!({}), 201), (json!({"failureRate": 1}), 503), (json!({"lostAnswerRate": 1}), 500)]
     {
-        chart::apply(&namespace, json!({"payments": {"simulator": simulator}})).await;
+        Chart::shop().apply(&namespace, json!({"payments": {"simulator": simulator}})).await;
         let pod = Pod::start(&namespace, "payment-simulator", 0).await;
         let url = service_url(&namespace, "payment-simulator", &pod).await;
         let request = reqwest::Client::new().post(format!("{url}/authorizations"));
-        let request = request.header("idempotency-key", "one").json(&json!({"amount": 2599, "currency": "EUR"}));
+        let request =
+            request.header("idempotency-key", "one").json(&json!({"amount": 2599, "currency": "EUR"}));
         assert_eq!(request.send().await.unwrap().status().as_u16(), status, "{simulator}");
         pod.stop().await;
     }

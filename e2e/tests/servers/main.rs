@@ -2,6 +2,7 @@
 //! declares is run here as a node would run it.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "all of this target is tests, their helpers too")]
 
+mod accounts;
 mod chart;
 mod cluster;
 mod installation;

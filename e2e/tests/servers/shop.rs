@@ -12,7 +12,8 @@ use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 
 use crate::{
-    chart,
+    accounts,
+    chart::Chart,
     cluster::{await_condition, await_declared, report_available, service_url},
     pod::Pod,
 };
@@ -41,7 +42,6 @@ pub struct Shop {
 /// The chart's values: one pod of each service, whose payments go here.
 pub fn values(payments_url: &str) -> Value {
     json!({
-        "credentials": {"users": "", "orders": ""},
         "orders": {"replicas": 1},
         "catalogue": CATALOGUE,
         "payments": {"url": payments_url},
@@ -97,11 +97,11 @@ impl Shop {
 
     /// A shop whose payments are answered so late.
     pub async fn with_payments_that_take(latency: Duration) -> Self {
-        let (control_plane, nats, payments) =
-            tokio::join!(control_plane(), NatsServer::start(), Simulator::start(latency));
+        let (control_plane, payments) = tokio::join!(control_plane(), Simulator::start(latency));
         let namespace = control_plane.namespace("shop").await;
+        let nats = accounts::start_nats(&namespace).await;
         let operator = Operator::start(control_plane, &nats, namespace.name());
-        chart::apply(&namespace, values(&payments.url)).await;
+        Chart::shop().apply(&namespace, values(&payments.url)).await;
         await_declared(&namespace).await;
         let (users, orders) = tokio::join!(
             Pod::start(&namespace, "user-directory", 0),

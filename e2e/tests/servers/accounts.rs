@@ -1,0 +1,128 @@
+//! NATS with the users that `charts/shop/nats-users.yaml` asks for, and what these may do.
+
+use std::collections::BTreeMap;
+
+use async_nats::{Client, ConnectOptions, Event};
+use jetwright_e2e::control_plane;
+use jetwright_testing::{Namespace, NatsServer};
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use serde_json::{Value, json};
+use tokio::{sync::mpsc, time::timeout};
+
+use crate::{
+    chart::Chart,
+    shop::{SOON, Shop},
+};
+
+/// Who connects without credentials, as tests and their operators do: may do everything. The services' pods do not.
+const TESTER: &str = "tester";
+
+/// Makes the Secrets of the shop's NATS users in a namespace, and starts a server that knows these.
+pub async fn start_nats(namespace: &Namespace<'_>) -> NatsServer {
+    let name = namespace.name();
+    let users = json!({
+        "users": {"namespace": name},
+        "orders": {"namespace": name},
+        TESTER: {"namespace": name, "publish": [">"], "subscribe": [">"]},
+    });
+    let values = json!({"nats": {"bundled": {"enabled": true, "users": users}}});
+    Chart::nats_users().apply(namespace, values).await;
+    let secrets: Api<Secret> = namespace.api();
+    let config =
+        secrets.get("jetwright-nats-config").await.unwrap().data.unwrap().remove("nats.conf").unwrap();
+    let config = String::from_utf8(config.0).unwrap();
+    // What comes before is where it listens and stores, which is another matter on this machine.
+    let (_, accounts) = config.split_once("system_account:").unwrap();
+    NatsServer::builder().config(&format!("system_account:{accounts}\nno_auth_user: {TESTER}")).start().await
+}
+
+/// A client that is the user of a Secret, and what the server says that it may not do.
+async fn client_of(
+    namespace: &Namespace<'_>,
+    nats: &NatsServer,
+    secret: &str,
+) -> (Client, mpsc::UnboundedReceiver<String>) {
+    let secrets: Api<Secret> = namespace.api();
+    let keys = secrets.get(secret).await.unwrap().data.unwrap();
+    let value = |key: &str| String::from_utf8(keys[key].0.clone()).unwrap();
+    let (told, refusals) = mpsc::unbounded_channel();
+    let options = ConnectOptions::with_user_and_password(value("username"), value("password"))
+        .custom_inbox_prefix(value("inbox-prefix"))
+        .event_callback(move |event| {
+            if let Event::ServerError(error) = event {
+                let _ = told.send(error.to_string());
+            }
+            std::future::ready(())
+        });
+    (nats.client_with(options).await, refusals)
+}
+
+#[tokio::test]
+async fn each_service_is_a_nats_user_of_its_own_and_needs_no_more_than_this_one_may() {
+    let shop = Shop::open().await;
+    let user = shop.register("ann@example.org").await;
+    shop.user(&user).await;
+    for (sku, end) in [("mug", "confirmed"), ("raffle-ticket", "rejected")] {
+        let order = shop.place(&user, sku, 1).await;
+        assert_eq!(shop.ended(&order).await["state"], end);
+    }
+    for (stream, consumer) in
+        [("users", "user-directory"), ("users", "order-users"), ("orders", "order-fulfilment")]
+    {
+        shop.await_handled(stream, consumer).await;
+    }
+    let connections: Value = shop.nats.monitor("/connz?auth=true").await.unwrap();
+    let connections = connections["connections"].as_array().unwrap().iter();
+    let users: BTreeMap<_, _> = connections
+        .filter(|connection| connection["authorized_user"] != TESTER)
+        .map(|connection| (connection["name"].as_str(), connection["authorized_user"].as_str()))
+        .collect();
+    let expected = [("user-directory", "users"), ("order-fulfilment", "orders")];
+    assert_eq!(users, expected.map(|(pod, user)| (Some(pod), Some(user))).into());
+    let log = shop.nats.process().log();
+    assert!(!log.contains(" Violation "), "{log}");
+}
+
+#[tokio::test]
+async fn a_service_may_not_do_what_is_anothers_or_the_operators() {
+    let namespace = control_plane().await.namespace("permissions").await;
+    let nats = start_nats(&namespace).await;
+    let beyond = [
+        (
+            "nats-users",
+            [
+                "orders.x.placed",
+                "$KV.inventory.mug",
+                "$JS.API.STREAM.MSG.GET.orders",
+                "$JS.API.CONSUMER.MSG.NEXT.users.order-users",
+                "$JS.ACK.users.order-users.1.1.1.1.0",
+                "$JS.API.STREAM.DELETE.users",
+            ],
+        ),
+        (
+            "nats-orders",
+            [
+                "users.x.created",
+                "$KV.user-directory.x",
+                "$JS.API.STREAM.MSG.GET.KV_user-directory",
+                "$JS.API.CONSUMER.MSG.NEXT.users.user-directory",
+                "$JS.ACK.users.user-directory.1.1.1.1.0",
+                "$JS.API.CONSUMER.CREATE.orders.another",
+            ],
+        ),
+    ];
+    for (secret, subjects) in beyond {
+        let (client, mut refusals) = client_of(&namespace, &nats, secret).await;
+        for subject in subjects {
+            client.publish(subject, "".into()).await.unwrap();
+            let refused = timeout(SOON, refusals.recv()).await.unwrap().unwrap();
+            assert!(refused.contains(&format!("Publish to \"{subject}\"")), "{secret}: {refused}");
+        }
+        let _listening = client.subscribe("orders.>").await.unwrap();
+        let refused = timeout(SOON, refusals.recv()).await.unwrap().unwrap();
+        assert!(refused.contains("Subscription to \"orders.>\""), "{secret}: {refused}");
+    }
+    // By this the test above would know.
+    assert!(nats.process().log().contains(" Violation "));
+}
