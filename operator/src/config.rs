@@ -1,9 +1,9 @@
 //! Flags and environment, parsed once.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf};
+use std::{collections::BTreeSet, ffi::OsString, net::SocketAddr, path::PathBuf};
 
 use async_nats::ServerAddr;
-use clap::{ArgAction, Args, Parser};
+use clap::{ArgAction, Args, FromArgMatches, Parser, Subcommand};
 use jetwright_crds::{Duration, duration::ParseDurationError};
 
 use crate::{
@@ -131,6 +131,68 @@ pub struct LeaderArguments {
     /// Who this process is in the Lease. Default: the host's name, with something random.
     #[arg(long, env = "JETWRIGHT_IDENTITY", value_name = "NAME")]
     pub identity: Option<String>,
+/// What the program is asked for.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// To be the operator.
+    Operate(Box<Arguments>),
+    /// To do one thing and end.
+    Run(Command),
+}
+
+/// What the program does instead of being the operator.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Check that an installation works: make an EventStream in memory, wait until it is ready, and delete it again.
+    VerifyInstall {
+        /// Where to make it; a namespace that the operator and its connection serve. Default: the one of the pod, or of KUBECONFIG's
+        /// context.
+        #[arg(long, value_name = "NAME")]
+        namespace: Option<String>,
+        /// How long to wait, up to 5m.
+        #[arg(long, default_value = "60s", value_name = "DURATION", value_parser = up_to_5_minutes)]
+        timeout: Duration,
+    },
+    /// Check that no EventStream or EventConsumer needs the operator to be deleted, before it is uninstalled.
+    VerifyUninstall {
+        /// Namespaces to look in, separated by commas; * for all.
+        #[arg(long, env = "JETWRIGHT_NAMESPACES", default_value = "*", value_name = "NAMES", value_parser = namespaces)]
+        namespaces: Namespaces,
+    },
+}
+
+impl Request {
+    /// Reads the command line; a wrong one, and one that asks for help, ends the program.
+    #[must_use]
+    pub fn parse() -> Self {
+        Self::try_parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
+    }
+
+    fn try_parse_from(
+        line: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    ) -> Result<Self, clap::Error> {
+        // A command needs none of the operator's flags, which the derived parser would require of it all the same.
+        let mut program = Self::command();
+        let matches = program.try_get_matches_from_mut(line)?;
+        let request = if matches.subcommand().is_some() {
+            Command::from_arg_matches(&matches).map(Self::Run)
+        } else {
+            Arguments::from_arg_matches(&matches).map(|arguments| Self::Operate(Box::new(arguments)))
+        };
+        request.map_err(|error| error.format(&mut program))
+    }
+
+    fn command() -> clap::Command {
+        // In this order, since each sets what the program is said to be.
+        Arguments::augment_args(Command::augment_subcommands(clap::Command::new(env!("CARGO_PKG_NAME"))))
+            .subcommand_required(false)
+            .arg_required_else_help(false)
+            .args_conflicts_with_subcommands(true)
+            .subcommand_negates_reqs(true)
+            .disable_help_subcommand(true)
+    }
+}
+
 }
 
 impl Arguments {
@@ -190,6 +252,12 @@ fn at_least_a_second(text: &str) -> Result<Duration, String> {
 
 /// Reads names separated by commas, or * for all.
 fn namespaces(text: &str) -> Result<Namespaces, String> {
+/// Reads a time that ends before what is made meanwhile counts as left behind.
+fn up_to_5_minutes(text: &str) -> Result<Duration, String> {
+    let duration = at_least_a_second(text)?;
+    if duration > Duration::from_secs(300) { Err("it has to be 5m at most".to_owned()) } else { Ok(duration) }
+}
+
     if text.trim() == "*" {
         return Ok(Namespaces::All);
     }
@@ -211,8 +279,6 @@ fn namespaces_or_none(text: &str) -> Result<Namespaces, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parsed(flags: &[&str]) -> Arguments {
@@ -221,7 +287,34 @@ mod tests {
 
     #[test]
     fn the_flags_are_consistent() {
-        Arguments::command().debug_assert();
+        Request::command().debug_assert();
+    }
+
+    fn requested(line: &[&str]) -> Result<Request, clap::Error> {
+        Request::try_parse_from([&["jetwright-operator"], line].concat())
+    }
+
+    #[test]
+    fn a_command_takes_its_own_flags_and_none_of_the_operators() {
+        let Ok(Request::Run(Command::VerifyInstall { namespace, timeout })) = requested(&["verify-install"])
+        else {
+            panic!("it was not understood");
+        };
+        assert_eq!((namespace, timeout), (None, Duration::from_secs(60)));
+        assert!(requested(&["verify-install", "--timeout=6m"]).is_err());
+        assert!(requested(&["--nats-url=a", "verify-install"]).is_err());
+        let Ok(Request::Run(Command::VerifyUninstall { namespaces })) =
+            requested(&["verify-uninstall", "--namespaces=a,b"])
+        else {
+            panic!("it was not understood");
+        };
+        assert_eq!(namespaces, Namespaces::Only(vec!["a".into(), "b".into()]));
+    }
+
+    #[test]
+    fn without_a_command_it_is_the_operator_and_its_flags_are_required() {
+        assert!(matches!(requested(&["--nats-url=a"]), Ok(Request::Operate(_))));
+        assert!(requested(&[]).unwrap_err().to_string().contains("--nats-url"));
     }
 
     #[test]

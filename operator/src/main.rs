@@ -18,17 +18,20 @@ mod readiness;
 mod run;
 mod stream;
 mod undecodable;
+mod verify;
 mod workload;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use config::Arguments;
+use config::Request;
 use jetwright_process::telemetry::Telemetry;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Request::parse() {
+        Request::Operate(arguments) => *arguments,
+        Request::Run(command) => return Box::pin(verify::run(command)).await,
+    };
     match Telemetry::start("jetwright-operator") {
         Ok(telemetry) => telemetry.finish(Box::pin(run::run(arguments)).await),
         Err(problems) => problems.report(),

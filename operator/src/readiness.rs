@@ -8,8 +8,11 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, Resource, api::ListParams};
 use serde::de::DeserializeOwned;
 
-use crate::{connection::Nats, context::Namespaces};
+use crate::{connection::Nats, context::Namespaces, outcome::chain};
 
+/// How the definitions come to the version that this program knows.
+pub const UPGRADE_DEFINITIONS: &str = "upgrade the chart with its value crds.install=true, or else kubectl apply -f crds/manifests of \
+                                       the same version";
 /// Delay between two looks for the definitions.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
@@ -62,7 +65,12 @@ impl Reached {
     }
 }
 
-async fn served(client: &Client, namespaces: &Namespaces) -> Result<(), String> {
+/// Whether the definitions are there, in the version that this program knows, and it may read what they define.
+///
+/// # Errors
+///
+/// Why not, and what to do.
+pub async fn served(client: &Client, namespaces: &Namespaces) -> Result<(), String> {
     served_kind::<EventStream>(client, namespaces).await?;
     served_kind::<EventConsumer>(client, namespaces).await
 }
@@ -79,8 +87,9 @@ where
     match api.list_metadata(&ListParams::default().limit(1)).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => {
-            Err(format!("there is no definition of {kind}: kubectl apply -f crds/manifests"))
+            let version = K::api_version(&());
+            Err(format!("there is no definition of {kind} in {version}: {UPGRADE_DEFINITIONS}"))
         }
-        Err(error) => Err(format!("{kind} cannot be listed: {error}")),
+        Err(error) => Err(format!("{kind} cannot be listed: {}", chain(&error))),
     }
 }

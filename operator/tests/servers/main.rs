@@ -6,5 +6,6 @@ mod deletion;
 mod program;
 mod streams;
 mod trouble;
+mod verify;
 mod workloads;
 mod world;
