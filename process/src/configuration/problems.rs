@@ -97,6 +97,12 @@ impl From<Problem> for Problems {
     }
 }
 
+impl FromIterator<Problem> for Problems {
+    fn from_iter<T: IntoIterator<Item = Problem>>(problems: T) -> Self {
+        Self(problems.into_iter().collect())
+    }
+}
+
 /// A required setting that could not be read. The reader has noted why, and [`finish`](super::Reader::finish) tells it
 /// with all the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
