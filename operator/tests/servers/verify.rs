@@ -55,7 +55,7 @@ async fn assert_nothing_left(world: &World) {
 }
 
 /// A kubeconfig of a service account that has these rights in a namespace and no others.
-async fn with_rights(world: &World, rules: Value) -> std::path::PathBuf {
+pub async fn with_rights(world: &World, rules: Value) -> std::path::PathBuf {
     let namespace = world.namespace.name();
     let name = json!({"name": "verify", "namespace": namespace});
     let role = json!({"metadata": name, "rules": rules});

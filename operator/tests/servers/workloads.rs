@@ -1,6 +1,7 @@
 //! The pods of an EventConsumer, as far as an API server alone goes: nothing runs them here.
 
 mod interruptions;
+mod permissions;
 mod pods;
 
 use std::fmt::Debug;

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::{SPEC, await_deployment, run_pods, with_orders};
 use crate::world::{SOON, World};
 
-const POD: &str = "fulfilment-5d4-abcde";
+pub const POD: &str = "fulfilment-5d4-abcde";
 const NEWER: &str = "fulfilment-7f9-abcde";
 
 /// A world whose Deployment's controller has made a pod that is not ready.
@@ -33,7 +33,7 @@ async fn with_pod() -> World {
 }
 
 /// What a Deployment's controller says while no pod is ready.
-async fn roll_out(world: &World, conditions: Value) {
+pub async fn roll_out(world: &World, conditions: Value) {
     let api: Api<Deployment> = world.namespace.api();
     let generation = api.get("fulfilment").await.unwrap().metadata.generation;
     let status = json!({"status": {
@@ -43,7 +43,7 @@ async fn roll_out(world: &World, conditions: Value) {
     api.patch_status("fulfilment", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
 }
 
-async fn make_pod(world: &World, name: &str, revision: &str) {
+pub async fn make_pod(world: &World, name: &str, revision: &str) {
     let api: Api<Pod> = world.namespace.api();
     let labels = json!({"jetwright.dev/workload": "fulfilment", "pod-template-hash": revision});
     let pod = json!({
@@ -80,8 +80,41 @@ fn waiting(reason: &str, message: &str) -> Value {
     container(&json!({"state": {"waiting": {"reason": reason, "message": message}}}))
 }
 
-async fn await_reason(world: &World, reason: &str) -> String {
+pub async fn await_reason(world: &World, reason: &str) -> String {
     world.await_condition::<EventConsumer>("fulfilment", "WorkloadReady", "False", reason).await
+}
+
+const MISSING: &str =
+    "MountVolume.SetUp failed for volume \"jetwright-credentials\" : secret \"shop-nats\" not found";
+
+/// What a kubelet says of [`POD`] while it waits for the Secret with the credentials.
+pub async fn tell_of_missing_secret(world: &World) {
+    let creating = json!({
+        "conditions": [
+            {"type": "PodScheduled", "status": "True"}, {"type": "PodReadyToStartContainers", "status": "False"},
+        ],
+        "containerStatuses": [{
+            "name": "app", "image": "shop/order:1", "imageID": "", "ready": false, "restartCount": 0,
+            "state": {"waiting": {"reason": "ContainerCreating"}},
+        }],
+    });
+    tell(world, POD, creating).await;
+    let pods: Api<Pod> = world.namespace.api();
+    let pod = pods.get(POD).await.unwrap();
+    // Another pod's event is none of this one's.
+    for (name, uid, words) in
+        [("other", "another-uid", "something else"), (POD, &pod.uid().unwrap(), MISSING)]
+    {
+        let event = json!({
+            "metadata": {"name": format!("{name}.1"), "namespace": world.namespace.name()},
+            "involvedObject": {
+                "apiVersion": "v1", "kind": "Pod", "namespace": world.namespace.name(), "name": name, "uid": uid,
+            },
+            "type": "Warning", "reason": "FailedMount", "message": words,
+        });
+        let api: Api<Event> = world.namespace.api();
+        api.create(&PostParams::default(), &serde_json::from_value(event).unwrap()).await.unwrap();
+    }
 }
 
 #[tokio::test]
@@ -132,36 +165,10 @@ async fn why_a_container_does_not_start_is_told_as_it_happens_until_it_runs() {
 #[tokio::test]
 async fn a_missing_credentials_secret_is_told_although_only_an_event_names_it() {
     let world = with_pod().await;
-    let creating = json!({
-        "conditions": [
-            {"type": "PodScheduled", "status": "True"}, {"type": "PodReadyToStartContainers", "status": "False"},
-        ],
-        "containerStatuses": [{
-            "name": "app", "image": "shop/order:1", "imageID": "", "ready": false, "restartCount": 0,
-            "state": {"waiting": {"reason": "ContainerCreating"}},
-        }],
-    });
-    tell(&world, POD, creating).await;
-    let pods: Api<Pod> = world.namespace.api();
-    let pod = pods.get(POD).await.unwrap();
-    let words =
-        "MountVolume.SetUp failed for volume \"jetwright-credentials\" : secret \"shop-nats\" not found";
-    // Another pod's event is none of this one's.
-    for (name, uid, words) in [("other", "another-uid", "something else"), (POD, &pod.uid().unwrap(), words)]
-    {
-        let event = json!({
-            "metadata": {"name": format!("{name}.1"), "namespace": world.namespace.name()},
-            "involvedObject": {
-                "apiVersion": "v1", "kind": "Pod", "namespace": world.namespace.name(), "name": name, "uid": uid,
-            },
-            "type": "Warning", "reason": "FailedMount", "message": words,
-        });
-        let api: Api<Event> = world.namespace.api();
-        api.create(&PostParams::default(), &serde_json::from_value(event).unwrap()).await.unwrap();
-    }
+    tell_of_missing_secret(&world).await;
     let told = await_reason(&world, "VolumeMount").await;
     assert!(
-        told.contains(&format!("pod {POD}: a volume cannot be mounted: {words}. Make what is missing")),
+        told.contains(&format!("pod {POD}: a volume cannot be mounted: {MISSING}. Make what is missing")),
         "{told}"
     );
     tell(&world, POD, waiting("ContainerCreating", "")).await;

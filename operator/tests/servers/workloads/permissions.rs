@@ -1,0 +1,69 @@
+//! An operator that may do no more than the documentation says.
+
+use jetwright_crds::EventConsumer;
+use jetwright_testing::{Process, binary, free_port};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Pod, Service, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{Api, api::DeleteParams};
+use serde_json::{Value, json};
+
+use super::{
+    SPEC, await_deployment,
+    pods::{POD, await_reason, make_pod, roll_out, tell_of_missing_secret},
+    run_pods,
+};
+use crate::{
+    verify::with_rights,
+    world::{World, arguments},
+};
+
+/// The table of docs/operator.md, as rules of a Role.
+fn documented() -> Value {
+    let document = include_str!("../../../../docs/operator.md");
+    let section = document.split("\n## Permissions\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let words = |cell: &str| -> Vec<String> {
+        let words = cell.split(',').map(|word| word.trim().trim_matches('`').to_owned());
+        words.collect()
+    };
+    let rows = section.lines().filter(|line| line.starts_with("| ") && line.contains("` |"));
+    rows.map(|row| {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        json!({"apiGroups": words(cells[0]), "resources": words(cells[1]), "verbs": words(cells[2])})
+    })
+    .collect()
+}
+
+#[tokio::test]
+async fn an_operator_with_the_documented_rights_and_no_others_does_all_of_it() {
+    let world = World::start().await;
+    world.operator.kill();
+    let kubeconfig = with_rights(&world, documented()).await;
+    let operator = Process::builder(binary("jetwright-operator"))
+        .env("KUBECONFIG", kubeconfig)
+        .args(arguments(world.nats.url(), world.namespace.name(), free_port()))
+        .start();
+    world.stream("orders", "subjects: [orders.*.*]").await;
+    world.consumer("fulfilment", SPEC).await;
+    await_deployment(&world, "the deployment", |_| true).await;
+    roll_out(&world, json!([])).await;
+    make_pod(&world, POD, "5d4").await;
+    tell_of_missing_secret(&world).await;
+    await_reason(&world, "VolumeMount").await;
+    run_pods(&world).await;
+    world.await_ready::<EventConsumer>("fulfilment").await;
+    world.delete::<EventConsumer>("fulfilment").await;
+    world.await_gone::<Deployment>("fulfilment").await;
+    world.await_gone::<Service>("fulfilment").await;
+    world.await_gone::<ServiceAccount>("fulfilment").await;
+    world.await_gone::<PodDisruptionBudget>("fulfilment").await;
+    world.await_gone::<ConfigMap>("fulfilment-bindings").await;
+    let pods: Api<Pod> = world.namespace.api();
+    pods.delete(POD, &DeleteParams::default().grace_period(0)).await.unwrap();
+    world.await_gone::<EventConsumer>("fulfilment").await;
+    // What it may not do would be retried behind the scenes.
+    let log = operator.log();
+    assert!(!log.contains("forbidden"), "{log}");
+}
