@@ -31,6 +31,7 @@
 )]
 
 mod awaiting;
+mod certificates;
 mod folder;
 mod guard;
 mod kubernetes;
@@ -38,11 +39,14 @@ mod nats;
 mod port;
 mod process;
 mod program;
+mod secret;
 
 pub use awaiting::await_until;
+pub use certificates::{Authority, Certified};
 pub use folder::Folder;
 pub use kubernetes::{ControlPlane, Namespace};
-pub use nats::{NatsCluster, NatsServer, NatsServerBuilder};
+pub use nats::{JwtAccount, NatsCluster, NatsServer, NatsServerBuilder};
 pub use port::free_port;
 pub use process::{Process, ProcessBuilder};
 pub use program::{Program, binary, target_folder};
+pub use secret::MountedSecret;

@@ -19,6 +19,9 @@ const START: Duration = Duration::from_secs(20);
 /// A member of a cluster hands over what it leads when it is stopped.
 const STOP: Duration = Duration::from_secs(20);
 
+/// File of what a test adds to the configuration.
+const ADDED: &str = "added.conf";
+
 /// A NATS server with JetStream, on ports and with a store of its own.
 #[derive(Debug)]
 pub struct NatsServer {
@@ -27,6 +30,7 @@ pub struct NatsServer {
     url: String,
     monitoring_url: String,
     start: ProcessBuilder,
+    added: PathBuf,
     process: Mutex<Arc<Process>>,
 }
 
@@ -79,12 +83,13 @@ impl NatsServerBuilder {
         let name = format!("{}-{port}", membership.map_or("nats", |membership| membership.name));
         let folder = Folder::try_new("nats-server")?;
         let path = folder.path().join("nats-server.conf");
+        let added = folder.path().join(ADDED);
+        fs::write(&added, &self.config)?;
         let config = format!(
             "server_name: {name}\nlisten: 127.0.0.1:{port}\nhttp: 127.0.0.1:{monitoring}\n\
-             jetstream {{ store_dir: \"{}\", max_memory_store: 1GB, max_file_store: 10GB }}\n{}{}",
+             jetstream {{ store_dir: \"{}\", max_memory_store: 1GB, max_file_store: 10GB }}\n{}include {ADDED}\n",
             folder.path().join("store").display(),
             membership.map(Membership::config).unwrap_or_default(),
-            self.config
         );
         fs::write(&path, config)?;
         let start = Process::builder(program).name(&name).folder(&folder).arg("--config").arg(path);
@@ -95,6 +100,7 @@ impl NatsServerBuilder {
             url: format!("nats://127.0.0.1:{port}"),
             monitoring_url: format!("http://127.0.0.1:{monitoring}"),
             start,
+            added,
         })
     }
 }
@@ -188,6 +194,11 @@ impl NatsServer {
             }
             Err(NotReady::Other(error)) => panic!("{error:#}"),
         }
+    }
+
+    /// Gives the configuration what is added to it here, for the next start, in place of what it had beside the defaults.
+    pub fn reconfigure(&self, config: &str) {
+        fs::write(&self.added, config).unwrap_or_else(|error| panic!("{}: {error}", self.added.display()));
     }
 
     /// What the monitoring port tells at a path such as `/jsz?streams=true`.
