@@ -195,7 +195,9 @@ impl<F: Fn(Happening<'_>)> Teller<F> {
                 (self.listener)(Happening::Disconnected);
                 // Events come late: the next attempt may have failed already.
                 let reason = self.told().reason.clone();
-                reason.iter().for_each(|reason| (self.listener)(Happening::Failed(reason)));
+                if let Some(reason) = reason {
+                    (self.listener)(Happening::Failed(&reason));
+                }
             }
             Event::SlowConsumer(_) => (self.listener)(Happening::Dropped),
             // The servers' own errors have it in more words, but none is kept of a name that was not found.

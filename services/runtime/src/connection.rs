@@ -2,6 +2,7 @@
 //! JetStream go through here, each bounded in time.
 
 use std::{
+    error::Error as _,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -10,11 +11,15 @@ use std::{
 };
 
 use async_nats::{
-    Client, ConnectOptions, Event, HeaderMap, Message, Request, RequestErrorKind, connection::State,
+    Client, HeaderMap, Message, Request, RequestError, RequestErrorKind, connection::State,
     jetstream::response::Response,
 };
 use bytes::Bytes;
-use jetwright_process::health::Gate;
+use jetwright_crds::environment::NATS_CREDENTIALS;
+use jetwright_process::{
+    health::Gate,
+    nats::{self, Happening, Violation, Violations},
+};
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::{Semaphore, watch},
@@ -53,6 +58,7 @@ pub(crate) struct Link {
 pub(crate) struct Connection {
     client: Client,
     link: watch::Receiver<Link>,
+    violations: Violations,
     in_flight: Arc<Semaphore>,
     observer: Arc<Observer>,
     /// Ends with the last clone.
@@ -102,30 +108,30 @@ impl NotDone {
 }
 
 impl Connection {
-    /// Begins to connect, and goes on for ever. The gate is open while NATS is connected.
+    /// Begins to connect, and goes on for ever. The gate is open while NATS is connected and answers can be heard.
     pub(crate) async fn open(
         environment: &Environment,
         gate: Gate,
         metrics: Metrics,
     ) -> Result<Self, async_nats::ConnectError> {
-        let (sender, link) = watch::channel(Link::default());
         gate.close("not connected to NATS yet");
-        let observer = Arc::new(Observer { link: sender, gate, metrics, ending: AtomicBool::new(false) });
+        let observer = Arc::new(Observer::new(gate, metrics));
         let observing = Arc::clone(&observer);
-        let client = ConnectOptions::new()
+        let (options, violations) =
+            nats::options(environment.credentials.as_ref(), NATS_CREDENTIALS, move |happening| {
+                observing.observe(happening);
+            });
+        let client = options
             .name(&environment.name)
             .retry_on_initial_connect()
             .ping_interval(PING)
             .reconnect_delay_callback(|attempt| pause(attempt, rand::random()))
-            .event_callback(move |event| {
-                observing.observe(&event);
-                std::future::ready(())
-            })
             .connect(environment.servers.as_slice())
             .await?;
-        let look = AbortOnDropHandle::new(tokio::spawn(look(client.clone(), Arc::clone(&observer))));
-        let in_flight = Arc::new(Semaphore::new(IN_FLIGHT));
-        Ok(Self { client, link, in_flight, observer, _look: Arc::new(look) })
+        let look = look(client.clone(), violations.clone(), Arc::clone(&observer));
+        let look = AbortOnDropHandle::new(tokio::spawn(look));
+        let (link, in_flight) = (observer.link.subscribe(), Arc::new(Semaphore::new(IN_FLIGHT)));
+        Ok(Self { client, link, violations, in_flight, observer, _look: Arc::new(look) })
     }
 
     /// From now on the connection's end is nothing to warn of.
@@ -139,6 +145,11 @@ impl Connection {
 
     pub(crate) fn link(&self) -> watch::Receiver<Link> {
         self.link.clone()
+    }
+
+    /// What the servers do not permit, from now on.
+    pub(crate) fn violations(&self) -> nats::Watch {
+        self.violations.watch()
     }
 
     /// Asks until there is an answer that stands or the time is over. The request may arrive more than once.
@@ -160,6 +171,14 @@ impl Connection {
                     Err(error) => why = format!("JetStream's answer cannot be read: {error}"),
                 },
                 Ok(Err(error)) => match error.kind() {
+                    _ if let Some(violation) = forbidden(&error) => {
+                        // What was asked for may have been done where only its answer could not be heard.
+                        let kind = match violation {
+                            Violation::Publish(_) => ErrorKind::Refused,
+                            Violation::Subscribe(_) => ErrorKind::Unavailable,
+                        };
+                        return Err(NotDone::Other(Error::new(kind, &ask.object, violation)));
+                    }
                     RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded => {
                         return Err(NotDone::Other(Error::new(ErrorKind::Refused, &ask.object, error)));
                     }
@@ -177,7 +196,7 @@ impl Connection {
     }
 
     /// Asks when NATS is connected, and waits for the answer while that connection lasts.
-    async fn ask_once(&self, ask: &Ask) -> Result<Message, async_nats::RequestError> {
+    async fn ask_once(&self, ask: &Ask) -> Result<Message, RequestError> {
         let mut request = Request::new().payload(ask.payload.clone()).timeout(Some(ANSWER));
         if let Some(headers) = &ask.headers {
             request = request.headers(headers.clone());
@@ -185,16 +204,11 @@ impl Connection {
         self.send(ask.subject.as_str(), request).await
     }
 
-    /// One request, sent when NATS is connected; it fails as soon as that connection is lost.
-    pub(crate) async fn send(
-        &self,
-        subject: &str,
-        request: Request,
-    ) -> Result<Message, async_nats::RequestError> {
+    /// One request, sent when NATS is connected; it fails as soon as that connection is lost, or the servers do not permit it.
+    pub(crate) async fn send(&self, subject: &str, request: Request) -> Result<Message, RequestError> {
         let mut link = self.link.clone();
-        let lost = || {
-            async_nats::RequestError::with_source(RequestErrorKind::Other, "the connection to NATS was lost")
-        };
+        let mut violations = self.violations.watch();
+        let lost = || RequestError::with_source(RequestErrorKind::Other, "the connection to NATS was lost");
         let epoch = match link.wait_for(|link| link.connected).await {
             Ok(link) => link.epoch,
             Err(_) => return Err(lost()),
@@ -202,23 +216,35 @@ impl Connection {
         tokio::select! {
             answer = self.client.send_request(subject.to_owned(), request) => answer,
             _ = link.wait_for(|link| !link.connected || link.epoch != epoch) => Err(lost()),
+            violation = violations.publish_to(subject) => Err(not_permitted(violation)),
+            violation = self.violations.deafness() => Err(not_permitted(violation)),
         }
     }
 }
 
+fn not_permitted(violation: Violation) -> RequestError {
+    RequestError::with_source(RequestErrorKind::Other, violation)
+}
+
+/// What the servers did not permit, where that is why a request failed.
+pub(crate) fn forbidden(error: &RequestError) -> Option<&Violation> {
+    error.source()?.downcast_ref()
+}
+
 impl Observer {
-    fn observe(&self, event: &Event) {
-        match event {
-            Event::Connected => self.connected(),
-            Event::Disconnected | Event::Closed => self.disconnected(),
-            Event::ClientError(error) => {
-                // While connected the reason is another, and readiness is not its matter.
-                if !self.link.borrow().connected {
-                    self.gate.close(&format!("not connected to NATS: {error}"));
-                }
-                tracing::debug!(%error, "NATS client");
+    fn new(gate: Gate, metrics: Metrics) -> Self {
+        Self { link: watch::Sender::default(), gate, metrics, ending: AtomicBool::new(false) }
+    }
+
+    fn observe(&self, happening: Happening<'_>) {
+        match happening {
+            Happening::Connected => self.connected(),
+            Happening::Disconnected => self.disconnected(),
+            Happening::Failed(why) => self.gate.close(&format!("not connected to NATS: {why}")),
+            Happening::Deaf(violation) => {
+                self.gate.close(&format!("the answers of NATS cannot be heard: {violation}"));
             }
-            other => tracing::debug!(event = %other, "NATS client"),
+            Happening::Dropped => tracing::debug!("messages of NATS were dropped"),
         }
     }
 
@@ -254,11 +280,14 @@ impl Observer {
     }
 }
 
-async fn look(client: Client, observer: Arc<Observer>) {
+async fn look(client: Client, violations: Violations, observer: Arc<Observer>) {
     let mut differed = false;
     loop {
         sleep(LOOK).await;
         differed = observer.compare(&client.connection_state(), differed);
+        if violations.stays_deaf() && client.force_reconnect().await.is_err() {
+            return;
+        }
     }
 }
 
@@ -281,9 +310,7 @@ mod tests {
     fn an_event_that_was_missed_is_made_up_for_at_the_second_look() {
         let health = jetwright_process::health::Health::new();
         let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
-        let link = watch::Sender::default();
-        let gate = health.gate("nats", "not yet");
-        let observer = Observer { link, gate, metrics, ending: AtomicBool::new(false) };
+        let observer = Observer::new(health.gate("nats", "not yet"), metrics);
         let look = |state, differed| {
             let differs = observer.compare(&state, differed);
             (differs, observer.link.borrow().connected, health.ready().is_ok())

@@ -1,13 +1,16 @@
-//! What the operator tells a pod: where NATS is, and which consumers its handlers consume from. Reads the environment
-//! and one file.
+//! What the operator tells a pod: where NATS is, who the pod is there, and which consumers its handlers consume from. Reads
+//! the environment, one file, and the folder of credentials.
 
 use std::{env, fs, path::Path};
 
 use async_nats::ServerAddr;
 use jetwright_crds::environment::{
-    Binding, Bindings, HANDLER_DEADLINES, JETWRIGHT_BINDINGS, NATS_URL, OTEL_SERVICE_NAME,
+    Binding, Bindings, HANDLER_DEADLINES, JETWRIGHT_BINDINGS, NATS_CREDENTIALS, NATS_URL, OTEL_SERVICE_NAME,
 };
-use jetwright_process::configuration::{Problem, Problems};
+use jetwright_process::{
+    configuration::{Problem, Problems},
+    nats::Credentials,
+};
 
 /// The environment of a service, checked.
 #[derive(Clone, Debug)]
@@ -16,13 +19,15 @@ pub struct Environment {
     pub name: String,
     /// Addresses of the NATS servers; at least one.
     pub servers: Vec<ServerAddr>,
+    /// Who the service is to NATS; none where the servers ask for nothing.
+    pub credentials: Option<Credentials>,
     /// What each handler consumes from, by the name of its EventConsumer.
     pub bindings: Bindings,
 }
 
 impl Environment {
-    /// Reads `NATS_URL` and the file that `JETWRIGHT_BINDINGS` names, which must have these bindings: those of the
-    /// program's handlers. A program without handlers needs no file.
+    /// Reads `NATS_URL`, the folder that `NATS_CREDENTIALS` names, and the file that `JETWRIGHT_BINDINGS` names, which must have
+    /// these bindings: those of the program's handlers. A program without handlers needs no file.
     ///
     /// # Errors
     ///
@@ -43,6 +48,11 @@ impl Environment {
         let set = |name: &str| variable(name).filter(|value| !value.trim().is_empty());
         let mut problems = Vec::new();
         let servers = servers(set(NATS_URL).as_deref(), &mut problems);
+        let credentials = set(NATS_CREDENTIALS).map(|folder| Credentials::open(NATS_CREDENTIALS, folder));
+        let credentials = credentials.transpose().unwrap_or_else(|found| {
+            problems.extend_from_slice(found.as_slice());
+            None
+        });
         let bindings = match set(JETWRIGHT_BINDINGS) {
             None if handlers.is_empty() => Bindings::default(),
             None => {
@@ -54,7 +64,7 @@ impl Environment {
         };
         Problems::check(problems)?;
         let name = set(OTEL_SERVICE_NAME).unwrap_or_else(|| "jetwright-service".to_owned());
-        Ok(Self { name, servers, bindings })
+        Ok(Self { name, servers, credentials, bindings })
     }
 }
 
@@ -75,7 +85,12 @@ fn servers(text: Option<&str>, problems: &mut Vec<Problem>) -> Vec<ServerAddr> {
     };
     let mut servers = Vec::new();
     for address in text.split(',').map(str::trim) {
-        match address.parse() {
+        match address.parse::<ServerAddr>() {
+            // The client would not use it (async-nats 0.51), and the environment is no place for it.
+            Ok(server) if server.has_user_pass() => {
+                let expected = format!("expected it in the files of {NATS_CREDENTIALS}");
+                problems.push(problem(NATS_URL, None, "an address has a user, password or token", &expected));
+            }
             Ok(server) if !address.is_empty() => servers.push(server),
             // The text may hold a password, so only the reason is told.
             Ok(_) => problems.push(problem(NATS_URL, None, "an address is empty", expected)),
@@ -195,6 +210,28 @@ mod tests {
             JETWRIGHT_BINDINGS => bindings.map(|path| path.display().to_string()),
             _ => None,
         })
+    }
+
+    #[test]
+    fn credentials_are_files_and_what_is_wrong_with_them_is_told_with_all_other_mistakes() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |url: &str| {
+            Environment::from_variables(&[], |name| match name {
+                NATS_URL => Some(url.to_owned()),
+                NATS_CREDENTIALS => Some(folder.path().display().to_string()),
+                _ => None,
+            })
+        };
+        fs::write(folder.path().join("password"), "hunter2").unwrap();
+        let told = read("nats://a:4222,nats://service:hunter2@b:4222").unwrap_err().to_string();
+        assert!(told.contains("NATS_URL: an address has a user, password or token; expected it in the files of NATS_CREDENTIALS"), "{told}");
+        assert!(
+            told.contains("/username (NATS_CREDENTIALS): missing; expected it beside password"),
+            "{told}"
+        );
+        assert!(!told.contains("hunter2"), "{told}");
+        fs::write(folder.path().join("username"), "service").unwrap();
+        assert!(read("nats://a:4222").unwrap().credentials.is_some());
     }
 
     #[test]

@@ -101,6 +101,7 @@ impl Shop {
         let environment = Environment {
             name: "order-service".to_owned(),
             servers: vec![self.nats.url().parse().unwrap()],
+            credentials: None,
             bindings: Self::bindings(),
         };
         let settings = configuration::Shop {
@@ -230,6 +231,7 @@ async fn connect(nats: &NatsServer) -> Service {
     let environment = Environment {
         name: "others".to_owned(),
         servers: vec![nats.url().parse().unwrap()],
+        credentials: None,
         bindings: Bindings::default(),
     };
     Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()

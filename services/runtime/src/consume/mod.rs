@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use async_nats::Message;
 use jetwright_crds::environment::Binding;
-use jetwright_process::health::Gate;
+use jetwright_process::{health::Gate, nats::Violation};
 use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
@@ -89,7 +89,7 @@ pub(crate) async fn consume<H: Handler>(consumption: Consumption<H>, stop: Cance
 /// Pulls and hands out, and where the consumer does not answer waits for it. Dropping it loses nothing.
 async fn pull_for_ever<H: Handler>(pull: &mut Pull, attempts: &mut Attempts<H>) {
     let consumption = Arc::clone(&attempts.consumption);
-    // Rounds that ended before JetStream had served a request.
+    // Rounds that ended before JetStream had served a request, or with what the servers do not permit.
     let mut refused = 0;
     loop {
         // A consumer that is not there, or not there any more, is waited for; so is the connection.
@@ -99,8 +99,11 @@ async fn pull_for_ever<H: Handler>(pull: &mut Pull, attempts: &mut Attempts<H>) 
         }
         tracing::info!(binding = H::BINDING, "consuming");
         let served = pull.served();
-        let why = pull_while_there(pull, attempts).await;
-        refused = if pull.served() == served { refused + 1 } else { 0 };
+        let (why, forbidden) = match pull_while_there(pull, attempts).await {
+            Stopped::Gone(why) => (why, false),
+            Stopped::Forbidden(violation) => (violation.to_string(), true),
+        };
+        refused = if forbidden || pull.served() == served { refused + 1 } else { 0 };
         consumption.gate.close(&why);
         tracing::warn!(binding = H::BINDING, why, "stopped pulling");
         // It is there and may refuse every request, as where its configuration does not fit: then it is asked ever less.
@@ -108,16 +111,24 @@ async fn pull_for_ever<H: Handler>(pull: &mut Pull, attempts: &mut Attempts<H>) 
     }
 }
 
+/// Why pulling stopped.
+enum Stopped {
+    /// The consumer does not answer.
+    Gone(String),
+    /// The servers do not permit it.
+    Forbidden(Violation),
+}
+
 /// Pulls and hands out until the consumer does not answer, and says why.
-async fn pull_while_there<H: Handler>(pull: &mut Pull, attempts: &mut Attempts<H>) -> String {
+async fn pull_while_there<H: Handler>(pull: &mut Pull, attempts: &mut Attempts<H>) -> Stopped {
     if !pull.resume() {
-        return "not connected to NATS".to_owned();
+        return Stopped::Gone("not connected to NATS".to_owned());
     }
     let consumption = Arc::clone(&attempts.consumption);
     let mut told = false;
     loop {
         if let Err(error) = pull.ask_for_room(attempts.running.len()).await {
-            return error.to_string();
+            return Stopped::Gone(error.to_string());
         }
         tokio::select! {
             biased;
@@ -126,7 +137,8 @@ async fn pull_while_there<H: Handler>(pull: &mut Pull, attempts: &mut Attempts<H
                 match arrival {
                     Arrival::Message(message) => attempts.begin(message),
                     Arrival::Ended => {}
-                    Arrival::Gone(why) => return why,
+                    Arrival::Gone(why) => return Stopped::Gone(why),
+                    Arrival::Forbidden(violation) => return Stopped::Forbidden(violation),
                 }
                 if !told {
                     consumption.gate.open();

@@ -7,6 +7,7 @@ use futures::{
     StreamExt,
     stream::{BoxStream, SelectAll},
 };
+use jetwright_process::nats::{Violation, Watch};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -25,8 +26,11 @@ const PENDING: &str = "Nats-Pending-Messages";
 pub(super) struct Pull {
     client: Client,
     link: watch::Receiver<Link>,
+    violations: Watch,
     inbox: String,
     subject: String,
+    /// Stands in the subjects on which deliveries are acknowledged.
+    of: String,
     /// With the turn over whose subscription each comes.
     arrivals: SelectAll<BoxStream<'static, (usize, Message)>>,
     capacity: usize,
@@ -41,6 +45,8 @@ pub(super) enum Arrival {
     Ended,
     /// The consumer is not there, or does not answer, and why that is believed.
     Gone(String),
+    /// The servers do not permit to pull from it, to hear it, or to acknowledge.
+    Forbidden(Violation),
 }
 
 /// Subscriptions over which requests are spread in turn, for a second each. A delivery does not say which request it
@@ -140,14 +146,16 @@ impl Pull {
     ) -> Result<Self, async_nats::SubscribeError> {
         let client = connection.client().clone();
         let inbox = client.new_inbox();
-        let mut arrivals = SelectAll::new();
+        let (mut arrivals, violations) = (SelectAll::new(), connection.violations());
         for turn in 0..TURNS {
             let subscriber = client.subscribe(format!("{inbox}.{turn}.*")).await?;
             arrivals.push(subscriber.map(move |message| (turn, message)).boxed());
         }
         let link = connection.link();
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
-        Ok(Self { client, link, inbox, subject, arrivals, capacity, account: Account::default(), served: 0 })
+        let of = format!(".{stream}.{consumer}.");
+        let account = Account::default();
+        Ok(Self { client, link, violations, inbox, subject, of, arrivals, capacity, account, served: 0 })
     }
 
     /// Begins to pull on the connection that there is now; `false` where there is none.
@@ -156,6 +164,7 @@ impl Pull {
     /// moment than there is room for, rather than what NATS sent be left to wait for ackWait.
     pub(super) fn resume(&mut self) -> bool {
         self.account.forget();
+        self.violations.forget();
         self.link.borrow_and_update().connected
     }
 
@@ -181,16 +190,25 @@ impl Pull {
     /// The next thing that happens. May be dropped and called again without loss.
     pub(super) async fn next(&mut self) -> Arrival {
         let silent = self.account.silent_from();
+        let (subject, inbox, of) = (&self.subject, &self.inbox, &self.of);
+        let concerns = |violation: &Violation| match violation {
+            Violation::Publish(to) => to == subject || to.starts_with("$JS.ACK.") && to.contains(of),
+            Violation::Subscribe(to) => to.starts_with(inbox),
+        };
         tokio::select! {
             biased;
             arrival = self.arrivals.next() => {
                 let arrival = self.arrived(arrival);
-                self.served += u64::from(!matches!(arrival, Arrival::Gone(_)));
+                self.served += u64::from(matches!(arrival, Arrival::Message(_) | Arrival::Ended));
                 arrival
             }
             _ = self.link.changed() => {
                 self.account.forget();
                 Arrival::Gone("the connection to NATS was lost".to_owned())
+            }
+            violation = self.violations.any(concerns) => {
+                self.account.forget();
+                Arrival::Forbidden(violation)
             }
             () = async { if let Some(at) = silent { sleep_until(at).await } else { std::future::pending().await } } => {
                 self.account.forget();
@@ -205,7 +223,7 @@ impl Pull {
             match self.next().await {
                 Arrival::Message(message) => return Some(message),
                 Arrival::Ended => {}
-                Arrival::Gone(_) => break,
+                Arrival::Gone(_) | Arrival::Forbidden(_) => break,
             }
         }
         None

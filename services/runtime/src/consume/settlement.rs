@@ -6,7 +6,7 @@ use async_nats::{Request, RequestErrorKind};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Consumption, find::Incarnation, settle::Settlement};
-use crate::connection::pause;
+use crate::connection::{forbidden, pause};
 
 /// How long JetStream may take to confirm before it is told again.
 const ANSWER: Duration = Duration::from_secs(1);
@@ -54,6 +54,8 @@ async fn repeat<H>(consumption: &Consumption<H>, reply: &str, settlement: &Settl
         let deadline = if attempt == 1 { deadlines.first } else { deadlines.repeated };
         match timeout_at(deadline, consumption.connection.send(reply, request)).await {
             Ok(Ok(_)) => return true,
+            // Whoever pulls is told, and the log is.
+            Ok(Err(error)) if forbidden(&error).is_some() => return false,
             Ok(Err(error)) => {
                 tracing::debug!(%error, attempt, "settlement not confirmed yet");
                 if error.kind() == RequestErrorKind::TimedOut {

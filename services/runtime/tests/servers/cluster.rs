@@ -26,7 +26,8 @@ async fn cluster() -> NatsCluster {
 
 async fn service(cluster: &NatsCluster) -> Service {
     let servers = cluster.url().split(',').map(|url| url.parse().unwrap()).collect();
-    let environment = Environment { name: "tests".to_owned(), servers, bindings: Bench::bindings(2000) };
+    let (name, bindings) = ("tests".to_owned(), Bench::bindings(2000));
+    let environment = Environment { name, servers, credentials: None, bindings };
     Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()
 }
 

@@ -4,6 +4,7 @@
 mod cluster;
 mod connection;
 mod consume;
+mod credentials;
 mod proxy;
 mod publish;
 mod state;

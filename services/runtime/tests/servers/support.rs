@@ -12,10 +12,10 @@ use jetwright_crds::{
     Duration as Text,
     environment::{Backoff, Binding, Bindings, HANDLER_DEADLINE, Retry},
 };
-use jetwright_process::health::Health;
+use jetwright_process::{health::Health, nats::Credentials};
 use jetwright_runtime::{
-    Environment, Failure, Handler, Limits, Metadata, PublishOptions, Published, Publisher, Reader, Service,
-    ServiceError,
+    Environment, Failure, Handler, KeyValue, Limits, Metadata, PublishOptions, Published, Publisher, Reader,
+    Service, ServiceError,
 };
 use jetwright_testing::{NatsServer, await_until};
 use prometheus_client::{encoding::text::encode, registry::Registry};
@@ -148,6 +148,8 @@ pub struct Bench {
     pub binding: Binding,
     /// Where its services connect.
     pub url: String,
+    /// Who its services are there.
+    pub credentials: Option<Credentials>,
 }
 
 impl Bench {
@@ -164,9 +166,14 @@ impl Bench {
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let nats = NatsServer::start().await;
         let jetstream = nats.jetstream().await;
+        Self::on(nats, jetstream).await
+    }
+
+    /// On this server, where the test itself may do everything.
+    pub async fn on(nats: NatsServer, jetstream: jetstream::Context) -> Self {
         let binding = Self::bindings(10_000).bindings["numbers"].clone();
         let url = nats.url().to_owned();
-        let bench = Self { nats, jetstream, binding, url };
+        let bench = Self { nats, jetstream, binding, url, credentials: None };
         bench.create_stream().await;
         bench
     }
@@ -219,6 +226,7 @@ impl Bench {
         Environment {
             name: "tests".to_owned(),
             servers: vec![self.url.parse().unwrap()],
+            credentials: self.credentials.clone(),
             bindings: Bindings { bindings: [("numbers".to_owned(), self.binding.clone())].into() },
         }
     }
@@ -237,9 +245,9 @@ impl Bench {
         let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
         let mut service = Service::connect(self.environment(), &health, &mut registry).await.unwrap();
         service.handle_within(handler.clone(), limits).unwrap();
-        let (publisher, reader) = (service.publisher(), service.reader());
+        let (publisher, reader, state) = (service.publisher(), service.reader(), service.key_value("state"));
         let task = tokio::spawn(service.run(stop.clone()));
-        Running { health, publisher, reader, registry, stop, task }
+        Running { health, publisher, reader, state, registry, stop, task }
     }
 
     /// Publishes these numbers, each once.
@@ -284,6 +292,7 @@ pub struct Running {
     pub health: Health,
     pub publisher: Publisher,
     pub reader: Reader,
+    pub state: KeyValue,
     registry: Registry,
     stop: CancellationToken,
     task: JoinHandle<Result<(), ServiceError>>,
