@@ -135,9 +135,19 @@ impl Repairs {
     }
 }
 
-/// What was applied last as an object, so that what did not change is not applied again.
+/// How long it is believed that there is no object where none was found.
+const ABSENT_FOR: Duration = Duration::from_mins(10);
+
+/// What is known of objects that others own, so that what did not change is neither applied nor looked for again.
 #[derive(Default)]
-pub struct Applied(Memory<Option<Print>>);
+pub struct Applied(Memory<Option<Known>>);
+
+/// What is known of an object.
+#[derive(Clone, Copy, Debug)]
+enum Known {
+    Applied(Print),
+    Absent(Instant),
+}
 
 /// Tells what was applied, and what Kubernetes made of it, from anything else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,16 +160,29 @@ pub struct Print {
 
 impl Applied {
     /// What was applied last as an object of this kind, namespace and name.
-    pub fn get(&self, key: Key) -> Option<Print> {
-        self.0.with(key, || None, |print| *print)
+    pub fn print(&self, key: Key) -> Option<Print> {
+        match self.known(key) {
+            Some(Known::Applied(print)) => Some(print),
+            Some(Known::Absent(_)) | None => None,
+        }
+    }
+
+    /// Whether there was nothing to remove a while ago, and nothing was applied since.
+    pub fn is_absent(&self, key: Key) -> bool {
+        matches!(self.known(key), Some(Known::Absent(since)) if since.elapsed() < ABSENT_FOR)
     }
 
     /// Something was applied.
-    pub fn set(&self, key: Key, print: Print) {
-        self.0.with(key, || None, |known| *known = Some(print));
+    pub fn applied(&self, key: Key, print: Print) {
+        self.learn(key, Known::Applied(print));
     }
 
-    /// The object is gone.
+    /// There is nothing to remove.
+    pub fn absent(&self, key: Key) {
+        self.learn(key, Known::Absent(Instant::now()));
+    }
+
+    /// Nobody knows any more.
     pub fn clear(&self, key: &Key) {
         self.0.clear(key);
     }
@@ -167,6 +190,14 @@ impl Applied {
     /// Forgets objects that are gone.
     pub fn forget_old(&self) {
         self.0.forget_old();
+    }
+
+    fn known(&self, key: Key) -> Option<Known> {
+        self.0.with(key, || None, |known| *known)
+    }
+
+    fn learn(&self, key: Key, news: Known) {
+        self.0.with(key, || None, |known| *known = Some(news));
     }
 }
 
@@ -250,6 +281,20 @@ mod tests {
         assert_eq!(written.figures_wait(key(), Duration::from_mins(1)), Some(Duration::from_mins(1)));
         tokio::time::advance(Duration::from_mins(1)).await;
         assert_eq!(written.figures_wait(key(), Duration::from_mins(1)), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_absent_is_looked_for_again_after_a_while_and_not_believed_once_it_was_applied() {
+        let applied = Applied::default();
+        assert!(!applied.is_absent(key()));
+        applied.absent(key());
+        assert_eq!((applied.is_absent(key()), applied.print(key())), (true, None));
+        tokio::time::advance(ABSENT_FOR).await;
+        assert!(!applied.is_absent(key()));
+        applied.absent(key());
+        let print = Print { desired: 1, managed: 2 };
+        applied.applied(key(), print);
+        assert_eq!((applied.is_absent(key()), applied.print(key())), (false, Some(print)));
     }
 
     #[tokio::test(start_paused = true)]

@@ -113,14 +113,15 @@ impl<'a> Owner<'a> {
         wanted["kind"] = K::KIND.into();
         let desired = hash(&wanted.to_string());
         let found = self.own::<K>(name).await?;
-        let known = self.applied.get(self.key::<K>(name));
+        let known = self.applied.print(self.key::<K>(name));
         if let Some(found) = &found
             && known == Some(Print { desired, managed: managed(found.meta()) })
         {
             return Ok(found.clone());
         }
+        self.applied.clear(&self.key::<K>(name));
         let applied: K = self.patch(name, wanted, found.as_ref()).await.map_err(failed)?;
-        self.applied.set(self.key::<K>(name), Print { desired, managed: managed(applied.meta()) });
+        self.applied.applied(self.key::<K>(name), Print { desired, managed: managed(applied.meta()) });
         Ok(applied)
     }
 
@@ -149,10 +150,17 @@ impl<'a> Owner<'a> {
     ///
     /// When Kubernetes refuses.
     pub async fn remove<K: Kind>(&self, name: &str) -> Result<(), Error> {
-        self.applied.clear(&self.key::<K>(name));
+        let key = self.key::<K>(name);
+        if self.applied.is_absent(key.clone()) {
+            return Ok(());
+        }
+        self.applied.clear(&key);
         let uid = match self.own::<K>(name).await {
             Ok(Some(found)) => found.uid(),
-            Ok(None) | Err(Error::Foreign { .. }) => return Ok(()),
+            Ok(None) | Err(Error::Foreign { .. }) => {
+                self.applied.absent(key);
+                return Ok(());
+            }
             Err(error) => return Err(error),
         };
         let preconditions = Preconditions { uid, resource_version: None };
