@@ -12,7 +12,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     chart::Chart,
-    shop::{SOON, Shop},
+    shop::{NOBODY, SOON, Shop},
 };
 
 /// Who connects without credentials, as tests and their operators do: may do everything. The services' pods do not.
@@ -62,9 +62,12 @@ async fn client_of(
 async fn each_service_is_a_nats_user_of_its_own_and_needs_no_more_than_this_one_may() {
     let shop = Shop::open().await;
     let user = shop.register("ann@example.org").await;
-    shop.user(&user).await;
-    for (sku, end) in [("mug", "confirmed"), ("raffle-ticket", "rejected")] {
-        let order = shop.place(&user, sku, 1).await;
+    // Whom no projection knows is looked for in the stream.
+    assert_eq!(shop.user(NOBODY).await.0, 404);
+    for (user, sku, end) in
+        [(&*user, "mug", "confirmed"), (&user, "raffle-ticket", "rejected"), (NOBODY, "mug", "rejected")]
+    {
+        let order = shop.place(user, sku, 1).await;
         assert_eq!(shop.ended(&order).await["state"], end);
     }
     for (stream, consumer) in

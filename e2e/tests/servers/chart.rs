@@ -7,31 +7,42 @@ use std::{
 };
 
 use jetwright_e2e::{control_plane, path};
-use jetwright_testing::{Folder, Namespace, Program};
+use jetwright_testing::{ControlPlane, Folder, Namespace, Program};
 use serde_json::Value;
+
+/// Runs Helm in the folder of this crate, and returns what it printed, or what it complained of.
+pub fn helm(control_plane: Option<&ControlPlane>, args: &[&str]) -> Result<String, String> {
+    let mut helm = Command::new(Program::Helm.path());
+    helm.args(args).current_dir(path("."));
+    if let Some(control_plane) = control_plane {
+        helm.env("KUBECONFIG", control_plane.kubeconfig());
+    }
+    let Output { status, stdout, stderr } = helm.output().unwrap();
+    if status.success() {
+        Ok(String::from_utf8(stdout).unwrap())
+    } else {
+        Err(String::from_utf8(stderr).unwrap())
+    }
+}
 
 /// Manifests that Helm makes for a namespace.
 pub struct Chart {
     /// The release's name too.
     name: &'static str,
-    args: Vec<String>,
+    args: &'static [&'static str],
 }
 
 impl Chart {
     /// The shop.
     pub fn shop() -> Self {
-        Self { name: "shop", args: Vec::new() }
+        Self { name: "shop", args: &[] }
     }
 
     /// NATS' users and configuration, as the operator's chart makes them of the values that the shop has for it.
     pub fn nats_users() -> Self {
-        let args = [
-            "--values",
-            &path("../charts/shop/nats-users.yaml"),
-            "--show-only",
-            "templates/nats/secrets.yaml",
-        ];
-        Self { name: "jetwright", args: args.map(ToOwned::to_owned).into() }
+        let args =
+            &["--values", "../charts/shop/nats-users.yaml", "--show-only", "templates/nats/secrets.yaml"];
+        Self { name: "jetwright", args }
     }
 
     /// What Helm makes of these values, or says of them.
@@ -42,21 +53,9 @@ impl Chart {
     fn render_in(&self, folder: &Folder, namespace: &str, values: &Value) -> Result<String, String> {
         let file = folder.path().join("values.json");
         fs::write(&file, values.to_string()).unwrap();
-        let mut helm = Command::new(Program::Helm.path());
-        helm.args([
-            "template",
-            self.name,
-            &path(&format!("../charts/{}", self.name)),
-            "--namespace",
-            namespace,
-        ]);
-        let Output { status, stdout, stderr } =
-            helm.args(&self.args).arg("--values").arg(file).output().unwrap();
-        if status.success() {
-            Ok(String::from_utf8(stdout).unwrap())
-        } else {
-            Err(String::from_utf8(stderr).unwrap())
-        }
+        let (chart, file) = (format!("../charts/{}", self.name), file.display().to_string());
+        let args = ["template", self.name, &chart, "--namespace", namespace];
+        helm(None, &[&args, self.args, &["--values", &file]].concat())
     }
 
     /// Applies what Helm makes of these values, as those do who let only kubectl change a cluster.

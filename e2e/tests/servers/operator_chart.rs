@@ -1,14 +1,12 @@
 //! The operator's chart: what Helm makes of its values and Kubernetes takes, what it refuses, and what it leaves as it is when it is
 //! installed, upgraded, and changed with kubectl. No pod of it runs here.
 
-use std::{
-    fs,
-    path::PathBuf,
-    process::{Command, Output},
-};
+use std::{fs, path::PathBuf};
 
 use jetwright_e2e::path;
-use jetwright_testing::{ControlPlane, Folder, Program};
+use jetwright_testing::{ControlPlane, Folder};
+
+use crate::chart::helm;
 
 /// A release and its namespace.
 const RELEASE: &str = "jetwright";
@@ -16,21 +14,6 @@ const RELEASE: &str = "jetwright";
 const VALUES: [&str; 2] = ["--values", "../charts/jetwright/ci/bundled-one-values.yaml"];
 /// With these Helm takes over what kubectl applied.
 const TAKE_OVER: [&str; 2] = ["--take-ownership", "--force-conflicts"];
-
-/// Runs Helm in the folder of this crate, and returns what it printed, or what it complained of.
-fn helm(control_plane: Option<&ControlPlane>, args: &[&str]) -> Result<String, String> {
-    let mut helm = Command::new(Program::Helm.path());
-    helm.args(args).current_dir(path("."));
-    if let Some(control_plane) = control_plane {
-        helm.env("KUBECONFIG", control_plane.kubeconfig());
-    }
-    let Output { status, stdout, stderr } = helm.output().unwrap();
-    if status.success() {
-        Ok(String::from_utf8(stdout).unwrap())
-    } else {
-        Err(String::from_utf8(stderr).unwrap())
-    }
-}
 
 fn render(values: &[&str]) -> Result<String, String> {
     helm(None, &[&["template", RELEASE, "../charts/jetwright", "--namespace", RELEASE], values].concat())

@@ -21,6 +21,8 @@ use crate::{
 /// How long a test waits for what should take less than a second.
 pub const SOON: Duration = Duration::from_secs(30);
 
+/// The id of no user.
+pub const NOBODY: &str = "00000000-0000-4000-8000-000000000000";
 /// Prices in cents, and pieces in stock; payments of amounts that end in 13 are declined.
 const CATALOGUE: &str = "mug=1250:1000,notebook=799:1000,poster=1999:2,raffle-ticket=113:100";
 /// The port of the pods' programs for their probes and metrics.

@@ -11,12 +11,9 @@ use serde_json::{Value, json};
 
 use crate::{
     pod::Pod,
-    shop::{Answer, Shop, log, order, placed},
+    shop::{Answer, NOBODY, Shop, log, order, placed},
     stream::{Stored, await_event, stored},
 };
-
-/// A UUID that belongs to nobody.
-const NOBODY: &str = "00000000-0000-4000-8000-000000000000";
 
 /// The lines of a pod's log with this message and trace.
 fn lines(pod: &Pod, message: &str, trace_id: &str) -> usize {
