@@ -218,8 +218,8 @@ mod tests {
         ("shop".into(), "fulfilment".into())
     }
 
-    fn pod(revision: &str, created: i64, state: State) -> Option<Sighting> {
-        Some(Sighting { uid: "u".into(), created, revision: revision.into(), state })
+    fn pod(revision: &str, created: i64, state: State) -> Sighting {
+        Sighting { uid: "u".into(), created, revision: revision.into(), state }
     }
 
     fn troubled(message: &str) -> State {
@@ -233,11 +233,11 @@ mod tests {
     #[test]
     fn only_other_troubles_are_news() {
         let pods = Pods::default();
-        let put = |name: &str, sighting| pods.put(&workload(), name.to_owned(), sighting);
-        assert!(!put("a", pod("r1", 1, State::Well)));
-        assert!(put("b", pod("r1", 1, troubled("b ends"))));
-        assert!(!put("b", pod("r1", 1, troubled("b ends"))));
-        assert!(!put("c", pod("r1", 1, troubled("c ends"))));
+        let put = |name: &str, sighting: Option<Sighting>| pods.put(&workload(), name.to_owned(), sighting);
+        assert!(!put("a", Some(pod("r1", 1, State::Well))));
+        assert!(put("b", Some(pod("r1", 1, troubled("b ends")))));
+        assert!(!put("b", Some(pod("r1", 1, troubled("b ends")))));
+        assert!(!put("c", Some(pod("r1", 1, troubled("c ends")))));
         assert_eq!(told(&pods).as_deref(), Some("b ends"));
         assert!(put("b", None));
         assert_eq!(told(&pods).as_deref(), Some("c ends"));
@@ -246,9 +246,9 @@ mod tests {
     #[test]
     fn pods_of_an_older_template_are_nobodys_trouble() {
         let pods = Pods::default();
-        pods.put(&workload(), "a".into(), pod("r1", 1, troubled("old")));
+        pods.put(&workload(), "a".into(), Some(pod("r1", 1, troubled("old"))));
         assert_eq!(told(&pods).as_deref(), Some("old"));
-        pods.put(&workload(), "b".into(), pod("r2", 2, State::Well));
+        pods.put(&workload(), "b".into(), Some(pod("r2", 2, State::Well)));
         assert_eq!(told(&pods), None);
     }
 
@@ -257,7 +257,7 @@ mod tests {
         let pods = Pods::default();
         let since = Instant::now();
         for _ in 0..2 {
-            pods.put(&workload(), "a".into(), pod("r1", 1, State::SettingUp));
+            pods.put(&workload(), "a".into(), Some(pod("r1", 1, State::SettingUp)));
             tokio::time::advance(Duration::from_secs(5)).await;
         }
         let setting_up = SettingUp { name: "a".into(), uid: "u".into(), since };

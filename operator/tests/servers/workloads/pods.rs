@@ -215,8 +215,8 @@ async fn a_crash_loop_writes_few_statuses() {
     let world = with_pod().await;
     await_reason(&world, "RollingOut").await;
     let stop = CancellationToken::new();
-    let statuses = watcher(world.consumers(), watcher::Config::default()).applied_objects();
-    let counting = tokio::spawn(statuses.take_until(stop.clone().cancelled_owned()).count());
+    let changes = watcher(world.consumers(), watcher::Config::default()).applied_objects();
+    let counting = tokio::spawn(changes.take_until(stop.clone().cancelled_owned()).count());
     for restarts in 1..=400 {
         let last = json!({"terminated": {"exitCode": 1, "reason": "Error", "message": "no database"}});
         let states = [
