@@ -219,12 +219,12 @@ async fn a_crash_loop_writes_few_statuses() {
     let counting = tokio::spawn(changes.take_until(stop.clone().cancelled_owned()).count());
     for restarts in 1..=400 {
         let last = json!({"terminated": {"exitCode": 1, "reason": "Error", "message": "no database"}});
-        let states = [
+        let course = [
             json!({"terminated": {"exitCode": 1, "reason": "Error", "message": "no database"}}),
             json!({"waiting": {"reason": "CrashLoopBackOff", "message": format!("back-off {restarts}s")}}),
             json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}}),
         ];
-        for state in states {
+        for state in course {
             let status = json!({"restartCount": restarts, "state": state, "lastState": last});
             let mut replaced = container(&status);
             replaced["containerStatuses"][0]["state"]["$patch"] = "replace".into();
