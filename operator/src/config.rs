@@ -43,12 +43,10 @@ pub struct NatsArguments {
     /// Addresses of the servers, separated by commas, such as nats://nats.nats.svc:4222.
     #[arg(long, env = "JETWRIGHT_NATS_URL", value_name = "URL", value_parser = servers)]
     nats_url: String,
-    /// File with the operator's credentials (a user's JWT and key).
-    #[arg(long, env = "JETWRIGHT_NATS_CREDENTIALS_FILE", value_name = "FILE")]
-    nats_credentials_file: Option<PathBuf>,
-    /// File with the certificates of the authorities that signed the servers' certificates; with it, TLS is required.
-    #[arg(long, env = "JETWRIGHT_NATS_CA_FILE", value_name = "FILE")]
-    nats_ca_file: Option<PathBuf>,
+    /// Folder of files with what identifies the operator to NATS, as a mounted Secret: user.creds, username with password, token, or
+    /// nkey; and, if need be, ca.crt, tls.crt with tls.key, and inbox-prefix. They are read again at every connect.
+    #[arg(long, env = "JETWRIGHT_NATS_CREDENTIALS_FOLDER", value_name = "FOLDER")]
+    nats_credentials_folder: Option<PathBuf>,
     /// How long to wait for an answer of JetStream.
     #[arg(long, env = "JETWRIGHT_JETSTREAM_TIMEOUT", default_value = "5s", value_name = "DURATION", value_parser = at_least_a_second)]
     pub jetstream_timeout: Duration,
@@ -57,7 +55,7 @@ pub struct NatsArguments {
 /// What the pods of workloads are told.
 #[derive(Clone, Debug, Args)]
 pub struct WorkloadArguments {
-    /// Addresses of the servers as pods reach them. Default: --nats-url, without user and password.
+    /// Addresses of the servers as pods reach them. Default: --nats-url.
     #[arg(long, env = "JETWRIGHT_WORKLOAD_NATS_URL", value_name = "URL", value_parser = servers)]
     workload_nats_url: Option<String>,
     /// Where pods send their traces by OTLP over HTTP. Default: nowhere.
@@ -131,6 +129,8 @@ pub struct LeaderArguments {
     /// Who this process is in the Lease. Default: the host's name, with something random.
     #[arg(long, env = "JETWRIGHT_IDENTITY", value_name = "NAME")]
     pub identity: Option<String>,
+}
+
 /// What the program is asked for.
 #[derive(Clone, Debug)]
 pub enum Request {
@@ -193,17 +193,21 @@ impl Request {
     }
 }
 
-}
-
 impl Arguments {
     /// The connection to NATS.
-    #[must_use]
-    pub fn connection(&self) -> connection::Settings {
-        connection::Settings {
-            servers: self.nats.nats_url.clone(),
-            credentials_file: self.nats.nats_credentials_file.clone(),
-            ca_file: self.nats.nats_ca_file.clone(),
+    ///
+    /// # Errors
+    ///
+    /// An address, of the pods' too, has a user or a password in it. (The parser would repeat it in its message.)
+    pub fn connection(&self) -> Result<connection::Settings, connection::Error> {
+        connection::without_users("--nats-url", &self.nats.nats_url)?;
+        if let Some(url) = &self.workloads.workload_nats_url {
+            connection::without_users("--workload-nats-url", url)?;
         }
+        Ok(connection::Settings {
+            servers: self.nats.nats_url.clone(),
+            credentials: self.nats.nats_credentials_folder.clone(),
+        })
     }
 
     /// How the controllers behave.
@@ -212,9 +216,7 @@ impl Arguments {
         let workloads = self.workloads.clone();
         Settings {
             default_connection: self.controllers.default_connection_namespaces.clone(),
-            workload_nats_url: workloads
-                .workload_nats_url
-                .unwrap_or_else(|| connection::without_user(&self.nats.nats_url)),
+            workload_nats_url: workloads.workload_nats_url.unwrap_or_else(|| self.nats.nats_url.clone()),
             workload_otlp_endpoint: workloads.workload_otlp_endpoint,
             resync: self.controllers.resync_interval.into(),
             figures_every: self.controllers.figures_interval.into(),
@@ -250,14 +252,14 @@ fn at_least_a_second(text: &str) -> Result<Duration, String> {
     if duration < Duration::from_secs(1) { Err("it has to be 1s at least".to_owned()) } else { Ok(duration) }
 }
 
-/// Reads names separated by commas, or * for all.
-fn namespaces(text: &str) -> Result<Namespaces, String> {
 /// Reads a time that ends before what is made meanwhile counts as left behind.
 fn up_to_5_minutes(text: &str) -> Result<Duration, String> {
     let duration = at_least_a_second(text)?;
     if duration > Duration::from_secs(300) { Err("it has to be 5m at most".to_owned()) } else { Ok(duration) }
 }
 
+/// Reads names separated by commas, or * for all.
+fn namespaces(text: &str) -> Result<Namespaces, String> {
     if text.trim() == "*" {
         return Ok(Namespaces::All);
     }
@@ -322,14 +324,23 @@ mod tests {
         for url in ["", "nats://", "nats://a,,nats://b", "ftp://a", "a:99999"] {
             assert!(servers(url).is_err(), "{url:?}");
         }
-        assert!(servers("nats://op:pw@a:4222, tls://b").is_ok());
+        assert!(servers("nats://a:4222, tls://b").is_ok());
         assert!(cluster_name("a/b").is_err() && cluster_name("east-1").is_ok());
     }
 
     #[test]
-    fn pods_are_never_given_the_operators_password() {
-        let settings = parsed(&["--nats-url", "nats://op:secret@a:4222,nats://b:4222"]).settings();
-        assert_eq!(settings.workload_nats_url, "nats://a:4222,nats://b:4222");
+    fn addresses_with_passwords_are_refused_for_the_operator_and_for_pods() {
+        for flags in [
+            &["--nats-url=nats://op:secret@a:4222"][..],
+            &["--nats-url=a", "--workload-nats-url=nats://secret@a:4222"],
+        ] {
+            let told = parsed(flags).connection().unwrap_err().to_string();
+            assert!(told.contains("--nats-credentials-folder") && !told.contains("secret"), "{told}");
+        }
+        assert_eq!(
+            parsed(&["--nats-url=nats://a:4222,nats://b:4222"]).settings().workload_nats_url,
+            "nats://a:4222,nats://b:4222"
+        );
     }
 
     #[test]

@@ -111,15 +111,18 @@ impl Context {
     }
 
     fn disconnected(&self) -> Option<Waiting> {
-        let link = *self.nats.link().borrow();
+        let link = self.nats.link().borrow().clone();
         link.away()?;
         let servers = self.nats.servers();
-        let message = if link.was_connected {
-            format!("NATS at {servers} cannot be reached; everything is looked at again when it is back")
-        } else {
-            format!(
-                "NATS at {servers} was not reached yet: check --nats-url, the credentials and the network"
-            )
+        let message = match (&link.why, link.was_connected) {
+            (Some(why), true) => {
+                format!("NATS at {servers}: {why}; everything is looked at again when it is back")
+            }
+            (Some(why), false) => format!("NATS at {servers} was not reached yet: {why}"),
+            (None, true) => {
+                format!("NATS at {servers} cannot be reached; everything is looked at again when it is back")
+            }
+            (None, false) => format!("NATS at {servers} was not reached yet"),
         };
         Some(Waiting { reason: Reason::Disconnected, message, stalled: false, again: None })
     }

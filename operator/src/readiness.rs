@@ -57,10 +57,19 @@ impl Definitions {
 }
 
 impl Reached {
-    /// Waits until NATS is reached.
+    /// Waits until NATS is reached, and says meanwhile why it is not.
     pub async fn open_when_reached(&self, nats: &Nats) {
-        if nats.link().wait_for(|link| link.connected).await.is_ok() {
-            self.0.open();
+        let mut links = nats.link();
+        loop {
+            let link = links.borrow_and_update().clone();
+            match link.why {
+                _ if link.connected => return self.0.open(),
+                Some(why) => self.0.close(&format!("NATS was not reached yet: {why}")),
+                None => {}
+            }
+            if links.changed().await.is_err() {
+                return;
+            }
         }
     }
 }

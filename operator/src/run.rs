@@ -68,7 +68,7 @@ async fn operate(
     let client = Client::try_default()
         .await
         .context("Kubernetes cannot be found: run in a cluster, or set KUBECONFIG")?;
-    let nats = Nats::connect(&arguments.connection(), metrics).await?;
+    let nats = Nats::connect(&arguments.connection()?, metrics).await?;
     let reached = {
         let (nats, gate) = (nats.clone(), readiness.nats);
         tokio::spawn(async move { gate.open_when_reached(&nats).await })
@@ -93,7 +93,7 @@ async fn context(arguments: &Arguments, client: Client, nats: Nats, metrics: Met
             .context("the cluster's name is the uid of namespace kube-system, which cannot be read: set --cluster-name")?,
     };
     let timeout = arguments.nats.jetstream_timeout.into();
-    let api = jetstream::Api::new(nats.client().clone(), timeout, metrics.clone());
+    let api = jetstream::Api::new(&nats, timeout, metrics.clone());
     let reporter =
         Reporter { controller: "jetwright-operator".to_owned(), instance: std::env::var("HOSTNAME").ok() };
     Ok(Context {

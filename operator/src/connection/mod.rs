@@ -1,8 +1,12 @@
-//! The operator's own connection to NATS: it never gives up, and tells whether it is there.
+//! The operator's own connection to NATS: it never gives up, and tells whether it is there and why not.
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
-use async_nats::{ConnectOptions, Event, connection::State};
+use async_nats::{ServerAddr, connection::State};
+use jetwright_process::{
+    configuration::Problems,
+    nats::{self, Credentials, Happening, Violation, Violations},
+};
 use rand::RngExt as _;
 use tokio::{
     sync::{Notify, watch},
@@ -15,27 +19,29 @@ use crate::metrics::Metrics;
 const MAX_DELAY: Duration = Duration::from_secs(5);
 /// Time between two looks at the client's own state.
 const VERIFY_EVERY: Duration = Duration::from_secs(1);
+/// The flag that names the folder of credentials.
+const CREDENTIALS_FLAG: &str = "--nats-credentials-folder";
 
 /// Where NATS is, and who the operator is there.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Comma-separated addresses.
+    /// Comma-separated addresses, without users and passwords.
     pub servers: String,
-    /// File with a user's credentials (a JWT and its key), if the servers ask for one.
-    pub credentials_file: Option<PathBuf>,
-    /// File with the certificates of authorities that the servers' certificates come from, if not the system's.
-    pub ca_file: Option<PathBuf>,
+    /// Folder with what identifies the operator, if the servers ask for something.
+    pub credentials: Option<PathBuf>,
 }
 
 /// Whether the connection is there.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Link {
-    /// Connected now.
+    /// Connected now, and answers can be heard.
     pub connected: bool,
     /// Connected at some time.
     pub was_connected: bool,
     /// Since when it is as it is.
     pub since: Instant,
+    /// Why it is not there, as far as that is known.
+    pub why: Option<Arc<str>>,
 }
 
 impl Link {
@@ -49,22 +55,17 @@ impl Link {
 /// Why the connection could not be set up; servers that are away are no reason.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The credentials file cannot be used.
-    #[error("--nats-credentials-file {}: it cannot be used", path.display())]
-    Credentials {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
+    /// An address has a user, password or token in it.
+    #[error(
+        "{flag}: an address has a user, password or token, which belong into the files of {CREDENTIALS_FLAG}"
+    )]
+    UserInAddress {
+        /// The flag that sets it.
+        flag: &'static str,
     },
-    /// The file of authorities cannot be used.
-    #[error("--nats-ca-file {}: {why}", path.display())]
-    Authorities {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        why: String,
-    },
+    /// The folder of credentials cannot be used.
+    #[error("the credentials cannot be used")]
+    Credentials(#[from] Problems),
     /// The addresses or the certificates cannot be used.
     #[error("--nats-url {servers}: the connection cannot be set up")]
     Setup {
@@ -81,6 +82,7 @@ pub struct Nats {
     client: async_nats::Client,
     link: watch::Receiver<Link>,
     lost: Arc<Notify>,
+    violations: Violations,
     name: String,
     servers: String,
 }
@@ -94,35 +96,27 @@ impl Nats {
     pub async fn connect(settings: &Settings, metrics: &Metrics) -> Result<Self, Error> {
         // Unique, so that the audit of the API tells this process's own changes from those of others.
         let name = format!("jetwright-operator-{}", uuid::Uuid::new_v4());
-        let start = Link { connected: false, was_connected: false, since: Instant::now() };
-        let (sender, link) = watch::channel(start);
-        let sender = Arc::new(sender);
         let lost = Arc::new(Notify::new());
-        let told = (sender.clone(), lost.clone(), metrics.clone());
-        let mut options = ConnectOptions::new()
+        let observer = Arc::new(Observer::new(lost.clone(), metrics.clone()));
+        let credentials = settings.credentials.as_ref();
+        let credentials =
+            credentials.map(|folder| Credentials::open(CREDENTIALS_FLAG, folder)).transpose()?;
+        let observing = observer.clone();
+        let (options, violations) = nats::options(credentials.as_ref(), CREDENTIALS_FLAG, move |happening| {
+            observing.observe(happening);
+        });
+        let servers: Vec<_> = settings.servers.split(',').map(str::trim).collect();
+        let client = options
             .name(&name)
             .retry_on_initial_connect()
             .max_reconnects(None)
             .reconnect_delay_callback(delay)
-            .event_callback(move |event| {
-                follow(&told.0, &told.1, &told.2, &event);
-                std::future::ready(())
-            });
-        if let Some(path) = &settings.credentials_file {
-            let unusable = |source| Error::Credentials { path: path.clone(), source };
-            options = options.credentials_file(path).await.map_err(unusable)?;
-        }
-        if let Some(path) = &settings.ca_file {
-            has_certificates(path).await?;
-            options = options.add_root_certificates(path.clone()).require_tls(true);
-        }
-        let servers: Vec<_> = settings.servers.split(',').map(str::trim).collect();
-        let client = options
             .connect(servers)
             .await
-            .map_err(|source| Error::Setup { servers: without_user(&settings.servers), source })?;
-        tokio::spawn(verify(client.clone(), sender, metrics.clone()));
-        Ok(Self { client, link, lost, name, servers: without_user(&settings.servers) })
+            .map_err(|source| Error::Setup { servers: settings.servers.clone(), source })?;
+        let link = observer.link.subscribe();
+        tokio::spawn(verify(client.clone(), violations.clone(), observer));
+        Ok(Self { client, link, lost, violations, name, servers: settings.servers.clone() })
     }
 
     /// The client.
@@ -141,6 +135,12 @@ impl Nats {
     #[must_use]
     pub fn lost(&self) -> &Notify {
         &self.lost
+    }
+
+    /// What the servers do not permit to the operator's user.
+    #[must_use]
+    pub fn violations(&self) -> &Violations {
+        &self.violations
     }
 
     /// The name under which the servers know this process.
@@ -165,17 +165,6 @@ impl fmt::Debug for Nats {
     }
 }
 
-/// The client itself would only say that TLS failed, at every try.
-async fn has_certificates(path: &PathBuf) -> Result<(), Error> {
-    let failed = |why: String| Error::Authorities { path: path.clone(), why };
-    let text = tokio::fs::read_to_string(path).await.map_err(|error| failed(error.to_string()))?;
-    if text.contains("-----BEGIN CERTIFICATE-----") {
-        Ok(())
-    } else {
-        Err(failed("it has no certificate in PEM".to_owned()))
-    }
-}
-
 /// Doubling from 50 ms, jittered so that a thousand clients of a restarted server do not come at once.
 fn delay(attempts: usize) -> Duration {
     let exponent = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX).min(10);
@@ -183,47 +172,76 @@ fn delay(attempts: usize) -> Duration {
     longest.mul_f64(rand::rng().random_range(0.5..1.0))
 }
 
-/// Events may be dropped by the client when many come at once, so its own state is looked at as well.
-async fn verify(client: async_nats::Client, link: Arc<watch::Sender<Link>>, metrics: Metrics) {
-    let mut second = tokio::time::interval(VERIFY_EVERY);
-    while !link.is_closed() {
-        second.tick().await;
-        set(&link, &metrics, client.connection_state() == State::Connected);
-    }
+/// Keeps the link as the connection is.
+struct Observer {
+    link: watch::Sender<Link>,
+    lost: Arc<Notify>,
+    metrics: Metrics,
 }
 
-fn follow(link: &watch::Sender<Link>, lost: &Notify, metrics: &Metrics, event: &Event) {
-    match event {
-        Event::Connected => set(link, metrics, true),
-        Event::Disconnected => set(link, metrics, false),
-        // One for every message that was dropped.
-        Event::SlowConsumer(_) => lost.notify_one(),
-        event => tracing::warn!(%event, "NATS"),
+impl Observer {
+    fn new(lost: Arc<Notify>, metrics: Metrics) -> Self {
+        let start = Link { connected: false, was_connected: false, since: Instant::now(), why: None };
+        Self { link: watch::Sender::new(start), lost, metrics }
     }
-}
 
-fn set(link: &watch::Sender<Link>, metrics: &Metrics, connected: bool) {
-    metrics.nats_connected(connected);
-    link.send_if_modified(|link| {
-        let changed = link.connected != connected;
-        if changed {
-            tracing::info!(connected, "the connection to NATS changed");
-            let was_connected = link.was_connected || connected;
-            *link = Link { connected, was_connected, since: Instant::now() };
+    fn observe(&self, happening: Happening<'_>) {
+        match happening {
+            Happening::Connected => self.set(true, None),
+            Happening::Disconnected => self.set(false, None),
+            Happening::Failed(why) => self.set(false, Some(why.into())),
+            Happening::Deaf(violation) => self.set(false, Some(deaf(violation))),
+            Happening::Dropped => self.lost.notify_one(),
         }
-        changed
-    });
+    }
+
+    fn set(&self, connected: bool, why: Option<Arc<str>>) {
+        self.metrics.nats_connected(connected);
+        self.link.send_if_modified(|link| {
+            let changed = link.connected != connected;
+            if changed {
+                tracing::info!(connected, "the connection to NATS changed");
+                link.was_connected |= connected;
+                (link.connected, link.since) = (connected, Instant::now());
+            }
+            let told = !connected && why.is_some() && link.why != why;
+            if connected || why.is_some() {
+                link.why = why;
+            }
+            changed || told
+        });
+    }
 }
 
-/// Addresses without the users and passwords in them, for messages and for pods.
-#[must_use]
-pub fn without_user(servers: &str) -> String {
-    let server = |server: &str| {
-        let (scheme, rest) = server.split_once("://").map_or(("", server), |(scheme, rest)| (scheme, rest));
-        let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
-        if scheme.is_empty() { host.to_owned() } else { format!("{scheme}://{host}") }
-    };
-    servers.split(',').map(str::trim).map(server).collect::<Vec<_>>().join(",")
+/// What a connection is worth on which answers cannot be heard.
+fn deaf(violation: &Violation) -> Arc<str> {
+    format!("its answers cannot be heard: {violation}").into()
+}
+
+/// Events may be dropped by the client when many come at once, so its own state is looked at as well.
+async fn verify(client: async_nats::Client, violations: Violations, observer: Arc<Observer>) {
+    let mut second = tokio::time::interval(VERIFY_EVERY);
+    while !observer.link.is_closed() {
+        second.tick().await;
+        let connected = client.connection_state() == State::Connected;
+        let deaf = violations.deaf().filter(|_| connected).map(|violation| deaf(&violation));
+        observer.set(connected && deaf.is_none(), deaf);
+        if violations.stays_deaf() && client.force_reconnect().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Refuses addresses that have a user, password or token in them: the client would not use them (async-nats 0.51), and flags
+/// and environments are no place for them.
+///
+/// # Errors
+///
+/// There is one.
+pub fn without_users(flag: &'static str, servers: &str) -> Result<(), Error> {
+    let has_user =
+        |server: &str| server.trim().parse::<ServerAddr>().is_ok_and(|server| server.has_user_pass());
+    if servers.split(',').any(has_user) { Err(Error::UserInAddress { flag }) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -231,9 +249,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn users_and_passwords_are_taken_out_of_addresses() {
-        assert_eq!(without_user("nats://op:p@ss@a:4222, b:4222"), "nats://a:4222,b:4222");
-        assert_eq!(without_user("tls://token@[::1]:4222"), "tls://[::1]:4222");
+    fn users_and_tokens_in_addresses_are_refused_and_not_repeated() {
+        for servers in ["nats://b:4222, nats://op:hunter2@a:4222", "tls://hunter2@[::1]:4222"] {
+            let told = without_users("--nats-url", servers).unwrap_err().to_string();
+            assert!(told.starts_with("--nats-url: ") && !told.contains("hunter2"), "{told}");
+        }
+        assert!(without_users("--nats-url", "nats://a:4222, tls://b").is_ok());
     }
 
     #[test]

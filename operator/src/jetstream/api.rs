@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
-use async_nats::client::RequestErrorKind;
+use async_nats::{RequestError, RequestErrorKind};
+use jetwright_process::nats::Violations;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 use super::{Config, ConsumerInfo, StreamInfo, info::StreamPage};
-use crate::metrics::Metrics;
+use crate::{connection::Nats, metrics::Metrics};
 
 /// Error code of an answer that says that the stream does not exist.
 const STREAM_NOT_FOUND: u64 = 10059;
@@ -93,10 +94,19 @@ fn remedy(err_code: u64) -> &'static str {
     }
 }
 
+/// Why a request was not answered.
+fn why(error: &RequestError) -> String {
+    match error.kind() {
+        RequestErrorKind::NoResponders => "JetStream is not there, or this account may not use it".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
 /// JetStream's API over one connection.
 #[derive(Clone)]
 pub struct Api {
     client: async_nats::Client,
+    violations: Violations,
     timeout: Duration,
     metrics: Metrics,
 }
@@ -104,8 +114,8 @@ pub struct Api {
 impl Api {
     /// An API that waits for each answer for at most `timeout`.
     #[must_use]
-    pub fn new(client: async_nats::Client, timeout: Duration, metrics: Metrics) -> Self {
-        Self { client, timeout, metrics }
+    pub fn new(nats: &Nats, timeout: Duration, metrics: Metrics) -> Self {
+        Self { client: nats.client().clone(), violations: nats.violations().clone(), timeout, metrics }
     }
 
     /// The stream of this name, or None where JetStream says that there is none.
@@ -241,15 +251,17 @@ impl Api {
         let malformed = |source| ApiError::Malformed { subject: subject.to_owned(), source };
         let unanswered = |why: String| ApiError::Unanswered { subject: subject.to_owned(), why };
         let payload = serde_json::to_vec(body).map_err(malformed)?;
+        let mut violations = self.violations.watch();
         let request = self.client.request(subject.to_owned(), payload.into());
-        let message = match tokio::time::timeout(self.timeout, request).await {
-            Ok(Ok(message)) => message,
-            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
-                return Err(unanswered("JetStream is not there, or this account may not use it".to_owned()));
+        // On the heap, since every future around it would hold it.
+        let answer = Box::pin(async {
+            tokio::select! {
+                answer = request => answer.map_err(|error| unanswered(why(&error))),
+                violation = violations.publish_to(subject) => Err(unanswered(violation.to_string())),
             }
-            Ok(Err(error)) => return Err(unanswered(error.to_string())),
-            Err(_) => return Err(unanswered(format!("no answer within {:?}", self.timeout))),
-        };
+        });
+        let late = |_| Err(unanswered(format!("no answer within {:?}", self.timeout)));
+        let message = tokio::time::timeout(self.timeout, answer).await.unwrap_or_else(late)?;
         let mut answer: Map<String, Value> = serde_json::from_slice(&message.payload).map_err(malformed)?;
         match answer.remove("error") {
             Some(error) => {

@@ -61,13 +61,18 @@ impl World {
 
     /// A world on this NATS server, whose operator has more arguments.
     pub async fn with(nats: NatsServer, more: &[&str]) -> Self {
+        let jetstream = nats.jetstream().await;
+        Self::on(nats, jetstream, more).await
+    }
+
+    /// The same on a server that asks who one is; in `jetstream` the test itself may do everything.
+    pub async fn on(nats: NatsServer, jetstream: jetstream::Context, more: &[&str]) -> Self {
         let control_plane = control_plane().await;
         let namespace = control_plane.namespace("operator").await;
         let admin = free_port();
         let mut arguments = arguments(nats.url(), namespace.name(), admin);
         arguments.extend(more.iter().map(ToString::to_string));
         let operator = operator(control_plane, &arguments);
-        let jetstream = nats.jetstream().await;
         Self { nats, namespace, operator, jetstream, admin }
     }
 

@@ -19,8 +19,9 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 use super::{problem, variable};
 use crate::configuration::Problem;
 
-/// The client of NATS logs each of its events, which the programs tell in their own words.
-const DEFAULT_FILTER: &str = "info,async_nats=warn";
+/// The client of NATS logs each of its events, and each attempt to connect that fails, which the programs tell in their own
+/// words and once.
+const DEFAULT_FILTER: &str = "info,async_nats=warn,async_nats::connector=off";
 
 /// Keys of every line. An event's field of the same name goes under `fields.<name>`: a key is there only once.
 const RESERVED: [&str; 6] = ["time", "level", "target", "span", "trace_id", "span_id"];
