@@ -1,6 +1,14 @@
 //! The operator's own connection to NATS: it never gives up, and tells whether it is there and why not.
 
-use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::{ServerAddr, connection::State};
 use jetwright_process::{
@@ -177,20 +185,27 @@ struct Observer {
     link: watch::Sender<Link>,
     lost: Arc<Notify>,
     metrics: Metrics,
+    /// Whether answers could not be heard on the last connection.
+    was_deaf: AtomicBool,
 }
 
 impl Observer {
     fn new(lost: Arc<Notify>, metrics: Metrics) -> Self {
         let start = Link { connected: false, was_connected: false, since: Instant::now(), why: None };
-        Self { link: watch::Sender::new(start), lost, metrics }
+        Self { link: watch::Sender::new(start), lost, metrics, was_deaf: AtomicBool::new(false) }
     }
 
     fn observe(&self, happening: Happening<'_>) {
         match happening {
+            // Where answers could not be heard before, that shows within moments, and is looked at every second.
+            Happening::Connected if self.was_deaf.swap(false, Ordering::Relaxed) => {}
             Happening::Connected => self.set(true, None),
             Happening::Disconnected => self.set(false, None),
             Happening::Failed(why) => self.set(false, Some(why.into())),
-            Happening::Deaf(violation) => self.set(false, Some(deaf(violation))),
+            Happening::Deaf(violation) => {
+                self.was_deaf.store(true, Ordering::Relaxed);
+                self.set(false, Some(deaf(violation)));
+            }
             Happening::Dropped => self.lost.notify_one(),
         }
     }

@@ -57,28 +57,49 @@ impl Credentials {
         self.found.certificate.then(|| (self.folder.join(CERTIFICATE), self.folder.join(CERTIFICATE_KEY)))
     }
 
+    /// What is wrong with the files now, if something is: certificates that were there at the start are still wanted.
+    pub(super) async fn unusable(&self) -> Option<String> {
+        let found = match self.look_again().await {
+            Ok(found) => found,
+            Err(why) => return Some(why),
+        };
+        let wanted = [
+            (AUTHORITIES, self.found.authorities && !found.authorities),
+            (CERTIFICATE, self.found.certificate && !found.certificate),
+        ];
+        let (file, _) = wanted.into_iter().find(|(_, missing)| *missing)?;
+        let expected = "expected it, since it was there when this program started".to_owned();
+        let mistake = Mistake { file: Some(file), found: "missing".to_owned(), expected };
+        Some(problem(self.setting, &self.folder, mistake).to_string())
+    }
+
     /// What the files say now, as the server is told: its nonce is signed where there is a key.
     pub(super) async fn authenticate(&self, nonce: Vec<u8>) -> Result<(Auth, &'static str), String> {
+        let way = self.look_again().await?.way;
+        let files = way.as_str();
+        auth(way, &nonce).map(|auth| (auth, files)).map_err(|error| error.to_string())
+    }
+
+    async fn look_again(&self) -> Result<Found, String> {
         let (setting, folder) = (self.setting, self.folder.clone());
         let looked = tokio::task::spawn_blocking(move || look(setting, &folder)).await;
-        let found = looked.map_err(|error| error.to_string())?.map_err(|problems| one_line(&problems))?;
-        let way = found.way.as_str();
-        auth(found.way, &nonce).map(|auth| (auth, way)).map_err(|error| error.to_string())
+        looked.map_err(|error| error.to_string())?.map_err(|problems| one_line(&problems))
     }
 }
 
 fn look(setting: &'static str, folder: &Path) -> Result<Found, Problems> {
-    let problem = |Mistake { file, found, expected }| Problem {
-        path: file.map_or_else(|| folder.to_owned(), |file| folder.join(file)).display().to_string(),
-        variable: Some(setting.to_owned()),
-        found,
-        expected,
-    };
+    let problem = |mistake| problem(setting, folder, mistake);
     let files = Files::read(folder).map_err(|error: io::Error| {
         let expected = "expected a folder of files, as Kubernetes mounts a Secret".to_owned();
         problem(Mistake { file: None, found: format!("cannot be read: {error}"), expected })
     })?;
     check(&files).map_err(|mistakes| mistakes.into_iter().map(problem).collect())
+}
+
+fn problem(setting: &str, folder: &Path, mistake: Mistake) -> Problem {
+    let Mistake { file, found, expected } = mistake;
+    let path = file.map_or_else(|| folder.to_owned(), |file| folder.join(file)).display().to_string();
+    Problem { path, variable: Some(setting.to_owned()), found, expected }
 }
 
 fn one_line(problems: &Problems) -> String {

@@ -2,7 +2,6 @@
 
 use std::{
     mem,
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -16,6 +15,9 @@ use super::{Credentials, Violation, Violations};
 const INBOX: &str = "_INBOX";
 /// Servers whose errors are told; more would hide what matters.
 const TOLD: usize = 3;
+
+/// How the client begins to tell of certificates that it cannot use.
+const TLS: &str = "TLS error";
 
 /// What happens to a connection.
 #[derive(Clone, Copy, Debug)]
@@ -50,7 +52,7 @@ where
         listener,
         violations: violations.clone(),
         inbox: format!("{prefix}."),
-        identity: Identity::of(credentials, setting),
+        identity: Identity { credentials: credentials.cloned(), setting },
         told: Mutex::default(),
     });
     let mut options = match credentials {
@@ -61,8 +63,11 @@ where
     let (attempting, happening) = (Arc::clone(&teller), teller);
     options = options
         .reconnect_to_server_callback(move |servers, _| {
-            attempting.again(&servers);
-            std::future::ready(None::<ReconnectToServer>)
+            let teller = Arc::clone(&attempting);
+            async move {
+                teller.again(&servers).await;
+                None::<ReconnectToServer>
+            }
         })
         .event_callback(move |event| {
             happening.hear(&event);
@@ -96,20 +101,20 @@ where
 /// Who the program says it is, for messages.
 #[derive(Debug)]
 struct Identity {
-    folder: Option<String>,
+    credentials: Option<Credentials>,
     setting: &'static str,
 }
 
 impl Identity {
-    fn of(credentials: Option<&Credentials>, setting: &'static str) -> Self {
-        let folder = credentials.map(Credentials::folder).map(Path::display).map(|folder| folder.to_string());
-        Self { folder, setting }
+    /// What is wrong with the files now, if something is.
+    async fn unusable(&self) -> Option<String> {
+        self.credentials.as_ref()?.unusable().await
     }
 
     /// What to say of servers that refuse it.
     fn refused(&self, way: &str) -> String {
         let setting = self.setting;
-        match &self.folder {
+        match self.credentials.as_ref().map(|credentials| credentials.folder().display()) {
             Some(folder) => format!(
                 "NATS refuses the credentials in {folder} ({way}): authorization violation; put those of a user that it knows there"
             ),
@@ -155,21 +160,25 @@ impl<F: Fn(Happening<'_>)> Teller<F> {
     }
 
     /// Another attempt begins, and the servers have what came of the last one.
-    fn again(&self, servers: &[Server]) {
+    async fn again(&self, servers: &[Server]) {
         let errors = servers.iter().filter_map(|server| {
             let error = server.last_error.as_deref()?;
             Some((format!("{}:{}", server.addr.host(), server.addr.port()), error))
         });
         let errors: Vec<_> = errors.collect();
-        let reason = {
+        let (mut unusable, way) = {
             let mut told = self.told();
             // Errors from before the last connection say nothing of this one's loss.
             if !mem::replace(&mut told.attempted, true) {
                 return;
             }
-            told.unusable.clone().or_else(|| reason(&errors, || self.identity.refused(told.way)))
+            (told.unusable.take(), told.way)
         };
-        if let Some(reason) = reason {
+        // Certificates are read before the server is told anything, and by the client, which names no file.
+        if unusable.is_none() && errors.iter().any(|(_, error)| error.starts_with(TLS)) {
+            unusable = self.identity.unusable().await;
+        }
+        if let Some(reason) = unusable.or_else(|| reason(&errors, || self.identity.refused(way))) {
             self.failed(&reason);
         }
     }
@@ -259,7 +268,7 @@ mod tests {
             listener,
             violations: Violations::new(),
             inbox: "_INBOX.".to_owned(),
-            identity: Identity::of(None, "--folder"),
+            identity: Identity { credentials: None, setting: "--folder" },
             told: Mutex::default(),
         };
         for reason in ["a", "a", "b"] {

@@ -164,10 +164,19 @@ async fn tls_is_used_with_an_authority_and_a_client_certificate_of_the_folder() 
         service.await_unready(&reason).await;
         service.stop().await;
     }
-    let secret = MountedSecret::new(&[&[("ca.crt", authority.pem())], &certificate[..]].concat());
+    let all = [&[("ca.crt", authority.pem())], &certificate[..]].concat();
+    let secret = MountedSecret::new(&all);
     bench.credentials = Some(opened(&secret));
     let service = bench.run(&handler).await;
     works(&service, &handler, 3).await;
+
+    // The certificates are read at every connect, too.
+    bench.nats.stop().await;
+    secret.change(&certificate);
+    bench.nats.start_again().await;
+    service.await_unready(&format!("{}/ca.crt (NATS_CREDENTIALS): missing", secret.path().display())).await;
+    secret.change(&all);
+    works(&service, &handler, 4).await;
     service.stop().await;
 }
 
