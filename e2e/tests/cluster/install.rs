@@ -26,16 +26,16 @@ async fn install(cluster: &Cluster, namespace: &OwnNamespace) {
     cluster
         .helm(&format!(
             "install {at} {} --namespace {at} --wait --timeout 5m --set crds.install=false --set namespaces={{{at}}} \
-             --set defaultConnectionNamespaces={{{at}}} --set clusterName={at} --set replicaCount=1 --set image.tag={tag} \
+             --set defaultConnectionNamespaces={{{at}}} --set clusterName={at} --set replicaCount=1 --set-string image.tag={tag} \
              --set nats.bundled.enabled=true --set nats.bundled.replicas=1 --set nats.bundled.storage.size=1Gi \
-             --set nats.bundled.image.repository=jetwright/nats --set nats.bundled.image.tag={tag}",
+             --set nats.bundled.image.repository=jetwright/nats --set-string nats.bundled.image.tag={tag}",
             chart()
         ))
         .await;
 }
 
 async fn operator_image(cluster: &Cluster) -> String {
-    let deployment = cluster.api::<Deployment>(OPERATOR).get("jetwright").await.unwrap();
+    let deployment = cluster.api::<Deployment>(OPERATOR).get("jetwright-operator").await.unwrap();
     deployment.spec.unwrap().template.spec.unwrap().containers.remove(0).image.unwrap()
 }
 
