@@ -62,7 +62,9 @@ async fn until_the_shop_is_ready(cluster: &Cluster) {
     let begun = Instant::now();
     let (chart, values) = (checkout("charts/shop"), checkout("e2e/demo/shop.yaml"));
     cluster
-        .helm(&format!("install shop {chart} --namespace {SHOP} --values {values} --set-string image.tag={tag}"))
+        .helm(&format!(
+            "install shop {chart} --namespace {SHOP} --values {values} --set-string image.tag={tag}"
+        ))
         .await;
     cluster.await_all_ready(SHOP, LATER).await;
     println!("helm install of the shop until all of it is Ready: {:.1} s", begun.elapsed().as_secs_f64());

@@ -77,7 +77,9 @@ impl Cluster {
 
     /// Applies manifests to a namespace, however that ends.
     pub async fn try_apply(&self, namespace: &str, manifests: &str) -> Said {
-        run("kubectl", &["apply", "--namespace", namespace, "--filename", "-"], Some(manifests)).await
+        // What begins with a brace kubectl takes for JSON.
+        let manifests = format!("---\n{manifests}");
+        run("kubectl", &["apply", "--namespace", namespace, "--filename", "-"], Some(&manifests)).await
     }
 
     /// Applies manifests to a namespace, which has to succeed.

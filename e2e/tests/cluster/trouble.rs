@@ -19,8 +19,11 @@ const TAKEN_OVER: Duration = Duration::from_secs(45);
 /// The pod that leads, by the Lease.
 async fn leader(cluster: &Cluster) -> String {
     await_until("an operator leads", TAKEN_OVER, async || {
-        let lease =
-            cluster.api::<Lease>(OPERATOR).get("jetwright-operator").await.map_err(|error| error.to_string())?;
+        let lease = cluster
+            .api::<Lease>(OPERATOR)
+            .get("jetwright-operator")
+            .await
+            .map_err(|error| error.to_string())?;
         let holder = lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
         let pods = cluster
             .api::<Pod>(OPERATOR)
@@ -52,7 +55,9 @@ async fn when_the_leading_operator_is_killed_the_other_goes_on() {
         .await;
     assert_ne!(leader(&cluster).await, before);
     cluster.kubectl(&format!("delete eventstream {0} --namespace {0} --timeout=60s", namespace.name())).await;
-    cluster.kubectl("rollout status deployment jetwright-operator --namespace jetwright --timeout=120s").await;
+    cluster
+        .kubectl("rollout status deployment jetwright-operator --namespace jetwright --timeout=120s")
+        .await;
 }
 
 #[tokio::test]
@@ -97,7 +102,9 @@ async fn a_node_that_goes_down_and_comes_back_loses_no_order() {
     drop(back);
     await_node(&cluster, &node, "True").await;
     cluster.kubectl("rollout status statefulset jetwright-nats --namespace jetwright --timeout=180s").await;
-    cluster.kubectl("rollout status deployment jetwright-operator --namespace jetwright --timeout=180s").await;
+    cluster
+        .kubectl("rollout status deployment jetwright-operator --namespace jetwright --timeout=180s")
+        .await;
     ids.extend(place_many(&shop, &user, 5).await);
     each_is_confirmed_once(&shop, &cluster.nats(0).await, &ids).await;
     cluster.await_all_ready(SHOP, LATER).await;

@@ -55,7 +55,7 @@ async fn pods_that_do_not_start_are_told_with_their_reason() {
         (
             "secret",
             pod("secret", &format!("image: {image}"), ", credentials: {secretRef: {name: nobody-made-it}}"),
-            "ContainerConfig",
+            "VolumeMount",
             "nobody-made-it",
         ),
         (
