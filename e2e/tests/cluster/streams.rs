@@ -60,7 +60,7 @@ async fn a_stream_deleted_or_edited_in_nats_is_put_right_and_the_repair_is_told(
     cluster.await_condition::<EventStream>((at, &name), ("Ready", "True"), SOON).await;
 
     let mut edited = nats.stream(&name).await.cached_info().config.clone();
-    edited.max_age = Duration::from_mins(1);
+    edited.max_age = Duration::from_mins(30);
     nats.jetstream.update_stream(edited).await.unwrap();
     await_until("the edit is undone", SOON, async || {
         let age = nats.stream(&name).await.cached_info().config.max_age;

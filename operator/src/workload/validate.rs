@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 
 use jetwright_crds::{
     EventConsumer, EventStream,
+    conditions::{self, CONSUMER_READY, READY, Reason},
     consumer::Workload,
     environment::{Binding, Bindings},
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference};
 use kube::{Resource, ResourceExt};
 use serde_json::{Map, Value};
 
@@ -79,8 +80,18 @@ pub fn validate(object: &EventConsumer, found: &Dereferenced) -> Result<Desired,
 /// What a handler needs of a consumer; None where the consumer's own reconcile says what is wrong with it.
 fn binding(consumer: &EventConsumer, streams: &[EventStream]) -> Option<Binding> {
     let stream = streams.iter().find(|stream| stream.name_any() == consumer.spec.stream_ref.name)?;
+    let of_stream = stream.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let of_consumer = consumer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    if is_anothers(of_stream, READY) || is_anothers(of_consumer, CONSUMER_READY) {
+        return None;
+    }
     // Whose the consumer is does not matter to its handler.
     let identity = Identity::of("", consumer);
     let desired = validate_consumer(&consumer.spec, &identity, &StreamFacts::of(stream));
     desired.ok().map(|desired| desired.binding)
+}
+
+/// Whether what an object declares belongs to somebody else in JetStream: pods would take another's events.
+fn is_anothers(known: &[Condition], type_: &str) -> bool {
+    conditions::get(known, type_).is_some_and(|condition| condition.reason == Reason::NameConflict.as_str())
 }

@@ -6,7 +6,7 @@ mod pods;
 
 use std::fmt::Debug;
 
-use jetwright_crds::{EventConsumer, environment::Bindings};
+use jetwright_crds::{EventConsumer, EventStream, environment::Bindings};
 use jetwright_testing::await_until;
 use k8s_openapi::{
     NamespaceResourceScope,
@@ -344,6 +344,20 @@ async fn create(world: &World, manifest: Value) {
 async fn get(world: &World, manifest: &Value) -> Value {
     let found = dynamic(world, manifest).get(manifest["metadata"]["name"].as_str().unwrap()).await.unwrap();
     serde_json::to_value(found).unwrap()
+}
+
+#[tokio::test]
+async fn pods_are_not_given_the_events_of_a_stream_that_is_somebody_elses() {
+    let world = with_orders().await;
+    world.stream("theirs", "{streamName: orders, subjects: [stolen.*]}").await;
+    world.await_condition::<EventStream>("theirs", "Stalled", "True", "NameConflict").await;
+    world.consumer("fulfilment", &SPEC.replace("{name: orders}", "{name: theirs}")).await;
+    await_bound(&world, &[]).await;
+    // Once the stream is its own, the pods are told.
+    world.delete::<EventStream>("orders").await;
+    world.await_gone::<EventStream>("orders").await;
+    world.jetstream.delete_stream("orders").await.unwrap();
+    await_bound(&world, &["fulfilment"]).await;
 }
 
 #[tokio::test]
