@@ -349,7 +349,8 @@ async fn get(world: &World, manifest: &Value) -> Value {
 #[tokio::test]
 async fn pods_are_not_given_the_events_of_a_stream_that_is_somebody_elses() {
     let world = with_orders().await;
-    world.stream("theirs", "{streamName: orders, subjects: [stolen.*]}").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.stream("theirs", "{streamName: orders, subjects: [orders.>]}").await;
     world.await_condition::<EventStream>("theirs", "Stalled", "True", "NameConflict").await;
     world.consumer("fulfilment", &SPEC.replace("{name: orders}", "{name: theirs}")).await;
     await_bound(&world, &[]).await;
@@ -357,6 +358,7 @@ async fn pods_are_not_given_the_events_of_a_stream_that_is_somebody_elses() {
     world.delete::<EventStream>("orders").await;
     world.await_gone::<EventStream>("orders").await;
     world.jetstream.delete_stream("orders").await.unwrap();
+    world.await_ready::<EventStream>("theirs").await;
     await_bound(&world, &["fulfilment"]).await;
 }
 
