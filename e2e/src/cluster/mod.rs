@@ -10,7 +10,7 @@ mod shop;
 
 use std::time::Duration;
 
-use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
 use kube::{Api, Client, Resource};
 use serde_json::Value;
 
@@ -30,20 +30,23 @@ pub const LATER: Duration = Duration::from_mins(4);
 pub struct Cluster {
     client: Client,
     gateway: Gateway,
-    /// Last, so that it is made while the rest is there.
     _report: Report,
 }
 
 impl Cluster {
-    /// The cluster that KUBECONFIG names. If the test fails, the state of the world is printed and kept.
+    /// The cluster that KUBECONFIG names, if it is the kind cluster that JETWRIGHT_CLUSTER names: nobody's own cluster is touched by
+    /// mistake. If the test fails, the state of the world is printed and kept.
     ///
     /// # Panics
     ///
-    /// When there is none.
+    /// When it is not.
     pub async fn connect() -> Self {
-        assert!(
-            std::env::var_os("KUBECONFIG").is_some(),
-            "KUBECONFIG is not set: `make test-e2e` makes a cluster and runs these tests on it"
+        let name = std::env::var("JETWRIGHT_CLUSTER").unwrap_or_default();
+        let context = run("kubectl", &["config", "current-context"], None).await.output;
+        assert_eq!(
+            context.trim(),
+            format!("kind-{name}"),
+            "not the cluster that JETWRIGHT_CLUSTER names: `make test-e2e` makes one and runs these tests on it"
         );
         let report = Report::of_this_test();
         let client = Client::try_default().await.unwrap_or_else(|error| panic!("no cluster: {error}"));
@@ -102,6 +105,20 @@ impl Cluster {
         run("docker", &words(arguments), None).await.succeeded()
     }
 
+    /// Kills the first container of a pod as the kernel would, without a word to it; the kubelet starts it again.
+    pub async fn kill(&self, namespace: &str, pod: &str) {
+        let found = self
+            .api::<Pod>(namespace)
+            .get(pod)
+            .await
+            .unwrap_or_else(|error| panic!("{namespace}/{pod}: {error}"));
+        let status = found.status.and_then(|status| status.container_statuses).unwrap_or_default();
+        let id = status.first().and_then(|status| status.container_id.as_deref()).unwrap_or_default();
+        let id = id.trim_start_matches("containerd://");
+        let node = found.spec.and_then(|spec| spec.node_name).unwrap_or_default();
+        self.docker(&format!("exec {node} ctr --namespace k8s.io task kill --signal SIGKILL {id}")).await;
+    }
+
     /// A namespace of this test's own, with Pod Security "restricted". It is deleted with what is in it when the value is dropped.
     pub async fn namespace(&self, purpose: &str) -> OwnNamespace {
         let name = format!("{purpose}-{:06x}", std::process::id() ^ seconds());
@@ -142,6 +159,10 @@ impl OwnNamespace {
 
 impl Drop for OwnNamespace {
     fn drop(&mut self) {
+        // What a failed test leaves is what one wants to see.
+        if std::thread::panicking() {
+            return;
+        }
         let _ = std::process::Command::new("kubectl")
             .args(["delete", "namespace", &self.0, "--wait=false", "--ignore-not-found"])
             .output();

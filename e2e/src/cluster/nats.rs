@@ -1,4 +1,4 @@
-//! JetStream as an administrator sees it: through a forwarded port of one server, with the operator's credentials.
+//! JetStream as an administrator sees it: through a forwarded port of one server, as a user who may do everything.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,8 +13,8 @@ use super::{Cluster, OPERATOR, SOON};
 
 /// How long kubectl may take to start.
 const START: Duration = Duration::from_secs(20);
-/// Secret with the operator's user of the bundled NATS.
-const CREDENTIALS: &str = "jetwright-nats-operator";
+/// Secret of the user that `tests/cluster/values.yaml` adds to the bundled NATS.
+const CREDENTIALS: &str = "nats-tester";
 
 /// A connection to one of the bundled servers.
 pub struct Nats {

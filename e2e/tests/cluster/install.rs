@@ -85,15 +85,16 @@ async fn a_release_of_one_namespace_is_installed_beside_and_refuses_to_go_before
     let namespace = cluster.namespace("release").await;
     let at = namespace.name();
     install(&cluster, &namespace).await;
-    cluster.apply(at, &stream(at, "Delete")).await;
-    cluster.await_condition::<EventStream>((at, at), ("Ready", "True"), SOON).await;
+    cluster.apply(at, &stream("last", "Delete")).await;
+    cluster.await_condition::<EventStream>((at, "last"), ("Ready", "True"), SOON).await;
 
     let refusal =
         cluster.try_helm(&format!("uninstall {at} --namespace {at} --wait --timeout 3m")).await.refusal();
-    assert!(refusal.contains(at), "{refusal}");
-    cluster.await_condition::<EventStream>((at, at), ("Ready", "True"), SOON).await;
+    assert!(refusal.contains(&format!("EventStream {at}/last")), "{refusal}");
+    assert!(refusal.contains("kubectl "), "{refusal}");
+    cluster.await_condition::<EventStream>((at, "last"), ("Ready", "True"), SOON).await;
 
-    cluster.kubectl(&format!("delete eventstream {at} --namespace {at} --timeout=60s")).await;
+    cluster.kubectl(&format!("delete eventstream last --namespace {at} --timeout=60s")).await;
     cluster.helm(&format!("uninstall {at} --namespace {at} --wait --timeout 3m")).await;
     await_until("nothing of the release is left", SOON, async || {
         let kinds = "deployments,statefulsets,jobs,pods,services,networkpolicies,poddisruptionbudgets,roles,rolebindings";

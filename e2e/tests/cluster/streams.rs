@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jetwright_crds::EventStream;
+use jetwright_crds::{EventStream, stream::Drift};
 use jetwright_e2e::cluster::{Cluster, SOON};
 use jetwright_testing::await_until;
 
@@ -68,22 +68,23 @@ async fn a_stream_deleted_or_edited_in_nats_is_put_right_and_the_repair_is_told(
     })
     .await;
 
-    let before = nats.stream(&name).await.cached_info().created;
+    let edit = await_repair(&cluster, at, &name, None).await;
+    assert_eq!(edit.fields, ["max_age"]);
+
     nats.jetstream.delete_stream(&name).await.unwrap();
-    await_until("the stream is made again", SOON, async || {
-        let made =
-            nats.jetstream.get_stream(&name).await.map_err(|error| error.to_string())?.cached_info().created;
-        if made > before { Ok(()) } else { Err(format!("{made}")) }
-    })
-    .await;
-    await_until("the repair is told in the status", SOON, async || {
-        let found = cluster.api::<EventStream>(at).get(&name).await.map_err(|error| error.to_string())?;
-        found
-            .status
-            .as_ref()
-            .and_then(|status| status.drift.clone())
-            .ok_or_else(|| format!("{:?}", found.status))
-    })
-    .await;
+    let deletion = await_repair(&cluster, at, &name, Some(&edit)).await;
+    assert_eq!(deletion.fields, ["*"]);
+    nats.stream(&name).await;
     cluster.kubectl(&format!("delete eventstream {name} --namespace {at} --timeout=60s")).await;
+}
+
+/// Waits until the status tells of a repair that is not this one.
+async fn await_repair(cluster: &Cluster, namespace: &str, name: &str, before: Option<&Drift>) -> Drift {
+    await_until("a repair is told in the status", SOON, async || {
+        let found =
+            cluster.api::<EventStream>(namespace).get(name).await.map_err(|error| error.to_string())?;
+        let drift = found.status.as_ref().and_then(|status| status.drift.clone());
+        drift.filter(|drift| Some(drift) != before).ok_or_else(|| format!("{:?}", found.status))
+    })
+    .await
 }
