@@ -46,13 +46,15 @@ alone() {
   flock 9
 }
 
-# Makes sure of programs, from Debian packages of given names: need PROGRAM=PACKAGE...
+# Makes sure of programs, or of files by their full paths, from Debian packages of given names: need PROGRAM=PACKAGE...
 need() {
   local pair missing=()
-  for pair in "$@"; do command -v "${pair%%=*}" > /dev/null || missing+=("${pair##*=}"); done
+  for pair in "$@"; do present "${pair%%=*}" || missing+=("${pair##*=}"); done
   [ "${#missing[@]}" -gt 0 ] || return 0
   if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
     fail "needs ${missing[*]} (these are Debian's names), and can install them only as root and with apt"
   fi
   patiently "installing ${missing[*]} with apt" "$here/lib/apt-install" "${missing[@]}"
 }
+
+present() { if [[ $1 == /* ]]; then [ -s "$1" ]; else command -v "$1" > /dev/null; fi; }
