@@ -52,7 +52,8 @@ bench-operator: programs ## The operator's figures, of its release build: until 
 
 bench-cluster: ## Figures of the demo's cluster, which has to be up: until streams and the shop are ready, memory when idle
 	@e2e/demo/demo install
-	@eval "$$(e2e/cluster/cluster env $${JETWRIGHT_CLUSTER:-jetwright-demo})" && $(CARGO) bench --locked -p jetwright-e2e --bench cluster
+	@export JETWRIGHT_CLUSTER=$${JETWRIGHT_CLUSTER:-jetwright-demo} && eval "$$(e2e/cluster/cluster env $$JETWRIGHT_CLUSTER)" && \
+	  $(CARGO) bench --profile dev --locked -p jetwright-e2e --bench cluster
 
 time-cold: ## Seconds that `make test` of the last commit takes where nothing has been downloaded or built
 	@testing/time-make-test cold

@@ -78,6 +78,7 @@ async fn memory(cluster: &Cluster) {
     for (namespace, selector, port) in [
         (OPERATOR, "app.kubernetes.io/name=jetwright", 8080),
         (SHOP, "app.kubernetes.io/managed-by=jetwright", 9090),
+        (SHOP, "app.kubernetes.io/name=payment-simulator", 9090),
     ] {
         let pods = cluster.api::<Pod>(namespace).list(&ListParams::default().labels(selector)).await;
         for pod in pods.map(|list| list.items).unwrap_or_default() {
