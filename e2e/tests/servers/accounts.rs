@@ -58,6 +58,24 @@ async fn client_of(
     (nats.client_with(options).await, refusals)
 }
 
+/// Asserts that the user of a Secret may publish to none of these subjects, nor listen to orders past JetStream.
+async fn assert_refused(
+    namespace: &Namespace<'_>,
+    nats: &NatsServer,
+    secret: &str,
+    subjects: &[&'static str],
+) {
+    let (client, mut refusals) = client_of(namespace, nats, secret).await;
+    for subject in subjects {
+        client.publish(*subject, "".into()).await.unwrap();
+        let refused = timeout(SOON, refusals.recv()).await.unwrap().unwrap();
+        assert!(refused.contains(&format!("Publish to \"{subject}\"")), "{secret}: {refused}");
+    }
+    let _listening = client.subscribe("orders.>").await.unwrap();
+    let refused = timeout(SOON, refusals.recv()).await.unwrap().unwrap();
+    assert!(refused.contains("Subscription to \"orders.>\""), "{secret}: {refused}");
+}
+
 #[tokio::test]
 async fn each_service_is_a_nats_user_of_its_own_and_needs_no_more_than_this_one_may() {
     let shop = Shop::open().await;
@@ -96,6 +114,7 @@ async fn a_service_may_not_do_what_is_anothers_or_the_operators() {
             "nats-users",
             [
                 "orders.x.placed",
+                "$JS.API.STREAM.INFO.users",
                 "$KV.inventory.mug",
                 "$JS.API.STREAM.MSG.GET.orders",
                 "$JS.API.CONSUMER.MSG.NEXT.users.order-users",
@@ -107,6 +126,7 @@ async fn a_service_may_not_do_what_is_anothers_or_the_operators() {
             "nats-orders",
             [
                 "users.x.created",
+                "$JS.API.DIRECT.GET.KV_inventory.$KV.inventory.mug",
                 "$KV.user-directory.x",
                 "$JS.API.STREAM.MSG.GET.KV_user-directory",
                 "$JS.API.CONSUMER.MSG.NEXT.users.user-directory",
@@ -116,16 +136,27 @@ async fn a_service_may_not_do_what_is_anothers_or_the_operators() {
         ),
     ];
     for (secret, subjects) in beyond {
-        let (client, mut refusals) = client_of(&namespace, &nats, secret).await;
-        for subject in subjects {
-            client.publish(subject, "".into()).await.unwrap();
-            let refused = timeout(SOON, refusals.recv()).await.unwrap().unwrap();
-            assert!(refused.contains(&format!("Publish to \"{subject}\"")), "{secret}: {refused}");
-        }
-        let _listening = client.subscribe("orders.>").await.unwrap();
-        let refused = timeout(SOON, refusals.recv()).await.unwrap().unwrap();
-        assert!(refused.contains("Subscription to \"orders.>\""), "{secret}: {refused}");
+        assert_refused(&namespace, &nats, secret, &subjects).await;
     }
     // By this the test above would know.
     assert!(nats.process().log().contains(" Violation "));
+}
+
+#[tokio::test]
+async fn the_operator_may_not_publish_fetch_purge_or_copy_events() {
+    let namespace = control_plane().await.namespace("permissions").await;
+    let nats = start_nats(&namespace).await;
+    let beyond = [
+        "orders.x.placed",
+        "$KV.inventory.mug",
+        "$JS.API.STREAM.MSG.GET.orders",
+        "$JS.API.STREAM.MSG.DELETE.orders",
+        "$JS.API.DIRECT.GET.orders",
+        "$JS.API.STREAM.PURGE.orders",
+        "$JS.API.STREAM.SNAPSHOT.orders",
+        "$JS.API.STREAM.RESTORE.orders",
+        "$JS.API.CONSUMER.MSG.NEXT.orders.order-fulfilment",
+        "$JS.ACK.orders.order-fulfilment.1.1.1.1.0",
+    ];
+    assert_refused(&namespace, &nats, "jetwright-nats-operator", &beyond).await;
 }

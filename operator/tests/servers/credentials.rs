@@ -14,17 +14,26 @@ use jetwright_testing::{
 use crate::world::{SOON, World};
 
 /// What the operator may do, and no more: docs/operator.md.
-const PUBLISH: &str = "$JS.API.>";
+const PUBLISH: [&str; 8] = [
+    "$JS.API.STREAM.LIST",
+    "$JS.API.STREAM.INFO.*",
+    "$JS.API.STREAM.CREATE.*",
+    "$JS.API.STREAM.UPDATE.*",
+    "$JS.API.STREAM.DELETE.*",
+    "$JS.API.CONSUMER.INFO.*.*",
+    "$JS.API.CONSUMER.CREATE.*.*",
+    "$JS.API.CONSUMER.DELETE.*.*",
+];
 const SUBSCRIBE: [&str; 2] = ["$JS.EVENT.ADVISORY.>", "_INBOX_operator.>"];
 /// Objects say that NATS is away when it has been for ten seconds.
 const SAID: Duration = Duration::from_secs(40);
 
 /// An account with JetStream in which the test may do everything, and the operator what is said here.
-fn users(password: &str, publish: &str, subscribe: &[&str]) -> String {
+fn users(password: &str, publish: &[&str], subscribe: &[&str]) -> String {
     format!(
         "accounts: {{ main: {{ jetstream: enabled, users: [\n\
          {{user: admin, password: admin}}\n\
-         {{user: operator, password: {password}, permissions: {{publish: {{allow: [{publish:?}]}}, subscribe: {{allow: {subscribe:?}}}}}}}\n\
+         {{user: operator, password: {password}, permissions: {{publish: {{allow: {publish:?}}}, subscribe: {{allow: {subscribe:?}}}}}}}\n\
          ] }} }}\n"
     )
 }
@@ -76,7 +85,7 @@ async fn works(world: &World) {
 #[tokio::test]
 async fn the_permissions_in_the_documentation_are_enough_for_all_that_the_operator_does() {
     let secret = secret("pw");
-    let world = world(&users("pw", PUBLISH, &SUBSCRIBE), admin(), &secret).await;
+    let world = world(&users("pw", &PUBLISH, &SUBSCRIBE), admin(), &secret).await;
     world.stream("orders", "{subjects: [orders.*], deletionPolicy: Delete}").await;
     world.consumer("reader", "streamRef: {name: orders}").await;
     world.await_ready::<EventConsumer>("reader").await;
@@ -99,7 +108,7 @@ async fn the_permissions_in_the_documentation_are_enough_for_all_that_the_operat
 async fn a_jwt_a_key_and_a_token_are_taken_as_passwords_are() {
     let account = JwtAccount::default();
     let everything = account.user(&[">"], &[">"]);
-    let jwt = account.user(&[PUBLISH], &["$JS.EVENT.ADVISORY.>", "_INBOX.>"]);
+    let jwt = account.user(&PUBLISH, &["$JS.EVENT.ADVISORY.>", "_INBOX.>"]);
     let key = nkeys::KeyPair::new_user();
     let users = format!("users: [{{nkey: {}}}, {{user: admin, password: admin}}]", key.public_key());
     let of_token = ConnectOptions::with_token("t0k3n".to_owned());
@@ -145,7 +154,7 @@ async fn tls_is_used_with_an_authority_and_a_client_certificate_of_the_folder() 
 #[tokio::test]
 async fn refused_credentials_are_named_in_readiness_and_conditions_and_once_in_the_log() {
     let secret = secret("hunter2");
-    let world = world(&users("pw", PUBLISH, &SUBSCRIBE), admin(), &secret).await;
+    let world = world(&users("pw", &PUBLISH, &SUBSCRIBE), admin(), &secret).await;
     world.stream("orders", "subjects: [orders.*]").await;
     let refused =
         format!("NATS refuses the credentials in {} (username and password)", secret.path().display());
@@ -161,10 +170,10 @@ async fn refused_credentials_are_named_in_readiness_and_conditions_and_once_in_t
 #[tokio::test]
 async fn a_rotated_password_is_used_without_a_restart_and_a_file_that_is_missing_is_named() {
     let secret = secret("old");
-    let world = world(&users("old", PUBLISH, &SUBSCRIBE), admin(), &secret).await;
+    let world = world(&users("old", &PUBLISH, &SUBSCRIBE), admin(), &secret).await;
     works(&world).await;
     world.nats.stop().await;
-    world.nats.reconfigure(&users("new", PUBLISH, &SUBSCRIBE));
+    world.nats.reconfigure(&users("new", &PUBLISH, &SUBSCRIBE));
     secret.change(&[("username", "operator")]);
     world.nats.start_again().await;
     let missing = format!("{}/password (--nats-credentials-folder): missing", secret.path().display());
@@ -178,7 +187,7 @@ async fn a_rotated_password_is_used_without_a_restart_and_a_file_that_is_missing
 
 #[tokio::test]
 async fn a_request_that_is_not_permitted_is_named_in_the_condition() {
-    let config = users("pw", "$JS.API.STREAM.INFO.*", &SUBSCRIBE);
+    let config = users("pw", &["$JS.API.STREAM.INFO.*"], &SUBSCRIBE);
     let secret = secret("pw");
     let world = world(&config, admin(), &secret).await;
     world.stream("orders", "subjects: [orders.*]").await;
@@ -186,19 +195,19 @@ async fn a_request_that_is_not_permitted_is_named_in_the_condition() {
     let words = "does not permit this program's user to publish to $JS.API.STREAM.CREATE.orders";
     assert!(message.contains(words), "{message}");
     // Permissions that are given later need no restart.
-    world.nats.reconfigure(&users("pw", PUBLISH, &SUBSCRIBE));
+    world.nats.reconfigure(&users("pw", &PUBLISH, &SUBSCRIBE));
     world.nats.process().signal("HUP");
     world.await_ready::<EventStream>("orders").await;
 }
 
 #[tokio::test]
 async fn an_operator_that_may_not_hear_answers_says_so_and_recovers_when_it_may() {
-    let config = users("pw", PUBLISH, &["$JS.EVENT.ADVISORY.>", "_INBOX_other.>"]);
+    let config = users("pw", &PUBLISH, &["$JS.EVENT.ADVISORY.>", "_INBOX_other.>"]);
     let secret = secret("pw");
     let world = world(&config, admin(), &secret).await;
     world.stream("orders", "subjects: [orders.*]").await;
     await_disconnected(&world, "does not permit this program's user to subscribe to _INBOX_operator.").await;
-    world.nats.reconfigure(&users("pw", PUBLISH, &SUBSCRIBE));
+    world.nats.reconfigure(&users("pw", &PUBLISH, &SUBSCRIBE));
     world.nats.process().signal("HUP");
     world.await_ready::<EventStream>("orders").await;
 }

@@ -18,7 +18,9 @@ The users of the account "jetwright", by name: the namespace and name of their S
 */}}
 {{- define "jetwright.natsUsers" -}}
 {{- $operator := dict "namespace" .Release.Namespace "secret" (printf "%s-nats-operator" (include "jetwright.fullname" .))
-      "publish" (list "$JS.API.>") "subscribe" (list "$JS.EVENT.ADVISORY.>" "_INBOX_operator.>") -}}
+      "publish" (list "$JS.API.STREAM.LIST" "$JS.API.STREAM.INFO.*" "$JS.API.STREAM.CREATE.*" "$JS.API.STREAM.UPDATE.*"
+        "$JS.API.STREAM.DELETE.*" "$JS.API.CONSUMER.INFO.*.*" "$JS.API.CONSUMER.CREATE.*.*" "$JS.API.CONSUMER.DELETE.*.*")
+      "subscribe" (list "$JS.EVENT.ADVISORY.>" "_INBOX_operator.>") -}}
 {{- $users := dict "operator" $operator -}}
 {{- range $name, $spec := .Values.nats.bundled.users -}}
 {{- $publish := $spec.publish | default list -}}
@@ -37,11 +39,7 @@ The users of the account "jetwright", by name: the namespace and name of their S
 {{- $read = append $read (printf "KV_%s" $bucket) -}}
 {{- end -}}
 {{- range $stream := $read -}}
-{{- $publish = concat $publish (list
-      (printf "$JS.API.STREAM.INFO.%s" $stream)
-      (printf "$JS.API.STREAM.MSG.GET.%s" $stream)
-      (printf "$JS.API.DIRECT.GET.%s" $stream)
-      (printf "$JS.API.DIRECT.GET.%s.>" $stream)) -}}
+{{- $publish = append $publish (printf "$JS.API.STREAM.MSG.GET.%s" $stream) -}}
 {{- end -}}
 {{- $subscribe := concat ($spec.subscribe | default list) (list (printf "_INBOX_%s.>" $name)) -}}
 {{- $_ := set $users $name (dict "namespace" $spec.namespace "secret" (printf "nats-%s" $name)
