@@ -1,5 +1,5 @@
 //! The operator's chart: what Helm makes of its values and Kubernetes takes, what it refuses, and what it leaves as it is when it is
-//! installed, upgraded, and changed with kubectl. No pod of it runs here.
+//! installed, upgraded, and changed with kubectl; and an upgrade of the shop. No pod of theirs runs here.
 
 use std::{fs, path::PathBuf};
 
@@ -84,6 +84,9 @@ fn a_wrong_value_is_refused_with_its_name_and_what_to_do() {
         (&[bundled, "--set=nats.bundled.replicas=2"], "/nats/bundled/replicas': value must be one of 1, 3"),
         (&[bundled, "--set=nats.bundled.storage.size=ten"], "/nats/bundled/storage/size"),
         (&[bundled, "--set=resyncInterval=soon"], "/resyncInterval"),
+        (&[bundled, "--set=compareInterval=500ms"], "/compareInterval"),
+        (&[bundled, "--set=figuresInterval=0s"], "/figuresInterval"),
+        (&[bundled, "--set=verifyInstall.timeout=5m1s"], "verifyInstall.timeout: 5m1s is more than 5m"),
         (&[bundled, "--set=nats.url=nats://a:4222"], "nats.url: leave it empty, or"),
         (&[bundled, "--set=nats.credentialsSecret=a"], "nats.credentialsSecret: leave it empty"),
         (
@@ -154,6 +157,30 @@ async fn an_upgrade_keeps_passwords_and_what_did_not_change() {
     assert!(refusal.contains("nats.bundled.replicas: the release has 1, which cannot become 3"), "{refusal}");
     let refusal = install(&control_plane, &["--set=nats.bundled.users.a.namespace=nowhere"]).unwrap_err();
     assert!(refusal.contains("kubectl create namespace nowhere"), "{refusal}");
+}
+
+#[tokio::test]
+async fn an_upgrade_of_the_shop_does_not_undo_what_kubectl_scaled_unless_it_is_told_to() {
+    let control_plane = control_plane().await;
+    install(&control_plane, &[]).unwrap();
+    let upgrade = |more: &[&str]| {
+        let base = ["upgrade", "--install", "shop", "../charts/shop", "--namespace", "shop"];
+        helm(Some(&control_plane), &[&base, more].concat())
+    };
+    let replicas = || {
+        let get = ["get", "eventconsumer", "order-fulfilment", "--namespace=shop"];
+        control_plane.kubectl([&get[..], &["--output=jsonpath={.spec.workload.replicas}"]].concat()).unwrap()
+    };
+    upgrade(&[]).unwrap();
+    let scale = ["scale", "eventconsumer", "order-fulfilment", "--namespace=shop", "--replicas=3"];
+    control_plane.kubectl(scale).unwrap();
+    let refusal = upgrade(&[]).unwrap_err();
+    assert!(refusal.contains(".spec.workload.replicas"), "{refusal}");
+    assert_eq!(replicas(), "3");
+    upgrade(&["--set=orders.replicas=3"]).unwrap();
+    assert_eq!(replicas(), "3");
+    upgrade(&["--set=orders.replicas=2", "--force-conflicts"]).unwrap();
+    assert_eq!(replicas(), "2");
 }
 
 #[tokio::test]
