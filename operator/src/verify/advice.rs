@@ -28,7 +28,7 @@ pub fn of(reason: Option<&str>, namespace: &str) -> String {
         )
     } else if is(Reason::Refused) {
         "change what it says: what was asked for is a stream of at most 64Ki in memory, which takes an account with JetStream and \
-         room in memory, and the operator's user the right to publish to $JS.API.>"
+         room in memory, and the operator's user the NATS permissions that docs/operator.md lists"
             .to_owned()
     } else if is(Reason::Invalid) {
         "the operator does not understand what this version writes: bring both, and the definitions, to the same version".to_owned()
@@ -46,7 +46,7 @@ mod tests {
         for (reason, words) in [
             (Some("NoConnection"), ["add shop to", "defaultConnectionNamespaces"]),
             (Some("Disconnected"), ["nats.url", "nats.credentialsSecret"]),
-            (Some("Refused"), ["in memory", "$JS.API.>"]),
+            (Some("Refused"), ["in memory", "NATS permissions"]),
             (Some("Invalid"), ["the same version", "definitions"]),
             (Some("Failed"), ["docs/conditions.md", "kubectl logs"]),
             (None, ["no operator has looked at it", "looks after namespace shop"]),
