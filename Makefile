@@ -55,11 +55,11 @@ bench-cluster: ## Figures of the demo's cluster, which has to be up: until strea
 	@export JETWRIGHT_CLUSTER=$${JETWRIGHT_CLUSTER:-jetwright-demo} && eval "$$(e2e/cluster/cluster env $$JETWRIGHT_CLUSTER)" && \
 	  $(CARGO) bench --profile dev --locked -p jetwright-e2e --bench cluster
 
-time-cold: ## Seconds that `make test` of the last commit takes where nothing has been downloaded or built
-	@testing/time-make-test cold
+time-cold: ## Seconds that `make demo`, and then `make test`, of the last commit take where nothing has been downloaded or built
+	@testing/time-make cold demo clean-demo test
 
-time-warm: ## Seconds that `make test` takes here
-	@testing/time-make-test warm
+time-warm: ## Seconds that `make demo`, the same again, and `make test` take here
+	@testing/time-make warm demo demo test
 
 clean: ## Remove what Cargo built; the servers for tests stay in the cache, which `testing/programs/provide --cached` names
 	$(CARGO) clean
