@@ -72,6 +72,11 @@ impl Nats {
         await_until(&format!("the stream {name}"), SOON, || self.jetstream.get_stream(name)).await
     }
 
+    /// How many messages a stream has.
+    pub async fn messages(&self, stream: &str) -> u64 {
+        self.stream(stream).await.cached_info().state.messages
+    }
+
     /// Every message of a stream below a subject, in order.
     pub async fn stored(&self, stream: &str, subject: &str) -> Vec<Stored> {
         let found = self.stream(stream).await;
