@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use jetwright_crds::{EventConsumer, EventStream};
-use jetwright_e2e::cluster::{Cluster, HasConditions, LATER, OPERATOR, SHOP, checkout};
+use jetwright_e2e::cluster::{Cluster, HasConditions, LATER, OPERATOR, SHOP, checkout, stream};
 use jetwright_testing::await_until;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{ResourceExt, api::ListParams};
@@ -28,10 +28,7 @@ async fn until_a_stream_is_ready(cluster: &Cluster) {
     let (mut whole, mut kubectl) = (Vec::new(), Vec::new());
     for number in 0..STREAMS {
         let name = format!("bench-{number}");
-        let manifest = format!(
-            "{{apiVersion: jetwright.dev/v1alpha1, kind: EventStream, metadata: {{name: {name}}}, spec: {{profile: Standard, \
-             subjects: [\"{name}.*\"], deletionPolicy: Delete}}}}"
-        );
+        let manifest = stream(&name, "profile: Standard, deletionPolicy: Delete");
         let begun = Instant::now();
         cluster.apply(SHOP, &manifest).await;
         kubectl.push(begun.elapsed());

@@ -169,6 +169,15 @@ impl Drop for OwnNamespace {
     }
 }
 
+/// The manifest of an EventStream with subjects of its own, and with these further fields.
+#[must_use]
+pub fn stream(name: &str, more: &str) -> String {
+    format!(
+        "{{apiVersion: jetwright.dev/v1alpha1, kind: EventStream, metadata: {{name: {name}}}, \
+         spec: {{subjects: [\"{name}.*\"], {more}}}}}"
+    )
+}
+
 /// A path of the checkout, such as `charts/shop`.
 #[must_use]
 pub fn checkout(relative: &str) -> String {

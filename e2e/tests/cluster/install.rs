@@ -1,7 +1,7 @@
 //! The chart as a platform team uses it: tested, upgraded, moved between kubectl and Helm, refused to be removed too early, removed.
 
 use jetwright_crds::EventStream;
-use jetwright_e2e::cluster::{Cluster, LATER, OPERATOR, OwnNamespace, SHOP, SOON, checkout};
+use jetwright_e2e::cluster::{Cluster, LATER, OPERATOR, OwnNamespace, SHOP, SOON, checkout, stream};
 use jetwright_testing::await_until;
 use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::Pod},
@@ -43,13 +43,6 @@ async fn definition(cluster: &Cluster) -> CustomResourceDefinition {
     Api::all(cluster.client()).get("eventstreams.jetwright.dev").await.unwrap()
 }
 
-fn stream(name: &str, deletion_policy: &str) -> String {
-    format!(
-        "{{apiVersion: jetwright.dev/v1alpha1, kind: EventStream, metadata: {{name: {name}}}, spec: {{profile: Standard, \
-         subjects: [\"{name}.*\"], deletionPolicy: {deletion_policy}}}}}"
-    )
-}
-
 #[tokio::test]
 async fn helm_test_passes_and_an_upgrade_keeps_passwords_streams_and_running_services() {
     let cluster = Cluster::connect().await;
@@ -85,7 +78,7 @@ async fn a_release_of_one_namespace_is_installed_beside_and_refuses_to_go_before
     let namespace = cluster.namespace("release").await;
     let at = namespace.name();
     install(&cluster, &namespace).await;
-    cluster.apply(at, &stream("last", "Delete")).await;
+    cluster.apply(at, &stream("last", "profile: Standard, deletionPolicy: Delete")).await;
     cluster.await_condition::<EventStream>((at, "last"), ("Ready", "True"), SOON).await;
 
     let refusal =

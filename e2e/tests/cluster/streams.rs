@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use jetwright_crds::{EventStream, stream::Drift};
-use jetwright_e2e::cluster::{Cluster, SOON};
+use jetwright_e2e::cluster::{Cluster, SOON, stream};
 use jetwright_testing::await_until;
 
-fn stream(name: &str, max_age: &str, deletion_policy: &str) -> String {
-    format!(
-        "{{apiVersion: jetwright.dev/v1alpha1, kind: EventStream, metadata: {{name: {name}}}, spec: {{profile: Standard, \
-         subjects: [\"{name}.*\"], limits: {{maxAge: {max_age}}}, deletionPolicy: {deletion_policy}}}}}"
+fn manifest(name: &str, max_age: &str, deletion_policy: &str) -> String {
+    stream(
+        name,
+        &format!("profile: Standard, limits: {{maxAge: {max_age}}}, deletionPolicy: {deletion_policy}"),
     )
 }
 
@@ -20,12 +20,12 @@ async fn a_stream_follows_its_resource_from_kubectl_apply_to_kubectl_delete() {
     let (at, name) = (namespace.name(), namespace.name().replace("streams", "edited"));
     let nats = cluster.nats(0).await;
 
-    cluster.apply(at, &stream(&name, "1h", "Delete")).await;
+    cluster.apply(at, &manifest(&name, "1h", "Delete")).await;
     cluster.await_condition::<EventStream>((at, &name), ("Ready", "True"), SOON).await;
     let made = nats.stream(&name).await.cached_info().config.clone();
     assert_eq!((made.max_age, made.num_replicas), (Duration::from_hours(1), 3));
 
-    cluster.apply(at, &stream(&name, "2h", "Delete")).await;
+    cluster.apply(at, &manifest(&name, "2h", "Delete")).await;
     cluster.await_condition::<EventStream>((at, &name), ("Ready", "True"), SOON).await;
     assert_eq!(nats.stream(&name).await.cached_info().config.max_age, Duration::from_hours(2));
 
@@ -40,12 +40,12 @@ async fn a_stream_that_is_kept_outlives_its_resource_with_what_is_in_it() {
     let namespace = cluster.namespace("streams").await;
     let (at, name) = (namespace.name(), namespace.name().replace("streams", "kept"));
     let nats = cluster.nats(0).await;
-    cluster.apply(at, &stream(&name, "1h", "Retain")).await;
+    cluster.apply(at, &manifest(&name, "1h", "Retain")).await;
     cluster.await_condition::<EventStream>((at, &name), ("Ready", "True"), SOON).await;
 
     cluster.kubectl(&format!("delete eventstream {name} --namespace {at} --timeout=60s")).await;
     nats.stream(&name).await;
-    cluster.apply(at, &stream(&name, "1h", "Delete")).await;
+    cluster.apply(at, &manifest(&name, "1h", "Delete")).await;
     cluster.await_condition::<EventStream>((at, &name), ("Ready", "True"), SOON).await;
     cluster.kubectl(&format!("delete eventstream {name} --namespace {at} --timeout=60s")).await;
 }
@@ -56,7 +56,7 @@ async fn a_stream_deleted_or_edited_in_nats_is_put_right_and_the_repair_is_told(
     let namespace = cluster.namespace("streams").await;
     let (at, name) = (namespace.name(), namespace.name().replace("streams", "drifting"));
     let nats = cluster.nats(0).await;
-    cluster.apply(at, &stream(&name, "1h", "Delete")).await;
+    cluster.apply(at, &manifest(&name, "1h", "Delete")).await;
     cluster.await_condition::<EventStream>((at, &name), ("Ready", "True"), SOON).await;
 
     let mut edited = nats.stream(&name).await.cached_info().config.clone();

@@ -3,7 +3,7 @@
 use std::{cell::Cell, time::Duration};
 
 use jetwright_crds::EventStream;
-use jetwright_e2e::cluster::{Cluster, LATER, OPERATOR, SHOP};
+use jetwright_e2e::cluster::{Cluster, LATER, OPERATOR, SHOP, stream};
 use jetwright_testing::await_until;
 use k8s_openapi::api::{
     coordination::v1::Lease,
@@ -33,13 +33,6 @@ async fn leader(cluster: &Cluster, other_than: &str) -> String {
     .await
 }
 
-fn stream(name: &str) -> String {
-    format!(
-        "{{apiVersion: jetwright.dev/v1alpha1, kind: EventStream, metadata: {{name: {name}}}, spec: {{profile: Ephemeral, \
-         subjects: [\"{name}.*\"], deletionPolicy: Delete}}}}"
-    )
-}
-
 #[tokio::test]
 async fn when_the_leading_operator_is_killed_the_other_goes_on() {
     let cluster = Cluster::connect().await;
@@ -48,7 +41,9 @@ async fn when_the_leading_operator_is_killed_the_other_goes_on() {
     // Killed, it gives no Lease back; deleted, it does not come back by itself.
     cluster.kill(OPERATOR, &before).await;
     cluster.kubectl(&format!("delete pod {before} --namespace {OPERATOR} --grace-period=0 --force")).await;
-    cluster.apply(namespace.name(), &stream(namespace.name())).await;
+    cluster
+        .apply(namespace.name(), &stream(namespace.name(), "profile: Ephemeral, deletionPolicy: Delete"))
+        .await;
     cluster
         .await_condition::<EventStream>((namespace.name(), namespace.name()), ("Ready", "True"), TAKEN_OVER)
         .await;
