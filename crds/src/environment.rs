@@ -69,6 +69,31 @@ pub struct Binding {
     /// How long a handler may take for one attempt, before it counts as failed.
     #[serde(default = "default_handler_deadline")]
     pub handler_deadline: Duration,
+    /// What is handled in the order in which it was stored; nothing where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordering: Option<Ordering>,
+    /// Where events that cannot be processed are kept; they are given up where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letters: Option<DeadLetters>,
+}
+
+/// Events of one key are handled one after another, in the order in which the stream holds them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ordering {
+    /// Which tokens of a subject are the key, counted from 0.
+    pub key_tokens: Vec<u32>,
+}
+
+/// Where a consumer's dead letters are kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeadLetters {
+    /// What their subjects begin with, as [`crate::dead_letter::prefix`] makes it.
+    pub prefix: String,
+    /// How long each is kept; for ever where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_age: Option<Duration>,
 }
 
 fn default_handler_deadline() -> Duration {
@@ -135,6 +160,8 @@ mod tests {
             max_ack_pending: 1000,
             retry: Retry::default(),
             handler_deadline: *handler_deadline,
+            ordering: None,
+            dead_letters: None,
         };
         let bindings =
             deadlines.iter().enumerate().map(|(number, deadline)| (number.to_string(), binding(deadline)));

@@ -2,6 +2,7 @@
 //!
 //! Without the feature `resources` only the environment contract remains, which is all that a workload needs.
 
+pub mod dead_letter;
 pub mod duration;
 pub mod environment;
 

@@ -98,6 +98,8 @@ fn the_bindings_file_in_the_documentation_is_one() {
         max_ack_pending: 1000,
         retry: Retry::default(),
         handler_deadline: HANDLER_DEADLINE,
+        ordering: None,
+        dead_letters: None,
     };
     assert_eq!(bindings.bindings["order-fulfilment"], usual("orders", "order-fulfilment"));
     assert_eq!(bindings.bindings["order-users"], usual("users", "order-users"));

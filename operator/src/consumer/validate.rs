@@ -151,6 +151,8 @@ pub fn validate(
         max_ack_pending,
         retry,
         handler_deadline,
+        ordering: None,
+        dead_letters: None,
     };
     let config = identity.mark(config);
     Ok(Desired { stream: stream.name.clone(), name, identity: identity.clone(), config, binding })
@@ -228,6 +230,8 @@ pub(super) mod tests {
             max_ack_pending: 1000,
             retry,
             handler_deadline: jetwright_crds::Duration::from_secs(20),
+            ordering: None,
+            dead_letters: None,
         };
         assert_eq!(desired.binding, binding);
         let mut config = serde_json::to_value(desired.config).unwrap();

@@ -165,6 +165,8 @@ pub(super) mod tests {
             max_ack_pending: 256,
             retry: Retry::default(),
             handler_deadline: HANDLER_DEADLINE,
+            ordering: None,
+            dead_letters: None,
         };
         Desired {
             names: Names::of("fulfilment").unwrap(),

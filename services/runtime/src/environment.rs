@@ -137,8 +137,18 @@ fn bindings(path: &Path, handlers: &[&str], problems: &mut Vec<Problem>) -> Bind
 }
 
 fn check(path: &str, binding: &Binding, problems: &mut Vec<Problem>) {
-    let Binding { stream, consumer, ack_wait, max_ack_pending, retry, handler_deadline } = binding;
+    let Binding {
+        stream,
+        consumer,
+        ack_wait,
+        max_ack_pending,
+        retry,
+        handler_deadline,
+        ordering,
+        dead_letters,
+    } = binding;
     let backoff = retry.backoff;
+    let dead_letters = dead_letters.as_ref().map_or("none", |dead_letters| &dead_letters.prefix);
     let rules = [
         (
             "stream",
@@ -168,6 +178,18 @@ fn check(path: &str, binding: &Binding, problems: &mut Vec<Problem>) {
             !backoff.initial.0.is_zero() && backoff.initial <= backoff.max,
             format!("found {}", backoff.initial),
             "expected more than nothing and no more than retry.backoff.max",
+        ),
+        (
+            "ordering.keyTokens",
+            ordering.as_ref().is_none_or(|ordering| !ordering.key_tokens.is_empty()),
+            "found none".to_owned(),
+            "expected the positions, from 0, of the tokens of a subject that are the key",
+        ),
+        (
+            "deadLetters.prefix",
+            dead_letters.split('.').all(is_name),
+            format!("found {dead_letters:?}"),
+            "expected the beginning of a subject, without * and >",
         ),
     ];
     for (field, holds, found, expected) in rules {
@@ -262,6 +284,8 @@ mod tests {
                     max_ack_pending: 256,
                     retry: Retry::default(),
                     handler_deadline: Duration::from_secs(90),
+                    ordering: None,
+                    dead_letters: None,
                 },
             )]
             .into(),

@@ -91,6 +91,8 @@ impl Shop {
                 backoff: Backoff { initial: Text::from_millis(50), factor: 2, max: Text::from_secs(1) },
             },
             handler_deadline: HANDLER_DEADLINE,
+            ordering: None,
+            dead_letters: None,
         };
         let bindings = [("order-users", "users"), ("order-fulfilment", "orders")];
         Bindings { bindings: bindings.map(|(name, stream)| (name.to_owned(), binding(stream, name))).into() }

@@ -197,6 +197,8 @@ impl Bench {
             max_ack_pending: 16,
             retry: Retry { max_attempts: 3, backoff },
             handler_deadline: HANDLER_DEADLINE,
+            ordering: None,
+            dead_letters: None,
         };
         Bindings { bindings: [("numbers".to_owned(), binding)].into() }
     }
