@@ -4,12 +4,10 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::Context;
 use opentelemetry::global::get_text_map_propagator;
 use opentelemetry::propagation::{Extractor, Injector};
-use tracing::Span;
-use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-/// Writes the current span's context into the headers of an outgoing request.
+/// Writes the context of the work that goes on into the headers of an outgoing request.
 pub fn inject(headers: &mut HeaderMap) {
-    let context = Span::current().context();
+    let context = Context::current();
     get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut Outgoing(headers)));
 }
 

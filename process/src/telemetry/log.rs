@@ -16,7 +16,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
-use super::{problem, variable};
+use super::{problem, unrecorded, variable};
 use crate::configuration::Problem;
 
 /// The client of NATS logs each of its events, and each attempt to connect that fails, which the programs tell in their own
@@ -128,8 +128,14 @@ where
             renamed,
         );
     layer.add_multiple_dynamic_fields(move |event, context, writer| {
-        let Some(span) = span_context(event, context, &dispatch) else { return };
-        // Writing two strings into a string does not fail.
+        // Writing into a string does not fail.
+        if context.event_span(event).is_none()
+            && let Some(fields) = unrecorded::fields()
+        {
+            let _ = writer.write_field("span", fields);
+        }
+        let span = span_context(event, context, &dispatch).or_else(unrecorded::span_context);
+        let Some(span) = span else { return };
         let _ = writer.write_field("trace_id", span.trace_id().to_string());
         let _ = writer.write_field("span_id", span.span_id().to_string());
     });
@@ -164,11 +170,12 @@ pub(crate) mod tests {
     use std::io;
     use std::sync::{LazyLock, Mutex};
 
-    use opentelemetry::trace::TracerProvider;
+    use opentelemetry::trace::{SpanId, TraceFlags, TraceId, TraceState, TracerProvider};
     use opentelemetry_sdk::trace::SdkTracerProvider;
     use serde_json::Value;
     use tracing::subscriber::{DefaultGuard, Interest, set_default};
 
+    use super::super::unrecorded::Work;
     use super::*;
 
     /// Keeps lines from being switched off for good. Whether anybody wants a line is found out when it is first reached, by
@@ -245,6 +252,38 @@ pub(crate) mod tests {
         assert_eq!(lines[1]["target"], module_path!());
         assert!(lines[1]["time"].as_str().unwrap().ends_with('Z'));
         assert_eq!(lines[1]["span"], serde_json::json!({"name": "inner", "user": "u-1", "order": 7}));
+    }
+
+    struct Mails;
+
+    impl Work for Mails {
+        fn fields(&self) -> serde_json::Map<String, Value> {
+            serde_json::Map::from_iter([
+                ("name".to_owned(), "handle".into()),
+                ("sequence".to_owned(), 7.into()),
+            ])
+        }
+    }
+
+    #[test]
+    fn a_line_within_work_of_which_no_span_is_made_says_the_same_and_spans_within_belong_to_its_trace() {
+        let output = Output::default();
+        let _guard = output.subscribe();
+        let (trace, span) = (TraceId::from(7_u128), SpanId::from(9_u64));
+        let parent = SpanContext::new(trace, span, TraceFlags::default(), true, TraceState::default());
+        let attached = unrecorded::unrecorded(parent, Arc::new(Mails)).attach();
+        tracing::info!("one");
+        tracing::info_span!("inner").in_scope(|| tracing::info!("two"));
+        drop(attached);
+        tracing::info!("three");
+        let lines = output.lines();
+        let expected = serde_json::json!({"name": "handle", "sequence": 7});
+        assert_eq!((&lines[0]["span"], &lines[0]["span_id"]), (&expected, &span.to_string().into()));
+        assert_eq!(lines[1]["span"]["name"], "inner");
+        for line in &lines[..2] {
+            assert_eq!(line["trace_id"], trace.to_string());
+        }
+        assert_eq!(lines[2].get("trace_id").or(lines[2].get("span")), None);
     }
 
     #[test]

@@ -12,6 +12,7 @@
 
 mod export;
 pub(crate) mod log;
+mod unrecorded;
 
 use std::env;
 use std::io;
@@ -25,6 +26,7 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 
 use crate::configuration::{Problem, Problems};
 use log::Log;
+pub use unrecorded::{Work, records, unrecorded};
 
 /// How long [`Telemetry::shutdown`] waits for the collector.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -58,6 +60,7 @@ impl Telemetry {
         let exporter = export::from_env(&mut problems);
         Problems::check(problems)?;
 
+        unrecorded::set_records(exporter.is_some());
         let mut builder = SdkTracerProvider::builder().with_resource(resource(service_name));
         if let Some(exporter) = exporter {
             builder = builder.with_batch_exporter(exporter);

@@ -87,15 +87,30 @@ impl From<crate::Error> for Failure {
     }
 }
 
-/// How much of one handler runs at once. How long one attempt may take is the binding's: `spec.handlerDeadline` of the EventConsumer.
+/// How a handler's events are taken and settled. How long one attempt may take is the binding's: `spec.handlerDeadline` of the
+/// EventConsumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Events in the hands of this process at once; never more than the consumer's `maxAckPending`.
+    /// Events that are handled at once by this process. It takes no more from JetStream than that, or where the binding keeps order,
+    /// 16 times as many, which wait for those of their key; and never more than the consumer's `maxAckPending`.
     pub concurrency: u32,
+    /// What is waited for once an event is handled.
+    pub acknowledge: Acknowledge,
+}
+
+/// When an event that was handled counts as acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// When JetStream confirms it. An acknowledgement that was lost is sent again.
+    #[default]
+    Confirmed,
+    /// When it is sent. One that is lost has the event delivered and handled again after `ackWait`: for handlers to which that
+    /// matters less than speed. What was not handled is settled with confirmation all the same.
+    Sent,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { concurrency: 64 }
+        Self { concurrency: 64, acknowledge: Acknowledge::default() }
     }
 }

@@ -51,13 +51,14 @@ mod metrics;
 mod problem;
 mod publish;
 mod read;
+mod requests;
 mod service;
 mod trace;
 
 pub use environment::Environment;
 pub use error::{Error, ErrorKind};
 pub use event::{CONTENT_TYPE, EVENT_TYPE, Event, PROTOBUF, Undecodable, decode};
-pub use handler::{Failure, Handler, Limits};
+pub use handler::{Acknowledge, Failure, Handler, Limits};
 pub use key_value::{Entry, KeyValue};
 pub use metadata::Metadata;
 pub use publish::{Expected, PublishOptions, Published, Publisher};

@@ -1,6 +1,10 @@
 //! What is known of an event beside its content. No I/O.
 
+use std::sync::Arc;
+
+use jetwright_process::telemetry::Work;
 use jiff::Timestamp;
+use serde_json::{Map, Value};
 
 /// Where an event comes from and how often it was delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -8,15 +12,23 @@ pub struct Metadata {
     /// Subject under which the event is stored.
     pub subject: String,
     /// JetStream stream that holds it.
-    pub stream: String,
+    pub stream: Arc<str>,
     /// JetStream consumer that delivered it.
-    pub consumer: String,
+    pub consumer: Arc<str>,
     /// Its sequence in the stream.
     pub sequence: u64,
     /// When JetStream stored it.
     pub time: Timestamp,
-    /// How often it was delivered by now; 1 the first time.
+    /// Which attempt it is, from 1: how often it was delivered by now, or where the binding keeps order, how often it was tried
+    /// since it was delivered.
     pub attempt: u32,
+}
+
+/// The stream and the consumer whose deliveries are read.
+#[derive(Clone, Debug)]
+pub(crate) struct Origin {
+    pub(crate) stream: Arc<str>,
+    pub(crate) consumer: Arc<str>,
 }
 
 impl Metadata {
@@ -31,18 +43,26 @@ impl Metadata {
     /// Reads the reply subject of a delivery: `$JS.ACK.<domain>.<account>.<stream>.<consumer>.<delivered>.<stream
     /// sequence>.<consumer sequence>.<nanoseconds>.<pending>[.<token>]`, or the older form without domain and account
     /// (NATS ADR-15).
-    pub(crate) fn parse(subject: &str, reply: &str) -> Option<Self> {
-        let tokens: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
-        let tail = match tokens.len() {
-            7 => &tokens[..],
-            9.. => &tokens[2..],
+    pub(crate) fn parse(origin: &Origin, subject: &str, reply: &str) -> Option<Self> {
+        let mut tokens = [""; LONGEST_REPLY];
+        let mut count = 0;
+        for (place, token) in tokens.iter_mut().zip(reply.strip_prefix("$JS.ACK.")?.split('.')) {
+            (*place, count) = (token, count + 1);
+        }
+        let tail = match count {
+            7 => &tokens[..7],
+            9.. => &tokens[2..count],
             _ => return None,
         };
         let [stream, consumer, delivered, sequence, _, nanoseconds, ..] = tail else { return None };
+        if **stream != *origin.stream || **consumer != *origin.consumer {
+            return None;
+        }
+        let Origin { stream, consumer } = origin.clone();
         Some(Self {
             subject: subject.to_owned(),
-            stream: (*stream).to_owned(),
-            consumer: (*consumer).to_owned(),
+            stream,
+            consumer,
             sequence: sequence.parse().ok()?,
             time: Timestamp::from_nanosecond(nanoseconds.parse().ok()?).ok()?,
             attempt: delivered.parse::<u64>().ok()?.try_into().unwrap_or(u32::MAX),
@@ -50,15 +70,37 @@ impl Metadata {
     }
 }
 
+/// Most tokens of a reply subject after its beginning that are looked at (NATS ADR-15 has ten, and leaves room for more).
+const LONGEST_REPLY: usize = 12;
+
+impl Work for Metadata {
+    fn fields(&self) -> Map<String, Value> {
+        let Self { subject, stream, consumer, sequence, attempt, .. } = self;
+        let field = |name: &str, value: Value| (name.to_owned(), value);
+        Map::from_iter([
+            field("name", "handle".into()),
+            field("stream", (**stream).into()),
+            field("consumer", (**consumer).into()),
+            field("sequence", (*sequence).into()),
+            field("attempt", (*attempt).into()),
+            field("messaging.destination.name", subject.as_str().into()),
+        ])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn origin() -> Origin {
+        Origin { stream: "orders".into(), consumer: "fulfilment".into() }
+    }
+
     fn third_delivery() -> Metadata {
         Metadata {
             subject: "orders.42.placed".to_owned(),
-            stream: "orders".to_owned(),
-            consumer: "fulfilment".to_owned(),
+            stream: "orders".into(),
+            consumer: "fulfilment".into(),
             sequence: 7,
             time: "2026-11-21T09:00:00.000000001Z".parse().unwrap(),
             attempt: 3,
@@ -72,14 +114,24 @@ mod tests {
             "$JS.ACK._.hash.orders.fulfilment.3.7.9.1795251600000000001.0",
             "$JS.ACK.hub.hash.orders.fulfilment.3.7.9.1795251600000000001.0.token",
         ] {
-            assert_eq!(Metadata::parse("orders.42.placed", reply), Some(third_delivery()), "{reply}");
+            assert_eq!(
+                Metadata::parse(&origin(), "orders.42.placed", reply),
+                Some(third_delivery()),
+                "{reply}"
+            );
         }
     }
 
     #[test]
     fn what_is_no_delivery_is_not_taken_for_one() {
-        for reply in ["", "_INBOX.1.2", "$JS.ACK.orders.fulfilment.3.7", "$JS.ACK.a.b.x.7.9.1.0"] {
-            assert_eq!(Metadata::parse("orders.42.placed", reply), None, "{reply}");
+        for reply in [
+            "",
+            "_INBOX.1.2",
+            "$JS.ACK.orders.fulfilment.3.7",
+            "$JS.ACK.a.b.x.7.9.1.0",
+            "$JS.ACK.orders.other.3.7.9.1795251600000000001.0",
+        ] {
+            assert_eq!(Metadata::parse(&origin(), "orders.42.placed", reply), None, "{reply}");
         }
     }
 

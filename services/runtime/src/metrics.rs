@@ -25,6 +25,7 @@ struct Families {
     duration: Family<Binding, Histogram>,
     in_flight: Family<Binding, Gauge>,
     unconfirmed: Family<Binding, Counter>,
+    dead_letters: Family<Buried, Counter>,
     publishes: Family<Publish, Counter>,
     connected: Gauge,
     connections: Counter,
@@ -39,6 +40,12 @@ struct Binding {
 struct Handled {
     binding: &'static str,
     outcome: HandledOutcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Buried {
+    binding: &'static str,
+    reason: &'static str,
 }
 
 /// How one delivery ended.
@@ -72,6 +79,7 @@ struct Publish {
 pub(crate) enum WriteKind {
     Event,
     State,
+    DeadLetter,
 }
 
 impl EncodeLabelValue for WriteKind {
@@ -79,18 +87,20 @@ impl EncodeLabelValue for WriteKind {
         let word = match self {
             Self::Event => "event",
             Self::State => "state",
+            Self::DeadLetter => "dead-letter",
         };
         EncodeLabelValue::encode(&word, encoder)
     }
 }
 
-/// The metrics of one handler.
+/// The metrics of one handler. Those that count with every event are looked up once.
 #[derive(Clone, Debug)]
 pub(crate) struct HandlerMetrics {
     all: Metrics,
     binding: &'static str,
     duration: Histogram,
     in_flight: Gauge,
+    done: Counter,
 }
 
 /// Counts an attempt as in flight while it lives.
@@ -112,6 +122,7 @@ impl Metrics {
             duration: Family::new_with_constructor(buckets),
             in_flight: Family::default(),
             unconfirmed: Family::default(),
+            dead_letters: Family::default(),
             publishes: Family::default(),
             connected: Gauge::default(),
             connections: Counter::default(),
@@ -128,6 +139,8 @@ impl Metrics {
             "Settlements that JetStream did not confirm",
             unconfirmed,
         );
+        let dead_letters = families.dead_letters.clone();
+        registry.register("dead_letters", "Events that were kept as dead letters", dead_letters);
         registry.register(
             "publishes",
             "Writes of events and of state by how they ended",
@@ -161,7 +174,9 @@ impl Metrics {
         let label = Binding { binding };
         let duration = self.0.duration.get_or_create(&label).clone();
         let in_flight = self.0.in_flight.get_or_create(&label).clone();
-        HandlerMetrics { all: self.clone(), binding, duration, in_flight }
+        let done = Handled { binding, outcome: HandledOutcome::Done };
+        let done = self.0.handled.get_or_create(&done).clone();
+        HandlerMetrics { all: self.clone(), binding, duration, in_flight, done }
     }
 }
 
@@ -176,8 +191,18 @@ impl HandlerMetrics {
     }
 
     pub(crate) fn handled(&self, outcome: HandledOutcome) {
-        let Self { all, binding, .. } = self;
+        let Self { all, binding, done, .. } = self;
+        if outcome == HandledOutcome::Done {
+            done.inc();
+            return;
+        }
         all.0.handled.get_or_create(&Handled { binding, outcome }).inc();
+    }
+
+    /// Counts a dead letter that is kept.
+    pub(crate) fn kept(&self, reason: crate::consume::Reason) {
+        let Self { all, binding, .. } = self;
+        all.0.dead_letters.get_or_create(&Buried { binding, reason: reason.as_str() }).inc();
     }
 
     pub(crate) fn unconfirmed(&self) {

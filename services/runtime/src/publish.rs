@@ -110,8 +110,8 @@ impl Publisher {
     where
         E: Message + Name,
     {
-        let span = trace::publish_span(subject, E::NAME);
-        let headers = headers(&span, &E::full_name(), options);
+        let mut headers = headers(&E::full_name(), options);
+        let span = trace::of_publish(subject, E::NAME, &mut headers);
         let write = Write { kind: WriteKind::Event, subject: subject.to_owned(), headers };
         let append = self.append(write, event.encode_to_vec().into());
         async {
@@ -146,7 +146,7 @@ pub(crate) fn own_message_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-fn headers(span: &Span, event_type: &str, options: PublishOptions) -> HeaderMap {
+fn headers(event_type: &str, options: PublishOptions) -> HeaderMap {
     let PublishOptions { message_id, expected } = options;
     let mut headers = HeaderMap::new();
     headers.insert(EVENT_TYPE, event_type);
@@ -156,6 +156,5 @@ fn headers(span: &Span, event_type: &str, options: PublishOptions) -> HeaderMap 
         headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(last_sequence));
         headers.insert(EXPECTED_SUBJECT, filter_subject.as_str());
     }
-    trace::inject(span, &mut headers);
     headers
 }

@@ -126,6 +126,7 @@ impl Service {
             binding: binding.clone(),
             limits,
             connection: self.connection.clone(),
+            publisher: self.publisher.clone(),
             metrics: self.metrics.handler(H::BINDING),
             gate: self.health.gate(&format!("consumer {}", H::BINDING), "not found yet"),
         };

@@ -1,15 +1,17 @@
 //! The trace that an event is part of: into and out of headers (W3C Trace Context), and the spans of publishing and
 //! handling with OpenTelemetry's attributes for messaging.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use async_nats::HeaderMap;
+use jetwright_process::telemetry::{records, unrecorded};
 use opentelemetry::{
     Context,
     propagation::{Extractor, Injector, TextMapPropagator},
+    trace::{FutureExt, SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState},
 };
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use tracing::{Span, field::Empty};
+use tracing::{Instrument, Span, field::Empty};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::Metadata;
@@ -40,13 +42,71 @@ impl Injector for HeadersMut<'_> {
     }
 }
 
-/// Writes the span's context into a message's headers; nothing where there is no trace.
-pub(crate) fn inject(span: &Span, headers: &mut HeaderMap) {
-    W3C.inject_context(&span.context(), &mut HeadersMut(headers));
+/// The trace that an attempt is part of.
+pub(crate) enum Trace {
+    /// With a span of its own.
+    Recorded(Span),
+    /// Without one, since nobody would record it.
+    Unrecorded(Context),
 }
 
-/// The span of publishing one event.
-pub(crate) fn publish_span(subject: &str, event_type: &str) -> Span {
+/// The trace of one attempt at an event: that which the event's headers name, or a new one.
+pub(crate) fn of_attempt(binding: &str, metadata: &Arc<Metadata>, headers: Option<&HeaderMap>) -> Trace {
+    let context = headers.map(|headers| W3C.extract_with_context(&Context::new(), &Headers(headers)));
+    let parent = context.as_ref().map(|context| context.span().span_context().clone());
+    match parent.filter(SpanContext::is_valid) {
+        Some(parent) if !records() || !parent.is_sampled() => {
+            Trace::Unrecorded(unrecorded(parent, Arc::clone(metadata) as _))
+        }
+        None if !records() => Trace::Unrecorded(unrecorded(new_trace(), Arc::clone(metadata) as _)),
+        _ => {
+            let span = attempt_span(binding, metadata);
+            // Refused only where nothing that knows of traces is installed, and then there is nothing to continue.
+            let _ = span.set_parent(context.unwrap_or_default());
+            Trace::Recorded(span)
+        }
+    }
+}
+
+impl Trace {
+    /// Does something as a part of the trace.
+    pub(crate) async fn around<T>(self, work: impl Future<Output = T>) -> T {
+        match self {
+            Self::Recorded(span) => work.instrument(span).await,
+            Self::Unrecorded(context) => work.with_context(context).await,
+        }
+    }
+}
+
+/// A trace that nobody records: it joins what is logged.
+fn new_trace() -> SpanContext {
+    let (trace, span) = (TraceId::from(rand::random::<u128>()), SpanId::from(rand::random::<u64>()));
+    SpanContext::new(trace, span, TraceFlags::default(), false, TraceState::default())
+}
+
+/// Writes the context of what goes on into a message's headers; nothing where there is no trace.
+pub(crate) fn inject_current(headers: &mut HeaderMap) {
+    Context::map_current(|context| W3C.inject_context(context, &mut HeadersMut(headers)));
+}
+
+/// The span of publishing one event, and what is to be written into its headers; no span where nobody would record it.
+pub(crate) fn of_publish(subject: &str, event_type: &str, headers: &mut HeaderMap) -> Span {
+    let current = Context::map_current(|context| context.span().span_context().clone());
+    if records() && (current.is_sampled() || !current.is_valid()) {
+        let span = publish_span(subject, event_type);
+        W3C.inject_context(&span.context(), &mut HeadersMut(headers));
+        return span;
+    }
+    if current.is_valid() {
+        inject_current(headers);
+    } else {
+        let context = Context::new().with_remote_span_context(new_trace());
+        W3C.inject_context(&context, &mut HeadersMut(headers));
+    }
+    Span::none()
+}
+
+fn publish_span(subject: &str, event_type: &str) -> Span {
     tracing::info_span!(
         "publish",
         otel.name = format!("publish {event_type}"),
@@ -60,9 +120,9 @@ pub(crate) fn publish_span(subject: &str, event_type: &str) -> Span {
     )
 }
 
-/// The span of one attempt at an event, within the trace that the event's headers name.
-pub(crate) fn attempt_span(binding: &str, metadata: &Metadata, headers: Option<&HeaderMap>) -> Span {
-    let span = tracing::info_span!(
+fn attempt_span(binding: &str, metadata: &Metadata) -> Span {
+    let Metadata { subject, stream, consumer, sequence, attempt, .. } = metadata;
+    tracing::info_span!(
         "handle",
         otel.name = format!("process {binding}"),
         otel.kind = "consumer",
@@ -71,19 +131,13 @@ pub(crate) fn attempt_span(binding: &str, metadata: &Metadata, headers: Option<&
         messaging.system = "nats",
         messaging.operation.name = "process",
         messaging.operation.type = "process",
-        messaging.destination.name = metadata.subject,
-        messaging.destination.subscription.name = metadata.consumer,
-        messaging.message.id = format!("{}/{}", metadata.stream, metadata.sequence),
-        stream = metadata.stream,
-        sequence = metadata.sequence,
-        attempt = metadata.attempt,
-    );
-    if let Some(headers) = headers {
-        let context = W3C.extract_with_context(&Context::new(), &Headers(headers));
-        // Refused only where nothing that knows of traces is installed, and then there is nothing to continue.
-        let _ = span.set_parent(context);
-    }
-    span
+        messaging.destination.name = subject,
+        messaging.destination.subscription.name = &**consumer,
+        messaging.message.id = format!("{stream}/{sequence}"),
+        stream = &**stream,
+        sequence,
+        attempt,
+    )
 }
 
 /// Marks the span as failed.

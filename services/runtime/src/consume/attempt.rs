@@ -1,92 +1,113 @@
-//! One attempt at one delivery: decode, handle within the limits, decide, settle, and tell what happened.
+//! What is done with one delivery: attempts within the limits, a decision after each, a dead letter where it is given up. Says how
+//! the delivery is to be settled, and tells JetStream nothing itself.
 
 use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use async_nats::Message;
+use async_nats::HeaderMap;
+use bytes::Bytes;
 use futures::FutureExt;
-use tokio::time::{Instant, interval_at, timeout};
-use tracing::{Instrument, Span};
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::Span;
 
 use super::{
     Consumption,
-    find::Incarnation,
-    settle::{Outcome, Settlement, exhausted, settle},
-    settlement::{self, Delivery},
+    acknowledge::Settlement,
+    dead_letter::{Original, Verdict, keep},
+    settle::{Decision, Outcome, Reason, exhausted, settle},
 };
 use crate::{Event, Handler, Metadata, Undecodable, event::EVENT_TYPE, metrics::HandledOutcome, trace};
 
-/// Handles one delivery, whatever it is.
-pub(super) async fn attempt<H: Handler>(
-    consumption: Arc<Consumption<H>>,
-    message: Message,
-    incarnation: Incarnation,
-) {
-    let Some((metadata, reply)) = message
-        .reply
-        .as_ref()
-        .and_then(|reply| Some((Metadata::parse(&message.subject, reply)?, reply.to_string())))
-    else {
-        tracing::error!(binding = H::BINDING, subject = %message.subject, "not a delivery of JetStream; ignored");
-        return;
-    };
-    let begun = Instant::now();
-    let delivery = Delivery { reply, incarnation };
-    let span = trace::attempt_span(H::BINDING, &metadata, message.headers.as_ref());
-    async {
-        let _in_flight = consumption.metrics.begin();
-        let outcome = handle(&consumption, message, &metadata, &delivery).await;
-        let decision = settle(outcome, metadata.attempt, &consumption.binding.retry, rand::random());
-        tell(&consumption, &decision, begun.elapsed());
-        settlement::confirm(&consumption, &delivery, &decision).await;
-    }
-    .instrument(span)
-    .await;
+/// What a termination tells whoever listens for it: the event is kept elsewhere.
+const DEAD_LETTERED: &str = "dead-lettered";
+
+/// An event as it was delivered.
+#[derive(Debug)]
+pub(super) struct Delivery {
+    pub(super) metadata: Arc<Metadata>,
+    pub(super) headers: Option<HeaderMap>,
+    pub(super) payload: Bytes,
+    /// Attempts begin anew with every delivery, and go on here until they are used up.
+    pub(super) in_place: bool,
+    pub(super) arrived: Timestamp,
 }
 
-async fn handle<H: Handler>(
-    consumption: &Consumption<H>,
-    message: Message,
-    metadata: &Metadata,
-    delivery: &Delivery,
-) -> Outcome {
-    if exhausted(metadata.attempt, &consumption.binding.retry) {
-        return Outcome::Exhausted;
+/// Tries until there is something to tell JetStream.
+pub(super) async fn process<H: Handler>(
+    consumption: Arc<Consumption<H>>,
+    mut delivery: Delivery,
+) -> Settlement {
+    let _in_flight = consumption.metrics.begin();
+    let mut outcome = delivered_too_often(&consumption, &mut delivery);
+    loop {
+        let trace = trace::of_attempt(H::BINDING, &delivery.metadata, delivery.headers.as_ref());
+        let settlement = trace.around(try_once(&consumption, &delivery, outcome.take())).await;
+        match settlement {
+            Settlement::Nak { after } if delivery.in_place => sleep(after).await,
+            settlement => return settlement,
+        }
+        let attempt = delivery.metadata.attempt + 1;
+        delivery.metadata = Arc::new(Metadata { attempt, ..(*delivery.metadata).clone() });
     }
-    let event = match decode::<H::Event>(message) {
+}
+
+/// Deliveries that never came to a decision, as where the process died each time, count whatever the attempts do.
+fn delivered_too_often<H>(consumption: &Consumption<H>, delivery: &mut Delivery) -> Option<Outcome> {
+    if exhausted(delivery.metadata.attempt, &consumption.binding.retry) {
+        return Some(Outcome::Exhausted);
+    }
+    if delivery.in_place && delivery.metadata.attempt > 1 {
+        delivery.metadata = Arc::new(Metadata { attempt: 1, ..(*delivery.metadata).clone() });
+    }
+    None
+}
+
+/// One attempt, unless it is known already what comes of it.
+async fn try_once<H: Handler>(
+    consumption: &Consumption<H>,
+    delivery: &Delivery,
+    known: Option<Outcome>,
+) -> Settlement {
+    let begun = Instant::now();
+    let outcome = match known {
+        Some(outcome) => outcome,
+        None => handle(consumption, delivery, begun).await,
+    };
+    let retry = &consumption.binding.retry;
+    let decision = match outcome {
+        Outcome::Done => Decision::Done,
+        outcome => settle(outcome, delivery.metadata.attempt, retry, rand::random()),
+    };
+    tell(consumption, &delivery.metadata, &decision, begun);
+    match decision {
+        Decision::Done => Settlement::Ack,
+        Decision::Retry { after, .. } => Settlement::Nak { after },
+        Decision::Bury { reason, error } => bury(consumption, delivery, reason, error).await,
+    }
+}
+
+async fn handle<H: Handler>(consumption: &Consumption<H>, delivery: &Delivery, begun: Instant) -> Outcome {
+    let event = match decode::<H::Event>(delivery) {
         Ok(event) => event,
         Err(why) => return Outcome::Undecodable(why),
     };
-    let begun = Instant::now();
     let deadline = consumption.binding.handler_deadline.0;
     // Called within the caught future, so that a panic before its first await is caught as well.
-    let handling =
-        AssertUnwindSafe(async { consumption.handler.handle(event, metadata).await }).catch_unwind();
-    let outcome = tokio::select! {
-        ended = timeout(deadline, handling) => match ended {
-            Err(_) => Outcome::TimedOut(deadline),
-            Ok(Err(panic)) => Outcome::Panicked(panic_message(panic.as_ref())),
-            Ok(Ok(Ok(()))) => Outcome::Done,
-            Ok(Ok(Err(failure))) => Outcome::Failed(failure),
-        },
-        never = keep_alive(consumption, delivery) => match never {},
+    let handling = AssertUnwindSafe(async { consumption.handler.handle(event, &delivery.metadata).await })
+        .catch_unwind();
+    let outcome = match timeout(deadline, handling).await {
+        Err(_) => Outcome::TimedOut(deadline),
+        Ok(Err(panic)) => Outcome::Panicked(panic_message(panic.as_ref())),
+        Ok(Ok(Ok(()))) => Outcome::Done,
+        Ok(Ok(Err(failure))) => Outcome::Failed(failure),
     };
     consumption.metrics.took(begun.elapsed());
     outcome
 }
 
-fn decode<E: Event>(message: Message) -> Result<E, Undecodable> {
-    let event_type = message.headers.as_ref().and_then(|headers| headers.get(EVENT_TYPE));
-    E::decode(event_type.ok_or_else(Undecodable::missing_type)?.as_str(), message.payload)
-}
-
-/// Tells JetStream every half of ackWait that the event is still being handled, so that nobody else is given it.
-async fn keep_alive<H>(consumption: &Consumption<H>, delivery: &Delivery) -> std::convert::Infallible {
-    let half = (consumption.binding.ack_wait.0 / 2).max(Duration::from_millis(1));
-    let mut ticks = interval_at(Instant::now() + half, half);
-    loop {
-        ticks.tick().await;
-        settlement::in_progress(consumption, delivery).await;
-    }
+fn decode<E: Event>(delivery: &Delivery) -> Result<E, Undecodable> {
+    let event_type = delivery.headers.as_ref().and_then(|headers| headers.get(EVENT_TYPE));
+    E::decode(event_type.ok_or_else(Undecodable::missing_type)?.as_str(), delivery.payload.clone())
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {
@@ -94,23 +115,59 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
 }
 
-/// Counts and logs the decision. The span's fields name the event.
-fn tell<H: Handler>(consumption: &Consumption<H>, decision: &Settlement, took: Duration) {
+/// Gives an event up: keeps it first, where that is wanted. While it cannot be kept it is not given up.
+async fn bury<H: Handler>(
+    consumption: &Consumption<H>,
+    delivery: &Delivery,
+    reason: Reason,
+    error: String,
+) -> Settlement {
+    let Some(dead_letters) = &consumption.binding.dead_letters else {
+        return Settlement::Term { reason: reason.as_str() };
+    };
+    let Delivery { metadata, headers, payload, in_place, arrived } = delivery;
+    let first_delivered = (*in_place || metadata.attempt == 1).then_some(*arrived);
+    let verdict = Verdict { reason, error, first_delivered, failed_at: Timestamp::now() };
+    let original = Original { metadata, headers: headers.as_ref(), payload };
+    loop {
+        match keep(&consumption.publisher, dead_letters, original, &verdict).await {
+            Ok(()) => break,
+            Err(error) => {
+                let after = consumption.binding.retry.backoff.max.0;
+                tracing::error!(binding = H::BINDING, %error, ?after, "a dead letter cannot be kept; tried again");
+                if !in_place {
+                    return Settlement::Nak { after };
+                }
+                sleep(after).await;
+            }
+        }
+    }
+    consumption.metrics.kept(reason);
+    Settlement::Term { reason: DEAD_LETTERED }
+}
+
+/// Counts and logs the decision.
+fn tell<H: Handler>(consumption: &Consumption<H>, metadata: &Metadata, decision: &Decision, begun: Instant) {
+    let (binding, attempt) = (H::BINDING, metadata.attempt);
     let outcome = match decision {
-        Settlement::Ack => {
-            tracing::debug!(binding = H::BINDING, took_ms = took.as_secs_f64() * 1e3, "handled");
+        Decision::Done => {
+            tracing::debug!(binding, took_ms = milliseconds(begun.elapsed()), "handled");
             HandledOutcome::Done
         }
-        Settlement::Retry { after, error } => {
+        Decision::Retry { after, error } => {
             trace::failed(&Span::current(), error);
-            tracing::warn!(?after, error, "to be tried again");
+            tracing::warn!(binding, attempt, ?after, error, "to be tried again");
             HandledOutcome::Retried
         }
-        Settlement::Bury { reason, error } => {
+        Decision::Bury { reason, error } => {
             trace::failed(&Span::current(), error);
-            tracing::error!(reason = reason.as_str(), error, "given up");
+            tracing::error!(binding, attempt, reason = reason.as_str(), error, "given up");
             HandledOutcome::Buried(*reason)
         }
     };
     consumption.metrics.handled(outcome);
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
 }

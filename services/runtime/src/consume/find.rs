@@ -1,12 +1,9 @@
 //! Waits until the consumer is there, and learns which one it is. Asks JetStream; never gives up.
 
-use std::time::Duration;
+use std::{sync::PoisonError, time::Duration};
 
 use serde::Deserialize;
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
 use super::Consumption;
 use crate::{
@@ -16,35 +13,6 @@ use crate::{
 
 /// How long one question may take.
 const BOUND: Duration = Duration::from_secs(5);
-
-/// Which consumer of the name it is: that of one making, told by the time at which JetStream says it was made.
-#[derive(Clone, Debug)]
-pub(super) struct Incarnation {
-    made: Option<String>,
-    newest: watch::Receiver<Option<String>>,
-}
-
-impl Incarnation {
-    /// The one that was found last.
-    pub(super) fn newest<H>(consumption: &Consumption<H>) -> Self {
-        let newest = consumption.incarnation.subscribe();
-        let made = newest.borrow().clone();
-        Self { made, newest }
-    }
-
-    /// Whether another one was found since.
-    pub(super) fn is_replaced(&self) -> bool {
-        *self.newest.borrow() != self.made
-    }
-
-    /// Returns when another one was found.
-    pub(super) async fn replaced(&mut self) {
-        let Self { made, newest } = self;
-        if newest.wait_for(|newest| newest != made).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    }
-}
 
 /// What JetStream says of a consumer.
 #[derive(Deserialize)]
@@ -58,12 +26,7 @@ pub(super) async fn find<H: Handler>(consumption: &Consumption<H>) {
     for attempt in 1.. {
         let why = match ask(consumption).await {
             Ok(Info { created }) => {
-                consumption.incarnation.send_if_modified(|newest| {
-                    let changed = newest.as_ref() != Some(&created);
-                    *newest = Some(created);
-                    changed
-                });
-                return;
+                return found(consumption, created);
             }
             Err(why) => why,
         };
@@ -73,6 +36,15 @@ pub(super) async fn find<H: Handler>(consumption: &Consumption<H>) {
             told = why;
         }
         sleep(pause(attempt + 1, rand::random())).await;
+    }
+}
+
+/// One of the name that was made at another time is another one.
+fn found<H>(consumption: &Consumption<H>, created: String) {
+    let mut made = consumption.made.lock().unwrap_or_else(PoisonError::into_inner);
+    if made.as_ref() != Some(&created) {
+        *made = Some(created);
+        consumption.incarnation.send_modify(|incarnation| *incarnation += 1);
     }
 }
 

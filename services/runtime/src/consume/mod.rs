@@ -1,48 +1,64 @@
-//! Consuming: pull, decode, handle, settle. One loop for each binding, and one task for each delivery.
+//! Consuming: one task for each binding, of two halves. The intake asks JetStream for deliveries; the desk has them handled and
+//! settles them.
+//!
+//! | file | does |
+//! | --- | --- |
+//! | `intake`, `find`, `pull` | wait for the consumer, pull no more than there is room for |
+//! | `desk`, `lanes` | hold what was delivered: begin it in order, keep JetStream from giving it to others, settle it |
+//! | `attempt`, `settle` | handle one delivery within its limits, decide what becomes of it |
+//! | `dead_letter`, `acknowledge` | keep what is given up; what JetStream is told |
 
+mod acknowledge;
 mod attempt;
+mod dead_letter;
+mod desk;
 mod find;
+mod intake;
+mod lanes;
 mod pull;
 mod settle;
-mod settlement;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, atomic::AtomicUsize},
+    time::Duration,
+};
 
-use async_nats::Message;
 use jetwright_crds::environment::Binding;
-use jetwright_process::{health::Gate, nats::Violation};
+use jetwright_process::health::Gate;
 use tokio::{
-    sync::{Notify, watch},
-    task::JoinSet,
-    time::{Instant, sleep, timeout_at},
+    sync::{Notify, mpsc, watch},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    Handler, Limits,
-    connection::{Connection, pause},
-    metrics::HandlerMetrics,
-};
-use attempt::attempt;
-use find::Incarnation;
-use pull::{Arrival, Pull};
+use crate::{Handler, Limits, Publisher, connection::Connection, metrics::HandlerMetrics};
+use desk::Desk;
 pub(crate) use settle::Reason;
 
 /// Beyond a handler's deadline, what a stop leaves an attempt that was still to arrive, and its settlement.
 pub(crate) const SETTLING: Duration = Duration::from_secs(2);
+/// Deliveries that are held for each that is handled at once, where others of their key have to come first.
+const WAITING_FOR_ORDER: u32 = 16;
 
 /// A handler and what it consumes from.
 pub(crate) struct Consumption<H> {
-    pub(crate) handler: H,
-    pub(crate) binding: Binding,
-    pub(crate) limits: Limits,
-    pub(crate) connection: Connection,
-    pub(crate) metrics: HandlerMetrics,
-    pub(crate) gate: Gate,
+    handler: H,
+    binding: Binding,
+    limits: Limits,
+    connection: Connection,
+    publisher: Publisher,
+    metrics: HandlerMetrics,
+    gate: Gate,
     /// When the consumer that was found last was made.
-    incarnation: watch::Sender<Option<String>>,
+    made: Mutex<Option<String>>,
+    /// How often another consumer was found than before.
+    incarnation: watch::Sender<u64>,
     /// Rung where JetStream does not know a delivery: its consumer may be another now.
     doubt: Notify,
+    /// Deliveries that this process holds.
+    held: AtomicUsize,
+    /// Rung when there is one less.
+    room: Notify,
 }
 
 /// What a handler consumes with.
@@ -50,132 +66,74 @@ pub(crate) struct Means {
     pub(crate) binding: Binding,
     pub(crate) limits: Limits,
     pub(crate) connection: Connection,
+    pub(crate) publisher: Publisher,
     pub(crate) metrics: HandlerMetrics,
     pub(crate) gate: Gate,
 }
 
 impl<H> Consumption<H> {
     pub(crate) fn new(handler: H, means: Means) -> Self {
-        let Means { binding, limits, connection, metrics, gate } = means;
-        let (incarnation, doubt) = (watch::Sender::default(), Notify::new());
-        Self { handler, binding, limits, connection, metrics, gate, incarnation, doubt }
+        let Means { binding, limits, connection, publisher, metrics, gate } = means;
+        Self {
+            handler,
+            binding,
+            limits,
+            connection,
+            publisher,
+            metrics,
+            gate,
+            made: Mutex::default(),
+            incarnation: watch::Sender::default(),
+            doubt: Notify::new(),
+            held: AtomicUsize::default(),
+            room: Notify::new(),
+        }
     }
 
-    /// Deliveries that this process holds at once.
+    /// Deliveries that this process may hold at once.
     fn capacity(&self) -> usize {
-        let most = self.binding.max_ack_pending.min(self.limits.concurrency).max(1);
-        usize::try_from(most).unwrap_or(usize::MAX)
+        let concurrency = self.limits.concurrency.max(1);
+        let held = match self.binding.ordering {
+            Some(_) => concurrency.saturating_mul(WAITING_FOR_ORDER),
+            None => concurrency,
+        };
+        usize::try_from(self.binding.max_ack_pending.min(held).max(1)).unwrap_or(usize::MAX)
     }
 }
 
-/// Consumes until `stop`, and then finishes what was delivered. It ends before only where the connection is closed for good.
+/// Consumes until `stop`, and then finishes what was delivered. It ends before only where the connection is closed for good, or by
+/// a fault of this program.
 pub(crate) async fn consume<H: Handler>(consumption: Consumption<H>, stop: CancellationToken) {
-    let Binding { stream, consumer, .. } = &consumption.binding;
-    // Open for as long as this runs: what NATS sent around the loss of a connection arrives still.
-    let mut pull = match Pull::open(&consumption.connection, stream, consumer, consumption.capacity()).await {
-        Ok(pull) => pull,
+    let consumption = Arc::new(consumption);
+    let opened = tokio::try_join!(intake::open(&consumption), Desk::open(Arc::clone(&consumption)));
+    let (pull, mut desk) = match opened {
+        Ok(opened) => opened,
         Err(error) => return consumption.gate.close(&error.to_string()),
     };
-    let mut attempts = Attempts { consumption: Arc::new(consumption), running: JoinSet::new() };
-    stop.run_until_cancelled(pull_for_ever(&mut pull, &mut attempts)).await;
-    let end = Instant::now() + attempts.consumption.binding.handler_deadline.0 + SETTLING;
-    // What was asked for may still come, and nobody else would be given it before ackWait is over.
-    while let Ok(Some(message)) = timeout_at(end, pull.rest()).await {
-        attempts.begin(message);
-    }
-    attempts.finish(end).await;
-}
-
-/// Pulls and hands out, and where the consumer does not answer waits for it. Dropping it loses nothing.
-async fn pull_for_ever<H: Handler>(pull: &mut Pull, attempts: &mut Attempts<H>) {
-    let consumption = Arc::clone(&attempts.consumption);
-    // Rounds that ended before JetStream had served a request, or with what the servers do not permit.
-    let mut refused = 0;
-    loop {
-        // A consumer that is not there, or not there any more, is waited for; so is the connection.
-        find::find(&consumption).await;
-        if refused == 0 {
-            consumption.gate.open();
-        }
-        tracing::info!(binding = H::BINDING, "consuming");
-        let served = pull.served();
-        let (why, forbidden) = match pull_while_there(pull, attempts).await {
-            Stopped::Gone(why) => (why, false),
-            Stopped::Forbidden(violation) => (violation.to_string(), true),
-        };
-        refused = if forbidden || pull.served() == served { refused + 1 } else { 0 };
-        consumption.gate.close(&why);
-        tracing::warn!(binding = H::BINDING, why, "stopped pulling");
-        // It is there and may refuse every request, as where its configuration does not fit: then it is asked ever less.
-        sleep(pause(refused, rand::random())).await;
-    }
-}
-
-/// Why pulling stopped.
-enum Stopped {
-    /// The consumer does not answer.
-    Gone(String),
-    /// The servers do not permit it.
-    Forbidden(Violation),
-}
-
-/// Pulls and hands out until the consumer does not answer, and says why.
-async fn pull_while_there<H: Handler>(pull: &mut Pull, attempts: &mut Attempts<H>) -> Stopped {
-    if !pull.resume() {
-        return Stopped::Gone("not connected to NATS".to_owned());
-    }
-    let consumption = Arc::clone(&attempts.consumption);
-    let mut told = false;
-    loop {
-        if let Err(error) = pull.ask_for_room(attempts.running.len()).await {
-            return Stopped::Gone(error.to_string());
-        }
-        tokio::select! {
-            biased;
-            Some(_) = attempts.running.join_next() => {}
-            arrival = pull.next() => {
-                match arrival {
-                    Arrival::Message(message) => attempts.begin(message),
-                    Arrival::Ended => {}
-                    Arrival::Gone(why) => return Stopped::Gone(why),
-                    Arrival::Forbidden(violation) => return Stopped::Forbidden(violation),
-                }
-                if !told {
-                    consumption.gate.open();
-                    told = true;
-                }
-            }
-            () = consumption.doubt.notified() => {
-                find::find(&consumption).await;
-                told = false;
-            }
-        }
-    }
-}
-
-/// The attempts in flight.
-struct Attempts<H> {
-    consumption: Arc<Consumption<H>>,
-    running: JoinSet<()>,
-}
-
-impl<H: Handler> Attempts<H> {
-    fn begin(&mut self, message: Message) {
-        let incarnation = Incarnation::newest(&self.consumption);
-        self.running.spawn(attempt(Arc::clone(&self.consumption), message, incarnation));
-    }
-
-    /// Lets them end until then.
-    async fn finish(mut self, end: Instant) {
-        let ended = async { while self.running.join_next().await.is_some() {} };
-        if timeout_at(end, ended).await.is_err() {
-            let given_up = self.running.len();
+    // No more is ever in it than was asked for.
+    let (outbound, inbound) = mpsc::unbounded_channel();
+    let working = async {
+        let (worked, ()) = tokio::join!(desk.run(inbound), intake::run(pull, &consumption, outbound, &stop));
+        worked
+    };
+    let overdue = async {
+        stop.cancelled().await;
+        sleep_until(Instant::now() + consumption.binding.handler_deadline.0 + SETTLING).await;
+    };
+    let ended = tokio::select! {
+        worked = working => Some(worked),
+        () = overdue => None,
+    };
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::error!(binding = H::BINDING, %error, "consuming ended by a fault"),
+        None => {
+            let given_up = desk.len();
             tracing::warn!(
                 binding = H::BINDING,
                 given_up,
                 "stopped with attempts in flight; they are delivered again"
             );
-            self.running.shutdown().await;
         }
     }
 }

@@ -1,12 +1,9 @@
 //! Pulling from one consumer: asks for no more than there is room for, and keeps account of what was asked for.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Duration};
 
-use async_nats::{Client, Message, StatusCode};
-use futures::{
-    StreamExt,
-    stream::{BoxStream, SelectAll},
-};
+use async_nats::{Client, Message, StatusCode, Subscriber};
+use futures::StreamExt;
 use jetwright_process::nats::{Violation, Watch};
 use tokio::{
     sync::watch,
@@ -31,8 +28,8 @@ pub(super) struct Pull {
     subject: String,
     /// Stands in the subjects on which deliveries are acknowledged.
     of: String,
-    /// With the turn over whose subscription each comes.
-    arrivals: SelectAll<BoxStream<'static, (usize, Message)>>,
+    /// By turn.
+    arrivals: Vec<Subscriber>,
     capacity: usize,
     account: Account,
     served: u64,
@@ -146,10 +143,9 @@ impl Pull {
     ) -> Result<Self, async_nats::SubscribeError> {
         let client = connection.client().clone();
         let inbox = client.new_inbox();
-        let (mut arrivals, violations) = (SelectAll::new(), connection.violations());
+        let (mut arrivals, violations) = (Vec::new(), connection.violations());
         for turn in 0..TURNS {
-            let subscriber = client.subscribe(format!("{inbox}.{turn}.*")).await?;
-            arrivals.push(subscriber.map(move |message| (turn, message)).boxed());
+            arrivals.push(client.subscribe(format!("{inbox}.{turn}.*")).await?);
         }
         let link = connection.link();
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
@@ -197,7 +193,7 @@ impl Pull {
         };
         tokio::select! {
             biased;
-            arrival = self.arrivals.next() => {
+            arrival = arrival(&mut self.arrivals, self.account.turn) => {
                 let arrival = self.arrived(arrival);
                 self.served += u64::from(matches!(arrival, Arrival::Message(_) | Arrival::Ended));
                 arrival
@@ -251,6 +247,22 @@ impl Pull {
             _ => Arrival::Gone(format!("{status} {description}")),
         }
     }
+}
+
+/// The next message of any turn, and its turn; that which is asked in now is looked at first.
+async fn arrival(arrivals: &mut [Subscriber], turn: usize) -> Option<(usize, Message)> {
+    poll_fn(|context| {
+        let mut closed = 0;
+        for turn in (turn..arrivals.len()).chain(0..turn) {
+            match arrivals[turn].poll_next_unpin(context) {
+                Poll::Ready(Some(message)) => return Poll::Ready(Some((turn, message))),
+                Poll::Ready(None) => closed += 1,
+                Poll::Pending => {}
+            }
+        }
+        if closed == arrivals.len() { Poll::Ready(None) } else { Poll::Pending }
+    })
+    .await
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -1,4 +1,4 @@
-//! How an attempt ends: what came of it and which attempt it was in, what JetStream is told out. Pure.
+//! How an attempt ends: what came of it and which attempt it was in, what is to be done out. Pure.
 
 use std::time::Duration;
 
@@ -23,19 +23,19 @@ pub(crate) enum Outcome {
     Exhausted,
 }
 
-/// What JetStream is told.
+/// What is to be done with the event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Settlement {
+pub(crate) enum Decision {
     /// It is done.
-    Ack,
-    /// It is to be delivered again, not before this time has passed.
+    Done,
+    /// It is to be tried again, not before this time has passed.
     Retry {
-        /// Time until the next delivery.
+        /// Time until the next attempt.
         after: Duration,
         /// What went wrong.
         error: String,
     },
-    /// It is not to be delivered again, though it was not handled.
+    /// It is not to be tried again, though it was not handled.
     Bury {
         /// Which rule gave it up.
         reason: Reason,
@@ -73,14 +73,14 @@ pub(crate) fn exhausted(attempt: u32, retry: &Retry) -> bool {
 }
 
 /// Decides. `attempt` is the delivery's number from 1, `jitter` a random number from 0 to 1.
-pub(crate) fn settle(outcome: Outcome, attempt: u32, retry: &Retry, jitter: f64) -> Settlement {
+pub(crate) fn settle(outcome: Outcome, attempt: u32, retry: &Retry, jitter: f64) -> Decision {
     let error = match outcome {
-        Outcome::Done => return Settlement::Ack,
+        Outcome::Done => return Decision::Done,
         Outcome::Failed(Failure::Permanent(why)) => {
-            return Settlement::Bury { reason: Reason::Permanent, error: why };
+            return Decision::Bury { reason: Reason::Permanent, error: why };
         }
         Outcome::Undecodable(why) => {
-            return Settlement::Bury { reason: Reason::Undecodable, error: why.to_string() };
+            return Decision::Bury { reason: Reason::Undecodable, error: why.to_string() };
         }
         Outcome::Failed(Failure::Transient(why)) => why,
         Outcome::Panicked(message) => format!("the handler panicked: {message}"),
@@ -88,9 +88,9 @@ pub(crate) fn settle(outcome: Outcome, attempt: u32, retry: &Retry, jitter: f64)
         Outcome::Exhausted => format!("delivered {attempt} times without a decision"),
     };
     if attempt >= retry.max_attempts {
-        return Settlement::Bury { reason: Reason::LastAttempt, error };
+        return Decision::Bury { reason: Reason::LastAttempt, error };
     }
-    Settlement::Retry { after: delay(attempt, retry, jitter), error }
+    Decision::Retry { after: delay(attempt, retry, jitter), error }
 }
 
 /// The delay after this attempt: exponential up to the longest, then between half and the whole of it, so that events
@@ -125,22 +125,22 @@ mod tests {
         Outcome::Failed(Failure::transient("busy"))
     }
 
-    fn retry(milliseconds: u64, error: &str) -> Settlement {
-        Settlement::Retry { after: Duration::from_millis(milliseconds), error: error.to_owned() }
+    fn retry(milliseconds: u64, error: &str) -> Decision {
+        Decision::Retry { after: Duration::from_millis(milliseconds), error: error.to_owned() }
     }
 
-    fn bury(reason: Reason, error: &str) -> Settlement {
-        Settlement::Bury { reason, error: error.to_owned() }
+    fn bury(reason: Reason, error: &str) -> Decision {
+        Decision::Bury { reason, error: error.to_owned() }
     }
 
-    fn settled(outcome: Outcome, attempt: u32) -> Settlement {
+    fn settled(outcome: Outcome, attempt: u32) -> Decision {
         settle(outcome, attempt, &three_attempts(), WHOLE)
     }
 
     #[test]
     fn what_is_done_is_acknowledged_even_at_the_last_attempt() {
-        assert_eq!(settled(Outcome::Done, 1), Settlement::Ack);
-        assert_eq!(settled(Outcome::Done, 3), Settlement::Ack);
+        assert_eq!(settled(Outcome::Done, 1), Decision::Done);
+        assert_eq!(settled(Outcome::Done, 3), Decision::Done);
     }
 
     #[test]

@@ -1,0 +1,102 @@
+//! In which order deliveries begin. Pure: places of deliveries in, the place of the one that may begin out.
+
+use std::{
+    collections::{HashMap, VecDeque, hash_map::Entry},
+    hash::{DefaultHasher, Hash, Hasher},
+};
+
+/// The deliveries of each key one after another, and no more than a number of them at once.
+#[derive(Debug)]
+pub(super) struct Lanes {
+    /// Keys with a delivery that has begun or may, and those that wait behind it.
+    lanes: HashMap<u64, VecDeque<usize>>,
+    /// The first of their lanes, for which there is no room yet.
+    ready: VecDeque<(u64, usize)>,
+    room: usize,
+}
+
+impl Lanes {
+    /// With room for so many keys at once.
+    pub(super) fn new(room: usize) -> Self {
+        Self { lanes: HashMap::new(), ready: VecDeque::new(), room }
+    }
+
+    /// A delivery came; whether it may begin now.
+    pub(super) fn enter(&mut self, key: u64, place: usize) -> bool {
+        match self.lanes.entry(key) {
+            Entry::Occupied(mut lane) => {
+                lane.get_mut().push_back(place);
+                false
+            }
+            Entry::Vacant(lane) => {
+                lane.insert(VecDeque::new());
+                if self.room == 0 {
+                    self.ready.push_back((key, place));
+                    return false;
+                }
+                self.room -= 1;
+                true
+            }
+        }
+    }
+
+    /// A delivery that had begun ended; the one that may begin now. Lanes take turns.
+    pub(super) fn leave(&mut self, key: u64) -> Option<usize> {
+        match self.lanes.get_mut(&key).and_then(VecDeque::pop_front) {
+            Some(next) => self.ready.push_back((key, next)),
+            None => drop(self.lanes.remove(&key)),
+        }
+        let next = self.ready.pop_front().map(|(_, place)| place);
+        if next.is_none() {
+            self.room += 1;
+        }
+        next
+    }
+}
+
+/// The key of a subject: these tokens of it. Two keys that are taken for one share a lane, which only makes them slower.
+pub(super) fn key(subject: &str, tokens: &[u32]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (position, token) in (0..).zip(subject.split('.')) {
+        if tokens.contains(&position) {
+            token.hash(&mut hasher);
+        }
+    }
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_one_key_each_begins_when_the_one_before_it_ended() {
+        let mut lanes = Lanes::new(8);
+        assert!(lanes.enter(1, 10));
+        assert!(!lanes.enter(1, 11));
+        assert!(!lanes.enter(1, 12));
+        assert!(lanes.enter(2, 20));
+        assert_eq!([lanes.leave(1), lanes.leave(1), lanes.leave(1)], [Some(11), Some(12), None]);
+        assert!(lanes.enter(1, 13));
+    }
+
+    #[test]
+    fn there_are_no_more_at_once_than_there_is_room_for_and_lanes_take_turns() {
+        let mut lanes = Lanes::new(2);
+        assert!(lanes.enter(1, 10));
+        assert!(!lanes.enter(1, 11));
+        assert!(lanes.enter(2, 20));
+        assert!(!lanes.enter(3, 30));
+        assert_eq!(lanes.leave(1), Some(30));
+        assert_eq!(lanes.leave(2), Some(11));
+        assert_eq!((lanes.leave(3), lanes.leave(1)), (None, None));
+        assert_eq!((lanes.room, lanes.lanes.len()), (2, 0));
+    }
+
+    #[test]
+    fn a_key_is_some_tokens_of_a_subject() {
+        assert_eq!(key("orders.42.placed", &[1]), key("orders.42.confirmed.7", &[1]));
+        assert_ne!(key("orders.42.placed", &[1]), key("orders.43.placed", &[1]));
+        assert_ne!(key("a.b.c", &[0, 1]), key("a.c.b", &[0, 1]));
+    }
+}
