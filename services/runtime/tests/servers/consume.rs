@@ -174,7 +174,7 @@ async fn no_more_is_held_than_the_limit_and_one_that_waits_holds_nobody_else() {
     });
     let publisher = bench.publisher().await;
     bench.publish(&publisher, 0..200).await;
-    let limits = Limits { concurrency: 4 };
+    let limits = Limits { concurrency: 4, ..Limits::default() };
     let service = bench.run_within(&handler, limits).await;
     await_until("all but the slow one", SOON, async || {
         let info = bench.consumer_info().await;

@@ -1,10 +1,16 @@
 //! The runtime against a real NATS server: what a service's authors and their users would notice.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
+mod accounts;
+mod aggregate;
+mod away;
 mod cluster;
 mod connection;
 mod consume;
 mod credentials;
+mod dead_letters;
+mod projection;
+mod ordering;
 mod proxy;
 mod publish;
 mod state;

@@ -7,10 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::jetstream::{self, consumer, stream};
+use async_nats::jetstream::{self, consumer, message::StreamMessage, stream};
 use jetwright_crds::{
     Duration as Text,
-    environment::{Backoff, Binding, Bindings, HANDLER_DEADLINE, Retry},
+    dead_letter,
+    environment::{Backoff, Binding, Bindings, DeadLetters, HANDLER_DEADLINE, Ordering, Retry},
 };
 use jetwright_process::{health::Health, nats::Credentials};
 use jetwright_runtime::{
@@ -20,7 +21,7 @@ use jetwright_runtime::{
 use jetwright_testing::{NatsServer, await_until};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use prost::Name;
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{runtime::Runtime, sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 pub const SOON: Duration = Duration::from_secs(20);
@@ -122,6 +123,10 @@ impl Gate {
         self.0.send_replace(true);
     }
 
+    pub fn is_open(&self) -> bool {
+        *self.0.borrow()
+    }
+
     pub async fn opened(&self) {
         self.0.subscribe().wait_for(|open| *open).await.unwrap();
     }
@@ -203,6 +208,43 @@ impl Bench {
         Bindings { bindings: [("numbers".to_owned(), binding)].into() }
     }
 
+    /// With a stream for dead letters, as the operator would make it.
+    pub async fn keeping_dead_letters(mut self) -> Self {
+        self.binding.dead_letters =
+            Some(DeadLetters { prefix: dead_letter::prefix("numbers", &self.binding.consumer), max_age: None });
+        self.create_dead_letters().await;
+        self
+    }
+
+    pub async fn create_dead_letters(&self) {
+        let config = stream::Config {
+            name: dead_letter::stream("numbers"),
+            subjects: vec![dead_letter::subjects("numbers")],
+            max_messages_per_subject: 1,
+            allow_message_ttl: true,
+            allow_direct: true,
+            ..Default::default()
+        };
+        self.jetstream.create_stream(config).await.unwrap();
+    }
+
+    /// All dead letters, in their order.
+    pub async fn dead_letters(&self) -> Vec<StreamMessage> {
+        let mut stream = self.jetstream.get_stream(dead_letter::stream("numbers")).await.unwrap();
+        let last = stream.info().await.unwrap().state.last_sequence;
+        let mut found = Vec::new();
+        for sequence in 1..=last {
+            found.extend(stream.get_raw_message(sequence).await.ok());
+        }
+        found
+    }
+
+    /// With events of one key, which is their subject's last token, one after another.
+    pub fn ordered(mut self) -> Self {
+        self.binding.ordering = Some(Ordering { key_tokens: vec![1] });
+        self
+    }
+
     /// With an acknowledgement time of this many milliseconds, before its consumer is made.
     pub fn ack_wait(mut self, milliseconds: u64) -> Self {
         self.binding.ack_wait = Text::from_millis(milliseconds);
@@ -252,6 +294,19 @@ impl Bench {
         Running { health, publisher, reader, state, registry, stop, task }
     }
 
+    /// Runs a service that can be killed.
+    pub fn run_mortal(&self, handler: &Scripted) -> Mortal {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let (runtime, environment, handler) = (runtime.unwrap(), self.environment(), handler.clone());
+        runtime.spawn(async move {
+            let (health, mut registry) = (Health::new(), Registry::default());
+            let mut service = Service::connect(environment, &health, &mut registry).await.unwrap();
+            service.handle(handler).unwrap();
+            service.run(CancellationToken::new()).await
+        });
+        Mortal(Some(runtime))
+    }
+
     /// Publishes these numbers, each once.
     pub async fn publish(&self, publisher: &Publisher, numbers: std::ops::Range<u64>) {
         for value in numbers {
@@ -289,6 +344,25 @@ pub async fn publish(publisher: &Publisher, value: u64) -> Published {
         .unwrap()
 }
 
+/// Publishes a number under this key.
+pub async fn publish_of(publisher: &Publisher, key: u64, value: u64) {
+    publisher
+        .publish(&format!("numbers.{key}"), &Number { value }, PublishOptions::default())
+        .await
+        .unwrap();
+}
+
+/// A service that ends in the middle of whatever it does when this is dropped.
+pub struct Mortal(Option<Runtime>);
+
+impl Drop for Mortal {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 /// A running service.
 pub struct Running {
     pub health: Health,
@@ -310,6 +384,13 @@ impl Running {
     /// How many deliveries ended so.
     pub fn handled(&self, outcome: &str) -> u64 {
         let start = format!("jetwright_handled_total{{binding=\"numbers\",outcome=\"{outcome}\"}} ");
+        let metrics = self.metrics();
+        metrics.lines().find_map(|line| line.strip_prefix(&start)).map_or(0, |count| count.parse().unwrap())
+    }
+
+    /// How many dead letters were kept for this reason.
+    pub fn dead_letters(&self, reason: &str) -> u64 {
+        let start = format!("jetwright_dead_letters_total{{binding=\"numbers\",reason=\"{reason}\"}} ");
         let metrics = self.metrics();
         metrics.lines().find_map(|line| line.strip_prefix(&start)).map_or(0, |count| count.parse().unwrap())
     }

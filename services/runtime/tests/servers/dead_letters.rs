@@ -1,0 +1,294 @@
+//! What cannot be processed, and what becomes of it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_nats::{HeaderMap, jetstream::message::StreamMessage};
+use futures::StreamExt;
+use jetwright_crds::{Duration as Text, dead_letter};
+use jetwright_runtime::Failure;
+use jetwright_testing::await_until;
+use tokio::time::sleep;
+
+use crate::{
+    proxy::Proxy,
+    support::{Answer, Bench, SOON, Scripted, publish},
+};
+
+fn header<'a>(letter: &'a StreamMessage, name: &str) -> &'a str {
+    letter.headers.get(name).map_or("", |value| value.as_str())
+}
+
+/// By subject of the original: why it was given up, after how many attempts, with which error.
+fn told(letters: &[StreamMessage]) -> BTreeMap<String, (String, String, String)> {
+    let told = |letter: &StreamMessage| {
+        let header = |name| header(letter, name).to_owned();
+        let why = (header(dead_letter::REASON), header(dead_letter::ATTEMPTS), header(dead_letter::ERROR));
+        (header(dead_letter::SUBJECT), why)
+    };
+    letters.iter().map(told).collect()
+}
+
+/// Every way to fail, by the number.
+fn failing(value: u64) -> Answer {
+    assert!(value != 3, "three");
+    Box::pin(async move {
+        match value {
+            1 => Err(Failure::permanent("no such user")),
+            2 => Err(Failure::transient("busy")),
+            4 => std::future::pending().await,
+            _ => Ok(()),
+        }
+    })
+}
+
+async fn publish_unreadable(bench: &Bench) {
+    let unreadable = [
+        ("untyped", None, ""),
+        ("unknown", Some("tests.v1.Letter"), ""),
+        ("garbage", Some("tests.v1.Number"), "not protobuf"),
+    ];
+    for (name, event_type, payload) in unreadable {
+        let mut headers = HeaderMap::new();
+        if let Some(event_type) = event_type {
+            headers.insert("Event-Type", event_type);
+        }
+        let subject = format!("numbers.{name}");
+        let sent = bench.jetstream.publish_with_headers(subject, headers, payload.into()).await.unwrap();
+        sent.await.unwrap();
+    }
+}
+
+fn expected() -> BTreeMap<String, (String, String, String)> {
+    let garbage =
+        "payload is not a tests.v1.Number: failed to decode Protobuf message: invalid wire type value: 6";
+    [
+        ("numbers.1", "permanent", "1", "no such user"),
+        ("numbers.2", "last-attempt", "3", "busy"),
+        ("numbers.3", "last-attempt", "3", "the handler panicked: three"),
+        ("numbers.4", "last-attempt", "3", "the handler took longer than 200ms"),
+        ("numbers.untyped", "undecodable", "1", "header Event-Type is missing"),
+        ("numbers.unknown", "undecodable", "1", "event type \"tests.v1.Letter\" is not handled here"),
+        ("numbers.garbage", "undecodable", "1", garbage),
+    ]
+    .into_iter()
+    .map(|(subject, reason, attempts, error)| {
+        (subject.to_owned(), (reason.to_owned(), attempts.to_owned(), error.to_owned()))
+    })
+    .collect()
+}
+
+/// Row by row of the table: what is handled is gone, what is not becomes one dead letter that says why.
+async fn every_way_to_fail(bench: Bench) {
+    let mut bench = bench.keeping_dead_letters().await;
+    bench.binding.handler_deadline = Text::from_millis(200);
+    let advisories = "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.numbers.tests";
+    let terminated = bench.nats.client().await.subscribe(advisories).await.unwrap();
+    publish_unreadable(&bench).await;
+    let handler = Scripted::new(|value, _| failing(value));
+    let service = bench.run(&handler).await;
+    bench.publish(&service.publisher, 0..6).await;
+    bench.await_drained().await;
+
+    assert_eq!(told(&bench.dead_letters().await), expected());
+    assert_eq!(service.handled("done"), 2);
+    assert_eq!(service.dead_letters("undecodable") + service.dead_letters("last-attempt"), 6);
+    let reasons: Vec<_> =
+        terminated.take(expected().len()).map(|advisory| reason(&advisory.payload)).collect().await;
+    assert!(reasons.iter().all(|reason| reason == "jetwright:dead-lettered"), "{reasons:?}");
+    service.stop().await;
+}
+
+fn reason(advisory: &[u8]) -> String {
+    let advisory: serde_json::Value = serde_json::from_slice(advisory).unwrap();
+    advisory["reason"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn what_cannot_be_processed_becomes_one_dead_letter_that_says_why() {
+    every_way_to_fail(Bench::start().await).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_processed_in_order_becomes_one_dead_letter_that_says_why() {
+    every_way_to_fail(Bench::start().await.ordered()).await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_the_original_and_where_it_came_from() {
+    let bench = Bench::start().await.keeping_dead_letters().await;
+    let mut headers = HeaderMap::new();
+    headers.insert("Event-Type", "tests.v1.Number");
+    headers.insert("Nats-Msg-Id", "an-id");
+    headers.insert("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    let sent = bench.jetstream.publish_with_headers("numbers.7", headers, vec![8, 7].into());
+    let sequence = sent.await.unwrap().await.unwrap().sequence;
+    let handler = Scripted::new(|_, _| async { Err(Failure::permanent("no")) });
+    let service = bench.run(&handler).await;
+    bench.await_drained().await;
+    let letters = bench.dead_letters().await;
+    let [letter] = letters.as_slice() else { panic!("{letters:?}") };
+    let original =
+        bench.jetstream.get_stream("numbers").await.unwrap().get_raw_message(sequence).await.unwrap();
+    let stored = original.time.unix_timestamp_nanos();
+    assert_eq!(*letter.subject, *format!("jetwright.dlq.numbers.tests.{sequence}.{stored}"));
+    assert_eq!(letter.payload, vec![8, 7]);
+    assert_eq!(header(letter, "Event-Type"), "tests.v1.Number");
+    assert_eq!(header(letter, "Nats-Msg-Id"), "");
+    assert_eq!(header(letter, "Dead-Letter-Original-Nats-Msg-Id"), "an-id");
+    assert_eq!(header(letter, dead_letter::STREAM), "numbers");
+    assert_eq!(header(letter, dead_letter::CONSUMER), "tests");
+    assert_eq!(header(letter, dead_letter::SEQUENCE), sequence.to_string());
+    assert_eq!(header(letter, dead_letter::REPLAYS), "0");
+    assert!(header(letter, "traceparent").starts_with("00-0af7651916cd43dd8448eb211c80319c-"), "{letter:?}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn two_consumers_that_fail_one_event_make_two_dead_letters() {
+    let mut bench = Bench::start().await.keeping_dead_letters().await;
+    let handler = Scripted::new(|_, _| async { Err(Failure::permanent("no")) });
+    let service = bench.run(&handler).await;
+    // With a message id, which a copy of it would be taken for.
+    publish(&service.publisher, 1).await;
+    bench.await_drained().await;
+    service.stop().await;
+    bench.binding.consumer = "others".to_owned();
+    bench.binding.dead_letters.as_mut().unwrap().prefix = dead_letter::prefix("numbers", "others");
+    bench.create_consumer().await;
+    let service = bench.run(&handler).await;
+    await_until("both dead letters", SOON, async || {
+        let letters = bench.dead_letters().await;
+        let mut consumers: Vec<_> =
+            letters.iter().map(|letter| header(letter, dead_letter::CONSUMER)).collect();
+        consumers.sort_unstable();
+        if consumers == ["others", "tests"] { Ok(()) } else { Err(format!("{consumers:?}")) }
+    })
+    .await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn while_dead_letters_cannot_be_kept_nothing_is_given_up() {
+    let bench = Bench::start().await.keeping_dead_letters().await;
+    bench.jetstream.delete_stream(dead_letter::stream("numbers")).await.unwrap();
+    let handler =
+        Scripted::new(
+            |value, _| async move { if value == 0 { Err(Failure::permanent("no")) } else { Ok(()) } },
+        );
+    let service = bench.run(&handler).await;
+    bench.publish(&service.publisher, 0..10).await;
+    // Those that can be handled are, whatever becomes of the other.
+    await_until("the others", SOON, async || match service.handled("done") {
+        9 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    await_until("an attempt to keep it", SOON, async || match service.handled("permanent") {
+        0 => Err(service.metrics()),
+        _ => Ok(()),
+    })
+    .await;
+    let info = bench.consumer_info().await;
+    assert_eq!((info.num_ack_pending, service.dead_letters("permanent")), (1, 0));
+    bench.create_dead_letters().await;
+    bench.await_drained().await;
+    assert_eq!(bench.dead_letters().await.len(), 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_whose_confirmation_is_lost_with_the_process_is_there_once() {
+    let mut bench = Bench::without_consumer().await.ack_wait(1000).keeping_dead_letters().await;
+    bench.create_consumer().await;
+    let proxy = Proxy::before(bench.nats.url(), "numbers-dlq").await;
+    let direct = std::mem::replace(&mut bench.url, proxy.url.clone());
+    proxy.lose(1000);
+    let handler = Scripted::new(|_, _| async { Err(Failure::permanent("no")) });
+    let mortal = bench.run_mortal(&handler);
+    bench.url = direct;
+    let publisher = bench.publisher().await;
+    publish(&publisher, 1).await;
+    await_until("a dead letter that the process does not know of", SOON, async || {
+        match (bench.dead_letters().await.len(), proxy.left_to_lose()) {
+            (1, left) if left < 1000 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    drop(mortal);
+    assert_eq!(bench.consumer_info().await.num_ack_pending, 1);
+    let service = bench.run(&handler).await;
+    bench.await_drained().await;
+    let letters = bench.dead_letters().await;
+    assert_eq!(letters.len(), 1, "{letters:?}");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn however_often_processes_and_nats_are_killed_each_bad_event_is_one_dead_letter_and_each_good_one_handled()
+ {
+    const EVENTS: u64 = 600;
+    let mut bench = Bench::without_consumer().await.ack_wait(1000).keeping_dead_letters().await;
+    bench.binding.max_ack_pending = 1000;
+    // More than there are kills: one that a process died with as often would be given up unhandled.
+    bench.binding.retry.max_attempts = 20;
+    bench.binding.retry.backoff.initial = Text::from_millis(5);
+    bench.binding.retry.backoff.max = Text::from_millis(20);
+    bench.create_consumer().await;
+    let publisher = bench.publisher().await;
+    bench.publish(&publisher, 0..EVENTS).await;
+    // Two of three are bad, in two ways.
+    let handler = Scripted::new(|value, _| async move {
+        sleep(Duration::from_millis(value % 5)).await;
+        match value % 3 {
+            0 => Ok(()),
+            1 => Err(Failure::permanent("no")),
+            _ => Err(Failure::transient("busy")),
+        }
+    });
+    for round in 0..12 {
+        let mortal = bench.run_mortal(&handler);
+        // Killed at whatever it does then.
+        sleep(Duration::from_millis(60 + round * 23 % 140)).await;
+        drop(mortal);
+        if round % 4 == 3 {
+            bench.nats.kill();
+            bench.nats.start_again().await;
+        }
+    }
+    let service = bench.run(&handler).await;
+    bench.await_drained().await;
+    let mut numbers: Vec<u64> = bench
+        .dead_letters()
+        .await
+        .iter()
+        .map(|letter| header(letter, dead_letter::SUBJECT).trim_start_matches("numbers.").parse().unwrap())
+        .collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers, (0..EVENTS).filter(|value| value % 3 != 0).collect::<Vec<_>>());
+    assert_eq!(handler.values(), (0..EVENTS).collect::<Vec<_>>());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn events_that_fail_again_and_again_do_not_hold_up_those_that_do_not() {
+    let mut bench = Bench::without_consumer().await;
+    bench.binding.max_ack_pending = 10_000;
+    // Longer than the test: what failed comes back when it is over.
+    bench.binding.retry.backoff.initial = Text::from_secs(60);
+    bench.binding.retry.backoff.max = Text::from_secs(60);
+    bench.create_consumer().await;
+    let handler = Scripted::new(|value, _| async move {
+        if value < 2000 { Err(Failure::transient("busy")) } else { Ok(()) }
+    });
+    let publisher = bench.publisher().await;
+    bench.publish(&publisher, 0..2100).await;
+    let service = bench.run(&handler).await;
+    await_until("the good ones", SOON, async || match service.handled("done") {
+        100 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    assert_eq!(bench.consumer_info().await.num_ack_pending, 2000);
+    service.stop().await;
+}

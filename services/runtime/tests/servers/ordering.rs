@@ -1,0 +1,125 @@
+//! Events of one key, one after another.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use jetwright_crds::Duration as Text;
+use jetwright_runtime::{Failure, Limits};
+use jetwright_testing::await_until;
+use tokio::time::sleep;
+
+use crate::support::{Bench, Gate, SOON, Scripted, publish_of};
+
+const KEYS: u64 = 20;
+
+#[tokio::test]
+async fn events_of_a_key_are_handled_in_the_order_of_the_stream_whatever_fails() {
+    let mut bench = Bench::without_consumer().await.ordered().keeping_dead_letters().await;
+    bench.binding.max_ack_pending = 1000;
+    bench.binding.retry.backoff.initial = Text::from_millis(5);
+    bench.create_consumer().await;
+    let handler = Scripted::new(|value, attempt| async move {
+        sleep(Duration::from_millis(value * 7 % 5)).await;
+        match value % 11 {
+            0 if attempt < 3 => Err(Failure::transient("busy")),
+            1 => Err(Failure::permanent("no")),
+            2 => Err(Failure::transient("never")),
+            _ => Ok(()),
+        }
+    });
+    let service = bench.run(&handler).await;
+    for value in 0..600 {
+        publish_of(&service.publisher, value % KEYS, value).await;
+    }
+    bench.await_drained().await;
+    let mut by_key: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+    for call in handler.calls() {
+        by_key.entry(call.value % KEYS).or_default().push(call.value);
+    }
+    for (key, values) in &by_key {
+        assert!(values.is_sorted(), "key {key}: {values:?}");
+    }
+    let handled: BTreeSet<_> = by_key.into_values().flatten().collect();
+    assert_eq!(handled.len(), 600);
+    let given_up = (0..600).filter(|value| [1, 2].contains(&(value % 11))).count();
+    assert_eq!(bench.dead_letters().await.len(), given_up);
+    assert_eq!(bench.consumer_info().await.num_redelivered, 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_tried_again_holds_no_other_key() {
+    let mut bench = Bench::without_consumer().await.ordered();
+    bench.binding.max_ack_pending = 1000;
+    bench.create_consumer().await;
+    let gate = Gate::default();
+    let open = gate.clone();
+    let handler = Scripted::new(move |value, _| {
+        let open = open.clone();
+        async move { if value == 0 && !open.is_open() { Err(Failure::transient("not yet")) } else { Ok(()) } }
+    });
+    bench.binding.retry.max_attempts = 1000;
+    let service = bench.run(&handler).await;
+    for value in 0..100 {
+        publish_of(&service.publisher, value % 2, value).await;
+    }
+    await_until("all of the other key", SOON, async || match service.handled("done") {
+        50 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    assert!(handler.values().iter().all(|value| *value == 0 || value % 2 == 1), "{:?}", handler.values());
+    gate.open();
+    bench.await_drained().await;
+    let of_key: Vec<_> =
+        handler.calls().iter().map(|call| call.value).filter(|value| value % 2 == 0).collect();
+    assert!(of_key.is_sorted());
+    assert_eq!(handler.values().len(), 100);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_tried_again_in_its_place_is_not_given_to_others_meanwhile() {
+    let mut bench = Bench::without_consumer().await.ack_wait(500).ordered();
+    bench.binding.retry.backoff.initial = Text::from_millis(1000);
+    bench.binding.retry.backoff.max = Text::from_millis(1000);
+    bench.create_consumer().await;
+    let handler = Scripted::new(|value, attempt| async move {
+        if value == 0 && attempt < 3 { Err(Failure::transient("not yet")) } else { Ok(()) }
+    });
+    let service = bench.run(&handler).await;
+    for value in 0..10 {
+        publish_of(&service.publisher, 0, value).await;
+    }
+    bench.await_drained().await;
+    let values: Vec<_> = handler.calls().iter().map(|call| call.value).collect();
+    assert_eq!(values, [0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(bench.consumer_info().await.num_redelivered, 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn no_more_keys_are_handled_at_once_than_the_limit() {
+    let mut bench = Bench::without_consumer().await.ordered();
+    bench.binding.max_ack_pending = 1000;
+    bench.create_consumer().await;
+    let gate = Gate::default();
+    let handler = Scripted::new(gate.before(|_| true));
+    let service = bench.run_within(&handler, Limits { concurrency: 4, ..Limits::default() }).await;
+    for value in 0..40 {
+        publish_of(&service.publisher, value, value).await;
+    }
+    await_until("what the process holds", SOON, async || match bench.consumer_info().await.num_ack_pending {
+        40 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    handler.await_calls(4).await;
+    assert_eq!(handler.calls().len(), 4);
+    gate.open();
+    bench.await_drained().await;
+    assert_eq!(handler.values().len(), 40);
+    service.stop().await;
+}
