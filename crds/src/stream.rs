@@ -53,6 +53,10 @@ pub const NAME_PATTERN: &str = r"^[^\s.*>/\\]+$";
     )
     .message("spec.retention cannot change to or from WorkQueue: make another EventStream"),
     validation = Rule::new(
+        "!(has(oldSelf.allowMessageTtl) && oldSelf.allowMessageTtl) || (has(self.allowMessageTtl) && self.allowMessageTtl)"
+    )
+    .message("spec.allowMessageTtl cannot be switched off once it is on: leave it, or make another EventStream"),
+    validation = Rule::new(
         "self.subjects.all(s, !s.startsWith('$JS') && !s.startsWith('$SYS') && !s.startsWith('$NRG') && \
          !s.startsWith('_INBOX') && !s.startsWith('_R_') && !s.startsWith('*') && !s.startsWith('>'))"
     )
@@ -103,6 +107,15 @@ pub struct EventStreamSpec {
     /// Default: 2m, or limits.maxAge where that is shorter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplicate_window: Option<Duration>,
+
+    /// Whether any server that keeps a copy may answer who asks for a message (`$JS.API.DIRECT.GET`): faster, several messages at
+    /// once, and perhaps a moment older than what was written last. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_direct: Option<bool>,
+
+    /// Whether a message may say itself how long it is kept (header `Nats-TTL`). Default: false. Never goes back to false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow_message_ttl: Option<bool>,
 
     /// What becomes of the stream when this object is deleted. Default: Retain. Delete waits until no EventConsumer refers to
     /// this object any more.

@@ -139,12 +139,30 @@ async fn retention_changes_between_limits_and_interest_only() {
 }
 
 #[tokio::test]
+async fn messages_with_an_age_of_their_own_are_allowed_once_and_for_all() {
+    let streams = Manifests::of_streams().await;
+    let with = |rest: &str| format!("spec: {{subjects: [a], {rest}}}");
+    let (on, off) = ("allowMessageTtl: true", "allowMessageTtl: false");
+    for (from, to) in [("", on), (off, on), ("", off), (off, ""), (on, on)] {
+        streams.accepts_change(&with(from), &with(to)).await;
+    }
+    for to in ["", off, "allowMessageTtl: null"] {
+        streams.rejects_change(&with(on), &with(to), "spec.allowMessageTtl cannot be switched off").await;
+    }
+    for field in ["allowMessageTtl", "allowDirect"] {
+        let error = format!("spec.{field} in body must be of type boolean");
+        streams.rejects(&with(&format!("{field}: 'true'")), &error).await;
+    }
+}
+
+#[tokio::test]
 async fn everything_else_of_a_stream_changes() {
     let streams = Manifests::of_streams().await;
-    let from = "spec: {subjects: [a], replicas: 1, discard: Old, duplicateWindow: 1m, limits: {maxAge: 1h}, deletionPolicy: Retain}";
-    let to = "spec: {subjects: [b, c.>], replicas: 3, discard: New, duplicateWindow: 5m, limits: {maxBytes: 1Gi}, deletionPolicy: Delete}";
+    let from = "spec: {subjects: [a], replicas: 1, discard: Old, duplicateWindow: 1m, limits: {maxAge: 1h}, allowDirect: true, deletionPolicy: Retain}";
+    let to = "spec: {subjects: [b, c.>], replicas: 3, discard: New, duplicateWindow: 5m, limits: {maxBytes: 1Gi}, allowMessageTtl: true, deletionPolicy: Delete}";
     streams.accepts_change(from, to).await;
-    streams.accepts_change(to, "spec: {subjects: [a]}").await;
+    streams.accepts_change(to, "spec: {subjects: [a], allowMessageTtl: true}").await;
+    streams.accepts_change(from, "spec: {subjects: [a]}").await;
 }
 
 #[tokio::test]
@@ -249,7 +267,17 @@ async fn a_field_that_a_stream_does_not_have_is_named() {
 #[tokio::test]
 async fn a_streams_field_without_a_value_is_as_if_it_were_not_there() {
     let streams = Manifests::of_streams().await;
-    for field in ["streamName", "profile", "retention", "storage", "replicas", "limits", "duplicateWindow"] {
+    for field in [
+        "streamName",
+        "profile",
+        "retention",
+        "storage",
+        "replicas",
+        "limits",
+        "duplicateWindow",
+        "allowDirect",
+        "allowMessageTtl",
+    ] {
         let spec = streams.accepts(&format!("spec: {{subjects: [a], {field}: null}}")).await;
         assert_eq!(spec, json!({"subjects": ["a"]}), "{field}");
     }

@@ -82,6 +82,12 @@ fn defaults(profile: Option<Profile>) -> Defaults {
     }
 }
 
+/// Where messages are kept: what is set, or what the profile says.
+#[must_use]
+pub fn effective_storage(spec: &EventStreamSpec) -> Storage {
+    spec.storage.unwrap_or_else(|| defaults(spec.profile).storage)
+}
+
 /// Makes the desired stream of a spec.
 ///
 /// # Errors
@@ -93,11 +99,13 @@ pub fn validate(spec: &EventStreamSpec, identity: &Identity) -> Result<Desired, 
         profile,
         subjects,
         retention,
-        storage,
+        storage: _,
         replicas,
         limits,
         discard,
         duplicate_window,
+        allow_direct,
+        allow_message_ttl,
         deletion_policy: _,
     } = spec;
     let defaults = defaults(*profile);
@@ -118,14 +126,16 @@ pub fn validate(spec: &EventStreamSpec, identity: &Identity) -> Result<Desired, 
         .with("name", name.clone())
         .with("subjects", json!(subjects))
         .with("retention", retention_text(retention.unwrap_or_default()))
-        .with("storage", storage_text(storage.unwrap_or(defaults.storage)))
+        .with("storage", storage_text(effective_storage(spec)))
         .with("discard", discard_text(discard.unwrap_or(defaults.discard)))
         .with("max_age", max_age.map_or(0, nanos))
         .with("max_bytes", limits.max_bytes.map_or(-1, jetwright_crds::Size::as_i64))
         .with("max_msgs", count(limits.max_messages))
         .with("max_msgs_per_subject", count(limits.max_messages_per_subject))
         .with("max_msg_size", limits.max_message_size.map_or(-1, jetwright_crds::Size::as_i64))
-        .with("duplicate_window", nanos(window));
+        .with("duplicate_window", nanos(window))
+        .with("allow_direct", allow_direct.unwrap_or_default())
+        .with("allow_msg_ttl", allow_message_ttl.unwrap_or_default());
     let replicas = replicas.map_or(defaults.replicas, Replicas::Exactly);
     Ok(Desired { name, identity: identity.clone(), replicas, config })
 }
@@ -270,7 +280,7 @@ pub(super) mod tests {
             json!({
                 "name": "orders", "subjects": ["orders.>"], "retention": "limits", "storage": "file", "discard": "old",
                 "max_age": 0, "max_bytes": -1, "max_msgs": -1, "max_msgs_per_subject": -1, "max_msg_size": -1,
-                "duplicate_window": 120_000_000_000_i64, "num_replicas": 1,
+                "duplicate_window": 120_000_000_000_i64, "num_replicas": 1, "allow_direct": false, "allow_msg_ttl": false,
                 "metadata": {
                     "jetwright.dev/owner": "east/shop/orders", "jetwright.dev/uid": "u1", "jetwright.dev/generation": "1",
                 },

@@ -103,6 +103,8 @@ pub fn object(random: u32) -> EventStream {
         limits: Some(Limits { max_bytes: Some(LARGEST), ..Limits::default() }),
         discard: None,
         duplicate_window: None,
+        allow_direct: None,
+        allow_message_ttl: None,
         deletion_policy: Some(DeletionPolicy::Delete),
     };
     let mut object = EventStream::new(&format!("jetwright-verify-{random:08x}"), spec);
