@@ -1,10 +1,12 @@
-//! Objects that an object of ours controls: applied by server-side apply, removed, and never touched where they are somebody else's.
-//! Reads from Kubernetes, and writes to it where something differs.
+//! Objects that an object of ours controls, or that were made for it: applied by server-side apply, removed, and never touched where
+//! they are somebody else's. Reads from Kubernetes, and writes to it where something differs.
 //!
 //! What differs Kubernetes itself tells: it keeps which fields are ours, and takes a field from us when somebody else changes or
 //! removes it. So as long as we want what we applied last, and the fields that are ours are those of then, there is nothing to do.
 
 use std::{
+    any::type_name,
+    borrow::Cow,
     fmt::Debug,
     hash::{DefaultHasher, Hash, Hasher},
 };
@@ -60,18 +62,19 @@ impl Error {
 
 /// A kind of objects that can be owned.
 pub trait Kind:
-    Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-    + k8s_openapi::Resource
-    + Clone
-    + Debug
-    + Serialize
-    + DeserializeOwned
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned
 {
+    /// Its name.
+    fn kind_name() -> &'static str {
+        match Self::kind(&()) {
+            Cow::Borrowed(name) => name,
+            Cow::Owned(_) => type_name::<Self>(),
+        }
+    }
 }
 
 impl<K> Kind for K where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + k8s_openapi::Resource
         + Clone
         + Debug
         + Serialize
@@ -107,12 +110,26 @@ impl<'a> Owner<'a> {
     ///
     /// When it is somebody else's, or Kubernetes refuses.
     pub async fn apply<K: Kind>(&self, name: &str, object: &impl Serialize) -> Result<K, Error> {
+        let found = self.own::<K>(name).await?;
+        self.apply_over(name, object, found).await
+    }
+
+    /// The same where what is there was looked at already: None, or an object that may be changed.
+    ///
+    /// # Errors
+    ///
+    /// When Kubernetes refuses, as it does where there is another object meanwhile.
+    pub async fn apply_over<K: Kind>(
+        &self,
+        name: &str,
+        object: &impl Serialize,
+        found: Option<K>,
+    ) -> Result<K, Error> {
         let failed = |source| failed::<K>(name, source);
         let mut wanted = serde_json::to_value(object).map_err(kube::Error::SerdeError).map_err(failed)?;
-        wanted["apiVersion"] = K::API_VERSION.into();
-        wanted["kind"] = K::KIND.into();
+        wanted["apiVersion"] = K::api_version(&()).into();
+        wanted["kind"] = K::kind(&()).into();
         let desired = hash(&wanted.to_string());
-        let found = self.own::<K>(name).await?;
         let known = self.applied.print(self.key::<K>(name));
         if let Some(found) = &found
             && known == Some(Print { desired, managed: managed(found.meta()) })
@@ -179,7 +196,7 @@ impl<'a> Owner<'a> {
         if controls(&self.uid, found.meta()) {
             return Ok(Some(found));
         }
-        Err(Error::Foreign { kind: K::KIND, name: name.to_owned(), owner: self.kind.clone() })
+        Err(Error::Foreign { kind: K::kind_name(), name: name.to_owned(), owner: self.kind.clone() })
     }
 
     fn api<K: Kind>(&self) -> Api<K> {
@@ -187,7 +204,7 @@ impl<'a> Owner<'a> {
     }
 
     fn key<K: Kind>(&self, name: &str) -> (&'static str, String, String) {
-        (K::KIND, self.namespace.clone(), name.to_owned())
+        (K::kind_name(), self.namespace.clone(), name.to_owned())
     }
 }
 
@@ -217,5 +234,5 @@ fn hash(value: &impl Hash) -> u64 {
 }
 
 fn failed<K: Kind>(name: &str, source: kube::Error) -> Error {
-    Error::Kubernetes { kind: K::KIND, name: name.to_owned(), source }
+    Error::Kubernetes { kind: K::kind_name(), name: name.to_owned(), source }
 }

@@ -67,6 +67,14 @@ impl Verdict {
         Self { ready: Some(false), reason, message: message.into(), phase: Phase::Reconciling }
     }
 
+    /// A reconcile failed.
+    pub fn failed(error: &impl Failure) -> Self {
+        match error.category() {
+            Category::Refused => Self::stalled(Reason::Refused, chain(error)),
+            Category::Conflict | Category::Retry => Self::reconciling(Reason::Failed, chain(error)),
+        }
+    }
+
     /// The condition by itself, as a part of a larger verdict.
     #[must_use]
     pub fn state(&self) -> State {
@@ -87,10 +95,7 @@ pub fn verdict<I, E: Failure>(result: &Result<Told<I>, E>, when_ready: &str) -> 
             Verdict { ready: None, ..Verdict::reconciling(waiting.reason, &waiting.message) }
         }
         Ok(Told::Waiting(waiting)) => Verdict::reconciling(waiting.reason, &waiting.message),
-        Err(error) if error.category() == Category::Refused => {
-            Verdict::stalled(Reason::Refused, chain(error))
-        }
-        Err(error) => Verdict::reconciling(Reason::Failed, chain(error)),
+        Err(error) => Verdict::failed(error),
     }
 }
 

@@ -98,14 +98,10 @@ pub async fn take_down(object: &EventConsumer, context: &Context) -> Result<bool
 /// What a reconcile that failed means for the conditions.
 #[must_use]
 pub fn failed(error: &Error) -> Verdict {
-    let words = chain(error);
-    if let Error::Apply(error) = error
-        && let Some(remedy) = error.remedy()
+    if let Error::Apply(foreign) = error
+        && let Some(remedy) = foreign.remedy()
     {
-        return Verdict::stalled(Reason::NameConflict, format!("{words}: {remedy}"));
+        return Verdict::stalled(Reason::NameConflict, format!("{}: {remedy}", chain(error)));
     }
-    match error.category() {
-        Category::Refused => Verdict::stalled(Reason::Refused, words),
-        Category::Conflict | Category::Retry => Verdict::reconciling(Reason::Failed, words),
-    }
+    Verdict::failed(error)
 }
