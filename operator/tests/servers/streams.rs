@@ -136,8 +136,13 @@ async fn a_stream_deleted_behind_the_operators_back_is_made_again_and_its_loss_t
     .await;
     assert!(note.contains("whatever was in it is lost"), "{note}");
     world.await_config("orders", |_| true).await;
-    let status = world.streams().get("orders").await.unwrap().status.unwrap();
-    assert_eq!(status.drift.unwrap().fields, ["*"]);
+    await_until("the loss is in the status", SOON, || async {
+        match world.streams().get("orders").await.unwrap().status.unwrap().drift {
+            Some(drift) if drift.fields == ["*"] => Ok(()),
+            drift => Err(format!("{drift:?}")),
+        }
+    })
+    .await;
     let labels = format!("{{namespace=\"{}\",stream=\"orders\"}}", world.namespace.name());
     assert_eq!(world.metric(&format!("jetwright_operator_streams_remade_total{labels}")).await, Some(1.0));
 }
