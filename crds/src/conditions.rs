@@ -13,6 +13,8 @@ pub const RECONCILING: &str = "Reconciling";
 pub const STALLED: &str = "Stalled";
 /// The JetStream consumer is as declared.
 pub const CONSUMER_READY: &str = "ConsumerReady";
+/// The stream that keeps the consumer's dead letters is as it has to be.
+pub const DEAD_LETTERS_READY: &str = "DeadLettersReady";
 /// The Deployment has the replicas that it should have.
 pub const WORKLOAD_READY: &str = "WorkloadReady";
 

@@ -57,7 +57,9 @@ use crate::{
     validation = Rule::new(
         "(has(self.deliverPolicy) ? self.deliverPolicy : 'All') == (has(oldSelf.deliverPolicy) ? oldSelf.deliverPolicy : 'All')"
     )
-    .message("spec.deliverPolicy cannot change once the consumer exists: make another EventConsumer")
+    .message("spec.deliverPolicy cannot change once the consumer exists: make another EventConsumer"),
+    validation = Rule::new("!has(self.deadLetter) || has(self.workload) || has(self.workloadRef)")
+        .message("spec.deadLetter: dead letters are written by pods, and this object has none: declare spec.workload, name one by spec.workloadRef, or leave the field out")
 )]
 pub struct EventConsumerSpec {
     /// EventStream of this namespace to consume from. Never changes.
@@ -101,6 +103,10 @@ pub struct EventConsumerSpec {
     /// How often, and after what delays, a message that failed is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetrySpec>,
+
+    /// What becomes of an event that the workload cannot process. Only workloads on Jetwright's runtime write dead letters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<DeadLetterSpec>,
 
     /// The pods that consume. Excludes workloadRef; with neither there is only the consumer in JetStream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -158,6 +164,34 @@ pub struct BackoffSpec {
     /// Longest delay. Default: 1m.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<Duration>,
+}
+
+/// What becomes of an event that the workload cannot process.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!(has(self.policy) && self.policy == 'Drop' && has(self.maxAge))")
+    .message("spec.deadLetter.maxAge: with policy Drop nothing is kept that could have an age: take one of the two out"))]
+pub struct DeadLetterSpec {
+    /// Keep: it becomes a dead letter in the stream `<stream>-dlq`, an EventStream that the operator makes. Drop: it is logged,
+    /// counted and given up. Default: Keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<DeadLetterPolicy>,
+    /// How long each dead letter is kept: whole seconds, at least one. Default: 90d.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]+(s|m|h|d|w|y))+$') && self.matches('[1-9]')")
+        .message("spec.deadLetter.maxAge is in whole seconds, without ms, and at least 1s"))]
+    pub max_age: Option<Duration>,
+}
+
+/// Whether an event that cannot be processed is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::common::described_by_field)]
+pub enum DeadLetterPolicy {
+    /// It becomes a dead letter.
+    #[default]
+    Keep,
+    /// It is given up.
+    Drop,
 }
 
 /// The pods that consume, as a Deployment named like the EventConsumer.
@@ -253,7 +287,7 @@ pub struct EventConsumerStatus {
     /// metadata.generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, ConsumerReady, WorkloadReady, Reconciling, Stalled.
+    /// Ready, ConsumerReady, DeadLettersReady, WorkloadReady, Reconciling, Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]

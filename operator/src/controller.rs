@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt, future, stream};
+use futures::{Stream, StreamExt, TryStreamExt, future, stream};
 use jetwright_crds::{
     EventConsumer, EventStream,
     conditions::{self, READY},
@@ -44,7 +44,9 @@ use tracing::Instrument as _;
 use crate::{
     consumer,
     context::{Context, Namespaces},
+    deadletter::names::{self, LABEL},
     jetstream::Change,
+    kubernetes::status,
     memory::Key,
     outcome::{Category, Failure, chain},
     stream as streams, undecodable,
@@ -131,9 +133,10 @@ async fn run_consumers(scope: &Scope, context: Arc<Context>) {
     let pods = context.pods.watch(scope.api(), scope.namespace.clone());
     let pods = pods.map(|(namespace, name)| ObjectRef::new(&name).within(&namespace));
     let (of_streams, of_workloads) = (controller.store(), controller.store());
-    // A consumer waits for its stream to be ready; the figures in the stream's status are nothing to it.
+    // A consumer waits for its stream to be ready, and for that of its dead letters; the figures in their statuses are nothing to it.
     let declared_streams = watcher(scope.api::<Guard<EventStream>>(), watcher::Config::default())
         .default_backoff()
+        .map_ok(deleted_as_such)
         .touched_objects()
         .predicate_filter(is_usable, PredicateConfig::default());
     let ours = watcher::Config::default().labels("app.kubernetes.io/managed-by=jetwright");
@@ -146,7 +149,8 @@ async fn run_consumers(scope: &Scope, context: Arc<Context>) {
         .watches_stream(declared_streams, move |stream| {
             let name = stream.name_any();
             referring(&of_streams, stream.namespace().as_deref(), |consumer| {
-                consumer.spec.stream_ref.name == name
+                let reference = &consumer.spec.stream_ref.name;
+                *reference == name || names::object_name(reference) == name
             })
         })
         .watches(scope.api::<Guard<EventConsumer>>(), watcher::Config::default(), move |other| {
@@ -159,16 +163,31 @@ async fn run_consumers(scope: &Scope, context: Arc<Context>) {
         .await;
 }
 
-/// Changes when an EventStream is declared anew, becomes ready, stops being so, or goes.
+/// What is gone had perhaps never been marked as deleted, and would pass for what it was before.
+fn deleted_as_such(event: watcher::Event<Guard<EventStream>>) -> watcher::Event<Guard<EventStream>> {
+    match event {
+        watcher::Event::Delete(mut stream) => {
+            stream.meta_mut().deletion_timestamp.get_or_insert_with(status::now);
+            watcher::Event::Delete(stream)
+        }
+        event => event,
+    }
+}
+
+/// Changes when an EventStream is declared anew, becomes ready, stops being so, or goes; and with its replicas, which those of its
+/// dead letters follow.
 #[allow(clippy::unnecessary_wraps, reason = "a predicate is so")]
 fn is_usable(stream: &Guard<EventStream>) -> Option<u64> {
     let ready = stream.0.as_ref().ok().and_then(|stream| {
         let status = stream.status.as_ref()?;
         conditions::get(&status.conditions, READY).map(|ready| (ready.status.clone(), ready.reason.clone()))
     });
-    let created = stream.0.as_ref().ok().map(streams::remembered).and_then(|remembered| remembered.created);
+    let remembered = stream.0.as_ref().ok().map(streams::remembered).unwrap_or_default();
+    let kept_for = stream.labels().get(LABEL);
     let mut hasher = DefaultHasher::new();
-    (stream.meta().generation, stream.meta().deletion_timestamp.is_some(), ready, created).hash(&mut hasher);
+    let deleted = stream.meta().deletion_timestamp.is_some();
+    (stream.meta().generation, deleted, ready, remembered.created, remembered.replicas, kept_for)
+        .hash(&mut hasher);
     Some(hasher.finish())
 }
 

@@ -5,6 +5,7 @@ mod connection;
 mod consumer;
 mod context;
 mod controller;
+mod deadletter;
 mod deletion;
 mod identity;
 mod jetstream;

@@ -165,6 +165,45 @@ async fn pods_are_declared_or_referred_to_but_not_both() {
 }
 
 #[tokio::test]
+async fn dead_letters_are_kept_or_dropped_where_there_are_pods_to_write_them() {
+    let consumers = Manifests::of_consumers().await;
+    let declared =
+        |dead_letter: &str| with(&format!("workload: {{{TEMPLATE}}}, deadLetter: {{{dead_letter}}}"));
+    let referred =
+        |dead_letter: &str| with(&format!("workloadRef: {{name: other}}, deadLetter: {{{dead_letter}}}"));
+    for good in [
+        "",
+        "policy: Keep",
+        "policy: Drop",
+        "maxAge: 1s",
+        "maxAge: 1w2d",
+        "policy: Keep, maxAge: 100y",
+        "policy: Keep, maxAge: 0d1s",
+    ] {
+        consumers.accepts(&declared(good)).await;
+        consumers.accepts(&referred(good)).await;
+        consumers
+            .rejects(&with(&format!("deadLetter: {{{good}}}")), "dead letters are written by pods")
+            .await;
+    }
+    let whole = "spec.deadLetter.maxAge is in whole seconds, without ms, and at least 1s";
+    for (bad, words) in [
+        ("policy: keep", "spec.deadLetter.policy: Unsupported value"),
+        ("policy: Drop, maxAge: 90d", "spec.deadLetter.maxAge: with policy Drop nothing is kept"),
+        ("maxAge: 0s", whole),
+        ("maxAge: 500ms", whole),
+        ("maxAge: 1s500ms", whole),
+        ("maxAge: 90", "spec.deadLetter.maxAge"),
+        ("maxAge: 1.5d", "spec.deadLetter.maxAge"),
+        ("writer: Workload", "unknown field \"spec.deadLetter.writer\""),
+    ] {
+        consumers.rejects(&declared(bad), words).await;
+    }
+    consumers.accepts_change(&declared("maxAge: 1d"), &declared("policy: Drop")).await;
+    consumers.rejects_change(&declared("policy: Drop"), &with("deadLetter: {}"), "written by pods").await;
+}
+
+#[tokio::test]
 async fn a_template_has_containers_and_is_otherwise_as_in_a_deployment() {
     let consumers = Manifests::of_consumers().await;
     let template = |text: &str| with(&format!("workload: {{template: {text}}}"));
@@ -274,6 +313,7 @@ async fn a_consumers_field_without_a_value_is_as_if_it_were_not_there() {
         "ackWait",
         "handlerDeadline",
         "retry",
+        "deadLetter",
         "workload",
         "workloadRef",
     ] {

@@ -2,7 +2,8 @@
 
 use crate::support::{defined, path};
 use jetwright_crds::Duration;
-use jetwright_crds::environment::{Binding, Bindings, HANDLER_DEADLINE, Retry};
+use jetwright_crds::dead_letter;
+use jetwright_crds::environment::{Binding, Bindings, DeadLetters, HANDLER_DEADLINE, Retry};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -99,7 +100,10 @@ fn the_bindings_file_in_the_documentation_is_one() {
         retry: Retry::default(),
         handler_deadline: HANDLER_DEADLINE,
         ordering: None,
-        dead_letters: None,
+        dead_letters: Some(DeadLetters {
+            prefix: dead_letter::prefix(stream, consumer),
+            max_age: Some(Duration::from_secs(90 * 86_400)),
+        }),
     };
     assert_eq!(bindings.bindings["order-fulfilment"], usual("orders", "order-fulfilment"));
     assert_eq!(bindings.bindings["order-users"], usual("users", "order-users"));
@@ -132,4 +136,16 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+#[test]
+fn every_header_of_a_dead_letter_stands_in_its_document() {
+    let document = fs::read_to_string(path("docs/dead-letters.md")).unwrap();
+    let code = fs::read_to_string(path("crds/src/dead_letter.rs")).unwrap();
+    let headers: Vec<_> =
+        code.split(": &str = \"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(headers.len() > 8, "{headers:?}");
+    for header in headers {
+        assert!(document.contains(&format!("`{header}")), "docs/dead-letters.md does not tell of {header}");
+    }
 }

@@ -1,8 +1,8 @@
 //! EventConsumer: keeps a durable JetStream consumer as declared, and the workload that consumes.
 //!
-//! The driver. The consumer goes through dereference → validate → plan → apply here, the workload through the steps of
-//! [`crate::workload`]; both end in one status. Neither waits for the other: pods wait for a missing consumer by themselves,
-//! and a NATS that is away does not hold a rollout up.
+//! The driver. The consumer goes through dereference → validate → plan → apply here, its dead letters through the steps of
+//! [`crate::deadletter`], the workload through those of [`crate::workload`]; all end in one status. None waits for another: pods wait
+//! for a missing consumer by themselves, and a NATS that is away does not hold a rollout up.
 
 mod apply;
 mod delete;
@@ -18,6 +18,7 @@ use kube::{Api, ResourceExt, runtime::controller::Action};
 
 use crate::{
     context::Context,
+    deadletter,
     identity::Identity,
     jetstream::ConsumerInfo,
     kubernetes::finalizer,
@@ -37,6 +38,9 @@ pub enum Error {
     /// What belongs to the object could not be cleaned up.
     #[error(transparent)]
     Delete(delete::Error),
+    /// It could not be seen to it that dead letters are kept.
+    #[error(transparent)]
+    DeadLetters(deadletter::Error),
     /// The workload could not be brought to what is declared.
     #[error(transparent)]
     Workload(workload::Error),
@@ -54,13 +58,14 @@ impl Failure for Error {
             Self::Dereference(error) => error.category(),
             Self::Apply(error) => error.category(),
             Self::Delete(error) => error.category(),
+            Self::DeadLetters(error) => error.category(),
             Self::Workload(error) => error.category(),
             Self::Finalizer(error) | Self::Status(error) => Category::of_kubernetes(error),
         }
     }
 }
 
-/// Brings one EventConsumer's consumer and workload to what it declares, and says so in its status.
+/// Brings one EventConsumer's consumer, dead letters and workload to what it declares, and says so in its status.
 ///
 /// # Errors
 ///
@@ -76,13 +81,17 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
         return Ok(Action::await_change());
     }
 
-    let consumer = declare(&object, &identity, &context).await;
-    let workload = workload::reconcile(&object, &context).await.map_err(Error::Workload);
+    let parts = status::Parts {
+        consumer: declare(&object, &identity, &context).await,
+        dead_letters: deadletter::reconcile(&object, &context).await.map_err(Error::DeadLetters),
+        workload: workload::reconcile(&object, &context).await.map_err(Error::Workload),
+    };
     // Told first: what was done is not done again if the status cannot be written.
-    status::tell(&object, &consumer, &workload, &context).await;
-    let wrote = status::write(&api, &object, &consumer, &workload, &context).await.map_err(Error::Status)?;
-    let again = workload?.and_then(|running| running.again);
-    consumer.map(|told| context.next_look(&told, wrote, again))
+    status::tell(&object, &parts, &context).await;
+    let wrote = status::write(&api, &object, &parts, &context).await.map_err(Error::Status)?;
+    let again = parts.workload?.and_then(|running| running.again);
+    parts.dead_letters?;
+    parts.consumer.map(|told| context.next_look(&told, wrote, again))
 }
 
 /// The steps of the consumer up to the status.

@@ -1,11 +1,11 @@
-//! In: what the reconciles of the consumer and of its workload came to. Out: one status, Kubernetes events and metrics. Writes to
+//! In: what the reconciles of the consumer, its dead letters and its workload came to. Out: one status, Kubernetes events and metrics. Writes to
 //! Kubernetes, except for [`advance`].
 
 use std::time::Duration;
 
 use jetwright_crds::{
     EventConsumer, EventConsumerStatus,
-    conditions::{self, CONSUMER_READY, WORKLOAD_READY},
+    conditions::{self, CONSUMER_READY, DEAD_LETTERS_READY, WORKLOAD_READY},
     consumer::ConsumerState,
     stream::Drift,
 };
@@ -32,21 +32,58 @@ const LOST: &str = "what it had acknowledged is forgotten, and it begins where s
 const WORDS_EVERY: Duration = Duration::from_secs(2);
 
 type Result<T = Told<ConsumerInfo>> = std::result::Result<T, Error>;
-/// None where the EventConsumer has no workload.
-type WorkloadResult = Result<Option<Running>>;
 
-fn next(
-    object: &EventConsumer,
-    consumer: &Result,
-    workload: &WorkloadResult,
-    context: &Context,
-) -> Next<EventConsumerStatus> {
+/// What the reconcile of each part of an EventConsumer came to.
+pub struct Parts {
+    /// The consumer in JetStream.
+    pub consumer: Result,
+    /// Whether dead letters are kept; None where it has none.
+    pub dead_letters: Result<Option<Verdict>>,
+    /// The pods; None where it has none.
+    pub workload: Result<Option<Running>>,
+}
+
+impl Parts {
+    fn consumer_verdict(&self) -> Verdict {
+        status::verdict(&self.consumer, "the consumer is as declared")
+    }
+
+    fn dead_letters_verdict(&self) -> Option<Verdict> {
+        match &self.dead_letters {
+            Ok(verdict) => verdict.clone(),
+            Err(error) => Some(Verdict::failed(error)),
+        }
+    }
+
+    fn workload_verdict(&self) -> Option<Verdict> {
+        match &self.workload {
+            Ok(running) => running.as_ref().map(|running| running.verdict.clone()),
+            Err(Error::Workload(error)) => Some(workload::failed(error)),
+            Err(_) => None,
+        }
+    }
+
+    /// Ready is all together; of several that are not, the consumer comes first, since pods wait for it, and the pods last, which
+    /// often become ready by themselves.
+    fn overall(&self) -> Verdict {
+        let consumer = self.consumer_verdict();
+        let workload = self.workload_verdict();
+        let ready = match workload {
+            Some(_) => Verdict::ready("the consumer is as declared and the pods are ready"),
+            None => consumer.clone(),
+        };
+        let all = [Some(consumer), self.dead_letters_verdict(), workload];
+        all.into_iter().flatten().find(|part| part.ready != Some(true)).unwrap_or(ready)
+    }
+}
+
+fn next(object: &EventConsumer, parts: &Parts, context: &Context) -> Next<EventConsumerStatus> {
     let before = object.status.clone().unwrap_or_default();
-    let after = advance(before.clone(), object.metadata.generation, consumer, workload, &status::now());
+    let after = advance(before.clone(), object.metadata.generation, parts, &status::now());
     if after == before {
         return Next::Same;
     }
-    let disconnected = consumer.as_ref().is_ok_and(Told::is_disconnected);
+    let disconnected = parts.consumer.as_ref().is_ok_and(Told::is_disconnected);
     let only_figures = without_figures(&before) == without_figures(&after);
     let only_words = without_words(&before) == without_words(&after);
     let words_wait = || context.written.figures_wait(key(object), WORDS_EVERY).filter(|_| only_words);
@@ -59,11 +96,10 @@ fn next(
 fn advance(
     mut status: EventConsumerStatus,
     generation: Option<i64>,
-    consumer: &Result,
-    workload: &WorkloadResult,
+    parts: &Parts,
     now: &Time,
 ) -> EventConsumerStatus {
-    if let Ok(Told::Applied(applied)) = consumer {
+    if let Ok(Told::Applied(applied)) = &parts.consumer {
         let info = applied.info.as_ref();
         status.consumer = info.map(state);
         status.lag = info.map(|info| info.num_pending);
@@ -73,43 +109,26 @@ fn advance(
             status.drift = Some(Drift { last_repaired: now.clone(), fields });
         }
     }
-    if let Ok(running) = workload {
+    if let Ok(running) = &parts.workload {
         let own = running.as_ref().and_then(|running| running.own.as_ref());
         status.replicas = own.map(|own| own.replicas);
         status.selector = own.map(|own| own.selector.clone());
     }
     status.observed_generation = generation;
-    let consumer_ready = status::verdict(consumer, "the consumer is as declared");
-    conditions::set(&mut status.conditions, CONSUMER_READY, consumer_ready.state(), generation, now);
-    match workload_verdict(workload) {
-        Some(verdict) => {
-            conditions::set(&mut status.conditions, WORKLOAD_READY, verdict.state(), generation, now);
+    for (type_, verdict) in [
+        (CONSUMER_READY, Some(parts.consumer_verdict())),
+        (DEAD_LETTERS_READY, parts.dead_letters_verdict()),
+        (WORKLOAD_READY, parts.workload_verdict()),
+    ] {
+        match verdict {
+            Some(verdict) => {
+                conditions::set(&mut status.conditions, type_, verdict.state(), generation, now);
+            }
+            None => conditions::unset(&mut status.conditions, type_),
         }
-        None => conditions::unset(&mut status.conditions, WORKLOAD_READY),
     }
-    status::conclude(&mut status.conditions, &overall(consumer, workload), generation, now);
+    status::conclude(&mut status.conditions, &parts.overall(), generation, now);
     status
-}
-
-/// Ready is both together; of two that are not, the consumer comes first, since pods wait for it.
-fn overall(consumer: &Result, workload: &WorkloadResult) -> Verdict {
-    let consumer = status::verdict(consumer, "the consumer is as declared");
-    if consumer.ready != Some(true) {
-        return consumer;
-    }
-    match workload_verdict(workload) {
-        Some(workload) if workload.ready != Some(true) => workload,
-        Some(_) => Verdict::ready("the consumer is as declared and the pods are ready"),
-        None => consumer,
-    }
-}
-
-fn workload_verdict(workload: &WorkloadResult) -> Option<Verdict> {
-    match workload {
-        Ok(running) => running.as_ref().map(|running| running.verdict.clone()),
-        Err(Error::Workload(error)) => Some(workload::failed(error)),
-        Err(_) => None,
-    }
 }
 
 fn state(info: &ConsumerInfo) -> ConsumerState {
@@ -142,11 +161,10 @@ pub(super) fn key(object: &EventConsumer) -> Key {
 pub async fn write(
     api: &Api<EventConsumer>,
     object: &EventConsumer,
-    consumer: &Result,
-    workload: &WorkloadResult,
+    parts: &Parts,
     context: &Context,
 ) -> std::result::Result<Wrote, kube::Error> {
-    let wrote = status::write(api, object, &(), |object| next(object, consumer, workload, context)).await?;
+    let wrote = status::write(api, object, &(), |object| next(object, parts, context)).await?;
     if wrote == Wrote::Now {
         context.written.wrote(key(object));
     }
@@ -154,15 +172,15 @@ pub async fn write(
 }
 
 /// Tells in events and metrics what was done, and once what is wrong.
-pub async fn tell(object: &EventConsumer, consumer: &Result, workload: &WorkloadResult, context: &Context) {
-    if let Ok(Told::Applied(applied)) = consumer {
+pub async fn tell(object: &EventConsumer, parts: &Parts, context: &Context) {
+    if let Ok(Told::Applied(applied)) = &parts.consumer {
         if applied.repaired().is_some() {
             context.metrics.repaired("consumer");
         }
         events::done(&context.recorder, &object.object_ref(&()), "consumer", applied, LOST).await;
     }
     let before = object.status.as_ref().map(|status| status.conditions.as_slice());
-    let verdict = overall(consumer, workload);
+    let verdict = parts.overall();
     events::stalled(&context.recorder, &object.object_ref(&()), before.unwrap_or_default(), &verdict).await;
 }
 
@@ -196,13 +214,17 @@ mod tests {
         Ok(Told::Applied(Applied::of(Done::Created, Some(&info), &Remembered::default())))
     }
 
-    fn running(verdict: Verdict) -> WorkloadResult {
+    fn running(verdict: Verdict) -> Result<Option<Running>> {
         let own = Own { replicas: 2, selector: "a=b".into() };
         Ok(Some(Running { own: Some(own), verdict, again: None }))
     }
 
-    fn status(consumer: &Result, workload: &WorkloadResult) -> EventConsumerStatus {
-        advance(EventConsumerStatus::default(), Some(1), consumer, workload, &at(9))
+    fn told(parts: &Parts) -> EventConsumerStatus {
+        advance(EventConsumerStatus::default(), Some(1), parts, &at(9))
+    }
+
+    fn status(consumer: Result, workload: Result<Option<Running>>) -> EventConsumerStatus {
+        told(&Parts { consumer, dead_letters: Ok(None), workload })
     }
 
     fn condition(status: &EventConsumerStatus, type_: &str) -> Option<(String, String)> {
@@ -212,7 +234,7 @@ mod tests {
     #[test]
     fn ready_is_the_consumer_and_its_pods() {
         let rolling = running(Verdict::reconciling(Reason::RollingOut, "1 of 2"));
-        let status = status(&applied(), &rolling);
+        let status = status(applied(), rolling);
         assert_eq!(condition(&status, CONSUMER_READY), Some(("True".into(), "Reconciled".into())));
         assert_eq!(condition(&status, WORKLOAD_READY), Some(("False".into(), "RollingOut".into())));
         assert_eq!(condition(&status, READY), Some(("False".into(), "RollingOut".into())));
@@ -222,8 +244,7 @@ mod tests {
 
     #[test]
     fn other_words_for_the_same_reason_are_no_news() {
-        let told =
-            |reason, message: &str| status(&applied(), &running(Verdict::reconciling(reason, message)));
+        let told = |reason, message: &str| status(applied(), running(Verdict::reconciling(reason, message)));
         let one = told(Reason::RollingOut, "1 of 2");
         assert_eq!(without_words(&one), without_words(&told(Reason::RollingOut, "2 of 2")));
         assert_ne!(without_words(&one), without_words(&told(Reason::CrashLoop, "1 of 2")));
@@ -231,9 +252,34 @@ mod tests {
 
     #[test]
     fn without_a_workload_the_consumer_alone_counts() {
-        let status = status(&applied(), &Ok(None));
+        let status = status(applied(), Ok(None));
         assert_eq!(condition(&status, WORKLOAD_READY), None);
         assert_eq!(condition(&status, READY), Some(("True".into(), "Reconciled".into())));
+    }
+
+    #[test]
+    fn a_consumer_whose_dead_letters_cannot_be_kept_is_not_ready_whatever_its_pods_do() {
+        let parts = |dead_letters, pods| {
+            told(&Parts {
+                consumer: applied(),
+                dead_letters: Ok(Some(dead_letters)),
+                workload: running(pods),
+            })
+        };
+        let lost = || Verdict::stalled(Reason::NameConflict, "taken");
+        for pods in [Verdict::ready(""), Verdict::reconciling(Reason::RollingOut, "1 of 2")] {
+            let status = parts(lost(), pods);
+            assert_eq!(condition(&status, CONSUMER_READY), Some(("True".into(), "Reconciled".into())));
+            assert_eq!(condition(&status, DEAD_LETTERS_READY), Some(("False".into(), "NameConflict".into())));
+            assert_eq!(condition(&status, READY), Some(("False".into(), "NameConflict".into())));
+        }
+        let kept = parts(Verdict::ready("kept"), Verdict::ready(""));
+        assert_eq!(condition(&kept, DEAD_LETTERS_READY), Some(("True".into(), "Reconciled".into())));
+        assert_eq!(condition(&kept, READY), Some(("True".into(), "Reconciled".into())));
+        // One that no longer has any says nothing of them.
+        let dropped = Parts { consumer: applied(), dead_letters: Ok(None), workload: Ok(None) };
+        let dropped = advance(kept, Some(1), &dropped, &at(9));
+        assert_eq!(condition(&dropped, DEAD_LETTERS_READY), None);
     }
 
     #[test]
@@ -241,7 +287,7 @@ mod tests {
         let message = "away".to_owned();
         let waiting =
             Ok(Told::Waiting(Waiting { reason: Reason::Disconnected, message, stalled: false, again: None }));
-        let status = status(&waiting, &running(Verdict::ready("")));
+        let status = status(waiting, running(Verdict::ready("")));
         assert_eq!(condition(&status, READY), Some(("Unknown".into(), "Disconnected".into())));
         assert_eq!(condition(&status, WORKLOAD_READY), Some(("True".into(), "Reconciled".into())));
     }

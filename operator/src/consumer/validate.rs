@@ -8,12 +8,14 @@ use std::time::Duration;
 use jetwright_crds::{
     EventConsumerSpec, EventStream,
     consumer::DeliverPolicy,
-    environment::{Backoff, Binding, HANDLER_DEADLINE, HANDLER_DEADLINES, Retry},
+    dead_letter,
+    environment::{Backoff, Binding, DeadLetters, HANDLER_DEADLINE, HANDLER_DEADLINES, Retry},
     stream::Retention,
 };
 use serde_json::json;
 
 use crate::{
+    deadletter,
     identity::Identity,
     jetstream::{Config, subjects},
     outcome::{Problem, problem},
@@ -81,6 +83,7 @@ pub fn validate(
         handler_deadline,
         max_ack_pending,
         retry: _,
+        dead_letter: _,
         workload,
         workload_ref,
         deletion_policy: _,
@@ -121,6 +124,10 @@ pub fn validate(
             format!("{filter} matches nothing that the stream keeps ({kept})"),
         ));
     }
+    let kept_for = deadletter::validate::kept_for(spec).unwrap_or_else(|problem| {
+        problems.push(problem);
+        None
+    });
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -152,7 +159,8 @@ pub fn validate(
         retry,
         handler_deadline,
         ordering: None,
-        dead_letters: None,
+        dead_letters: kept_for
+            .map(|age| DeadLetters { prefix: dead_letter::prefix(&stream.name, &name), max_age: Some(age) }),
     };
     let config = identity.mark(config);
     Ok(Desired { stream: stream.name.clone(), name, identity: identity.clone(), config, binding })
@@ -273,6 +281,24 @@ pub(super) mod tests {
         assert_eq!(desired_at(1, &workload).binding.retry.max_attempts, 4);
         let reference = format!("{{streamRef: {{name: orders}}, {retry}, workloadRef: {{name: other}}}}");
         assert_eq!(field(&reference, "max_deliver"), json!(-1));
+    }
+
+    #[test]
+    fn pods_are_told_where_dead_letters_go_and_for_how_long_they_are_kept() {
+        let spec = |rest: &str| {
+            format!("{{streamRef: {{name: orders}}, consumerName: c, workloadRef: {{name: other}}, {rest}}}")
+        };
+        let kept = desired_at(1, &spec("deadLetter: {maxAge: 1d}")).binding.dead_letters;
+        let expected = DeadLetters {
+            prefix: "jetwright.dlq.orders.c".into(),
+            max_age: Some(jetwright_crds::Duration::from_secs(86_400)),
+        };
+        assert_eq!(kept, Some(expected));
+        assert_eq!(desired_at(1, &spec("deadLetter: {policy: Drop}")).binding.dead_letters, None);
+        assert_eq!(
+            problems(&spec("deadLetter: {maxAge: 1ms}"), Retention::Limits),
+            ["spec.deadLetter.maxAge"]
+        );
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::{
 };
 
 pub use dereference::remembered;
+pub use validate::effective_storage;
 
 /// Why a reconcile did not come to its end: one variant a step.
 #[derive(Debug, thiserror::Error)]

@@ -144,6 +144,15 @@ async fn a_consumer_waits_for_its_stream_in_whatever_order_they_come() {
 }
 
 #[tokio::test]
+async fn a_consumer_whose_event_stream_is_deleted_says_so_at_once() {
+    let world = with_orders().await;
+    world.consumer("fulfilment", "streamRef: {name: orders}").await;
+    world.await_ready::<EventConsumer>("fulfilment").await;
+    world.delete::<EventStream>("orders").await;
+    world.await_condition::<EventConsumer>("fulfilment", "Stalled", "True", "NotFound").await;
+}
+
+#[tokio::test]
 async fn no_consumer_is_made_on_a_stream_that_the_event_stream_only_names() {
     let world = World::start().await;
     let foreign = async_nats::jetstream::stream::Config {

@@ -3,6 +3,7 @@
 
 mod consumers;
 mod credentials;
+mod dead_letters;
 mod deletion;
 mod program;
 mod streams;
