@@ -9,6 +9,7 @@ mod connection;
 mod consume;
 mod credentials;
 mod dead_letters;
+mod effects;
 mod projection;
 mod ordering;
 mod proxy;

@@ -304,7 +304,7 @@ impl Bench {
             service.handle(handler).unwrap();
             service.run(CancellationToken::new()).await
         });
-        Mortal(Some(runtime))
+        Mortal::of(runtime)
     }
 
     /// Publishes these numbers, each once.
@@ -354,6 +354,13 @@ pub async fn publish_of(publisher: &Publisher, key: u64, value: u64) {
 
 /// A service that ends in the middle of whatever it does when this is dropped.
 pub struct Mortal(Option<Runtime>);
+
+impl Mortal {
+    /// That which runs there.
+    pub fn of(runtime: Runtime) -> Self {
+        Self(Some(runtime))
+    }
+}
 
 impl Drop for Mortal {
     fn drop(&mut self) {
