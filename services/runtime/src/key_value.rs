@@ -6,9 +6,10 @@ use async_nats::{HeaderMap, HeaderValue, header};
 use bytes::Bytes;
 
 use crate::{
-    Error, ErrorKind, Published, Publisher, Reader,
+    Error, ErrorKind, Published, Publisher, Reader, Recorded,
     metrics::WriteKind,
     publish::{Write, own_message_id},
+    read::Pages,
 };
 
 /// Header by which an entry says that it takes one away.
@@ -18,6 +19,7 @@ const OPERATION: &str = "KV-Operation";
 #[derive(Clone, Debug)]
 pub struct KeyValue {
     bucket: String,
+    stream: String,
     publisher: Publisher,
     reader: Reader,
 }
@@ -33,7 +35,13 @@ pub struct Entry {
 
 impl KeyValue {
     pub(crate) fn new(bucket: &str, publisher: Publisher, reader: Reader) -> Self {
-        Self { bucket: bucket.to_owned(), publisher, reader }
+        Self { bucket: bucket.to_owned(), stream: format!("KV_{bucket}"), publisher, reader }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.bucket
     }
 
     /// The value of a key, if it has one.
@@ -43,9 +51,9 @@ impl KeyValue {
     /// [`Unavailable`](ErrorKind::Unavailable) in bounded time, or [`Refused`](ErrorKind::Refused) where the key is
     /// malformed or there is no such bucket.
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
-        let found = self.reader.last(&format!("KV_{}", self.bucket), &self.subject(key)?).await?;
+        let found = self.reader.last(&self.stream, &self.subject(key)?).await?;
         Ok(found
-            .filter(|entry| entry.header(OPERATION).is_none())
+            .filter(has_value)
             .map(|entry| Entry { revision: entry.sequence, value: entry.into_payload() }))
     }
 
@@ -61,11 +69,9 @@ impl KeyValue {
             return created;
         }
         // A deleted key has a newest message too, by which the next write is measured.
-        let deleted = self.reader.last(&format!("KV_{}", self.bucket), &self.subject(key)?).await?;
+        let deleted = self.reader.last(&self.stream, &self.subject(key)?).await?;
         match deleted {
-            Some(entry) if entry.header(OPERATION).is_some() => {
-                self.write(key, value, entry.sequence, None).await
-            }
+            Some(entry) if !has_value(&entry) => self.write(key, value, entry.sequence, None).await,
             _ => created,
         }
     }
@@ -105,6 +111,18 @@ impl KeyValue {
         self.write(key, Bytes::new(), revision, Some("DEL")).await.map(drop)
     }
 
+    /// Everything in the bucket, page by page, keys that were taken away included; what changes meanwhile may be there at its
+    /// old place, at its new one, or at both.
+    pub(crate) fn pages(&self) -> Pages<'_> {
+        self.reader.pages(&self.stream, ">")
+    }
+
+    /// The key and the value in one of the [`pages`](Self::pages); `None` where the key was taken away.
+    pub(crate) fn entry<'a>(&self, recorded: &'a Recorded) -> Option<(&'a str, &'a [u8])> {
+        let key = recorded.subject.strip_prefix("$KV.")?.strip_prefix(&self.bucket)?.strip_prefix('.')?;
+        has_value(recorded).then(|| (key, recorded.payload()))
+    }
+
     async fn write(
         &self,
         key: &str,
@@ -124,16 +142,26 @@ impl KeyValue {
         self.publisher.append(write, value).await
     }
 
-    /// The subject of a key. Keys are made of letters, digits and `-/_=.`, without a dot at either end (ADR-8).
+    /// The subject of a key.
     fn subject(&self, key: &str) -> Result<String, Error> {
-        let allowed = |c: char| c.is_ascii_alphanumeric() || "-/_=.".contains(c);
-        let ends = key.starts_with('.') || key.ends_with('.') || key.contains("..");
-        if key.is_empty() || ends || !key.chars().all(allowed) {
+        if !is_key(key) {
             let object = format!("bucket {}, key {key:?}", self.bucket);
             return Err(Error::new(ErrorKind::Refused, object, "keys are made of letters, digits and -/_=."));
         }
         Ok(format!("$KV.{}.{key}", self.bucket))
     }
+}
+
+/// Keys are made of letters, digits and `-/_=.`, without a dot at either end (ADR-8).
+pub(crate) fn is_key(key: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-/_=.".contains(c);
+    let ends = key.starts_with('.') || key.ends_with('.') || key.contains("..");
+    !key.is_empty() && !ends && key.chars().all(allowed)
+}
+
+/// A key that was taken away has a message that says so.
+fn has_value(recorded: &Recorded) -> bool {
+    recorded.header(OPERATION).is_none()
 }
 
 /// The headers of a write, with the revision that the key must be at.
