@@ -84,6 +84,12 @@ impl Undecodable {
         Self(format!("event type {event_type:?} is not handled here"))
     }
 
+    /// The event is of a known type, and what it says cannot be.
+    #[must_use]
+    pub fn malformed(why: impl std::fmt::Display) -> Self {
+        Self(why.to_string())
+    }
+
     pub(crate) fn missing_type() -> Self {
         Self(format!("header {EVENT_TYPE} is missing"))
     }

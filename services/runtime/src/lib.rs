@@ -39,6 +39,7 @@
 //! }
 //! ```
 
+mod aggregate;
 mod connection;
 mod consume;
 pub mod environment;
@@ -49,18 +50,21 @@ mod key_value;
 mod metadata;
 mod metrics;
 mod problem;
+mod projection;
 mod publish;
 mod read;
 mod requests;
 mod service;
 mod trace;
 
+pub use aggregate::{Aggregate, AggregateError, Aggregates, Decision, Loaded, NewEvent, Snapshot, Updated};
 pub use environment::Environment;
 pub use error::{Error, ErrorKind};
 pub use event::{CONTENT_TYPE, EVENT_TYPE, Event, PROTOBUF, Undecodable, decode};
 pub use handler::{Acknowledge, Failure, Handler, Limits};
 pub use key_value::{Entry, KeyValue};
 pub use metadata::Metadata;
+pub use projection::{Inapplicable, Projection, Rebuilt, Seen, View, ViewError};
 pub use publish::{Expected, PublishOptions, Published, Publisher};
-pub use read::{History, Reader, Recorded};
+pub use read::{History, Position, Reader, Recorded};
 pub use service::{Service, ServiceError};

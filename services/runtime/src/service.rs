@@ -2,16 +2,19 @@
 
 use std::{future::Future, pin::Pin, time::Duration};
 
+use jetwright_crds::environment::Binding;
 use jetwright_process::health::Health;
 use prometheus_client::registry::Registry;
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Environment, Handler, KeyValue, Limits, Publisher, Reader,
+    Aggregate, Aggregates, Environment, Handler, KeyValue, Limits, Projection, Publisher, Reader, Rebuilt,
+    View,
     connection::Connection,
     consume::{Consumption, Means, consume},
     metrics::Metrics,
+    projection::{self, Keeper},
 };
 
 /// A service on NATS.
@@ -19,6 +22,7 @@ pub struct Service {
     environment: Environment,
     connection: Connection,
     publisher: Publisher,
+    reader: Reader,
     health: Health,
     metrics: Metrics,
     loops: Vec<(&'static str, Loop)>,
@@ -44,6 +48,14 @@ pub enum ServiceError {
     /// Two handlers ask for one EventConsumer.
     #[error("two handlers for the binding {0:?}")]
     TwoHandlers(&'static str),
+    /// A projection was not made anew to its end.
+    #[error("the bucket {bucket} was not made anew to its end")]
+    Rebuild {
+        /// The projection's.
+        bucket: &'static str,
+        /// What failed.
+        source: crate::Error,
+    },
     /// A consuming task ended although it never should.
     #[error("the loop of the binding {binding:?} ended: {reason}")]
     LoopEnded {
@@ -74,7 +86,8 @@ impl Service {
         let gate = health.gate("nats", "not connected to NATS yet");
         let connection = Connection::open(&environment, gate, metrics.clone()).await?;
         let publisher = Publisher::new(connection.clone(), metrics.clone());
-        Ok(Self { environment, connection, publisher, health: health.clone(), metrics, loops: Vec::new() })
+        let (reader, health) = (Reader::new(connection.clone()), health.clone());
+        Ok(Self { environment, connection, publisher, reader, health, metrics, loops: Vec::new() })
     }
 
     /// Publishes events.
@@ -83,16 +96,63 @@ impl Service {
         self.publisher.clone()
     }
 
-    /// Reads aggregates.
+    /// Reads streams.
     #[must_use]
     pub fn reader(&self) -> Reader {
-        Reader::new(self.connection.clone())
+        self.reader.clone()
+    }
+
+    /// The aggregates whose events are in this stream, under `<prefix>.<id>.<event>`.
+    #[must_use]
+    pub fn aggregates<A: Aggregate>(&self, stream: &str, prefix: &str) -> Aggregates<A> {
+        Aggregates::new(stream, prefix, self.publisher(), self.reader())
     }
 
     /// State by key. The bucket need not exist yet; what asks it fails until it does.
     #[must_use]
     pub fn key_value(&self, bucket: &str) -> KeyValue {
         KeyValue::new(bucket, self.publisher(), self.reader())
+    }
+
+    /// Adds a projection, which is kept from [`run`](Self::run) on.
+    ///
+    /// # Errors
+    ///
+    /// The bindings file does not name its EventConsumer, or a handler has it.
+    pub fn project<P: Projection>(&mut self) -> Result<&mut Self, ServiceError> {
+        let keeper = self.keeper::<P>()?;
+        self.handle(keeper)
+    }
+
+    /// Reads a projection, whoever keeps it.
+    #[must_use]
+    pub fn view<P: Projection>(&self) -> View<P> {
+        View::new(self.key_value(P::BUCKET))
+    }
+
+    /// Makes a projection anew from its stream, while whoever keeps it goes on: each key from its own history, so that what is
+    /// read meanwhile is as it was before or as it will be. Keys without events are taken away. It may be interrupted, and run
+    /// again from the beginning. The log tells how far it is.
+    ///
+    /// # Errors
+    ///
+    /// The bindings file does not name its EventConsumer, or NATS was away for so long that a key could not be made.
+    pub async fn rebuild<P: Projection>(&self) -> Result<Rebuilt, ServiceError> {
+        let rebuilt = projection::rebuild(&self.keeper::<P>()?).await;
+        rebuilt.map_err(|source| ServiceError::Rebuild { bucket: P::BUCKET, source })
+    }
+
+    fn keeper<P: Projection>(&self) -> Result<Keeper<P>, ServiceError> {
+        let stream = self.binding(P::BINDING)?.stream.clone();
+        Ok(Keeper::new(self.key_value(P::BUCKET), self.reader(), stream))
+    }
+
+    fn binding(&self, binding: &'static str) -> Result<&Binding, ServiceError> {
+        let bindings = &self.environment.bindings.bindings;
+        bindings.get(binding).ok_or_else(|| {
+            let known = bindings.keys().cloned().collect();
+            ServiceError::UnknownBinding { binding, known }
+        })
     }
 
     /// Adds a handler, which begins its work in [`run`](Self::run).
@@ -114,11 +174,7 @@ impl Service {
         handler: H,
         limits: Limits,
     ) -> Result<&mut Self, ServiceError> {
-        let bindings = &self.environment.bindings.bindings;
-        let Some(binding) = bindings.get(H::BINDING) else {
-            let known = bindings.keys().cloned().collect();
-            return Err(ServiceError::UnknownBinding { binding: H::BINDING, known });
-        };
+        let binding = self.binding(H::BINDING)?;
         if self.loops.iter().any(|(name, _)| *name == H::BINDING) {
             return Err(ServiceError::TwoHandlers(H::BINDING));
         }

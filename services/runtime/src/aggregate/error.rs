@@ -1,0 +1,62 @@
+//! How loading an aggregate fails, and what that is to a handler and to a caller over HTTP.
+
+use jetwright_process::http::Problem;
+
+use crate::{Error, ErrorKind, Failure, Recorded, Undecodable};
+
+/// Why an aggregate is not loaded or not changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AggregateError {
+    /// The stream cannot be read or written, or the aggregate was changed meanwhile.
+    #[error(transparent)]
+    JetStream(#[from] Error),
+    /// One of its events cannot be read, and so neither can what follows.
+    #[error("the event {sequence} on {subject} cannot be read")]
+    Unreadable {
+        /// Subject under which the event is stored.
+        subject: String,
+        /// Its sequence in the stream.
+        sequence: u64,
+        /// What is wrong with it.
+        #[source]
+        source: Undecodable,
+    },
+}
+
+impl AggregateError {
+    /// Whether the aggregate has newer events than whoever decided had seen.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::JetStream(error) if error.kind() == ErrorKind::Conflict)
+    }
+}
+
+pub(super) fn unreadable(recorded: &Recorded) -> impl FnOnce(Undecodable) -> AggregateError {
+    let (subject, sequence) = (recorded.subject.clone(), recorded.sequence);
+    move |source| AggregateError::Unreadable { subject, sequence, source }
+}
+
+/// A request may succeed later; an event that cannot be read stays so.
+impl From<AggregateError> for Failure {
+    fn from(error: AggregateError) -> Self {
+        match error {
+            AggregateError::JetStream(error) => error.into(),
+            AggregateError::Unreadable { ref source, .. } => {
+                Self::permanent(format_args!("{error}: {source}"))
+            }
+        }
+    }
+}
+
+/// The cause is logged here, and not told to the caller.
+impl From<AggregateError> for Problem {
+    fn from(error: AggregateError) -> Self {
+        match error {
+            AggregateError::JetStream(error) => error.into(),
+            AggregateError::Unreadable { ref source, .. } => {
+                tracing::error!(%error, reason = %source, "a caller cannot be served");
+                Self::internal()
+            }
+        }
+    }
+}

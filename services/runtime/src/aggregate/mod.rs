@@ -1,0 +1,245 @@
+//! Aggregates: what the events under `<prefix>.<id>.>` say, folded in their order. A write states the newest of these events
+//! that it saw, so whoever decided on an older state is told of a conflict instead of being believed.
+
+mod error;
+mod event;
+mod snapshot;
+mod update;
+
+use std::{fmt, marker::PhantomData};
+
+pub use self::{
+    error::AggregateError,
+    event::NewEvent,
+    snapshot::Snapshot,
+    update::{Decision, Updated},
+};
+use self::{error::unreadable, snapshot::Snapshots};
+use crate::{
+    Error, ErrorKind, Event, Expected, Position, PublishOptions, Published, Publisher, Reader, Recorded,
+};
+
+/// A state that is made of events.
+///
+/// ```
+/// use bytes::Bytes;
+/// use jetwright_runtime::{Aggregate, Event, Recorded, Undecodable, decode};
+/// # #[derive(Clone, PartialEq, prost::Message)] pub struct Opened {}
+/// # impl prost::Name for Opened { const NAME: &'static str = "Opened"; const PACKAGE: &'static str = "events.v1"; }
+/// # #[derive(Clone, PartialEq, prost::Message)] pub struct Paid { #[prost(int64, tag = "1")] amount: i64 }
+/// # impl prost::Name for Paid { const NAME: &'static str = "Paid"; const PACKAGE: &'static str = "events.v1"; }
+///
+/// #[derive(Clone, Debug, Default)]
+/// struct Account {
+///     open: bool,
+///     balance: i64,
+/// }
+///
+/// enum AccountEvent {
+///     Opened(Opened),
+///     Paid(Paid),
+///     /// Of a later program: it says nothing about what this one knows of an account.
+///     Later,
+/// }
+///
+/// impl Event for AccountEvent {
+///     fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
+///         match event_type {
+///             "events.v1.Opened" => decode(payload).map(Self::Opened),
+///             "events.v1.Paid" => decode(payload).map(Self::Paid),
+///             _ => Ok(Self::Later),
+///         }
+///     }
+/// }
+///
+/// impl Aggregate for Account {
+///     type Event = AccountEvent;
+///
+///     fn apply(&mut self, event: AccountEvent, _recorded: &Recorded) {
+///         match event {
+///             AccountEvent::Opened(_) => self.open = true,
+///             AccountEvent::Paid(paid) => self.balance += paid.amount,
+///             AccountEvent::Later => {}
+///         }
+///     }
+/// }
+/// ```
+pub trait Aggregate: Default + Clone + Send + Sync + 'static {
+    /// Its events: a protobuf message, or an enum of several. One that cannot be read keeps the aggregate from being loaded,
+    /// so types of later programs are better a variant of their own.
+    type Event: Event;
+
+    /// The state after this event. It happened, so there is nothing to refuse.
+    fn apply(&mut self, event: Self::Event, recorded: &Recorded);
+}
+
+/// The aggregates of one kind: those under `<prefix>.<id>.>` of one stream. Clones share one connection.
+///
+/// All programs that write to these subjects have to do it so, and under the same prefix: servers compare an expected
+/// sequence only with writes that name the same literal filter. The stream's subject transform may add tokens behind the
+/// event's name, as partitions do, and none before it.
+#[derive(Clone)]
+pub struct Aggregates<A> {
+    stream: String,
+    prefix: String,
+    publisher: Publisher,
+    reader: Reader,
+    snapshots: Option<Snapshots<A>>,
+    kind: PhantomData<fn() -> A>,
+}
+
+/// An aggregate as its events made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded<A> {
+    id: String,
+    state: A,
+    last_sequence: u64,
+}
+
+impl<A> Loaded<A> {
+    /// Which one it is.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What its events made of it; the default where it has none.
+    #[must_use]
+    pub fn state(&self) -> &A {
+        &self.state
+    }
+
+    /// What its events made of it; the default where it has none.
+    #[must_use]
+    pub fn into_state(self) -> A {
+        self.state
+    }
+
+    /// Sequence of its newest event, which the next write expects; 0 where it has none.
+    #[must_use]
+    pub fn last_sequence(&self) -> u64 {
+        self.last_sequence
+    }
+}
+
+impl<A> fmt::Debug for Aggregates<A> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stream, prefix, .. } = self;
+        formatter
+            .debug_struct("Aggregates")
+            .field("stream", stream)
+            .field("prefix", prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<A: Aggregate> Aggregates<A> {
+    pub(crate) fn new(stream: &str, prefix: &str, publisher: Publisher, reader: Reader) -> Self {
+        let (stream, prefix) = (stream.to_owned(), prefix.to_owned());
+        Self { stream, prefix, publisher, reader, snapshots: None, kind: PhantomData }
+    }
+
+    /// An aggregate that is believed to have no events yet, without having looked: for one whose first event is to be
+    /// written. Where it has some, [`append`](Self::append) says so.
+    #[must_use]
+    pub fn presume_new(&self, id: &str) -> Loaded<A> {
+        Loaded { id: id.to_owned(), state: A::default(), last_sequence: 0 }
+    }
+
+    /// The aggregate as its events make it: all that were stored before this was called.
+    ///
+    /// # Errors
+    ///
+    /// [`JetStream`](AggregateError::JetStream) where the stream cannot be read within ten seconds or the id is not one token
+    /// of a subject, [`Unreadable`](AggregateError::Unreadable) where an event cannot be read.
+    pub async fn load(&self, id: &str) -> Result<Loaded<A>, AggregateError> {
+        let filter = self.filter(id)?;
+        self.reader.within(&self.stream, &filter, self.fold(id, &filter)).await
+    }
+
+    async fn fold(&self, id: &str, filter: &str) -> Result<Loaded<A>, AggregateError> {
+        let mut kept = None;
+        if let Some(snapshots) = &self.snapshots {
+            kept = Some((snapshots, snapshots.read(id).await));
+        }
+        let mut pages = self.reader.pages(&self.stream, filter);
+        let (mut state, mut newest) = (A::default(), None::<Position>);
+        // In a stream that was made again there may be other events at its sequence.
+        if let Some((_, kept)) = &mut kept
+            && let Some((snapshot, position)) = kept.state.take()
+            && pages.resume_after(position).await?
+        {
+            (state, newest) = (snapshot, Some(position));
+        }
+        let mut folded = 0;
+        while let Some(page) = pages.next().await? {
+            for recorded in page {
+                state.apply(recorded.decode().map_err(unreadable(&recorded))?, &recorded);
+                newest = Some(recorded.position());
+                folded += 1;
+            }
+        }
+        if let (Some((snapshots, kept)), Some(newest)) = (kept, newest) {
+            snapshots.offer(id, &state, newest, folded, kept.revision);
+        }
+        let last_sequence = newest.map_or(0, |newest| newest.sequence);
+        Ok(Loaded { id: id.to_owned(), state, last_sequence })
+    }
+
+    /// Appends an event where the aggregate has none that is newer than what was loaded.
+    ///
+    /// # Errors
+    ///
+    /// [`Conflict`](ErrorKind::Conflict) where it has: load it again and decide again, as [`update`](Self::update) does. It may
+    /// be this very event, stored by a try whose answer was lost. Else as [`Publisher::publish`], and
+    /// [`Refused`](ErrorKind::Refused) where the id or the event's name is not one token of a subject.
+    pub async fn append(&self, loaded: &Loaded<A>, event: NewEvent) -> Result<Published, Error> {
+        let id = &loaded.id;
+        let expected = Some(Expected::last(loaded.last_sequence, self.filter(id)?));
+        check_token("the name of an event", event.name())?;
+        let subject = format!("{}.{id}.{}", self.prefix, event.name());
+        let options = PublishOptions { message_id: event.message_id(), expected };
+        let published = event.publish(&self.publisher, &subject, options).await?;
+        if published.stream == self.stream {
+            return Ok(published);
+        }
+        let reason =
+            format!("it was stored in the stream {}, and is read in {}", published.stream, self.stream);
+        Err(Error::new(ErrorKind::Refused, subject, reason))
+    }
+
+    /// The subjects of an aggregate's events.
+    fn filter(&self, id: &str) -> Result<String, Error> {
+        for token in self.prefix.split('.') {
+            check_token("the beginning of a subject", token)?;
+        }
+        check_token("the id of an aggregate", id)?;
+        Ok(format!("{}.{id}.>", self.prefix))
+    }
+}
+
+/// With a dot, or a wildcard, an id would stand for several aggregates.
+fn check_token(what: &str, token: &str) -> Result<(), Error> {
+    if !token.is_empty()
+        && !token.contains(|c: char| c.is_whitespace() || c.is_control() || ".*>".contains(c))
+    {
+        return Ok(());
+    }
+    let reason = "expected one token of a subject, without spaces, dots, * and >";
+    Err(Error::new(ErrorKind::Refused, format!("{what}, {token:?}"), reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_one_token_of_a_subject() {
+        for right in ["42", "0193f0a6-7d2b", "ann@example", "$x", "ü"] {
+            assert_eq!(check_token("id", right), Ok(()), "{right}");
+        }
+        for wrong in ["", "4.2", "*", "4*", ">", "a b", "a\n", "a\0"] {
+            assert_eq!(check_token("id", wrong).unwrap_err().kind(), ErrorKind::Refused, "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! An entry as the bucket holds it, and what an event makes of it. No I/O.
+
+use serde::{Deserialize, Serialize};
+
+use super::Projection;
+use crate::{Position, Recorded};
+
+/// Events that could not be applied, of which the newest are remembered until their own delivery was told.
+const SKIPPED: usize = 8;
+/// Longest reason that is remembered, in bytes.
+const REASON: usize = 200;
+
+/// An entry, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(bound(deserialize = "E: Deserialize<'de>"))]
+pub(super) struct Kept<E> {
+    /// The newest event of the key that was looked at.
+    #[serde(flatten)]
+    pub(super) position: Position,
+    /// What the events made; `None` where it has ended. Always there, by which entries of other programs are told.
+    #[serde(deserialize_with = "Option::deserialize")]
+    pub(super) entry: Option<E>,
+    /// Events that could not be applied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) skipped: Vec<Skipped>,
+    /// The rebuild that made it anew last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) rebuild: Option<String>,
+}
+
+/// An event that could not be applied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Skipped {
+    sequence: u64,
+    reason: String,
+}
+
+/// The mark of a rebuild, whatever else there is of an entry.
+#[derive(Deserialize)]
+struct Mark {
+    rebuild: Option<String>,
+}
+
+impl<E> Kept<E> {
+    /// Why the event of this sequence could not be applied, if so.
+    pub(super) fn skipped(&self, sequence: u64) -> Option<&str> {
+        let skipped = self.skipped.iter().find(|skipped| skipped.sequence == sequence)?;
+        Some(&skipped.reason)
+    }
+
+    /// Whether the event at this position was looked at already, as far as positions tell: where clocks of servers differ, or
+    /// the stream was made again, a higher sequence may have an earlier time.
+    pub(super) fn is_past(&self, position: Position) -> bool {
+        position.sequence <= self.position.sequence && position.time <= self.position.time
+    }
+}
+
+/// An entry in the making, from its key's events.
+pub(super) struct Fold<P: Projection> {
+    entry: Option<P::Entry>,
+    skipped: Vec<Skipped>,
+    position: Option<Position>,
+    events: u64,
+}
+
+impl<P: Projection> Fold<P> {
+    /// Before the first event.
+    pub(super) fn new() -> Self {
+        Self { entry: None, skipped: Vec::new(), position: None, events: 0 }
+    }
+
+    /// After the events that made this.
+    pub(super) fn after(kept: Kept<P::Entry>) -> Self {
+        let Kept { position, entry, skipped, rebuild: _ } = kept;
+        Self { entry, skipped, position: Some(position), events: 0 }
+    }
+
+    /// After these events too. What cannot be read or applied is passed over: it fails in its own delivery.
+    pub(super) fn advance(&mut self, events: &[Recorded]) {
+        for recorded in events {
+            self.apply(recorded);
+            self.position = Some(recorded.position());
+            self.events += 1;
+        }
+    }
+
+    fn apply(&mut self, recorded: &Recorded) {
+        let Recorded { subject, sequence, .. } = recorded;
+        match recorded.decode::<P::Event>() {
+            Ok(event) => match P::apply(self.entry.clone(), event, recorded) {
+                Ok(entry) => self.entry = entry,
+                Err(why) => {
+                    tracing::warn!(bucket = P::BUCKET, subject, sequence, %why, "passed over");
+                    self.skip(*sequence, &why.to_string());
+                }
+            },
+            Err(why) => tracing::debug!(bucket = P::BUCKET, subject, sequence, %why, "passed over"),
+        }
+    }
+
+    fn skip(&mut self, sequence: u64, reason: &str) {
+        let end = (0..=reason.len().min(REASON)).rev().find(|end| reason.is_char_boundary(*end));
+        self.skipped.push(Skipped { sequence, reason: reason[..end.unwrap_or_default()].to_owned() });
+        if self.skipped.len() > SKIPPED {
+            self.skipped.remove(0);
+        }
+    }
+
+    /// How many events it was advanced by.
+    pub(super) fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// What they made; `None` where there were none.
+    pub(super) fn finish(self, rebuild: Option<String>) -> Option<Kept<P::Entry>> {
+        let Self { entry, skipped, position, events: _ } = self;
+        Some(Kept { position: position?, entry, skipped, rebuild })
+    }
+}
+
+/// Reads an entry. One that is not readable, as one of another program, counts as none.
+pub(super) fn parse<P: Projection>(key: &str, value: &[u8]) -> Option<Kept<P::Entry>> {
+    let parsed = serde_json::from_slice(value);
+    parsed.inspect_err(|error| tracing::warn!(bucket = P::BUCKET, key, %error, "an unreadable entry")).ok()
+}
+
+/// Whether an entry was made by this rebuild.
+pub(super) fn is_of(value: &[u8], rebuild: &str) -> bool {
+    serde_json::from_slice(value).is_ok_and(|mark: Mark| mark.rebuild.as_deref() == Some(rebuild))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(seconds: i64, sequence: u64) -> Position {
+        Position { time: jiff::Timestamp::from_second(seconds).unwrap(), sequence }
+    }
+
+    fn kept(position: Position) -> Kept<u64> {
+        Kept { position, entry: Some(7), skipped: Vec::new(), rebuild: None }
+    }
+
+    #[test]
+    fn an_entry_is_json_with_its_position() {
+        let text = r#"{"time":"1970-01-01T00:00:05Z","sequence":3,"entry":7}"#;
+        assert_eq!(serde_json::to_string(&kept(position(5, 3))).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Kept<u64>>(text).unwrap(), kept(position(5, 3)));
+        let ended = r#"{"time":"1970-01-01T00:00:05Z","sequence":3,"entry":null,"rebuild":"a"}"#;
+        assert_eq!(serde_json::from_str::<Kept<u64>>(ended).unwrap().entry, None);
+        assert!(
+            serde_json::from_str::<Kept<u64>>(r#"{"time":"1970-01-01T00:00:05Z","sequence":3}"#).is_err()
+        );
+        assert!(
+            is_of(ended.as_bytes(), "a") && !is_of(ended.as_bytes(), "b") && !is_of(text.as_bytes(), "a")
+        );
+    }
+
+    #[test]
+    fn only_what_is_earlier_by_time_and_by_sequence_was_surely_looked_at() {
+        let kept = kept(position(5, 3));
+        assert!(kept.is_past(position(5, 3)) && kept.is_past(position(4, 2)));
+        // The stream was made again, or a server with a slow clock leads it now.
+        assert!(!kept.is_past(position(6, 1)) && !kept.is_past(position(4, 4)));
+    }
+}

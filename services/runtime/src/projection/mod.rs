@@ -1,0 +1,107 @@
+//! Projections: what is to be read often, kept by key in a bucket and made of events. A delivery says only which key has news;
+//! what they are is read from the stream, from where the key's entry stands. So it does not matter in which order events are
+//! delivered, or how often.
+
+mod entry;
+mod keep;
+mod rebuild;
+mod view;
+
+use std::fmt;
+
+use serde::{Serialize, de::DeserializeOwned};
+
+pub(crate) use self::{keep::Keeper, rebuild::rebuild};
+pub use self::{
+    rebuild::Rebuilt,
+    view::{Seen, View, ViewError},
+};
+use crate::{Event, Recorded};
+
+/// Entries by key, made of events.
+///
+/// ```no_run
+/// use jetwright_runtime::{Inapplicable, Projection, Recorded, Service};
+/// use serde::{Deserialize, Serialize};
+/// # #[derive(Clone, PartialEq, prost::Message)] pub struct UserCreated { #[prost(string, tag = "2")] email: String }
+/// # impl prost::Name for UserCreated { const NAME: &'static str = "UserCreated"; const PACKAGE: &'static str = "events.v1"; }
+///
+/// struct Directory;
+///
+/// #[derive(Clone, Serialize, Deserialize)]
+/// struct Contact {
+///     email: String,
+/// }
+///
+/// impl Projection for Directory {
+///     type Event = UserCreated;
+///     type Entry = Contact;
+///     const BINDING: &'static str = "user-directory";
+///     const BUCKET: &'static str = "user-directory";
+///
+///     fn key(subject: &str) -> Option<&str> {
+///         subject.split('.').nth(1)
+///     }
+///
+///     fn filter(id: &str) -> String {
+///         format!("users.{id}.>")
+///     }
+///
+///     fn apply(_: Option<Contact>, user: UserCreated, _: &Recorded) -> Result<Option<Contact>, Inapplicable> {
+///         if user.email.is_empty() {
+///             return Err(Inapplicable::new("a user without an address"));
+///         }
+///         Ok(Some(Contact { email: user.email }))
+///     }
+/// }
+///
+/// # fn project(service: &mut Service) -> Result<(), jetwright_runtime::ServiceError> {
+/// service.project::<Directory>()?;
+/// let view = service.view::<Directory>();
+/// # Ok(())
+/// # }
+/// ```
+pub trait Projection: Send + Sync + 'static {
+    /// The events that it is made of.
+    type Event: Event;
+
+    /// What is kept of a key, as JSON.
+    type Entry: Clone + Serialize + DeserializeOwned + Send + Sync + 'static;
+
+    /// Name of the EventConsumer that delivers its events.
+    const BINDING: &'static str;
+
+    /// Name of the bucket that holds its entries, and nothing else.
+    const BUCKET: &'static str;
+
+    /// The key that an event is about, from its subject; `None` where it is about none. Keys are made of letters, digits and
+    /// `-/_=.`.
+    fn key(subject: &str) -> Option<&str>;
+
+    /// The subject of all events about a key, with wildcards: its history.
+    fn filter(key: &str) -> String;
+
+    /// The entry after this event, being what it is; `None` where it ends. The same entry and event always make the same.
+    ///
+    /// # Errors
+    ///
+    /// The event cannot be. Its delivery fails for good, and the entry goes on without it.
+    fn apply(
+        entry: Option<Self::Entry>,
+        event: Self::Event,
+        recorded: &Recorded,
+    ) -> Result<Option<Self::Entry>, Inapplicable>;
+}
+
+/// Why an event can be read and not applied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Inapplicable(String);
+
+impl Inapplicable {
+    /// For this reason.
+    #[must_use]
+    pub fn new(why: impl fmt::Display) -> Self {
+        Self(why.to_string())
+    }
+}
