@@ -2,7 +2,7 @@
 //! JetStream go through here, each bounded in time.
 
 use std::{
-    error::Error as _,
+    borrow::Cow,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,8 +11,8 @@ use std::{
 };
 
 use async_nats::{
-    Client, HeaderMap, Message, Request, RequestError, RequestErrorKind, connection::State,
-    jetstream::response::Response,
+    Client, ConnectError, ConnectErrorKind, HeaderMap, Message, PublishErrorKind, Subject,
+    client::traits::Publisher as _, connection::State, jetstream, message::OutboundMessage,
 };
 use bytes::Bytes;
 use jetwright_crds::environment::NATS_CREDENTIALS;
@@ -20,9 +20,9 @@ use jetwright_process::{
     health::Gate,
     nats::{self, Happening, Violation, Violations},
 };
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
     time::{Instant, sleep, sleep_until, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -32,6 +32,7 @@ use crate::{
     environment::Environment,
     error::{Verdict, judge},
     metrics::Metrics,
+    requests::{Requests, Ticket, Unanswered},
 };
 
 /// A request that nobody answered in this time is asked again.
@@ -60,14 +61,16 @@ pub(crate) struct Connection {
     link: watch::Receiver<Link>,
     violations: Violations,
     in_flight: Arc<Semaphore>,
+    requests: Arc<Requests>,
     observer: Arc<Observer>,
-    /// Ends with the last clone.
-    _look: Arc<AbortOnDropHandle<()>>,
+    /// End with the last clone.
+    _tasks: Arc<[AbortOnDropHandle<()>; 3]>,
 }
 
 /// Tells everybody how the connection is.
 #[derive(Debug)]
 struct Observer {
+    requests: Arc<Requests>,
     link: watch::Sender<Link>,
     gate: Gate,
     metrics: Metrics,
@@ -113,7 +116,7 @@ impl Connection {
         environment: &Environment,
         gate: Gate,
         metrics: Metrics,
-    ) -> Result<Self, async_nats::ConnectError> {
+    ) -> Result<Self, ConnectError> {
         gate.close("not connected to NATS yet");
         let observer = Arc::new(Observer::new(gate, metrics));
         let observing = Arc::clone(&observer);
@@ -128,10 +131,18 @@ impl Connection {
             .reconnect_delay_callback(|attempt| pause(attempt, rand::random()))
             .connect(environment.servers.as_slice())
             .await?;
-        let look = look(client.clone(), violations.clone(), Arc::clone(&observer));
-        let look = AbortOnDropHandle::new(tokio::spawn(look));
+        let requests = Arc::clone(&observer.requests);
+        let answers = requests.subscribe(&client).await;
+        let answers = answers.map_err(|error| ConnectError::with_source(ConnectErrorKind::Io, error))?;
+        let (hearing, expiring, watch) = (Arc::clone(&requests), Arc::clone(&requests), violations.watch());
+        let tasks = [
+            tokio::spawn(async move { hearing.hear(answers, watch).await }),
+            tokio::spawn(async move { expiring.expire().await }),
+            tokio::spawn(look(client.clone(), violations.clone(), Arc::clone(&observer))),
+        ];
+        let tasks = Arc::new(tasks.map(AbortOnDropHandle::new));
         let (link, in_flight) = (observer.link.subscribe(), Arc::new(Semaphore::new(IN_FLIGHT)));
-        Ok(Self { client, link, violations, in_flight, observer, _look: Arc::new(look) })
+        Ok(Self { client, link, violations, in_flight, requests, observer, _tasks: tasks })
     }
 
     /// From now on the connection's end is nothing to warn of.
@@ -154,86 +165,126 @@ impl Connection {
 
     /// Asks until there is an answer that stands or the time is over. The request may arrive more than once.
     pub(crate) async fn ask<T: DeserializeOwned>(&self, ask: Ask) -> Result<T, NotDone> {
-        let mut why = "NATS is not connected".to_owned();
-        let unavailable = |why: &str| Error::new(ErrorKind::Unavailable, &ask.object, why);
-        let Ok(Ok(_turn)) = timeout_at(ask.deadline, self.in_flight.acquire()).await else {
-            return Err(NotDone::Other(unavailable("too many requests wait already")));
+        let Ask { subject, headers, payload, object, deadline } = ask;
+        let subject = Subject::from(subject);
+        let request = || OutboundMessage {
+            subject: subject.clone(),
+            reply: None,
+            payload: payload.clone(),
+            headers: headers.clone(),
         };
+        self.ask_until(deadline, &object, request).await
+    }
+
+    /// The same with a request that is made anew for each time that it is sent. `object` is what it is about, for the error.
+    pub(crate) async fn ask_until<T: DeserializeOwned>(
+        &self,
+        deadline: Instant,
+        object: &str,
+        request: impl Fn() -> OutboundMessage,
+    ) -> Result<T, NotDone> {
+        let unavailable = |why: &str| NotDone::Other(Error::new(ErrorKind::Unavailable, object, why));
+        let Some(_turn) = self.turn(deadline).await else {
+            return Err(unavailable("too many requests wait already"));
+        };
+        let mut why;
         for attempt in 1.. {
-            match timeout_at(ask.deadline, self.ask_once(&ask)).await {
-                Err(_) => break,
-                Ok(Ok(message)) => match serde_json::from_slice(&message.payload) {
-                    Ok(Response::Ok(answer)) => return Ok(answer),
-                    Ok(Response::Err { error }) if judge(&error) == Verdict::AskAgain => {
-                        why = error.to_string();
-                    }
-                    Ok(Response::Err { error }) => return Err(NotDone::Refused(error)),
-                    Err(error) => why = format!("JetStream's answer cannot be read: {error}"),
+            why = match self.request(request(), deadline).await {
+                Ok(message) => match read(&message.payload) {
+                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(error)) if judge(&error) == Verdict::AskAgain => error.to_string().into(),
+                    Ok(Err(error)) => return Err(NotDone::Refused(error)),
+                    Err(error) => format!("JetStream's answer cannot be read: {error}").into(),
                 },
-                Ok(Err(error)) => match error.kind() {
-                    _ if let Some(violation) = forbidden(&error) => {
-                        // What was asked for may have been done where only its answer could not be heard.
-                        let kind = match violation {
-                            Violation::Publish(_) => ErrorKind::Refused,
-                            Violation::Subscribe(_) => ErrorKind::Unavailable,
-                        };
-                        return Err(NotDone::Other(Error::new(kind, &ask.object, violation)));
-                    }
-                    RequestErrorKind::InvalidSubject | RequestErrorKind::MaxPayloadExceeded => {
-                        return Err(NotDone::Other(Error::new(ErrorKind::Refused, &ask.object, error)));
-                    }
-                    RequestErrorKind::NoResponders => "no stream takes it".clone_into(&mut why),
-                    _ => why = error.to_string(),
-                },
-            }
+                Err(unanswered) => passing(unanswered, object).map_err(NotDone::Other)?,
+            };
             let next = Instant::now() + pause(attempt, rand::random());
-            if next >= ask.deadline {
-                break;
+            if next >= deadline {
+                return Err(unavailable(&why));
             }
             sleep_until(next).await;
         }
-        Err(NotDone::Other(unavailable(&why)))
+        Err(unavailable("asked too often"))
     }
 
-    /// Asks when NATS is connected, and waits for the answer while that connection lasts.
-    async fn ask_once(&self, ask: &Ask) -> Result<Message, RequestError> {
-        let mut request = Request::new().payload(ask.payload.clone()).timeout(Some(ANSWER));
-        if let Some(headers) = &ask.headers {
-            request = request.headers(headers.clone());
+    /// Room among the requests in flight, when there is some before the deadline.
+    async fn turn(&self, deadline: Instant) -> Option<SemaphorePermit<'_>> {
+        match self.in_flight.try_acquire() {
+            Ok(turn) => Some(turn),
+            Err(_) => timeout_at(deadline, self.in_flight.acquire()).await.ok()?.ok(),
         }
-        self.send(ask.subject.as_str(), request).await
     }
 
-    /// One request, sent when NATS is connected; it fails as soon as that connection is lost, or the servers do not permit it.
-    pub(crate) async fn send(&self, subject: &str, request: Request) -> Result<Message, RequestError> {
-        let mut link = self.link.clone();
-        let mut violations = self.violations.watch();
-        let lost = || RequestError::with_source(RequestErrorKind::Other, "the connection to NATS was lost");
-        let epoch = match link.wait_for(|link| link.connected).await {
-            Ok(link) => link.epoch,
-            Err(_) => return Err(lost()),
-        };
+    /// One request, sent when NATS is connected; it ends as soon as that connection is lost, or the servers do not permit it.
+    async fn request(&self, mut message: OutboundMessage, deadline: Instant) -> Result<Message, Unanswered> {
+        let mut ticket = self.begin(&message.subject, deadline).await?;
+        // Not before it is in the table, where it hears of what happens from now on.
+        if let Some(violation) = self.violations.deaf() {
+            return Err(Unanswered::Forbidden(violation));
+        }
+        message.reply = Some(ticket.reply());
         tokio::select! {
-            answer = self.client.send_request(subject.to_owned(), request) => answer,
-            _ = link.wait_for(|link| !link.connected || link.epoch != epoch) => Err(lost()),
-            violation = violations.publish_to(subject) => Err(not_permitted(violation)),
-            violation = self.violations.deafness() => Err(not_permitted(violation)),
+            biased;
+            // Waits while the client has too much to write out already.
+            sent = self.client.publish_message(message) => sent.map_err(Unanswered::NotSent)?,
+            heard = ticket.heard() => return heard,
+        }
+        ticket.heard().await
+    }
+
+    /// A place in the table of requests, when NATS is connected.
+    async fn begin(&self, subject: &Subject, deadline: Instant) -> Result<Ticket<'_>, Unanswered> {
+        loop {
+            let until = deadline.min(Instant::now() + ANSWER);
+            if let Some(ticket) = self.requests.begin(subject, until) {
+                return Ok(ticket);
+            }
+            let mut link = self.link.clone();
+            let Ok(Ok(_)) = timeout_at(deadline, link.wait_for(|link| link.connected)).await else {
+                return Err(Unanswered::NotConnected);
+            };
         }
     }
 }
 
-fn not_permitted(violation: Violation) -> RequestError {
-    RequestError::with_source(RequestErrorKind::Other, violation)
+/// The refusal in an answer of JetStream, where it is one.
+#[derive(Deserialize)]
+struct Refusal {
+    error: Option<jetstream::Error>,
 }
 
-/// What the servers did not permit, where that is why a request failed.
-pub(crate) fn forbidden(error: &RequestError) -> Option<&Violation> {
-    error.source()?.downcast_ref()
+/// Reads an answer of JetStream. The refusal of a write has the fields of an answer too, so that is looked for first.
+fn read<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<Result<T, jetstream::Error>> {
+    match serde_json::from_slice(json)? {
+        Refusal { error: Some(error) } => Ok(Err(error)),
+        Refusal { error: None } => serde_json::from_slice(json).map(Ok),
+    }
+}
+
+/// Why a request is worth asking again; what is not is an error at once.
+fn passing(unanswered: Unanswered, object: &str) -> Result<Cow<'static, str>, Error> {
+    Ok(match unanswered {
+        Unanswered::NotConnected => "NATS is not connected".into(),
+        Unanswered::Lost => "the connection to NATS was lost".into(),
+        Unanswered::Silence => "NATS does not answer".into(),
+        Unanswered::NoResponders => "no stream takes it".into(),
+        Unanswered::NotSent(error) if error.kind() == PublishErrorKind::Send => error.to_string().into(),
+        Unanswered::NotSent(error) => return Err(Error::new(ErrorKind::Refused, object, error)),
+        Unanswered::Forbidden(violation) => {
+            // What was asked for may have been done where only its answer could not be heard.
+            let kind = match violation {
+                Violation::Publish(_) => ErrorKind::Refused,
+                Violation::Subscribe(_) => ErrorKind::Unavailable,
+            };
+            return Err(Error::new(kind, object, violation));
+        }
+    })
 }
 
 impl Observer {
     fn new(gate: Gate, metrics: Metrics) -> Self {
-        Self { link: watch::Sender::default(), gate, metrics, ending: AtomicBool::new(false) }
+        let (link, ending) = (watch::Sender::default(), AtomicBool::new(false));
+        Self { requests: Arc::default(), link, gate, metrics, ending }
     }
 
     fn observe(&self, happening: Happening<'_>) {
@@ -242,6 +293,7 @@ impl Observer {
             Happening::Disconnected => self.disconnected(),
             Happening::Failed(why) => self.gate.close(&format!("not connected to NATS: {why}")),
             Happening::Deaf(violation) => {
+                self.requests.deaf(violation);
                 self.gate.close(&format!("the answers of NATS cannot be heard: {violation}"));
             }
             Happening::Dropped => tracing::debug!("messages of NATS were dropped"),
@@ -249,6 +301,8 @@ impl Observer {
     }
 
     fn connected(&self) {
+        // Who sees the link finds a table that takes requests.
+        self.requests.connected();
         self.link.send_modify(|link| *link = Link { connected: true, epoch: link.epoch + 1 });
         self.metrics.connected(true);
         self.gate.open();
@@ -257,6 +311,7 @@ impl Observer {
 
     fn disconnected(&self) {
         self.link.send_modify(|link| link.connected = false);
+        self.requests.disconnected();
         self.metrics.connected(false);
         self.gate.close("not connected to NATS: the connection was lost");
         if self.ending.load(Ordering::Relaxed) {
