@@ -61,18 +61,20 @@ pub(super) struct Fold<P: Projection> {
     skipped: Vec<Skipped>,
     position: Option<Position>,
     events: u64,
+    /// Whether any event was applied, and not all were passed over.
+    applied: bool,
 }
 
 impl<P: Projection> Fold<P> {
     /// Before the first event.
     pub(super) fn new() -> Self {
-        Self { entry: None, skipped: Vec::new(), position: None, events: 0 }
+        Self { entry: None, skipped: Vec::new(), position: None, events: 0, applied: false }
     }
 
     /// After the events that made this.
     pub(super) fn after(kept: Kept<P::Entry>) -> Self {
         let Kept { position, entry, skipped, rebuild: _ } = kept;
-        Self { entry, skipped, position: Some(position), events: 0 }
+        Self { entry, skipped, position: Some(position), events: 0, applied: true }
     }
 
     /// After these events too. What cannot be read or applied is passed over: it fails in its own delivery.
@@ -88,7 +90,7 @@ impl<P: Projection> Fold<P> {
         let Recorded { subject, sequence, .. } = recorded;
         match recorded.decode::<P::Event>() {
             Ok(event) => match P::apply(self.entry.clone(), event, recorded) {
-                Ok(entry) => self.entry = entry,
+                Ok(entry) => (self.entry, self.applied) = (entry, true),
                 Err(why) => {
                     tracing::warn!(bucket = P::BUCKET, subject, sequence, %why, "passed over");
                     self.skip(*sequence, &why.to_string());
@@ -111,9 +113,14 @@ impl<P: Projection> Fold<P> {
         self.events
     }
 
+    /// Whether there is nothing to know of the key: no event of it could be applied.
+    pub(super) fn is_nothing(&self) -> bool {
+        !self.applied
+    }
+
     /// What they made; `None` where there were none.
     pub(super) fn finish(self, rebuild: Option<String>) -> Option<Kept<P::Entry>> {
-        let Self { entry, skipped, position, events: _ } = self;
+        let Self { entry, skipped, position, .. } = self;
         Some(Kept { position: position?, entry, skipped, rebuild })
     }
 }

@@ -50,7 +50,7 @@ impl<P: Projection> Keeper<P> {
         while let Some(page) = pages.next().await? {
             fold.advance(&page);
         }
-        let news = fold.events() > 0;
+        let news = fold.events() > 0 && !(fold.is_nothing() && found.is_none());
         let Some(kept) = fold.finish(rebuild) else { return Ok(None) };
         if news {
             let revision = found.map_or(0, |found| found.revision);

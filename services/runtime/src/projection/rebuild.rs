@@ -35,7 +35,7 @@ pub struct Rebuilt {
     pub events: u64,
     /// Keys that were made anew.
     pub made: u64,
-    /// Keys that were taken away, since the stream has no events of them.
+    /// Keys that were taken away, since the stream has no events of them that can be applied.
     pub taken_away: u64,
 }
 
@@ -155,10 +155,9 @@ async fn remake<P: Projection>(keeper: &Keeper<P>, key: &str, id: &str) -> Resul
     while let Some(page) = pages.next().await? {
         fold.advance(&page);
     }
-    match (found, fold.finish(Some(id.to_owned()))) {
+    let kept = if fold.is_nothing() { None } else { fold.finish(Some(id.to_owned())) };
+    match (found, kept) {
         (None, None) => Ok(Key::Left),
-        // Nobody needs to know of an end that was never a beginning.
-        (None, Some(kept)) if kept.entry.is_none() => Ok(Key::Left),
         (Some(found), None) => keeper.bucket.delete(key, found.revision).await.map(|()| Key::TakenAway),
         (found, Some(kept)) => {
             let revision = found.map_or(0, |found| found.revision);

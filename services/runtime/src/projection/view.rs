@@ -16,7 +16,6 @@ const PAUSE: Duration = Duration::from_millis(5);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
 /// The entries of a projection. Clones share one connection.
-#[derive(Clone)]
 pub struct View<P> {
     bucket: KeyValue,
     projection: PhantomData<fn() -> P>,
@@ -49,6 +48,12 @@ pub enum ViewError {
         /// Sequence of the event that was asked for.
         minimum_sequence: u64,
     },
+}
+
+impl<P> Clone for View<P> {
+    fn clone(&self) -> Self {
+        Self { bucket: self.bucket.clone(), projection: PhantomData }
+    }
 }
 
 impl<P> fmt::Debug for View<P> {

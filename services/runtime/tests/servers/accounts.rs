@@ -1,0 +1,288 @@
+//! A stream of accounts that are paid into and out of.
+
+use std::time::Duration;
+
+use async_nats::{
+    HeaderMap,
+    jetstream::{
+        self,
+        consumer::{self, DeliverPolicy},
+        kv, stream,
+    },
+};
+use bytes::Bytes;
+use jetwright_crds::environment::Bindings;
+use jetwright_process::health::Health;
+use jetwright_runtime::{
+    Aggregate, Aggregates, Environment, Event, Inapplicable, NewEvent, Projection, Recorded, Service,
+    ServiceError, Snapshot, Undecodable, decode,
+};
+use jetwright_testing::{NatsServer, await_until};
+use prometheus_client::{encoding::text::encode, registry::Registry};
+use prost::{Message, Name};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{Bench, SOON};
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Paid {
+    #[prost(int64, tag = "1")]
+    pub amount: i64,
+}
+
+impl Name for Paid {
+    const NAME: &'static str = "Paid";
+    const PACKAGE: &'static str = "tests.v1";
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+pub struct Closed {}
+
+impl Name for Closed {
+    const NAME: &'static str = "Closed";
+    const PACKAGE: &'static str = "tests.v1";
+}
+
+pub enum AccountEvent {
+    Paid(Paid),
+    Closed(Closed),
+}
+
+impl Event for AccountEvent {
+    fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
+        match event_type {
+            "tests.v1.Paid" => decode(payload).map(Self::Paid),
+            "tests.v1.Closed" => decode(payload).map(Self::Closed),
+            other => Err(Undecodable::unknown_type(other)),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    pub balance: i64,
+    pub payments: u64,
+}
+
+impl Account {
+    fn paid(self, Paid { amount }: Paid) -> Self {
+        Self { balance: self.balance + amount, payments: self.payments + 1 }
+    }
+}
+
+impl Aggregate for Account {
+    type Event = AccountEvent;
+
+    fn apply(&mut self, event: AccountEvent, _recorded: &Recorded) {
+        *self = match event {
+            AccountEvent::Paid(paid) => self.paid(paid),
+            AccountEvent::Closed(_) => Self::default(),
+        };
+    }
+}
+
+impl Snapshot for Account {
+    const VERSION: u32 = 1;
+}
+
+/// The accounts as they are read.
+pub struct Balances;
+
+impl Projection for Balances {
+    type Event = AccountEvent;
+    type Entry = Account;
+    const BINDING: &'static str = "balances";
+    const BUCKET: &'static str = "balances";
+
+    fn key(subject: &str) -> Option<&str> {
+        subject.split('.').nth(1)
+    }
+
+    fn filter(id: &str) -> String {
+        format!("accounts.{id}.>")
+    }
+
+    /// Nothing is paid to nobody, and an account ends when it is closed.
+    fn apply(
+        entry: Option<Account>,
+        event: AccountEvent,
+        _recorded: &Recorded,
+    ) -> Result<Option<Account>, Inapplicable> {
+        match event {
+            AccountEvent::Paid(Paid { amount: 0 }) => Err(Inapplicable::new("nothing was paid")),
+            AccountEvent::Paid(paid) => Ok(Some(entry.unwrap_or_default().paid(paid))),
+            AccountEvent::Closed(_) => Ok(None),
+        }
+    }
+}
+
+pub fn paid(amount: i64) -> NewEvent {
+    NewEvent::new("paid", Paid { amount })
+}
+
+/// The stream, as most tests have it.
+pub fn config() -> stream::Config {
+    stream::Config {
+        name: "accounts".to_owned(),
+        subjects: vec!["accounts.*.*".to_owned()],
+        allow_direct: true,
+        ..stream::Config::default()
+    }
+}
+
+/// The stream of accounts on servers of its own.
+pub struct Bank<S = NatsServer> {
+    pub jetstream: jetstream::Context,
+    /// Where its services connect.
+    url: String,
+    _nats: S,
+}
+
+impl Bank {
+    pub async fn open() -> Self {
+        Self::with(config()).await
+    }
+
+    pub async fn with(config: stream::Config) -> Self {
+        let filter = tracing_subscriber::EnvFilter::new("info,jetwright_runtime=debug");
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        let nats = NatsServer::start().await;
+        let jetstream = nats.jetstream().await;
+        jetstream.create_stream(config).await.unwrap();
+        let url = nats.url().to_owned();
+        Self::on(nats, &url, jetstream)
+    }
+}
+
+impl<S> Bank<S> {
+    /// On servers with the stream, at this address.
+    pub fn on(nats: S, url: &str, jetstream: jetstream::Context) -> Self {
+        Self { jetstream, url: url.to_owned(), _nats: nats }
+    }
+
+    /// With the bucket of this name.
+    pub async fn bucket(&self, name: &str) -> kv::Store {
+        let config = kv::Config { bucket: name.to_owned(), ..kv::Config::default() };
+        self.jetstream.create_key_value(config).await.unwrap()
+    }
+
+    pub async fn service(&self) -> Service {
+        self.registered(&mut Registry::default()).await
+    }
+
+    async fn registered(&self, registry: &mut Registry) -> Service {
+        let mut binding = Bench::bindings(10_000).bindings["numbers"].clone();
+        "accounts".clone_into(&mut binding.stream);
+        "balances".clone_into(&mut binding.consumer);
+        binding.max_ack_pending = 64;
+        let environment = Environment {
+            name: "tests".to_owned(),
+            servers: self.url.split(',').map(|url| url.parse().unwrap()).collect(),
+            credentials: None,
+            bindings: Bindings { bindings: [("balances".to_owned(), binding)].into() },
+        };
+        Service::connect(environment, &Health::new(), registry).await.unwrap()
+    }
+
+    pub async fn accounts(&self) -> Aggregates<Account> {
+        self.service().await.aggregates("accounts", "accounts")
+    }
+
+    /// Stores payments into an account, however many, in their order.
+    pub async fn pay(&self, id: &str, amounts: impl IntoIterator<Item = i64>) {
+        let mut stored = Vec::new();
+        for amount in amounts {
+            stored.push(self.store(&format!("accounts.{id}.paid"), "tests.v1.Paid", &Paid { amount }).await);
+            if stored.len() == 500 {
+                for stored in stored.drain(..) {
+                    stored.await.unwrap();
+                }
+            }
+        }
+        for stored in stored {
+            stored.await.unwrap();
+        }
+    }
+
+    pub async fn close(&self, id: &str) {
+        self.store(&format!("accounts.{id}.closed"), "tests.v1.Closed", &Closed {}).await.await.unwrap();
+    }
+
+    /// Stores an event of this type.
+    pub async fn store(
+        &self,
+        subject: &str,
+        event_type: &str,
+        event: &impl Message,
+    ) -> jetstream::context::PublishAckFuture {
+        let mut headers = HeaderMap::new();
+        headers.insert("Event-Type", event_type);
+        let payload = event.encode_to_vec().into();
+        self.jetstream.publish_with_headers(subject.to_owned(), headers, payload).await.unwrap()
+    }
+
+    /// Somebody deletes the stream, and it is made again, empty.
+    pub async fn make_stream_again(&self) {
+        self.jetstream.delete_stream("accounts").await.unwrap();
+        self.jetstream.create_stream(config()).await.unwrap();
+    }
+
+    /// Delivers events from this sequence on to whoever keeps the projection.
+    pub async fn deliver_from(&self, start_sequence: u64) {
+        let _ = self.jetstream.delete_consumer_from_stream("balances", "accounts").await;
+        let config = consumer::pull::Config {
+            durable_name: Some("balances".to_owned()),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence },
+            ack_policy: consumer::AckPolicy::Explicit,
+            ack_wait: Duration::from_secs(10),
+            max_ack_pending: 64,
+            ..Default::default()
+        };
+        self.jetstream.create_consumer_on_stream(config, "accounts").await.unwrap();
+    }
+
+    /// Awaits that everything was delivered and settled.
+    pub async fn await_delivered(&self) {
+        await_until("everything to be delivered", SOON, async || {
+            let consumer = self.jetstream.get_consumer_from_stream("balances", "accounts").await;
+            let consumer: consumer::PullConsumer = consumer.map_err(|error| error.to_string())?;
+            let info = consumer.cached_info();
+            let waiting = (info.num_pending, info.num_ack_pending);
+            if waiting == (0, 0) { Ok(()) } else { Err(format!("{waiting:?}")) }
+        })
+        .await;
+    }
+
+    /// Keeps the projection.
+    pub async fn keep(&self) -> Keeping {
+        let (mut registry, stop) = (Registry::default(), CancellationToken::new());
+        let mut service = self.registered(&mut registry).await;
+        service.project::<Balances>().unwrap();
+        let task = tokio::spawn(service.run(stop.clone()));
+        Keeping { registry, stop, task }
+    }
+}
+
+/// A service that keeps the projection.
+pub struct Keeping {
+    registry: Registry,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), ServiceError>>,
+}
+
+impl Keeping {
+    /// How many deliveries ended so.
+    pub fn handled(&self, outcome: &str) -> u64 {
+        let mut metrics = String::new();
+        encode(&mut metrics, &self.registry).unwrap();
+        let start = format!("jetwright_handled_total{{binding=\"balances\",outcome=\"{outcome}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&start)).map_or(0, |count| count.parse().unwrap())
+    }
+
+    pub async fn stop(self) {
+        self.stop.cancel();
+        tokio::time::timeout(SOON, self.task).await.unwrap().unwrap().unwrap();
+    }
+}
