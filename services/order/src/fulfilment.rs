@@ -8,11 +8,11 @@
 use jetwright_proto::events::v1::{
     FulfilmentStep, OrderConfirmed, OrderPlaced, OrderRejected, OrderRejectedNotification,
 };
-use jetwright_runtime::{ErrorKind, Failure, Handler, Metadata, PublishOptions, Publisher};
+use jetwright_runtime::{ErrorKind, Failure, Handler, Loaded, Metadata, PublishOptions, Publisher};
 use jiff::Timestamp;
 
 use crate::{
-    order::{End, Order, is_of},
+    order::{End, Ledger, is_of},
     orders::Orders,
     steps::{Steps, Verdict},
 };
@@ -36,11 +36,13 @@ impl Handler for Fulfilment {
         if !is_of(&metadata.subject, &placed.order_id) {
             return Err(Failure::permanent("order_id is not the subject's"));
         }
-        let order = self.orders.load(&placed.order_id).await?;
-        let order = order.ok_or_else(|| Failure::transient("the order is not in its stream yet"))?;
+        let loaded = self.orders.load(&placed.order_id).await?;
+        let Some(order) = &loaded.state().order else {
+            return Err(Failure::transient("the order is not in its stream yet"));
+        };
         let end = match order.end.clone() {
             Some(end) => end,
-            None => self.end(&order).await?,
+            None => self.end(&loaded, &order.placed).await?,
         };
         match &end {
             End::Confirmed(_) => self.deliver(&order.placed).await,
@@ -51,17 +53,18 @@ impl Handler for Fulfilment {
 
 impl Fulfilment {
     /// Takes an open order through the steps and writes its end. Where another attempt was faster, its end counts.
-    async fn end(&self, order: &Order) -> Result<End, Failure> {
-        let order_id = &order.placed.order_id;
-        let end = end(order_id, self.steps.take(&order.placed).await?, Timestamp::now());
-        match self.orders.end(order_id, order.last_sequence, &end).await {
+    async fn end(&self, order: &Loaded<Ledger>, placed: &OrderPlaced) -> Result<End, Failure> {
+        let order_id = order.id();
+        let end = end(order_id, self.steps.take(placed).await?, Timestamp::now());
+        match self.orders.end(order, &end).await {
             Ok(()) => {
                 tracing::info!(order_id, ?end, "the order ended");
                 Ok(end)
             }
             Err(error) if error.kind() == ErrorKind::Conflict => {
-                let now = self.orders.load(order_id).await?;
-                now.and_then(|order| order.end)
+                let now = self.orders.load(order_id).await?.into_state();
+                now.order
+                    .and_then(|order| order.end)
                     .ok_or_else(|| Failure::transient("the order was changed meanwhile"))
             }
             Err(error) => Err(error.into()),

@@ -8,14 +8,13 @@ use axum::{
     routing::{get, post},
 };
 use jetwright_process::http::{HttpMetrics, Json, Path, Problem, idempotency_key, with_defaults};
-use jetwright_runtime::{History, Undecodable};
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::{
     configuration::Shop,
-    order::{End, Order},
+    order::{End, Ledger, Moment, Order},
     orders::Orders,
     placement::{NewOrder, is_same, order_id, place},
 };
@@ -48,13 +47,10 @@ async fn take(
 ) -> Result<impl IntoResponse, Problem> {
     let key = idempotency_key(&headers)?;
     let placed = place(&order, order_id(&order, key), &counter.shop, Timestamp::now())?;
-    if !counter.orders.place(&placed).await? {
-        let history = counter.orders.history(&placed.order_id).await?;
-        let before = Order::from_history(&history).map_err(|error| unreadable(&error))?;
-        if !before.is_some_and(|before| is_same(&before.placed, &placed)) {
-            let detail = "was used for another order";
-            return Err(Problem::invalid("one key is for one order").field("Idempotency-Key", detail));
-        }
+    let before = counter.orders.place(&placed).await?;
+    if before.is_some_and(|before| !is_same(&before, &placed)) {
+        let detail = "was used for another order";
+        return Err(Problem::invalid("one key is for one order").field("Idempotency-Key", detail));
     }
     let location = format!("/orders/{}", placed.order_id);
     let accepted = Json(Accepted { order_id: placed.order_id });
@@ -90,22 +86,13 @@ struct Rejection {
     reason: String,
 }
 
-/// One event of an order.
-#[derive(Debug, Serialize)]
-struct Moment {
-    event: String,
-    time: Timestamp,
-    sequence: u64,
-}
-
 async fn show(State(counter): State<Counter>, Path(id): Path<Uuid>) -> Result<Json<Shown>, Problem> {
-    let history = counter.orders.history(&id.to_string()).await?;
-    let order = Order::from_history(&history).map_err(|error| unreadable(&error))?;
+    let Ledger { order, timeline } = counter.orders.load(&id.to_string()).await?.into_state();
     let order = order.ok_or_else(|| Problem::not_found("there is no such order"))?;
-    Ok(Json(shown(order, &history)))
+    Ok(Json(shown(order, timeline)))
 }
 
-fn shown(order: Order, history: &History) -> Shown {
+fn shown(order: Order, timeline: Vec<Moment>) -> Shown {
     let state = order.state();
     let (authorization_id, rejection) = match order.end {
         None => (None, None),
@@ -125,17 +112,6 @@ fn shown(order: Order, history: &History) -> Shown {
         currency: placed.currency,
         authorization_id,
         rejection,
-        timeline: history.events.iter().map(moment).collect(),
+        timeline,
     }
-}
-
-fn moment(recorded: &jetwright_runtime::Recorded) -> Moment {
-    // orders.<order id>.<event>, with the partition behind it where the stream has partitions.
-    let event = recorded.subject.split('.').nth(2).unwrap_or_default().to_owned();
-    Moment { event, time: recorded.time, sequence: recorded.sequence }
-}
-
-fn unreadable(error: &Undecodable) -> Problem {
-    tracing::error!(%error, "an order cannot be read");
-    Problem::internal()
 }

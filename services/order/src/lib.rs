@@ -24,7 +24,7 @@ pub mod users;
 use anyhow::Context;
 use axum::Router;
 use jetwright_process::{health::Health, http::HttpMetrics};
-use jetwright_runtime::{Environment, Handler, Service};
+use jetwright_runtime::{Environment, Handler, Projection, Rebuilt, Service};
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 
@@ -37,8 +37,11 @@ use crate::{
     orders::Orders,
     payments::Payments,
     steps::{StepMetrics, Steps},
-    users::{Projection, Users},
+    users::{OrderUsers, Users},
 };
+
+/// The EventConsumers whose events the service consumes.
+pub const BINDINGS: [&str; 2] = [OrderUsers::BINDING, Fulfilment::BINDING];
 
 /// The service, made and not running yet.
 pub struct OrderService {
@@ -66,26 +69,35 @@ pub async fn make(
         binding.map_or_else(|| default.to_owned(), |binding| binding.stream.clone())
     };
     let (users_stream, orders_stream) =
-        (stream(Projection::BINDING, "users"), stream(Fulfilment::BINDING, "orders"));
+        (stream(OrderUsers::BINDING, "users"), stream(Fulfilment::BINDING, "orders"));
     let gateway = Gateway::new(&shop.payments_url, shop.payments_timeout).context("payment gateway")?;
 
     let mut service = Service::connect(environment, health, registry).await?;
-    let (publisher, reader) = (service.publisher(), service.reader());
-    let bucket = service.key_value(users::BUCKET);
-    let orders = Orders::new(publisher.clone(), reader.clone(), orders_stream);
+    let orders = Orders::new(service.aggregates(&orders_stream, order::PREFIX));
     let inventory = Inventory::new(service.key_value(inventory::BUCKET), &shop.catalogue, registry);
     let steps = Steps {
         orders: orders.clone(),
-        users: Users { bucket: bucket.clone(), reader: reader.clone(), stream: users_stream },
+        users: Users { known: service.view(), reader: service.reader(), stream: users_stream },
         inventory: inventory.clone(),
-        payments: Payments::new(gateway, publisher.clone(), reader),
+        payments: Payments::new(gateway, service.aggregates(payments::STREAM, payments::PREFIX)),
         metrics: StepMetrics::register(registry),
     };
-    service.handle(Projection { bucket })?;
+    let publisher = service.publisher();
+    service.project::<OrderUsers>()?;
     service.handle(Fulfilment { orders: orders.clone(), steps, publisher })?;
 
     let gate = health.gate("stock", "not put in yet");
     let seeding = tokio::spawn(async move { inventory.seed(gate).await });
     let router = http::router(Counter { orders, shop }, HttpMetrics::register(registry));
     Ok(OrderService { service, router, seeding })
+}
+
+/// Makes what is known of users anew from their stream, while services keep it.
+///
+/// # Errors
+///
+/// The bindings do not name the consumer `order-users`, or NATS was away for too long.
+pub async fn rebuild(environment: Environment) -> anyhow::Result<Rebuilt> {
+    let service = Service::connect(environment, &Health::new(), &mut Registry::default()).await?;
+    Ok(service.rebuild::<OrderUsers>().await?)
 }

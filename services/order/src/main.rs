@@ -3,30 +3,57 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context;
+use clap::{Parser, Subcommand};
 use jetwright_order_service::{
-    OrderService, configuration::Configuration, fulfilment::Fulfilment, make, users::Projection,
+    BINDINGS, OrderService, configuration::Configuration, make, rebuild, users::OrderUsers,
 };
 use jetwright_process::{
     admin, configuration::Problems, health::Health, http::bind, metrics, shutdown::Shutdown,
     telemetry::Telemetry,
 };
-use jetwright_runtime::{Environment, Handler};
+use jetwright_runtime::{Environment, Projection};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 /// How long requests in flight may take after the end was asked for.
 const GRACE: Duration = Duration::from_secs(20);
 
+/// Takes orders, and fulfils them.
+///
+/// Settings come from the environment, and from the file that ORDERS_CONFIG_FILE names.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum Command {
+    /// Make the bucket order-users anew from the stream of users, while the service goes on
+    Rebuild,
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let environment = Environment::from_env(&[Projection::BINDING, Fulfilment::BINDING]);
-    let read = Problems::both(Configuration::read(), environment);
-    let (settings, telemetry) = match Problems::both(read, Telemetry::start("order-service")) {
-        Ok(started) => started,
-        Err(problems) => return problems.report(),
-    };
-    let (configuration, environment) = settings;
-    telemetry.finish(run(configuration, environment).await)
+    match Arguments::parse().command {
+        None => {
+            let settings = Problems::both(Configuration::read(), Environment::from_env(&BINDINGS));
+            match Problems::both(settings, Telemetry::start("order-service")) {
+                Ok(((configuration, environment), telemetry)) => {
+                    telemetry.finish(run(configuration, environment).await)
+                }
+                Err(problems) => problems.report(),
+            }
+        }
+        Some(Command::Rebuild) => {
+            let environment = Environment::from_env(&[OrderUsers::BINDING]);
+            match Problems::both(environment, Telemetry::start("order-service")) {
+                Ok((environment, telemetry)) => telemetry.finish(rebuild(environment).await.map(drop)),
+                Err(problems) => problems.report(),
+            }
+        }
+    }
 }
 
 async fn run(configuration: Configuration, environment: Environment) -> anyhow::Result<()> {

@@ -1,14 +1,14 @@
 //! What an order is: its events folded. Pure.
 
+use bytes::Bytes;
 use jetwright_proto::events::v1::{OrderConfirmed, OrderPlaced, OrderRejected};
-use jetwright_runtime::{Event, History, Undecodable, decode};
+use jetwright_runtime::{Aggregate, Event, Recorded, Undecodable, decode};
+use jiff::Timestamp;
+use serde::Serialize;
 use uuid::Uuid;
 
-/// The subjects of an order's events, which every write to it names.
-#[must_use]
-pub fn subjects(order_id: &str) -> String {
-    format!("orders.{order_id}.>")
-}
+/// What the subjects of all orders' events begin with: `orders.<order id>.<event>`.
+pub const PREFIX: &str = "orders";
 
 /// The id that this text is, written as every writer of the shop writes it (one id has many spellings, and each would be an
 /// aggregate of its own).
@@ -34,15 +34,17 @@ pub enum End {
 
 /// An event of an order.
 #[derive(Clone, Debug, PartialEq)]
-enum OrderEvent {
+pub enum OrderEvent {
+    /// It was placed.
     Placed(OrderPlaced),
+    /// It ended.
     Ended(End),
     /// Of a later program; it does not change what this one knows of an order.
     Unknown,
 }
 
 impl Event for OrderEvent {
-    fn decode(event_type: &str, payload: axum::body::Bytes) -> Result<Self, Undecodable> {
+    fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
         match event_type {
             "events.v1.OrderPlaced" => decode(payload).map(Self::Placed),
             "events.v1.OrderConfirmed" => decode(payload).map(End::Confirmed).map(Self::Ended),
@@ -52,31 +54,36 @@ impl Event for OrderEvent {
     }
 }
 
-/// An order as its events tell it.
+/// An order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Order {
     /// What was ordered.
     pub placed: OrderPlaced,
     /// How it ended, if it did.
     pub end: Option<End>,
-    /// Sequence of its newest event, which the next write expects.
-    pub last_sequence: u64,
+}
+
+/// One event of an order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Moment {
+    /// What happened: the last token of the event's subject.
+    pub event: String,
+    /// When it was stored.
+    pub time: Timestamp,
+    /// Its sequence in the stream of orders.
+    pub sequence: u64,
+}
+
+/// What there is under an order's id.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ledger {
+    /// The order, once it was placed.
+    pub order: Option<Order>,
+    /// All events, those of later programs included.
+    pub timeline: Vec<Moment>,
 }
 
 impl Order {
-    /// Folds an order's events; `None` where it was never placed.
-    ///
-    /// # Errors
-    ///
-    /// An event cannot be read.
-    pub fn from_history(history: &History) -> Result<Option<Self>, Undecodable> {
-        let mut order = None;
-        for recorded in &history.events {
-            order = apply(order, recorded.decode()?, recorded.sequence);
-        }
-        Ok(order)
-    }
-
     /// `placed`, `confirmed` or `rejected`.
     #[must_use]
     pub fn state(&self) -> &'static str {
@@ -88,16 +95,26 @@ impl Order {
     }
 }
 
+impl Aggregate for Ledger {
+    type Event = OrderEvent;
+
+    fn apply(&mut self, event: OrderEvent, recorded: &Recorded) {
+        // orders.<order id>.<event>, with the partition behind it where the stream has partitions.
+        let name = recorded.subject.split('.').nth(2).unwrap_or_default().to_owned();
+        self.timeline.push(Moment { event: name, time: recorded.time, sequence: recorded.sequence });
+        self.order = after(self.order.take(), event);
+    }
+}
+
 /// The order after this event. What comes after an end or a second placement changes nothing: writers cannot have stored
 /// it.
-fn apply(order: Option<Order>, event: OrderEvent, sequence: u64) -> Option<Order> {
+fn after(order: Option<Order>, event: OrderEvent) -> Option<Order> {
     match (order, event) {
-        (None, OrderEvent::Placed(placed)) => Some(Order { placed, end: None, last_sequence: sequence }),
-        (None, _) => None,
+        (None, OrderEvent::Placed(placed)) => Some(Order { placed, end: None }),
         (Some(order), OrderEvent::Ended(end)) if order.end.is_none() => {
-            Some(Order { end: Some(end), last_sequence: sequence, ..order })
+            Some(Order { end: Some(end), ..order })
         }
-        (Some(order), _) => Some(Order { last_sequence: sequence, ..order }),
+        (order, _) => order,
     }
 }
 
@@ -114,7 +131,7 @@ mod tests {
     }
 
     fn folded(events: Vec<OrderEvent>) -> Option<Order> {
-        events.into_iter().zip(10..).fold(None, |order, (event, sequence)| apply(order, event, sequence))
+        events.into_iter().fold(None, after)
     }
 
     #[test]
@@ -138,13 +155,13 @@ mod tests {
         let rejected = End::Rejected(OrderRejected::default());
         let order =
             folded(vec![placed(), OrderEvent::Ended(confirmed()), OrderEvent::Ended(rejected)]).unwrap();
-        assert_eq!((order.state(), order.last_sequence), ("confirmed", 12));
+        assert_eq!(order.state(), "confirmed");
     }
 
     #[test]
-    fn an_event_of_a_later_program_counts_only_as_the_newest() {
+    fn an_event_of_a_later_program_does_not_change_an_order() {
         let order = folded(vec![placed(), OrderEvent::Unknown]).unwrap();
-        assert_eq!((order.state(), order.last_sequence), ("placed", 11));
+        assert_eq!(order.state(), "placed");
         assert!(matches!(
             OrderEvent::decode("events.v1.OrderShipped", vec![1].into()),
             Ok(OrderEvent::Unknown)

@@ -1,29 +1,73 @@
 //! Payments of orders: what the gateway decided, told in a stream of their own.
 
+use bytes::Bytes;
 use jetwright_proto::events::v1::{OrderPlaced, PaymentAuthorized, PaymentDeclined, PaymentVoided};
-use jetwright_runtime::{Error, ErrorKind, Expected, Failure, PublishOptions, Publisher, Reader};
+use jetwright_runtime::{
+    Aggregate, Aggregates, ErrorKind, Event, Failure, NewEvent, Recorded, Undecodable, decode,
+};
 use jiff::Timestamp;
-use prost::Name;
 
 use crate::gateway::{Decision, Gateway};
 
-/// JetStream stream of payments, where they are read. What is published goes by its subject, to whichever stream has it, so
-/// the stream of `payments.*.*` must have this name.
-const STREAM: &str = "payments";
+/// JetStream stream of payments.
+pub const STREAM: &str = "payments";
+/// What the subjects of all payments' events begin with: `payments.<order id>.<event>`.
+pub const PREFIX: &str = "payments";
 
 /// Payments of orders. Clones share their connections.
 #[derive(Clone, Debug)]
 pub struct Payments {
     gateway: Gateway,
-    publisher: Publisher,
-    reader: Reader,
+    events: Aggregates<Payment>,
+}
+
+/// What was told of the payment of an order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Payment {
+    /// The authorization, if there was one.
+    authorization_id: Option<String>,
+    /// It was given back.
+    voided: bool,
+}
+
+/// An event of a payment.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PaymentEvent {
+    /// The amount was set aside.
+    Authorized(PaymentAuthorized),
+    /// It was given back.
+    Voided,
+    /// Whatever else is told.
+    Other,
+}
+
+impl Event for PaymentEvent {
+    fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
+        match event_type {
+            "events.v1.PaymentAuthorized" => decode(payload).map(Self::Authorized),
+            "events.v1.PaymentVoided" => Ok(Self::Voided),
+            _ => Ok(Self::Other),
+        }
+    }
+}
+
+impl Aggregate for Payment {
+    type Event = PaymentEvent;
+
+    fn apply(&mut self, event: PaymentEvent, _recorded: &Recorded) {
+        match event {
+            PaymentEvent::Authorized(authorized) => self.authorization_id = Some(authorized.authorization_id),
+            PaymentEvent::Voided => self.voided = true,
+            PaymentEvent::Other => {}
+        }
+    }
 }
 
 impl Payments {
-    /// Through this gateway, told in the stream.
+    /// Through this gateway, told by these events.
     #[must_use]
-    pub fn new(gateway: Gateway, publisher: Publisher, reader: Reader) -> Self {
-        Self { gateway, publisher, reader }
+    pub fn new(gateway: Gateway, events: Aggregates<Payment>) -> Self {
+        Self { gateway, events }
     }
 
     /// Asks for an order's amount, and tells what was decided. However often it is asked, there is one decision and one
@@ -40,11 +84,11 @@ impl Payments {
             Decision::Authorized(authorization_id) => {
                 let event =
                     PaymentAuthorized { order_id, authorization_id, amount, currency, authorized_at: now };
-                self.tell(&order.order_id, "authorized", &event).await?;
+                self.tell(&order.order_id, NewEvent::new("authorized", event)).await?;
             }
             Decision::Declined(reason) => {
                 let event = PaymentDeclined { order_id, amount, currency, reason, declined_at: now };
-                self.tell(&order.order_id, "declined", &event).await?;
+                self.tell(&order.order_id, NewEvent::new("declined", event)).await?;
             }
         }
         Ok(decision)
@@ -58,42 +102,25 @@ impl Payments {
     ///
     /// Transient where the gateway or the stream does not answer, or something was told of the payment meanwhile.
     pub async fn void(&self, order_id: &str, why: &str) -> Result<(), Failure> {
-        let history = self.reader.history(STREAM, &subjects(order_id)).await?;
-        if history.events.iter().any(|event| event.event_type() == PaymentVoided::full_name()) {
+        let payment = self.events.load(order_id).await?;
+        if payment.state().voided {
             return Ok(());
         }
-        let told = history.events.iter().find_map(|event| event.decode::<PaymentAuthorized>().ok());
         let voided = self.gateway.void(order_id).await?;
-        let Some(authorization_id) = told.map(|event| event.authorization_id).or(voided) else {
+        let Some(authorization_id) = payment.state().authorization_id.clone().or(voided) else {
             return Ok(());
         };
         let (order_id, voided_at) = (order_id.to_owned(), Timestamp::now().as_millisecond());
-        let event =
-            PaymentVoided { order_id: order_id.clone(), authorization_id, reason: why.to_owned(), voided_at };
-        Ok(self.publish(&order_id, "voided", &event, history.last_sequence()).await?)
+        let event = PaymentVoided { order_id, authorization_id, reason: why.to_owned(), voided_at };
+        self.events.append(&payment, NewEvent::new("voided", event)).await?;
+        Ok(())
     }
 
     /// Tells the first event of a payment. A conflict means that another attempt told it.
-    async fn tell<E>(&self, order_id: &str, what: &str, event: &E) -> Result<(), Failure>
-    where
-        E: prost::Message + Name,
-    {
-        match self.publish(order_id, what, event, 0).await {
+    async fn tell(&self, order_id: &str, event: NewEvent) -> Result<(), Failure> {
+        match self.events.append(&self.events.presume_new(order_id), event).await {
             Err(error) if error.kind() != ErrorKind::Conflict => Err(error.into()),
             _ => Ok(()),
         }
     }
-
-    async fn publish<E>(&self, order_id: &str, what: &str, event: &E, last_sequence: u64) -> Result<(), Error>
-    where
-        E: prost::Message + Name,
-    {
-        let expected = Some(Expected::last(last_sequence, subjects(order_id)));
-        let options = PublishOptions { expected, ..PublishOptions::default() };
-        self.publisher.publish(&format!("payments.{order_id}.{what}"), event, options).await.map(drop)
-    }
-}
-
-fn subjects(order_id: &str) -> String {
-    format!("payments.{order_id}.>")
 }

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use clap::Parser;
 use jetwright_process::configuration::Problems;
 use jetwright_process::health::Health;
 use jetwright_process::http::HttpMetrics;
@@ -35,8 +36,16 @@ use crate::http::Gateway;
 /// How long requests in flight may take after the end was asked for.
 const GRACE: Duration = Duration::from_secs(20);
 
+/// Authorizes amounts by simple rules: a stand-in for a payment gateway.
+///
+/// Settings come from the environment, and from the file that PAYMENT_SIMULATOR_CONFIG_FILE names.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {}
+
 #[tokio::main]
 async fn main() -> ExitCode {
+    Arguments::parse();
     let started = Problems::both(Configuration::read(), Telemetry::start("payment-simulator"));
     let (configuration, telemetry) = match started {
         Ok(started) => started,

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 
 use jetwright_process::admin;
 use jetwright_process::configuration::{self, Problems, Reader};
-use jetwright_runtime::{Environment, Handler};
+use jetwright_runtime::Environment;
 
-use crate::directory::KeepDirectory;
+use crate::BINDINGS;
 
 const PREFIX: &str = "USERS";
 
@@ -31,7 +31,7 @@ impl Configuration {
     pub fn read() -> Result<Self, Problems> {
         let addresses = Problems::both(http_address(), admin::address());
         let ((http_address, admin_address), environment) =
-            Problems::both(addresses, Environment::from_env(&[KeepDirectory::BINDING]))?;
+            Problems::both(addresses, Environment::from_env(&BINDINGS))?;
         Ok(Self { http_address, admin_address, environment })
     }
 }

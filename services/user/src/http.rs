@@ -6,12 +6,15 @@
 //! | the same again with the same `Idempotency-Key` | 200 with the same user; 422 with another email |
 //! | `GET /users/{id}` | 200 with the user, 404 |
 //!
+//! All of these answers have an `Event-Sequence`: that of the newest of the user's events which is in the answer. A `GET` with
+//! this number as `Minimum-Event-Sequence` is answered with that event in it, so that who wrote reads what was written.
+//!
 //! A user is `{"id", "email", "created_at"}`, the time by RFC 3339. Where NATS cannot take or tell events: 503 within
 //! seconds, with `Retry-After`; with an `Idempotency-Key` it is safe to come again. Other mistakes are 4xx.
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::routing::{get, post};
 use jetwright_process::http::{HttpMetrics, Json, Path, Problem, idempotency_key, with_defaults};
 use jiff::Timestamp;
@@ -19,7 +22,12 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::user::{self, Email, Register, User};
-use crate::users::{Registered, Users, UsersError};
+use crate::users::{Known, Registered, Users, UsersError};
+
+/// Sequence of the newest event that is in an answer.
+const EVENT_SEQUENCE: HeaderName = HeaderName::from_static("event-sequence");
+/// Sequence of an event that is to be in the answer.
+const MINIMUM: &str = "Minimum-Event-Sequence";
 
 /// The routes.
 pub(crate) fn router(users: Users, metrics: HttpMetrics) -> Router {
@@ -40,25 +48,43 @@ struct Shown {
     created_at: Timestamp,
 }
 
-type Answer = (StatusCode, [(header::HeaderName, String); 1], Json<Shown>);
+type Answer<const HEADERS: usize> = (StatusCode, [(HeaderName, String); HEADERS], Json<Shown>);
 
 async fn register(
     State(users): State<Users>,
     headers: HeaderMap,
     Json(new): Json<NewUser>,
-) -> Result<Answer, Problem> {
+) -> Result<Answer<2>, Problem> {
     let id = user::id(idempotency_key(&headers)?);
     let email: Email =
         new.email.parse().map_err(|expected| Problem::invalid("this is no user").field("email", expected))?;
-    let Registered { user, new } = users.register(&Register { id, email, at: Timestamp::now() }).await?;
+    let Registered { user, new, sequence } =
+        users.register(&Register { id, email, at: Timestamp::now() }).await?;
     tracing::info!(user = %user.id, new, "registered");
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, [(header::LOCATION, format!("/users/{}", user.id))], Json(shown(user))))
+    let location = (header::LOCATION, format!("/users/{}", user.id));
+    Ok((status, [location, (EVENT_SEQUENCE, sequence.to_string())], Json(shown(user))))
 }
 
-async fn show(State(users): State<Users>, Path(id): Path<Uuid>) -> Result<Json<Shown>, Problem> {
-    let user = users.get(id).await?.ok_or_else(|| Problem::not_found("there is no such user"))?;
-    Ok(Json(shown(user)))
+async fn show(
+    State(users): State<Users>,
+    Path(id): Path<Uuid>,
+    headers: HeaderMap,
+) -> Result<Answer<1>, Problem> {
+    let known = users.get(id, minimum(&headers)?).await?;
+    let Known { user, sequence } = known.ok_or_else(|| Problem::not_found("there is no such user"))?;
+    Ok((StatusCode::OK, [(EVENT_SEQUENCE, sequence.to_string())], Json(shown(user))))
+}
+
+/// Sequence of the event that the caller wants to be in the answer; 0 where the caller does not say.
+fn minimum(headers: &HeaderMap) -> Result<u64, Problem> {
+    let Some(text) = headers.get(MINIMUM) else { return Ok(0) };
+    let number = text.to_str().ok().and_then(|text| text.parse().ok());
+    number.ok_or_else(|| refused("expected the Event-Sequence of an answer"))
+}
+
+fn refused(detail: impl Into<String>) -> Problem {
+    Problem::invalid("there is no such event").field(MINIMUM, detail)
 }
 
 fn shown(user: User) -> Shown {
@@ -73,11 +99,8 @@ impl From<UsersError> for Problem {
                 let detail = "was used to register another email";
                 Self::invalid("one key is for one user").field("Idempotency-Key", detail)
             }
-            UsersError::JetStream(error) => error.into(),
-            UsersError::Unreadable { .. } => {
-                tracing::error!(%error, "answered 500");
-                Self::internal()
-            }
+            UsersError::Events(error) => error.into(),
+            UsersError::NoSuchEvent(_) => refused(error.to_string()),
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! A user is what its events on `users.<id>.*` say (in the stream of the binding `user-directory`). Every write states the
 //! last event that it saw and is told where there is a newer one. What is read often is kept beside it, in the bucket
-//! `user-directory`, by the service's own consumer of that name; where the directory does not know a user yet, the stream
-//! is asked.
+//! `user-directory`, by the service's own consumer of that name; where the directory does not know a user yet, or not what the
+//! caller wrote, the stream is asked.
 
 mod configuration;
 mod directory;
@@ -19,14 +19,17 @@ use jetwright_process::health::Health;
 use jetwright_process::http::HttpMetrics;
 use jetwright_process::shutdown::Shutdown;
 use jetwright_process::{admin, metrics};
-use jetwright_runtime::{Handler, Service};
+use jetwright_runtime::{Environment, Projection, Rebuilt, Service};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 pub use configuration::Configuration;
 
-use crate::directory::{Directory, KeepDirectory};
+use crate::directory::Directory;
 use crate::users::Users;
+
+/// The EventConsumers whose events the service consumes.
+pub const BINDINGS: [&str; 1] = [Directory::BINDING];
 
 /// How long requests in flight may take after the end was asked for: longer than any waits for NATS, and shorter than the
 /// 30 seconds after which a pod is killed.
@@ -50,13 +53,12 @@ pub async fn run(configuration: Configuration) -> anyhow::Result<()> {
     let admin = admin::bind(admin_address).await.with_context(|| format!("bind {admin_address}"))?;
     tracing::info!(http = %server.local_address()?, admin = %admin.local_address()?, "serving");
 
-    // Without the binding the service does not start: handle says so below.
-    let binding = environment.bindings.bindings.get(KeepDirectory::BINDING);
+    // Without the binding the service does not start: project says so below.
+    let binding = environment.bindings.bindings.get(Directory::BINDING);
     let stream = binding.map_or_else(String::new, |binding| binding.stream.clone());
     let mut service = Service::connect(environment, &health, &mut registry).await?;
-    let directory = Directory::new(service.key_value(directory::BUCKET));
-    let users = Users::new(service.publisher(), service.reader(), directory.clone(), stream);
-    service.handle(KeepDirectory::new(directory))?;
+    let users = Users::new(service.aggregates(&stream, user::PREFIX), service.view());
+    service.project::<Directory>()?;
 
     let finished = CancellationToken::new();
     let probes = tokio::spawn(admin.serve(health, Arc::new(registry), finished.clone()));
@@ -68,6 +70,16 @@ pub async fn run(configuration: Configuration) -> anyhow::Result<()> {
     probes.await?.context("probes")?;
     http_ended.context("serve HTTP")?;
     consuming_ended.context("consume")
+}
+
+/// Makes the directory anew from the stream of users, while services keep it.
+///
+/// # Errors
+///
+/// The bindings do not name the consumer `user-directory`, or NATS was away for too long.
+pub async fn rebuild(environment: Environment) -> anyhow::Result<Rebuilt> {
+    let service = Service::connect(environment, &Health::new(), &mut Registry::default()).await?;
+    Ok(service.rebuild::<Directory>().await?)
 }
 
 /// Where one half of the service ends, the other is not to go on alone.

@@ -2,7 +2,9 @@
 
 use std::str::FromStr;
 
+use bytes::Bytes;
 use jetwright_proto::events::v1::UserCreated;
+use jetwright_runtime::{Aggregate, Event, Recorded, Undecodable, decode};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -11,6 +13,9 @@ const LONGEST: usize = 254;
 const LONGEST_LOCAL: usize = 64;
 /// Longest part of a domain between its dots, in bytes (RFC 1035, 2.3.4).
 const LONGEST_LABEL: usize = 63;
+
+/// What the subjects of all users' events begin with: `users.<user id>.<event>`.
+pub(crate) const PREFIX: &str = "users";
 
 /// Ids of users that are registered under a caller's key are made from the key.
 const KEYS: Uuid = Uuid::from_u128(0x0b0b_6c1e_77a5_4f0e_9d0a_3f5d_54c8_a1b7);
@@ -21,6 +26,20 @@ pub(crate) struct User {
     pub(crate) id: Uuid,
     pub(crate) email: Email,
     pub(crate) created_at: Timestamp,
+}
+
+/// What there is under an id: a user, once one registered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Registration {
+    pub(crate) user: Option<User>,
+}
+
+/// An event of a user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum UserEvent {
+    Created(User),
+    /// Of a type that came later, which says nothing about what is known here.
+    Later,
 }
 
 /// An email address by the rules of its form; whether anybody reads it is another question.
@@ -57,20 +76,46 @@ pub(crate) struct Malformed {
     reason: String,
 }
 
+/// All events of a user.
+pub(crate) fn subjects(id: &str) -> String {
+    format!("{PREFIX}.{id}.>")
+}
+
 /// The id of the user that is registered under this key, always the same; without a key a new one.
 pub(crate) fn id(key: Option<&str>) -> Uuid {
     key.map_or_else(Uuid::now_v7, |key| Uuid::new_v5(&KEYS, key.as_bytes()))
 }
 
-/// The user that these events make, in their order. Being created twice changes nothing.
-pub(crate) fn fold(events: &[UserCreated]) -> Result<Option<User>, Malformed> {
-    events.first().map(User::try_from).transpose()
+impl Event for UserEvent {
+    fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
+        match event_type {
+            "events.v1.UserCreated" => {
+                let user = User::try_from(&decode::<UserCreated>(payload)?);
+                user.map(Self::Created).map_err(Undecodable::malformed)
+            }
+            _ => Ok(Self::Later),
+        }
+    }
+}
+
+impl Aggregate for Registration {
+    type Event = UserEvent;
+
+    fn apply(&mut self, event: UserEvent, _recorded: &Recorded) {
+        match event {
+            // Being created twice changes nothing.
+            UserEvent::Created(user) => {
+                self.user.get_or_insert(user);
+            }
+            UserEvent::Later => {}
+        }
+    }
 }
 
 /// What registering comes to, the user being what it is.
-pub(crate) fn decide(user: Option<User>, command: &Register) -> Result<Decision, AnotherEmail> {
+pub(crate) fn decide(user: Option<&User>, command: &Register) -> Result<Decision, AnotherEmail> {
     match user {
-        Some(user) if user.email == command.email => Ok(Decision::Unchanged(user)),
+        Some(user) if user.email == command.email => Ok(Decision::Unchanged(user.clone())),
         Some(_) => Err(AnotherEmail),
         None => {
             let Register { id, email, at } = command.clone();
@@ -161,6 +206,8 @@ fn is_label(label: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
 
     fn ann() -> Register {
@@ -173,6 +220,14 @@ mod tests {
         UserCreated { user_id, email: "ann@example.org".into(), created_at: 1_725_000_000_512 }
     }
 
+    fn read(event: &UserCreated) -> Result<UserEvent, Undecodable> {
+        UserEvent::decode("events.v1.UserCreated", event.encode_to_vec().into())
+    }
+
+    fn user() -> User {
+        User::try_from(&created()).unwrap()
+    }
+
     #[test]
     fn who_is_new_is_created_and_the_events_make_the_same_user() {
         let Ok(Decision::Append(event, user)) = decide(None, &ann()) else { panic!("not created") };
@@ -182,32 +237,30 @@ mod tests {
             created_at: 1_725_000_000_512,
         };
         assert_eq!(event, expected);
-        assert_eq!(fold(&[event]), Ok(Some(user)));
+        assert_eq!(read(&event), Ok(UserEvent::Created(user)));
     }
 
     #[test]
     fn registering_again_changes_nothing() {
-        let user = fold(&[created()]).unwrap().unwrap();
-        let again = Register { id: user.id, ..ann() };
-        assert_eq!(decide(Some(user.clone()), &again), Ok(Decision::Unchanged(user)));
+        let again = Register { id: user().id, ..ann() };
+        assert_eq!(decide(Some(&user()), &again), Ok(Decision::Unchanged(user())));
     }
 
     #[test]
     fn registering_again_with_another_address_is_refused() {
-        let user = fold(&[created()]).unwrap();
         let other = Register { email: "bob@example.org".parse().unwrap(), ..ann() };
-        assert_eq!(decide(user, &other), Err(AnotherEmail));
+        assert_eq!(decide(Some(&user()), &other), Err(AnotherEmail));
     }
 
     #[test]
-    fn no_events_make_no_user_and_malformed_ones_are_told() {
-        assert_eq!(fold(&[]), Ok(None));
+    fn malformed_events_are_told_and_those_of_later_types_are_not() {
         for user_id in
             ["ann".to_owned(), created().user_id.to_uppercase(), created().user_id.replace('-', "")]
         {
             let wrong = UserCreated { user_id, ..created() };
-            assert!(fold(&[wrong]).unwrap_err().to_string().starts_with("user_id of a UserCreated: "));
+            assert!(read(&wrong).unwrap_err().to_string().starts_with("user_id of a UserCreated: "));
         }
+        assert_eq!(UserEvent::decode("events.v1.UserMoved", vec![255].into()), Ok(UserEvent::Later));
     }
 
     #[test]

@@ -1,21 +1,19 @@
-//! Users as aggregates: reads their events, and appends to them.
+//! Users: registers them as events, and reads them from the directory or from their events.
 
-use jetwright_proto::events::v1::UserCreated;
-use jetwright_runtime::{Error, ErrorKind, Expected, PublishOptions, Publisher, Reader, Undecodable};
-use prost::Name;
+use std::time::Duration;
+
+use jetwright_runtime::{AggregateError, Aggregates, Decision, NewEvent, Seen, View, ViewError};
 use uuid::Uuid;
 
 use crate::directory::Directory;
-use crate::user::{self, AnotherEmail, Decision, Malformed, Register, User};
+use crate::user::{self, AnotherEmail, Register, Registration, User};
 
 /// All users. Clones share one connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Users {
-    publisher: Publisher,
-    reader: Reader,
-    directory: Directory,
-    /// The stream that is the truth about users, where they are read. What is published goes by its subject, to the same.
-    stream: String,
+    /// The truth about users.
+    events: Aggregates<Registration>,
+    directory: View<Directory>,
 }
 
 /// A user, and whether it is this registration that made it.
@@ -23,6 +21,16 @@ pub(crate) struct Users {
 pub(crate) struct Registered {
     pub(crate) user: User,
     pub(crate) new: bool,
+    /// Sequence of the user's newest event.
+    pub(crate) sequence: u64,
+}
+
+/// A user as it is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) user: User,
+    /// Sequence of the newest of the user's events that is in it.
+    pub(crate) sequence: u64,
 }
 
 /// Why a user is not registered or not shown.
@@ -31,73 +39,51 @@ pub(crate) enum UsersError {
     #[error(transparent)]
     AnotherEmail(#[from] AnotherEmail),
     #[error(transparent)]
-    JetStream(#[from] Error),
-    #[error("an event of user {id} cannot be read: {reason}")]
-    Unreadable { id: Uuid, reason: String },
-}
-
-/// A user as its events say, and the sequence of the last one (0 where there is none).
-#[derive(Default)]
-struct Loaded {
-    user: Option<User>,
-    sequence: u64,
+    Events(#[from] AggregateError),
+    #[error("the user's newest event is {0}")]
+    NoSuchEvent(u64),
 }
 
 impl Users {
-    pub(crate) fn new(publisher: Publisher, reader: Reader, directory: Directory, stream: String) -> Self {
-        Self { publisher, reader, directory, stream }
+    pub(crate) fn new(events: Aggregates<Registration>, directory: View<Directory>) -> Self {
+        Self { events, directory }
     }
 
     /// Registers a user. Done again with the same id and address, it is the same user.
     ///
     /// Most who register are new, so the first write expects that without having looked; JetStream says where it is not so.
     pub(crate) async fn register(&self, command: &Register) -> Result<Registered, UsersError> {
-        let loaded = match self.decide_and_append(Loaded::default(), command).await {
-            Err(UsersError::JetStream(error)) if error.kind() == ErrorKind::Conflict => {
-                self.load(command.id).await?
-            }
-            done => return done,
+        let presumed = self.events.presume_new(&command.id.to_string());
+        let decide = |registration: &Registration| -> Result<Decision<User>, UsersError> {
+            Ok(match user::decide(registration.user.as_ref(), command)? {
+                user::Decision::Append(event, user) => {
+                    Decision::Append(NewEvent::new("created", event), user)
+                }
+                user::Decision::Unchanged(user) => Decision::Nothing(user),
+            })
         };
-        self.decide_and_append(loaded, command).await
+        let updated = self.events.update_from(presumed, decide).await?;
+        Ok(Registered { user: updated.answer, new: updated.appended, sequence: updated.sequence })
     }
 
-    /// The user, if there is one. A user that was just registered may not be in the directory yet, so the stream has the last
-    /// word.
-    pub(crate) async fn get(&self, id: Uuid) -> Result<Option<User>, UsersError> {
-        match self.directory.get(id).await {
-            Some(user) => Ok(Some(user)),
-            None => Ok(self.load(id).await?.user),
+    /// The user, if there is one, with its event of this sequence in it. The directory may be behind, or away, so the stream
+    /// has the last word.
+    pub(crate) async fn get(&self, id: Uuid, minimum_sequence: u64) -> Result<Option<Known>, UsersError> {
+        let key = id.to_string();
+        match self.directory.get_at_least(&key, minimum_sequence, Duration::ZERO).await {
+            Ok(Some(Seen { entry: Some(contact), position })) => {
+                return Ok(Some(Known { user: contact.user(id), sequence: position.sequence }));
+            }
+            Ok(_) | Err(ViewError::Behind { .. }) => {}
+            Err(ViewError::JetStream(error)) => {
+                tracing::warn!(%error, "the directory cannot be asked, the stream is asked instead");
+            }
+        }
+        let loaded = self.events.load(&key).await?;
+        let sequence = loaded.last_sequence();
+        match loaded.into_state().user {
+            Some(_) if sequence < minimum_sequence => Err(UsersError::NoSuchEvent(sequence)),
+            user => Ok(user.map(|user| Known { user, sequence })),
         }
     }
-
-    async fn decide_and_append(&self, loaded: Loaded, command: &Register) -> Result<Registered, UsersError> {
-        let (event, user) = match user::decide(loaded.user, command)? {
-            Decision::Unchanged(user) => return Ok(Registered { user, new: false }),
-            Decision::Append(event, user) => (event, user),
-        };
-        let id = command.id;
-        let expected = Some(Expected::last(loaded.sequence, subjects(id)));
-        let options = PublishOptions { expected, ..PublishOptions::default() };
-        self.publisher.publish(&format!("users.{id}.created"), &event, options).await?;
-        Ok(Registered { user, new: true })
-    }
-
-    async fn load(&self, id: Uuid) -> Result<Loaded, UsersError> {
-        let history = self.reader.history(&self.stream, &subjects(id)).await?;
-        let unreadable = |reason: String| UsersError::Unreadable { id, reason };
-        // Events of types that came later say nothing about what is asked here.
-        let created = history.events.iter().filter(|event| event.event_type() == UserCreated::full_name());
-        let created: Vec<_> = created
-            .map(jetwright_runtime::Recorded::decode)
-            .collect::<Result<_, Undecodable>>()
-            .map_err(|error| unreadable(error.to_string()))?;
-        let user = user::fold(&created).map_err(|error: Malformed| unreadable(error.to_string()))?;
-        Ok(Loaded { user, sequence: history.last_sequence() })
-    }
-}
-
-/// All events of a user. Every write expects its last sequence among these, under this literal: servers do not compare writes
-/// that expect it under different ones.
-fn subjects(id: Uuid) -> String {
-    format!("users.{id}.>")
 }

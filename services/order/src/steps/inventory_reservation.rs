@@ -13,7 +13,8 @@ pub(super) async fn reserve(
     orders: &Orders,
     order: &OrderPlaced,
 ) -> Result<Result<(), String>, Failure> {
-    if orders.load(&order.order_id).await?.is_none_or(|now| now.end.is_some()) {
+    let now = orders.load(&order.order_id).await?.into_state();
+    if now.order.is_none_or(|now| now.end.is_some()) {
         return Err(Failure::transient("overtaken: another attempt has ended the order"));
     }
     let short = inventory.reserve(&order.order_id, &order.lines).await?;

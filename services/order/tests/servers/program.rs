@@ -72,3 +72,37 @@ async fn it_carries_one_trace_from_the_callers_request_to_the_end_of_the_order()
     process.signal("TERM");
     assert_eq!(process.wait_exit(SOON).await.code(), Some(0), "{}", process.log());
 }
+
+#[tokio::test]
+async fn it_says_how_it_is_called_and_refuses_what_it_does_not_know() {
+    for (argument, code, told) in [
+        ("--help", 0, "Usage: jetwright-order-service [COMMAND]"),
+        ("--version", 0, "jetwright-order-service "),
+        ("--catalogue", 2, "unexpected argument '--catalogue'"),
+    ] {
+        let process = Process::builder(binary("jetwright-order-service")).arg(argument).start();
+        assert_eq!(process.wait_exit(SOON).await.code(), Some(code), "{argument}");
+        process.await_log(told, SOON).await;
+    }
+}
+
+#[tokio::test]
+async fn one_command_makes_what_is_known_of_users_anew() {
+    let shop = Shop::open().await;
+    let user = shop.register().await;
+    let bucket = shop.jetstream.get_key_value("order-users").await.unwrap();
+    bucket.put("nobody", "{}".into()).await.unwrap();
+    let folder = Folder::new("order-service");
+    let bindings = folder.path().join("bindings.yaml");
+    std::fs::write(&bindings, serde_saphyr::to_string(&Shop::bindings()).unwrap()).unwrap();
+    let rebuild = Process::builder(binary("jetwright-order-service"))
+        .folder(&folder)
+        .arg("rebuild")
+        .env("NATS_URL", shop.nats.url())
+        .env("JETWRIGHT_BINDINGS", &bindings)
+        .start();
+    assert_eq!(rebuild.wait_exit(SOON).await.code(), Some(0), "{}", rebuild.log());
+    let known: Value = serde_json::from_slice(&bucket.get(&user).await.unwrap().unwrap()).unwrap();
+    assert_eq!((&known["sequence"], &known["entry"]), (&json!(1), &json!({})));
+    assert_eq!(bucket.get("nobody").await.unwrap(), None);
+}

@@ -13,11 +13,11 @@ use jetwright_order_service::{
     configuration,
     gateway::Gateway,
     inventory::{self, Inventory},
-    make,
+    make, order,
     orders::Orders,
-    payments::Payments,
+    payments::{self, Payments},
     steps::{StepMetrics, Steps},
-    users::{self, Users},
+    users::Users,
 };
 use jetwright_process::{health::Health, http::bind};
 use jetwright_proto::events::v1::UserCreated;
@@ -67,14 +67,12 @@ impl Shop {
     /// The steps of the fulfilment alone.
     pub async fn steps(&self) -> Steps {
         let (service, registry) = (connect(&self.nats).await, &mut Registry::default());
-        let (publisher, reader) = (service.publisher(), service.reader());
         let gateway = Gateway::new(&self.payments_url.parse().unwrap(), SOON).unwrap();
-        let (bucket, stream) = (service.key_value(users::BUCKET), "users".to_owned());
         Steps {
-            orders: Orders::new(publisher.clone(), reader.clone(), "orders".to_owned()),
-            users: Users { bucket, reader: reader.clone(), stream },
+            orders: Orders::new(service.aggregates("orders", order::PREFIX)),
+            users: Users { known: service.view(), reader: service.reader(), stream: "users".to_owned() },
             inventory: Inventory::new(service.key_value(inventory::BUCKET), &wares(), registry),
-            payments: Payments::new(gateway, publisher, reader),
+            payments: Payments::new(gateway, service.aggregates(payments::STREAM, payments::PREFIX)),
             metrics: StepMetrics::register(registry),
         }
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::{self, consumer};
+use async_nats::jetstream::{self, consumer, message::StreamMessage};
 use jetwright_testing::{Folder, NatsServer, Process, ProcessBuilder, await_until};
 use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
@@ -122,11 +122,20 @@ impl Bench {
         await_until(&format!("user {id} in the directory"), SOON, || self.entry(id)).await
     }
 
-    pub async fn entry(&self, id: &str) -> Result<(Value, u64), String> {
+    /// Whether the directory had something of a user that was taken away.
+    pub async fn is_deleted(&self, id: &str) -> bool {
+        let message = self.message(id).await.unwrap();
+        message.headers.get("KV-Operation").is_some_and(|operation| operation.as_str() == "DEL")
+    }
+
+    async fn message(&self, id: &str) -> Result<StreamMessage, String> {
         let stream = self.jetstream.get_stream("KV_user-directory").await.unwrap();
         let subject = format!("$KV.user-directory.{id}");
-        let message =
-            stream.get_last_raw_message_by_subject(&subject).await.map_err(|error| error.to_string())?;
+        stream.get_last_raw_message_by_subject(&subject).await.map_err(|error| error.to_string())
+    }
+
+    pub async fn entry(&self, id: &str) -> Result<(Value, u64), String> {
+        let message = self.message(id).await?;
         Ok((serde_json::from_slice(&message.payload).unwrap(), message.sequence))
     }
 }
@@ -167,6 +176,12 @@ impl UserService {
 
     pub async fn show(&self, id: &str) -> (StatusCode, Value) {
         self.get(&format!("/users/{id}")).await
+    }
+
+    /// A user with its event of this sequence in it.
+    pub async fn show_at_least(&self, id: &str, minimum: &str) -> Response {
+        let request = self.client.get(format!("{}/users/{id}", self.http));
+        request.header("minimum-event-sequence", minimum).send().await.unwrap()
     }
 
     pub async fn ready(&self) -> (StatusCode, Value) {

@@ -4,10 +4,10 @@ use jetwright_proto::events::v1::UserCreated;
 use jetwright_testing::await_until;
 use jiff::Timestamp;
 use prost::Message;
-use reqwest::StatusCode;
-use serde_json::json;
+use reqwest::{Response, StatusCode};
+use serde_json::{Value, json};
 
-use crate::bench::{ANN, Bench, SOON};
+use crate::bench::{ANN, Bench, SOON, answer};
 
 #[tokio::test]
 async fn a_user_is_shown_before_the_directory_knows_of_it() {
@@ -22,8 +22,8 @@ async fn a_user_is_shown_before_the_directory_knows_of_it() {
     let (entry, _) = bench.in_directory(id).await;
     let stored = bench.jetstream.get_stream("users").await.unwrap().get_raw_message(1).await.unwrap().time;
     let stored = Timestamp::from_nanosecond(stored.unix_timestamp_nanos()).unwrap();
-    let expected = json!({"email": ANN, "created_at": user["created_at"], "time": stored, "position": 1});
-    assert_eq!(entry, expected);
+    let contact = json!({"email": ANN, "created_at": user["created_at"]});
+    assert_eq!(entry, json!({"time": stored, "sequence": 1, "entry": contact}));
 }
 
 #[tokio::test]
@@ -56,7 +56,7 @@ async fn an_event_that_is_delivered_again_changes_nothing() {
     bench.delete_consumer().await;
     bench.create_consumer().await;
     await_until("the event to be handled again", SOON, async || {
-        let handled = service.process.log().matches("in the directory").count();
+        let handled = service.process.log().matches("projected").count();
         if handled >= 2 { Ok(()) } else { Err(format!("handled {handled} times")) }
     })
     .await;
@@ -86,13 +86,13 @@ async fn a_directory_follows_a_stream_that_was_made_again() {
     let service = bench.service().await;
     service.register("bob@example.org").await;
     let id = service.register(ANN).await["id"].as_str().unwrap().to_owned();
-    assert_eq!(bench.in_directory(&id).await.0["position"], 2);
+    assert_eq!(bench.in_directory(&id).await.0["sequence"], 2);
     bench.make_stream_again().await;
     let moved = UserCreated { user_id: id.clone(), email: "ann@example.com".to_owned(), created_at: 1 };
     publish(&bench, &format!("users.{id}.created"), &moved).await;
     bench.create_consumer().await;
     await_until("the user as the new stream has it", SOON, async || match bench.entry(&id).await {
-        Ok((entry, _)) if entry["email"] == moved.email => Ok(()),
+        Ok((entry, _)) if entry["entry"]["email"] == moved.email => Ok(()),
         other => Err(format!("{other:?}")),
     })
     .await;
@@ -129,4 +129,62 @@ async fn the_stream_of_users_has_the_name_that_the_binding_says() {
     assert_eq!(service.show(id).await, (StatusCode::OK, user.clone()));
     bench.create_consumer().await;
     bench.in_directory(id).await;
+}
+
+#[tokio::test]
+async fn who_wrote_is_shown_what_was_written_from_the_directory_or_where_that_is_behind_from_the_stream() {
+    let bench = Bench::start().await;
+    let service = bench.service().await;
+    let response = service.post(&json!({"email": ANN}), &[]).await;
+    let written = sequence(&response);
+    let user: Value = response.json().await.unwrap();
+    let id = user["id"].as_str().unwrap();
+    let shown = service.show_at_least(id, &written).await;
+    assert_eq!((sequence(&shown), shown.json::<Value>().await.unwrap()), (written, user.clone()));
+
+    // The directory will not hear of what follows, and it is asked for.
+    bench.in_directory(id).await;
+    bench.delete_consumer().await;
+    let again = UserCreated { user_id: id.to_owned(), email: ANN.to_owned(), created_at: 1 };
+    publish(&bench, &format!("users.{id}.created"), &again).await;
+    for (minimum, shown) in [("0", "1"), ("1", "1"), ("2", "2")] {
+        let response = service.show_at_least(id, minimum).await;
+        assert_eq!((response.status(), sequence(&response).as_str()), (StatusCode::OK, shown), "{minimum}");
+        assert_eq!(response.json::<Value>().await.unwrap(), user, "{minimum}");
+    }
+    for (wrong, why) in
+        [("3", "the user's newest event is 2"), ("two", "expected the Event-Sequence of an answer")]
+    {
+        let (status, problem) = answer(service.show_at_least(id, wrong).await).await;
+        let expected = json!([{"field": "Minimum-Event-Sequence", "detail": why}]);
+        assert_eq!((status, &problem["errors"]), (StatusCode::UNPROCESSABLE_ENTITY, &expected));
+    }
+    let nobody = service.show_at_least("0193f0a6-7d2b-7c3e-8a4f-0123456789ab", "3").await;
+    assert_eq!(nobody.status(), StatusCode::NOT_FOUND);
+}
+
+fn sequence(response: &Response) -> String {
+    response.headers()["event-sequence"].to_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn one_command_makes_the_directory_anew() {
+    let bench = Bench::without_consumer().await;
+    let service = bench.service().await;
+    let user = service.register(ANN).await;
+    let id = user["id"].as_str().unwrap();
+    let ghost = "0193f0a6-7d2b-7c3e-8a4f-0123456789ab";
+    for (id, entry) in [(id, "{}"), (ghost, "{}")] {
+        let key = format!("$KV.user-directory.{id}");
+        bench.jetstream.publish(key, entry.into()).await.unwrap().await.unwrap();
+    }
+    let rebuild = bench.program().arg("rebuild").start();
+    assert_eq!(rebuild.wait_exit(SOON).await.code(), Some(0), "{}", rebuild.log());
+    let told = rebuild.await_log("was made anew", SOON).await;
+    let told: Value = serde_json::from_str(&told).unwrap();
+    let counts = ["events", "made", "taken_away"].map(|name| told[name].as_u64().unwrap());
+    assert_eq!(counts, [1, 1, 1], "{told}");
+    let (entry, _) = bench.in_directory(id).await;
+    assert_eq!(entry["entry"], json!({"email": ANN, "created_at": user["created_at"]}));
+    assert!(bench.is_deleted(ghost).await);
 }

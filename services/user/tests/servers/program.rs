@@ -49,3 +49,18 @@ async fn it_starts_without_nats_and_is_ready_once_there_is_one() {
     service.await_ready().await;
     service.register(ANN).await;
 }
+
+#[tokio::test]
+async fn it_says_how_it_is_called_and_refuses_what_it_does_not_know() {
+    let bench = Bench::without_consumer().await;
+    for (argument, code, told) in [
+        ("--help", 0, "Usage: jetwright-user-service [COMMAND]"),
+        ("--version", 0, "jetwright-user-service "),
+        ("--directory", 2, "unexpected argument '--directory'"),
+        ("rewind", 2, "unrecognized subcommand 'rewind'"),
+    ] {
+        let process = bench.program().arg(argument).start();
+        assert_eq!(process.wait_exit(SOON).await.code(), Some(code), "{argument}");
+        process.await_log(told, SOON).await;
+    }
+}

@@ -19,10 +19,11 @@ async fn a_registered_user_is_an_event_and_is_shown() {
     let traceparent = format!("00-{TRACE_ID}-b7ad6b7169203331-01");
     let response = service.post(&json!({"email": ANN}), &[("traceparent", &traceparent)]).await;
     assert_eq!(response.status(), StatusCode::CREATED);
-    let location = response.headers()["location"].to_str().unwrap().to_owned();
+    let [location, sequence] =
+        ["location", "event-sequence"].map(|name| response.headers()[name].to_str().unwrap().to_owned());
     let user: Value = response.json().await.unwrap();
     let id = user["id"].as_str().unwrap();
-    assert_eq!(location, format!("/users/{id}"));
+    assert_eq!((location.as_str(), sequence.as_str()), (format!("/users/{id}").as_str(), "1"));
     assert_eq!(service.get(&location).await, (StatusCode::OK, user.clone()));
 
     let stream = bench.jetstream.get_stream("users").await.unwrap();
@@ -42,10 +43,10 @@ async fn a_registered_user_is_an_event_and_is_shown() {
     assert!(header("traceparent").unwrap().contains(TRACE_ID), "{:?}", message.headers);
 
     bench.in_directory(id).await;
-    service.process.await_log("in the directory", crate::bench::SOON).await;
+    service.process.await_log("projected", crate::bench::SOON).await;
     let lines = service.lines_of_trace(TRACE_ID);
     let messages: Vec<_> = lines.iter().filter_map(|line| line["message"].as_str()).collect();
-    for message in ["registered", "POST answered", "in the directory"] {
+    for message in ["registered", "POST answered", "projected"] {
         assert!(messages.contains(&message), "{message:?} not in {messages:?}");
     }
 }
