@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ConnectOptions, Event, StatusCode};
+use jetwright_crds::dead_letter;
 use jetwright_e2e::control_plane;
 use jetwright_testing::{Namespace, NatsServer};
 use k8s_openapi::api::core::v1::Secret;
@@ -120,18 +121,22 @@ async fn a_service_may_not_do_what_is_anothers_or_the_operators() {
                 "$JS.API.CONSUMER.MSG.NEXT.users.order-users",
                 "$JS.ACK.users.order-users.1.1.1.1.0",
                 "$JS.API.STREAM.DELETE.users",
+                "$JS.API.DIRECT.GET.orders",
+                "jetwright.dlq.users.order-users.1.1",
             ],
         ),
         (
             "nats-orders",
             [
                 "users.x.created",
-                "$JS.API.DIRECT.GET.KV_inventory.$KV.inventory.mug",
+                "$JS.API.DIRECT.GET.KV_user-directory.$KV.user-directory.x",
                 "$KV.user-directory.x",
                 "$JS.API.STREAM.MSG.GET.KV_user-directory",
                 "$JS.API.CONSUMER.MSG.NEXT.users.user-directory",
                 "$JS.ACK.users.user-directory.1.1.1.1.0",
                 "$JS.API.CONSUMER.CREATE.orders.another",
+                "$JS.API.DIRECT.GET.orders-dlq",
+                "jetwright.dlq.users.user-directory.1.1",
             ],
         ),
     ];
@@ -157,6 +162,35 @@ async fn the_operator_may_not_publish_fetch_purge_or_copy_events() {
         "$JS.API.STREAM.RESTORE.orders",
         "$JS.API.CONSUMER.MSG.NEXT.orders.order-fulfilment",
         "$JS.ACK.orders.order-fulfilment.1.1.1.1.0",
+        "jetwright.dlq.orders.order-fulfilment.1.1",
     ];
     assert_refused(&namespace, &nats, "jetwright-nats-operator", &beyond).await;
+}
+
+#[tokio::test]
+async fn a_service_may_keep_the_dead_letters_of_its_own_consumers_and_read_its_streams_directly() {
+    let shop = Shop::open().await;
+    let own = [
+        ("nats-users", "users", &["user-directory"][..], &["users", "KV_user-directory"][..]),
+        ("nats-orders", "orders", &["order-fulfilment"], &["orders", "payments", "users", "KV_inventory"]),
+        ("nats-orders", "users", &["order-users"], &["KV_order-users"]),
+    ];
+    for (secret, stream, consumers, streams) in own {
+        let (client, mut refusals) = client_of(&shop.namespace, &shop.nats, secret).await;
+        for consumer in consumers {
+            let subject = dead_letter::subject(&dead_letter::prefix(stream, consumer), 1, 1);
+            let stored = client.request(subject, "x".into()).await.unwrap();
+            let stored: Value = serde_json::from_slice(&stored.payload).unwrap();
+            assert_eq!(stored["stream"], json!(dead_letter::stream(stream)), "{stored}");
+        }
+        for stream in streams {
+            let nothing = Some(StatusCode::NOT_FOUND);
+            let first = client.request(format!("$JS.API.DIRECT.GET.{stream}"), r#"{"seq": 1}"#.into()).await;
+            let first = first.unwrap().status;
+            assert!(first.is_none() || first == nothing, "{stream}: {first:?}");
+            let last = format!("$JS.API.DIRECT.GET.{stream}.of.this.name");
+            assert_eq!(client.request(last, "".into()).await.unwrap().status, nothing, "{stream}");
+        }
+        assert!(refusals.try_recv().is_err());
+    }
 }

@@ -30,7 +30,8 @@ The users of the account "jetwright", by name: the namespace and name of their S
       (printf "$JS.API.CONSUMER.INFO.%s.%s" $stream $consumer)
       (printf "$JS.API.CONSUMER.MSG.NEXT.%s.%s" $stream $consumer)
       (printf "$JS.ACK.%s.%s.>" $stream $consumer)
-      (printf "$JS.ACK.*.*.%s.%s.>" $stream $consumer)) -}}
+      (printf "$JS.ACK.*.*.%s.%s.>" $stream $consumer)
+      (printf "jetwright.dlq.%s.%s.>" $stream $consumer)) -}}
 {{- end -}}
 {{- end -}}
 {{- $read := $spec.read | default list -}}
@@ -39,7 +40,10 @@ The users of the account "jetwright", by name: the namespace and name of their S
 {{- $read = append $read (printf "KV_%s" $bucket) -}}
 {{- end -}}
 {{- range $stream := $read -}}
-{{- $publish = append $publish (printf "$JS.API.STREAM.MSG.GET.%s" $stream) -}}
+{{- $publish = concat $publish (list
+      (printf "$JS.API.STREAM.MSG.GET.%s" $stream)
+      (printf "$JS.API.DIRECT.GET.%s" $stream)
+      (printf "$JS.API.DIRECT.GET.%s.>" $stream)) -}}
 {{- end -}}
 {{- $subscribe := concat ($spec.subscribe | default list) (list (printf "_INBOX_%s.>" $name)) -}}
 {{- $_ := set $users $name (dict "namespace" $spec.namespace "secret" (printf "nats-%s" $name)
