@@ -14,7 +14,7 @@ async fn image(cluster: &Cluster) -> String {
     deployment.spec.unwrap().template.spec.unwrap().containers.remove(0).image.unwrap()
 }
 
-/// A stream, and a consumer with a workload made of this container.
+/// A stream, and a consumer with a workload made of this container. A stream of dead letters would outlive the test.
 fn manifests(name: &str, workload: &str) -> String {
     format!(
         "apiVersion: jetwright.dev/v1alpha1
@@ -25,7 +25,7 @@ spec: {{profile: Ephemeral, subjects: [{name}.*], deletionPolicy: Delete}}
 apiVersion: jetwright.dev/v1alpha1
 kind: EventConsumer
 metadata: {{name: {name}}}
-spec: {{streamRef: {{name: {name}}}, workload: {{{workload}}}}}
+spec: {{streamRef: {{name: {name}}}, deadLetter: {{policy: Drop}}, workload: {{{workload}}}}}
 "
     )
 }
