@@ -95,7 +95,8 @@ pub struct EventConsumerSpec {
     .message("spec.handlerDeadline is from 1s to 1h"))]
     pub handler_deadline: Option<Duration>,
 
-    /// Most messages that may be unacknowledged at once, over all pods. Default: 1000.
+    /// Most messages that may be unacknowledged at once, over all pods, those that failed and wait for their next attempt included.
+    /// Default: 10000 with pods, 1000 without.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000))]
     pub max_ack_pending: Option<u32>,

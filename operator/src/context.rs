@@ -103,7 +103,7 @@ impl Context {
         Some(Waiting {
             reason: Reason::NoConnection,
             message: format!(
-                "no NATS connection serves namespace {namespace}: add it to the operator's --default-connection-namespaces"
+                "no NATS connection serves namespace {namespace}: add it to the operator's --default-connection-namespaces (the chart's value defaultConnectionNamespaces)"
             ),
             stalled: true,
             again: None,

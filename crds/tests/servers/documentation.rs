@@ -96,7 +96,7 @@ fn the_bindings_file_in_the_documentation_is_one() {
         stream: stream.to_owned(),
         consumer: consumer.to_owned(),
         ack_wait: Duration::from_secs(30),
-        max_ack_pending: 1000,
+        max_ack_pending: 10_000,
         retry: Retry::default(),
         handler_deadline: HANDLER_DEADLINE,
         ordering: None,

@@ -26,6 +26,9 @@ use crate::{
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Messages that may be unacknowledged where nothing is set (JetStream's own default).
 const MAX_ACK_PENDING: u32 = 1000;
+/// The same where the runtime consumes. It takes only what it has room for, and what failed and waits for its next attempt counts too: as
+/// many may fail at once before they hold up others.
+const MAX_ACK_PENDING_OF_PODS: u32 = 10_000;
 /// max_deliver of a consumer that delivers without end: Jetwright's runtime counts the attempts itself.
 const WITHOUT_END: i64 = -1;
 
@@ -90,7 +93,9 @@ pub fn validate(
     } = spec;
     let deliver_policy = deliver_policy.unwrap_or_default();
     let ack_wait = ack_wait.map_or(ACK_WAIT, |wait| wait.0);
-    let max_ack_pending = max_ack_pending.unwrap_or(MAX_ACK_PENDING);
+    let runtime_counts = workload.is_some() || workload_ref.is_some();
+    let usual = if runtime_counts { MAX_ACK_PENDING_OF_PODS } else { MAX_ACK_PENDING };
+    let max_ack_pending = max_ack_pending.unwrap_or(usual);
     let handler_deadline = handler_deadline.unwrap_or(HANDLER_DEADLINE);
     let retry = retry(spec);
 
@@ -133,7 +138,6 @@ pub fn validate(
     }
 
     let name = consumer_name.clone().unwrap_or_else(|| identity.name.clone());
-    let runtime_counts = workload.is_some() || workload_ref.is_some();
     let limit = spec.retry.as_ref().and_then(|retry| retry.max_attempts).filter(|_| !runtime_counts);
     let config = Config::default()
         .with("durable_name", name.clone())
@@ -269,6 +273,13 @@ pub(super) mod tests {
             (field(two, "filter_subject"), field(two, "filter_subjects")),
             (Value::Null, json!(["a.*", "b.*"]))
         );
+    }
+
+    #[test]
+    fn what_fails_in_pods_may_wait_in_numbers_unless_they_are_said() {
+        let pods = "{streamRef: {name: orders}, workloadRef: {name: other}";
+        assert_eq!(field(&format!("{pods}}}"), "max_ack_pending"), json!(10_000));
+        assert_eq!(field(&format!("{pods}, maxAckPending: 7}}"), "max_ack_pending"), json!(7));
     }
 
     #[test]
