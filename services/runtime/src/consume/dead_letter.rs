@@ -73,11 +73,9 @@ fn headers(original: Original<'_>, verdict: &Verdict) -> HeaderMap {
     for (name, values) in before.into_iter().flat_map(HeaderMap::iter) {
         let own: &str = name.as_ref();
         let renamed = own.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-"));
+        let name = if renamed { format!("{ORIGINAL}{own}") } else { own.to_owned() };
         for value in values {
-            match renamed {
-                true => headers.append(format!("{ORIGINAL}{own}").as_str(), value.clone()),
-                false => headers.append(own, value.clone()),
-            }
+            headers.append(name.as_str(), value.clone());
         }
     }
     headers.insert(STREAM, &*metadata.stream);
@@ -140,7 +138,8 @@ mod tests {
         let mut told: Vec<_> = headers
             .iter()
             .flat_map(|(name, values)| {
-                values.iter().map(move |value| format!("{}: {}", name.as_ref(), value.as_str()))
+                let name: &str = name.as_ref();
+                values.iter().map(move |value| format!("{name}: {}", value.as_str()))
             })
             .collect();
         told.sort();

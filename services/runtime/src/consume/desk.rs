@@ -121,7 +121,7 @@ impl<H: Handler> Desk<H> {
                     let (place, settlement) = worked?;
                     self.settle(place, &settlement).await;
                 }
-                Some(answer) = self.confirmations.next() => self.answered(answer),
+                Some(answer) = self.confirmations.next() => self.answered(&answer),
                 message = inbound.recv(), if open => match message {
                     Some(message) => self.take_some(message, &mut inbound).await,
                     None => open = false,
@@ -133,7 +133,7 @@ impl<H: Handler> Desk<H> {
                 }
             }
             while let Some(place) = self.next.pop_front() {
-                self.begin(place).await;
+                self.begin_next(place).await;
             }
         }
         Ok(())
@@ -175,20 +175,16 @@ impl<H: Handler> Desk<H> {
             in_place: lane.is_some(),
             arrived: Timestamp::now(),
         };
-        let place = self.held.insert(Held {
-            reply,
-            sequence,
-            incarnation,
-            lane,
-            heard: now,
-            state: State::Waiting(Box::new(delivery)),
-        });
+        let state = State::Working;
+        let place = self.held.insert(Held { reply, sequence, incarnation, lane, heard: now, state });
         let may_begin = match (&mut self.lanes, lane) {
             (Some(lanes), Some(lane)) => lanes.enter(lane, place),
             _ => true,
         };
         if may_begin {
-            self.begin(place).await;
+            self.begin(place, delivery).await;
+        } else if let Some(held) = self.held.get_mut(place) {
+            held.state = State::Waiting(Box::new(delivery));
         }
     }
 
@@ -204,11 +200,16 @@ impl<H: Handler> Desk<H> {
         true
     }
 
-    /// Begins at once, and goes on with it elsewhere only if it has to wait for something: most do not, or keep no thread long.
-    async fn begin(&mut self, place: usize) {
+    async fn begin_next(&mut self, place: usize) {
         let Some(held) = self.held.get_mut(place) else { return };
-        let State::Waiting(delivery) = mem::replace(&mut held.state, State::Working) else { return };
-        let mut work = Box::pin(process(Arc::clone(&self.consumption), *delivery));
+        if let State::Waiting(delivery) = mem::replace(&mut held.state, State::Working) {
+            self.begin(place, *delivery).await;
+        }
+    }
+
+    /// Begins at once, and goes on with it elsewhere only if it has to wait for something: most do not, or keep no thread long.
+    async fn begin(&mut self, place: usize, delivery: Delivery) {
+        let mut work = Box::pin(process(Arc::clone(&self.consumption), delivery));
         let mut settlement = None;
         if self.apart > 0 {
             self.apart -= 1;
@@ -269,8 +270,8 @@ impl<H: Handler> Desk<H> {
         }
     }
 
-    fn answered(&mut self, first: Message) {
-        self.confirmed(&first);
+    fn answered(&mut self, first: &Message) {
+        self.confirmed(first);
         for _ in 1..BATCH {
             let Some(Some(answer)) = self.confirmations.next().now_or_never() else { return };
             self.confirmed(&answer);

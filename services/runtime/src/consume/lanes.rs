@@ -9,7 +9,7 @@ use std::{
 #[derive(Debug)]
 pub(super) struct Lanes {
     /// Keys with a delivery that has begun or may, and those that wait behind it.
-    lanes: HashMap<u64, VecDeque<usize>>,
+    waiting: HashMap<u64, VecDeque<usize>>,
     /// The first of their lanes, for which there is no room yet.
     ready: VecDeque<(u64, usize)>,
     room: usize,
@@ -18,12 +18,12 @@ pub(super) struct Lanes {
 impl Lanes {
     /// With room for so many keys at once.
     pub(super) fn new(room: usize) -> Self {
-        Self { lanes: HashMap::new(), ready: VecDeque::new(), room }
+        Self { waiting: HashMap::new(), ready: VecDeque::new(), room }
     }
 
     /// A delivery came; whether it may begin now.
     pub(super) fn enter(&mut self, key: u64, place: usize) -> bool {
-        match self.lanes.entry(key) {
+        match self.waiting.entry(key) {
             Entry::Occupied(mut lane) => {
                 lane.get_mut().push_back(place);
                 false
@@ -42,9 +42,9 @@ impl Lanes {
 
     /// A delivery that had begun ended; the one that may begin now. Lanes take turns.
     pub(super) fn leave(&mut self, key: u64) -> Option<usize> {
-        match self.lanes.get_mut(&key).and_then(VecDeque::pop_front) {
+        match self.waiting.get_mut(&key).and_then(VecDeque::pop_front) {
             Some(next) => self.ready.push_back((key, next)),
-            None => drop(self.lanes.remove(&key)),
+            None => drop(self.waiting.remove(&key)),
         }
         let next = self.ready.pop_front().map(|(_, place)| place);
         if next.is_none() {
@@ -90,7 +90,7 @@ mod tests {
         assert_eq!(lanes.leave(1), Some(30));
         assert_eq!(lanes.leave(2), Some(11));
         assert_eq!((lanes.leave(3), lanes.leave(1)), (None, None));
-        assert_eq!((lanes.room, lanes.lanes.len()), (2, 0));
+        assert_eq!((lanes.room, lanes.waiting.len()), (2, 0));
     }
 
     #[test]

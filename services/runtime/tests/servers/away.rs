@@ -68,11 +68,11 @@ async fn a_minute_without_nats_under_load_loses_nothing_and_stores_nothing_twice
 async fn all_are_told(publisher: &Publisher, callers: u64) {
     let publishing = (0..callers).map(|value| async move {
         let (subject, begun) = (format!("numbers.{value}"), Instant::now());
-        let published = publisher.publish(&subject, &Number { value }, PublishOptions::default()).await;
-        (published.map_err(|error| error.kind()), begun.elapsed())
+        let outcome = publisher.publish(&subject, &Number { value }, PublishOptions::default()).await;
+        (outcome.map_err(|error| error.kind()), begun.elapsed())
     });
-    for (published, took) in join_all(publishing).await {
-        assert_eq!(published, Err(ErrorKind::Unavailable));
+    for (outcome, took) in join_all(publishing).await {
+        assert_eq!(outcome, Err(ErrorKind::Unavailable));
         assert!(took < BOUND, "it took {took:?}");
     }
 }

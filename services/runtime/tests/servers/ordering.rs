@@ -41,8 +41,8 @@ async fn events_of_a_key_are_handled_in_the_order_of_the_stream_whatever_fails()
     for (key, values) in &by_key {
         assert!(values.is_sorted(), "key {key}: {values:?}");
     }
-    let handled: BTreeSet<_> = by_key.into_values().flatten().collect();
-    assert_eq!(handled.len(), 600);
+    let values: BTreeSet<_> = by_key.into_values().flatten().collect();
+    assert_eq!(values.len(), 600);
     let given_up = (0..600).filter(|value| [1, 2].contains(&(value % 11))).count();
     assert_eq!(bench.dead_letters().await.len(), given_up);
     assert_eq!(bench.consumer_info().await.num_redelivered, 0);
