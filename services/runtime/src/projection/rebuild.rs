@@ -17,7 +17,7 @@ use super::{
     entry::{Fold, is_of},
     keep::{Keeper, key_of},
 };
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, Recorded, read::Pages};
 
 /// How often a key is tried, against others who write it and while NATS is away.
 const TRIES: u32 = 10;
@@ -77,7 +77,7 @@ impl<P: Projection> Rebuild<'_, P> {
     async fn over_stream(&mut self) -> Result<(), Error> {
         let keeper = self.keeper;
         let mut pages = keeper.reader.pages(&keeper.stream, ">");
-        while let Some(page) = pages.next().await? {
+        while let Some(page) = next(&mut pages).await? {
             let keys = page.iter().filter_map(|recorded| key_of::<P>(&recorded.subject));
             let keys: BTreeSet<&str> = keys.filter(|key| !self.made.contains(*key)).collect();
             self.make(keys).await?;
@@ -91,7 +91,7 @@ impl<P: Projection> Rebuild<'_, P> {
     async fn over_bucket(&mut self) -> Result<(), Error> {
         let keeper = self.keeper;
         let mut pages = keeper.bucket.pages();
-        while let Some(page) = pages.next().await? {
+        while let Some(page) = next(&mut pages).await? {
             let entries = page.iter().filter_map(|recorded| keeper.bucket.entry(recorded));
             let keys = entries.filter(|(_, value)| !is_of(value, &self.id)).map(|(key, _)| key).collect();
             self.make(keys).await?;
@@ -127,6 +127,20 @@ impl<P: Projection> Rebuild<'_, P> {
             tracing::info!(bucket = P::BUCKET, sequence, of, events, made, taken_away, "is being made anew");
         }
     }
+}
+
+/// The next page, asked for again while NATS is away.
+async fn next(pages: &mut Pages<'_>) -> Result<Option<Vec<Recorded>>, Error> {
+    for attempt in 1..TRIES {
+        match pages.next().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable => {
+                tracing::warn!(%error, "asked again");
+                sleep(Duration::from_millis(rand::random_range(0..=500)) * attempt).await;
+            }
+            done => return done,
+        }
+    }
+    pages.next().await
 }
 
 /// Makes a key anew, again where somebody else writes it too or NATS is away.

@@ -192,9 +192,15 @@ impl<S> Bank<S> {
 
     /// Stores payments into an account, however many, in their order.
     pub async fn pay(&self, id: &str, amounts: impl IntoIterator<Item = i64>) {
+        self.pay_each(amounts.into_iter().map(|amount| (id, amount))).await;
+    }
+
+    /// Stores payments into accounts, in their order.
+    pub async fn pay_each(&self, payments: impl IntoIterator<Item = (impl AsRef<str>, i64)>) {
         let mut stored = Vec::new();
-        for amount in amounts {
-            stored.push(self.store(&format!("accounts.{id}.paid"), "tests.v1.Paid", &Paid { amount }).await);
+        for (id, amount) in payments {
+            let subject = format!("accounts.{}.paid", id.as_ref());
+            stored.push(self.store(&subject, "tests.v1.Paid", &Paid { amount }).await);
             if stored.len() == 500 {
                 for stored in stored.drain(..) {
                     stored.await.unwrap();
@@ -221,6 +227,11 @@ impl<S> Bank<S> {
         headers.insert("Event-Type", event_type);
         let payload = event.encode_to_vec().into();
         self.jetstream.publish_with_headers(subject.to_owned(), headers, payload).await.unwrap()
+    }
+
+    /// How many messages a stream has now.
+    pub async fn stored(&self, stream: &str) -> u64 {
+        self.jetstream.get_stream(stream).await.unwrap().get_info().await.unwrap().state.messages
     }
 
     /// Somebody deletes the stream, and it is made again, empty.

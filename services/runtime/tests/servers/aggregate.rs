@@ -278,16 +278,16 @@ async fn a_load_goes_on_while_the_leader_dies() {
     let jetstream = cluster.jetstream().await;
     jetstream.create_stream(stream::Config { num_replicas: 3, ..config() }).await.unwrap();
     let bank = Bank::on((), cluster.url(), jetstream);
-    bank.pay("ann", 0..3000).await;
+    bank.pay("ann", 0..1500).await;
     let accounts = bank.accounts().await;
     let loading = tokio::spawn({
         let accounts = accounts.clone();
         async move {
             let mut loads = 0;
-            for _ in 0..100 {
+            for _ in 0..50 {
                 match accounts.load("ann").await {
                     Ok(ann) => {
-                        assert_eq!((ann.state().payments, ann.state().balance), (3000, (0..3000).sum()));
+                        assert_eq!((ann.state().payments, ann.state().balance), (1500, (0..1500).sum()));
                         loads += 1;
                     }
                     Err(AggregateError::JetStream(error)) => assert_eq!(error.kind(), ErrorKind::Unavailable),

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::jetstream::{kv, stream};
 use jetwright_runtime::{Decision, Seen, Service, View, ViewError};
-use jetwright_testing::await_until;
+use jetwright_testing::{NatsCluster, await_until};
 use serde_json::{Value, json};
 
 use crate::{
@@ -50,11 +50,7 @@ fn account(balance: i64, payments: u64) -> Account {
 async fn many_deliveries_at_once_and_again_end_in_what_the_events_say() {
     let (bank, bucket, service) = bank().await;
     let ids: Vec<_> = (0..10).map(|id| format!("account-{id}")).collect();
-    for amount in 1..=30 {
-        for id in &ids {
-            bank.pay(id, [amount]).await;
-        }
-    }
+    bank.pay_each((1..=30).flat_map(|amount| ids.iter().map(move |id| (id, amount)))).await;
     bank.deliver_from(1).await;
     // Two processes, each with many deliveries of one account in its hands.
     let keeping = [bank.keep().await, bank.keep().await];
@@ -283,18 +279,15 @@ async fn a_rebuild_makes_every_entry_what_its_events_say_while_it_is_being_kept(
 async fn a_rebuild_that_was_killed_is_run_again() {
     let (bank, bucket, service) = bank().await;
     let ids: Vec<_> = (0..2000).map(|id| format!("account-{id}")).collect();
-    for id in &ids {
-        bank.pay(id, [2]).await;
-    }
+    bank.pay_each(ids.iter().map(|id| (id, 2))).await;
     let interrupted = service.rebuild::<Balances>();
     // As long as it runs, and no longer.
-    let some = async { while bucket.status().await.unwrap().values() < 50 {} };
+    let some = async { while bank.stored("KV_balances").await < 50 {} };
     tokio::select! {
         rebuilt = interrupted => panic!("it was too fast: {rebuilt:?}"),
         () = some => {}
     }
-    let made = bucket.status().await.unwrap().values();
-    assert!(made < 2000, "all were made");
+    assert!(bank.stored("KV_balances").await < 2000, "all were made");
     falsify(&bucket, &ids[0]).await;
     let rebuilt = service.rebuild::<Balances>().await.unwrap();
     assert_eq!((rebuilt.events, rebuilt.made, rebuilt.taken_away), (2000, 2000, 0));
@@ -320,4 +313,26 @@ async fn a_rebuild_leaves_out_what_is_no_key_and_works_on_streams_that_are_read_
     assert_eq!(seen(&view, "ann").await.unwrap().entry, Some(account(3, 2)));
     assert_eq!(seen(&view, "bob").await.unwrap().entry, None);
     assert_eq!(seen(&view, "nobody").await, None);
+}
+
+#[tokio::test]
+async fn a_rebuild_goes_on_when_a_leader_dies() {
+    let cluster = NatsCluster::start(3).await;
+    let jetstream = cluster.jetstream().await;
+    jetstream.create_stream(stream::Config { num_replicas: 3, ..config() }).await.unwrap();
+    let replicated = kv::Config { bucket: "balances".to_owned(), num_replicas: 3, ..kv::Config::default() };
+    jetstream.create_key_value(replicated).await.unwrap();
+    let bank = Bank::on((), cluster.url(), jetstream);
+    let ids: Vec<_> = (0..1500).map(|id| format!("account-{id}")).collect();
+    bank.pay_each(ids.iter().map(|id| (id, 2))).await;
+    let service = bank.service().await;
+    let (rebuilt, ()) = tokio::join!(service.rebuild::<Balances>(), async {
+        while bank.stored("KV_balances").await < 50 {}
+        cluster.servers()[cluster.stream_leader("KV_balances").await].kill();
+    });
+    assert_eq!(rebuilt.unwrap().events, 1500);
+    let view = service.view::<Balances>();
+    for id in &ids {
+        assert_eq!(seen(&view, id).await.unwrap().entry, Some(account(2, 1)), "{id}");
+    }
 }
