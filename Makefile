@@ -2,10 +2,10 @@ CARGO := cargo
 PROGRAMS := nats-server etcd kube-apiserver kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs manifests lint test test-unit test-servers test-e2e images demo clean-demo bench-operator bench-cluster time-cold time-warm clean
+.PHONY: help build programs manifests lint test test-unit test-servers test-e2e images demo clean-demo bench-operator bench-aggregates bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 build: ## The workspace's own programs, into target/debug
 	$(CARGO) build --workspace --bins --locked
@@ -49,6 +49,9 @@ clean-demo: ## Remove the demo's cluster; programs and images stay in the cache
 bench-operator: programs ## The operator's figures, of its release build: until Ready, until repaired, memory and processor time when idle
 	$(CARGO) build --release --locked -p jetwright-operator
 	$(CARGO) bench --locked -p jetwright-e2e --bench figures
+
+bench-aggregates: programs ## Figures of the runtime's aggregates and projections: loads with and without a snapshot, a rebuild
+	$(CARGO) bench --locked -p jetwright-runtime --bench aggregates
 
 bench-cluster: ## Figures of the demo's cluster, which has to be up: until streams and the shop are ready, memory when idle
 	@e2e/demo/demo install
