@@ -14,7 +14,7 @@ use crate::{
     connection::Nats,
     jetstream::Mirror,
     kubernetes::status::Wrote,
-    memory::{Applied, Deletions, Failures, Key, Repairs, Written},
+    memory::{Applied, Deletions, Failures, Key, Remade, Repairs, Written},
     metrics::Metrics,
     outcome::{Told, Waiting},
     plan::Plan,
@@ -85,6 +85,8 @@ pub struct Context {
     pub deletions: Deletions,
     /// How often things were put right.
     pub repairs: Repairs,
+    /// What was told to have been made again.
+    pub remade: Remade,
     /// What was applied last as the objects of workloads.
     pub applied: Applied,
     /// The pods of workloads.
@@ -182,6 +184,7 @@ impl Context {
         self.written.forget_old();
         self.deletions.forget_old();
         self.repairs.forget_old();
+        self.remade.forget_old();
         self.applied.forget_old();
     }
 }

@@ -135,6 +135,22 @@ impl Repairs {
     }
 }
 
+/// Which making again of a thing was told last: a reconcile that does not see yet what the one before it wrote finds it once more.
+#[derive(Default)]
+pub struct Remade(Memory<Option<String>>);
+
+impl Remade {
+    /// Whether it was not told yet that the thing was made again at this time.
+    pub fn is_news(&self, key: Key, created: &str) -> bool {
+        self.0.with(key, || None, |told| told.replace(created.to_owned()).is_none_or(|told| told != created))
+    }
+
+    /// Forgets objects that are gone.
+    pub fn forget_old(&self) {
+        self.0.forget_old();
+    }
+}
+
 /// How long it is believed that there is no object where none was found.
 const ABSENT_FOR: Duration = Duration::from_mins(10);
 
@@ -313,5 +329,12 @@ mod tests {
         tokio::time::advance(OLD).await;
         failures.forget_old();
         assert!(failures.0.0.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn that_something_was_made_again_is_news_once() {
+        let remade = Remade::default();
+        let told = ["10:00", "10:00", "10:05", "10:05"].map(|created| remade.is_news(key(), created));
+        assert_eq!(told, [true, false, true, false]);
     }
 }

@@ -16,7 +16,7 @@ use crate::{
         status::{self, Next, Wrote},
     },
     memory::Key,
-    outcome::Told,
+    outcome::{Applied, Told},
 };
 
 type Result<T = Told<StreamInfo>> = std::result::Result<T, Error>;
@@ -100,7 +100,13 @@ pub async fn write(
 
 /// Tells in events and metrics what was done, and once what is wrong.
 pub async fn tell(object: &EventStream, result: &Result, context: &Context) {
-    if let Ok(Told::Applied(applied)) = result {
+    let again = |applied: &Applied<StreamInfo>| {
+        let created = applied.info.as_ref().map_or("", |info| info.created.as_str());
+        applied.remade && !context.remade.is_news(key(object), created)
+    };
+    if let Ok(Told::Applied(applied)) = result
+        && !again(applied)
+    {
         if applied.repaired().is_some() {
             context.metrics.repaired("stream");
         }
