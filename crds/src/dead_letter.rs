@@ -40,7 +40,7 @@ pub const ATTEMPTS: &str = "Dead-Letter-Attempts";
 pub const REASON: &str = "Dead-Letter-Reason";
 /// What went wrong the last time.
 pub const ERROR: &str = "Dead-Letter-Error";
-/// When it was delivered for the first time (RFC 3339); absent where that was in another process.
+/// When it was delivered for the first time (RFC 3339); absent where JetStream had delivered it before.
 pub const FIRST_DELIVERED: &str = "Dead-Letter-First-Delivered";
 /// When it was given up (RFC 3339).
 pub const FAILED_AT: &str = "Dead-Letter-Failed-At";

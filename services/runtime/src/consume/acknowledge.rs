@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::pull::EXPIRES;
 use crate::connection::pause;
 
 /// How long JetStream may take to confirm before it is told again.
@@ -30,6 +31,10 @@ pub(super) enum Settlement {
     },
 }
 
+/// What the end of the program leaves no time for: it is for others, and not for a request of this process that is still open.
+pub(super) const GIVEN_BACK: Settlement = Settlement::Nak { after: Duration::from_millis(1100) };
+const _: () = assert!(EXPIRES.as_millis() < 1100);
+
 /// The acknowledgement's payload that says that a delivery is still being handled (NATS ADR-15).
 pub(super) const IN_PROGRESS: &str = "+WPI";
 
@@ -48,8 +53,9 @@ impl Settlement {
 #[derive(Debug)]
 pub(super) struct Unconfirmed {
     pub(super) payload: Bytes,
-    /// Of each telling another, so that an answer to what was told of another delivery in the same place is not taken for one.
-    pub(super) number: u64,
+    /// The numbers of the first and the last telling. Each has another, so that an answer to what was told of another delivery in the
+    /// same place is not taken for one.
+    numbers: Option<(u64, u64)>,
     told: usize,
     /// Told on the connection that there is, and not answered.
     asked: bool,
@@ -74,15 +80,20 @@ impl Unconfirmed {
     pub(super) fn new(settlement: &Settlement, ack_wait: Duration, now: Instant) -> Self {
         let deadlines = Deadlines::new(settlement, ack_wait, now);
         let payload = settlement.payload();
-        Self { payload, number: 0, told: 0, asked: false, silences: 0, next: Some(now), deadlines }
+        Self { payload, numbers: None, told: 0, asked: false, silences: 0, next: Some(now), deadlines }
     }
 
     /// It is told now under this number.
     pub(super) fn tell(&mut self, number: u64, now: Instant) {
-        self.number = number;
+        self.numbers = Some((self.numbers.map_or(number, |(first, _)| first), number));
         self.told += 1;
         self.asked = true;
         self.next = Some(now + ANSWER);
+    }
+
+    /// Whether the answer of this number is to it, however late.
+    pub(super) fn is_answered_by(&self, number: u64) -> bool {
+        self.numbers.is_some_and(|(first, last)| (first..=last).contains(&number))
     }
 
     /// JetStream answered that it cannot take it now.
@@ -174,6 +185,7 @@ mod tests {
         assert_eq!(settlement.due(after(999)), Due::Nothing);
         assert_eq!(settlement.due(after(1000)), Due::Tell { silent: true });
         settlement.tell(2, after(1000));
+        assert_eq!([0, 1, 2, 3].map(|number| settlement.is_answered_by(number)), [false, true, true, false]);
         settlement.lost();
         assert_eq!(settlement.due(after(10_000)), Due::Nothing);
         settlement.found(after(10_000));

@@ -12,7 +12,7 @@ use tracing::Span;
 
 use super::{
     Consumption,
-    acknowledge::Settlement,
+    acknowledge::{GIVEN_BACK, Settlement},
     dead_letter::{Original, Verdict, keep},
     settle::{Decision, Outcome, Reason, exhausted, settle},
 };
@@ -29,7 +29,8 @@ pub(super) struct Delivery {
     pub(super) payload: Bytes,
     /// Attempts begin anew with every delivery, and go on here until they are used up.
     pub(super) in_place: bool,
-    pub(super) arrived: Timestamp,
+    /// When it came, if JetStream never delivered it before.
+    pub(super) first_delivered: Option<Timestamp>,
 }
 
 /// Tries until there is something to tell JetStream.
@@ -38,12 +39,17 @@ pub(super) async fn process<H: Handler>(
     mut delivery: Delivery,
 ) -> Settlement {
     let _in_flight = consumption.metrics.begin();
-    let mut outcome = delivered_too_often(&consumption, &mut delivery);
+    let mut outcome = known_outcome(&consumption, &mut delivery);
     loop {
         let trace = trace::of_attempt(H::BINDING, &delivery.metadata, delivery.headers.as_ref());
         let settlement = trace.around(try_once(&consumption, &delivery, outcome.take())).await;
         match settlement {
-            Settlement::Nak { after } if delivery.in_place => sleep(after).await,
+            Settlement::Nak { after } if delivery.in_place => {
+                if consumption.stop.run_until_cancelled(sleep(after)).await.is_none() {
+                    // Those of its key that wait behind it are given back after it.
+                    return GIVEN_BACK;
+                }
+            }
             settlement => return settlement,
         }
         let attempt = delivery.metadata.attempt + 1;
@@ -51,8 +57,14 @@ pub(super) async fn process<H: Handler>(
     }
 }
 
+/// What comes of a delivery without asking the handler: it was given up before and could not be kept, or was delivered too often.
 /// Deliveries that never came to a decision, as where the process died each time, count whatever the attempts do.
-fn delivered_too_often<H>(consumption: &Consumption<H>, delivery: &mut Delivery) -> Option<Outcome> {
+fn known_outcome<H>(consumption: &Consumption<H>, delivery: &mut Delivery) -> Option<Outcome> {
+    if delivery.metadata.attempt > 1
+        && let Some((reason, error)) = consumption.unkept.take(&delivery.metadata)
+    {
+        return Some(Outcome::GivenUp(reason, error));
+    }
     if exhausted(delivery.metadata.attempt, &consumption.binding.retry) {
         return Some(Outcome::Exhausted);
     }
@@ -87,19 +99,22 @@ async fn try_once<H: Handler>(
 }
 
 async fn handle<H: Handler>(consumption: &Consumption<H>, delivery: &Delivery, begun: Instant) -> Outcome {
-    let event = match decode::<H::Event>(delivery) {
-        Ok(event) => event,
-        Err(why) => return Outcome::Undecodable(why),
-    };
     let deadline = consumption.binding.handler_deadline.0;
-    // Called within the caught future, so that a panic before its first await is caught as well.
-    let handling = AssertUnwindSafe(async { consumption.handler.handle(event, &delivery.metadata).await })
-        .catch_unwind();
-    let outcome = match timeout(deadline, handling).await {
+    // What a service wrote is called within the caught future alone, its decoding included.
+    let handling = AssertUnwindSafe(async {
+        let event = match decode::<H::Event>(delivery) {
+            Ok(event) => event,
+            Err(why) => return Outcome::Undecodable(why),
+        };
+        match consumption.handler.handle(event, &delivery.metadata).await {
+            Ok(()) => Outcome::Done,
+            Err(failure) => Outcome::Failed(failure),
+        }
+    });
+    let outcome = match timeout(deadline, handling.catch_unwind()).await {
         Err(_) => Outcome::TimedOut(deadline),
         Ok(Err(panic)) => Outcome::Panicked(panic_message(panic.as_ref())),
-        Ok(Ok(Ok(()))) => Outcome::Done,
-        Ok(Ok(Err(failure))) => Outcome::Failed(failure),
+        Ok(Ok(outcome)) => outcome,
     };
     consumption.metrics.took(begun.elapsed());
     outcome
@@ -125,21 +140,18 @@ async fn bury<H: Handler>(
     let Some(dead_letters) = &consumption.binding.dead_letters else {
         return Settlement::Term { reason: reason.as_str() };
     };
-    let Delivery { metadata, headers, payload, in_place, arrived } = delivery;
-    let first_delivered = (*in_place || metadata.attempt == 1).then_some(*arrived);
-    let verdict = Verdict { reason, error, first_delivered, failed_at: Timestamp::now() };
+    let Delivery { metadata, headers, payload, in_place, first_delivered } = delivery;
+    let verdict = Verdict { reason, error, first_delivered: *first_delivered, failed_at: Timestamp::now() };
     let original = Original { metadata, headers: headers.as_ref(), payload };
-    loop {
-        match keep(&consumption.publisher, dead_letters, original, &verdict).await {
-            Ok(()) => break,
-            Err(error) => {
-                let after = consumption.binding.retry.backoff.max.0;
-                tracing::error!(binding = H::BINDING, %error, ?after, "a dead letter cannot be kept; tried again");
-                if !in_place {
-                    return Settlement::Nak { after };
-                }
-                sleep(after).await;
-            }
+    while let Err(error) = keep(&consumption.publisher, dead_letters, original, &verdict).await {
+        let after = consumption.binding.retry.backoff.max.0;
+        tracing::error!(binding = H::BINDING, %error, ?after, "a dead letter cannot be kept; tried again");
+        if !in_place {
+            consumption.unkept.put(metadata, (verdict.reason, verdict.error));
+            return Settlement::Nak { after };
+        }
+        if consumption.stop.run_until_cancelled(sleep(after)).await.is_none() {
+            return GIVEN_BACK;
         }
     }
     consumption.metrics.kept(reason);

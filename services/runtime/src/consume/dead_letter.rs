@@ -72,6 +72,10 @@ fn headers(original: Original<'_>, verdict: &Verdict) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, values) in before.into_iter().flat_map(HeaderMap::iter) {
         let own: &str = name.as_ref();
+        // Those of a dead letter that is consumed in its turn are about another event.
+        if own.starts_with("Dead-Letter-") {
+            continue;
+        }
         let renamed = own.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-"));
         let name = if renamed { format!("{ORIGINAL}{own}") } else { own.to_owned() };
         for value in values {

@@ -2,7 +2,7 @@
 //! how it ended, until that is confirmed.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     mem,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -21,7 +21,7 @@ use tokio::{
 
 use super::{
     Consumption,
-    acknowledge::{Due, IN_PROGRESS, Settlement, Unconfirmed},
+    acknowledge::{Due, GIVEN_BACK, IN_PROGRESS, Settlement, Unconfirmed},
     attempt::{Delivery, process},
     lanes::{Lanes, key},
 };
@@ -30,6 +30,9 @@ use crate::{Acknowledge, Handler, Metadata, connection::Link, metadata::Origin};
 /// A handler that keeps its thread for longer than this is given threads of its own, for the next so many events.
 const LONG: Duration = Duration::from_micros(100);
 const APART: u32 = 64;
+/// One that keeps it for longer than this keeps others from being told of: it is given threads of its own for much longer.
+const MUCH_TOO_LONG: Duration = Duration::from_millis(10);
+const FAR_APART: u32 = 16 * 1024;
 /// Things of one kind that are seen to before those of another have their turn.
 const BATCH: usize = 64;
 /// Longest time between two looks at what is due.
@@ -43,6 +46,10 @@ pub(super) struct Desk<H> {
     lanes: Option<Lanes>,
     /// The first of their lanes now, which may begin.
     next: VecDeque<usize>,
+    /// Lanes with a delivery that was given back: those behind it are given back too.
+    returned: HashSet<u64>,
+    /// Until when what waits may still begin, once the program is to end.
+    last_begin: Option<Instant>,
     working: JoinSet<(usize, Settlement)>,
     /// How many events are still to be handled apart.
     apart: u32,
@@ -87,6 +94,8 @@ impl<H: Handler> Desk<H> {
             held: Slab::new(),
             lanes: consumption.binding.ordering.is_some().then(|| Lanes::new(room)),
             next: VecDeque::new(),
+            returned: HashSet::new(),
+            last_begin: None,
             working: JoinSet::new(),
             apart: 0,
             confirmations,
@@ -111,12 +120,17 @@ impl<H: Handler> Desk<H> {
         let mut look =
             interval(LOOK.min(self.consumption.binding.ack_wait.0 / 4).max(Duration::from_millis(1)));
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let stop = self.consumption.stop.clone();
         let mut open = true;
         while open || !self.held.is_empty() {
             tokio::select! {
                 // What is due is not to be put off for ever by what comes.
                 biased;
                 _ = look.tick() => self.look().await,
+                () = stop.cancelled(), if self.last_begin.is_none() => {
+                    let half = self.consumption.binding.handler_deadline.0 / 2;
+                    self.last_begin = Some(Instant::now() + half);
+                }
                 Some(worked) = self.working.join_next() => {
                     let (place, settlement) = worked?;
                     self.settle(place, &settlement).await;
@@ -167,13 +181,13 @@ impl<H: Handler> Desk<H> {
         }
         let ordering = self.consumption.binding.ordering.as_ref();
         let lane = ordering.map(|ordering| key(&subject, &ordering.key_tokens));
-        let sequence = metadata.sequence;
+        let (sequence, first) = (metadata.sequence, metadata.attempt == 1);
         let delivery = Delivery {
             metadata: Arc::new(metadata),
             headers,
             payload,
             in_place: lane.is_some(),
-            arrived: Timestamp::now(),
+            first_delivered: first.then(Timestamp::now),
         };
         let state = State::Working;
         let place = self.held.insert(Held { reply, sequence, incarnation, lane, heard: now, state });
@@ -200,9 +214,14 @@ impl<H: Handler> Desk<H> {
         true
     }
 
+    /// Begins what waited for its turn. When the program ends there may not be time for all of it: the rest is given back in its order.
     async fn begin_next(&mut self, place: usize) {
         let Some(held) = self.held.get_mut(place) else { return };
-        if let State::Waiting(delivery) = mem::replace(&mut held.state, State::Working) {
+        let State::Waiting(delivery) = mem::replace(&mut held.state, State::Working) else { return };
+        let returned = held.lane.is_some_and(|lane| self.returned.contains(&lane));
+        if returned || self.last_begin.is_some_and(|last| Instant::now() > last) {
+            self.settle(place, &GIVEN_BACK).await;
+        } else {
             self.begin(place, *delivery).await;
         }
     }
@@ -216,9 +235,11 @@ impl<H: Handler> Desk<H> {
         } else {
             let begun = Instant::now();
             settlement = (&mut work).now_or_never();
-            if begun.elapsed() > LONG {
-                self.apart = APART;
-            }
+            self.apart = match begun.elapsed() {
+                long if long > MUCH_TOO_LONG => FAR_APART,
+                long if long > LONG => APART,
+                _ => 0,
+            };
         }
         match settlement {
             Some(settlement) => self.settle(place, &settlement).await,
@@ -232,11 +253,12 @@ impl<H: Handler> Desk<H> {
         if held.incarnation != *self.incarnation.borrow() {
             return self.drop_predecessors(place);
         }
+        if held.lane.is_some_and(|_| matches!(settlement, Settlement::Nak { .. })) {
+            self.returned.extend(held.lane);
+        }
         let connected = self.link.borrow().connected;
-        if connected
-            && *settlement == Settlement::Ack
-            && self.consumption.limits.acknowledge == Acknowledge::Sent
-        {
+        let unconfirmed = self.consumption.limits.acknowledge == Acknowledge::Sent && held.lane.is_none();
+        if connected && unconfirmed && *settlement == Settlement::Ack {
             let reply = held.reply.clone();
             self.publish(reply, settlement.payload()).await;
             return self.release(place);
@@ -285,7 +307,7 @@ impl<H: Handler> Desk<H> {
         let (Some(number), Some(place)) = (number(), number()) else { return };
         let Ok(place) = usize::try_from(place) else { return };
         let Some(Held { state: State::Settling(unconfirmed), .. }) = self.held.get_mut(place) else { return };
-        if unconfirmed.number != number {
+        if !unconfirmed.is_answered_by(number) {
             return;
         }
         if answer.status == Some(StatusCode::NO_RESPONDERS) {
@@ -337,23 +359,26 @@ impl<H: Handler> Desk<H> {
         }
     }
 
-    /// The connection was lost or made again; answers to what was told before do not come.
+    /// The connection was lost or made again; answers to what was told before do not come, and what was said last may not have been
+    /// heard.
     async fn linked(&mut self) {
         let Link { connected, .. } = *self.link.borrow_and_update();
         let now = Instant::now();
-        let mut again = Vec::new();
-        for (place, held) in &mut self.held {
-            if let State::Settling(unconfirmed) = &mut held.state {
-                unconfirmed.lost();
-                if connected {
-                    unconfirmed.found(now);
-                    again.push(place);
+        let half = self.consumption.binding.ack_wait.0 / 2;
+        for (_, held) in &mut self.held {
+            match &mut held.state {
+                State::Settling(unconfirmed) => {
+                    unconfirmed.lost();
+                    if connected {
+                        unconfirmed.found(now);
+                    }
+                }
+                State::Waiting(_) | State::Working => {
+                    held.heard = now.checked_sub(half).unwrap_or(held.heard)
                 }
             }
         }
-        for place in again {
-            self.tell(place, now).await;
-        }
+        self.look().await;
     }
 
     /// Another consumer has the name now.
@@ -397,7 +422,11 @@ impl<H: Handler> Desk<H> {
     fn release(&mut self, place: usize) {
         let Some(held) = self.held.try_remove(place) else { return };
         self.consumption.leave();
-        self.next.extend(held.lane.and_then(|lane| self.lanes.as_mut()?.leave(lane)));
+        let Some((lane, lanes)) = held.lane.zip(self.lanes.as_mut()) else { return };
+        self.next.extend(lanes.leave(lane));
+        if !lanes.is_occupied(lane) {
+            self.returned.remove(&lane);
+        }
     }
 }
 

@@ -52,6 +52,11 @@ impl Lanes {
         }
         next
     }
+
+    /// Whether a delivery of this key is there.
+    pub(super) fn is_occupied(&self, key: u64) -> bool {
+        self.waiting.contains_key(&key)
+    }
 }
 
 /// The key of a subject: these tokens of it. Two keys that are taken for one share a lane, which only makes them slower.

@@ -6,7 +6,7 @@
 //! | `intake`, `find`, `pull` | wait for the consumer, pull no more than there is room for |
 //! | `desk`, `lanes` | hold what was delivered: begin it in order, keep JetStream from giving it to others, settle it |
 //! | `attempt`, `settle` | handle one delivery within its limits, decide what becomes of it |
-//! | `dead_letter`, `acknowledge` | keep what is given up; what JetStream is told |
+//! | `dead_letter`, `unkept`, `acknowledge` | keep what is given up; what JetStream is told |
 
 mod acknowledge;
 mod attempt;
@@ -17,6 +17,7 @@ mod intake;
 mod lanes;
 mod pull;
 mod settle;
+mod unkept;
 
 use std::{
     sync::{Arc, Mutex, atomic::AtomicUsize},
@@ -34,6 +35,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{Handler, Limits, Publisher, connection::Connection, metrics::HandlerMetrics};
 use desk::Desk;
 pub(crate) use settle::Reason;
+use unkept::Unkept;
 
 /// Beyond a handler's deadline, what a stop leaves an attempt that was still to arrive, and its settlement.
 pub(crate) const SETTLING: Duration = Duration::from_secs(2);
@@ -59,6 +61,9 @@ pub(crate) struct Consumption<H> {
     held: AtomicUsize,
     /// Rung when there is one less.
     room: Notify,
+    unkept: Unkept,
+    /// Cancelled when the program is to end.
+    stop: CancellationToken,
 }
 
 /// What a handler consumes with.
@@ -87,6 +92,8 @@ impl<H> Consumption<H> {
             doubt: Notify::new(),
             held: AtomicUsize::default(),
             room: Notify::new(),
+            unkept: Unkept::default(),
+            stop: CancellationToken::new(),
         }
     }
 
@@ -103,7 +110,8 @@ impl<H> Consumption<H> {
 
 /// Consumes until `stop`, and then finishes what was delivered. It ends before only where the connection is closed for good, or by
 /// a fault of this program.
-pub(crate) async fn consume<H: Handler>(consumption: Consumption<H>, stop: CancellationToken) {
+pub(crate) async fn consume<H: Handler>(mut consumption: Consumption<H>, stop: CancellationToken) {
+    consumption.stop = stop.clone();
     let consumption = Arc::new(consumption);
     let opened = tokio::try_join!(intake::open(&consumption), Desk::open(Arc::clone(&consumption)));
     let (pull, mut desk) = match opened {

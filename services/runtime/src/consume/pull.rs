@@ -13,7 +13,7 @@ use tokio::{
 use crate::connection::{Connection, Link};
 
 /// How long a request for messages stays open at the server.
-const EXPIRES: Duration = Duration::from_secs(1);
+pub(super) const EXPIRES: Duration = Duration::from_secs(1);
 /// How much longer its end may take to be heard of.
 const SILENCE: Duration = Duration::from_secs(2);
 /// Header of a status that ends a request: how much of it was not served (NATS ADR-13).

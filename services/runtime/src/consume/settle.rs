@@ -21,6 +21,8 @@ pub(crate) enum Outcome {
     TimedOut(Duration),
     /// It was delivered more often than it may be, and the handler was not asked.
     Exhausted,
+    /// It was given up before for this reason and with this error, and its dead letter could not be kept.
+    GivenUp(Reason, String),
 }
 
 /// What is to be done with the event.
@@ -82,6 +84,7 @@ pub(crate) fn settle(outcome: Outcome, attempt: u32, retry: &Retry, jitter: f64)
         Outcome::Undecodable(why) => {
             return Decision::Bury { reason: Reason::Undecodable, error: why.to_string() };
         }
+        Outcome::GivenUp(reason, error) => return Decision::Bury { reason, error },
         Outcome::Failed(Failure::Transient(why)) => why,
         Outcome::Panicked(message) => format!("the handler panicked: {message}"),
         Outcome::TimedOut(deadline) => format!("the handler took longer than {deadline:?}"),
@@ -184,6 +187,12 @@ mod tests {
         assert!(exhausted(4, &three_attempts()));
         let expected = bury(Reason::LastAttempt, "delivered 4 times without a decision");
         assert_eq!(settled(Outcome::Exhausted, 4), expected);
+    }
+
+    #[test]
+    fn what_was_given_up_before_stays_given_up_for_the_same_reason() {
+        let given_up = Outcome::GivenUp(Reason::Permanent, "no".to_owned());
+        assert_eq!(settled(given_up, 2), bury(Reason::Permanent, "no"));
     }
 
     #[test]

@@ -8,11 +8,15 @@ use std::{
 };
 
 use async_nats::{HeaderMap, jetstream::consumer};
+use bytes::Bytes;
 use futures::StreamExt;
 use jetwright_crds::Duration as Text;
-use jetwright_runtime::{Failure, Limits};
+use jetwright_process::health::Health;
+use jetwright_runtime::{Event, Failure, Handler, Limits, Metadata, Service, Undecodable};
 use jetwright_testing::await_until;
+use prometheus_client::registry::Registry;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{Bench, Gate, SOON, Scripted, publish};
 
@@ -116,6 +120,45 @@ async fn a_panic_costs_one_attempt_and_nothing_else() {
     assert_eq!(of_one, [(1, 1), (1, 2), (1, 3)]);
     assert_eq!((service.handled("retried"), service.handled("done")), (2, 3));
     service.stop().await;
+}
+
+/// An event whose reading is at fault.
+struct Bomb;
+
+impl Event for Bomb {
+    fn decode(_: &str, _: Bytes) -> Result<Self, Undecodable> {
+        panic!("it went off");
+    }
+}
+
+struct Explosive;
+
+impl Handler for Explosive {
+    type Event = Bomb;
+    const BINDING: &'static str = "numbers";
+
+    async fn handle(&self, _: Bomb, _: &Metadata) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_panic_while_an_event_is_read_costs_that_event_alone() {
+    let bench = Bench::start().await.keeping_dead_letters().await;
+    let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
+    let mut service = Service::connect(bench.environment(), &health, &mut registry).await.unwrap();
+    service.handle(Explosive).unwrap();
+    let publisher = service.publisher();
+    let task = tokio::spawn(service.run(stop.clone()));
+    publish(&publisher, 1).await;
+    await_until("its dead letter", SOON, async || match bench.dead_letters().await.len() {
+        1 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    bench.await_drained().await;
+    stop.cancel();
+    task.await.unwrap().unwrap();
 }
 
 #[tokio::test]

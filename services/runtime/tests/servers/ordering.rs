@@ -123,3 +123,52 @@ async fn no_more_keys_are_handled_at_once_than_the_limit() {
     assert_eq!(handler.values().len(), 40);
     service.stop().await;
 }
+
+#[tokio::test]
+async fn what_a_stop_leaves_no_time_for_is_given_back_soon_and_in_its_order() {
+    let mut bench = Bench::without_consumer().await.ordered();
+    bench.binding.max_ack_pending = 1000;
+    bench.binding.handler_deadline = Text::from_secs(1);
+    bench.create_consumer().await;
+    let handler = Scripted::new(|_, _| async {
+        sleep(Duration::from_millis(50)).await;
+        Ok(())
+    });
+    let service = bench.run(&handler).await;
+    for value in 0..100 {
+        publish_of(&service.publisher, 0, value).await;
+    }
+    await_until("what the process holds", SOON, async || match bench.consumer_info().await.num_ack_pending {
+        held if held > 50 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    service.stop().await;
+    let handled = handler.calls().len();
+    assert!(handled < 100, "the stop came too late");
+    let service = bench.run(&handler).await;
+    let again = std::time::Instant::now();
+    handler.await_calls(handled + 1).await;
+    assert!(again.elapsed() < bench.binding.ack_wait.0 / 2, "it was not given back");
+    bench.await_drained().await;
+    let values: Vec<_> = handler.calls().iter().map(|call| call.value).collect();
+    assert_eq!(values, (0..100).collect::<Vec<_>>());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_what_waits_for_its_next_attempt() {
+    let mut bench = Bench::without_consumer().await.ordered();
+    bench.binding.handler_deadline = Text::from_secs(60);
+    bench.binding.retry.backoff.initial = Text::from_secs(60);
+    bench.binding.retry.backoff.max = Text::from_secs(60);
+    bench.create_consumer().await;
+    let handler = Scripted::new(|_, _| async { Err(Failure::transient("busy")) });
+    let service = bench.run(&handler).await;
+    publish_of(&service.publisher, 0, 0).await;
+    publish_of(&service.publisher, 0, 1).await;
+    handler.await_calls(1).await;
+    // Within the time that a test gives a stop.
+    service.stop().await;
+    assert_eq!(handler.attempts(), [(0, 1)]);
+}

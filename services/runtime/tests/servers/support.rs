@@ -9,8 +9,7 @@ use std::{
 
 use async_nats::jetstream::{self, consumer, message::StreamMessage, stream};
 use jetwright_crds::{
-    Duration as Text,
-    dead_letter,
+    Duration as Text, dead_letter,
     environment::{Backoff, Binding, Bindings, DeadLetters, HANDLER_DEADLINE, Ordering, Retry},
 };
 use jetwright_process::{health::Health, nats::Credentials};
@@ -210,8 +209,10 @@ impl Bench {
 
     /// With a stream for dead letters, as the operator would make it.
     pub async fn keeping_dead_letters(mut self) -> Self {
-        self.binding.dead_letters =
-            Some(DeadLetters { prefix: dead_letter::prefix("numbers", &self.binding.consumer), max_age: None });
+        self.binding.dead_letters = Some(DeadLetters {
+            prefix: dead_letter::prefix("numbers", &self.binding.consumer),
+            max_age: None,
+        });
         self.create_dead_letters().await;
         self
     }
@@ -236,6 +237,8 @@ impl Bench {
         for sequence in 1..=last {
             found.extend(stream.get_raw_message(sequence).await.ok());
         }
+        // The stream keeps one of each subject: another write would take the place of the first.
+        assert_eq!(found.len() as u64, last, "a dead letter was written twice");
         found
     }
 
@@ -346,10 +349,7 @@ pub async fn publish(publisher: &Publisher, value: u64) -> Published {
 
 /// Publishes a number under this key.
 pub async fn publish_of(publisher: &Publisher, key: u64, value: u64) {
-    publisher
-        .publish(&format!("numbers.{key}"), &Number { value }, PublishOptions::default())
-        .await
-        .unwrap();
+    publisher.publish(&format!("numbers.{key}"), &Number { value }, PublishOptions::default()).await.unwrap();
 }
 
 /// A service that ends in the middle of whatever it does when this is dropped.
