@@ -374,7 +374,7 @@ impl<H: Handler> Desk<H> {
                     }
                 }
                 State::Waiting(_) | State::Working => {
-                    held.heard = now.checked_sub(half).unwrap_or(held.heard)
+                    held.heard = now.checked_sub(half).unwrap_or(held.heard);
                 }
             }
         }

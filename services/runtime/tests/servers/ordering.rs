@@ -144,11 +144,11 @@ async fn what_a_stop_leaves_no_time_for_is_given_back_soon_and_in_its_order() {
     })
     .await;
     service.stop().await;
-    let handled = handler.calls().len();
-    assert!(handled < 100, "the stop came too late");
+    let before = handler.calls().len();
+    assert!(before < 100, "the stop came too late");
     let service = bench.run(&handler).await;
     let again = std::time::Instant::now();
-    handler.await_calls(handled + 1).await;
+    handler.await_calls(before + 1).await;
     assert!(again.elapsed() < bench.binding.ack_wait.0 / 2, "it was not given back");
     bench.await_drained().await;
     let values: Vec<_> = handler.calls().iter().map(|call| call.value).collect();
