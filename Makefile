@@ -2,7 +2,7 @@ CARGO := cargo
 PROGRAMS := nats-server etcd kube-apiserver kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs manifests lint test test-unit test-servers test-e2e images demo clean-demo bench-operator bench-aggregates bench-cluster time-cold time-warm clean
+.PHONY: help build programs manifests lint test test-unit test-servers test-e2e images demo clean-demo bench-operator bench-runtime bench-aggregates bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ clean-demo: ## Remove the demo's cluster; programs and images stay in the cache
 bench-operator: programs ## The operator's figures, of its release build: until Ready, until repaired, memory and processor time when idle
 	$(CARGO) build --release --locked -p jetwright-operator
 	$(CARGO) bench --locked -p jetwright-e2e --bench figures
+
+bench-runtime: programs ## Figures of the runtime beside a bare async-nats loop: consuming, publishing, ordered lanes, latency, memory
+	$(CARGO) bench --locked -p jetwright-runtime --bench runtime -- $(ONLY)
 
 bench-aggregates: programs ## Figures of the runtime's aggregates and projections: loads with and without a snapshot, a rebuild
 	$(CARGO) bench --locked -p jetwright-runtime --bench aggregates

@@ -11,7 +11,7 @@ use std::{
 };
 
 use async_nats::{
-    Client, ConnectError, ConnectErrorKind, HeaderMap, Message, PublishErrorKind, Subject,
+    Client, ConnectError, ConnectErrorKind, HeaderMap, PublishErrorKind, Subject,
     client::traits::Publisher as _, connection::State, jetstream, message::OutboundMessage,
 };
 use bytes::Bytes;
@@ -173,78 +173,125 @@ impl Connection {
             payload: payload.clone(),
             headers: headers.clone(),
         };
-        self.ask_until(deadline, &object, request).await
+        self.ask_until(deadline, &object, Box::new(request()), &request).await
     }
 
-    /// The same with a request that is made anew for each time that it is sent. `object` is what it is about, for the error.
+    /// The same with a request that is made again only where it has to be sent again, by `repeated`. `object` is what it is about,
+    /// for the error.
+    ///
+    /// Thousands of these may be under way, most of which only wait: what is seldom needed is boxed, and so is what is over soon.
     pub(crate) async fn ask_until<T: DeserializeOwned>(
         &self,
         deadline: Instant,
         object: &str,
-        request: impl Fn() -> OutboundMessage,
+        first: Box<OutboundMessage>,
+        repeated: &(impl Fn() -> OutboundMessage + Sync),
     ) -> Result<T, NotDone> {
-        let unavailable = |why: &str| NotDone::Other(Error::new(ErrorKind::Unavailable, object, why));
-        let Some(_turn) = self.turn(deadline).await else {
-            return Err(unavailable("too many requests wait already"));
+        let _turn = match self.in_flight.try_acquire() {
+            Ok(turn) => turn,
+            Err(_) => Box::pin(self.turn(deadline, object)).await?,
         };
-        let mut why;
-        for attempt in 1.. {
-            why = match self.request(request(), deadline).await {
-                Ok(message) => match read(&message.payload) {
-                    Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(error)) if judge(&error) == Verdict::AskAgain => error.to_string().into(),
-                    Ok(Err(error)) => return Err(NotDone::Refused(error)),
-                    Err(error) => format!("JetStream's answer cannot be read: {error}").into(),
-                },
-                Err(unanswered) => passing(unanswered, object).map_err(NotDone::Other)?,
-            };
-            let next = Instant::now() + pause(attempt, rand::random());
-            if next >= deadline {
-                return Err(unavailable(&why));
-            }
-            sleep_until(next).await;
+        match judged(self.request(first, deadline).await, object) {
+            Heard::Done(done) => done,
+            Heard::Again(why) => Box::pin(self.ask_again(deadline, object, why, repeated)).await,
         }
-        Err(unavailable("asked too often"))
     }
 
     /// Room among the requests in flight, when there is some before the deadline.
-    async fn turn(&self, deadline: Instant) -> Option<SemaphorePermit<'_>> {
-        match self.in_flight.try_acquire() {
-            Ok(turn) => Some(turn),
-            Err(_) => timeout_at(deadline, self.in_flight.acquire()).await.ok()?.ok(),
+    async fn turn(&self, deadline: Instant, object: &str) -> Result<SemaphorePermit<'_>, NotDone> {
+        match timeout_at(deadline, self.in_flight.acquire()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            _ => Err(unavailable(object, "too many requests wait already")),
         }
+    }
+
+    /// Asks again after a first time in vain.
+    async fn ask_again<T: DeserializeOwned>(
+        &self,
+        deadline: Instant,
+        object: &str,
+        mut why: Cow<'static, str>,
+        request: &(impl Fn() -> OutboundMessage + Sync),
+    ) -> Result<T, NotDone> {
+        for attempt in 1.. {
+            let next = Instant::now() + pause(attempt, rand::random());
+            if next >= deadline {
+                break;
+            }
+            sleep_until(next).await;
+            why = match judged(self.request(Box::new(request()), deadline).await, object) {
+                Heard::Done(done) => return done,
+                Heard::Again(why) => why,
+            };
+        }
+        Err(unavailable(object, &why))
     }
 
     /// One request, sent when NATS is connected; it ends as soon as that connection is lost, or the servers do not permit it.
-    async fn request(&self, mut message: OutboundMessage, deadline: Instant) -> Result<Message, Unanswered> {
-        let mut ticket = self.begin(&message.subject, deadline).await?;
-        // Not before it is in the table, where it hears of what happens from now on.
-        if let Some(violation) = self.violations.deaf() {
-            return Err(Unanswered::Forbidden(violation));
-        }
+    async fn request(
+        &self,
+        mut message: Box<OutboundMessage>,
+        deadline: Instant,
+    ) -> Result<Bytes, Unanswered> {
+        let mut ticket = match self.begin(&message.subject, deadline)? {
+            Some(ticket) => ticket,
+            None => Box::pin(self.begin_later(&message.subject, deadline)).await?,
+        };
         message.reply = Some(ticket.reply());
+        // It waits while the client has too much to write out already.
+        let mut sending = Box::pin(self.client.publish_message(*message));
         tokio::select! {
             biased;
-            // Waits while the client has too much to write out already.
-            sent = self.client.publish_message(message) => sent.map_err(Unanswered::NotSent)?,
+            sent = &mut sending => sent.map_err(Unanswered::NotSent)?,
             heard = ticket.heard() => return heard,
         }
+        drop(sending);
         ticket.heard().await
     }
 
-    /// A place in the table of requests, when NATS is connected.
-    async fn begin(&self, subject: &Subject, deadline: Instant) -> Result<Ticket<'_>, Unanswered> {
+    /// A place in the table of requests, if NATS is connected.
+    fn begin(&self, subject: &Subject, deadline: Instant) -> Result<Option<Ticket<'_>>, Unanswered> {
+        let until = deadline.min(Instant::now() + ANSWER);
+        self.requests.begin(subject, until).map_err(Unanswered::Forbidden)
+    }
+
+    /// The same when NATS is connected.
+    async fn begin_later(&self, subject: &Subject, deadline: Instant) -> Result<Ticket<'_>, Unanswered> {
+        let mut link = self.link.clone();
         loop {
-            let until = deadline.min(Instant::now() + ANSWER);
-            if let Some(ticket) = self.requests.begin(subject, until) {
-                return Ok(ticket);
-            }
-            let mut link = self.link.clone();
             let Ok(Ok(_)) = timeout_at(deadline, link.wait_for(|link| link.connected)).await else {
                 return Err(Unanswered::NotConnected);
             };
+            if let Some(ticket) = self.begin(subject, deadline)? {
+                return Ok(ticket);
+            }
         }
     }
+}
+
+/// What came of one request.
+enum Heard<T> {
+    /// It is decided.
+    Done(Result<T, NotDone>),
+    /// It is worth asking again, after this.
+    Again(Cow<'static, str>),
+}
+
+fn judged<T: DeserializeOwned>(heard: Result<Bytes, Unanswered>, object: &str) -> Heard<T> {
+    match heard.map(|answer| read(&answer)) {
+        Ok(Ok(Ok(answer))) => Heard::Done(Ok(answer)),
+        Ok(Ok(Err(error))) if judge(&error) == Verdict::AskAgain => Heard::Again(error.to_string().into()),
+        Ok(Ok(Err(error))) => Heard::Done(Err(NotDone::Refused(error))),
+        Ok(Err(error)) => Heard::Again(format!("JetStream's answer cannot be read: {error}").into()),
+        Err(unanswered) => match passing(unanswered, object) {
+            Ok(why) => Heard::Again(why),
+            Err(error) => Heard::Done(Err(NotDone::Other(error))),
+        },
+    }
+}
+
+fn unavailable(object: &str, why: &str) -> NotDone {
+    NotDone::Other(Error::new(ErrorKind::Unavailable, object, why))
 }
 
 /// The refusal in an answer of JetStream, where it is one.
@@ -253,12 +300,16 @@ struct Refusal {
     error: Option<jetstream::Error>,
 }
 
-/// Reads an answer of JetStream. The refusal of a write has the fields of an answer too, so that is looked for first.
+/// Reads an answer of JetStream. The refusal of a write has the fields of an answer too, so that is looked for first, where there may
+/// be one.
 fn read<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<Result<T, jetstream::Error>> {
-    match serde_json::from_slice(json)? {
-        Refusal { error: Some(error) } => Ok(Err(error)),
-        Refusal { error: None } => serde_json::from_slice(json).map(Ok),
+    const ERROR: &[u8] = b"\"error\"";
+    if json.windows(ERROR.len()).any(|part| part == ERROR)
+        && let Refusal { error: Some(error) } = serde_json::from_slice(json)?
+    {
+        return Ok(Err(error));
     }
+    serde_json::from_slice(json).map(Ok)
 }
 
 /// Why a request is worth asking again; what is not is an error at once.

@@ -15,6 +15,9 @@ use prometheus_client::{
 
 use crate::ErrorKind;
 
+/// How a write ends that is as it should be.
+const STORED: &str = "stored";
+
 /// The runtime's metrics. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics(Arc<Families>);
@@ -27,6 +30,8 @@ struct Families {
     unconfirmed: Family<Binding, Counter>,
     dead_letters: Family<Buried, Counter>,
     publishes: Family<Publish, Counter>,
+    /// Those that count with every event, looked up once.
+    stored: Counter,
     connected: Gauge,
     connections: Counter,
 }
@@ -117,13 +122,17 @@ impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
         // 1 ms to 32 s.
         let buckets: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
+        let publishes = Family::<Publish, Counter>::default();
+        let stored = Publish { kind: WriteKind::Event, outcome: STORED };
+        let stored = publishes.get_or_create(&stored).clone();
         let families = Families {
             handled: Family::default(),
             duration: Family::new_with_constructor(buckets),
             in_flight: Family::default(),
             unconfirmed: Family::default(),
             dead_letters: Family::default(),
-            publishes: Family::default(),
+            stored,
+            publishes,
             connected: Gauge::default(),
             connections: Counter::default(),
         };
@@ -160,8 +169,12 @@ impl Metrics {
 
     /// Counts a write that was stored (or was there already), or why it was not.
     pub(crate) fn published(&self, kind: WriteKind, outcome: Result<bool, ErrorKind>) {
+        if (kind, &outcome) == (WriteKind::Event, &Ok(false)) {
+            self.0.stored.inc();
+            return;
+        }
         let outcome = match outcome {
-            Ok(false) => "stored",
+            Ok(false) => STORED,
             Ok(true) => "duplicate",
             Err(ErrorKind::Conflict) => "conflict",
             Err(ErrorKind::Unavailable) => "unavailable",

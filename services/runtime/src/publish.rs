@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use async_nats::{HeaderMap, HeaderValue, header};
+use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, header, message::OutboundMessage};
 use bytes::Bytes;
 use prost::{Message, Name};
 use serde::Deserialize;
 use tokio::time::Instant;
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 
 use crate::{
     Error,
-    connection::{Ask, Connection},
+    connection::Connection,
     event::{CONTENT_TYPE, EVENT_TYPE, PROTOBUF},
     metrics::{Metrics, WriteKind},
     trace,
@@ -110,31 +110,57 @@ impl Publisher {
     where
         E: Message + Name,
     {
-        let mut headers = headers(&E::full_name(), options);
-        let span = trace::of_publish(subject, E::NAME, &mut headers);
-        let write = Write { kind: WriteKind::Event, subject: subject.to_owned(), headers };
-        let append = self.append(write, event.encode_to_vec().into());
-        async {
-            let published = append.await;
-            match &published {
-                Ok(Published { stream, sequence, .. }) => {
-                    tracing::debug!(stream, sequence, subject, "published");
-                }
-                Err(error) => trace::failed(&Span::current(), error),
+        let PublishOptions { message_id, expected } = options;
+        let message_id = message_id.unwrap_or_else(own_message_id);
+        let (span, trace) = trace::of_publish(subject, E::NAME);
+        let message = || {
+            let mut headers = headers(E::full_name(), &message_id, expected.as_ref());
+            trace::inject(&trace, &mut headers);
+            OutboundMessage {
+                subject: subject.into(),
+                reply: None,
+                payload: event.encode_to_vec().into(),
+                headers: Some(headers),
             }
-            published
-        }
-        .instrument(span)
-        .await
+        };
+        let first = Box::new(message());
+        let published = if span.is_none() {
+            self.store(WriteKind::Event, subject, first, &message).await
+        } else {
+            let storing = self.store(WriteKind::Event, subject, first, &message);
+            Box::pin(storing.instrument(span.clone())).await
+        };
+        span.in_scope(|| match &published {
+            Ok(Published { stream, sequence, .. }) => tracing::debug!(stream, sequence, subject, "published"),
+            Err(error) => trace::failed(&span, error),
+        });
+        published
     }
 
     /// Stores a message of any kind.
     pub(crate) async fn append(&self, write: Write, payload: Bytes) -> Result<Published, Error> {
         let Write { kind, subject, headers } = write;
+        let to = Subject::from(subject.as_str());
+        let message = || OutboundMessage {
+            subject: to.clone(),
+            reply: None,
+            payload: payload.clone(),
+            headers: Some(headers.clone()),
+        };
+        self.store(kind, &subject, Box::new(message()), &message).await
+    }
+
+    /// Has a message stored that may be sent again, made anew by `repeated`.
+    async fn store(
+        &self,
+        kind: WriteKind,
+        subject: &str,
+        first: Box<OutboundMessage>,
+        repeated: &(impl Fn() -> OutboundMessage + Sync),
+    ) -> Result<Published, Error> {
         let deadline = Instant::now() + BOUND;
-        let object = subject.clone();
-        let ask = Ask { subject, headers: Some(headers), payload, object: object.clone(), deadline };
-        let published = self.connection.ask(ask).await.map_err(|error| error.about(&object));
+        let published = self.connection.ask_until(deadline, subject, first, repeated).await;
+        let published = published.map_err(|error| error.about(subject));
         let outcome = published.as_ref().map(|stored: &Published| stored.duplicate).map_err(Error::kind);
         self.metrics.published(kind, outcome);
         published
@@ -143,17 +169,18 @@ impl Publisher {
 
 /// An id of the publisher's own, by which its retries are recognised.
 pub(crate) fn own_message_id() -> String {
-    format!("{:032x}", rand::random::<u128>())
+    let mut id = String::with_capacity(32);
+    trace::push_hex(&mut id, &rand::random::<[u8; 16]>());
+    id
 }
 
-fn headers(event_type: &str, options: PublishOptions) -> HeaderMap {
-    let PublishOptions { message_id, expected } = options;
+fn headers(event_type: String, message_id: &str, expected: Option<&Expected>) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert(EVENT_TYPE, event_type);
-    headers.insert(CONTENT_TYPE, PROTOBUF);
-    headers.insert(header::NATS_MESSAGE_ID, message_id.unwrap_or_else(own_message_id).as_str());
+    headers.insert(HeaderName::from_static(EVENT_TYPE), event_type);
+    headers.insert(HeaderName::from_static(CONTENT_TYPE), PROTOBUF);
+    headers.insert(header::NATS_MESSAGE_ID, message_id);
     if let Some(Expected { last_sequence, filter_subject }) = expected {
-        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(last_sequence));
+        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(*last_sequence));
         headers.insert(EXPECTED_SUBJECT, filter_subject.as_str());
     }
     headers

@@ -1,17 +1,19 @@
 //! Requests that wait for their answers: one inbox for all of them, and one table from which each hears what came of it.
 //!
-//! A request has a number of its own, which its answer carries in its subject. No number is given twice, so an answer that
-//! comes late is nobody's.
+//! A request has a place in the table and a number of its own, both of which its answer carries in its subject. No number is given
+//! twice, so an answer that comes late is nobody's, whoever has the place then.
 
 use std::{
-    collections::HashMap,
+    mem,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
-use async_nats::{Client, Message, PublishError, Subject, SubscribeError, Subscriber};
+use async_nats::{Client, Message, PublishError, StatusCode, Subject, SubscribeError, Subscriber};
+use bytes::Bytes;
 use futures::StreamExt;
 use jetwright_process::nats::{Violation, Watch};
+use slab::Slab;
 use tokio::{
     sync::{Notify, oneshot},
     time::{Instant, sleep},
@@ -37,12 +39,13 @@ pub(crate) enum Unanswered {
     NotSent(PublishError),
 }
 
-type Heard = Result<Message, Unanswered>;
+/// The answer's payload.
+type Heard = Result<Bytes, Unanswered>;
 
 /// The requests in flight on one connection.
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
-    /// What the subjects of answers begin with; the request's number follows. Known once answers are heard.
+    /// What the subjects of answers begin with; the request's place and number follow. Known once answers are heard.
     inbox: OnceLock<String>,
     table: Mutex<Table>,
     /// Rung where there is a request again, after a time without any.
@@ -52,7 +55,9 @@ pub(crate) struct Requests {
 #[derive(Debug, Default)]
 struct Table {
     connected: bool,
-    waiting: HashMap<u64, Waiting>,
+    /// What keeps answers from being heard on this connection.
+    deaf: Option<Violation>,
+    waiting: Slab<Waiting>,
     numbers: u64,
     /// Somebody looks through it for requests whose time is over.
     looked_through: bool,
@@ -60,6 +65,7 @@ struct Table {
 
 #[derive(Debug)]
 struct Waiting {
+    number: u64,
     subject: Subject,
     deadline: Instant,
     teller: oneshot::Sender<Heard>,
@@ -69,6 +75,7 @@ struct Waiting {
 #[derive(Debug)]
 pub(crate) struct Ticket<'a> {
     requests: &'a Requests,
+    place: usize,
     number: u64,
     answer: oneshot::Receiver<Heard>,
     /// It is not in the table any more.
@@ -79,13 +86,13 @@ impl Requests {
     /// Begins to hear answers. Nothing is to be asked before.
     pub(crate) async fn subscribe(&self, client: &Client) -> Result<Subscriber, SubscribeError> {
         let inbox = self.inbox.get_or_init(|| client.new_inbox());
-        client.subscribe(format!("{inbox}.*")).await
+        client.subscribe(format!("{inbox}.*.*")).await
     }
 
     /// Another connection is there.
     pub(crate) fn connected(&self) {
         let mut table = self.table();
-        table.connected = true;
+        (table.connected, table.deaf) = (true, None);
         table.end(|_| Some(Unanswered::Lost));
     }
 
@@ -98,26 +105,39 @@ impl Requests {
 
     /// No answer can be heard on this connection.
     pub(crate) fn deaf(&self, violation: &Violation) {
-        self.table().end(|_| Some(Unanswered::Forbidden(violation.clone())));
+        let mut table = self.table();
+        table.deaf = Some(violation.clone());
+        table.end(|_| Some(Unanswered::Forbidden(violation.clone())));
     }
 
     /// A place for a request that is about to be sent to this subject; `None` while there is no connection.
-    pub(crate) fn begin(&self, subject: &Subject, deadline: Instant) -> Option<Ticket<'_>> {
+    ///
+    /// # Errors
+    ///
+    /// Its answer could not be heard.
+    pub(crate) fn begin(
+        &self,
+        subject: &Subject,
+        deadline: Instant,
+    ) -> Result<Option<Ticket<'_>>, Violation> {
         let (teller, answer) = oneshot::channel();
-        let waiting = Waiting { subject: subject.clone(), deadline, teller };
+        let subject = subject.clone();
         let mut table = self.table();
+        if let Some(violation) = &table.deaf {
+            return Err(violation.clone());
+        }
         if !table.connected {
-            return None;
+            return Ok(None);
         }
         table.numbers += 1;
         let number = table.numbers;
-        table.waiting.insert(number, waiting);
-        let unattended = !std::mem::replace(&mut table.looked_through, true);
+        let place = table.waiting.insert(Waiting { number, subject, deadline, teller });
+        let unattended = !mem::replace(&mut table.looked_through, true);
         drop(table);
         if unattended {
             self.busy.notify_one();
         }
-        Some(Ticket { requests: self, number, answer, over: false })
+        Ok(Some(Ticket { requests: self, place, number, answer, over: false }))
     }
 
     /// Tells requests what came, until the subscription ends with its connection.
@@ -152,12 +172,15 @@ impl Requests {
     }
 
     fn answered(&self, answer: Message) {
-        let number = answer.subject.rsplit('.').next().and_then(|number| number.parse::<u64>().ok());
-        let waiting = number.and_then(|number| self.table().waiting.remove(&number));
-        let Some(Waiting { teller, .. }) = waiting else { return };
+        let mut tokens = answer.subject.rsplit('.');
+        let (number, place) = (tokens.next(), tokens.next());
+        let (Some(Ok(number)), Some(Ok(place))) = (number.map(str::parse), place.map(str::parse)) else {
+            return;
+        };
+        let Some(Waiting { teller, .. }) = self.table().take(place, number) else { return };
         let heard = match answer.status {
-            Some(async_nats::StatusCode::NO_RESPONDERS) => Err(Unanswered::NoResponders),
-            _ => Ok(answer),
+            Some(StatusCode::NO_RESPONDERS) => Err(Unanswered::NoResponders),
+            _ => Ok(answer.payload),
         };
         // It may have been given up just now.
         let _ = teller.send(heard);
@@ -175,14 +198,18 @@ impl Requests {
 }
 
 impl Table {
+    /// The request of this number, if it still has its place.
+    fn take(&mut self, place: usize, number: u64) -> Option<Waiting> {
+        let there = self.waiting.get(place).is_some_and(|waiting| waiting.number == number);
+        there.then(|| self.waiting.remove(place))
+    }
+
     /// Ends those requests for which there is a reason.
     fn end(&mut self, reason: impl Fn(&Waiting) -> Option<Unanswered>) {
-        let ended = self.waiting.iter().filter_map(|(number, waiting)| Some((*number, reason(waiting)?)));
-        for (number, why) in ended.collect::<Vec<_>>() {
-            if let Some(Waiting { teller, .. }) = self.waiting.remove(&number) {
-                // It may have been given up just now.
-                let _ = teller.send(Err(why));
-            }
+        let ended = self.waiting.iter().filter_map(|(place, waiting)| Some((place, reason(waiting)?)));
+        for (place, why) in ended.collect::<Vec<_>>() {
+            // It may have been given up just now.
+            let _ = self.waiting.remove(place).teller.send(Err(why));
         }
     }
 }
@@ -191,7 +218,7 @@ impl Ticket<'_> {
     /// Where the answer is to go.
     pub(crate) fn reply(&self) -> Subject {
         let inbox = self.requests.inbox.get().map_or("", String::as_str);
-        Subject::from(format!("{inbox}.{}", self.number))
+        Subject::from(format!("{inbox}.{}.{}", self.place, self.number))
     }
 
     /// What came of the request. May be dropped and called again, until it has returned once.
@@ -205,7 +232,7 @@ impl Ticket<'_> {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         if !self.over {
-            self.requests.table().waiting.remove(&self.number);
+            self.requests.table().take(self.place, self.number);
         }
     }
 }
@@ -229,7 +256,7 @@ mod tests {
     }
 
     fn begin<'a>(requests: &'a Requests, subject: &'static str) -> Ticket<'a> {
-        requests.begin(&Subject::from_static(subject), Instant::now() + LATER).unwrap()
+        requests.begin(&Subject::from_static(subject), Instant::now() + LATER).unwrap().unwrap()
     }
 
     fn answer(to: &Subject, payload: &'static str) -> Message {
@@ -262,10 +289,12 @@ mod tests {
         for (to, payload) in [(&two.reply(), "2"), (&late, "late"), (&one.reply(), "1")] {
             requests.answered(answer(to, payload));
         }
-        let payload = |ticket: &mut Ticket<'_>| heard(ticket).map(|heard| heard.unwrap().payload);
+        let payload = |ticket: &mut Ticket<'_>| heard(ticket).map(Result::unwrap);
         assert_eq!([&mut one, &mut two].map(payload), [Some("1".into()), Some("2".into())]);
         assert!(heard(&mut next).is_none());
-        requests.answered(answer(&Subject::from_static("inbox.x"), "of nobody"));
+        for subject in ["inbox.x.4", "inbox.4", "inbox.7.4"] {
+            requests.answered(answer(&Subject::from_static(subject), "of nobody"));
+        }
         assert_eq!(waiting(&requests), 1);
     }
 
@@ -285,7 +314,7 @@ mod tests {
         let mut old = begin(&requests, "a");
         requests.disconnected();
         assert!(matches!(heard(&mut old), Some(Err(Unanswered::Lost))));
-        assert!(requests.begin(&Subject::from_static("a"), Instant::now() + LATER).is_none());
+        assert!(matches!(requests.begin(&Subject::from_static("a"), Instant::now() + LATER), Ok(None)));
         requests.connected();
         let mut new = begin(&requests, "a");
         assert!(heard(&mut new).is_none());
@@ -303,6 +332,10 @@ mod tests {
         assert!(heard(&mut other).is_none());
         requests.deaf(&Violation::Subscribe("inbox.*".to_owned()));
         assert!(matches!(heard(&mut other), Some(Err(Unanswered::Forbidden(Violation::Subscribe(_))))));
+        let deaf = |requests: &Requests| requests.begin(&Subject::from_static("a"), Instant::now()).is_err();
+        assert!(deaf(&requests));
+        requests.connected();
+        assert!(!deaf(&requests));
     }
 
     #[tokio::test]
@@ -312,8 +345,8 @@ mod tests {
         let expiring = tokio::spawn(async move { expiring.expire().await });
         for _ in 0..2 {
             let (subject, begun) = (Subject::from_static("a"), Instant::now());
-            let mut soon = requests.begin(&subject, begun + TICK).unwrap();
-            let mut later = requests.begin(&subject, begun + LATER).unwrap();
+            let mut soon = requests.begin(&subject, begun + TICK).unwrap().unwrap();
+            let mut later = requests.begin(&subject, begun + LATER).unwrap().unwrap();
             assert!(matches!(soon.heard().await, Err(Unanswered::Silence)));
             assert!(begun.elapsed() >= TICK && heard(&mut later).is_none());
             drop(later);

@@ -3,11 +3,11 @@
 
 use std::sync::{Arc, LazyLock};
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, HeaderName};
 use jetwright_process::telemetry::{records, unrecorded};
 use opentelemetry::{
     Context,
-    propagation::{Extractor, Injector, TextMapPropagator},
+    propagation::{Extractor, TextMapPropagator},
     trace::{FutureExt, SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState},
 };
 use opentelemetry_sdk::propagation::TraceContextPropagator;
@@ -28,17 +28,6 @@ impl Extractor for Headers<'_> {
 
     fn keys(&self) -> Vec<&str> {
         self.0.iter().map(|(name, _)| name.as_ref()).collect()
-    }
-}
-
-struct HeadersMut<'a>(&'a mut HeaderMap);
-
-impl Injector for HeadersMut<'_> {
-    fn set(&mut self, key: &str, value: String) {
-        // An empty `tracestate` says nothing, and some readers refuse it.
-        if !value.is_empty() {
-            self.0.insert(key, value);
-        }
     }
 }
 
@@ -86,24 +75,43 @@ fn new_trace() -> SpanContext {
 
 /// Writes the context of what goes on into a message's headers; nothing where there is no trace.
 pub(crate) fn inject_current(headers: &mut HeaderMap) {
-    Context::map_current(|context| W3C.inject_context(context, &mut HeadersMut(headers)));
+    Context::map_current(|context| inject(context.span().span_context(), headers));
 }
 
-/// The span of publishing one event, and what is to be written into its headers; no span where nobody would record it.
-pub(crate) fn of_publish(subject: &str, event_type: &str, headers: &mut HeaderMap) -> Span {
+/// Writes a trace's context into a message's headers; nothing where there is no trace.
+pub(crate) fn inject(of: &SpanContext, headers: &mut HeaderMap) {
+    if !of.is_valid() {
+        return;
+    }
+    let mut parent = String::with_capacity(55);
+    parent.push_str("00-");
+    push_hex(&mut parent, &of.trace_id().to_bytes());
+    parent.push('-');
+    push_hex(&mut parent, &of.span_id().to_bytes());
+    parent.push_str(if of.is_sampled() { "-01" } else { "-00" });
+    headers.insert(HeaderName::from_static("traceparent"), parent);
+    let state = of.trace_state().header();
+    // An empty `tracestate` says nothing, and some readers refuse it.
+    if !state.is_empty() {
+        headers.insert(HeaderName::from_static("tracestate"), state);
+    }
+}
+
+/// Adds hexadecimal digits. Every message has dozens, and formatting takes several times as long.
+pub(crate) fn push_hex(text: &mut String, bytes: &[u8]) {
+    let digit = |value: u8| char::from(b"0123456789abcdef"[usize::from(value)]);
+    text.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]));
+}
+
+/// The span of publishing one event, and the context that is to travel with it; no span where nobody would record it.
+pub(crate) fn of_publish(subject: &str, event_type: &str) -> (Span, SpanContext) {
     let current = Context::map_current(|context| context.span().span_context().clone());
     if records() && (current.is_sampled() || !current.is_valid()) {
         let span = publish_span(subject, event_type);
-        W3C.inject_context(&span.context(), &mut HeadersMut(headers));
-        return span;
+        let context = span.context().span().span_context().clone();
+        return (span, context);
     }
-    if current.is_valid() {
-        inject_current(headers);
-    } else {
-        let context = Context::new().with_remote_span_context(new_trace());
-        W3C.inject_context(&context, &mut HeadersMut(headers));
-    }
-    Span::none()
+    (Span::none(), if current.is_valid() { current } else { new_trace() })
 }
 
 fn publish_span(subject: &str, event_type: &str) -> Span {
@@ -144,4 +152,32 @@ fn attempt_span(binding: &str, metadata: &Metadata) -> Span {
 pub(crate) fn failed(span: &Span, error: &dyn std::fmt::Display) {
     span.record("otel.status_code", "error");
     span.record("otel.status_description", tracing::field::display(error));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_into_headers_is_read_as_it_was() {
+        let state = TraceState::from_key_value([("vendor", "a:1")]).unwrap();
+        let ids =
+            (TraceId::from(0x00fe_dcba_9876_5432_10ff_0a09_0807_0605), SpanId::from(0x0102_0304_0506_0708));
+        for (sampled, state) in [(false, TraceState::default()), (true, state)] {
+            let flags = TraceFlags::default().with_sampled(sampled);
+            let context = SpanContext::new(ids.0, ids.1, flags, true, state);
+            let mut headers = HeaderMap::new();
+            inject(&context, &mut headers);
+            let read = W3C.extract_with_context(&Context::new(), &Headers(&headers));
+            assert_eq!(*read.span().span_context(), context);
+            assert_eq!(headers.len(), 1 + usize::from(sampled));
+        }
+    }
+
+    #[test]
+    fn without_a_trace_nothing_is_written() {
+        let mut headers = HeaderMap::new();
+        inject(&SpanContext::NONE, &mut headers);
+        assert!(headers.is_empty());
+    }
 }

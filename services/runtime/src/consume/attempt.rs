@@ -94,7 +94,8 @@ async fn try_once<H: Handler>(
     match decision {
         Decision::Done => Settlement::Ack,
         Decision::Retry { after, .. } => Settlement::Nak { after },
-        Decision::Bury { reason, error } => bury(consumption, delivery, reason, error).await,
+        // Seldom, and large: every attempt would carry the room for it.
+        Decision::Bury { reason, error } => Box::pin(bury(consumption, delivery, reason, error)).await,
     }
 }
 

@@ -1,0 +1,135 @@
+//! Figures of the runtime beside a bare async-nats loop in the same run, against a real nats-server on this machine: consuming and
+//! publishing with tracing off, sampled at 1 % and at 100 %, ordered lanes, latency, and memory. Run by `make bench-runtime`.
+//!
+//! Each side is a process of its own, and the two take turns. Both see the same bytes: 256 bytes of protobuf, with the headers that
+//! the runtime's publisher writes. The bare side decodes the payload and counts it, as the handler does; it has no deadline, no
+//! retries, no dead letters, no metrics and no traces. Words on the command line choose measurements whose names have all of them.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a figure that cannot be had ends the program"
+)]
+
+mod bare;
+mod count;
+mod event;
+mod job;
+mod ours;
+mod party;
+mod process;
+mod tell;
+mod world;
+
+use std::env;
+
+use job::{Acknowledge, Job, Kind};
+use party::Tracing;
+use tell::{Turns, tell_latency, tell_memory};
+use world::World;
+
+/// Events of one turn.
+const EVENTS: u64 = 200_000;
+/// Turns of each side for one figure, which is their median.
+const TURNS: usize = 5;
+/// Events that one side may hold at once, unacknowledged or unconfirmed: maxAckPending, the handler's concurrency, publishes in
+/// flight.
+const IN_FLIGHT: u32 = 1024;
+/// Keys of ordered lanes.
+const KEYS: u64 = 1000;
+/// Seconds for which latency is measured on each side.
+const STEADY: u64 = 10;
+/// Events that wait when memory is measured.
+const WAITING: u64 = 1_000_000;
+
+const MEASUREMENTS: [(&str, Kind); 4] = [
+    ("consume, acks sent", Kind::Consume { acknowledge: Acknowledge::Sent, ordered: false }),
+    ("consume, acks confirmed", Kind::Consume { acknowledge: Acknowledge::Confirmed, ordered: false }),
+    ("consume in ordered lanes", Kind::Consume { acknowledge: Acknowledge::Confirmed, ordered: true }),
+    ("publish", Kind::Publish),
+];
+
+#[tokio::main]
+async fn main() {
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["--side", side] => party::run(side).await,
+        // `cargo test --all-targets` runs it too, which is no time to measure.
+        words if words.contains(&"--bench") => measure(words).await,
+        _ => {}
+    }
+}
+
+async fn measure(words: &[&str]) {
+    let wanted = |name: &str| words.iter().all(|word| *word == "--bench" || name.contains(word));
+    println!("{EVENTS} events a turn, {TURNS} turns of each side, {IN_FLIGHT} events in flight; medians");
+    let mut world = World::start().await;
+    let mut steady = None;
+    for tracing in [Tracing::Off, Tracing::OnePercent, Tracing::Everything] {
+        for (name, kind) in MEASUREMENTS {
+            let name = format!("{name}, {tracing}");
+            if wanted(&name) {
+                let rate = compare(&mut world, &name, kind, tracing).await;
+                if tracing == Tracing::OnePercent && name.contains("confirmed") {
+                    steady = Some(rate);
+                }
+            }
+        }
+    }
+    if let Some(rate) = steady.filter(|_| wanted("latency")) {
+        latency(&world, rate / 2.0).await;
+    }
+    if wanted("memory") {
+        memory(&mut world).await;
+    }
+}
+
+/// Lets both sides do a job in turn, and says how fast they were; so was the runtime's.
+async fn compare(world: &mut World, name: &str, kind: Kind, tracing: Tracing) -> f64 {
+    let job =
+        Job { kind, tracing, stream: tracing.stream().to_owned(), events: EVENTS, in_flight: IN_FLIGHT };
+    let job = match kind {
+        Kind::Publish => Job { stream: "published".to_owned(), ..job },
+        _ => job,
+    };
+    if !matches!(kind, Kind::Publish) {
+        world.fill(&job).await;
+    }
+    let (mut ours, mut bare) = (world.ours(&job), world.bare());
+    let mut turns = Turns::default();
+    for turn in 1..=TURNS {
+        eprintln!("{name}: turn {turn}");
+        turns.ours.push(world.turn(&mut ours, &job).await);
+        turns.bare.push(world.turn(&mut bare, &job).await);
+    }
+    turns.tell(name, &job);
+    turns.median_rate(&job)
+}
+
+/// How long an event takes from its publisher to its handler, at a load that leaves half of the time to spare.
+async fn latency(world: &World, rate: f64) {
+    // Whole, and far below 2^53.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let rate = rate as u64;
+    let job = Job {
+        kind: Kind::Both { rate },
+        tracing: Tracing::OnePercent,
+        stream: "steady".to_owned(),
+        events: rate * STEADY,
+        in_flight: IN_FLIGHT,
+    };
+    let ours = world.turn(&mut world.ours(&job), &job).await;
+    let bare = world.turn(&mut world.bare(), &job).await;
+    tell_latency(&format!("latency at {rate}/s published and handled"), &ours, &bare);
+}
+
+/// How much memory it takes to consume from a stream in which much more waits than can be held.
+async fn memory(world: &mut World) {
+    let (_, kind) = MEASUREMENTS[1];
+    let (tracing, stream) = (Tracing::OnePercent, "many".to_owned());
+    let job = Job { kind, tracing, stream, events: WAITING, in_flight: IN_FLIGHT };
+    world.fill(&job).await;
+    let ours = world.turn(&mut world.ours(&job), &job).await;
+    let bare = world.turn(&mut world.bare(), &job).await;
+    tell_memory(&format!("memory while {WAITING} waiting events are consumed"), &ours, &bare);
+}

@@ -1,0 +1,130 @@
+//! The runtime's side, by its public interface alone.
+
+use std::sync::{
+    Arc,
+    atomic::{self, AtomicU64},
+};
+
+use futures::future::join_all;
+use jetwright_crds::{
+    Duration as Text,
+    environment::{Binding, Bindings, HANDLER_DEADLINE, Ordering, Retry},
+};
+use jetwright_process::health::Health;
+use jetwright_runtime::{
+    Acknowledge, Environment, Failure, Handler, Limits, Metadata, PublishOptions, Publisher, Service,
+};
+use opentelemetry::{
+    Context,
+    trace::{FutureExt, TraceContextExt},
+};
+use prometheus_client::registry::Registry;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    bare::steadily,
+    count::{Count, now},
+    event::{Measured, trace},
+    job::{self, Job, Kind, Report, Watch},
+    party::{ACK_WAIT, CONSUMER},
+};
+
+struct Counting(Arc<Count>);
+
+impl Handler for Counting {
+    type Event = Measured;
+    const BINDING: &'static str = "measured";
+
+    async fn handle(&self, event: Measured, _: &Metadata) -> Result<(), Failure> {
+        self.0.handled(&event);
+        Ok(())
+    }
+}
+
+pub async fn run(url: String, job: Job) -> Report {
+    match job.kind {
+        Kind::Consume { .. } => consume(&url, &job, async {}).await,
+        Kind::Publish => publish(&connect(&url, &job).await.publisher(), &job).await,
+        Kind::Both { rate } => {
+            // As two programs would, each over a connection of its own.
+            let publisher = connect(&url, &job).await.publisher();
+            consume(&url, &job, publish_steadily(publisher, &job, rate)).await
+        }
+    }
+}
+
+async fn connect(url: &str, job: &Job) -> Service {
+    let binding = Binding {
+        stream: job.stream.clone(),
+        consumer: CONSUMER.to_owned(),
+        ack_wait: Text(ACK_WAIT),
+        max_ack_pending: job.in_flight,
+        retry: Retry::default(),
+        handler_deadline: HANDLER_DEADLINE,
+        ordering: job.is_ordered().then(|| Ordering { key_tokens: vec![1] }),
+        dead_letters: None,
+    };
+    let environment = Environment {
+        name: "benches".to_owned(),
+        servers: vec![url.parse().unwrap()],
+        credentials: None,
+        bindings: Bindings { bindings: [(Counting::BINDING.to_owned(), binding)].into() },
+    };
+    Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()
+}
+
+async fn consume(url: &str, job: &Job, meanwhile: impl Future<Output = ()>) -> Report {
+    let (mut service, count) = (connect(url, job).await, Arc::new(Count::new(job)));
+    let acknowledge = match job.acknowledge() {
+        job::Acknowledge::Sent => Acknowledge::Sent,
+        job::Acknowledge::Confirmed => Acknowledge::Confirmed,
+    };
+    let limits = Limits { concurrency: job.in_flight, acknowledge };
+    service.handle_within(Counting(Arc::clone(&count)), limits).unwrap();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(service.run(stop.clone()));
+    meanwhile.await;
+    let report = count.report().await;
+    stop.cancel();
+    running.await.unwrap().unwrap();
+    report
+}
+
+async fn publish(publisher: &Publisher, job: &Job) -> Report {
+    // The first one waits for the connection.
+    send(publisher, job, job.events).await;
+    let (watch, next) = (Watch::start(), Arc::new(AtomicU64::new(0)));
+    let callers = (0..job.in_flight).map(|_| {
+        let (publisher, job, next) = (publisher.clone(), job.clone(), Arc::clone(&next));
+        tokio::spawn(async move {
+            loop {
+                let number = next.fetch_add(1, atomic::Ordering::Relaxed);
+                if number >= job.events {
+                    return;
+                }
+                send(&publisher, &job, number).await;
+            }
+        })
+    });
+    for caller in callers.collect::<Vec<_>>() {
+        caller.await.unwrap();
+    }
+    watch.report()
+}
+
+/// Publishes an event as a part of the trace of what it is published for.
+async fn send(publisher: &Publisher, job: &Job, number: u64) {
+    let event = Measured::new(number, now());
+    let trace = Context::new().with_remote_span_context(trace(number, job.tracing));
+    let subject = event.subject(&job.stream);
+    let publishing = publisher.publish(&subject, &event, PublishOptions::default());
+    publishing.with_context(trace).await.unwrap();
+}
+
+async fn publish_steadily(publisher: Publisher, job: &Job, rate: u64) {
+    steadily(job.events, rate, |numbers| {
+        let (publisher, job) = (publisher.clone(), job.clone());
+        tokio::spawn(async move { join_all(numbers.map(|number| send(&publisher, &job, number))).await });
+    })
+    .await;
+}
