@@ -11,8 +11,8 @@ use std::{
 };
 
 use async_nats::{
-    Client, ConnectError, ConnectErrorKind, HeaderMap, PublishErrorKind, Subject,
-    client::traits::Publisher as _, connection::State, jetstream, message::OutboundMessage,
+    Client, ConnectError, ConnectErrorKind, HeaderMap, PublishErrorKind, Subject, connection::State,
+    jetstream, message::OutboundMessage,
 };
 use bytes::Bytes;
 use jetwright_crds::environment::NATS_CREDENTIALS;
@@ -32,7 +32,7 @@ use crate::{
     environment::Environment,
     error::{Verdict, judge},
     metrics::Metrics,
-    requests::{Requests, Ticket, Unanswered},
+    requests::{Begun, Requests, Ticket, Unanswered},
 };
 
 /// A request that nobody answered in this time is asked again.
@@ -64,7 +64,7 @@ pub(crate) struct Connection {
     requests: Arc<Requests>,
     observer: Arc<Observer>,
     /// End with the last clone.
-    _tasks: Arc<[AbortOnDropHandle<()>; 3]>,
+    _tasks: Arc<[AbortOnDropHandle<()>; 4]>,
 }
 
 /// Tells everybody how the connection is.
@@ -134,8 +134,10 @@ impl Connection {
         let requests = Arc::clone(&observer.requests);
         let answers = requests.subscribe(&client).await;
         let answers = answers.map_err(|error| ConnectError::with_source(ConnectErrorKind::Io, error))?;
-        let (hearing, expiring, watch) = (Arc::clone(&requests), Arc::clone(&requests), violations.watch());
+        let [sending, hearing, expiring] = [(); 3].map(|()| Arc::clone(&requests));
+        let (sender, watch) = (client.clone(), violations.watch());
         let tasks = [
+            tokio::spawn(async move { sending.send(&sender).await }),
             tokio::spawn(async move { hearing.hear(answers, watch).await }),
             tokio::spawn(async move { expiring.expire().await }),
             tokio::spawn(look(client.clone(), violations.clone(), Arc::clone(&observer))),
@@ -173,27 +175,25 @@ impl Connection {
             payload: payload.clone(),
             headers: headers.clone(),
         };
-        self.ask_until(deadline, &object, Box::new(request()), &request).await
+        self.ask_until(deadline, &object, &request).await
     }
 
-    /// The same with a request that is made again only where it has to be sent again, by `repeated`. `object` is what it is about,
-    /// for the error.
+    /// The same with a request that is made anew for each time that it is sent. `object` is what it is about, for the error.
     ///
     /// Thousands of these may be under way, most of which only wait: what is seldom needed is boxed, and so is what is over soon.
     pub(crate) async fn ask_until<T: DeserializeOwned>(
         &self,
         deadline: Instant,
         object: &str,
-        first: Box<OutboundMessage>,
-        repeated: &(impl Fn() -> OutboundMessage + Sync),
+        request: &(impl Fn() -> OutboundMessage + Sync),
     ) -> Result<T, NotDone> {
         let _turn = match self.in_flight.try_acquire() {
             Ok(turn) => turn,
             Err(_) => Box::pin(self.turn(deadline, object)).await?,
         };
-        match judged(self.request(first, deadline).await, object) {
+        match judged(self.request(request(), deadline).await, object) {
             Heard::Done(done) => done,
-            Heard::Again(why) => Box::pin(self.ask_again(deadline, object, why, repeated)).await,
+            Heard::Again(why) => Box::pin(self.ask_again(deadline, object, why, request)).await,
         }
     }
 
@@ -219,7 +219,7 @@ impl Connection {
                 break;
             }
             sleep_until(next).await;
-            why = match judged(self.request(Box::new(request()), deadline).await, object) {
+            why = match judged(self.request(request(), deadline).await, object) {
                 Heard::Done(done) => return done,
                 Heard::Again(why) => why,
             };
@@ -228,43 +228,31 @@ impl Connection {
     }
 
     /// One request, sent when NATS is connected; it ends as soon as that connection is lost, or the servers do not permit it.
-    async fn request(
-        &self,
-        mut message: Box<OutboundMessage>,
-        deadline: Instant,
-    ) -> Result<Bytes, Unanswered> {
-        let mut ticket = match self.begin(&message.subject, deadline)? {
-            Some(ticket) => ticket,
-            None => Box::pin(self.begin_later(&message.subject, deadline)).await?,
+    async fn request(&self, message: OutboundMessage, deadline: Instant) -> Result<Bytes, Unanswered> {
+        let mut ticket = match self.requests.begin(message, deadline.min(Instant::now() + ANSWER)) {
+            Begun::UnderWay(ticket) => ticket,
+            Begun::NotYet(message) => Box::pin(self.begin_later(message, deadline)).await?,
+            Begun::Deaf(violation) => return Err(Unanswered::Forbidden(violation)),
         };
-        message.reply = Some(ticket.reply());
-        // It waits while the client has too much to write out already.
-        let mut sending = Box::pin(self.client.publish_message(*message));
-        tokio::select! {
-            biased;
-            sent = &mut sending => sent.map_err(Unanswered::NotSent)?,
-            heard = ticket.heard() => return heard,
-        }
-        drop(sending);
         ticket.heard().await
     }
 
-    /// A place in the table of requests, if NATS is connected.
-    fn begin(&self, subject: &Subject, deadline: Instant) -> Result<Option<Ticket<'_>>, Unanswered> {
-        let until = deadline.min(Instant::now() + ANSWER);
-        self.requests.begin(subject, until).map_err(Unanswered::Forbidden)
-    }
-
-    /// The same when NATS is connected.
-    async fn begin_later(&self, subject: &Subject, deadline: Instant) -> Result<Ticket<'_>, Unanswered> {
+    /// Has a request sent when NATS is connected.
+    async fn begin_later(
+        &self,
+        mut message: OutboundMessage,
+        deadline: Instant,
+    ) -> Result<Ticket<'_>, Unanswered> {
         let mut link = self.link.clone();
         loop {
             let Ok(Ok(_)) = timeout_at(deadline, link.wait_for(|link| link.connected)).await else {
                 return Err(Unanswered::NotConnected);
             };
-            if let Some(ticket) = self.begin(subject, deadline)? {
-                return Ok(ticket);
-            }
+            message = match self.requests.begin(message, deadline.min(Instant::now() + ANSWER)) {
+                Begun::UnderWay(ticket) => return Ok(ticket),
+                Begun::NotYet(message) => message,
+                Begun::Deaf(violation) => return Err(Unanswered::Forbidden(violation)),
+            };
         }
     }
 }

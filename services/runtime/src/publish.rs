@@ -123,11 +123,10 @@ impl Publisher {
                 headers: Some(headers),
             }
         };
-        let first = Box::new(message());
         let published = if span.is_none() {
-            self.store(WriteKind::Event, subject, first, &message).await
+            self.store(WriteKind::Event, subject, &message).await
         } else {
-            let storing = self.store(WriteKind::Event, subject, first, &message);
+            let storing = self.store(WriteKind::Event, subject, &message);
             Box::pin(storing.instrument(span.clone())).await
         };
         span.in_scope(|| match &published {
@@ -147,19 +146,18 @@ impl Publisher {
             payload: payload.clone(),
             headers: Some(headers.clone()),
         };
-        self.store(kind, &subject, Box::new(message()), &message).await
+        self.store(kind, &subject, &message).await
     }
 
-    /// Has a message stored that may be sent again, made anew by `repeated`.
+    /// Has a message stored, which is made anew for each time that it is sent.
     async fn store(
         &self,
         kind: WriteKind,
         subject: &str,
-        first: Box<OutboundMessage>,
-        repeated: &(impl Fn() -> OutboundMessage + Sync),
+        message: &(impl Fn() -> OutboundMessage + Sync),
     ) -> Result<Published, Error> {
         let deadline = Instant::now() + BOUND;
-        let published = self.connection.ask_until(deadline, subject, first, repeated).await;
+        let published = self.connection.ask_until(deadline, subject, message).await;
         let published = published.map_err(|error| error.about(subject));
         let outcome = published.as_ref().map(|stored: &Published| stored.duplicate).map_err(Error::kind);
         self.metrics.published(kind, outcome);

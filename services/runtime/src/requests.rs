@@ -1,26 +1,34 @@
-//! Requests that wait for their answers: one inbox for all of them, and one table from which each hears what came of it.
+//! Requests that wait for their answers: one inbox for all of them, and one table from which each is sent and hears what came of it.
 //!
 //! A request has a place in the table and a number of its own, both of which its answer carries in its subject. No number is given
 //! twice, so an answer that comes late is nobody's, whoever has the place then.
 
 use std::{
+    collections::VecDeque,
+    hash::{BuildHasher, RandomState},
     mem,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
-use async_nats::{Client, Message, PublishError, StatusCode, Subject, SubscribeError, Subscriber};
+use async_nats::{
+    Client, Message, PublishError, StatusCode, SubscribeError, Subscriber, client::traits::Publisher as _,
+    message::OutboundMessage,
+};
 use bytes::Bytes;
 use futures::StreamExt;
 use jetwright_process::nats::{Violation, Watch};
 use slab::Slab;
 use tokio::{
     sync::{Notify, oneshot},
+    task::yield_now,
     time::{Instant, sleep},
 };
 
 /// How often requests are looked through for those whose time is over.
 const TICK: Duration = Duration::from_millis(50);
+/// Requests that may wait to be sent before those are looked for among them that were given up meanwhile.
+const MANY: usize = 4096;
 
 /// Why a request has no answer.
 #[derive(Debug)]
@@ -48,6 +56,9 @@ pub(crate) struct Requests {
     /// What the subjects of answers begin with; the request's place and number follow. Known once answers are heard.
     inbox: OnceLock<String>,
     table: Mutex<Table>,
+    hasher: RandomState,
+    /// Rung where there is a request to send, after all others were sent.
+    unsent: Notify,
     /// Rung where there is a request again, after a time without any.
     busy: Notify,
 }
@@ -59,6 +70,10 @@ struct Table {
     deaf: Option<Violation>,
     waiting: Slab<Waiting>,
     numbers: u64,
+    /// Places and numbers of those that are still to be sent.
+    unsent: VecDeque<(usize, u64)>,
+    /// Somebody sends.
+    sending: bool,
     /// Somebody looks through it for requests whose time is over.
     looked_through: bool,
 }
@@ -66,7 +81,10 @@ struct Table {
 #[derive(Debug)]
 struct Waiting {
     number: u64,
-    subject: Subject,
+    /// Hash of the subject, which is needed when the message is gone.
+    subject: u64,
+    /// Until it is sent.
+    message: Option<OutboundMessage>,
     deadline: Instant,
     teller: oneshot::Sender<Heard>,
 }
@@ -80,6 +98,16 @@ pub(crate) struct Ticket<'a> {
     answer: oneshot::Receiver<Heard>,
     /// It is not in the table any more.
     over: bool,
+}
+
+/// Whether a request is under way.
+#[derive(Debug)]
+pub(crate) enum Begun<'a> {
+    UnderWay(Ticket<'a>),
+    /// There is no connection.
+    NotYet(OutboundMessage),
+    /// Its answer could not be heard.
+    Deaf(Violation),
 }
 
 impl Requests {
@@ -110,34 +138,62 @@ impl Requests {
         table.end(|_| Some(Unanswered::Forbidden(violation.clone())));
     }
 
-    /// A place for a request that is about to be sent to this subject; `None` while there is no connection.
-    ///
-    /// # Errors
-    ///
-    /// Its answer could not be heard.
-    pub(crate) fn begin(
-        &self,
-        subject: &Subject,
-        deadline: Instant,
-    ) -> Result<Option<Ticket<'_>>, Violation> {
+    /// Has a request sent, if there is a connection.
+    pub(crate) fn begin(&self, message: OutboundMessage, deadline: Instant) -> Begun<'_> {
         let (teller, answer) = oneshot::channel();
-        let subject = subject.clone();
+        let subject = self.hash(&message.subject);
         let mut table = self.table();
         if let Some(violation) = &table.deaf {
-            return Err(violation.clone());
+            return Begun::Deaf(violation.clone());
         }
         if !table.connected {
-            return Ok(None);
+            return Begun::NotYet(message);
         }
-        table.numbers += 1;
-        let number = table.numbers;
-        let place = table.waiting.insert(Waiting { number, subject, deadline, teller });
+        let (place, number) =
+            table.enter(Waiting { number: 0, subject, message: Some(message), deadline, teller });
+        let idle = !mem::replace(&mut table.sending, true);
         let unattended = !mem::replace(&mut table.looked_through, true);
         drop(table);
+        if idle {
+            self.unsent.notify_one();
+        }
         if unattended {
             self.busy.notify_one();
         }
-        Ok(Some(Ticket { requests: self, place, number, answer, over: false }))
+        Begun::UnderWay(Ticket { requests: self, place, number, answer, over: false })
+    }
+
+    /// Sends requests. Never returns.
+    ///
+    /// Those who ask do not send for themselves: each would wake the client's task, which would write out one request at a time.
+    pub(crate) async fn send(&self, client: &Client) {
+        loop {
+            self.unsent.notified().await;
+            // All who are about to ask do it first.
+            yield_now().await;
+            while let Some((place, number, mut message)) = self.next_to_send() {
+                let inbox = self.inbox.get().map_or("", String::as_str);
+                message.reply = Some(format!("{inbox}.{place}.{number}").into());
+                // It waits while the client has too much to write out already.
+                if let Err(error) = client.publish_message(message).await
+                    && let Some(Waiting { teller, .. }) = self.table().take(place, number)
+                {
+                    let _ = teller.send(Err(Unanswered::NotSent(error)));
+                }
+            }
+        }
+    }
+
+    fn next_to_send(&self) -> Option<(usize, u64, OutboundMessage)> {
+        let mut table = self.table();
+        while let Some((place, number)) = table.unsent.pop_front() {
+            // It may have been given up.
+            if let Some(message) = table.get(place, number).and_then(|waiting| waiting.message.take()) {
+                return Some((place, number, message));
+            }
+        }
+        table.sending = false;
+        None
     }
 
     /// Tells requests what came, until the subscription ends with its connection.
@@ -188,8 +244,13 @@ impl Requests {
 
     fn forbidden(&self, violation: &Violation) {
         let Violation::Publish(subject) = violation else { return };
-        let concerned = |waiting: &Waiting| waiting.subject.as_str() == subject;
-        self.table().end(|waiting| concerned(waiting).then(|| Unanswered::Forbidden(violation.clone())));
+        let subject = self.hash(subject);
+        let why = || Unanswered::Forbidden(violation.clone());
+        self.table().end(|waiting| (waiting.subject == subject).then(why));
+    }
+
+    fn hash(&self, subject: &str) -> u64 {
+        self.hasher.hash_one(subject)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -198,10 +259,27 @@ impl Requests {
 }
 
 impl Table {
+    /// Gives a request its number and a place, from which it is to be sent.
+    fn enter(&mut self, waiting: Waiting) -> (usize, u64) {
+        self.numbers += 1;
+        let number = self.numbers;
+        let place = self.waiting.insert(Waiting { number, ..waiting });
+        if self.unsent.len() >= MANY {
+            let Self { unsent, waiting, .. } = self;
+            unsent.retain(|(place, number)| waiting.get(*place).is_some_and(|there| there.number == *number));
+        }
+        self.unsent.push_back((place, number));
+        (place, number)
+    }
+
     /// The request of this number, if it still has its place.
+    fn get(&mut self, place: usize, number: u64) -> Option<&mut Waiting> {
+        self.waiting.get_mut(place).filter(|waiting| waiting.number == number)
+    }
+
+    /// The same, and its place is free.
     fn take(&mut self, place: usize, number: u64) -> Option<Waiting> {
-        let there = self.waiting.get(place).is_some_and(|waiting| waiting.number == number);
-        there.then(|| self.waiting.remove(place))
+        self.get(place, number).is_some().then(|| self.waiting.remove(place))
     }
 
     /// Ends those requests for which there is a reason.
@@ -215,12 +293,6 @@ impl Table {
 }
 
 impl Ticket<'_> {
-    /// Where the answer is to go.
-    pub(crate) fn reply(&self) -> Subject {
-        let inbox = self.requests.inbox.get().map_or("", String::as_str);
-        Subject::from(format!("{inbox}.{}.{}", self.place, self.number))
-    }
-
     /// What came of the request. May be dropped and called again, until it has returned once.
     pub(crate) async fn heard(&mut self) -> Heard {
         let heard = (&mut self.answer).await;
@@ -255,13 +327,30 @@ mod tests {
         requests
     }
 
-    fn begin<'a>(requests: &'a Requests, subject: &'static str) -> Ticket<'a> {
-        requests.begin(&Subject::from_static(subject), Instant::now() + LATER).unwrap().unwrap()
+    fn message(subject: &'static str) -> OutboundMessage {
+        OutboundMessage { subject: subject.into(), reply: None, payload: Bytes::new(), headers: None }
     }
 
-    fn answer(to: &Subject, payload: &'static str) -> Message {
+    /// A request that is to hear within this time.
+    fn begin_within<'a>(requests: &'a Requests, subject: &'static str, within: Duration) -> Ticket<'a> {
+        match requests.begin(message(subject), Instant::now() + within) {
+            Begun::UnderWay(ticket) => ticket,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn begin<'a>(requests: &'a Requests, subject: &'static str) -> Ticket<'a> {
+        begin_within(requests, subject, LATER)
+    }
+
+    /// Where a request's answer goes.
+    fn inbox(ticket: &Ticket<'_>) -> String {
+        format!("inbox.{}.{}", ticket.place, ticket.number)
+    }
+
+    fn answer(to: &str, payload: &'static str) -> Message {
         Message {
-            subject: to.clone(),
+            subject: to.into(),
             reply: None,
             payload: payload.into(),
             headers: None,
@@ -284,16 +373,16 @@ mod tests {
     async fn each_request_hears_its_own_answer_and_no_late_one() {
         let requests = connected();
         let (mut one, mut two) = (begin(&requests, "a"), begin(&requests, "a"));
-        let late = begin(&requests, "a").reply();
+        let late = inbox(&begin(&requests, "a"));
         let mut next = begin(&requests, "a");
-        for (to, payload) in [(&two.reply(), "2"), (&late, "late"), (&one.reply(), "1")] {
+        for (to, payload) in [(&inbox(&two), "2"), (&late, "late"), (&inbox(&one), "1")] {
             requests.answered(answer(to, payload));
         }
         let payload = |ticket: &mut Ticket<'_>| heard(ticket).map(Result::unwrap);
         assert_eq!([&mut one, &mut two].map(payload), [Some("1".into()), Some("2".into())]);
         assert!(heard(&mut next).is_none());
         for subject in ["inbox.x.4", "inbox.4", "inbox.7.4"] {
-            requests.answered(answer(&Subject::from_static(subject), "of nobody"));
+            requests.answered(answer(subject, "of nobody"));
         }
         assert_eq!(waiting(&requests), 1);
     }
@@ -302,10 +391,35 @@ mod tests {
     async fn a_request_that_is_given_up_leaves_nothing_behind() {
         let requests = connected();
         let ticket = begin(&requests, "a");
-        let reply = ticket.reply();
+        let inbox = inbox(&ticket);
         drop(ticket);
         assert_eq!(waiting(&requests), 0);
-        requests.answered(answer(&reply, "late"));
+        requests.answered(answer(&inbox, "late"));
+    }
+
+    #[tokio::test]
+    async fn requests_are_sent_in_their_order_and_not_those_that_were_given_up() {
+        let requests = connected();
+        let (first, given_up, last) = (begin(&requests, "a"), begin(&requests, "b"), begin(&requests, "c"));
+        let place = given_up.place;
+        drop(given_up);
+        let other = begin(&requests, "d");
+        assert_eq!(other.place, place);
+        let sent = std::iter::from_fn(|| requests.next_to_send());
+        let sent: Vec<_> = sent.map(|(_, number, message)| (number, message.subject.to_string())).collect();
+        let expected = [(&first, "a"), (&last, "c"), (&other, "d")];
+        assert_eq!(sent, expected.map(|(ticket, subject)| (ticket.number, subject.to_owned())));
+    }
+
+    #[tokio::test]
+    async fn what_is_given_up_before_it_is_sent_is_forgotten_in_time() {
+        let requests = connected();
+        let kept = begin(&requests, "a");
+        for _ in 0..3 * MANY {
+            drop(begin(&requests, "b"));
+        }
+        assert!(requests.table().unsent.len() <= MANY);
+        assert_eq!(requests.next_to_send().map(|(_, number, _)| number), Some(kept.number));
     }
 
     #[tokio::test]
@@ -314,7 +428,7 @@ mod tests {
         let mut old = begin(&requests, "a");
         requests.disconnected();
         assert!(matches!(heard(&mut old), Some(Err(Unanswered::Lost))));
-        assert!(matches!(requests.begin(&Subject::from_static("a"), Instant::now() + LATER), Ok(None)));
+        assert!(matches!(requests.begin(message("a"), Instant::now() + LATER), Begun::NotYet(_)));
         requests.connected();
         let mut new = begin(&requests, "a");
         assert!(heard(&mut new).is_none());
@@ -332,10 +446,9 @@ mod tests {
         assert!(heard(&mut other).is_none());
         requests.deaf(&Violation::Subscribe("inbox.*".to_owned()));
         assert!(matches!(heard(&mut other), Some(Err(Unanswered::Forbidden(Violation::Subscribe(_))))));
-        let deaf = |requests: &Requests| requests.begin(&Subject::from_static("a"), Instant::now()).is_err();
-        assert!(deaf(&requests));
+        assert!(matches!(requests.begin(message("a"), Instant::now() + LATER), Begun::Deaf(_)));
         requests.connected();
-        assert!(!deaf(&requests));
+        begin(&requests, "a");
     }
 
     #[tokio::test]
@@ -344,9 +457,9 @@ mod tests {
         let expiring = Arc::clone(&requests);
         let expiring = tokio::spawn(async move { expiring.expire().await });
         for _ in 0..2 {
-            let (subject, begun) = (Subject::from_static("a"), Instant::now());
-            let mut soon = requests.begin(&subject, begun + TICK).unwrap().unwrap();
-            let mut later = requests.begin(&subject, begun + LATER).unwrap().unwrap();
+            let begun = Instant::now();
+            let mut soon = begin_within(&requests, "a", TICK);
+            let mut later = begin(&requests, "a");
             assert!(matches!(soon.heard().await, Err(Unanswered::Silence)));
             assert!(begun.elapsed() >= TICK && heard(&mut later).is_none());
             drop(later);

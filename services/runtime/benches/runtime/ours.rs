@@ -90,13 +90,16 @@ async fn consume(url: &str, job: &Job, meanwhile: impl Future<Output = ()>) -> R
     report
 }
 
+/// As many callers at once as may be in flight, each of which publishes one event after another as a part of the trace of what it
+/// does.
 async fn publish(publisher: &Publisher, job: &Job) -> Report {
     // The first one waits for the connection.
     send(publisher, job, job.events).await;
     let (watch, next) = (Watch::start(), Arc::new(AtomicU64::new(0)));
-    let callers = (0..job.in_flight).map(|_| {
+    let callers = (0..job.in_flight).map(|caller| {
         let (publisher, job, next) = (publisher.clone(), job.clone(), Arc::clone(&next));
-        tokio::spawn(async move {
+        let trace = trace(caller.into(), job.tracing);
+        let calling = async move {
             loop {
                 let number = next.fetch_add(1, atomic::Ordering::Relaxed);
                 if number >= job.events {
@@ -104,7 +107,8 @@ async fn publish(publisher: &Publisher, job: &Job) -> Report {
                 }
                 send(&publisher, &job, number).await;
             }
-        })
+        };
+        tokio::spawn(calling.with_context(Context::new().with_remote_span_context(trace)))
     });
     for caller in callers.collect::<Vec<_>>() {
         caller.await.unwrap();
@@ -112,19 +116,21 @@ async fn publish(publisher: &Publisher, job: &Job) -> Report {
     watch.report()
 }
 
-/// Publishes an event as a part of the trace of what it is published for.
 async fn send(publisher: &Publisher, job: &Job, number: u64) {
     let event = Measured::new(number, now());
-    let trace = Context::new().with_remote_span_context(trace(number, job.tracing));
-    let subject = event.subject(&job.stream);
-    let publishing = publisher.publish(&subject, &event, PublishOptions::default());
-    publishing.with_context(trace).await.unwrap();
+    publisher.publish(&event.subject(&job.stream), &event, PublishOptions::default()).await.unwrap();
 }
 
 async fn publish_steadily(publisher: Publisher, job: &Job, rate: u64) {
     steadily(job.events, rate, |numbers| {
         let (publisher, job) = (publisher.clone(), job.clone());
-        tokio::spawn(async move { join_all(numbers.map(|number| send(&publisher, &job, number))).await });
+        tokio::spawn(async move {
+            let sent = numbers.map(|number| {
+                let trace = Context::new().with_remote_span_context(trace(number, job.tracing));
+                send(&publisher, &job, number).with_context(trace)
+            });
+            join_all(sent).await;
+        });
     })
     .await;
 }
