@@ -175,7 +175,7 @@ pub(crate) mod tests {
     use serde_json::Value;
     use tracing::subscriber::{DefaultGuard, Interest, set_default};
 
-    use super::super::unrecorded::Work;
+    use super::super::unrecorded::{Unrecorded, Work};
     use super::*;
 
     /// Keeps lines from being switched off for good. Whether anybody wants a line is found out when it is first reached, by
@@ -271,10 +271,10 @@ pub(crate) mod tests {
         let _guard = output.subscribe();
         let (trace, span) = (TraceId::from(7_u128), SpanId::from(9_u64));
         let parent = SpanContext::new(trace, span, TraceFlags::default(), true, TraceState::default());
-        let attached = unrecorded::unrecorded(parent, Arc::new(Mails)).attach();
-        tracing::info!("one");
-        tracing::info_span!("inner").in_scope(|| tracing::info!("two"));
-        drop(attached);
+        Unrecorded::new(parent, Arc::new(Mails)).in_scope(|| {
+            tracing::info!("one");
+            tracing::info_span!("inner").in_scope(|| tracing::info!("two"));
+        });
         tracing::info!("three");
         let lines = output.lines();
         let expected = serde_json::json!({"name": "handle", "sequence": 7});

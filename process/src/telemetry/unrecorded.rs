@@ -1,12 +1,9 @@
 //! Work of which no span is made, because nobody would record it. Its trace goes on in what it asks of others, and its log lines
 //! say what they would say within its span, at a small part of a span's cost.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use opentelemetry::{
@@ -14,6 +11,7 @@ use opentelemetry::{
     trace::{SpanContext, TraceContextExt},
 };
 use serde_json::{Map, Value};
+use tokio::task_local;
 
 /// Whether spans go anywhere. Until telemetry is started whoever set up tracing is taken to want them.
 static RECORDS: AtomicBool = AtomicBool::new(true);
@@ -34,24 +32,34 @@ pub trait Work: Send + Sync + 'static {
     fn fields(&self) -> Map<String, Value>;
 }
 
-/// The work of a context.
-struct Unrecorded(Arc<dyn Work>);
-
-impl fmt::Debug for Unrecorded {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_tuple("Unrecorded").field(&self.0.fields()).finish()
-    }
+task_local! {
+    /// What this thread works on now.
+    static WORK: Arc<dyn Work>;
 }
 
-/// The context of work that is part of this trace. It has to be attached while the work goes on.
-#[must_use]
-pub fn unrecorded(parent: SpanContext, work: Arc<dyn Work>) -> Context {
-    Context::new().with_value(Unrecorded(work)).with_remote_span_context(parent)
+/// Work that is part of a trace, without a span of its own.
+pub struct Unrecorded {
+    trace: Context,
+    work: Arc<dyn Work>,
+}
+
+impl Unrecorded {
+    /// Work that is part of this trace.
+    #[must_use]
+    pub fn new(trace: SpanContext, work: Arc<dyn Work>) -> Self {
+        Self { trace: Context::new().with_remote_span_context(trace), work }
+    }
+
+    /// Does some of the work.
+    pub fn in_scope<T>(&self, doing: impl FnOnce() -> T) -> T {
+        let _attached = self.trace.clone().attach();
+        WORK.sync_scope(Arc::clone(&self.work), doing)
+    }
 }
 
 /// The fields of the work around this line, if no span is made of it.
 pub(super) fn fields() -> Option<Map<String, Value>> {
-    Context::map_current(|context| context.get::<Unrecorded>().map(|work| work.0.fields()))
+    WORK.try_with(|work| work.fields()).ok()
 }
 
 /// The trace of the work around this line, if it has one.

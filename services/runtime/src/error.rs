@@ -28,13 +28,20 @@ pub enum ErrorKind {
     Refused,
 }
 
-impl fmt::Display for ErrorKind {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
+impl ErrorKind {
+    /// Its name in metrics and traces.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
             Self::Conflict => "conflict",
             Self::Unavailable => "unavailable",
             Self::Refused => "refused",
-        })
+        }
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
     }
 }
 

@@ -64,7 +64,7 @@ impl Metadata {
             stream,
             consumer,
             sequence: sequence.parse().ok()?,
-            time: Timestamp::from_nanosecond(nanoseconds.parse().ok()?).ok()?,
+            time: Timestamp::from_nanosecond(nanoseconds.parse::<i64>().ok()?.into()).ok()?,
             attempt: delivered.parse::<u64>().ok()?.try_into().unwrap_or(u32::MAX),
         })
     }

@@ -1,22 +1,33 @@
 //! The trace that an event is part of: into and out of headers (W3C Trace Context), and the spans of publishing and
 //! handling with OpenTelemetry's attributes for messaging.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, LazyLock},
+};
 
 use async_nats::{HeaderMap, HeaderName};
-use jetwright_process::telemetry::{records, unrecorded};
+use jetwright_process::telemetry::{Unrecorded, records};
 use opentelemetry::{
     Context,
     propagation::{Extractor, TextMapPropagator},
-    trace::{FutureExt, SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState},
+    trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId, TraceState},
 };
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use tracing::{Instrument, Span, field::Empty};
+use tracing::{
+    Span,
+    field::{Empty, display},
+};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use crate::Metadata;
 
-/// `traceparent` and `tracestate`.
+/// Headers of W3C Trace Context.
+const PARENT: &str = "traceparent";
+const STATE: &str = "tracestate";
+
 static W3C: LazyLock<TraceContextPropagator> = LazyLock::new(TraceContextPropagator::new);
 
 struct Headers<'a>(&'a HeaderMap);
@@ -36,20 +47,19 @@ pub(crate) enum Trace {
     /// With a span of its own.
     Recorded(Span),
     /// Without one, since nobody would record it.
-    Unrecorded(Context),
+    Unrecorded(Unrecorded),
 }
 
 /// The trace of one attempt at an event: that which the event's headers name, or a new one.
 pub(crate) fn of_attempt(binding: &str, metadata: &Arc<Metadata>, headers: Option<&HeaderMap>) -> Trace {
-    let context = headers.map(|headers| W3C.extract_with_context(&Context::new(), &Headers(headers)));
-    let parent = context.as_ref().map(|context| context.span().span_context().clone());
-    match parent.filter(SpanContext::is_valid) {
-        Some(parent) if !records() || !parent.is_sampled() => {
-            Trace::Unrecorded(unrecorded(parent, Arc::clone(metadata) as _))
-        }
-        None if !records() => Trace::Unrecorded(unrecorded(new_trace(), Arc::clone(metadata) as _)),
-        _ => {
+    let parent = headers.and_then(extract);
+    let unrecorded = |trace| Trace::Unrecorded(Unrecorded::new(trace, Arc::clone(metadata) as _));
+    match parent {
+        Some(parent) if !records() || !parent.is_sampled() => unrecorded(parent),
+        None if !records() => unrecorded(new_trace()),
+        parent => {
             let span = attempt_span(binding, metadata);
+            let context = parent.map(|parent| Context::new().with_remote_span_context(parent));
             // Refused only where nothing that knows of traces is installed, and then there is nothing to continue.
             let _ = span.set_parent(context.unwrap_or_default());
             Trace::Recorded(span)
@@ -58,13 +68,50 @@ pub(crate) fn of_attempt(binding: &str, metadata: &Arc<Metadata>, headers: Optio
 }
 
 impl Trace {
-    /// Does something as a part of the trace.
-    pub(crate) async fn around<T>(self, work: impl Future<Output = T>) -> T {
-        match self {
-            Self::Recorded(span) => work.instrument(span).await,
-            Self::Unrecorded(context) => work.with_context(context).await,
-        }
+    /// Does something as a part of the trace. It is borrowed, since it is large.
+    pub(crate) async fn around<T>(self, mut work: Pin<&mut impl Future<Output = T>>) -> T {
+        poll_fn(|context| {
+            let poll = || work.as_mut().poll(context);
+            match &self {
+                Self::Recorded(span) => span.in_scope(poll),
+                Self::Unrecorded(unrecorded) => unrecorded.in_scope(poll),
+            }
+        })
+        .await
     }
+}
+
+/// The trace that headers name.
+fn extract(headers: &HeaderMap) -> Option<SpanContext> {
+    let parent = headers.get(HeaderName::from_static(PARENT))?;
+    let plain = match headers.get(HeaderName::from_static(STATE)) {
+        None => plain(parent.as_str()),
+        Some(_) => None,
+    };
+    let context = plain.unwrap_or_else(|| {
+        let context = W3C.extract_with_context(&Context::new(), &Headers(headers));
+        context.span().span_context().clone()
+    });
+    Some(context).filter(SpanContext::is_valid)
+}
+
+/// Reads a `traceparent` as nearly all are: of the first version, sampled or not, and nothing else. Every event has one, for which the
+/// propagator allocates several times.
+fn plain(parent: &str) -> Option<SpanContext> {
+    let digits = |text: &str| text.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    let (trace, rest) = parent.strip_prefix("00-")?.split_at_checked(32)?;
+    let (span, flags) = rest.strip_prefix('-')?.split_at_checked(16)?;
+    let sampled = match flags {
+        "-00" => false,
+        "-01" => true,
+        _ => return None,
+    };
+    if !digits(trace) || !digits(span) {
+        return None;
+    }
+    let (trace, span) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(span).ok()?);
+    let flags = TraceFlags::default().with_sampled(sampled);
+    Some(SpanContext::new(trace, span, flags, true, TraceState::default()))
 }
 
 /// A trace that nobody records: it joins what is logged.
@@ -89,11 +136,11 @@ pub(crate) fn inject(of: &SpanContext, headers: &mut HeaderMap) {
     parent.push('-');
     push_hex(&mut parent, &of.span_id().to_bytes());
     parent.push_str(if of.is_sampled() { "-01" } else { "-00" });
-    headers.insert(HeaderName::from_static("traceparent"), parent);
+    headers.insert(HeaderName::from_static(PARENT), parent);
     let state = of.trace_state().header();
     // An empty `tracestate` says nothing, and some readers refuse it.
     if !state.is_empty() {
-        headers.insert(HeaderName::from_static("tracestate"), state);
+        headers.insert(HeaderName::from_static(STATE), state);
     }
 }
 
@@ -121,6 +168,7 @@ fn publish_span(subject: &str, event_type: &str) -> Span {
         otel.kind = "producer",
         otel.status_code = Empty,
         otel.status_description = Empty,
+        error.type = Empty,
         messaging.system = "nats",
         messaging.operation.name = "publish",
         messaging.operation.type = "send",
@@ -136,6 +184,7 @@ fn attempt_span(binding: &str, metadata: &Metadata) -> Span {
         otel.kind = "consumer",
         otel.status_code = Empty,
         otel.status_description = Empty,
+        error.type = Empty,
         messaging.system = "nats",
         messaging.operation.name = "process",
         messaging.operation.type = "process",
@@ -148,15 +197,73 @@ fn attempt_span(binding: &str, metadata: &Metadata) -> Span {
     )
 }
 
-/// Marks the span as failed.
-pub(crate) fn failed(span: &Span, error: &dyn std::fmt::Display) {
+/// Marks the span as failed, in a way that has this name among few.
+pub(crate) fn failed(span: &Span, way: &str, error: &dyn fmt::Display) {
     span.record("otel.status_code", "error");
-    span.record("otel.status_description", tracing::field::display(error));
+    span.record("otel.status_description", display(error));
+    span.record("error.type", way);
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::BTreeMap, pin::pin};
+
+    use opentelemetry::trace::{SpanKind, Status, TracerProvider};
+    use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};
+    use tracing_subscriber::layer::SubscriberExt;
+
     use super::*;
+
+    fn metadata() -> Arc<Metadata> {
+        Arc::new(Metadata {
+            subject: "orders.42.placed".to_owned(),
+            stream: "orders".into(),
+            consumer: "fulfilment".into(),
+            sequence: 7,
+            time: jiff::Timestamp::UNIX_EPOCH,
+            attempt: 2,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_sampled_attempt_is_a_span_of_its_trace_in_the_words_of_the_conventions() {
+        let exporter = InMemorySpanExporter::default();
+        let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
+        let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("tests"));
+        let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
+        let ids = (TraceId::from(7_u128), SpanId::from(9_u64));
+        let traces = [true, false].map(|sampled| {
+            let flags = TraceFlags::default().with_sampled(sampled);
+            let mut headers = HeaderMap::new();
+            inject(&SpanContext::new(ids.0, ids.1, flags, true, TraceState::default()), &mut headers);
+            of_attempt("order-fulfilment", &metadata(), Some(&headers))
+        });
+        for trace in traces {
+            trace.around(pin!(async { failed(&Span::current(), "transient", &"busy") })).await;
+        }
+        let spans = exporter.get_finished_spans().unwrap();
+        let [span] = spans.as_slice() else { panic!("{spans:?}") };
+        assert_eq!((span.span_context.trace_id(), span.parent_span_id), ids);
+        assert_eq!((span.name.as_ref(), &span.span_kind), ("process order-fulfilment", &SpanKind::Consumer));
+        assert_eq!(span.status, Status::error("busy"));
+        let told: BTreeMap<_, _> = span
+            .attributes
+            .iter()
+            .map(|attribute| (attribute.key.as_str(), attribute.value.to_string()))
+            .collect();
+        for (name, value) in [
+            ("messaging.system", "nats"),
+            ("messaging.operation.name", "process"),
+            ("messaging.operation.type", "process"),
+            ("messaging.destination.name", "orders.42.placed"),
+            ("messaging.destination.subscription.name", "fulfilment"),
+            ("messaging.message.id", "orders/7"),
+            ("error.type", "transient"),
+            ("attempt", "2"),
+        ] {
+            assert_eq!(told.get(name).map(String::as_str), Some(value), "{name}: {told:?}");
+        }
+    }
 
     #[test]
     fn what_is_written_into_headers_is_read_as_it_was() {
@@ -168,9 +275,37 @@ mod tests {
             let context = SpanContext::new(ids.0, ids.1, flags, true, state);
             let mut headers = HeaderMap::new();
             inject(&context, &mut headers);
-            let read = W3C.extract_with_context(&Context::new(), &Headers(&headers));
-            assert_eq!(*read.span().span_context(), context);
+            assert_eq!(extract(&headers), Some(context));
             assert_eq!(headers.len(), 1 + usize::from(sampled));
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_what_the_propagator_reads() {
+        let (trace, span) = ("00fedcba9876543210ff0a0908070605", "0102030405060708");
+        for parent in [
+            format!("00-{trace}-{span}-01"),
+            format!("00-{trace}-{span}-00"),
+            format!("00-{trace}-{span}-03"),
+            format!("01-{trace}-{span}-01-more"),
+            format!("00-{trace}-{span}-01-more"),
+            format!("00-{trace}-{span}-1"),
+            format!("00-{trace}-{span}01"),
+            format!("00-{}-{span}-01", trace.to_uppercase()),
+            format!("00-{}-{span}-01", "0".repeat(32)),
+            format!("00-{trace}-{}-01", "0".repeat(16)),
+            format!("00-+{}-{span}-01", &trace[1..]),
+            format!("00-{}é-{span}-01", &trace[2..]),
+            format!("00-{trace}é{span}-01"),
+            format!("ff-{trace}-{span}-01"),
+            trace.to_owned(),
+            String::new(),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(PARENT, parent.as_str());
+            let context = W3C.extract_with_context(&Context::new(), &Headers(&headers));
+            let expected = Some(context.span().span_context().clone()).filter(SpanContext::is_valid);
+            assert_eq!(extract(&headers), expected, "{parent}");
         }
     }
 

@@ -57,6 +57,8 @@ pub(super) struct Unconfirmed {
     /// same place is not taken for one.
     numbers: Option<(u64, u64)>,
     told: usize,
+    /// It is to be delivered again.
+    again: bool,
     /// Told on the connection that there is, and not answered.
     asked: bool,
     silences: u32,
@@ -79,8 +81,8 @@ pub(super) enum Due {
 impl Unconfirmed {
     pub(super) fn new(settlement: &Settlement, ack_wait: Duration, now: Instant) -> Self {
         let deadlines = Deadlines::new(settlement, ack_wait, now);
-        let payload = settlement.payload();
-        Self { payload, numbers: None, told: 0, asked: false, silences: 0, next: Some(now), deadlines }
+        let (payload, again) = (settlement.payload(), matches!(settlement, Settlement::Nak { .. }));
+        Self { payload, numbers: None, told: 0, again, asked: false, silences: 0, next: Some(now), deadlines }
     }
 
     /// It is told now under this number.
@@ -89,6 +91,11 @@ impl Unconfirmed {
         self.told += 1;
         self.asked = true;
         self.next = Some(now + ANSWER);
+    }
+
+    /// Whether a delivery that comes again is what it asked for.
+    pub(super) fn is_done_by_redelivery(&self) -> bool {
+        self.again && self.told > 0
     }
 
     /// Whether the answer of this number is to it, however late.

@@ -1,22 +1,26 @@
-//! What is done with one delivery: attempts within the limits, a decision after each, a dead letter where it is given up. Says how
-//! the delivery is to be settled, and tells JetStream nothing itself.
+//! What is done with one delivery: an attempt within the limits, a decision, a dead letter where it is given up. Says how the
+//! delivery is to be settled, or when it is to be tried again in its place, and tells JetStream nothing itself.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, HeaderName};
 use bytes::Bytes;
-use futures::FutureExt;
+use futures::{FutureExt, poll};
+use jetwright_crds::environment::Retry;
 use jiff::Timestamp;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
 use super::{
     Consumption,
-    acknowledge::{GIVEN_BACK, Settlement},
-    dead_letter::{Original, Verdict, keep},
+    acknowledge::Settlement,
+    dead_letter::{Original, Verdict, keep, one_line},
+    memory::Known,
     settle::{Decision, Outcome, Reason, exhausted, settle},
 };
-use crate::{Event, Handler, Metadata, Undecodable, event::EVENT_TYPE, metrics::HandledOutcome, trace};
+use crate::{
+    ErrorKind, Event, Handler, Metadata, Undecodable, event::EVENT_TYPE, metrics::HandledOutcome, trace,
+};
 
 /// What a termination tells whoever listens for it: the event is kept elsewhere.
 const DEAD_LETTERED: &str = "dead-lettered";
@@ -29,49 +33,96 @@ pub(super) struct Delivery {
     pub(super) payload: Bytes,
     /// Attempts begin anew with every delivery, and go on here until they are used up.
     pub(super) in_place: bool,
-    /// When it came, if JetStream never delivered it before.
+    /// When it was delivered first, if that is known.
     pub(super) first_delivered: Option<Timestamp>,
+    /// What comes of it, where that is known without asking the handler.
+    pub(super) known: Option<Outcome>,
 }
 
-/// Tries until there is something to tell JetStream.
-pub(super) async fn process<H: Handler>(
-    consumption: Arc<Consumption<H>>,
-    mut delivery: Delivery,
-) -> Settlement {
-    let _in_flight = consumption.metrics.begin();
-    let mut outcome = known_outcome(&consumption, &mut delivery);
-    loop {
-        let trace = trace::of_attempt(H::BINDING, &delivery.metadata, delivery.headers.as_ref());
-        let settlement = trace.around(try_once(&consumption, &delivery, outcome.take())).await;
-        match settlement {
-            Settlement::Nak { after } if delivery.in_place => {
-                if consumption.stop.run_until_cancelled(sleep(after)).await.is_none() {
-                    // Those of its key that wait behind it are given back after it.
-                    return GIVEN_BACK;
-                }
+impl Delivery {
+    /// What was delivered at this time. In place, attempts count from 1 with each delivery.
+    pub(super) fn new<H>(
+        consumption: &Consumption<H>,
+        metadata: Metadata,
+        message: (Option<HeaderMap>, Bytes),
+        time: Timestamp,
+    ) -> Self {
+        let in_place = consumption.binding.ordering.is_some();
+        let (first_delivered, known) = match metadata.attempt {
+            1 => (Some(time), None),
+            attempt => {
+                let known = consumption.memory.take(&metadata);
+                (known.first_delivered, known_outcome(known, attempt, &consumption.binding.retry))
             }
-            settlement => return settlement,
-        }
-        let attempt = delivery.metadata.attempt + 1;
-        delivery.metadata = Arc::new(Metadata { attempt, ..(*delivery.metadata).clone() });
+        };
+        let attempt = if in_place && known.is_none() { 1 } else { metadata.attempt };
+        let (metadata, (headers, payload)) = (Arc::new(Metadata { attempt, ..metadata }), message);
+        Self { metadata, headers, payload, in_place, first_delivered, known }
     }
+}
+
+/// What is to be done after an attempt.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// JetStream is to be told.
+    Settle(Settlement),
+    /// It is to be tried again in its place, not before this time has passed.
+    Again { after: Duration, delivery: Box<Delivery> },
+}
+
+/// How an attempt ended.
+enum Attempted {
+    Settled(Settlement),
+    /// It is to be tried again.
+    Failed {
+        after: Duration,
+    },
+    /// It was given up for this reason and with this error, and cannot be kept now.
+    Unkept {
+        after: Duration,
+        why: (Reason, String),
+    },
+}
+
+/// Tries once.
+pub(super) async fn process<H: Handler>(consumption: Arc<Consumption<H>>, mut delivery: Delivery) -> Next {
+    let _in_flight = consumption.metrics.begin();
+    let known = delivery.known.take();
+    let trace = trace::of_attempt(H::BINDING, &delivery.metadata, delivery.headers.as_ref());
+    let attempted = trace.around(pin!(try_once(&consumption, &delivery, known))).await;
+    match attempted {
+        Attempted::Settled(settlement) => Next::Settle(settlement),
+        Attempted::Failed { after } if delivery.in_place => {
+            let attempt = delivery.metadata.attempt + 1;
+            delivery.metadata = Arc::new(Metadata { attempt, ..(*delivery.metadata).clone() });
+            Next::Again { after, delivery: Box::new(delivery) }
+        }
+        Attempted::Unkept { after, why: (reason, error) } if delivery.in_place => {
+            delivery.known = Some(Outcome::GivenUp(reason, error));
+            Next::Again { after, delivery: Box::new(delivery) }
+        }
+        Attempted::Failed { after } => give_back(&consumption, &delivery, after, None),
+        Attempted::Unkept { after, why } => give_back(&consumption, &delivery, after, Some(why)),
+    }
+}
+
+/// JetStream is to deliver it again.
+fn give_back<H>(
+    consumption: &Consumption<H>,
+    delivery: &Delivery,
+    after: Duration,
+    given_up: Option<(Reason, String)>,
+) -> Next {
+    let known = Known { first_delivered: delivery.first_delivered, given_up };
+    consumption.memory.put(&delivery.metadata, known);
+    Next::Settle(Settlement::Nak { after })
 }
 
 /// What comes of a delivery without asking the handler: it was given up before and could not be kept, or was delivered too often.
 /// Deliveries that never came to a decision, as where the process died each time, count whatever the attempts do.
-fn known_outcome<H>(consumption: &Consumption<H>, delivery: &mut Delivery) -> Option<Outcome> {
-    if delivery.metadata.attempt > 1
-        && let Some((reason, error)) = consumption.unkept.take(&delivery.metadata)
-    {
-        return Some(Outcome::GivenUp(reason, error));
-    }
-    if exhausted(delivery.metadata.attempt, &consumption.binding.retry) {
-        return Some(Outcome::Exhausted);
-    }
-    if delivery.in_place && delivery.metadata.attempt > 1 {
-        delivery.metadata = Arc::new(Metadata { attempt: 1, ..(*delivery.metadata).clone() });
-    }
-    None
+fn known_outcome(known: Known, attempt: u32, retry: &Retry) -> Option<Outcome> {
+    let given_up = known.given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
+    given_up.or_else(|| exhausted(attempt, retry).then_some(Outcome::Exhausted))
 }
 
 /// One attempt, unless it is known already what comes of it.
@@ -79,8 +130,9 @@ async fn try_once<H: Handler>(
     consumption: &Consumption<H>,
     delivery: &Delivery,
     known: Option<Outcome>,
-) -> Settlement {
+) -> Attempted {
     let begun = Instant::now();
+    let told_before = matches!(known, Some(Outcome::GivenUp(..)));
     let outcome = match known {
         Some(outcome) => outcome,
         None => handle(consumption, delivery, begun).await,
@@ -90,10 +142,12 @@ async fn try_once<H: Handler>(
         Outcome::Done => Decision::Done,
         outcome => settle(outcome, delivery.metadata.attempt, retry, rand::random()),
     };
-    tell(consumption, &delivery.metadata, &decision, begun);
+    if !told_before {
+        tell(consumption, &delivery.metadata, &decision, begun);
+    }
     match decision {
-        Decision::Done => Settlement::Ack,
-        Decision::Retry { after, .. } => Settlement::Nak { after },
+        Decision::Done => Attempted::Settled(Settlement::Ack),
+        Decision::Retry { after, .. } => Attempted::Failed { after },
         // Seldom, and large: every attempt would carry the room for it.
         Decision::Bury { reason, error } => Box::pin(bury(consumption, delivery, reason, error)).await,
     }
@@ -101,28 +155,35 @@ async fn try_once<H: Handler>(
 
 async fn handle<H: Handler>(consumption: &Consumption<H>, delivery: &Delivery, begun: Instant) -> Outcome {
     let deadline = consumption.binding.handler_deadline.0;
-    // What a service wrote is called within the caught future alone, its decoding included.
-    let handling = AssertUnwindSafe(async {
-        let event = match decode::<H::Event>(delivery) {
-            Ok(event) => event,
-            Err(why) => return Outcome::Undecodable(why),
-        };
-        match consumption.handler.handle(event, &delivery.metadata).await {
-            Ok(()) => Outcome::Done,
-            Err(failure) => Outcome::Failed(failure),
+    // What a service wrote is called within the caught future alone, its decoding included, and cleared away there.
+    let handled = AssertUnwindSafe(async {
+        let mut handling = pin!(async {
+            let event = match decode::<H::Event>(delivery) {
+                Ok(event) => event,
+                Err(why) => return Outcome::Undecodable(why),
+            };
+            match consumption.handler.handle(event, &delivery.metadata).await {
+                Ok(()) => Outcome::Done,
+                Err(failure) => Outcome::Failed(failure),
+            }
+        });
+        match poll!(handling.as_mut()) {
+            Poll::Ready(outcome) => outcome,
+            // Most need no timer, and every attempt would carry the room for it.
+            Poll::Pending => {
+                Box::pin(timeout_at(begun + deadline, handling)).await.unwrap_or(Outcome::TimedOut(deadline))
+            }
         }
     });
-    let outcome = match timeout(deadline, handling.catch_unwind()).await {
-        Err(_) => Outcome::TimedOut(deadline),
-        Ok(Err(panic)) => Outcome::Panicked(panic_message(panic.as_ref())),
-        Ok(Ok(outcome)) => outcome,
-    };
+    let handled = handled.catch_unwind().await;
+    let outcome = handled.unwrap_or_else(|panic| Outcome::Panicked(panic_message(panic.as_ref())));
     consumption.metrics.took(begun.elapsed());
     outcome
 }
 
 fn decode<E: Event>(delivery: &Delivery) -> Result<E, Undecodable> {
-    let event_type = delivery.headers.as_ref().and_then(|headers| headers.get(EVENT_TYPE));
+    let event_type = HeaderName::from_static(EVENT_TYPE);
+    let event_type = delivery.headers.as_ref().and_then(|headers| headers.get(event_type));
     E::decode(event_type.ok_or_else(Undecodable::missing_type)?.as_str(), delivery.payload.clone())
 }
 
@@ -137,26 +198,27 @@ async fn bury<H: Handler>(
     delivery: &Delivery,
     reason: Reason,
     error: String,
-) -> Settlement {
+) -> Attempted {
     let Some(dead_letters) = &consumption.binding.dead_letters else {
-        return Settlement::Term { reason: reason.as_str() };
+        return Attempted::Settled(Settlement::Term { reason: reason.as_str() });
     };
-    let Delivery { metadata, headers, payload, in_place, first_delivered } = delivery;
+    let after = consumption.binding.retry.backoff.max.0;
+    if !consumption.away.may_try() {
+        return Attempted::Unkept { after, why: (reason, one_line(&error)) };
+    }
+    let Delivery { metadata, headers, payload, first_delivered, .. } = delivery;
     let verdict = Verdict { reason, error, first_delivered: *first_delivered, failed_at: Timestamp::now() };
     let original = Original { metadata, headers: headers.as_ref(), payload };
-    while let Err(error) = keep(&consumption.publisher, dead_letters, original, &verdict).await {
-        let after = consumption.binding.retry.backoff.max.0;
+    let kept = keep(&consumption.publisher, dead_letters, original, &verdict).await;
+    // What one event has against it says nothing about others.
+    let away = kept.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);
+    consumption.away.heard(!away);
+    if let Err(error) = kept {
         tracing::error!(binding = H::BINDING, %error, ?after, "a dead letter cannot be kept; tried again");
-        if !in_place {
-            consumption.unkept.put(metadata, (verdict.reason, verdict.error));
-            return Settlement::Nak { after };
-        }
-        if consumption.stop.run_until_cancelled(sleep(after)).await.is_none() {
-            return GIVEN_BACK;
-        }
+        return Attempted::Unkept { after, why: (reason, one_line(&verdict.error)) };
     }
     consumption.metrics.kept(reason);
-    Settlement::Term { reason: DEAD_LETTERED }
+    Attempted::Settled(Settlement::Term { reason: DEAD_LETTERED })
 }
 
 /// Counts and logs the decision.
@@ -168,12 +230,12 @@ fn tell<H: Handler>(consumption: &Consumption<H>, metadata: &Metadata, decision:
             HandledOutcome::Done
         }
         Decision::Retry { after, error } => {
-            trace::failed(&Span::current(), error);
+            trace::failed(&Span::current(), "transient", error);
             tracing::warn!(binding, attempt, ?after, error, "to be tried again");
             HandledOutcome::Retried
         }
         Decision::Bury { reason, error } => {
-            trace::failed(&Span::current(), error);
+            trace::failed(&Span::current(), reason.as_str(), error);
             tracing::error!(binding, attempt, reason = reason.as_str(), error, "given up");
             HandledOutcome::Buried(*reason)
         }

@@ -97,8 +97,8 @@ fn headers(original: Original<'_>, verdict: &Verdict) -> HeaderMap {
     headers
 }
 
-/// Headers are lines, and errors may have several.
-fn one_line(error: &str) -> String {
+/// An error as a header tells it: those are lines, and errors may have several.
+pub(super) fn one_line(error: &str) -> String {
     let mut end = error.len().min(LONGEST_ERROR);
     while !error.is_char_boundary(end) {
         end -= 1;

@@ -95,11 +95,15 @@ async fn pull_while_there<H: Handler>(
         tokio::select! {
             biased;
             arrival = pull.next() => {
-                match arrival {
-                    Arrival::Message(message) => hand_out(consumption, outbound, message),
-                    Arrival::Ended => {}
-                    Arrival::Gone(why) => return Stopped::Gone(why),
-                    Arrival::Forbidden(violation) => return Stopped::Forbidden(violation),
+                let mut arrived = Some(arrival);
+                while let Some(arrival) = arrived {
+                    match arrival {
+                        Arrival::Message(message) => hand_out(consumption, outbound, message),
+                        Arrival::Ended => {}
+                        Arrival::Gone(why) => return Stopped::Gone(why),
+                        Arrival::Forbidden(violation) => return Stopped::Forbidden(violation),
+                    }
+                    arrived = pull.at_once();
                 }
                 if !told {
                     consumption.gate.open();

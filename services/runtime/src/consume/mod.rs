@@ -4,26 +4,29 @@
 //! | file | does |
 //! | --- | --- |
 //! | `intake`, `find`, `pull` | wait for the consumer, pull no more than there is room for |
-//! | `desk`, `lanes` | hold what was delivered: begin it in order, keep JetStream from giving it to others, settle it |
+//! | `desk`, `lanes`, `desk/settling` | hold what was delivered: begin it in order, keep JetStream from giving it to others, settle it |
 //! | `attempt`, `settle` | handle one delivery within its limits, decide what becomes of it |
-//! | `dead_letter`, `unkept`, `acknowledge` | keep what is given up; what JetStream is told |
+//! | `dead_letter`, `away`, `memory` | keep what is given up; what is known of what comes again |
+//! | `acknowledge` | what JetStream is told |
 
 mod acknowledge;
 mod attempt;
+mod away;
 mod dead_letter;
 mod desk;
 mod find;
 mod intake;
 mod lanes;
+mod memory;
 mod pull;
 mod settle;
-mod unkept;
 
 use std::{
     sync::{Arc, Mutex, atomic::AtomicUsize},
     time::Duration,
 };
 
+use futures::FutureExt;
 use jetwright_crds::environment::Binding;
 use jetwright_process::health::Gate;
 use tokio::{
@@ -33,9 +36,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{Handler, Limits, Publisher, connection::Connection, metrics::HandlerMetrics};
+use away::Away;
 use desk::Desk;
+use memory::Memory;
 pub(crate) use settle::Reason;
-use unkept::Unkept;
 
 /// Beyond a handler's deadline, what a stop leaves an attempt that was still to arrive, and its settlement.
 pub(crate) const SETTLING: Duration = Duration::from_secs(2);
@@ -61,7 +65,8 @@ pub(crate) struct Consumption<H> {
     held: AtomicUsize,
     /// Rung when there is one less.
     room: Notify,
-    unkept: Unkept,
+    memory: Memory,
+    away: Away,
     /// Cancelled when the program is to end.
     stop: CancellationToken,
 }
@@ -92,7 +97,8 @@ impl<H> Consumption<H> {
             doubt: Notify::new(),
             held: AtomicUsize::default(),
             room: Notify::new(),
-            unkept: Unkept::default(),
+            memory: Memory::default(),
+            away: Away::default(),
             stop: CancellationToken::new(),
         }
     }
@@ -121,8 +127,8 @@ pub(crate) async fn consume<H: Handler>(mut consumption: Consumption<H>, stop: C
     // No more is ever in it than was asked for.
     let (outbound, inbound) = mpsc::unbounded_channel();
     let working = async {
-        let (worked, ()) = tokio::join!(desk.run(inbound), intake::run(pull, &consumption, outbound, &stop));
-        worked
+        let taking = intake::run(pull, &consumption, outbound, &stop).map(Ok);
+        tokio::try_join!(desk.run(inbound), taking).map(drop)
     };
     let overdue = async {
         stop.cancelled().await;

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, future::poll_fn, task::Poll, time::Duration};
 
 use async_nats::{Client, Message, StatusCode, Subscriber};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use jetwright_process::nats::{Violation, Watch};
 use tokio::{
     sync::watch,
@@ -193,11 +193,7 @@ impl Pull {
         };
         tokio::select! {
             biased;
-            arrival = arrival(&mut self.arrivals, self.account.turn) => {
-                let arrival = self.arrived(arrival);
-                self.served += u64::from(matches!(arrival, Arrival::Message(_) | Arrival::Ended));
-                arrival
-            }
+            arrival = arrival(&mut self.arrivals, self.account.turn) => self.arrived(arrival),
             _ = self.link.changed() => {
                 self.account.forget();
                 Arrival::Gone("the connection to NATS was lost".to_owned())
@@ -213,6 +209,12 @@ impl Pull {
         }
     }
 
+    /// What has arrived already, if anything has.
+    pub(super) fn at_once(&mut self) -> Option<Arrival> {
+        let arrival = arrival(&mut self.arrivals, self.account.turn).now_or_never()?;
+        Some(self.arrived(arrival))
+    }
+
     /// What still comes of what was asked for; `None` when that is all.
     pub(super) async fn rest(&mut self) -> Option<Message> {
         while self.account.outstanding() > 0 {
@@ -226,6 +228,12 @@ impl Pull {
     }
 
     fn arrived(&mut self, arrival: Option<(usize, Message)>) -> Arrival {
+        let arrival = self.read(arrival);
+        self.served += u64::from(matches!(arrival, Arrival::Message(_) | Arrival::Ended));
+        arrival
+    }
+
+    fn read(&mut self, arrival: Option<(usize, Message)>) -> Arrival {
         let Some((turn, message)) = arrival else {
             self.account.forget();
             return Arrival::Gone("the connection to NATS is closed".to_owned());
