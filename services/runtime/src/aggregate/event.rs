@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt, pin::Pin};
 
 use prost::{Message, Name};
 
-use crate::{Error, PublishOptions, Published, Publisher};
+use crate::{Error, PublishOptions, Published, Publisher, publish::own_message_id};
 
 /// An event that is to be appended to an aggregate, under `<prefix>.<id>.<name>`.
 pub struct NewEvent {
@@ -33,8 +33,12 @@ impl NewEvent {
         &self.name
     }
 
-    pub(super) fn message_id(&self) -> Option<String> {
-        self.message_id.clone()
+    /// The id under which it is stored once, and whether somebody else may know it.
+    pub(super) fn message_id(&self) -> (String, bool) {
+        match &self.message_id {
+            Some(id) => (id.clone(), true),
+            None => (own_message_id(), false),
+        }
     }
 
     pub(super) async fn publish(

@@ -8,6 +8,8 @@ mod update;
 
 use std::{fmt, marker::PhantomData};
 
+use async_nats::header;
+
 pub use self::{
     error::AggregateError,
     event::NewEvent,
@@ -186,26 +188,51 @@ impl<A: Aggregate> Aggregates<A> {
         Ok(Loaded { id: id.to_owned(), state, last_sequence })
     }
 
-    /// Appends an event where the aggregate has none that is newer than what was loaded.
+    /// Appends an event where the aggregate has none that is newer than what was loaded. An event that was stored, and whose answer
+    /// was lost, is found there and not taken for somebody else's.
     ///
     /// # Errors
     ///
-    /// [`Conflict`](ErrorKind::Conflict) where it has: load it again and decide again, as [`update`](Self::update) does. It may
-    /// be this very event, stored by a try whose answer was lost. Else as [`Publisher::publish`], and
-    /// [`Refused`](ErrorKind::Refused) where the id or the event's name is not one token of a subject.
+    /// [`Conflict`](ErrorKind::Conflict) where it has: load it again and decide again, as [`update`](Self::update) does. Else as
+    /// [`Publisher::publish`], and [`Refused`](ErrorKind::Refused) where the id or the event's name is not one token of a subject.
     pub async fn append(&self, loaded: &Loaded<A>, event: NewEvent) -> Result<Published, Error> {
         let id = &loaded.id;
-        let expected = Some(Expected::last(loaded.last_sequence, self.filter(id)?));
+        let filter = self.filter(id)?;
         check_token("the name of an event", event.name())?;
         let subject = format!("{}.{id}.{}", self.prefix, event.name());
-        let options = PublishOptions { message_id: event.message_id(), expected };
-        let published = event.publish(&self.publisher, &subject, options).await?;
+        let (message_id, known_to_others) = event.message_id();
+        let expected = Some(Expected::last(loaded.last_sequence, filter.as_str()));
+        let options = PublishOptions { message_id: Some(message_id.clone()), expected };
+        let published = match event.publish(&self.publisher, &subject, options).await {
+            Err(conflict) if conflict.kind() == ErrorKind::Conflict => {
+                match self.stored(&filter, loaded.last_sequence, &message_id).await {
+                    Ok(Some(own)) => own,
+                    // This program may write and not read.
+                    Err(error) if error.kind() != ErrorKind::Refused => return Err(error),
+                    _ => return Err(conflict),
+                }
+            }
+            done => done?,
+        };
         if published.stream == self.stream {
-            return Ok(published);
+            return Ok(Published { duplicate: published.duplicate && known_to_others, ..published });
         }
         let reason =
             format!("it was stored in the stream {}, and is read in {}", published.stream, self.stream);
         Err(Error::new(ErrorKind::Refused, subject, reason))
+    }
+
+    /// The event of this message id, if it is the first one after this sequence: a server of one replica compares the sequence first,
+    /// and so takes a repetition for a conflict with what it stored itself.
+    async fn stored(
+        &self,
+        filter: &str,
+        last_sequence: u64,
+        message_id: &str,
+    ) -> Result<Option<Published>, Error> {
+        let first = self.reader.next(&self.stream, filter, last_sequence + 1).await?;
+        let own = first.filter(|first| first.header(header::NATS_MESSAGE_ID.as_ref()) == Some(message_id));
+        Ok(own.map(|own| Published { stream: self.stream.clone(), sequence: own.sequence, duplicate: true }))
     }
 
     /// The subjects of an aggregate's events.

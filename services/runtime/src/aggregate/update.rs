@@ -23,7 +23,8 @@ pub enum Decision<T> {
 pub struct Updated<T> {
     /// The answer of the decision that counts.
     pub answer: T,
-    /// Whether it appended an event; `false` too where one was there already under its message id.
+    /// Whether it appended an event; `false` too where one was there already under a message id that the decision gave it, which may
+    /// be this one, stored by a try whose answer was lost.
     pub appended: bool,
     /// Sequence of that event, or of the newest that was there; 0 where there is none.
     pub sequence: u64,

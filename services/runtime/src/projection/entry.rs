@@ -6,7 +6,7 @@ use super::Projection;
 use crate::{Position, Recorded};
 
 /// Events that could not be applied, of which the newest are remembered until their own delivery was told.
-const SKIPPED: usize = 8;
+const SKIPPED: usize = 32;
 /// Longest reason that is remembered, in bytes.
 const REASON: usize = 200;
 

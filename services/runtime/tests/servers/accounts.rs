@@ -24,7 +24,10 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Bench, SOON};
+use crate::{
+    proxy::Proxy,
+    support::{Bench, SOON},
+};
 
 #[derive(Clone, Copy, PartialEq, Message)]
 pub struct Paid {
@@ -160,6 +163,13 @@ impl<S> Bank<S> {
     /// On servers with the stream, at this address.
     pub fn on(nats: S, url: &str, jetstream: jetstream::Context) -> Self {
         Self { jetstream, url: url.to_owned(), _nats: nats }
+    }
+
+    /// From now on its services lose answers to what they store, when the proxy is told so.
+    pub async fn losing_answers(&mut self) -> Proxy {
+        let proxy = Proxy::before(&self.url, |_, payload| payload.contains(r#"{"stream":"accounts""#)).await;
+        self.url.clone_from(&proxy.url);
+        proxy
     }
 
     /// With the bucket of this name.

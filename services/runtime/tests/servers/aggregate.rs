@@ -93,6 +93,28 @@ async fn of_many_who_decide_at_once_each_event_is_stored_once_and_on_what_was_be
     assert_eq!(ann.state(), &Account { balance: (1 << 40) - 1, payments: 40 });
 }
 
+#[tokio::test]
+async fn what_was_stored_and_its_answer_lost_is_not_decided_once_more() {
+    let mut bank = Bank::open().await;
+    let proxy = bank.losing_answers().await;
+    let accounts = bank.accounts().await;
+    for (before, message_id) in [(0, None), (5, Some("orders/1/payments/0"))] {
+        proxy.lose(1);
+        let updated = accounts.update("ann", |account| {
+            let event = match message_id {
+                Some(id) => paid(5).with_message_id(id),
+                None => paid(5),
+            };
+            Ok::<_, AggregateError>(Decision::Append(event, account.balance))
+        });
+        let updated = updated.await.unwrap();
+        assert_eq!(proxy.left_to_lose(), 0, "no answer was lost");
+        // Under an id that others may know, it may have been theirs.
+        assert_eq!((updated.answer, updated.appended), (before, message_id.is_none()));
+    }
+    assert_eq!(accounts.load("ann").await.unwrap().into_state(), Account { balance: 10, payments: 2 });
+}
+
 #[derive(Debug, PartialEq, thiserror::Error)]
 enum Refusal {
     #[error("short")]
