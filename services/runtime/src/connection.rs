@@ -4,7 +4,7 @@
 use std::{
     borrow::Cow,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -76,6 +76,8 @@ struct Observer {
     metrics: Metrics,
     /// The program ends, and with it the connection.
     ending: AtomicBool,
+    /// Held while the table and the link are told, so that both are told the same last.
+    telling: Mutex<()>,
 }
 
 /// One request to JetStream.
@@ -187,22 +189,24 @@ impl Connection {
         object: &str,
         request: &(impl Fn() -> OutboundMessage + Sync),
     ) -> Result<T, NotDone> {
-        let _turn = match self.in_flight.try_acquire() {
+        let turn = match self.in_flight.try_acquire() {
             Ok(turn) => turn,
-            Err(_) => Box::pin(self.turn(deadline, object)).await?,
+            Err(_) => match Box::pin(self.turn(deadline)).await {
+                Some(turn) => turn,
+                None => return Err(unavailable(object, "too many requests wait already")),
+            },
         };
-        match judged(self.request(request(), deadline).await, object) {
+        let heard = judged(self.request(request(), deadline).await, object);
+        drop(turn);
+        match heard {
             Heard::Done(done) => done,
             Heard::Again(why) => Box::pin(self.ask_again(deadline, object, why, request)).await,
         }
     }
 
     /// Room among the requests in flight, when there is some before the deadline.
-    async fn turn(&self, deadline: Instant, object: &str) -> Result<SemaphorePermit<'_>, NotDone> {
-        match timeout_at(deadline, self.in_flight.acquire()).await {
-            Ok(Ok(turn)) => Ok(turn),
-            _ => Err(unavailable(object, "too many requests wait already")),
-        }
+    async fn turn(&self, deadline: Instant) -> Option<SemaphorePermit<'_>> {
+        timeout_at(deadline, self.in_flight.acquire()).await.ok()?.ok()
     }
 
     /// Asks again after a first time in vain.
@@ -218,7 +222,9 @@ impl Connection {
             if next >= deadline {
                 break;
             }
+            // Others have its room meanwhile.
             sleep_until(next).await;
+            let Some(_turn) = self.turn(deadline).await else { break };
             why = match judged(self.request(request(), deadline).await, object) {
                 Heard::Done(done) => return done,
                 Heard::Again(why) => why,
@@ -252,6 +258,10 @@ impl Connection {
                 Begun::UnderWay(ticket) => return Ok(ticket),
                 Begun::NotYet(message) => message,
                 Begun::Deaf(violation) => return Err(Unanswered::Forbidden(violation)),
+            };
+            // It was lost since, or closed for good, of which nobody tells.
+            let Ok(Ok(())) = timeout_at(deadline, link.changed()).await else {
+                return Err(Unanswered::NotConnected);
             };
         }
     }
@@ -323,7 +333,7 @@ fn passing(unanswered: Unanswered, object: &str) -> Result<Cow<'static, str>, Er
 impl Observer {
     fn new(gate: Gate, metrics: Metrics) -> Self {
         let (link, ending) = (watch::Sender::default(), AtomicBool::new(false));
-        Self { requests: Arc::default(), link, gate, metrics, ending }
+        Self { requests: Arc::default(), link, gate, metrics, ending, telling: Mutex::default() }
     }
 
     fn observe(&self, happening: Happening<'_>) {
@@ -340,6 +350,7 @@ impl Observer {
     }
 
     fn connected(&self) {
+        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
         // Who sees the link finds a table that takes requests.
         self.requests.connected();
         self.link.send_modify(|link| *link = Link { connected: true, epoch: link.epoch + 1 });
@@ -349,6 +360,7 @@ impl Observer {
     }
 
     fn disconnected(&self) {
+        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
         self.link.send_modify(|link| link.connected = false);
         self.requests.disconnected();
         self.metrics.connected(false);

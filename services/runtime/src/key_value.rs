@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::{
     Error, ErrorKind, Published, Publisher, Reader, Recorded,
     metrics::WriteKind,
-    publish::{Write, own_message_id},
+    publish::{Write, header_value, own_message_id},
     read::Pages,
 };
 
@@ -48,8 +48,8 @@ impl KeyValue {
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](ErrorKind::Unavailable) in bounded time, or [`Refused`](ErrorKind::Refused) where the key is
-    /// malformed or there is no such bucket.
+    /// [`Unavailable`](ErrorKind::Unavailable) in bounded time, also where there is no such bucket, or
+    /// [`Refused`](ErrorKind::Refused) where the key is malformed.
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, Error> {
         let found = self.reader.last(&self.stream, &self.subject(key)?).await?;
         Ok(found
@@ -98,6 +98,7 @@ impl KeyValue {
         revision: u64,
         message_id: &str,
     ) -> Result<Option<u64>, Error> {
+        let message_id = header_value(key, "message id", message_id)?;
         let stored = self.append(key, value.into(), headers(message_id, revision)).await?;
         Ok((!stored.duplicate).then_some(stored.sequence))
     }
@@ -130,7 +131,7 @@ impl KeyValue {
         revision: u64,
         operation: Option<&str>,
     ) -> Result<u64, Error> {
-        let mut headers = headers(&own_message_id(), revision);
+        let mut headers = headers(own_message_id().into(), revision);
         if let Some(operation) = operation {
             headers.insert(OPERATION, operation);
         }
@@ -165,7 +166,7 @@ fn has_value(recorded: &Recorded) -> bool {
 }
 
 /// The headers of a write, with the revision that the key must be at.
-fn headers(message_id: &str, revision: u64) -> HeaderMap {
+fn headers(message_id: HeaderValue, revision: u64) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(header::NATS_MESSAGE_ID, message_id);
     headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(revision));

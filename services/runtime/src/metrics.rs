@@ -30,6 +30,7 @@ struct Families {
     unconfirmed: Family<Binding, Counter>,
     dead_letters: Family<Buried, Counter>,
     publishes: Family<Publish, Counter>,
+    publishing: Histogram,
     /// Those that count with every event, looked up once.
     stored: Counter,
     connected: Gauge,
@@ -120,8 +121,8 @@ impl Drop for InFlight {
 
 impl Metrics {
     pub(crate) fn register(registry: &mut Registry) -> Self {
-        // 1 ms to 32 s.
-        let buckets: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 16));
+        // 1 ms to 17 minutes: a handler's deadline is its owner's choice.
+        let buckets: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 21));
         let publishes = Family::<Publish, Counter>::default();
         let stored = Publish { kind: WriteKind::Event, outcome: STORED };
         let stored = publishes.get_or_create(&stored).clone();
@@ -133,11 +134,13 @@ impl Metrics {
             dead_letters: Family::default(),
             stored,
             publishes,
+            // 0.5 ms to 8 s: a publish is given up after five.
+            publishing: Histogram::new(exponential_buckets(0.0005, 2.0, 15)),
             connected: Gauge::default(),
             connections: Counter::default(),
         };
         let registry = registry.sub_registry_with_prefix("jetwright");
-        registry.register("handled", "Deliveries by how they ended", families.handled.clone());
+        registry.register("handled", "Deliveries by what was decided of them", families.handled.clone());
         let duration = families.duration.clone();
         registry.register("handler_duration_seconds", "Time that a handler took for one attempt", duration);
         let in_flight = families.in_flight.clone();
@@ -155,6 +158,11 @@ impl Metrics {
             "Writes of events and of state by how they ended",
             families.publishes.clone(),
         );
+        registry.register(
+            "publish_duration_seconds",
+            "Time until a write was stored or given up",
+            families.publishing.clone(),
+        );
         registry.register("nats_connected", "Whether NATS is connected", families.connected.clone());
         registry.register("nats_connections", "Connections to NATS made", families.connections.clone());
         Self(Arc::new(families))
@@ -167,8 +175,9 @@ impl Metrics {
         }
     }
 
-    /// Counts a write that was stored (or was there already), or why it was not.
-    pub(crate) fn published(&self, kind: WriteKind, outcome: Result<bool, ErrorKind>) {
+    /// Counts a write that was stored (or was there already), or why it was not, and how long that took.
+    pub(crate) fn published(&self, kind: WriteKind, outcome: Result<bool, ErrorKind>, took: Duration) {
+        self.0.publishing.observe(took.as_secs_f64());
         if (kind, &outcome) == (WriteKind::Event, &Ok(false)) {
             self.0.stored.inc();
             return;
@@ -176,9 +185,7 @@ impl Metrics {
         let outcome = match outcome {
             Ok(false) => STORED,
             Ok(true) => "duplicate",
-            Err(ErrorKind::Conflict) => "conflict",
-            Err(ErrorKind::Unavailable) => "unavailable",
-            Err(ErrorKind::Refused) => "refused",
+            Err(kind) => kind.as_str(),
         };
         self.0.publishes.get_or_create(&Publish { kind, outcome }).inc();
     }

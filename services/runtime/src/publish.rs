@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::{
-    Error,
+    Error, ErrorKind,
     connection::Connection,
     event::{CONTENT_TYPE, EVENT_TYPE, PROTOBUF},
     metrics::{Metrics, WriteKind},
@@ -111,10 +111,14 @@ impl Publisher {
         E: Message + Name,
     {
         let PublishOptions { message_id, expected } = options;
-        let message_id = message_id.unwrap_or_else(own_message_id);
+        let message_id = match message_id {
+            Some(id) => header_value(subject, "message id", &id)?,
+            None => own_message_id().into(),
+        };
+        let expected = expected.map(|expected| checked(subject, &expected)).transpose()?;
         let (span, trace) = trace::of_publish(subject, E::NAME);
         let message = || {
-            let mut headers = headers(E::full_name(), &message_id, expected.as_ref());
+            let mut headers = headers(E::full_name(), message_id.clone(), expected.clone());
             trace::inject(&trace, &mut headers);
             OutboundMessage {
                 subject: subject.into(),
@@ -131,7 +135,7 @@ impl Publisher {
         };
         span.in_scope(|| match &published {
             Ok(Published { stream, sequence, .. }) => tracing::debug!(stream, sequence, subject, "published"),
-            Err(error) => trace::failed(&span, error),
+            Err(error) => trace::failed(&span, error.kind().as_str(), error),
         });
         published
     }
@@ -156,11 +160,11 @@ impl Publisher {
         subject: &str,
         message: &(impl Fn() -> OutboundMessage + Sync),
     ) -> Result<Published, Error> {
-        let deadline = Instant::now() + BOUND;
-        let published = self.connection.ask_until(deadline, subject, message).await;
+        let begun = Instant::now();
+        let published = self.connection.ask_until(begun + BOUND, subject, message).await;
         let published = published.map_err(|error| error.about(subject));
         let outcome = published.as_ref().map(|stored: &Published| stored.duplicate).map_err(Error::kind);
-        self.metrics.published(kind, outcome);
+        self.metrics.published(kind, outcome, begun.elapsed());
         published
     }
 }
@@ -172,14 +176,29 @@ pub(crate) fn own_message_id() -> String {
     id
 }
 
-fn headers(event_type: String, message_id: &str, expected: Option<&Expected>) -> HeaderMap {
+/// What a caller wants in a header.
+///
+/// # Errors
+///
+/// There is the end of a line in it, after which the server would read another header.
+pub(crate) fn header_value(object: &str, name: &str, text: &str) -> Result<HeaderValue, Error> {
+    text.parse().map_err(|error| Error::new(ErrorKind::Refused, object, format!("{name} {text:?}: {error}")))
+}
+
+/// The values of the headers with which a write is compared.
+fn checked(subject: &str, expected: &Expected) -> Result<[HeaderValue; 2], Error> {
+    let Expected { last_sequence, filter_subject } = expected;
+    Ok([(*last_sequence).into(), header_value(subject, "filter subject", filter_subject)?])
+}
+
+fn headers(event_type: String, message_id: HeaderValue, expected: Option<[HeaderValue; 2]>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(HeaderName::from_static(EVENT_TYPE), event_type);
     headers.insert(HeaderName::from_static(CONTENT_TYPE), PROTOBUF);
     headers.insert(header::NATS_MESSAGE_ID, message_id);
-    if let Some(Expected { last_sequence, filter_subject }) = expected {
-        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(*last_sequence));
-        headers.insert(EXPECTED_SUBJECT, filter_subject.as_str());
+    if let Some([last_sequence, filter_subject]) = expected {
+        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, last_sequence);
+        headers.insert(EXPECTED_SUBJECT, filter_subject);
     }
     headers
 }

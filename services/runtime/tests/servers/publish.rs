@@ -75,13 +75,42 @@ async fn without_nats_a_publish_says_so_in_bounded_time() {
 async fn what_no_stream_takes_is_unavailable_and_what_is_malformed_is_refused() {
     let bench = Bench::start().await;
     let service = bench.run(&Scripted::content()).await;
-    let kind_of = async |subject: &str| {
-        let published =
-            service.publisher.publish(subject, &Number { value: 1 }, PublishOptions::default()).await;
+    let kind_of = async |subject: &str, options: PublishOptions| {
+        let published = service.publisher.publish(subject, &Number { value: 1 }, options).await;
         published.unwrap_err().kind()
     };
-    assert_eq!(kind_of("letters.1").await, ErrorKind::Unavailable);
-    assert_eq!(kind_of("numbers. 1").await, ErrorKind::Refused);
+    assert_eq!(kind_of("letters.1", PublishOptions::default()).await, ErrorKind::Unavailable);
+    assert_eq!(kind_of("numbers. 1", PublishOptions::default()).await, ErrorKind::Refused);
+    let text = "of two\r\nNats-Rollup: all";
+    for options in [
+        PublishOptions { message_id: Some(text.to_owned()), ..PublishOptions::default() },
+        PublishOptions { expected: Some(Expected::none(text)), ..PublishOptions::default() },
+    ] {
+        assert_eq!(kind_of("numbers.1", options).await, ErrorKind::Refused);
+    }
+    let updated = service.state.update_once("key", "value", 0, text).await;
+    assert_eq!(updated.unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(bench.stored().await, 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn those_that_nobody_answers_leave_room_for_others() {
+    let bench = Bench::start().await;
+    let service = bench.run(&Scripted::content()).await;
+    service.await_ready().await;
+    let in_vain = async |value| {
+        let event = Number { value };
+        service.publisher.publish("letters.1", &event, PublishOptions::default()).await.unwrap_err()
+    };
+    let stuck = futures::future::join_all((0..3000).map(in_vain));
+    let others = async {
+        for value in 0..100 {
+            publish(&service.publisher, value).await;
+        }
+    };
+    futures::join!(stuck, others);
+    assert_eq!(bench.stored().await, 100);
     service.stop().await;
 }
 
@@ -124,7 +153,8 @@ async fn a_publish_survives_a_restart_of_nats_and_stores_one_event() {
 /// A bench whose services lose the answers to what they publish, when the proxy is told so.
 async fn losing_answers() -> (Bench, Proxy) {
     let mut bench = Bench::start().await;
-    let proxy = Proxy::before(bench.nats.url(), r#"{"stream":"numbers""#).await;
+    let proxy =
+        Proxy::before(bench.nats.url(), |_, payload| payload.contains(r#"{"stream":"numbers""#)).await;
     bench.url.clone_from(&proxy.url);
     (bench, proxy)
 }
