@@ -10,15 +10,18 @@ use std::{
 use async_nats::{HeaderMap, jetstream::consumer};
 use bytes::Bytes;
 use futures::StreamExt;
-use jetwright_crds::Duration as Text;
+use jetwright_crds::{Duration as Text, environment::Binding};
 use jetwright_process::health::Health;
-use jetwright_runtime::{Event, Failure, Handler, Limits, Metadata, Service, Undecodable};
+use jetwright_runtime::{Acknowledge, Event, Failure, Handler, Limits, Metadata, Service, Undecodable};
 use jetwright_testing::await_until;
 use prometheus_client::registry::Registry;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Bench, Gate, SOON, Scripted, publish};
+use crate::{
+    proxy::Proxy,
+    support::{Bench, Gate, Number, SOON, Scripted, publish},
+};
 
 #[tokio::test]
 async fn what_is_handled_is_acknowledged_and_delivered_once() {
@@ -51,6 +54,158 @@ async fn a_transient_failure_is_tried_again_after_a_growing_delay() {
     assert!(delays[0] >= Duration::from_millis(50) && delays[1] >= Duration::from_millis(100), "{delays:?}");
     assert_eq!((service.handled("retried"), service.handled("done")), (2, 1));
     service.stop().await;
+}
+
+#[tokio::test]
+async fn attempts_and_their_delays_go_on_after_a_restart() {
+    let mut bench = Bench::start().await;
+    bench.binding.retry.backoff.initial = Text::from_secs(2);
+    bench.binding.retry.backoff.max = Text::from_secs(2);
+    let handler = Scripted::new(|_, attempt| async move {
+        if attempt == 1 { Err(Failure::transient("busy")) } else { Ok(()) }
+    });
+    let service = bench.run(&handler).await;
+    bench.publish(&service.publisher, 0..1).await;
+    handler.await_calls(1).await;
+    service.stop().await;
+    let service = bench.run(&handler).await;
+    bench.await_drained().await;
+    assert_eq!(handler.attempts(), [(0, 1), (0, 2)]);
+    let [first, second] = [0, 1].map(|call| handler.calls()[call].at);
+    // Half of it is certain.
+    assert!(second - first >= Duration::from_secs(1), "{:?}", second - first);
+    service.stop().await;
+}
+
+/// A bench whose services lose JetStream's confirmations of what they settle, when the proxy is told so.
+async fn losing_confirmations() -> (Bench, Proxy) {
+    let mut bench = Bench::start().await;
+    // They have no payload, and nothing else that a service hears is like that.
+    let empty = |words: &str, payload: &str| words.starts_with("MSG _INBOX.") && payload.is_empty();
+    let proxy = Proxy::before(bench.nats.url(), empty).await;
+    bench.url.clone_from(&proxy.url);
+    (bench, proxy)
+}
+
+#[tokio::test]
+async fn a_retry_whose_confirmation_is_lost_is_the_next_attempt_when_it_comes() {
+    let (bench, proxy) = losing_confirmations().await;
+    let handler = Scripted::new(|_, attempt| async move {
+        if attempt == 1 { Err(Failure::transient("busy")) } else { Ok(()) }
+    });
+    let service = bench.run(&handler).await;
+    proxy.lose(1);
+    bench.publish(&service.publisher, 0..1).await;
+    bench.await_drained().await;
+    service.stop().await;
+    assert_eq!((handler.attempts(), proxy.left_to_lose()), (vec![(0, 1), (0, 2)], 0));
+}
+
+#[tokio::test]
+async fn a_settlement_whose_confirmation_is_lost_is_told_again() {
+    let (bench, proxy) = losing_confirmations().await;
+    let handler = Scripted::content();
+    let service = bench.run(&handler).await;
+    proxy.lose(1);
+    bench.publish(&service.publisher, 0..1).await;
+    handler.await_calls(1).await;
+    bench.await_drained().await;
+    let metrics = service.stop().await;
+    assert_eq!((handler.attempts(), proxy.left_to_lose()), (vec![(0, 1)], 0));
+    assert!(!metrics.contains("settlements_unconfirmed_total{"), "{metrics}");
+}
+
+#[tokio::test]
+async fn acknowledgements_that_are_only_sent_arrive_and_failures_are_tried_again() {
+    let mut bench = Bench::without_consumer().await;
+    bench.binding.max_ack_pending = 1000;
+    bench.create_consumer().await;
+    let handler = Scripted::new(|value, attempt| async move {
+        if value % 10 == 0 && attempt == 1 { Err(Failure::transient("busy")) } else { Ok(()) }
+    });
+    let limits = Limits { acknowledge: Acknowledge::Sent, ..Limits::default() };
+    let service = bench.run_within(&handler, limits).await;
+    bench.publish(&service.publisher, 0..500).await;
+    bench.await_drained().await;
+    assert_eq!((handler.values().len(), handler.calls().len()), (500, 550));
+    service.stop().await;
+}
+
+/// Leaves something behind that panics when it is cleared away.
+struct Bomber(Arc<AtomicUsize>);
+
+struct Shell;
+
+impl Drop for Shell {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "cleared away");
+    }
+}
+
+impl Handler for Bomber {
+    type Event = Number;
+    const BINDING: &'static str = "numbers";
+
+    async fn handle(&self, event: Number, metadata: &Metadata) -> Result<(), Failure> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        if event.value == 0 && metadata.attempt == 1 {
+            let _shell = Shell;
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_panic_when_an_attempt_is_cleared_away_costs_that_attempt_alone() {
+    for bench in [Bench::without_consumer().await, Bench::without_consumer().await.ordered()] {
+        let mut bench = bench;
+        bench.binding.handler_deadline = Text::from_millis(200);
+        bench.create_consumer().await;
+        let (calls, stop, health) = (Arc::default(), CancellationToken::new(), Health::new());
+        let mut service =
+            Service::connect(bench.environment(), &health, &mut Registry::default()).await.unwrap();
+        let publisher = service.publisher();
+        service.handle(Bomber(Arc::clone(&calls))).unwrap();
+        let running = tokio::spawn(service.run(stop.clone()));
+        bench.publish(&publisher, 0..10).await;
+        bench.await_drained().await;
+        assert_eq!(calls.load(Ordering::SeqCst), 11);
+        assert_eq!(bench.deliveries().await, if bench.binding.ordering.is_some() { 10 } else { 11 });
+        stop.cancel();
+        running.await.unwrap().unwrap();
+    }
+}
+
+struct Letters;
+
+impl Handler for Letters {
+    type Event = Number;
+    const BINDING: &'static str = "letters";
+
+    async fn handle(&self, _: Number, _: &Metadata) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn of_two_handlers_one_whose_consumer_is_missing_does_not_hold_the_other() {
+    let bench = Bench::start().await;
+    let mut environment = bench.environment();
+    let missing = Binding { consumer: "missing".to_owned(), ..bench.binding.clone() };
+    environment.bindings.bindings.insert("letters".to_owned(), missing);
+    let (health, stop, handler) = (Health::new(), CancellationToken::new(), Scripted::content());
+    let mut service = Service::connect(environment, &health, &mut Registry::default()).await.unwrap();
+    let publisher = service.publisher();
+    service.handle(handler.clone()).unwrap().handle(Letters).unwrap();
+    let running = tokio::spawn(service.run(stop.clone()));
+    bench.publish(&publisher, 0..10).await;
+    bench.await_drained().await;
+    assert_eq!(handler.values().len(), 10);
+    let why = format!("{:?}", health.ready().unwrap_err());
+    assert!(why.contains("consumer letters") && !why.contains("consumer numbers"), "{why}");
+    stop.cancel();
+    running.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -5,8 +5,9 @@ use std::{collections::BTreeMap, time::Duration};
 use async_nats::{HeaderMap, jetstream::message::StreamMessage};
 use futures::StreamExt;
 use jetwright_crds::{Duration as Text, dead_letter};
-use jetwright_runtime::Failure;
+use jetwright_runtime::{Failure, Limits};
 use jetwright_testing::await_until;
+use jiff::Timestamp;
 use tokio::time::sleep;
 
 use crate::{
@@ -183,13 +184,14 @@ async fn while_dead_letters_cannot_be_kept_nothing_is_given_up() {
         other => Err(other),
     })
     .await;
-    await_until("a second delivery of it", SOON, async || match service.handled("permanent") {
-        0 | 1 => Err(service.metrics()),
-        _ => Ok(()),
+    await_until("a second delivery of it", SOON, async || match bench.deliveries().await {
+        12.. => Ok(()),
+        other => Err(other),
     })
     .await;
     let info = bench.consumer_info().await;
     assert_eq!((info.num_ack_pending, service.dead_letters("permanent")), (1, 0));
+    assert_eq!(service.handled("permanent"), 1);
     bench.create_dead_letters().await;
     bench.await_drained().await;
     let letters = told(&bench.dead_letters().await);
@@ -205,10 +207,55 @@ async fn while_dead_letters_cannot_be_kept_nothing_is_given_up() {
 }
 
 #[tokio::test]
+async fn while_dead_letters_cannot_be_kept_they_do_not_take_the_room_of_good_events() {
+    let mut bench = Bench::without_consumer().await.keeping_dead_letters().await;
+    bench.binding.max_ack_pending = 1000;
+    bench.create_consumer().await;
+    bench.jetstream.delete_stream(dead_letter::stream("numbers")).await.unwrap();
+    let handler =
+        Scripted::new(
+            |value, _| async move { if value < 200 { Err(Failure::permanent("no")) } else { Ok(()) } },
+        );
+    let publisher = bench.publisher().await;
+    bench.publish(&publisher, 0..210).await;
+    // Each dead letter takes five seconds until it cannot be kept.
+    let service = bench.run_within(&handler, Limits { concurrency: 4, ..Limits::default() }).await;
+    await_until("the good ones", SOON, async || match service.handled("done") {
+        10 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    bench.create_dead_letters().await;
+    bench.await_drained().await;
+    assert_eq!((bench.dead_letters().await.len(), service.dead_letters("permanent")), (200, 200));
+    assert_eq!(handler.calls().len(), 210);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_says_when_its_event_came_first() {
+    let bench = Bench::start().await.keeping_dead_letters().await;
+    let handler = Scripted::new(|_, _| async { Err(Failure::transient("busy")) });
+    let service = bench.run(&handler).await;
+    let begun = Timestamp::now();
+    publish(&service.publisher, 1).await;
+    handler.await_calls(1).await;
+    let tried = Timestamp::now();
+    bench.await_drained().await;
+    let letters = bench.dead_letters().await;
+    let time = |name| header(&letters[0], name).parse::<Timestamp>().unwrap();
+    let (first, failed) = (time(dead_letter::FIRST_DELIVERED), time(dead_letter::FAILED_AT));
+    assert!(begun <= first && first <= tried, "{begun} {first} {tried}");
+    // Two delays, of which each may be half of its whole.
+    assert!(failed.duration_since(first).as_millis() >= 150, "{first} {failed}");
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn a_dead_letter_whose_confirmation_is_lost_with_the_process_is_there_once() {
     let mut bench = Bench::without_consumer().await.ack_wait(1000).keeping_dead_letters().await;
     bench.create_consumer().await;
-    let proxy = Proxy::before(bench.nats.url(), "numbers-dlq").await;
+    let proxy = Proxy::before(bench.nats.url(), |_, payload| payload.contains("numbers-dlq")).await;
     let direct = std::mem::replace(&mut bench.url, proxy.url.clone());
     proxy.lose(1000);
     let handler = Scripted::new(|_, _| async { Err(Failure::permanent("no")) });

@@ -2,6 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{self, AtomicUsize},
+    },
     time::Duration,
 };
 
@@ -81,6 +85,30 @@ async fn a_key_that_is_tried_again_holds_no_other_key() {
 }
 
 #[tokio::test]
+async fn keys_that_are_tried_again_leave_their_room_to_others() {
+    let mut bench = Bench::without_consumer().await.ordered();
+    bench.binding.max_ack_pending = 1000;
+    bench.binding.retry.backoff.initial = Text::from_secs(60);
+    bench.binding.retry.backoff.max = Text::from_secs(60);
+    bench.create_consumer().await;
+    let handler =
+        Scripted::new(
+            |value, _| async move { if value < 8 { Err(Failure::transient("busy")) } else { Ok(()) } },
+        );
+    let service = bench.run_within(&handler, Limits { concurrency: 4, ..Limits::default() }).await;
+    for value in 0..40 {
+        publish_of(&service.publisher, value, value).await;
+    }
+    await_until("all others", SOON, async || match service.handled("done") {
+        32 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    assert_eq!(handler.calls().len(), 40);
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_tried_again_in_its_place_is_not_given_to_others_meanwhile() {
     let mut bench = Bench::without_consumer().await.ack_wait(500).ordered();
     bench.binding.retry.backoff.initial = Text::from_millis(1000);
@@ -105,8 +133,18 @@ async fn no_more_keys_are_handled_at_once_than_the_limit() {
     let mut bench = Bench::without_consumer().await.ordered();
     bench.binding.max_ack_pending = 1000;
     bench.create_consumer().await;
-    let gate = Gate::default();
-    let handler = Scripted::new(gate.before(|_| true));
+    let (gate, [now, most]) = (Gate::default(), [(); 2].map(|()| Arc::new(AtomicUsize::new(0))));
+    let (holding, counted) = (gate.clone(), Arc::clone(&most));
+    let handler = Scripted::new(move |_, _| {
+        let (gate, now, most) = (holding.clone(), Arc::clone(&now), Arc::clone(&counted));
+        async move {
+            most.fetch_max(now.fetch_add(1, atomic::Ordering::SeqCst) + 1, atomic::Ordering::SeqCst);
+            gate.opened().await;
+            sleep(Duration::from_millis(5)).await;
+            now.fetch_sub(1, atomic::Ordering::SeqCst);
+            Ok(())
+        }
+    });
     let service = bench.run_within(&handler, Limits { concurrency: 4, ..Limits::default() }).await;
     for value in 0..40 {
         publish_of(&service.publisher, value, value).await;
@@ -121,6 +159,7 @@ async fn no_more_keys_are_handled_at_once_than_the_limit() {
     gate.open();
     bench.await_drained().await;
     assert_eq!(handler.values().len(), 40);
+    assert_eq!(most.load(atomic::Ordering::SeqCst), 4);
     service.stop().await;
 }
 
@@ -153,6 +192,59 @@ async fn what_a_stop_leaves_no_time_for_is_given_back_soon_and_in_its_order() {
     bench.await_drained().await;
     let values: Vec<_> = handler.calls().iter().map(|call| call.value).collect();
     assert_eq!(values, (0..100).collect::<Vec<_>>());
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn what_comes_during_a_stop_is_not_handled_before_what_of_its_key_was_given_back() {
+    for _ in 0..5 {
+        let mut bench = Bench::without_consumer().await.ordered();
+        bench.binding.retry.backoff.initial = Text::from_secs(60);
+        bench.binding.retry.backoff.max = Text::from_secs(60);
+        bench.create_consumer().await;
+        let handler = Scripted::new(|value, _| async move {
+            if value == 0 { Err(Failure::transient("busy")) } else { Ok(()) }
+        });
+        let publisher = bench.publisher().await;
+        let service = bench.run(&handler).await;
+        publish_of(&publisher, 0, 0).await;
+        handler.await_calls(1).await;
+        service.begin_stop();
+        // A request is open for a second still.
+        sleep(Duration::from_millis(100)).await;
+        publish_of(&publisher, 0, 1).await;
+        publish_of(&publisher, 1, 2).await;
+        service.stop().await;
+        assert!(handler.values().iter().all(|value| *value != 1), "{:?}", handler.attempts());
+        if bench.deliveries().await == 3 {
+            assert_eq!(handler.attempts(), [(0, 1), (2, 1)]);
+            return;
+        }
+        // A machine that stands still for a second has to try again.
+    }
+    panic!("nothing came during a stop");
+}
+
+#[tokio::test]
+async fn an_event_with_which_processes_die_is_given_up_in_the_end_and_its_key_goes_on() {
+    let bench = Bench::without_consumer().await.ack_wait(1000).ordered().keeping_dead_letters().await;
+    bench.create_consumer().await;
+    let publisher = bench.publisher().await;
+    publish_of(&publisher, 0, 0).await;
+    let hanging = Scripted::new(|_, _| std::future::pending());
+    for deaths in 1..=3 {
+        let mortal = bench.run_mortal(&hanging);
+        hanging.await_calls(deaths).await;
+        drop(mortal);
+    }
+    // Each time it was the first attempt of a delivery.
+    assert_eq!(hanging.attempts(), [(0, 1); 3]);
+    publish_of(&publisher, 0, 1).await;
+    let handler = Scripted::content();
+    let service = bench.run(&handler).await;
+    bench.await_drained().await;
+    assert_eq!(handler.attempts(), [(1, 1)]);
+    assert_eq!((bench.dead_letters().await.len(), service.dead_letters("last-attempt")), (1, 1));
     service.stop().await;
 }
 

@@ -20,8 +20,9 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Before the server of this `nats://` URL. It loses messages whose payload contains `text`.
-    pub async fn before(server: &str, text: &'static str) -> Self {
+    /// Before the server of this `nats://` URL. It loses messages of which this is so, by the words of the protocol before the payload,
+    /// and the payload.
+    pub async fn before(server: &str, concerned: fn(&str, &str) -> bool) -> Self {
         let server = server.trim_start_matches("nats://").to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("nats://{}", listener.local_addr().unwrap());
@@ -33,7 +34,7 @@ impl Proxy {
                 let (mut from_client, to_client) = client.into_split();
                 let (from_server, mut to_server) = upstream.into_split();
                 tokio::spawn(async move { copy(&mut from_client, &mut to_server).await });
-                tokio::spawn(pass(from_server, to_client, text, Arc::clone(&counter)));
+                tokio::spawn(pass(from_server, to_client, concerned, Arc::clone(&counter)));
             }
         });
         Self { url, to_lose }
@@ -51,7 +52,12 @@ impl Proxy {
 }
 
 /// Passes lines of NATS' protocol on, and what MSG and HMSG carry.
-async fn pass(from: OwnedReadHalf, mut to: OwnedWriteHalf, text: &str, to_lose: Arc<AtomicUsize>) {
+async fn pass(
+    from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    concerned: fn(&str, &str) -> bool,
+    to_lose: Arc<AtomicUsize>,
+) {
     let mut from = BufReader::new(from);
     let mut line = Vec::new();
     while from.read_until(b'\n', &mut line).await.is_ok_and(|read| read > 0) {
@@ -63,7 +69,7 @@ async fn pass(from: OwnedReadHalf, mut to: OwnedWriteHalf, text: &str, to_lose: 
                 return;
             }
             let one_less = |left: usize| left.checked_sub(1);
-            if String::from_utf8_lossy(&payload).contains(text)
+            if concerned(&words, String::from_utf8_lossy(&payload).trim_end())
                 && to_lose.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok()
             {
                 line.clear();

@@ -323,6 +323,11 @@ impl Bench {
         consumer.cached_info().clone()
     }
 
+    /// How often the consumer delivered anything.
+    pub async fn deliveries(&self) -> u64 {
+        self.consumer_info().await.delivered.consumer_sequence
+    }
+
     /// How many events the stream holds.
     pub async fn stored(&self) -> u64 {
         let mut stream = self.jetstream.get_stream("numbers").await.unwrap();
@@ -421,8 +426,15 @@ impl Running {
         .await;
     }
 
-    pub async fn stop(self) {
+    /// It is to stop, and takes its time.
+    pub fn begin_stop(&self) {
         self.stop.cancel();
-        tokio::time::timeout(SOON, self.task).await.expect("it stops in time").unwrap().unwrap();
+    }
+
+    /// Stops it, and tells what it counted to its end.
+    pub async fn stop(mut self) -> String {
+        self.begin_stop();
+        tokio::time::timeout(SOON, &mut self.task).await.expect("it stops in time").unwrap().unwrap();
+        self.metrics()
     }
 }
