@@ -35,7 +35,7 @@ pub async fn run(url: String, job: Job) -> Report {
             send(&jetstream, &job, job.events).await.await.unwrap();
             publish(&jetstream, &job).await
         }
-        Kind::Both { rate } => both(&jetstream, &job, rate).await,
+        Kind::Both { rate, .. } => both(&jetstream, &job, rate).await,
     };
     client.flush().await.unwrap();
     report

@@ -52,6 +52,11 @@ impl Count {
         }
     }
 
+    /// Whether the event is one of those that are counted.
+    pub fn counts(&self, event: &Measured) -> bool {
+        event.number < self.wanted
+    }
+
     /// One event is handled. The time runs from the first to the last.
     pub fn handled(&self, event: &Measured) {
         black_box(event);

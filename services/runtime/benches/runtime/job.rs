@@ -27,6 +27,8 @@ pub enum Kind {
     /// Publishes so many per second, and consumes them with confirmed acknowledgements.
     Both {
         rate: u64,
+        /// Events that fail at every attempt, all published at once in the meantime. Only the runtime's side knows of them.
+        burst: u64,
     },
 }
 
@@ -53,6 +55,14 @@ impl Job {
         match self.kind {
             Kind::Consume { acknowledge, .. } => acknowledge,
             Kind::Publish | Kind::Both { .. } => Acknowledge::Confirmed,
+        }
+    }
+
+    /// How many events are to fail at every attempt.
+    pub fn burst(&self) -> u64 {
+        match self.kind {
+            Kind::Both { burst, .. } => burst,
+            Kind::Consume { .. } | Kind::Publish => 0,
         }
     }
 

@@ -25,7 +25,7 @@ use std::env;
 
 use job::{Acknowledge, Job, Kind};
 use party::Tracing;
-use tell::{Turns, tell_latency, tell_memory};
+use tell::{Turns, grouped, rate, tell_latency, tell_memory};
 use world::World;
 
 /// Events of one turn.
@@ -39,6 +39,10 @@ const IN_FLIGHT: u32 = 1024;
 const KEYS: u64 = 1000;
 /// Seconds for which latency is measured on each side.
 const STEADY: u64 = 10;
+/// More events a second than anything here can do.
+const FASTEST: u64 = 1_000_000;
+/// Events that fail at every attempt, and are published at once while latency is measured.
+const BURST: u64 = 5000;
 /// Events that wait when memory is measured.
 const WAITING: u64 = 1_000_000;
 
@@ -64,28 +68,24 @@ async fn measure(words: &[&str]) {
     let wanted = |name: &str| words.iter().all(|word| *word == "--bench" || name.contains(word));
     println!("{EVENTS} events a turn, {TURNS} turns of each side, {IN_FLIGHT} events in flight; medians");
     let mut world = World::start().await;
-    let mut steady = None;
     for tracing in [Tracing::Off, Tracing::OnePercent, Tracing::Everything] {
         for (name, kind) in MEASUREMENTS {
             let name = format!("{name}, {tracing}");
             if wanted(&name) {
-                let rate = compare(&mut world, &name, kind, tracing).await;
-                if tracing == Tracing::OnePercent && name.contains("confirmed") {
-                    steady = Some(rate);
-                }
+                compare(&mut world, &name, kind, tracing).await;
             }
         }
     }
-    if let Some(rate) = steady.filter(|_| wanted("latency")) {
-        latency(&world, rate / 2.0).await;
+    if wanted("latency") {
+        latency(&mut world).await;
     }
     if wanted("memory") {
         memory(&mut world).await;
     }
 }
 
-/// Lets both sides do a job in turn, and says how fast they were; so was the runtime's.
-async fn compare(world: &mut World, name: &str, kind: Kind, tracing: Tracing) -> f64 {
+/// Lets both sides do a job in turn, and says how fast they were.
+async fn compare(world: &mut World, name: &str, kind: Kind, tracing: Tracing) {
     let job =
         Job { kind, tracing, stream: tracing.stream().to_owned(), events: EVENTS, in_flight: IN_FLIGHT };
     let job = match kind {
@@ -103,16 +103,13 @@ async fn compare(world: &mut World, name: &str, kind: Kind, tracing: Tracing) ->
         turns.bare.push(world.turn(&mut bare, &job).await);
     }
     turns.tell(name, &job);
-    turns.median_rate(&job)
 }
 
-/// How long an event takes from its publisher to its handler, at a load that leaves half of the time to spare.
-async fn latency(world: &World, rate: f64) {
-    // Whole, and far below 2^53.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let rate = rate as u64;
+/// How long an event takes from its publisher to its handler, at half of what can be published and handled at once.
+async fn latency(world: &mut World) {
+    let rate = whole_rate(world).await / 2;
     let job = Job {
-        kind: Kind::Both { rate },
+        kind: Kind::Both { rate, burst: 0 },
         tracing: Tracing::OnePercent,
         stream: "steady".to_owned(),
         events: rate * STEADY,
@@ -120,7 +117,31 @@ async fn latency(world: &World, rate: f64) {
     };
     let ours = world.turn(&mut world.ours(&job), &job).await;
     let bare = world.turn(&mut world.bare(), &job).await;
-    tell_latency(&format!("latency at {rate}/s published and handled"), &ours, &bare);
+    let name = format!("latency at {rate}/s published and handled");
+    tell_latency(&name, &ours, "bare", &bare);
+    // What waits for its next attempt is not acknowledged either.
+    let job =
+        Job { kind: Kind::Both { rate, burst: BURST }, in_flight: 2 * u32::try_from(BURST).unwrap(), ..job };
+    let beside = world.turn(&mut world.ours(&job), &job).await;
+    let name = format!("{name}, beside {BURST} at once that fail at every attempt");
+    tell_latency(&name, &beside, "without them", &ours);
+}
+
+/// How many events a second the runtime publishes and handles when it does both as fast as it can.
+async fn whole_rate(world: &World) -> u64 {
+    let job = Job {
+        kind: Kind::Both { rate: FASTEST, burst: 0 },
+        tracing: Tracing::OnePercent,
+        stream: "fast".to_owned(),
+        events: EVENTS,
+        in_flight: IN_FLIGHT,
+    };
+    let rate = rate(&job, &world.turn(&mut world.ours(&job), &job).await);
+    println!("published and handled at once, as fast as it goes: {}/s", grouped(rate));
+    // Whole, and far below 2^53.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let rate = rate as u64;
+    rate
 }
 
 /// How much memory it takes to consume from a stream in which much more waits than can be held.

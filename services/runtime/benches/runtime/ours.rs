@@ -1,14 +1,17 @@
 //! The runtime's side, by its public interface alone.
 
-use std::sync::{
-    Arc,
-    atomic::{self, AtomicU64},
+use std::{
+    sync::{
+        Arc,
+        atomic::{self, AtomicU64},
+    },
+    time::Duration,
 };
 
 use futures::future::join_all;
 use jetwright_crds::{
-    Duration as Text,
-    environment::{Binding, Bindings, HANDLER_DEADLINE, Ordering, Retry},
+    Duration as Text, dead_letter,
+    environment::{Backoff, Binding, Bindings, DeadLetters, HANDLER_DEADLINE, Ordering, Retry},
 };
 use jetwright_process::health::Health;
 use jetwright_runtime::{
@@ -19,15 +22,22 @@ use opentelemetry::{
     trace::{FutureExt, TraceContextExt},
 };
 use prometheus_client::registry::Registry;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    IN_FLIGHT,
     bare::steadily,
     count::{Count, now},
     event::{Measured, trace},
     job::{self, Job, Kind, Report, Watch},
     party::{ACK_WAIT, CONSUMER},
 };
+
+/// What the log says of an event that is to fail.
+pub const FAILURE: &str = "this event fails at every attempt";
+/// Until a burst of those, from the beginning of the load.
+const BEFORE_BURST: Duration = Duration::from_secs(2);
 
 struct Counting(Arc<Count>);
 
@@ -36,6 +46,9 @@ impl Handler for Counting {
     const BINDING: &'static str = "measured";
 
     async fn handle(&self, event: Measured, _: &Metadata) -> Result<(), Failure> {
+        if !self.0.counts(&event) {
+            return Err(Failure::transient(FAILURE));
+        }
         self.0.handled(&event);
         Ok(())
     }
@@ -45,9 +58,10 @@ pub async fn run(url: String, job: Job) -> Report {
     match job.kind {
         Kind::Consume { .. } => consume(&url, &job, async {}).await,
         Kind::Publish => publish(&connect(&url, &job).await.publisher(), &job).await,
-        Kind::Both { rate } => {
+        Kind::Both { rate, burst } => {
             // As two programs would, each over a connection of its own.
             let publisher = connect(&url, &job).await.publisher();
+            tokio::spawn(publish_burst(publisher.clone(), job.clone(), burst));
             consume(&url, &job, publish_steadily(publisher, &job, rate)).await
         }
     }
@@ -59,10 +73,16 @@ async fn connect(url: &str, job: &Job) -> Service {
         consumer: CONSUMER.to_owned(),
         ack_wait: Text(ACK_WAIT),
         max_ack_pending: job.in_flight,
-        retry: Retry::default(),
+        retry: Retry {
+            max_attempts: 5,
+            backoff: Backoff { initial: Text::from_millis(250), ..Backoff::default() },
+        },
         handler_deadline: HANDLER_DEADLINE,
         ordering: job.is_ordered().then(|| Ordering { key_tokens: vec![1] }),
-        dead_letters: None,
+        dead_letters: (job.burst() > 0).then(|| {
+            let prefix = dead_letter::prefix(&job.stream, CONSUMER);
+            DeadLetters { prefix, max_age: None }
+        }),
     };
     let environment = Environment {
         name: "benches".to_owned(),
@@ -79,7 +99,7 @@ async fn consume(url: &str, job: &Job, meanwhile: impl Future<Output = ()>) -> R
         job::Acknowledge::Sent => Acknowledge::Sent,
         job::Acknowledge::Confirmed => Acknowledge::Confirmed,
     };
-    let limits = Limits { concurrency: job.in_flight, acknowledge };
+    let limits = Limits { concurrency: job.in_flight.min(IN_FLIGHT), acknowledge };
     service.handle_within(Counting(Arc::clone(&count)), limits).unwrap();
     let stop = CancellationToken::new();
     let running = tokio::spawn(service.run(stop.clone()));
@@ -119,6 +139,11 @@ async fn publish(publisher: &Publisher, job: &Job) -> Report {
 async fn send(publisher: &Publisher, job: &Job, number: u64) {
     let event = Measured::new(number, now());
     publisher.publish(&event.subject(&job.stream), &event, PublishOptions::default()).await.unwrap();
+}
+
+async fn publish_burst(publisher: Publisher, job: Job, burst: u64) {
+    sleep(BEFORE_BURST).await;
+    join_all((job.events..job.events + burst).map(|number| send(&publisher, &job, number))).await;
 }
 
 async fn publish_steadily(publisher: Publisher, job: &Job, rate: u64) {

@@ -117,6 +117,7 @@ impl Party {
             while let Some(line) = self.lines.next_line().await.unwrap() {
                 match line.strip_prefix(REPORT) {
                     Some(report) => return serde_json::from_str(report).unwrap(),
+                    None if line.contains(ours::FAILURE) => {}
                     None if line.contains("\"WARN\"") || line.contains("\"ERROR\"") => eprintln!("{line}"),
                     None => {}
                 }

@@ -27,10 +27,6 @@ impl Turns {
             processor(job, &self.bare),
         );
     }
-
-    pub fn median_rate(&self, job: &Job) -> f64 {
-        median(&self.ours.iter().map(|cost| rate(job, cost)).collect::<Vec<_>>())
-    }
 }
 
 /// Events per second.
@@ -46,10 +42,10 @@ fn processor(job: &Job, costs: &[Cost]) -> String {
     format!("{side:.1} µs + server {server:.1} µs")
 }
 
-/// One line: the 50th, 99th and 99.9th percentile of the latencies of either side, the first tenth left out: until then both are
-/// beginning.
-pub fn tell_latency(name: &str, ours: &Cost, bare: &Cost) {
-    println!("{name}: {}; bare {}", percentiles(ours), percentiles(bare));
+/// One line: the 50th, 99th and 99.9th percentile of the latencies of ours and of another, the first tenth left out: until then both
+/// are beginning.
+pub fn tell_latency(name: &str, ours: &Cost, other: &str, others: &Cost) {
+    println!("{name}: {}; {other} {}", percentiles(ours), percentiles(others));
 }
 
 fn percentiles(cost: &Cost) -> String {
@@ -77,7 +73,7 @@ fn number(count: u64) -> f64 {
 }
 
 /// 123,456
-fn grouped(rate: f64) -> String {
+pub fn grouped(rate: f64) -> String {
     let digits = format!("{rate:.0}");
     let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
     groups.join(",")

@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use async_nats::jetstream::{self, consumer, stream};
 use axum::{Router, routing::post};
+use jetwright_crds::dead_letter;
 use jetwright_testing::{NatsServer, await_until};
 
 use crate::{
@@ -63,6 +64,12 @@ impl World {
         if fresh {
             self.create_stream(&job.stream).await;
         }
+        let dead_letters = dead_letter::stream(&job.stream);
+        if job.burst() > 0 {
+            let subjects = vec![dead_letter::subjects(&job.stream)];
+            let config = stream::Config { name: dead_letters.clone(), subjects, ..Default::default() };
+            self.jetstream.create_stream(config).await.unwrap();
+        }
         if !matches!(job.kind, Kind::Publish) {
             self.create_consumer(job).await;
         }
@@ -76,6 +83,11 @@ impl World {
         } else {
             self.await_drained(&job.stream).await;
             stream.delete_consumer(CONSUMER).await.unwrap();
+        }
+        if job.burst() > 0 {
+            let mut stream = self.jetstream.get_stream(&dead_letters).await.unwrap();
+            assert_eq!(stream.info().await.unwrap().state.messages, job.burst());
+            self.jetstream.delete_stream(&dead_letters).await.unwrap();
         }
         if fresh {
             self.jetstream.delete_stream(&job.stream).await.unwrap();
