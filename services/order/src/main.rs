@@ -20,7 +20,8 @@ const GRACE: Duration = Duration::from_secs(20);
 
 /// Takes orders, and fulfils them.
 ///
-/// Settings come from the environment, and from the file that ORDERS_CONFIG_FILE names.
+/// Settings come from the environment, and from the YAML file that ORDERS_CONFIG_FILE names. NATS_URL and JETWRIGHT_BINDINGS, which
+/// the operator sets in its pods, and ORDERS_PAYMENTS_URL are required; docs/services.md tells of all.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {

@@ -3,8 +3,12 @@
 //! A service is a handler and a few lines around it:
 //!
 //! ```no_run
-//! use jetwright_process::{health::Health, shutdown::Shutdown};
+//! use std::{process::ExitCode, sync::Arc};
+//!
+//! use jetwright_process::{admin, health::Health, metrics, shutdown::Shutdown, telemetry::Telemetry};
 //! use jetwright_runtime::{Environment, Failure, Handler, Metadata, PublishOptions, Publisher, Service};
+//! use prometheus_client::registry::Registry;
+//! use tokio_util::sync::CancellationToken;
 //! # #[derive(Clone, PartialEq, prost::Message)] pub struct UserCreated { #[prost(string, tag = "1")] user_id: String }
 //! # impl prost::Name for UserCreated { const NAME: &'static str = "UserCreated"; const PACKAGE: &'static str = "events.v1"; }
 //! # #[derive(Clone, PartialEq, prost::Message)] pub struct Welcome {}
@@ -27,15 +31,22 @@
 //! }
 //!
 //! #[tokio::main]
-//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let (health, shutdown) = (Health::new(), Shutdown::on_signals()?);
-//!     let environment = Environment::from_env(&[Greet::BINDING])?;
-//!     let mut registry = prometheus_client::registry::Registry::default();
+//! async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
+//!     let telemetry = Telemetry::start("greetings")?; // logs, and traces where OTEL_EXPORTER_OTLP_ENDPOINT says
+//!     let environment = Environment::from_env(&[Greet::BINDING])?; // what the operator tells its pods
+//!     let (health, shutdown, ended) = (Health::new(), Shutdown::on_signals()?, CancellationToken::new());
+//!     let mut registry = Registry::default();
+//!     metrics::register(&mut registry, "greetings");
 //!     let mut service = Service::connect(environment, &health, &mut registry).await?;
 //!     let publisher = service.publisher();
 //!     service.handle(Greet { publisher })?;
-//!     service.run(shutdown.token()).await?;
-//!     Ok(())
+//!     // /livez, /readyz and /metrics, until all else has ended.
+//!     let admin = admin::bind(admin::address()?).await?;
+//!     let probes = tokio::spawn(admin.serve(health, Arc::new(registry), ended.clone()));
+//!     let result = service.run(shutdown.token()).await;
+//!     ended.cancel();
+//!     probes.await??;
+//!     Ok(telemetry.finish(result))
 //! }
 //! ```
 

@@ -10,7 +10,8 @@ use jetwright_user_service::{BINDINGS, Configuration, rebuild, run};
 
 /// Registers users, and shows them.
 ///
-/// Settings come from the environment, and from the file that USERS_CONFIG_FILE names.
+/// Settings come from the environment, and from the YAML file that USERS_CONFIG_FILE names. NATS_URL and JETWRIGHT_BINDINGS are
+/// required, which the operator sets in its pods; docs/services.md tells of all.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
