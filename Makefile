@@ -5,7 +5,7 @@ PROGRAMS := nats-server etcd kube-apiserver kubectl helm
 .PHONY: help build programs manifests lint test test-unit test-servers test-e2e images demo clean-demo bench-operator bench-runtime bench-aggregates bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
 
 build: ## The workspace's own programs, into target/debug
 	$(CARGO) build --workspace --bins --locked
@@ -50,7 +50,7 @@ bench-operator: programs ## The operator's figures, of its release build: until 
 	$(CARGO) build --release --locked -p jetwright-operator
 	$(CARGO) bench --locked -p jetwright-e2e --bench figures
 
-bench-runtime: programs ## Figures of the runtime beside a bare async-nats loop: consuming, publishing, ordered lanes, latency, memory
+bench-runtime: programs ## Figures of the runtime beside a bare async-nats loop: consuming, publishing, ordered lanes, latency, memory; ONLY='consume "1 %"' chooses some
 	$(CARGO) bench --locked -p jetwright-runtime --bench runtime -- $(ONLY)
 
 bench-aggregates: programs ## Figures of the runtime's aggregates and projections: loads with and without a snapshot, a rebuild

@@ -83,7 +83,7 @@ pub struct ControllerArguments {
     #[arg(long, env = "JETWRIGHT_CLUSTER_NAME", value_name = "NAME", value_parser = cluster_name)]
     pub cluster_name: Option<String>,
     /// How often everything in JetStream is compared with what is known of it, beside the advisories; the messages, lag and other
-    /// figures in statuses are as old as that.
+    /// figures in statuses are at most that and --figures-interval old.
     #[arg(long, env = "JETWRIGHT_COMPARE_INTERVAL", default_value = "1m", value_name = "DURATION", value_parser = at_least_a_second)]
     pub compare_interval: Duration,
     /// Least time between two writes of a status in which only messages, lag and the like changed.
