@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{consumer, stream};
+use jetwright_crds::{
+    dead_letter,
+    environment::{Bindings, DeadLetters},
+};
 use jetwright_process::health::Health;
-use jetwright_runtime::{Environment, PublishOptions, Service};
+use jetwright_runtime::{Environment, Failure, PublishOptions, Service};
 use jetwright_testing::{NatsCluster, await_until};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{Bench, Number, Scripted};
+use crate::support::{Bench, Number, SOON, Scripted};
 
 /// Three servers, with the stream `numbers` on all of them.
 async fn cluster() -> NatsCluster {
@@ -25,10 +29,68 @@ async fn cluster() -> NatsCluster {
 }
 
 async fn service(cluster: &NatsCluster) -> Service {
+    service_with(cluster, Bench::bindings(2000)).await
+}
+
+async fn service_with(cluster: &NatsCluster, bindings: Bindings) -> Service {
     let servers = cluster.url().split(',').map(|url| url.parse().unwrap()).collect();
-    let (name, bindings) = ("tests".to_owned(), Bench::bindings(2000));
-    let environment = Environment { name, servers, credentials: None, bindings };
+    let environment = Environment { name: "tests".to_owned(), servers, credentials: None, bindings };
     Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()
+}
+
+#[tokio::test]
+async fn of_two_who_give_one_event_up_at_once_one_keeps_its_dead_letter() {
+    const EVENTS: u64 = 300;
+    let cluster = cluster().await;
+    let jetstream = cluster.jetstream().await;
+    let config = stream::Config {
+        name: dead_letter::stream("numbers"),
+        subjects: vec![dead_letter::subjects("numbers")],
+        max_messages_per_subject: 1,
+        num_replicas: 3,
+        ..Default::default()
+    };
+    let mut kept = jetstream.create_stream(config).await.unwrap();
+    let publisher = service(&cluster).await.publisher();
+    for value in 0..EVENTS {
+        publisher.publish("numbers.1", &Number { value }, PublishOptions::default()).await.unwrap();
+    }
+    // Two consumers stand for two pods of one consumer that are both given everything: what they keep has one name.
+    let (handler, stop) =
+        (Scripted::new(|_, _| async { Err(Failure::permanent("no")) }), CancellationToken::new());
+    let mut running = Vec::new();
+    for consumer in ["one", "other"] {
+        let config = consumer::pull::Config {
+            durable_name: Some(consumer.to_owned()),
+            max_ack_pending: 16,
+            ..Default::default()
+        };
+        jetstream.create_consumer_on_stream(config, "numbers").await.unwrap();
+        let mut bindings = Bench::bindings(2000);
+        let binding = bindings.bindings.get_mut("numbers").unwrap();
+        consumer.clone_into(&mut binding.consumer);
+        binding.dead_letters =
+            Some(DeadLetters { prefix: dead_letter::prefix("numbers", "tests"), max_age: None });
+        let mut service = service_with(&cluster, bindings).await;
+        service.handle(handler.clone()).unwrap();
+        running.push(tokio::spawn(service.run(stop.clone())));
+    }
+    for consumer in ["one", "other"] {
+        await_until("everything settled", SOON, async || {
+            let consumer: consumer::PullConsumer =
+                jetstream.get_consumer_from_stream(consumer, "numbers").await.unwrap();
+            let info = consumer.cached_info();
+            let waiting = (info.num_pending, info.num_ack_pending);
+            if waiting == (0, 0) { Ok(()) } else { Err(format!("{waiting:?}")) }
+        })
+        .await;
+    }
+    let state = kept.info().await.unwrap().state.clone();
+    assert_eq!((state.messages, state.last_sequence), (EVENTS, EVENTS), "one was written twice");
+    stop.cancel();
+    for running in running {
+        running.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]
