@@ -69,7 +69,8 @@ impl Blocked {
         Self {
             reason: Reason::NameConflict,
             message: format!(
-                "{kind} {name} {owner} and is left alone: choose another name, or delete that {kind} in JetStream"
+                "{kind} {name} {owner} and is left alone: make this object anew with another spec.{kind}Name, or delete that \
+                 {kind} in JetStream"
             ),
         }
     }

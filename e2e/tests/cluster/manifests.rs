@@ -27,9 +27,9 @@ async fn what_the_api_server_can_know_is_refused_at_once_with_field_and_remedy()
             ["spec.profile", "\"Critical\", \"Standard\", \"Ephemeral\""],
         ),
         (stream("subjects: [\"*.placed\"]"), ["spec.subjects", "begin with a word of your own"]),
-        (stream("subjects: [a.*], limits: {maxAge: 1 day}"), ["spec.limits.maxAge", "should match"]),
+        (stream("subjects: [a.*], limits: {maxAge: 1 day}"), ["spec.limits.maxAge", "should match '^"]),
         (stream("subjects: [a.*], limit: {maxAge: 1d}"), ["spec.limit", "unknown field"]),
-        (stream("streamName: a.b, subjects: [a.*]"), ["spec.streamName", "should match"]),
+        (stream("streamName: a.b, subjects: [a.*]"), ["spec.streamName", "should match '^"]),
         (
             consumer(
                 "streamRef: {name: a}, workloadRef: {name: b}, workload: {template: {spec: {containers: [{name: c}]}}}",
@@ -83,7 +83,8 @@ async fn what_only_the_operator_can_know_is_told_in_the_conditions() {
         .await;
     let invalid = cluster.await_condition::<EventStream>((at, "retention"), ("Stalled", "True"), SOON).await;
     assert!(
-        invalid.message.contains("spec.duplicateWindow") && invalid.message.contains("spec.limits.maxAge"),
+        invalid.message.contains("spec.duplicateWindow")
+            && invalid.message.contains("shorten it, or raise spec.limits.maxAge"),
         "{invalid:?}"
     );
 
@@ -96,11 +97,18 @@ async fn what_only_the_operator_can_know_is_told_in_the_conditions() {
     cluster.apply(at, &stream("orders", &format!("subjects: [{at}.b]"))).await;
     let taken = cluster.await_condition::<EventStream>((at, "orders"), ("Stalled", "True"), SOON).await;
     assert_eq!(taken.reason, "NameConflict");
-    assert!(taken.message.contains("shop/orders"), "{taken:?}");
+    assert!(
+        taken.message.contains("shop/orders") && taken.message.contains("another spec.streamName"),
+        "{taken:?}"
+    );
 
     // Subjects that another stream keeps: only JetStream itself knows.
     cluster.apply(at, &stream(at, "subjects: [orders.*.placed]")).await;
     let overlap = cluster.await_condition::<EventStream>((at, at), ("Stalled", "True"), SOON).await;
-    assert!(overlap.message.contains("subjects overlap"), "{overlap:?}");
+    assert!(
+        overlap.message.contains("subjects overlap")
+            && overlap.message.contains("other subjects in spec.subjects"),
+        "{overlap:?}"
+    );
     cluster.kubectl(&format!("delete eventstream,eventconsumer --all --namespace {at} --timeout=60s")).await;
 }

@@ -85,7 +85,7 @@ impl ApiError {
 fn remedy(err_code: u64) -> &'static str {
     match err_code {
         SUBJECTS_OVERLAP => {
-            ": choose other subjects, or find the other stream with `nats stream ls --subject`"
+            ": choose other subjects in spec.subjects, or find the other stream with `nats stream ls --subject`"
         }
         REPLICAS_NEED_CLUSTER => {
             ": set spec.replicas to 1, or a profile, which settles for the servers that there are"

@@ -239,7 +239,10 @@ async fn what_jetstream_refuses_is_told_in_its_words() {
     world.await_ready::<EventStream>("first").await;
     world.stream("second", "subjects: [orders.1]").await;
     let message = world.await_condition::<EventStream>("second", "Stalled", "True", "Refused").await;
-    assert!(message.contains("subjects overlap") && message.contains("choose other subjects"), "{message}");
+    assert!(
+        message.contains("subjects overlap") && message.contains("choose other subjects in spec.subjects"),
+        "{message}"
+    );
     // It is tried again, but not at once and not for ever.
     let asked = "jetwright_operator_jetstream_requests_total{verb=\"STREAM.CREATE\",outcome=\"refused\"}";
     tokio::time::sleep(Duration::from_secs(3)).await;
