@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf};
 
 use jetwright_e2e::path;
 use jetwright_testing::{ControlPlane, Folder};
+use serde_json::{Value, json};
 
 use crate::chart::helm;
 
@@ -111,6 +112,43 @@ fn a_wrong_value_is_refused_with_its_name_and_what_to_do() {
         let refusal = render(values).unwrap_err();
         assert!(refusal.contains(told), "{values:?}: {refusal}");
     }
+}
+
+#[tokio::test]
+async fn network_policies_let_in_who_has_to_talk_and_nobody_else() {
+    let control_plane = control_plane().await;
+    let user = ["--set=nats.bundled.users.pay.namespace=billing"];
+    install(&control_plane, &[&user[..], &["--no-hooks"]].concat()).unwrap();
+    let policies = control_plane.kubectl(["get", "networkpolicy", "--namespace", RELEASE, "--output=json"]);
+    let policies: Value = serde_json::from_str(&policies.unwrap()).unwrap();
+    let policy = |name: &str| {
+        let all = policies["items"].as_array().unwrap();
+        all.iter().find(|policy| policy["metadata"]["name"] == name).unwrap()["spec"].clone()
+    };
+    // By port: who is let in.
+    let lets_in = |policy: &Value| -> Vec<(u64, Value)> {
+        let rules = policy["ingress"].as_array().unwrap();
+        rules.iter().map(|rule| (rule["ports"][0]["port"].as_u64().unwrap(), rule["from"].clone())).collect()
+    };
+    let pods = |name: &str, component: &str| {
+        json!({"podSelector": {"matchLabels": {
+            "app.kubernetes.io/component": component,
+            "app.kubernetes.io/instance": RELEASE,
+            "app.kubernetes.io/name": name,
+        }}})
+    };
+    let servers = pods("nats", "nats");
+    let operator = policy("jetwright-operator");
+    assert_eq!(lets_in(&operator), [(8080, Value::Null)]);
+    assert_eq!(operator["policyTypes"], json!(["Ingress", "Egress"]));
+    let to_nats = json!({"ports": [{"port": 4222, "protocol": "TCP"}], "to": [servers]});
+    assert!(operator["egress"].as_array().unwrap().contains(&to_nats), "{operator}");
+    let nats = policy("jetwright-nats");
+    let namespaces = json!([{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["billing"]}]);
+    let clients =
+        json!([pods("jetwright", "operator"), {"namespaceSelector": {"matchExpressions": namespaces}}]);
+    let expected = [(4222, clients), (6222, json!([servers])), (8222, json!([{"podSelector": {}}]))];
+    assert_eq!(lets_in(&nats), expected);
 }
 
 #[test]
