@@ -50,6 +50,13 @@ async fn until_the_shop_is_ready(cluster: &Cluster) {
     let deployment = cluster.api::<k8s_openapi::api::apps::v1::Deployment>(SHOP).get("user-directory").await;
     let image = deployment.ok().and_then(|found| found.spec?.template.spec?.containers.remove(0).image);
     let tag = image.as_deref().and_then(|image| image.rsplit(':').next()).unwrap_or_default().to_owned();
+    // Else the next installation finds them in NATS.
+    cluster
+        .kubectl(&format!(
+            "patch eventstream --namespace {SHOP} --selector !jetwright.dev/dead-letters-of --type merge --patch {}",
+            r#"{"spec":{"deletionPolicy":"Delete"}}"#
+        ))
+        .await;
     cluster.helm(&format!("uninstall shop --namespace {SHOP} --wait --timeout 3m")).await;
     await_until("no pod of the shop is left", LATER, async || {
         let pods = cluster.kubectl(&format!("get pods --namespace {SHOP} -o name")).await;
@@ -64,6 +71,8 @@ async fn until_the_shop_is_ready(cluster: &Cluster) {
         ))
         .await;
     cluster.await_all_ready(SHOP, LATER).await;
+    let simulator = "wait deployment/payment-simulator --for condition=Available --timeout 60s";
+    cluster.kubectl(&format!("{simulator} --namespace {SHOP}")).await;
     println!("helm install of the shop until all of it is Ready: {:.1} s", begun.elapsed().as_secs_f64());
     let consumers = cluster.api::<EventConsumer>(SHOP).list(&ListParams::default()).await;
     println!("  with {} EventConsumers", consumers.map(|list| list.items.len()).unwrap_or_default());
