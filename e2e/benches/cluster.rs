@@ -51,12 +51,12 @@ async fn until_the_shop_is_ready(cluster: &Cluster) {
     let image = deployment.ok().and_then(|found| found.spec?.template.spec?.containers.remove(0).image);
     let tag = image.as_deref().and_then(|image| image.rsplit(':').next()).unwrap_or_default().to_owned();
     // Else the next installation finds them in NATS.
-    cluster
-        .kubectl(&format!(
-            "patch eventstream --namespace {SHOP} --selector !jetwright.dev/dead-letters-of --type merge --patch {}",
-            r#"{"spec":{"deletionPolicy":"Delete"}}"#
-        ))
-        .await;
+    let streams =
+        format!("get eventstreams --namespace {SHOP} --selector !jetwright.dev/dead-letters-of -o name");
+    for stream in cluster.kubectl(&streams).await.lines() {
+        let delete = r#"{"spec":{"deletionPolicy":"Delete"}}"#;
+        cluster.kubectl(&format!("patch {stream} --namespace {SHOP} --type merge --patch {delete}")).await;
+    }
     cluster.helm(&format!("uninstall shop --namespace {SHOP} --wait --timeout 3m")).await;
     await_until("no pod of the shop is left", LATER, async || {
         let pods = cluster.kubectl(&format!("get pods --namespace {SHOP} -o name")).await;
