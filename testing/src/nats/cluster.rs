@@ -5,7 +5,8 @@ use crate::awaiting::try_until;
 use crate::port::free_port;
 use crate::process::{NotReady, on_free_ports};
 use anyhow::{Context, Result, anyhow, ensure};
-use async_nats::{Client, ConnectOptions, jetstream};
+use async_nats::jetstream::{self, context::ContextBuilder};
+use async_nats::{Client, ConnectOptions};
 use serde::Deserialize;
 use std::time::Duration;
 
@@ -103,6 +104,12 @@ impl NatsCluster {
     /// A client's JetStream.
     pub async fn jetstream(&self) -> jetstream::Context {
         jetstream::new(self.client().await)
+    }
+
+    /// The same for what a test makes before it begins: three servers that have just begun, on a machine with other work, may take
+    /// longer to agree than a client usually waits.
+    pub async fn patient_jetstream(&self) -> jetstream::Context {
+        ContextBuilder::new().timeout(ELECTION).build(self.client().await)
     }
 
     /// The index of the member that keeps the list of streams, once all running members follow it and are up to date.

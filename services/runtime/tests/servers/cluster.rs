@@ -24,7 +24,7 @@ async fn cluster() -> NatsCluster {
         num_replicas: 3,
         ..Default::default()
     };
-    cluster.jetstream().await.create_stream(config).await.unwrap();
+    cluster.patient_jetstream().await.create_stream(config).await.unwrap();
     cluster
 }
 
@@ -42,7 +42,7 @@ async fn service_with(cluster: &NatsCluster, bindings: Bindings) -> Service {
 async fn of_two_who_give_one_event_up_at_once_one_keeps_its_dead_letter() {
     const EVENTS: u64 = 300;
     let cluster = cluster().await;
-    let jetstream = cluster.jetstream().await;
+    let jetstream = cluster.patient_jetstream().await;
     let config = stream::Config {
         name: dead_letter::stream("numbers"),
         subjects: vec![dead_letter::subjects("numbers")],
