@@ -207,10 +207,19 @@ impl<S> Bank<S> {
 
     /// Stores payments into accounts, in their order.
     pub async fn pay_each(&self, payments: impl IntoIterator<Item = (impl AsRef<str>, i64)>) {
-        let mut stored = Vec::new();
+        let pay = async |id: &str, amount| {
+            self.store(&format!("accounts.{id}.paid"), "tests.v1.Paid", &Paid { amount }).await
+        };
+        let (mut payments, mut stored) = (payments.into_iter(), Vec::new());
+        if let Some((id, amount)) = payments.next() {
+            // A server that is not the stream's may not know of it yet.
+            await_until("a first payment", SOON, async || {
+                pay(id.as_ref(), amount).await.await.map(drop).map_err(|error| error.to_string())
+            })
+            .await;
+        }
         for (id, amount) in payments {
-            let subject = format!("accounts.{}.paid", id.as_ref());
-            stored.push(self.store(&subject, "tests.v1.Paid", &Paid { amount }).await);
+            stored.push(pay(id.as_ref(), amount).await);
             if stored.len() == 500 {
                 for stored in stored.drain(..) {
                     stored.await.unwrap();
