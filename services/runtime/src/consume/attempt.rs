@@ -73,14 +73,10 @@ pub(super) enum Next {
 /// How an attempt ended.
 enum Attempted {
     Settled(Settlement),
-    /// It is to be tried again.
-    Failed {
+    /// It is to come again: to be tried, or where it was given up for this reason and with this error, to be kept.
+    Again {
         after: Duration,
-    },
-    /// It was given up for this reason and with this error, and cannot be kept now.
-    Unkept {
-        after: Duration,
-        why: (Reason, String),
+        given_up: Option<(Reason, String)>,
     },
 }
 
@@ -92,30 +88,20 @@ pub(super) async fn process<H: Handler>(consumption: Arc<Consumption<H>>, mut de
     let attempted = trace.around(pin!(try_once(&consumption, &delivery, known))).await;
     match attempted {
         Attempted::Settled(settlement) => Next::Settle(settlement),
-        Attempted::Failed { after } if delivery.in_place => {
-            let attempt = delivery.metadata.attempt + 1;
-            delivery.metadata = Arc::new(Metadata { attempt, ..(*delivery.metadata).clone() });
+        Attempted::Again { after, given_up } if delivery.in_place => {
+            delivery.known = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
+            if delivery.known.is_none() {
+                let attempt = delivery.metadata.attempt + 1;
+                delivery.metadata = Arc::new(Metadata { attempt, ..(*delivery.metadata).clone() });
+            }
             Next::Again { after, delivery: Box::new(delivery) }
         }
-        Attempted::Unkept { after, why: (reason, error) } if delivery.in_place => {
-            delivery.known = Some(Outcome::GivenUp(reason, error));
-            Next::Again { after, delivery: Box::new(delivery) }
+        Attempted::Again { after, given_up } => {
+            let known = Known { first_delivered: delivery.first_delivered, given_up };
+            consumption.memory.put(&delivery.metadata, known);
+            Next::Settle(Settlement::Nak { after })
         }
-        Attempted::Failed { after } => give_back(&consumption, &delivery, after, None),
-        Attempted::Unkept { after, why } => give_back(&consumption, &delivery, after, Some(why)),
     }
-}
-
-/// JetStream is to deliver it again.
-fn give_back<H>(
-    consumption: &Consumption<H>,
-    delivery: &Delivery,
-    after: Duration,
-    given_up: Option<(Reason, String)>,
-) -> Next {
-    let known = Known { first_delivered: delivery.first_delivered, given_up };
-    consumption.memory.put(&delivery.metadata, known);
-    Next::Settle(Settlement::Nak { after })
 }
 
 /// What comes of a delivery without asking the handler: it was given up before and could not be kept, or was delivered too often.
@@ -147,7 +133,7 @@ async fn try_once<H: Handler>(
     }
     match decision {
         Decision::Done => Attempted::Settled(Settlement::Ack),
-        Decision::Retry { after, .. } => Attempted::Failed { after },
+        Decision::Retry { after, .. } => Attempted::Again { after, given_up: None },
         // Seldom, and large: every attempt would carry the room for it.
         Decision::Bury { reason, error } => Box::pin(bury(consumption, delivery, reason, error)).await,
     }
@@ -204,7 +190,7 @@ async fn bury<H: Handler>(
     };
     let after = consumption.binding.retry.backoff.max.0;
     if !consumption.away.may_try() {
-        return Attempted::Unkept { after, why: (reason, one_line(&error)) };
+        return Attempted::Again { after, given_up: Some((reason, one_line(&error))) };
     }
     let Delivery { metadata, headers, payload, first_delivered, .. } = delivery;
     let verdict = Verdict { reason, error, first_delivered: *first_delivered, failed_at: Timestamp::now() };
@@ -215,7 +201,7 @@ async fn bury<H: Handler>(
     consumption.away.heard(!away);
     if let Err(error) = kept {
         tracing::error!(binding = H::BINDING, %error, ?after, "a dead letter cannot be kept; tried again");
-        return Attempted::Unkept { after, why: (reason, one_line(&verdict.error)) };
+        return Attempted::Again { after, given_up: Some((reason, one_line(&verdict.error))) };
     }
     consumption.metrics.kept(reason);
     Attempted::Settled(Settlement::Term { reason: DEAD_LETTERED })

@@ -5,7 +5,6 @@ mod attempts;
 mod settling;
 
 use std::{
-    any::Any,
     collections::{HashSet, VecDeque},
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -90,13 +89,10 @@ enum State {
 /// What came of a delivery that was handled apart.
 struct Worked {
     place: usize,
-    next: Result<Next, Panic>,
+    next: Next,
     /// How long it kept its thread until it had to wait for the first time.
     kept_thread: Duration,
 }
-
-/// What a handler left behind panicked when it was cleared away. It is not known any more what became of the event.
-type Panic = Box<dyn Any + Send>;
 
 impl<H: Handler> Desk<H> {
     pub(super) async fn open(consumption: Arc<Consumption<H>>) -> Result<Self, async_nats::SubscribeError> {
@@ -132,7 +128,7 @@ impl<H: Handler> Desk<H> {
     ///
     /// # Errors
     ///
-    /// The runtime's own tasks were ended by somebody.
+    /// Something other than a handler panicked, which must not be.
     pub(super) async fn run(
         &mut self,
         mut inbound: mpsc::UnboundedReceiver<Message>,

@@ -1,7 +1,7 @@
 //! Attempts: each delivery begins when it may, on the desk's own task or on one of its own, and again later where it is tried again in
 //! its place.
 
-use std::{mem, panic::AssertUnwindSafe, sync::Arc, task::Poll, time::Duration};
+use std::{mem, sync::Arc, task::Poll, time::Duration};
 
 use futures::{FutureExt, poll};
 use tokio::time::Instant;
@@ -11,7 +11,7 @@ use super::{
         acknowledge::GIVEN_BACK,
         attempt::{Delivery, Next, process},
     },
-    Desk, Held, Panic, State, Worked,
+    Desk, Held, State, Worked,
 };
 use crate::Handler;
 
@@ -44,8 +44,7 @@ impl<H: Handler> Desk<H> {
 
     /// Begins at once, and goes on with it elsewhere only if it has to wait for something: most do not, or keep no thread long.
     pub(super) async fn begin(&mut self, place: usize, delivery: Delivery) {
-        let work = process(Arc::clone(&self.consumption), delivery);
-        let mut work = Box::pin(AssertUnwindSafe(work).catch_unwind());
+        let mut work = Box::pin(process(Arc::clone(&self.consumption), delivery));
         if self.apart > 0 {
             self.apart -= 1;
             self.working.spawn(async move {
@@ -85,12 +84,11 @@ impl<H: Handler> Desk<H> {
     }
 
     /// After an attempt.
-    pub(super) async fn go_on(&mut self, place: usize, next: Result<Next, Panic>) {
+    pub(super) async fn go_on(&mut self, place: usize, next: Next) {
         match next {
-            Ok(Next::Settle(settlement)) => self.settle(place, &settlement).await,
-            Ok(Next::Again { .. }) if self.last_begin.is_some() => self.settle(place, &GIVEN_BACK).await,
-            Ok(Next::Again { after, delivery }) => self.pause(place, after, delivery),
-            Err(_) => self.give_up(place, "what its handler left behind panicked"),
+            Next::Settle(settlement) => self.settle(place, &settlement).await,
+            Next::Again { .. } if self.last_begin.is_some() => self.settle(place, &GIVEN_BACK).await,
+            Next::Again { after, delivery } => self.pause(place, after, delivery),
         }
     }
 
