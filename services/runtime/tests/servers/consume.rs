@@ -162,18 +162,13 @@ async fn a_panic_when_an_attempt_is_cleared_away_costs_that_attempt_alone() {
         let mut bench = bench;
         bench.binding.handler_deadline = Text::from_millis(200);
         bench.create_consumer().await;
-        let (calls, stop, health) = (Arc::default(), CancellationToken::new(), Health::new());
-        let mut service =
-            Service::connect(bench.environment(), &health, &mut Registry::default()).await.unwrap();
-        let publisher = service.publisher();
-        service.handle(Bomber(Arc::clone(&calls))).unwrap();
-        let running = tokio::spawn(service.run(stop.clone()));
-        bench.publish(&publisher, 0..10).await;
+        let calls = Arc::default();
+        let service = bench.run_handler(Bomber(Arc::clone(&calls)), Limits::default()).await;
+        bench.publish(&service.publisher, 0..10).await;
         bench.await_drained().await;
         assert_eq!(calls.load(Ordering::SeqCst), 11);
         assert_eq!(bench.deliveries().await, if bench.binding.ordering.is_some() { 10 } else { 11 });
-        stop.cancel();
-        running.await.unwrap().unwrap();
+        service.stop().await;
     }
 }
 
@@ -301,20 +296,15 @@ impl Handler for Explosive {
 #[tokio::test]
 async fn a_panic_while_an_event_is_read_costs_that_event_alone() {
     let bench = Bench::start().await.keeping_dead_letters().await;
-    let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
-    let mut service = Service::connect(bench.environment(), &health, &mut registry).await.unwrap();
-    service.handle(Explosive).unwrap();
-    let publisher = service.publisher();
-    let task = tokio::spawn(service.run(stop.clone()));
-    publish(&publisher, 1).await;
+    let service = bench.run_handler(Explosive, Limits::default()).await;
+    publish(&service.publisher, 1).await;
     await_until("its dead letter", SOON, async || match bench.dead_letters().await.len() {
         1 => Ok(()),
         other => Err(other),
     })
     .await;
     bench.await_drained().await;
-    stop.cancel();
-    task.await.unwrap().unwrap();
+    service.stop().await;
 }
 
 #[tokio::test]

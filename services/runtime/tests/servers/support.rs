@@ -289,9 +289,13 @@ impl Bench {
     }
 
     pub async fn run_within(&self, handler: &Scripted, limits: Limits) -> Running {
+        self.run_handler(handler.clone(), limits).await
+    }
+
+    pub async fn run_handler(&self, handler: impl Handler, limits: Limits) -> Running {
         let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
         let mut service = Service::connect(self.environment(), &health, &mut registry).await.unwrap();
-        service.handle_within(handler.clone(), limits).unwrap();
+        service.handle_within(handler, limits).unwrap();
         let (publisher, reader, state) = (service.publisher(), service.reader(), service.key_value("state"));
         let task = tokio::spawn(service.run(stop.clone()));
         Running { health, publisher, reader, state, registry, stop, task }
