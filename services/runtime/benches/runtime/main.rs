@@ -46,6 +46,7 @@ const BURST: u64 = 5000;
 /// Events that wait when memory is measured.
 const WAITING: u64 = 1_000_000;
 
+const TRACINGS: [Tracing; 3] = [Tracing::Off, Tracing::OnePercent, Tracing::Everything];
 const MEASUREMENTS: [(&str, Kind); 4] = [
     ("consume, acks sent", Kind::Consume { acknowledge: Acknowledge::Sent, ordered: false }),
     ("consume, acks confirmed", Kind::Consume { acknowledge: Acknowledge::Confirmed, ordered: false }),
@@ -66,9 +67,15 @@ async fn main() {
 
 async fn measure(words: &[&str]) {
     let wanted = |name: &str| words.iter().all(|word| *word == "--bench" || name.contains(word));
+    let jobs = TRACINGS.iter().flat_map(|tracing| MEASUREMENTS.map(|(name, _)| format!("{name}, {tracing}")));
+    let names: Vec<_> = jobs.chain(["latency", "memory"].map(str::to_owned)).collect();
+    if !names.iter().any(|name| wanted(name)) {
+        eprintln!("no measurement has all of these words in its name; there are\n{}", names.join("\n"));
+        std::process::exit(2);
+    }
     println!("{EVENTS} events a turn, {TURNS} turns of each side, {IN_FLIGHT} events in flight; medians");
     let mut world = World::start().await;
-    for tracing in [Tracing::Off, Tracing::OnePercent, Tracing::Everything] {
+    for tracing in TRACINGS {
         for (name, kind) in MEASUREMENTS {
             let name = format!("{name}, {tracing}");
             if wanted(&name) {
