@@ -1,11 +1,12 @@
 //! A cluster of NATS servers.
 
 use super::server::{Membership, NatsServer, NatsServerBuilder, connect};
-use crate::awaiting::try_until;
+use crate::awaiting::{await_until, try_until};
 use crate::port::free_port;
 use crate::process::{NotReady, on_free_ports};
 use anyhow::{Context, Result, anyhow, ensure};
-use async_nats::jetstream::{self, context::ContextBuilder};
+use async_nats::jetstream;
+use async_nats::jetstream::stream::{self, Stream};
 use async_nats::{Client, ConnectOptions};
 use serde::Deserialize;
 use std::time::Duration;
@@ -106,10 +107,11 @@ impl NatsCluster {
         jetstream::new(self.client().await)
     }
 
-    /// The same for what a test makes before it begins: three servers that have just begun, on a machine with other work, may take
-    /// longer to agree than a client usually waits.
-    pub async fn patient_jetstream(&self) -> jetstream::Context {
-        ContextBuilder::new().timeout(ELECTION).build(self.client().await)
+    /// Makes a stream, asking again where nobody answers: servers that have just elected a leader may drop a request.
+    pub async fn create_stream(&self, config: stream::Config) -> Stream {
+        let jetstream = self.jetstream().await;
+        await_until("a stream to be made", ELECTION, async || jetstream.create_stream(config.clone()).await)
+            .await
     }
 
     /// The index of the member that keeps the list of streams, once all running members follow it and are up to date.

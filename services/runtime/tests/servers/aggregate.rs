@@ -278,8 +278,8 @@ async fn a_program_that_may_not_read_pages_reads_one_by_one() {
 #[tokio::test]
 async fn what_was_just_written_is_read_through_servers_that_follow() {
     let cluster = NatsCluster::start(3).await;
-    let jetstream = cluster.patient_jetstream().await;
-    jetstream.create_stream(stream::Config { num_replicas: 3, ..config() }).await.unwrap();
+    cluster.create_stream(stream::Config { num_replicas: 3, ..config() }).await;
+    let jetstream = cluster.jetstream().await;
     let leader = cluster.stream_leader("accounts").await;
     // Servers give questions that any of them may answer to a client's own server, so this one answers for itself.
     let follower = &cluster.servers()[(leader + 1) % 3];
@@ -297,8 +297,8 @@ async fn what_was_just_written_is_read_through_servers_that_follow() {
 #[tokio::test]
 async fn a_load_goes_on_while_the_leader_dies() {
     let cluster = NatsCluster::start(3).await;
-    let jetstream = cluster.patient_jetstream().await;
-    jetstream.create_stream(stream::Config { num_replicas: 3, ..config() }).await.unwrap();
+    cluster.create_stream(stream::Config { num_replicas: 3, ..config() }).await;
+    let jetstream = cluster.jetstream().await;
     let bank = Bank::on((), cluster.url(), jetstream);
     bank.pay("ann", 0..1500).await;
     let accounts = bank.accounts().await;

@@ -24,7 +24,7 @@ async fn cluster() -> NatsCluster {
         num_replicas: 3,
         ..Default::default()
     };
-    cluster.patient_jetstream().await.create_stream(config).await.unwrap();
+    cluster.create_stream(config).await;
     cluster
 }
 
@@ -42,7 +42,7 @@ async fn service_with(cluster: &NatsCluster, bindings: Bindings) -> Service {
 async fn of_two_who_give_one_event_up_at_once_one_keeps_its_dead_letter() {
     const EVENTS: u64 = 300;
     let cluster = cluster().await;
-    let jetstream = cluster.patient_jetstream().await;
+    let jetstream = cluster.jetstream().await;
     let config = stream::Config {
         name: dead_letter::stream("numbers"),
         subjects: vec![dead_letter::subjects("numbers")],
@@ -50,7 +50,7 @@ async fn of_two_who_give_one_event_up_at_once_one_keeps_its_dead_letter() {
         num_replicas: 3,
         ..Default::default()
     };
-    let mut kept = jetstream.create_stream(config).await.unwrap();
+    let mut kept = cluster.create_stream(config).await;
     let publisher = service(&cluster).await.publisher();
     for value in 0..EVENTS {
         publisher.publish("numbers.1", &Number { value }, PublishOptions::default()).await.unwrap();

@@ -318,10 +318,10 @@ async fn a_rebuild_leaves_out_what_is_no_key_and_works_on_streams_that_are_read_
 #[tokio::test]
 async fn a_rebuild_goes_on_when_a_leader_dies() {
     let cluster = NatsCluster::start(3).await;
-    let jetstream = cluster.patient_jetstream().await;
-    jetstream.create_stream(stream::Config { num_replicas: 3, ..config() }).await.unwrap();
+    cluster.create_stream(stream::Config { num_replicas: 3, ..config() }).await;
+    let jetstream = cluster.jetstream().await;
     let replicated = kv::Config { bucket: "balances".to_owned(), num_replicas: 3, ..kv::Config::default() };
-    jetstream.create_key_value(replicated).await.unwrap();
+    await_until("the bucket", SOON, async || jetstream.create_key_value(replicated.clone()).await).await;
     let bank = Bank::on((), cluster.url(), jetstream);
     let ids: Vec<_> = (0..1500).map(|id| format!("account-{id}")).collect();
     bank.pay_each(ids.iter().map(|id| (id, 2))).await;
