@@ -22,6 +22,8 @@ pub struct Metadata {
     /// Which attempt it is, from 1: how often it was delivered by now, or where the binding keeps order, how often it was tried
     /// since it was delivered.
     pub attempt: u32,
+    /// Whether the event becomes a dead letter if this attempt fails, whatever it fails with.
+    pub is_last_attempt: bool,
 }
 
 /// The stream and the consumer whose deliveries are read.
@@ -66,6 +68,7 @@ impl Metadata {
             sequence: sequence.parse().ok()?,
             time: Timestamp::from_nanosecond(nanoseconds.parse::<i64>().ok()?.into()).ok()?,
             attempt: delivered.parse::<u64>().ok()?.try_into().unwrap_or(u32::MAX),
+            is_last_attempt: false,
         })
     }
 }
@@ -104,6 +107,7 @@ mod tests {
             sequence: 7,
             time: "2026-11-21T09:00:00.000000001Z".parse().unwrap(),
             attempt: 3,
+            is_last_attempt: false,
         }
     }
 

@@ -7,6 +7,8 @@
 
 mod direct;
 mod pages;
+#[allow(dead_code)]
+mod raw;
 
 use std::{
     collections::HashMap,
@@ -26,7 +28,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-pub(crate) use self::pages::Pages;
+#[allow(unused_imports)]
+pub(crate) use self::{pages::Pages, raw::RawEvent};
 use crate::{
     Error, ErrorKind, Event, Undecodable,
     connection::{Ask, Connection, NotDone},

@@ -222,6 +222,7 @@ mod tests {
             sequence: 7,
             time: jiff::Timestamp::UNIX_EPOCH,
             attempt: 2,
+            is_last_attempt: false,
         })
     }
 

@@ -56,7 +56,9 @@ impl Delivery {
             }
         };
         let attempt = if in_place && known.is_none() { 1 } else { metadata.attempt };
-        let (metadata, (headers, payload)) = (Arc::new(Metadata { attempt, ..metadata }), message);
+        let is_last_attempt = attempt >= consumption.binding.retry.max_attempts;
+        let (metadata, (headers, payload)) =
+            (Arc::new(Metadata { attempt, is_last_attempt, ..metadata }), message);
         Self { metadata, headers, payload, in_place, first_delivered, known }
     }
 }
@@ -92,7 +94,9 @@ pub(super) async fn process<H: Handler>(consumption: Arc<Consumption<H>>, mut de
             delivery.known = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
             if delivery.known.is_none() {
                 let attempt = delivery.metadata.attempt + 1;
-                delivery.metadata = Arc::new(Metadata { attempt, ..(*delivery.metadata).clone() });
+                let is_last_attempt = attempt >= consumption.binding.retry.max_attempts;
+                delivery.metadata =
+                    Arc::new(Metadata { attempt, is_last_attempt, ..(*delivery.metadata).clone() });
             }
             Next::Again { after, delivery: Box::new(delivery) }
         }

@@ -118,6 +118,7 @@ mod tests {
             sequence: 7,
             time: "2026-11-21T09:00:00.000000001Z".parse().unwrap(),
             attempt: 3,
+            is_last_attempt: false,
         }
     }
 

@@ -64,6 +64,7 @@ mod tests {
             sequence,
             time: Timestamp::UNIX_EPOCH,
             attempt: 1,
+            is_last_attempt: false,
         };
         let given_up = |sequence: u64| {
             let given_up = Some((Reason::Permanent, sequence.to_string()));

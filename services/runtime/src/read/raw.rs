@@ -1,0 +1,184 @@
+//! One message exactly as its stream stores it, by MSG.GET in JSON, and whether the client can be given it at all.
+//!
+//! JetStream stores any header block and any bytes as a subject. The client (async-nats 0.51) closes its connection, or its task panics,
+//! when it is sent what it cannot parse; JSON carries the same message in base64.
+
+use std::str;
+
+use async_nats::{HeaderName, StatusCode, jetstream::ErrorCode};
+use bytes::Bytes;
+use data_encoding::BASE64;
+use jiff::Timestamp;
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::{BOUND, Reader, object};
+use crate::{
+    Error, ErrorKind,
+    connection::{Ask, NotDone},
+};
+
+/// A message as its stream stores it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RawEvent {
+    /// As JSON gives it: bytes that are not UTF-8 are U+FFFD.
+    pub(crate) subject: String,
+    pub(crate) sequence: u64,
+    pub(crate) time: Timestamp,
+    /// From the version line on.
+    pub(crate) header_block: Option<Bytes>,
+    pub(crate) payload: Bytes,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    message: Stored,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    subject: String,
+    seq: u64,
+    time: Timestamp,
+    #[serde(default)]
+    hdrs: String,
+    #[serde(default)]
+    data: String,
+}
+
+impl RawEvent {
+    /// Why the client closes its connection, or panics, when it is sent this message; `None` where it can be sent.
+    pub(crate) fn unparsable(&self) -> Option<String> {
+        if self.subject.contains(char::REPLACEMENT_CHARACTER) {
+            return Some("its subject is not UTF-8".to_owned());
+        }
+        let block = self.header_block.as_ref()?;
+        // The client splits the line of a message with headers at every kind of white space.
+        if self.subject.contains(char::is_whitespace) {
+            return Some("its subject has white space".to_owned());
+        }
+        check_header_block(block).err()
+    }
+}
+
+/// Reads a header block as the client does.
+fn check_header_block(block: &[u8]) -> Result<(), String> {
+    let text = str::from_utf8(block).map_err(|_| "its headers are not UTF-8")?;
+    let mut lines = text.lines().peekable();
+    let version = lines.next().and_then(|line| line.strip_prefix("NATS/1.0"));
+    let status = version.ok_or("its headers do not begin with NATS/1.0")?.trim();
+    let status = status.split_once(' ').map_or(status, |(status, _)| status.trim());
+    if !status.is_empty() && status.parse::<StatusCode>().is_err() {
+        return Err(format!("its headers have the status {status:?}"));
+    }
+    while let Some(line) = lines.next() {
+        if line.is_empty() {
+            continue;
+        }
+        let (name, value) =
+            line.split_once(':').ok_or_else(|| format!("its header line {line:?} has no colon"))?;
+        if name.parse::<HeaderName>().is_err() {
+            return Err(format!("its header name {name:?} is not allowed"));
+        }
+        let mut has_line_end = value.contains('\r');
+        while let Some(folded) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
+            has_line_end |= folded.contains('\r');
+        }
+        if has_line_end {
+            return Err(format!("its header {name} has a carriage return in its value"));
+        }
+    }
+    Ok(())
+}
+
+impl TryFrom<Stored> for RawEvent {
+    type Error = data_encoding::DecodeError;
+
+    fn try_from(stored: Stored) -> Result<Self, Self::Error> {
+        let Stored { subject, seq, time, hdrs, data } = stored;
+        let header_block = if hdrs.is_empty() { None } else { Some(BASE64.decode(hdrs.as_bytes())?.into()) };
+        let payload = BASE64.decode(data.as_bytes())?.into();
+        Ok(Self { subject, sequence: seq, time, header_block, payload })
+    }
+}
+
+impl Reader {
+    /// The message of this sequence, as the stream's leader has it; `None` where it is gone.
+    pub(crate) async fn raw(&self, stream: &str, sequence: u64) -> Result<Option<RawEvent>, Error> {
+        self.get_raw(stream, &format!("sequence {sequence}"), &serde_json::json!({ "seq": sequence })).await
+    }
+
+    /// The first message under this subject, which may have wildcards, that has at least this sequence, as the stream's leader has it.
+    pub(crate) async fn next_raw(
+        &self,
+        stream: &str,
+        subject: &str,
+        from: u64,
+    ) -> Result<Option<RawEvent>, Error> {
+        self.get_raw(stream, subject, &serde_json::json!({"seq": from, "next_by_subj": subject})).await
+    }
+
+    async fn get_raw(
+        &self,
+        stream: &str,
+        about: &str,
+        wanted: &serde_json::Value,
+    ) -> Result<Option<RawEvent>, Error> {
+        let object = object(stream, about);
+        let ask = Ask {
+            subject: format!("$JS.API.STREAM.MSG.GET.{stream}"),
+            headers: None,
+            payload: wanted.to_string().into(),
+            object: object.clone(),
+            deadline: Instant::now() + BOUND,
+        };
+        match self.connection.ask::<Answer>(ask).await {
+            Ok(Answer { message }) => RawEvent::try_from(message)
+                .map(Some)
+                .map_err(|error| Error::new(ErrorKind::Refused, object, error)),
+            Err(NotDone::Refused(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
+            Err(other) => Err(other.about(&object)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(subject: &str, block: Option<&[u8]>) -> RawEvent {
+        let header_block = block.map(Bytes::copy_from_slice);
+        let (time, payload) = (Timestamp::UNIX_EPOCH, Bytes::new());
+        RawEvent { subject: subject.to_owned(), sequence: 1, time, header_block, payload }
+    }
+
+    #[test]
+    fn what_the_client_parses_can_be_sent() {
+        for block in [
+            &b"NATS/1.0\r\nEvent-Type: a\r\n\r\n"[..],
+            b"NATS/1.0\r\n\r\n",
+            b"NATS/1.0 503\r\n\r\n",
+            b"NATS/1.0 404 No Messages\r\nA:\r\nB: c\r\n folded\r\n\r\n",
+            "NATS/1.0\r\nA: \u{fc}\r\n\r\n".as_bytes(),
+        ] {
+            assert_eq!(raw("a.b", Some(block)).unparsable(), None, "{block:?}");
+        }
+        assert_eq!(raw("a.\u{a0}b", None).unparsable(), None);
+    }
+
+    #[test]
+    fn what_ends_the_connection_is_known_by_its_cause() {
+        for (subject, block, why) in [
+            ("a.\u{fffd}", None, "its subject is not UTF-8"),
+            ("a.\u{a0}b", Some(&b"NATS/1.0\r\n\r\n"[..]), "its subject has white space"),
+            ("a", Some(b"NATS/1.0\r\nX Trace: 1\r\n\r\n"), "its header name \"X Trace\" is not allowed"),
+            ("a", Some(b"NATS/1.0\r\nX: caf\xe9\r\n\r\n"), "its headers are not UTF-8"),
+            ("a", Some(b"NATS/1.0\r\nno colon\r\n\r\n"), "its header line \"no colon\" has no colon"),
+            ("a", Some(b"NATS/1.0\r\nX: a\rb\r\n\r\n"), "its header X has a carriage return in its value"),
+            ("a", Some(b"NATS/1.0 x\r\n\r\n"), "its headers have the status \"x\""),
+            ("a", Some(b"HTTP/1.1\r\n\r\n"), "its headers do not begin with NATS/1.0"),
+        ] {
+            assert_eq!(raw(subject, block).unparsable().as_deref(), Some(why));
+        }
+    }
+}
