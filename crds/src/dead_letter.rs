@@ -32,11 +32,13 @@ pub const STREAM: &str = "Dead-Letter-Stream";
 pub const CONSUMER: &str = "Dead-Letter-Consumer";
 /// Subject under which the original was stored.
 pub const SUBJECT: &str = "Dead-Letter-Subject";
+/// `true` where the original's subject is not told exactly: bytes that are not UTF-8 are U+FFFD in [`SUBJECT`].
+pub const SUBJECT_LOSSY: &str = "Dead-Letter-Subject-Lossy";
 /// Sequence of the original in its stream.
 pub const SEQUENCE: &str = "Dead-Letter-Sequence";
 /// How often it was delivered, or tried where its consumer keeps order.
 pub const ATTEMPTS: &str = "Dead-Letter-Attempts";
-/// Which rule gave it up: `permanent`, `undecodable` or `last-attempt`.
+/// Which rule gave it up: `permanent`, `undecodable`, `last-attempt` or `delivered-too-often`.
 pub const REASON: &str = "Dead-Letter-Reason";
 /// What went wrong the last time.
 pub const ERROR: &str = "Dead-Letter-Error";
@@ -49,6 +51,17 @@ pub const REPLAYS: &str = "Dead-Letter-Replays";
 /// What the original's own `Nats-*` headers begin with here. As themselves they would be instructions to the server, and a
 /// message id would have it drop the dead letter of a second consumer.
 pub const ORIGINAL: &str = "Dead-Letter-Original-";
+
+/// The original's whole header block in base64, where the NATS client cannot parse the original; [`OMITTED`] where it is too large.
+pub const HEADER_BLOCK: &str = "Dead-Letter-Original-Header-Block";
+/// [`OMITTED`] where the original's payload is too large for the dead letter.
+pub const PAYLOAD: &str = "Dead-Letter-Payload";
+/// Size of a payload that was left out, in bytes.
+pub const PAYLOAD_SIZE: &str = "Dead-Letter-Payload-Size";
+/// SHA-256 of a payload that was left out, in hexadecimal digits.
+pub const PAYLOAD_SHA256: &str = "Dead-Letter-Payload-SHA256";
+/// What did not fit: the original is in its stream for as long as that keeps it.
+pub const OMITTED: &str = "omitted";
 
 #[cfg(test)]
 mod tests {

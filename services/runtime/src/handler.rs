@@ -2,6 +2,8 @@
 
 use std::{fmt, future::Future};
 
+use tokio::task::spawn_blocking;
+
 use crate::{Event, Metadata};
 
 /// Handles the events of one EventConsumer.
@@ -87,13 +89,17 @@ impl From<crate::Error> for Failure {
     }
 }
 
-/// How a handler's events are taken and settled. How long one attempt may take is the binding's: `spec.handlerDeadline` of the
+/// How a handler's events are taken and acknowledged. How long one attempt may take is the binding's: `spec.handlerDeadline` of the
 /// EventConsumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Events that are handled at once by this process. It takes no more from JetStream than that, or where the binding keeps order,
     /// 16 times as many, which wait for those of their key; and never more than the consumer's `maxAckPending`.
     pub concurrency: u32,
+    /// Bytes of events, with their headers, that this process takes from JetStream at once. All handlers of a process together hold
+    /// no more than the largest of their limits, and none takes the part of another. An event that is larger than that is taken
+    /// alone; while the order of events is recovered what was delivered before is taken whatever its size.
+    pub bytes: usize,
     /// What is waited for once an event is handled.
     pub acknowledge: Acknowledge,
 }
@@ -109,8 +115,34 @@ pub enum Acknowledge {
     Sent,
 }
 
+/// Of all handlers of a process together: a pod of 128 MiB has room for it.
+const DEFAULT_BYTES: usize = 32 * 1024 * 1024;
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { concurrency: 64, acknowledge: Acknowledge::default() }
+        Self { concurrency: 64, bytes: DEFAULT_BYTES, acknowledge: Acknowledge::default() }
     }
+}
+
+/// Runs code that blocks its thread, such as a driver without async or a long computation, where it holds up no other event.
+///
+/// A handler that blocks its thread itself holds up other events of the same handler, and one that does so for longer than its deadline
+/// has its process restarted. The code goes on to its end even where the attempt is given up at its deadline.
+///
+/// ```
+/// # async fn handle() -> Result<(), jetwright_runtime::Failure> {
+/// let sum = jetwright_runtime::blocking(|| (1..=1_000_000_u64).sum::<u64>()).await?;
+/// # assert_eq!(sum, 500_000_500_000);
+/// # Ok(())
+/// # }
+/// # tokio::runtime::Runtime::new().unwrap().block_on(handle()).unwrap();
+/// ```
+///
+/// # Errors
+///
+/// [`Failure::Transient`] where the code panics.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+    spawn_blocking(work)
+        .await
+        .map_err(|error| Failure::transient(format_args!("blocking code failed: {error}")))
 }

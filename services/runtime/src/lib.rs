@@ -52,7 +52,7 @@
 
 mod aggregate;
 mod connection;
-mod consume;
+mod consumer;
 pub mod environment;
 mod error;
 mod event;
@@ -72,7 +72,7 @@ pub use aggregate::{Aggregate, AggregateError, Aggregates, Decision, Loaded, New
 pub use environment::Environment;
 pub use error::{Error, ErrorKind};
 pub use event::{CONTENT_TYPE, EVENT_TYPE, Event, PROTOBUF, Undecodable, decode};
-pub use handler::{Acknowledge, Failure, Handler, Limits};
+pub use handler::{Acknowledge, Failure, Handler, Limits, blocking};
 pub use key_value::{Entry, KeyValue};
 pub use metadata::Metadata;
 pub use projection::{Inapplicable, Projection, Rebuilt, Seen, View, ViewError};

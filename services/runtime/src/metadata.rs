@@ -15,14 +15,17 @@ pub struct Metadata {
     pub stream: Arc<str>,
     /// JetStream consumer that delivered it.
     pub consumer: Arc<str>,
+    /// EventConsumer that this one is, or is a part of.
+    pub event_consumer: Arc<str>,
     /// Its sequence in the stream.
     pub sequence: u64,
     /// When JetStream stored it.
     pub time: Timestamp,
-    /// Which attempt it is, from 1: how often it was delivered by now, or where the binding keeps order, how often it was tried
-    /// since it was delivered.
+    /// Which attempt it is, from 1: how often the event was delivered by now, which a hand-over to another process raises too; or where
+    /// the binding keeps order, how often the handler was called since it was delivered.
     pub attempt: u32,
-    /// Whether the event becomes a dead letter if this attempt fails, whatever it fails with.
+    /// Whether the event becomes a dead letter if this attempt fails, whatever it fails with. An event that was only handed over from
+    /// process to process is not at its last attempt before this process has called the handler with it.
     pub is_last_attempt: bool,
 }
 
@@ -31,21 +34,24 @@ pub struct Metadata {
 pub(crate) struct Origin {
     pub(crate) stream: Arc<str>,
     pub(crate) consumer: Arc<str>,
+    pub(crate) event_consumer: Arc<str>,
 }
 
 impl Metadata {
     /// The id for the message of this index (from 0) among those that a handler publishes because of this event.
     ///
-    /// It is the same at every attempt, so JetStream stores each message once within the stream's duplicate window.
+    /// It is the same at every attempt, so JetStream stores each message once within the stream's duplicate window. It is another one
+    /// for every other event, also where a stream was made again and its sequences begin again, and for every other EventConsumer.
     #[must_use]
     pub fn message_id(&self, index: u32) -> String {
-        format!("{}/{}/{}/{index}", self.stream, self.sequence, self.consumer)
+        let Self { stream, sequence, time, event_consumer, .. } = self;
+        format!("{stream}/{sequence}-{}/{event_consumer}/{index}", time.as_nanosecond())
     }
 
     /// Reads the reply subject of a delivery: `$JS.ACK.<domain>.<account>.<stream>.<consumer>.<delivered>.<stream
     /// sequence>.<consumer sequence>.<nanoseconds>.<pending>[.<token>]`, or the older form without domain and account
-    /// (NATS ADR-15).
-    pub(crate) fn parse(origin: &Origin, subject: &str, reply: &str) -> Option<Self> {
+    /// (NATS ADR-15). With it comes the consumer sequence: the number of the delivery.
+    pub(crate) fn parse(origin: &Origin, subject: &str, reply: &str) -> Option<(Self, u64)> {
         let mut tokens = [""; LONGEST_REPLY];
         let mut count = 0;
         for (place, token) in tokens.iter_mut().zip(reply.strip_prefix("$JS.ACK.")?.split('.')) {
@@ -56,20 +62,24 @@ impl Metadata {
             9.. => &tokens[2..count],
             _ => return None,
         };
-        let [stream, consumer, delivered, sequence, _, nanoseconds, ..] = tail else { return None };
+        let [stream, consumer, delivered, sequence, consumer_sequence, nanoseconds, ..] = tail else {
+            return None;
+        };
         if **stream != *origin.stream || **consumer != *origin.consumer {
             return None;
         }
-        let Origin { stream, consumer } = origin.clone();
-        Some(Self {
+        let Origin { stream, consumer, event_consumer } = origin.clone();
+        let metadata = Self {
             subject: subject.to_owned(),
             stream,
             consumer,
+            event_consumer,
             sequence: sequence.parse().ok()?,
             time: Timestamp::from_nanosecond(nanoseconds.parse::<i64>().ok()?.into()).ok()?,
             attempt: delivered.parse::<u64>().ok()?.try_into().unwrap_or(u32::MAX),
             is_last_attempt: false,
-        })
+        };
+        Some((metadata, consumer_sequence.parse().ok()?))
     }
 }
 
@@ -96,7 +106,11 @@ mod tests {
     use super::*;
 
     fn origin() -> Origin {
-        Origin { stream: "orders".into(), consumer: "fulfilment".into() }
+        Origin {
+            stream: "orders".into(),
+            consumer: "fulfilment".into(),
+            event_consumer: "order-fulfilment".into(),
+        }
     }
 
     fn third_delivery() -> Metadata {
@@ -104,6 +118,7 @@ mod tests {
             subject: "orders.42.placed".to_owned(),
             stream: "orders".into(),
             consumer: "fulfilment".into(),
+            event_consumer: "order-fulfilment".into(),
             sequence: 7,
             time: "2026-11-21T09:00:00.000000001Z".parse().unwrap(),
             attempt: 3,
@@ -120,7 +135,7 @@ mod tests {
         ] {
             assert_eq!(
                 Metadata::parse(&origin(), "orders.42.placed", reply),
-                Some(third_delivery()),
+                Some((third_delivery(), 9)),
                 "{reply}"
             );
         }
@@ -141,6 +156,6 @@ mod tests {
 
     #[test]
     fn a_message_id_names_its_cause_and_its_place() {
-        assert_eq!(third_delivery().message_id(1), "orders/7/fulfilment/1");
+        assert_eq!(third_delivery().message_id(1), "orders/7-1795251600000000001/order-fulfilment/1");
     }
 }

@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::ErrorKind;
+use crate::{ErrorKind, consumer::OrderViolation};
 
 /// How a write ends that is as it should be.
 const STORED: &str = "stored";
@@ -28,7 +28,10 @@ struct Families {
     duration: Family<Binding, Histogram>,
     in_flight: Family<Binding, Gauge>,
     unconfirmed: Family<Binding, Counter>,
-    dead_letters: Family<Buried, Counter>,
+    dead_letters: Family<DeadLetter, Counter>,
+    order_checked: Family<Binding, Counter>,
+    order_violations: Family<Violation, Counter>,
+    recoveries: Family<Recovery, Counter>,
     publishes: Family<Publish, Counter>,
     publishing: Histogram,
     /// Those that count with every event, looked up once.
@@ -49,9 +52,21 @@ struct Handled {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Buried {
+struct DeadLetter {
     binding: &'static str,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Violation {
+    binding: &'static str,
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Recovery {
+    binding: &'static str,
+    cause: &'static str,
 }
 
 /// How one delivery ended.
@@ -59,7 +74,7 @@ struct Buried {
 pub(crate) enum HandledOutcome {
     Done,
     Retried,
-    Buried(crate::consume::Reason),
+    DeadLettered(crate::consumer::Reason),
 }
 
 impl EncodeLabelValue for HandledOutcome {
@@ -67,7 +82,7 @@ impl EncodeLabelValue for HandledOutcome {
         let word = match self {
             Self::Done => "done",
             Self::Retried => "retried",
-            Self::Buried(reason) => reason.as_str(),
+            Self::DeadLettered(reason) => reason.as_str(),
         };
         EncodeLabelValue::encode(&word, encoder)
     }
@@ -107,6 +122,7 @@ pub(crate) struct HandlerMetrics {
     duration: Histogram,
     in_flight: Gauge,
     done: Counter,
+    order_checked: Counter,
 }
 
 /// Counts an attempt as in flight while it lives.
@@ -132,6 +148,9 @@ impl Metrics {
             in_flight: Family::default(),
             unconfirmed: Family::default(),
             dead_letters: Family::default(),
+            order_checked: Family::default(),
+            order_violations: Family::default(),
+            recoveries: Family::default(),
             stored,
             publishes,
             // 0.5 ms to 8 s: a publish is given up after five.
@@ -153,6 +172,21 @@ impl Metrics {
         );
         let dead_letters = families.dead_letters.clone();
         registry.register("dead_letters", "Events that were kept as dead letters", dead_letters);
+        registry.register(
+            "order_checked",
+            "Attempts of ordered consumers that were checked against the order of their key",
+            families.order_checked.clone(),
+        );
+        registry.register(
+            "order_violations",
+            "Attempts of ordered consumers that began out of the order of their key, by what is against it",
+            families.order_violations.clone(),
+        );
+        registry.register(
+            "order_recoveries",
+            "Times that an ordered consumer waited until nothing was owed, by the cause of the doubt",
+            families.recoveries.clone(),
+        );
         registry.register(
             "publishes",
             "Writes of events and of state by how they ended",
@@ -196,7 +230,8 @@ impl Metrics {
         let in_flight = self.0.in_flight.get_or_create(&label).clone();
         let done = Handled { binding, outcome: HandledOutcome::Done };
         let done = self.0.handled.get_or_create(&done).clone();
-        HandlerMetrics { all: self.clone(), binding, duration, in_flight, done }
+        let order_checked = self.0.order_checked.get_or_create(&label).clone();
+        HandlerMetrics { all: self.clone(), binding, duration, in_flight, done, order_checked }
     }
 }
 
@@ -219,13 +254,28 @@ impl HandlerMetrics {
         all.0.handled.get_or_create(&Handled { binding, outcome }).inc();
     }
 
-    /// Counts a dead letter that is kept.
-    pub(crate) fn kept(&self, reason: crate::consume::Reason) {
-        let Self { all, binding, .. } = self;
-        all.0.dead_letters.get_or_create(&Buried { binding, reason: reason.as_str() }).inc();
+    /// Counts an attempt that was checked against the order, and what is against it.
+    pub(crate) fn order_checked(&self, violation: Option<OrderViolation>) {
+        let Self { all, binding, order_checked, .. } = self;
+        order_checked.inc();
+        if let Some(violation) = violation {
+            all.0.order_violations.get_or_create(&Violation { binding, kind: violation.as_str() }).inc();
+        }
     }
 
-    pub(crate) fn unconfirmed(&self) {
+    /// Counts a recovery that begins for this cause.
+    pub(crate) fn recovery(&self, cause: &'static str) {
+        self.all.0.recoveries.get_or_create(&Recovery { binding: self.binding, cause }).inc();
+    }
+
+    /// Counts a dead letter that is kept.
+    pub(crate) fn dead_lettered(&self, reason: crate::consumer::Reason) {
+        let Self { all, binding, .. } = self;
+        all.0.dead_letters.get_or_create(&DeadLetter { binding, reason: reason.as_str() }).inc();
+    }
+
+    /// Counts a delivery that was let go without JetStream's word.
+    pub(crate) fn ack_unconfirmed(&self) {
         self.all.0.unconfirmed.get_or_create(&Binding { binding: self.binding }).inc();
     }
 }

@@ -140,6 +140,11 @@ impl Publisher {
         published
     }
 
+    /// The largest message that the server takes, in bytes, with its headers.
+    pub(crate) fn max_payload(&self) -> usize {
+        self.connection.client().server_info().max_payload
+    }
+
     /// Stores a message of any kind.
     pub(crate) async fn append(&self, write: Write, payload: Bytes) -> Result<Published, Error> {
         let Write { kind, subject, headers } = write;

@@ -7,7 +7,6 @@
 
 mod direct;
 mod pages;
-#[allow(dead_code)]
 mod raw;
 
 use std::{
@@ -28,7 +27,6 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-#[allow(unused_imports)]
 pub(crate) use self::{pages::Pages, raw::RawEvent};
 use crate::{
     Error, ErrorKind, Event, Undecodable,

@@ -12,7 +12,7 @@ use crate::{
     Aggregate, Aggregates, Environment, Handler, KeyValue, Limits, Projection, Publisher, Reader, Rebuilt,
     View,
     connection::Connection,
-    consume::{Consumption, Means, consume},
+    consumer::{ByteBudget, ConsumerDeps, ConsumerLoop, consume},
     metrics::Metrics,
     projection::{self, Keeper},
 };
@@ -25,6 +25,7 @@ pub struct Service {
     reader: Reader,
     health: Health,
     metrics: Metrics,
+    budget: ByteBudget,
     loops: Vec<(&'static str, Loop)>,
 }
 
@@ -87,7 +88,16 @@ impl Service {
         let connection = Connection::open(&environment, gate, metrics.clone()).await?;
         let publisher = Publisher::new(connection.clone(), metrics.clone());
         let (reader, health) = (Reader::new(connection.clone()), health.clone());
-        Ok(Self { environment, connection, publisher, reader, health, metrics, loops: Vec::new() })
+        Ok(Self {
+            environment,
+            connection,
+            publisher,
+            reader,
+            health,
+            metrics,
+            budget: ByteBudget::default(),
+            loops: Vec::new(),
+        })
     }
 
     /// Publishes events.
@@ -178,16 +188,19 @@ impl Service {
         if self.loops.iter().any(|(name, _)| *name == H::BINDING) {
             return Err(ServiceError::TwoHandlers(H::BINDING));
         }
-        let means = Means {
+        let deps = ConsumerDeps {
             binding: binding.clone(),
             limits,
             connection: self.connection.clone(),
             publisher: self.publisher.clone(),
+            reader: self.reader.clone(),
+            budget: self.budget.clone(),
             metrics: self.metrics.handler(H::BINDING),
             gate: self.health.gate(&format!("consumer {}", H::BINDING), "not found yet"),
         };
-        let consumption = Consumption::new(handler, means);
-        self.loops.push((H::BINDING, Box::new(move |stop| Box::pin(consume(consumption, stop)))));
+        let consumer = ConsumerLoop::new(handler, deps);
+        consumer.watchdog().watch(&self.health);
+        self.loops.push((H::BINDING, Box::new(move |stop| Box::pin(consume(consumer, stop)))));
         Ok(self)
     }
 
@@ -242,12 +255,12 @@ mod tests {
     use jetwright_crds::environment::STOP_MARGIN;
 
     use super::*;
-    use crate::consume::SETTLING;
+    use crate::consumer::SETTLE_TIMEOUT;
 
     #[test]
     fn a_stop_fits_into_what_a_pod_is_given_beyond_its_slowest_handler() {
         let telemetry = Duration::from_secs(5);
-        let beyond = SETTLING + FLUSH + telemetry;
+        let beyond = SETTLE_TIMEOUT + FLUSH + telemetry;
         assert!(beyond < STOP_MARGIN.0, "{beyond:?}");
     }
 }

@@ -219,6 +219,7 @@ mod tests {
             subject: "orders.42.placed".to_owned(),
             stream: "orders".into(),
             consumer: "fulfilment".into(),
+            event_consumer: "order-fulfilment".into(),
             sequence: 7,
             time: jiff::Timestamp::UNIX_EPOCH,
             attempt: 2,

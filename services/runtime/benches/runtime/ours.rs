@@ -99,7 +99,7 @@ async fn consume(url: &str, job: &Job, meanwhile: impl Future<Output = ()>) -> R
         job::Acknowledge::Sent => Acknowledge::Sent,
         job::Acknowledge::Confirmed => Acknowledge::Confirmed,
     };
-    let limits = Limits { concurrency: job.in_flight.min(IN_FLIGHT), acknowledge };
+    let limits = Limits { concurrency: job.in_flight.min(IN_FLIGHT), acknowledge, ..Limits::default() };
     service.handle_within(Counting(Arc::clone(&count)), limits).unwrap();
     let stop = CancellationToken::new();
     let running = tokio::spawn(service.run(stop.clone()));

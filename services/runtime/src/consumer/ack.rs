@@ -1,0 +1,290 @@
+//! What JetStream is told of a delivery, in its words, and for how long. Pure.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::fetch::discovery::ConsumerInfo;
+use crate::connection::pause;
+
+/// How long JetStream may take to confirm before an acknowledgement is sent again; longer each time, up to the longest.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
+const LONGEST_CONFIRM_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long the first sending of a negative acknowledgement may wait for a connection. Then the event comes again by itself.
+const NAK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How a delivery ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Settlement {
+    /// It is done.
+    Ack,
+    /// It comes again, not before this time has passed.
+    Nak { after: Duration },
+    /// It does not come again.
+    Term {
+        /// The server puts it into its advisory.
+        reason: &'static str,
+    },
+}
+
+/// What a stop leaves no time for: others get it at once. It is sent when the own pull requests have ended, one of which would be served
+/// with it otherwise.
+pub(super) const NAK_ON_SHUTDOWN: Settlement = Settlement::Nak { after: Duration::ZERO };
+
+/// The acknowledgement's payload that says that a delivery is still being handled (NATS ADR-15).
+pub(super) const IN_PROGRESS: &str = "+WPI";
+
+impl Settlement {
+    /// The acknowledgement's payload, as the server reads it (NATS ADR-15; the reason of a term goes into its advisory).
+    pub(super) fn payload(&self) -> Bytes {
+        match self {
+            Self::Ack => Bytes::from_static(b"+ACK"),
+            Self::Nak { after: Duration::ZERO } => Bytes::from_static(b"-NAK"),
+            Self::Nak { after } => format!("-NAK {{\"delay\":{}}}", after.as_nanos()).into(),
+            Self::Term { reason } => format!("+TERM jetwright:{reason}").into(),
+        }
+    }
+}
+
+/// An acknowledgement that JetStream has not confirmed yet.
+///
+/// It is sent until JetStream confirms it, also past ackWait: silence says nothing about what JetStream knows. Only what it says of its
+/// consumer does ([`observed`](Self::observed)). A negative acknowledgement alone is given up when its delay is over: the event
+/// may be another attempt by then, which a repetition would end.
+#[derive(Debug)]
+pub(super) struct PendingAck {
+    pub(super) payload: Bytes,
+    /// The numbers of the first and the last sending. Each has another, so that an answer to what was sent for another delivery in the
+    /// same slot is not taken for one.
+    numbers: Option<(u64, u64)>,
+    sent: usize,
+    is_nak: bool,
+    /// Sent on the connection that there is, and not answered.
+    is_awaited: bool,
+    /// When the first sending was that nobody answered.
+    unanswered_since: Option<Instant>,
+    /// When it is sent again; None while there is no connection, or it is not known which consumer would hear it.
+    next: Option<Instant>,
+    /// Until when it is sent for the first time, and again.
+    deadlines: Option<(Instant, Instant)>,
+}
+
+/// What is to be done about an acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AckAction {
+    /// Nothing now.
+    Wait,
+    /// It is to be sent (again).
+    Send {
+        /// Nobody answered the last time.
+        unanswered: bool,
+    },
+    /// It is of no use any more: the event comes again.
+    GiveUp,
+}
+
+/// What JetStream's word of its consumer says of an acknowledgement that it did not confirm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It was heard, or is not needed.
+    Settled,
+    /// The delivery is not known any more; the event comes again.
+    Forgotten,
+    /// It may not have been heard.
+    Unknown,
+}
+
+impl PendingAck {
+    pub(super) fn new(settlement: &Settlement, now: Instant) -> Self {
+        let deadlines = match settlement {
+            Settlement::Nak { after } => Some((now + NAK_TIMEOUT, now + (*after).max(CONFIRM_TIMEOUT))),
+            Settlement::Ack | Settlement::Term { .. } => None,
+        };
+        Self {
+            payload: settlement.payload(),
+            numbers: None,
+            sent: 0,
+            is_nak: deadlines.is_some(),
+            is_awaited: false,
+            unanswered_since: None,
+            next: Some(now),
+            deadlines,
+        }
+    }
+
+    /// It is sent now under this number.
+    pub(super) fn send(&mut self, number: u64, now: Instant) {
+        self.numbers = Some((self.numbers.map_or(number, |(first, _)| first), number));
+        self.sent += 1;
+        self.is_awaited = true;
+        let timeout = CONFIRM_TIMEOUT.saturating_mul(u32::try_from(self.sent).unwrap_or(u32::MAX));
+        self.next = Some(now + timeout.min(LONGEST_CONFIRM_TIMEOUT));
+    }
+
+    /// Whether a delivery that comes again is what it asked for.
+    pub(super) fn is_done_by_redelivery(&self) -> bool {
+        self.is_nak && self.sent > 0
+    }
+
+    /// Whether its event does not come again.
+    pub(super) fn ends_event(&self) -> bool {
+        !self.is_nak
+    }
+
+    /// Whether the answer of this number is to it, however late.
+    pub(super) fn is_answered_by(&self, number: u64) -> bool {
+        self.numbers.is_some_and(|(first, last)| (first..=last).contains(&number))
+    }
+
+    /// JetStream answered that it cannot take it now.
+    pub(super) fn refused(&mut self, now: Instant) {
+        self.is_awaited = false;
+        self.next = Some(now + pause(self.sent + 1, rand::random()));
+    }
+
+    /// There is nobody to send it to, or it is not known who would hear it.
+    pub(super) fn suspend(&mut self) {
+        self.is_awaited = false;
+        self.next = None;
+    }
+
+    /// There is somebody again.
+    pub(super) fn resume(&mut self, now: Instant) {
+        self.next.get_or_insert(now);
+    }
+
+    /// It is to be sent again at once: the event came again, so it was not heard.
+    pub(super) fn repeat(&mut self, now: Instant) {
+        self.is_awaited = false;
+        self.next = Some(now);
+    }
+
+    /// What is to be done now.
+    pub(super) fn due(&mut self, now: Instant) -> AckAction {
+        if let Some((first, again)) = self.deadlines
+            && now >= if self.sent == 0 { first } else { again }
+        {
+            return AckAction::GiveUp;
+        }
+        if self.next.is_none_or(|next| now < next) {
+            return AckAction::Wait;
+        }
+        let unanswered = self.is_awaited;
+        if unanswered {
+            self.unanswered_since.get_or_insert(now);
+        }
+        AckAction::Send { unanswered }
+    }
+
+    /// JetStream said this of its consumer, asked at that time: of one sequence it tells only where everything before or after it is
+    /// settled or unknown to it.
+    pub(super) fn observed(&self, sequence: u64, info: &ConsumerInfo, asked_at: Instant) -> Fate {
+        if self.unanswered_since.is_none_or(|since| asked_at < since) {
+            Fate::Unknown
+        } else if sequence > info.delivered.stream_seq {
+            Fate::Forgotten
+        } else if sequence <= info.ack_floor.stream_seq {
+            Fate::Settled
+        } else {
+            Fate::Unknown
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn info(floor: u64, delivered: u64) -> ConsumerInfo {
+        let pair = |sequence: u64| serde_json::json!({"consumer_seq": 1, "stream_seq": sequence});
+        serde_json::from_value(serde_json::json!({
+            "created": "a", "delivered": pair(delivered), "ack_floor": pair(floor), "num_ack_pending": 1, "config": {},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn each_settlement_is_what_the_server_reads() {
+        assert_eq!(Settlement::Ack.payload(), "+ACK");
+        let after = Duration::from_millis(1500);
+        assert_eq!(Settlement::Nak { after }.payload(), r#"-NAK {"delay":1500000000}"#);
+        assert_eq!(NAK_ON_SHUTDOWN.payload(), "-NAK");
+        assert_eq!(Settlement::Term { reason: "last-attempt" }.payload(), "+TERM jetwright:last-attempt");
+    }
+
+    #[test]
+    fn what_is_not_confirmed_is_sent_again_ever_less_often_and_without_end() {
+        let mut now = Instant::now();
+        let mut ack = PendingAck::new(&Settlement::Ack, now);
+        assert_eq!(ack.due(now), AckAction::Send { unanswered: false });
+        for (number, seconds) in [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (6, 4)] {
+            ack.send(number, now);
+            now += SECOND * seconds;
+            assert_eq!(ack.due(now - Duration::from_millis(1)), AckAction::Wait);
+            assert_eq!(ack.due(now), AckAction::Send { unanswered: true });
+        }
+        assert_eq!(ack.due(now + SECOND * 3600), AckAction::Send { unanswered: true });
+        assert_eq!([0, 1, 6, 7].map(|number| ack.is_answered_by(number)), [false, true, true, false]);
+    }
+
+    #[test]
+    fn a_negative_acknowledgement_is_not_repeated_when_the_next_attempt_may_have_begun() {
+        let now = Instant::now();
+        let given_up = |after, sent: bool| {
+            let mut nak = PendingAck::new(&Settlement::Nak { after }, now);
+            if sent {
+                nak.send(1, now);
+            }
+            (0..=60).find(|seconds| nak.due(now + SECOND * *seconds) == AckAction::GiveUp)
+        };
+        assert_eq!([given_up(SECOND * 5, true), given_up(Duration::ZERO, true)], [Some(5), Some(1)]);
+        assert_eq!([given_up(SECOND * 5, false), given_up(Duration::ZERO, false)], [Some(30), Some(30)]);
+    }
+
+    #[test]
+    fn only_a_negative_acknowledgement_that_was_sent_is_done_by_a_redelivery() {
+        let now = Instant::now();
+        let mut nak = PendingAck::new(&NAK_ON_SHUTDOWN, now);
+        let mut ack = PendingAck::new(&Settlement::Ack, now);
+        assert!(!nak.is_done_by_redelivery());
+        nak.send(1, now);
+        ack.send(2, now);
+        assert!(nak.is_done_by_redelivery() && !ack.is_done_by_redelivery());
+    }
+
+    #[test]
+    fn what_nobody_could_hear_is_sent_when_somebody_can() {
+        let now = Instant::now();
+        let mut ack = PendingAck::new(&Settlement::Ack, now);
+        ack.send(1, now);
+        ack.suspend();
+        assert_eq!(ack.due(now + SECOND * 60), AckAction::Wait);
+        ack.resume(now + SECOND * 60);
+        assert_eq!(ack.due(now + SECOND * 60), AckAction::Send { unanswered: false });
+        ack.send(2, now);
+        ack.resume(now);
+        assert_eq!(ack.due(now), AckAction::Wait);
+        ack.repeat(now);
+        assert_eq!(ack.due(now), AckAction::Send { unanswered: false });
+        ack.send(3, now);
+        ack.refused(now);
+        assert_eq!(ack.due(now + SECOND * 10), AckAction::Send { unanswered: false });
+    }
+
+    #[test]
+    fn only_jetstreams_later_word_of_its_consumer_ends_an_acknowledgement() {
+        let now = Instant::now();
+        let mut ack = PendingAck::new(&Settlement::Ack, now);
+        ack.send(1, now);
+        let later = now + SECOND;
+        assert_eq!(ack.observed(7, &info(9, 9), later), Fate::Unknown);
+        ack.due(later);
+        assert_eq!(ack.observed(7, &info(9, 9), now), Fate::Unknown);
+        let fates = [(7, 9), (6, 9), (0, 7), (0, 6)]
+            .map(|(floor, delivered)| ack.observed(7, &info(floor, delivered), later));
+        assert_eq!(fates, [Fate::Settled, Fate::Unknown, Fate::Unknown, Fate::Forgotten]);
+    }
+}

@@ -1,0 +1,283 @@
+//! What is done with one delivery: an attempt within its limits, a decision, a dead letter where the event is given up. Says how the
+//! delivery ends, or when it is tried again in its place; acknowledges nothing itself.
+
+use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc, task::Poll, time::Duration};
+
+use async_nats::{HeaderMap, HeaderName};
+use bytes::Bytes;
+use futures::{FutureExt, poll};
+use jiff::Timestamp;
+use tokio::time::{Instant, timeout_at};
+use tracing::Span;
+
+use super::{
+    ConsumerLoop,
+    ack::Settlement,
+    dead_letter::{Original, Verdict, keep, one_line, redelivery::PriorAttempts},
+    fetch::Delivered,
+    retry::{Decision, Isolation, Outcome, Reason, decide, is_last_attempt, isolation},
+};
+use crate::{
+    Error, ErrorKind, Event, Handler, Metadata, Undecodable, event::EVENT_TYPE, metrics::HandledOutcome,
+    read::RawEvent, trace,
+};
+
+/// What a termination says to whoever listens for it: the event is kept elsewhere.
+const DEAD_LETTERED: &str = "dead-lettered";
+
+/// An event as it was delivered.
+#[derive(Debug)]
+pub(super) struct Delivery {
+    pub(super) metadata: Arc<Metadata>,
+    pub(super) headers: Option<HeaderMap>,
+    pub(super) payload: Bytes,
+    /// Attempts begin again with every delivery, and go on here until they are used up.
+    pub(super) in_place: bool,
+    pub(super) isolation: Isolation,
+    /// When it was delivered first, if that is known.
+    pub(super) first_delivered: Option<Timestamp>,
+    /// How often this process called the handler with it.
+    calls: u32,
+    /// What comes of it, where that is known without a call of the handler.
+    known: Option<Outcome>,
+    /// Its next attempt begins no earlier.
+    pub(super) not_before: Option<Instant>,
+}
+
+impl Delivery {
+    /// What was delivered at this time, and where it is acknowledged. In place, attempts count from 1 with each delivery.
+    pub(super) fn new<H>(consumer: &ConsumerLoop<H>, delivered: Delivered, time: Timestamp) -> Self {
+        let Delivered { metadata, headers, payload, .. } = delivered;
+        let (deliveries, retry) = (metadata.attempt, &consumer.binding.retry);
+        let in_place = consumer.is_ordered();
+        let prior = match deliveries {
+            1 => PriorAttempts { first_delivered: Some(time), ..PriorAttempts::default() },
+            _ => consumer.redelivery.take(&metadata),
+        };
+        let PriorAttempts { first_delivered, calls, given_up } = prior;
+        let isolation = isolation(deliveries, retry);
+        let given_up = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
+        let too_often = (isolation == Isolation::NotCalled).then_some(Outcome::DeliveredTooOften(deliveries));
+        let attempt = if in_place { 1 } else { deliveries };
+        let is_last_attempt =
+            if in_place { attempt >= retry.max_attempts } else { is_last_attempt(deliveries, calls, retry) };
+        Self {
+            metadata: Arc::new(Metadata { attempt, is_last_attempt, ..metadata }),
+            headers,
+            payload,
+            in_place,
+            isolation,
+            first_delivered,
+            calls,
+            known: given_up.or(too_often),
+            not_before: None,
+        }
+    }
+
+    /// The same, at its next attempt in place.
+    fn at_next_attempt(mut self, max_attempts: u32) -> Self {
+        let attempt = self.metadata.attempt + 1;
+        let is_last_attempt = attempt >= max_attempts;
+        self.metadata = Arc::new(Metadata { attempt, is_last_attempt, ..(*self.metadata).clone() });
+        self
+    }
+}
+
+/// What is done after an attempt.
+#[derive(Debug)]
+pub(super) enum AttemptResult {
+    Settle(Settlement),
+    /// It is tried again in its place, not before this time has passed.
+    RetryInPlace {
+        after: Duration,
+        delivery: Box<Delivery>,
+    },
+}
+
+/// How an attempt ended.
+enum Ended {
+    Settled(Settlement),
+    /// It comes again: to be tried, or where it was given up for this reason and with this error, to be kept.
+    Again {
+        after: Duration,
+        given_up: Option<(Reason, String)>,
+    },
+}
+
+/// Makes one attempt.
+pub(super) async fn process<H: Handler>(
+    consumer: Arc<ConsumerLoop<H>>,
+    mut delivery: Delivery,
+) -> AttemptResult {
+    let _in_flight = consumer.metrics.begin();
+    let known = delivery.known.take();
+    delivery.calls += u32::from(known.is_none());
+    let trace = trace::of_attempt(H::BINDING, &delivery.metadata, delivery.headers.as_ref());
+    let ended = trace.around(pin!(try_once(&consumer, &delivery, known))).await;
+    match ended {
+        Ended::Settled(settlement) => AttemptResult::Settle(settlement),
+        Ended::Again { after, given_up } if delivery.in_place => {
+            delivery.known = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
+            if delivery.known.is_none() {
+                delivery = delivery.at_next_attempt(consumer.binding.retry.max_attempts);
+            }
+            AttemptResult::RetryInPlace { after, delivery: Box::new(delivery) }
+        }
+        Ended::Again { after, given_up } => {
+            let Delivery { first_delivered, calls, .. } = delivery;
+            consumer.redelivery.put(&delivery.metadata, PriorAttempts { first_delivered, calls, given_up });
+            AttemptResult::Settle(Settlement::Nak { after })
+        }
+    }
+}
+
+/// One attempt, unless it is known already what comes of it.
+async fn try_once<H: Handler>(
+    consumer: &ConsumerLoop<H>,
+    delivery: &Delivery,
+    known: Option<Outcome>,
+) -> Ended {
+    let begun = Instant::now();
+    let was_recorded = matches!(known, Some(Outcome::GivenUp(..)));
+    let outcome = match known {
+        Some(outcome) => outcome,
+        None => handle(consumer, delivery, begun).await,
+    };
+    let Metadata { attempt, is_last_attempt, .. } = *delivery.metadata;
+    let decision = match outcome {
+        Outcome::Done => Decision::Done,
+        outcome => decide(outcome, attempt, is_last_attempt, &consumer.binding.retry, rand::random()),
+    };
+    if !was_recorded {
+        record(consumer, &delivery.metadata, &decision, begun);
+    }
+    match decision {
+        Decision::Done => Ended::Settled(Settlement::Ack),
+        Decision::Retry { after, .. } => Ended::Again { after, given_up: None },
+        // Seldom, and large: every attempt would carry the room for it.
+        Decision::DeadLetter { reason, error } => {
+            Box::pin(dead_letter(consumer, delivery, reason, error)).await
+        }
+    }
+}
+
+async fn handle<H: Handler>(consumer: &ConsumerLoop<H>, delivery: &Delivery, begun: Instant) -> Outcome {
+    let deadline = consumer.binding.handler_deadline.0;
+    // What a service wrote is called within the caught future alone, its decoding included, and cleared away there.
+    let handled = AssertUnwindSafe(async {
+        let mut handling = pin!(async {
+            let event = match decode::<H::Event>(delivery) {
+                Ok(event) => event,
+                Err(why) => return Outcome::Undecodable(why),
+            };
+            match consumer.handler.handle(event, &delivery.metadata).await {
+                Ok(()) => Outcome::Done,
+                Err(failure) => Outcome::Failed(failure),
+            }
+        });
+        match poll!(handling.as_mut()) {
+            Poll::Ready(outcome) => outcome,
+            // Most need no timer, and every attempt would carry the room for it.
+            Poll::Pending => {
+                Box::pin(timeout_at(begun + deadline, handling)).await.unwrap_or(Outcome::TimedOut(deadline))
+            }
+        }
+    });
+    let handled = handled.catch_unwind().await;
+    let outcome = handled.unwrap_or_else(|panic| Outcome::Panicked(panic_message(panic.as_ref())));
+    consumer.metrics.took(begun.elapsed());
+    outcome
+}
+
+fn decode<E: Event>(delivery: &Delivery) -> Result<E, Undecodable> {
+    let event_type = HeaderName::from_static(EVENT_TYPE);
+    let event_type = delivery.headers.as_ref().and_then(|headers| headers.get(event_type));
+    E::decode(event_type.ok_or_else(Undecodable::missing_type)?.as_str(), delivery.payload.clone())
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
+}
+
+/// Gives an event up: keeps it first, where that is wanted. While it cannot be kept it is not given up.
+async fn dead_letter<H: Handler>(
+    consumer: &ConsumerLoop<H>,
+    delivery: &Delivery,
+    reason: Reason,
+    error: String,
+) -> Ended {
+    let Some(dead_letters) = &consumer.binding.dead_letters else {
+        return Ended::Settled(Settlement::Term { reason: reason.as_str() });
+    };
+    let after = consumer.binding.retry.backoff.max.0;
+    if !consumer.breaker.allow() {
+        return Ended::Again { after, given_up: Some((reason, one_line(&error))) };
+    }
+    let Delivery { metadata, headers, payload, first_delivered, .. } = delivery;
+    let verdict = Verdict { reason, error, first_delivered: *first_delivered, failed_at: Timestamp::now() };
+    let original = Original::parsed(metadata, headers.as_ref(), payload);
+    let kept = keep(&consumer.publisher, dead_letters, original, &verdict).await;
+    // What one event has against it says nothing about others.
+    let is_away = kept.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);
+    consumer.breaker.record(!is_away);
+    if let Err(error) = kept {
+        tracing::error!(binding = H::BINDING, %error, ?after, "failed to keep a dead letter, will retry");
+        return Ended::Again { after, given_up: Some((reason, one_line(&verdict.error))) };
+    }
+    consumer.metrics.dead_lettered(reason);
+    Ended::Settled(Settlement::Term { reason: DEAD_LETTERED })
+}
+
+/// Gives an event up that the client cannot parse: keeps its bytes first, where that is wanted. Says with which reason its delivery is
+/// terminated.
+pub(super) async fn give_up_raw<H: Handler>(
+    consumer: &ConsumerLoop<H>,
+    event: &RawEvent,
+    why: &str,
+) -> Result<&'static str, Error> {
+    let (binding, reason) = (&consumer.binding, Reason::Undecodable);
+    if let Some(dead_letters) = &binding.dead_letters {
+        let (error, failed_at) = (format!("the NATS client cannot parse it: {why}"), Timestamp::now());
+        let verdict = Verdict { reason, error, first_delivered: None, failed_at };
+        let original = Original::raw(&binding.stream, &binding.consumer, event);
+        keep(&consumer.publisher, dead_letters, original, &verdict).await?;
+        consumer.metrics.dead_lettered(reason);
+    }
+    let RawEvent { subject, sequence, .. } = event;
+    tracing::error!(
+        binding = H::BINDING,
+        subject,
+        sequence,
+        why,
+        "gave up an event that the NATS client cannot parse"
+    );
+    consumer.metrics.handled(HandledOutcome::DeadLettered(reason));
+    Ok(if binding.dead_letters.is_some() { DEAD_LETTERED } else { reason.as_str() })
+}
+
+/// Counts and logs the decision.
+fn record<H: Handler>(consumer: &ConsumerLoop<H>, metadata: &Metadata, decision: &Decision, begun: Instant) {
+    let (binding, attempt) = (H::BINDING, metadata.attempt);
+    let outcome = match decision {
+        Decision::Done => {
+            tracing::debug!(binding, took_ms = milliseconds(begun.elapsed()), "handled");
+            HandledOutcome::Done
+        }
+        Decision::Retry { after, error } => {
+            trace::failed(&Span::current(), "transient", error);
+            tracing::warn!(binding, attempt, ?after, error, "handler failed, will retry");
+            HandledOutcome::Retried
+        }
+        Decision::DeadLetter { reason, error } => {
+            trace::failed(&Span::current(), reason.as_str(), error);
+            tracing::error!(binding, attempt, reason = reason.as_str(), error, "gave up event");
+            HandledOutcome::DeadLettered(*reason)
+        }
+    };
+    consumer.metrics.handled(outcome);
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e3
+}

@@ -1,0 +1,232 @@
+//! Acknowledgements: JetStream is told how each delivery ended until it confirms that, and meanwhile that it is still being handled.
+//!
+//! Nothing is acknowledged while it is in doubt which consumer would hear it: the server looks at names and the sequence alone, so an
+//! acknowledgement of a stream that was made again would settle another event.
+
+use async_nats::{Message, StatusCode, Subject};
+use futures::{FutureExt, StreamExt};
+use tokio::time::Instant;
+
+use super::{BATCH, Dispatcher, Held, Observation, State, recovery::Doubt};
+use crate::{
+    Acknowledge, Handler,
+    connection::Link,
+    consumer::ack::{AckAction, Fate, IN_PROGRESS, PendingAck, Settlement},
+};
+
+impl<H: Handler> Dispatcher<H> {
+    pub(super) async fn settle(&mut self, slot: usize, settlement: &Settlement) {
+        let now = Instant::now();
+        let can_send = self.can_send(now);
+        let Some(held) = self.in_flight.get_mut(slot) else { return };
+        let is_unconfirmed = self.consumer.limits.acknowledge == Acknowledge::Sent && held.key.is_none();
+        if can_send && is_unconfirmed && *settlement == Settlement::Ack {
+            let reply = held.reply.clone();
+            self.publish(reply, settlement.payload()).await;
+            return self.release(slot);
+        }
+        let mut ack = PendingAck::new(settlement, now);
+        if !can_send {
+            ack.suspend();
+        }
+        held.state = State::Settling(ack);
+        if can_send {
+            self.send_ack(slot, now).await;
+        }
+    }
+
+    /// Whether JetStream can be told now, and it would be the consumer that delivered what is held.
+    fn can_send(&mut self, now: Instant) -> bool {
+        if self.doubted_at.is_none() && !self.consumer.proof.holds(now) {
+            self.doubted_at = Some(now);
+            self.consumer.discovery.recheck();
+        }
+        self.doubted_at.is_none() && self.link.borrow().connected
+    }
+
+    /// Tells JetStream how a delivery ended.
+    async fn send_ack(&mut self, slot: usize, now: Instant) {
+        self.ack_numbers += 1;
+        let number = self.ack_numbers;
+        let Some(Held { reply, state: State::Settling(ack), .. }) = self.in_flight.get_mut(slot) else {
+            return;
+        };
+        ack.send(number, now);
+        let (to, payload) = (reply.clone(), ack.payload.clone());
+        let answer_to = format!("{}.{slot}.{number}", self.inbox);
+        if let Err(error) = self.consumer.connection.client().publish_with_reply(to, answer_to, payload).await
+        {
+            tracing::debug!(%error, "failed to send an acknowledgement, will retry");
+        }
+    }
+
+    pub(super) fn confirmed_all(&mut self, first: &Message) {
+        self.confirmed(first);
+        for _ in 1..BATCH {
+            let confirmations = self.confirmations.as_mut();
+            let Some(Some(confirmation)) = confirmations.and_then(|more| more.next().now_or_never()) else {
+                return;
+            };
+            self.confirmed(&confirmation);
+        }
+    }
+
+    /// JetStream confirms an acknowledgement.
+    fn confirmed(&mut self, confirmation: &Message) {
+        let mut tokens = confirmation.subject.rsplit('.');
+        let mut number = || tokens.next()?.parse::<u64>().ok();
+        let (Some(number), Some(slot)) = (number(), number()) else { return };
+        let Ok(slot) = usize::try_from(slot) else { return };
+        let Some(Held { state: State::Settling(ack), .. }) = self.in_flight.get_mut(slot) else { return };
+        if !ack.is_answered_by(number) {
+            return;
+        }
+        if confirmation.status == Some(StatusCode::NO_RESPONDERS) {
+            let now = Instant::now();
+            ack.refused(now);
+            return self.doubt_consumer(now);
+        }
+        self.settled(slot);
+    }
+
+    /// Does what is due: in-progress acknowledgements of what is held, and acknowledgements that are not confirmed.
+    pub(super) async fn send_due_acks(&mut self, now: Instant) {
+        let half = self.consumer.binding.ack_wait.0 / 2;
+        let can_send = if self.in_flight.is_empty() { false } else { self.can_send(now) };
+        let (mut in_progress, mut due) = (Vec::new(), Vec::new());
+        for (slot, held) in self.in_flight.iter_mut() {
+            match &mut held.state {
+                State::Settling(ack) => match ack.due(now) {
+                    AckAction::Wait => {}
+                    action => due.push((slot, action)),
+                },
+                State::Waiting(_) | State::Paused(..) | State::Running | State::Returned => {
+                    if can_send && !held.is_orphan && now >= held.in_progress_at + half {
+                        held.in_progress_at = now;
+                        in_progress.push(held.reply.clone());
+                    }
+                }
+            }
+        }
+        for reply in in_progress {
+            self.publish(reply, IN_PROGRESS.into()).await;
+        }
+        for (slot, action) in due {
+            match action {
+                AckAction::Wait => {}
+                AckAction::Send { unanswered: true } => self.unanswered(slot, now).await,
+                AckAction::Send { unanswered: false } if can_send => self.send_ack(slot, now).await,
+                AckAction::Send { unanswered: false } => self.suspend(slot),
+                AckAction::GiveUp => self.give_up(slot, "JetStream did not confirm that it comes again"),
+            }
+        }
+    }
+
+    fn suspend(&mut self, slot: usize) {
+        if let Some(Held { state: State::Settling(ack), .. }) = self.in_flight.get_mut(slot) {
+            ack.suspend();
+        }
+    }
+
+    /// JetStream does not confirm. Silence says nothing about what it knows, so it is asked for its consumer, and told again.
+    async fn unanswered(&mut self, slot: usize, now: Instant) {
+        self.begin_recovery(Doubt::UnansweredAck, now);
+        self.consumer.discovery.recheck();
+        if self.link.borrow().connected && self.doubted_at.is_none() {
+            self.send_ack(slot, now).await;
+        } else {
+            self.suspend(slot);
+        }
+    }
+
+    async fn publish(&self, to: Subject, payload: bytes::Bytes) {
+        if let Err(error) = self.consumer.connection.client().publish(to, payload).await {
+            tracing::debug!(%error, "failed to send an acknowledgement");
+        }
+    }
+
+    /// What JetStream says of its consumer decides some acknowledgements that it did not confirm, and lets the others be sent.
+    pub(super) async fn judge_acks(&mut self, observation: &Observation) {
+        let now = Instant::now();
+        let Link { connected, .. } = *self.link.borrow();
+        let can_send = connected && self.doubted_at.is_none();
+        let Observation { info, asked_at, .. } = observation;
+        let mut decided = Vec::new();
+        for (slot, sequence, ack) in self.in_flight.acks() {
+            match ack.observed(sequence, info, *asked_at) {
+                Fate::Unknown if can_send => ack.resume(now),
+                Fate::Unknown => {}
+                fate => decided.push((slot, fate)),
+            }
+        }
+        for (slot, fate) in decided {
+            if fate == Fate::Settled {
+                self.settled(slot);
+            } else {
+                self.give_up(slot, "JetStream does not know its delivery any more");
+                self.begin_recovery(Doubt::UnansweredAck, now);
+            }
+        }
+        if can_send {
+            self.send_due_acks(now).await;
+        }
+    }
+
+    /// The servers do not let this be said. The fetcher is told of it too, and the log is.
+    pub(super) fn not_permitted(&mut self, reply: &str) {
+        let is_settling = |held: &Held| matches!(held.state, State::Settling(_)) && *held.reply == *reply;
+        let slot = self.in_flight.iter().find(|(_, held)| is_settling(held)).map(|(slot, _)| slot);
+        if let Some(slot) = slot {
+            self.give_up(slot, "the NATS user of this program may not acknowledge it");
+        }
+    }
+
+    /// JetStream knows how a delivery ended.
+    fn settled(&mut self, slot: usize) {
+        if let (Some(order), Some(Held { key: Some(key), sequence, state: State::Settling(ack), .. })) =
+            (&mut self.order, self.in_flight.get(slot))
+            && ack.ends_event()
+        {
+            order.sentinel.settle(*key, *sequence);
+        }
+        self.release(slot);
+    }
+
+    /// Lets a delivery go without JetStream's word: it may be delivered again.
+    pub(super) fn give_up(&mut self, slot: usize, why: &str) {
+        let sequence = self.in_flight.get(slot).map(|held| held.sequence);
+        tracing::warn!(
+            binding = H::BINDING,
+            sequence,
+            why,
+            "let a delivery go unacknowledged; its event may come again"
+        );
+        self.consumer.metrics.ack_unconfirmed();
+        self.release(slot);
+    }
+
+    /// Lets a delivery go; the next one of its key may begin.
+    pub(super) fn release(&mut self, slot: usize) {
+        self.leave_queue(slot);
+        let Some(held) = self.in_flight.remove(slot) else { return };
+        self.consumer.release_capacity(held.size);
+    }
+
+    /// The consumer that delivered it is gone: it is not acknowledged. One that is being handled is waited for.
+    pub(super) fn drop_predecessor(&mut self, slot: usize) {
+        self.in_flight.orphan(slot);
+        match self.in_flight.get(slot).map(|held| &held.state) {
+            Some(State::Settling(_) | State::Returned) => {
+                self.give_up(
+                    slot,
+                    "the consumer was made again; its predecessor's delivery is not acknowledged",
+                );
+            }
+            Some(State::Paused(_, timer)) => {
+                self.paused.remove(timer);
+                self.resume(slot);
+            }
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Begins deliveries when they may, and says what becomes of them after an attempt.
+
+use std::{mem, sync::Arc, time::Duration};
+
+use tokio::time::Instant;
+
+use super::{
+    Alone, AttemptResult, BATCH, Delivery, Dispatcher, Held, Isolation, Observation, State,
+    recovery::Progress,
+};
+use crate::{Handler, consumer::ack::NAK_ON_SHUTDOWN};
+
+/// Longest time between two attempts in one place. Timers have a bound, and what was meant beyond that hardly waits for its time.
+const LONGEST_PAUSE: Duration = Duration::from_hours(24 * 365);
+/// How long a recovery may take before the log says what it waits for, and how often it does.
+const RECOVERY_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+impl<H: Handler> Dispatcher<H> {
+    /// A delivery waits for its turn.
+    pub(super) fn enqueue(&mut self, slot: usize, key: Option<u64>) {
+        match (&mut self.order, key) {
+            (Some(order), _) if order.recovery.is_active() => {}
+            (Some(order), Some(key)) => {
+                if order.queue.push(key, slot) {
+                    self.next.push_back(slot);
+                }
+            }
+            _ => self.next.push_back(slot),
+        }
+    }
+
+    /// Begins what may begin.
+    pub(super) async fn begin_next(&mut self) {
+        if let Alone::Waiting(slot) = self.alone
+            && self.running == 0
+        {
+            self.alone = Alone::Running(slot);
+            self.begin(slot).await;
+        }
+        while self.alone == Alone::No
+            && let Some(slot) = self.next.pop_front()
+        {
+            self.begin(slot).await;
+        }
+    }
+
+    /// Begins an attempt, where there is still time and reason for it.
+    async fn begin(&mut self, slot: usize) {
+        let stop_is_near = self.last_begin.is_some_and(|last| Instant::now() > last);
+        let Some(held) = self.in_flight.get_mut(slot) else { return };
+        if held.is_orphan {
+            return self.give_up(slot, "the consumer was made again");
+        }
+        if stop_is_near || held.key.is_some_and(|key| self.nacked_keys.contains(&key)) {
+            return self.give_back(slot).await;
+        }
+        let State::Waiting(delivery) = mem::replace(&mut held.state, State::Running) else { return };
+        let now = Instant::now();
+        if let Some(not_before) = delivery.not_before.filter(|not_before| *not_before > now) {
+            return self.pause(slot, not_before - now, delivery);
+        }
+        if delivery.isolation == Isolation::Alone && self.alone == Alone::No {
+            held.state = State::Waiting(delivery);
+            self.alone = Alone::Waiting(slot);
+            if self.running > 0 {
+                return;
+            }
+            self.alone = Alone::Running(slot);
+            let State::Waiting(delivery) = mem::replace(&mut held.state, State::Running) else { return };
+            return self.run_attempt(slot, *delivery);
+        }
+        self.run_attempt(slot, *delivery);
+    }
+
+    fn run_attempt(&mut self, slot: usize, delivery: Delivery) {
+        if let Some(order) = &mut self.order
+            && let Some(Held { key: Some(key), sequence, .. }) = self.in_flight.get(slot)
+        {
+            let violation = order.sentinel.begin(*key, *sequence);
+            self.consumer.metrics.order_checked(violation);
+            if let Some(violation) = violation {
+                let (violation, subject) = (violation.as_str(), &delivery.metadata.subject);
+                tracing::error!(
+                    binding = H::BINDING,
+                    sequence,
+                    subject,
+                    violation,
+                    "began event out of order"
+                );
+            }
+        }
+        self.running += 1;
+        self.workers.begin((slot, delivery));
+    }
+
+    /// Attempts ended.
+    pub(super) async fn finished(&mut self, first: (usize, AttemptResult)) {
+        self.attempt_ended(first).await;
+        for _ in 1..BATCH {
+            let Some(result) = self.workers.try_next() else { return };
+            self.attempt_ended(result).await;
+        }
+    }
+
+    async fn attempt_ended(&mut self, (slot, result): (usize, AttemptResult)) {
+        self.running -= 1;
+        if self.alone == Alone::Running(slot) {
+            self.alone = Alone::No;
+        }
+        let Some(held) = self.in_flight.get(slot) else { return };
+        if let (Some(order), Some(key)) = (&mut self.order, held.key) {
+            order.sentinel.end(key, held.sequence);
+        }
+        if held.is_orphan {
+            return self.give_up(
+                slot,
+                "the consumer was made again; its predecessor's delivery is not acknowledged",
+            );
+        }
+        match result {
+            AttemptResult::Settle(settlement) => self.settle(slot, &settlement).await,
+            AttemptResult::RetryInPlace { .. } if self.last_begin.is_some() => self.give_back(slot).await,
+            AttemptResult::RetryInPlace { after, delivery } => self.pause(slot, after, delivery),
+        }
+    }
+
+    /// Other keys have the room of what is tried again later.
+    fn pause(&mut self, slot: usize, after: Duration, mut delivery: Box<Delivery>) {
+        let after = after.min(LONGEST_PAUSE);
+        let Some(held) = self.in_flight.get_mut(slot) else { return };
+        delivery.not_before = Some(Instant::now() + after);
+        held.state = State::Paused(delivery, self.paused.insert(slot, after));
+        if let (Some(order), Some(key)) = (&mut self.order, held.key) {
+            self.next.extend(order.queue.pause(key));
+        }
+    }
+
+    /// The time of a pause is over.
+    pub(super) fn resume(&mut self, slot: usize) {
+        let Some(held) = self.in_flight.get_mut(slot) else { return };
+        if !matches!(held.state, State::Paused(..)) {
+            return;
+        }
+        let State::Paused(mut delivery, _) = mem::replace(&mut held.state, State::Running) else { return };
+        delivery.not_before = None;
+        held.state = State::Waiting(delivery);
+        match (&mut self.order, held.key) {
+            // Where there is no room, or the order is in doubt, it waits as the first of its key.
+            (Some(order), Some(key)) if !order.recovery.is_active() => {
+                if order.queue.resume(key, slot) {
+                    self.next.push_back(slot);
+                }
+            }
+            (Some(_), Some(_)) => {}
+            _ => self.next.push_back(slot),
+        }
+    }
+
+    /// The program is to end: half of a handler's deadline is left for what waits, and none for what waits for its next attempt.
+    pub(super) async fn begin_stop(&mut self) {
+        let half = self.consumer.binding.handler_deadline.0 / 2;
+        self.last_begin = Some(Instant::now() + half);
+        let is_in_recovery = self.order.as_ref().is_some_and(|order| order.recovery.is_active());
+        self.paused.clear();
+        let waits = |held: &Held| match held.state {
+            State::Paused(..) => true,
+            State::Waiting(_) => is_in_recovery,
+            _ => false,
+        };
+        for slot in self.in_flight.in_order(waits) {
+            self.give_back(slot).await;
+        }
+    }
+
+    /// Others get it. A pull request of this process that is still open would be served with it, so it waits until the last one has ended.
+    async fn give_back(&mut self, slot: usize) {
+        if let Some(held) = self.in_flight.get_mut(slot) {
+            self.nacked_keys.extend(held.key);
+            held.state = State::Returned;
+            self.leave_queue(slot);
+        }
+        if self.drained {
+            self.settle(slot, &NAK_ON_SHUTDOWN).await;
+        }
+    }
+
+    /// Nothing is delivered any more: what is given back is for others, in the order of the stream.
+    pub(super) async fn end_of_deliveries(&mut self) {
+        self.drained = true;
+        for slot in self.in_flight.in_order(|held| matches!(held.state, State::Returned)) {
+            self.settle(slot, &NAK_ON_SHUTDOWN).await;
+        }
+    }
+
+    /// A delivery leaves its place in the order; the next one of its key may begin.
+    pub(super) fn leave_queue(&mut self, slot: usize) {
+        let Some(held) = self.in_flight.get_mut(slot) else { return };
+        if let (Some(order), Some(key)) = (&mut self.order, held.key.take()) {
+            self.next.extend(order.queue.complete(key));
+        }
+    }
+
+    /// JetStream said what is still owed: when that is nothing, everything goes on in the order of the stream.
+    pub(super) async fn go_on_with_recovery(&mut self, observation: &Arc<Observation>) {
+        let Some(order) = &mut self.order else { return };
+        let in_flight = |delivered| self.in_flight.unsettled_up_to(delivered);
+        let now = Instant::now();
+        match order.recovery.observed(observation, in_flight) {
+            Progress::Unchanged => {}
+            Progress::Owed(owed) => {
+                let took = order.recovery.took(now);
+                if took >= self.recovery_logged_at + RECOVERY_LOG_INTERVAL {
+                    self.recovery_logged_at = took;
+                    tracing::warn!(
+                        binding = H::BINDING,
+                        owed,
+                        ?took,
+                        "waiting for deliveries that are unacknowledged elsewhere, to keep the order of events"
+                    );
+                }
+            }
+            Progress::Complete => {
+                let took = order.recovery.took(now);
+                self.recovery_logged_at = Duration::ZERO;
+                tracing::info!(
+                    binding = H::BINDING,
+                    ?took,
+                    held = self.in_flight.len(),
+                    "recovered the order of events"
+                );
+                self.requeue();
+                if self.last_begin.is_some() {
+                    self.begin_stop().await;
+                }
+            }
+        }
+    }
+
+    /// Puts everything that has not begun, or waits for its next attempt, into its place in the order of the stream.
+    fn requeue(&mut self) {
+        let waiting =
+            self.in_flight.in_order(|held| matches!(held.state, State::Waiting(_) | State::Paused(..)));
+        for slot in waiting {
+            let Some(held) = self.in_flight.get_mut(slot) else { continue };
+            let key = held.key;
+            if let State::Paused(_, timer) = &held.state {
+                self.paused.remove(timer);
+                if let State::Paused(delivery, _) = mem::replace(&mut held.state, State::Running) {
+                    held.state = State::Waiting(delivery);
+                }
+            }
+            self.enqueue(slot, key);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! The deliveries that are held, each in a slot of its own, and which event is in which slot.
+
+use std::collections::HashMap;
+
+use async_nats::Subject;
+use jiff::Timestamp;
+use slab::Slab;
+use tokio::time::Instant;
+use tokio_util::time::delay_queue;
+
+use super::super::{ack::PendingAck, attempt::Delivery};
+
+/// One delivery.
+pub(super) struct Held {
+    /// Where it is acknowledged.
+    pub(super) reply: Subject,
+    pub(super) sequence: u64,
+    /// When the event was stored: with its sequence it is one event for ever.
+    pub(super) time: Timestamp,
+    /// In bytes.
+    pub(super) size: usize,
+    /// Its place in the order, while it has one.
+    pub(super) key: Option<u64>,
+    /// Another consumer has the name of the one that delivered it: it is neither handled nor acknowledged any more.
+    pub(super) is_orphan: bool,
+    /// When JetStream heard of it last.
+    pub(super) in_progress_at: Instant,
+    pub(super) state: State,
+}
+
+pub(super) enum State {
+    /// For those of its key that came before it, or for a recovery.
+    Waiting(Box<Delivery>),
+    /// For the time at which it is tried again.
+    Paused(Box<Delivery>, delay_queue::Key),
+    Running,
+    Settling(PendingAck),
+    /// It is given back when nothing is delivered any more.
+    Returned,
+}
+
+/// All of them. An event is held once.
+#[derive(Default)]
+pub(super) struct InFlight {
+    slots: Slab<Held>,
+    by_sequence: HashMap<u64, usize>,
+}
+
+impl InFlight {
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    pub(super) fn insert(&mut self, held: Held) -> usize {
+        let sequence = held.sequence;
+        let slot = self.slots.insert(held);
+        self.by_sequence.insert(sequence, slot);
+        slot
+    }
+
+    pub(super) fn get(&self, slot: usize) -> Option<&Held> {
+        self.slots.get(slot)
+    }
+
+    pub(super) fn get_mut(&mut self, slot: usize) -> Option<&mut Held> {
+        self.slots.get_mut(slot)
+    }
+
+    pub(super) fn remove(&mut self, slot: usize) -> Option<Held> {
+        let held = self.slots.try_remove(slot)?;
+        self.forget(held.sequence, slot);
+        Some(held)
+    }
+
+    /// The slot of the event of this sequence.
+    pub(super) fn find(&self, sequence: u64) -> Option<usize> {
+        self.by_sequence.get(&sequence).copied()
+    }
+
+    /// Its consumer is gone: another event may have its sequence.
+    pub(super) fn orphan(&mut self, slot: usize) {
+        let Some(held) = self.slots.get_mut(slot) else { return };
+        held.is_orphan = true;
+        let sequence = held.sequence;
+        self.forget(sequence, slot);
+    }
+
+    fn forget(&mut self, sequence: u64, slot: usize) {
+        if self.by_sequence.get(&sequence) == Some(&slot) {
+            self.by_sequence.remove(&sequence);
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (usize, &Held)> {
+        self.slots.iter()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut Held)> {
+        self.slots.iter_mut()
+    }
+
+    /// The acknowledgements that are not confirmed, with their slots and sequences.
+    pub(super) fn acks(&mut self) -> impl Iterator<Item = (usize, u64, &mut PendingAck)> {
+        self.slots.iter_mut().filter_map(|(slot, held)| match &mut held.state {
+            State::Settling(ack) => Some((slot, held.sequence, ack)),
+            _ => None,
+        })
+    }
+
+    /// The slots in a state, in the order of the stream.
+    pub(super) fn in_order(&self, is_wanted: impl Fn(&Held) -> bool) -> Vec<usize> {
+        let wanted = self.slots.iter().filter(|(_, held)| is_wanted(held));
+        let mut wanted: Vec<_> = wanted.map(|(slot, held)| (held.sequence, slot)).collect();
+        wanted.sort_unstable();
+        wanted.into_iter().map(|(_, slot)| slot).collect()
+    }
+
+    /// Deliveries up to a stream sequence for which no acknowledgement was sent.
+    pub(super) fn unsettled_up_to(&self, sequence: u64) -> u64 {
+        let is_unsettled = |held: &Held| {
+            !held.is_orphan && held.sequence <= sequence && !matches!(held.state, State::Settling(_))
+        };
+        self.slots.iter().filter(|(_, held)| is_unsettled(held)).count().try_into().unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,216 @@
+//! Whether an ordered consumer has everything that it was sent, and what is still owed where it may not. Pure.
+//!
+//! One process pulls, so its deliveries are numbered without a hole. A hole, a number that goes back, a new connection, an
+//! acknowledgement that nobody answers, or a start with what another process left: each is a doubt, and each begins the same recovery.
+//! Nothing new begins until JetStream says that no delivery is unacknowledged but those that are in flight here. What comes meanwhile
+//! waits, and then everything goes on in the order of the stream.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::super::fetch::discovery::{ConsumerInfo, Observation};
+
+/// How often JetStream is asked what is still owed.
+const INFO_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Why deliveries may be missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::consumer) enum Doubt {
+    /// The connection was lost and made again.
+    Reconnect,
+    /// A delivery's number is not the one after the last.
+    SequenceGap,
+    /// A delivery's number is lower than the last: a server that was killed hands numbers out again.
+    SequenceBack,
+    /// An acknowledgement is not answered: the consumer's leader may be another one now.
+    UnansweredAck,
+}
+
+impl Doubt {
+    /// Its name in metrics and logs.
+    pub(in crate::consumer) fn as_str(self) -> &'static str {
+        match self {
+            Self::Reconnect => "reconnect",
+            Self::SequenceGap => "sequence-gap",
+            Self::SequenceBack => "sequence-back",
+            Self::UnansweredAck => "unanswered-ack",
+        }
+    }
+}
+
+/// What became of a recovery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// There is none, or the answer is older than the doubt.
+    Unchanged,
+    /// So many deliveries are still to come or to be settled.
+    Owed(u64),
+    /// Everything is there.
+    Complete,
+}
+
+/// The sequence of deliveries of one ordered consumer.
+#[derive(Debug)]
+pub(super) struct Recovery {
+    /// Number of the next delivery, where it is known.
+    expected: Option<u64>,
+    /// Since when there is doubt.
+    doubted_at: Option<Instant>,
+    began: Instant,
+    next_info: Instant,
+}
+
+impl Recovery {
+    /// In doubt: whoever had the consumer before may have left deliveries unsettled.
+    pub(super) fn new(now: Instant) -> Self {
+        Self { expected: None, doubted_at: Some(now), began: now, next_info: now }
+    }
+
+    pub(super) fn is_active(&self) -> bool {
+        self.doubted_at.is_some()
+    }
+
+    /// How long nothing new has begun.
+    pub(super) fn took(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.began)
+    }
+
+    /// A delivery of this number came; what it says against the order.
+    pub(super) fn received(&mut self, consumer_sequence: u64) -> Option<Doubt> {
+        let expected = self.expected.replace(consumer_sequence + 1)?;
+        match consumer_sequence {
+            sequence if sequence > expected => Some(Doubt::SequenceGap),
+            sequence if sequence < expected => Some(Doubt::SequenceBack),
+            _ => None,
+        }
+    }
+
+    /// Begins a recovery, or has the one that goes on wait for a newer answer. Whether it begins.
+    pub(super) fn doubt(&mut self, doubt: Doubt, now: Instant) -> bool {
+        if doubt == Doubt::Reconnect {
+            self.expected = None;
+        }
+        let begins = self.doubted_at.is_none();
+        if begins {
+            self.began = now;
+        }
+        self.doubted_at = Some(now);
+        self.next_info = now;
+        begins
+    }
+
+    /// Whether JetStream is to be asked now.
+    pub(super) fn is_info_due(&mut self, now: Instant) -> bool {
+        let due = self.is_active() && now >= self.next_info;
+        if due {
+            self.next_info = now + INFO_INTERVAL;
+        }
+        due
+    }
+
+    /// JetStream answered. `in_flight` says how many deliveries up to a stream sequence are here, without those for which an
+    /// acknowledgement was sent: JetStream may count those or not.
+    pub(super) fn observed(
+        &mut self,
+        observation: &Observation,
+        in_flight: impl FnOnce(u64) -> u64,
+    ) -> Progress {
+        let Observation { info, asked_at, .. } = observation;
+        if self.doubted_at.is_none_or(|doubted_at| *asked_at < doubted_at) {
+            return Progress::Unchanged;
+        }
+        let ConsumerInfo { delivered, num_ack_pending, .. } = info;
+        let owed = num_ack_pending.saturating_sub(in_flight(delivered.stream_seq));
+        if owed > 0 {
+            return Progress::Owed(owed);
+        }
+        self.doubted_at = None;
+        self.expected = self.expected.max(Some(delivered.consumer_seq + 1));
+        Progress::Complete
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn observation(asked_at: Instant, delivered: u64, num_ack_pending: u64) -> Observation {
+        let pair = serde_json::json!({"consumer_seq": delivered, "stream_seq": delivered * 10});
+        let info = serde_json::json!({
+            "created": "a", "delivered": pair, "ack_floor": pair, "num_ack_pending": num_ack_pending, "config": {},
+        });
+        Observation { info: serde_json::from_value(info).unwrap(), asked_at, incarnation: 1 }
+    }
+
+    /// In order, after ten deliveries.
+    fn in_order(now: Instant) -> Recovery {
+        let mut recovery = Recovery::new(now);
+        assert_eq!(recovery.observed(&observation(now, 10, 0), |_| 0), Progress::Complete);
+        recovery
+    }
+
+    #[test]
+    fn deliveries_without_a_hole_raise_no_doubt() {
+        let mut recovery = in_order(Instant::now());
+        assert!(!recovery.is_active());
+        assert_eq!([11, 12, 13].map(|number| recovery.received(number)), [None; 3]);
+        assert_eq!(recovery.received(15), Some(Doubt::SequenceGap));
+        assert_eq!(recovery.received(16), None);
+        assert_eq!(recovery.received(12), Some(Doubt::SequenceBack));
+        assert_eq!(recovery.received(13), None);
+    }
+
+    #[test]
+    fn the_first_delivery_after_a_recovery_is_the_one_after_what_jetstream_delivered() {
+        let mut recovery = in_order(Instant::now());
+        assert_eq!(recovery.received(12), Some(Doubt::SequenceGap));
+    }
+
+    #[test]
+    fn it_is_over_when_nothing_is_unacknowledged_but_what_is_here() {
+        let now = Instant::now();
+        let mut recovery = in_order(now);
+        assert!(recovery.doubt(Doubt::SequenceGap, now));
+        assert!(!recovery.doubt(Doubt::SequenceGap, now));
+        let owed = |recovery: &mut Recovery, in_flight: u64| {
+            recovery
+                .observed(&observation(now, 14, 4), |delivered| if delivered == 140 { in_flight } else { 99 })
+        };
+        assert_eq!([owed(&mut recovery, 1), owed(&mut recovery, 3)], [Progress::Owed(3), Progress::Owed(1)]);
+        assert!(recovery.is_active());
+        assert_eq!(owed(&mut recovery, 4), Progress::Complete);
+        assert_eq!(owed(&mut recovery, 4), Progress::Unchanged);
+    }
+
+    #[test]
+    fn an_answer_to_an_older_question_says_nothing() {
+        let now = Instant::now();
+        let mut recovery = in_order(now);
+        recovery.doubt(Doubt::UnansweredAck, now + Duration::from_secs(1));
+        assert_eq!(recovery.observed(&observation(now, 10, 0), |_| 0), Progress::Unchanged);
+        assert!(recovery.is_active());
+        let newer = observation(now + Duration::from_secs(2), 10, 0);
+        assert_eq!(recovery.observed(&newer, |_| 0), Progress::Complete);
+    }
+
+    #[test]
+    fn after_a_new_connection_numbers_begin_anywhere() {
+        let now = Instant::now();
+        let mut recovery = in_order(now);
+        recovery.doubt(Doubt::Reconnect, now);
+        assert_eq!([4, 5].map(|number| recovery.received(number)), [None, None]);
+        assert_eq!(recovery.received(7), Some(Doubt::SequenceGap));
+        assert_eq!(recovery.observed(&observation(now, 7, 0), |_| 0), Progress::Complete);
+        assert_eq!(recovery.received(8), None);
+    }
+
+    #[test]
+    fn jetstream_is_asked_at_once_and_then_from_time_to_time() {
+        let now = Instant::now();
+        let mut recovery = in_order(now);
+        assert!(!recovery.is_info_due(now));
+        recovery.doubt(Doubt::SequenceGap, now);
+        assert_eq!([now, now, now + INFO_INTERVAL].map(|now| recovery.is_info_due(now)), [true, false, true]);
+    }
+}

@@ -1,0 +1,181 @@
+//! What arrives from a consumer: its deliveries in their order, and the ends of pull requests.
+
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_nats::{HeaderMap, Message, StatusCode, Subject, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt;
+use tokio::time::Instant;
+
+use super::{
+    credits::PullCredits,
+    merge::{Merge, Ordered},
+    pull::PullEvent,
+    status::{RequestEnd, request_end},
+};
+use crate::{Metadata, connection::pause, metadata::Origin};
+
+/// Header of a status that ends a request: how much of it was not served (NATS ADR-13).
+const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
+/// What the subjects begin with on which deliveries are acknowledged.
+const ACK_PREFIX: &str = "$JS.ACK.";
+/// Longest pause where the consumer has as many requests as it may have.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// One delivery.
+#[derive(Debug)]
+pub(in crate::consumer) struct Delivered {
+    pub(in crate::consumer) metadata: Metadata,
+    pub(in crate::consumer) consumer_sequence: u64,
+    /// Where it is acknowledged.
+    pub(in crate::consumer) reply: Subject,
+    pub(in crate::consumer) headers: Option<HeaderMap>,
+    pub(in crate::consumer) payload: Bytes,
+    /// In bytes, with headers and subjects.
+    pub(in crate::consumer) size: usize,
+}
+
+impl Ordered for Delivered {
+    fn consumer_sequence(&self) -> u64 {
+        self.consumer_sequence
+    }
+}
+
+/// The subscriptions of one consumer.
+pub(super) struct Arrivals {
+    origin: Origin,
+    /// By turn.
+    subscriptions: Vec<Subscriber>,
+    merge: Merge<Delivered>,
+    pub(super) credits: PullCredits,
+    /// Something ended that has not been handed on.
+    ended: bool,
+    unavailable: Option<String>,
+    /// The client that had the subscriptions is gone.
+    closed: bool,
+    /// Not before then a request is made again.
+    pub(super) not_before: Option<Instant>,
+    refusals: usize,
+    /// A request did not allow the next event's bytes.
+    pub(super) too_few_bytes: bool,
+    /// How often the consumer answered as it should.
+    pub(super) served: u64,
+}
+
+impl Arrivals {
+    pub(super) fn new(origin: Origin, subscriptions: Vec<Subscriber>) -> Self {
+        Self {
+            origin,
+            subscriptions,
+            merge: Merge::default(),
+            credits: PullCredits::default(),
+            ended: false,
+            unavailable: None,
+            closed: false,
+            not_before: None,
+            refusals: 0,
+            too_few_bytes: false,
+            served: 0,
+        }
+    }
+
+    /// Begins anew on another connection, or after the consumer was away. What comes late still comes.
+    pub(super) fn reset(&mut self) {
+        self.credits.forget();
+        (self.ended, self.unavailable, self.not_before, self.too_few_bytes) = (false, None, None, false);
+    }
+
+    /// The next thing that is there.
+    pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<PullEvent> {
+        loop {
+            let seen = self.look(context);
+            let first = self.merge.first_look(seen);
+            let second = self.look(context);
+            let deliveries = self.merge.in_order(first, second);
+            if !deliveries.is_empty() {
+                return Poll::Ready(PullEvent::Deliveries(deliveries));
+            }
+            if let Some(why) = self.unavailable.take() {
+                return Poll::Ready(PullEvent::Unavailable(why));
+            }
+            if std::mem::take(&mut self.ended) {
+                return Poll::Ready(PullEvent::Ended);
+            }
+            if self.closed {
+                return Poll::Ready(PullEvent::Closed);
+            }
+            if !self.merge.has_ahead() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Everything that has come over any subscription.
+    fn look(&mut self, context: &mut Context<'_>) -> Vec<Delivered> {
+        let (mut deliveries, mut closed) = (Vec::new(), 0);
+        for turn in 0..self.subscriptions.len() {
+            loop {
+                match self.subscriptions[turn].poll_next_unpin(context) {
+                    Poll::Ready(Some(message)) => deliveries.extend(self.read(turn, message)),
+                    Poll::Ready(None) => {
+                        closed += 1;
+                        break;
+                    }
+                    Poll::Pending => break,
+                }
+            }
+        }
+        self.closed = closed == self.subscriptions.len();
+        deliveries
+    }
+
+    fn read(&mut self, turn: usize, message: Message) -> Option<Delivered> {
+        let is_delivery = message.reply.as_ref().is_some_and(|reply| reply.starts_with(ACK_PREFIX));
+        match message.status {
+            // Whoever published an event may have written a status into it.
+            Some(status) if !is_delivery => {
+                self.request_ended(turn, &message, status);
+                None
+            }
+            _ => self.delivered(turn, message),
+        }
+    }
+
+    fn delivered(&mut self, turn: usize, message: Message) -> Option<Delivered> {
+        let Message { subject, reply, payload, headers, length, .. } = message;
+        self.credits.received(turn, length);
+        (self.too_few_bytes, self.refusals) = (false, 0);
+        self.served += 1;
+        let read = reply.and_then(|reply| Some((Metadata::parse(&self.origin, &subject, &reply)?, reply)));
+        let Some(((metadata, consumer_sequence), reply)) = read else {
+            tracing::error!(%subject, "ignored a message that is no delivery of the consumer");
+            return None;
+        };
+        Some(Delivered { metadata, consumer_sequence, reply, headers, payload, size: length })
+    }
+
+    fn request_ended(&mut self, turn: usize, message: &Message, status: StatusCode) {
+        let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
+        let pending = message.headers.as_ref().and_then(|headers| headers.get(PENDING_MESSAGES));
+        let unserved = pending.and_then(|pending| pending.as_str().parse().ok());
+        self.credits.ended(turn, number.unwrap_or_default(), unserved);
+        match request_end(status, message.description.as_deref().unwrap_or_default()) {
+            RequestEnd::Unavailable(why) => {
+                self.unavailable.get_or_insert(why);
+                return;
+            }
+            RequestEnd::Expired => {}
+            RequestEnd::TooFewBytes => self.too_few_bytes = true,
+            RequestEnd::TooManyRequests => {
+                self.refusals += 1;
+                let pause = pause(self.refusals + 1, rand::random()).min(LONGEST_PAUSE);
+                self.not_before = Some(Instant::now() + pause);
+            }
+        }
+        self.ended = true;
+        self.served += 1;
+    }
+}

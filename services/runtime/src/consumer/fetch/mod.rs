@@ -1,0 +1,197 @@
+//! Fetches deliveries from JetStream, as many as there is room for, and waits for the consumer where it is not there.
+
+mod arrivals;
+mod credits;
+pub(super) mod discovery;
+pub(super) mod foreign;
+mod merge;
+mod pull;
+mod status;
+
+use std::sync::Arc;
+
+use jetwright_process::nats::Violation;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
+
+pub(super) use self::arrivals::Delivered;
+use self::{
+    credits::Room,
+    discovery::Observation,
+    pull::{Pull, PullEvent},
+};
+use super::ConsumerLoop;
+use crate::{Handler, connection::pause, metadata::Origin};
+
+/// What the dispatcher hears of, in its order.
+pub(super) enum Fetched {
+    Deliveries {
+        /// Of which consumer of the name, as [`Observation::incarnation`] counts them.
+        incarnation: u64,
+        deliveries: Vec<Delivered>,
+    },
+    /// The consumer may be gone, or another one may have its name.
+    Doubt,
+}
+
+/// Fetches and hands on until `stop`, and then what was asked for before: nobody else would be given it before ackWait is over.
+pub(super) async fn run<H: Handler>(consumer: &ConsumerLoop<H>, outbound: mpsc::UnboundedSender<Fetched>) {
+    let mut fetcher = Fetcher { consumer, outbound, pull: None, incarnation: 0 };
+    consumer.stop.run_until_cancelled(fetcher.fetch_forever()).await;
+    if let Some(mut pull) = fetcher.pull.take() {
+        while let Some(deliveries) = pull.drain().await {
+            fetcher.forward(deliveries);
+        }
+    }
+}
+
+struct Fetcher<'a, H> {
+    consumer: &'a ConsumerLoop<H>,
+    outbound: mpsc::UnboundedSender<Fetched>,
+    /// Stays open for as long as its client and its consumer: what NATS sent around the loss of a connection arrives still.
+    pull: Option<Pull>,
+    incarnation: u64,
+}
+
+/// Why fetching stopped for now.
+enum Stopped {
+    /// The consumer does not answer.
+    Unavailable(String),
+    /// The connection was lost.
+    Disconnected,
+    /// The client is gone, and the subscriptions with it.
+    Closed,
+    /// The servers do not permit it.
+    PermissionDenied(Violation),
+}
+
+impl<H: Handler> Fetcher<'_, H> {
+    fn forward(&self, deliveries: Vec<Delivered>) {
+        for delivered in &deliveries {
+            self.consumer.acquire_capacity(delivered.size);
+        }
+        // Refused only where consuming has ended by a fault.
+        let _ = self.outbound.send(Fetched::Deliveries { incarnation: self.incarnation, deliveries });
+    }
+
+    /// Pulls and hands on, and where the consumer does not answer waits for it. Dropping it loses nothing.
+    async fn fetch_forever(&mut self) {
+        let consumer = self.consumer;
+        // Rounds that ended before JetStream had served a request, or with what the servers do not permit.
+        let mut refused = 0;
+        loop {
+            // A consumer that is not there, or not there any more, is waited for; so is the connection.
+            let observation = consumer.discovery.wait_for_consumer().await;
+            // What the client cannot parse would end the connection again.
+            consumer.foreign.first_look().await;
+            if let Err(error) = self.open(&observation).await {
+                consumer.unavailable(&error.to_string());
+                sleep(pause(2, rand::random())).await;
+                continue;
+            }
+            if refused == 0 {
+                consumer.gate.open();
+            }
+            tracing::info!(binding = H::BINDING, "consuming");
+            let served = self.served();
+            let stopped = self.fetch_while_available(&observation).await;
+            let _ = self.outbound.send(Fetched::Doubt);
+            consumer.proof.revoke();
+            let is_denied = matches!(stopped, Stopped::PermissionDenied(_));
+            refused = if is_denied || self.served() == served { refused + 1 } else { 0 };
+            let why = match stopped {
+                Stopped::Unavailable(why) => why,
+                Stopped::Disconnected => {
+                    consumer.foreign.suspect();
+                    "the connection to NATS was lost".to_owned()
+                }
+                Stopped::Closed => {
+                    consumer.foreign.suspect();
+                    self.pull = None;
+                    "the NATS client was closed".to_owned()
+                }
+                Stopped::PermissionDenied(violation) => violation.to_string(),
+            };
+            consumer.unavailable(&why);
+            tracing::warn!(binding = H::BINDING, why, "stopped pulling");
+            // It is there and may refuse every request, as where its configuration does not fit: then it is asked ever less.
+            sleep(pause(refused, rand::random())).await;
+        }
+    }
+
+    /// Subscribes to what will be pulled, if that is not subscribed to already. Deliveries of a consumer that is gone are not taken for
+    /// those of another one.
+    async fn open(&mut self, observation: &Observation) -> Result<(), async_nats::SubscribeError> {
+        if self.incarnation != observation.incarnation {
+            (self.pull, self.incarnation) = (None, observation.incarnation);
+        }
+        if self.pull.is_none() {
+            let binding = &self.consumer.binding;
+            let origin = Origin {
+                stream: binding.stream.as_str().into(),
+                consumer: binding.consumer.as_str().into(),
+                event_consumer: H::BINDING.into(),
+            };
+            self.pull = Some(Pull::open(&self.consumer.connection, origin, &observation.info.config).await?);
+        }
+        Ok(())
+    }
+
+    fn served(&self) -> u64 {
+        self.pull.as_ref().map_or(0, Pull::served)
+    }
+
+    /// Pulls and hands on until the consumer does not answer, and says why.
+    async fn fetch_while_available(&mut self, observation: &Arc<Observation>) -> Stopped {
+        let consumer = self.consumer;
+        let Some(pull) = &mut self.pull else { return Stopped::Closed };
+        if !pull.resume(&observation.info.config) {
+            return Stopped::Disconnected;
+        }
+        consumer.proof.renew(observation.asked_at);
+        let mut was_served = false;
+        loop {
+            if !self.is_proven().await {
+                return Stopped::Unavailable("the consumer was made again".to_owned());
+            }
+            let consumer = self.consumer;
+            let Some(pull) = &mut self.pull else { return Stopped::Closed };
+            let capacity = consumer.foreign.limit(consumer.capacity());
+            let room = Room { capacity, in_flight: consumer.in_flight(), bytes: consumer.bytes.available() };
+            if let Err(error) = pull.request(room).await {
+                return Stopped::Unavailable(error.to_string());
+            }
+            consumer.proof.hold_until(pull.open_until());
+            let event = tokio::select! {
+                biased;
+                event = pull.next() => event,
+                () = consumer.capacity_freed.notified() => continue,
+            };
+            match event {
+                PullEvent::Deliveries(deliveries) => self.forward(deliveries),
+                PullEvent::Ended => {}
+                PullEvent::Unavailable(why) => return Stopped::Unavailable(why),
+                PullEvent::Disconnected => return Stopped::Disconnected,
+                PullEvent::Closed => return Stopped::Closed,
+                PullEvent::PermissionDenied(violation) => return Stopped::PermissionDenied(violation),
+            }
+            consumer.proof.renew(Instant::now());
+            if !was_served {
+                consumer.gate.open();
+                was_served = true;
+            }
+        }
+    }
+
+    /// Whether the consumer is still the one of which deliveries are held. While no request is open nobody tells of its end, so it is asked
+    /// for before the next one.
+    async fn is_proven(&self) -> bool {
+        let is_open = self.pull.as_ref().is_some_and(Pull::owes);
+        if is_open || self.consumer.in_flight() == 0 || self.consumer.proof.holds(Instant::now()) {
+            return true;
+        }
+        self.consumer.discovery.wait_for_consumer().await.incarnation == self.incarnation
+    }
+}

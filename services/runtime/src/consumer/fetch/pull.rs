@@ -1,0 +1,228 @@
+//! Pull requests to one consumer: never for more than there is room for, and within what the consumer grants.
+
+use std::{future::poll_fn, time::Duration};
+
+use async_nats::Client;
+use jetwright_process::nats::{Violation, Watch};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    arrivals::{Arrivals, Delivered},
+    credits::{NewRequest, Room, TURNS},
+    discovery::ConsumerConfig,
+};
+use crate::{
+    connection::{Connection, Link},
+    metadata::Origin,
+};
+
+/// How long a request stays open at the server.
+pub(super) const EXPIRES: Duration = Duration::from_secs(1);
+/// How much longer its end may take to be heard of.
+pub(super) const NO_ANSWER: Duration = Duration::from_secs(2);
+/// Shortest time between two requests where the consumer lets them be open for less than that.
+const MIN_REQUEST_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The requests that are open at one consumer.
+pub(super) struct Pull {
+    client: Client,
+    link: watch::Receiver<Link>,
+    violations: Watch,
+    inbox: String,
+    subject: String,
+    /// Stands in the subjects on which deliveries are acknowledged.
+    ack_infix: String,
+    arrivals: Arrivals,
+    limits: RequestLimits,
+    last_request: Option<Instant>,
+}
+
+/// What came of requests.
+pub(super) enum PullEvent {
+    Deliveries(Vec<Delivered>),
+    /// A request ended as requests do, or one that was held back may be made now.
+    Ended,
+    /// The consumer is not there, or does not answer, and why that is believed.
+    Unavailable(String),
+    /// The connection was lost.
+    Disconnected,
+    /// The client is gone for good, and what was subscribed with it.
+    Closed,
+    /// The servers do not permit to pull from it, to receive its deliveries, or to acknowledge them.
+    PermissionDenied(Violation),
+}
+
+/// The most that a consumer grants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct RequestLimits {
+    batch: usize,
+    expires: Duration,
+    bytes: usize,
+    open_requests: usize,
+}
+
+impl RequestLimits {
+    /// What its configuration says, where 0 is no limit.
+    fn new(config: &ConsumerConfig) -> Self {
+        let limit = |value: i64| usize::try_from(value).ok().filter(|value| *value > 0).unwrap_or(usize::MAX);
+        let expires = u64::try_from(config.max_expires).ok().filter(|nanoseconds| *nanoseconds > 0);
+        Self {
+            batch: limit(config.max_batch),
+            expires: expires.map_or(EXPIRES, |nanoseconds| EXPIRES.min(Duration::from_nanos(nanoseconds))),
+            bytes: limit(config.max_bytes),
+            open_requests: limit(config.max_waiting),
+        }
+    }
+}
+
+/// The size of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct RequestSize {
+    count: usize,
+    /// `None` where one event may have any size.
+    bytes: Option<usize>,
+}
+
+impl Pull {
+    pub(super) async fn open(
+        connection: &Connection,
+        origin: Origin,
+        config: &ConsumerConfig,
+    ) -> Result<Self, async_nats::SubscribeError> {
+        let client = connection.client().clone();
+        let inbox = client.new_inbox();
+        let (mut subscriptions, violations) = (Vec::new(), connection.violations());
+        for turn in 0..TURNS {
+            subscriptions.push(client.subscribe(format!("{inbox}.{turn}.*")).await?);
+        }
+        let Origin { stream, consumer, .. } = &origin;
+        Ok(Self {
+            link: connection.link(),
+            subject: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
+            ack_infix: format!(".{stream}.{consumer}."),
+            arrivals: Arrivals::new(origin, subscriptions),
+            client,
+            violations,
+            inbox,
+            limits: RequestLimits::new(config),
+            last_request: None,
+        })
+    }
+
+    /// Begins to pull on the connection that there is now; `false` where there is none.
+    ///
+    /// A request of the connection before may still be served, for as long as it was made for: then more is held for a moment than there
+    /// is room for, rather than what NATS sent be left to wait for ackWait.
+    pub(super) fn resume(&mut self, config: &ConsumerConfig) -> bool {
+        self.arrivals.reset();
+        self.violations.forget();
+        (self.limits, self.last_request) = (RequestLimits::new(config), None);
+        self.link.borrow_and_update().connected
+    }
+
+    /// How often the consumer answered as it should, by now.
+    pub(super) fn served(&self) -> u64 {
+        self.arrivals.served
+    }
+
+    /// Whether something may still come of a request.
+    pub(super) fn owes(&self) -> bool {
+        self.arrivals.credits.outstanding() > 0
+    }
+
+    /// Until when the server has a request, if it has one: so long the end of the consumer is heard of.
+    pub(super) fn open_until(&self) -> Option<Instant> {
+        self.last_request.filter(|_| self.owes()).map(|asked| asked + self.limits.expires)
+    }
+
+    /// Asks for as much as there is room for, beside what is held and what is owed.
+    pub(super) async fn request(&mut self, room: Room) -> Result<(), async_nats::PublishError> {
+        let now = Instant::now();
+        self.arrivals.credits.next_turn(now);
+        let bytes = room.bytes.saturating_sub(self.arrivals.credits.outstanding_bytes());
+        let Some(RequestSize { count, bytes }) = self.request_size(Room { bytes, ..room }, now) else {
+            return Ok(());
+        };
+        let NewRequest { number, turn } =
+            self.arrivals.credits.request(count, bytes.unwrap_or_default(), now);
+        (self.last_request, self.arrivals.not_before) = (Some(now), None);
+        let expires = u64::try_from(self.limits.expires.as_nanos()).unwrap_or(u64::MAX);
+        let mut request = serde_json::json!({"batch": count, "expires": expires});
+        if let Some(bytes) = bytes {
+            request["max_bytes"] = bytes.into();
+        }
+        let reply = format!("{}.{turn}.{number}", self.inbox);
+        self.client.publish_with_reply(self.subject.clone(), reply, request.to_string().into()).await
+    }
+
+    /// How much to ask for now, if anything.
+    fn request_size(&self, room: Room, now: Instant) -> Option<RequestSize> {
+        let Self { arrivals, limits, .. } = self;
+        let is_early = self.not_before().is_some_and(|not_before| now < not_before);
+        if is_early || arrivals.credits.open_requests() >= limits.open_requests {
+            return None;
+        }
+        if arrivals.too_few_bytes || room.bytes == 0 {
+            // An event that is larger than all the room there is comes alone.
+            let bytes = Some(limits.bytes).filter(|bytes| *bytes < usize::MAX);
+            return (room.in_flight == 0 && !self.owes()).then_some(RequestSize { count: 1, bytes });
+        }
+        let count = arrivals.credits.wanted(room).min(limits.batch);
+        let bytes = room.bytes.min(limits.bytes).min(i32::MAX as usize);
+        (count > 0).then_some(RequestSize { count, bytes: Some(bytes) })
+    }
+
+    /// Until when a request is held back.
+    fn not_before(&self) -> Option<Instant> {
+        let is_short = self.limits.expires < MIN_REQUEST_INTERVAL;
+        let interval = self.last_request.filter(|_| is_short).map(|last| last + MIN_REQUEST_INTERVAL);
+        self.arrivals.not_before.max(interval)
+    }
+
+    /// The next thing that happens. May be dropped and called again without loss.
+    pub(super) async fn next(&mut self) -> PullEvent {
+        let unanswered = self.arrivals.credits.unanswered_from();
+        let wake_up = self.not_before().filter(|at| *at > Instant::now());
+        let Self { arrivals, link, violations, subject, inbox, ack_infix, .. } = self;
+        let concerns = |violation: &Violation| match violation {
+            Violation::Publish(to) => {
+                to == subject || to.starts_with("$JS.ACK.") && to.contains(&**ack_infix)
+            }
+            Violation::Subscribe(to) => to.starts_with(&**inbox),
+        };
+        let event = tokio::select! {
+            biased;
+            event = poll_fn(|context| arrivals.poll_next(context)) => event,
+            _ = link.changed() => PullEvent::Disconnected,
+            violation = violations.any(concerns) => PullEvent::PermissionDenied(violation),
+            () = at(unanswered) => PullEvent::Unavailable("the consumer does not answer".to_owned()),
+            () = at(wake_up) => PullEvent::Ended,
+        };
+        if !matches!(event, PullEvent::Deliveries(_) | PullEvent::Ended) {
+            arrivals.credits.forget();
+        }
+        event
+    }
+
+    /// What still comes of what was asked for; `None` when that is all.
+    pub(super) async fn drain(&mut self) -> Option<Vec<Delivered>> {
+        while self.owes() {
+            match self.next().await {
+                PullEvent::Deliveries(deliveries) => return Some(deliveries),
+                PullEvent::Ended => {}
+                _ => break,
+            }
+        }
+        None
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,256 @@
+//! Consuming: one loop for each EventConsumer. It fetches deliveries from JetStream, has them handled, and acknowledges them.
+//!
+//! | folder or file | does |
+//! | --- | --- |
+//! | `fetch` | waits for the consumer, pulls no more than there is room for, hands deliveries on in their order; gives up what the client cannot parse |
+//! | `dispatch` | holds what was delivered: begins it in order, keeps JetStream from giving it to others, acknowledges it until that is confirmed |
+//! | `workers` | the threads on which handlers run, and the watchdog over them |
+//! | `attempt`, `retry` | one attempt within its limits; what becomes of the event |
+//! | `dead_letter` | keeps what is given up; what is known of what comes again |
+//! | `ack` | what JetStream is told |
+//! | `budget` | the bytes that a process holds |
+
+mod ack;
+mod attempt;
+mod budget;
+mod dead_letter;
+mod dispatch;
+mod fetch;
+mod retry;
+mod workers;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use jetwright_crds::environment::Binding;
+use jetwright_process::health::Gate;
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::{
+    budget::ByteBudget, dispatch::sentinel::OrderViolation, retry::Reason, workers::Watchdog,
+};
+use self::{
+    budget::ByteShare,
+    dead_letter::{breaker::CircuitBreaker, redelivery::RedeliveryCache},
+    dispatch::Dispatcher,
+    fetch::{
+        discovery::{self, Discovery},
+        foreign::{self, ForeignEvents},
+    },
+};
+use crate::{Handler, Limits, Publisher, Reader, connection::Connection, metrics::HandlerMetrics};
+
+/// Beyond a handler's deadline, what a stop leaves for an attempt that was still to arrive, and for acknowledgements.
+pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Deliveries that are held for each that is handled at once, where others of their key have to come first.
+const WAITING_PER_SLOT: u32 = 16;
+/// How long ago JetStream may have shown that the consumer is still the same one, for an acknowledgement to be sent without asking.
+const PROOF_LIFETIME: Duration = Duration::from_millis(250);
+
+/// A handler and what it consumes with.
+pub(crate) struct ConsumerLoop<H> {
+    handler: H,
+    binding: Binding,
+    limits: Limits,
+    connection: Connection,
+    publisher: Publisher,
+    reader: Reader,
+    metrics: HandlerMetrics,
+    gate: Gate,
+    watchdog: Arc<Watchdog>,
+    discovery: Discovery,
+    proof: Proof,
+    bytes: ByteShare,
+    /// Deliveries that this process holds.
+    in_flight: AtomicUsize,
+    /// Rung when there is one less.
+    capacity_freed: Notify,
+    redelivery: RedeliveryCache,
+    breaker: CircuitBreaker,
+    foreign: ForeignEvents,
+    /// Cancelled when the program is to end.
+    stop: CancellationToken,
+}
+
+/// What a consumer's loop is made of, beside its handler.
+pub(crate) struct ConsumerDeps {
+    pub(crate) binding: Binding,
+    pub(crate) limits: Limits,
+    pub(crate) connection: Connection,
+    pub(crate) publisher: Publisher,
+    pub(crate) reader: Reader,
+    pub(crate) metrics: HandlerMetrics,
+    pub(crate) gate: Gate,
+    pub(crate) budget: ByteBudget,
+}
+
+/// Until when it is known that the consumer is the one that it was: a pull request that is open hears of its end.
+#[derive(Debug)]
+struct Proof {
+    began: Instant,
+    /// In microseconds after that.
+    until: AtomicU64,
+}
+
+impl Proof {
+    fn new() -> Self {
+        Self { began: Instant::now(), until: AtomicU64::new(0) }
+    }
+
+    /// JetStream showed it at this time.
+    fn renew(&self, at: Instant) {
+        self.until.fetch_max(self.micros(at + PROOF_LIFETIME), Ordering::Relaxed);
+    }
+
+    /// A pull request is open until then.
+    fn hold_until(&self, open_until: Option<Instant>) {
+        if let Some(open_until) = open_until {
+            self.until.fetch_max(self.micros(open_until), Ordering::Relaxed);
+        }
+    }
+
+    /// There is doubt. A request that was open is open no more.
+    fn revoke(&self) {
+        self.until.store(0, Ordering::Relaxed);
+    }
+
+    fn holds(&self, now: Instant) -> bool {
+        self.micros(now) <= self.until.load(Ordering::Relaxed)
+    }
+
+    /// Never 0, which is no proof.
+    fn micros(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.began).as_micros()).unwrap_or(u64::MAX - 1) + 1
+    }
+}
+
+impl<H: Handler> ConsumerLoop<H> {
+    pub(crate) fn new(handler: H, deps: ConsumerDeps) -> Self {
+        let ConsumerDeps { binding, limits, connection, publisher, reader, metrics, gate, budget } = deps;
+        Self {
+            handler,
+            watchdog: Arc::new(Watchdog::new(H::BINDING, binding.handler_deadline.0)),
+            bytes: budget.share(limits.bytes),
+            binding,
+            limits,
+            connection,
+            publisher,
+            reader,
+            metrics,
+            gate,
+            discovery: Discovery::default(),
+            proof: Proof::new(),
+            in_flight: AtomicUsize::default(),
+            capacity_freed: Notify::new(),
+            redelivery: RedeliveryCache::default(),
+            breaker: CircuitBreaker::default(),
+            foreign: ForeignEvents::default(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    pub(crate) fn watchdog(&self) -> &Arc<Watchdog> {
+        &self.watchdog
+    }
+}
+
+impl<H> ConsumerLoop<H> {
+    fn is_ordered(&self) -> bool {
+        self.binding.ordering.is_some()
+    }
+
+    /// Deliveries that this process may hold at once.
+    fn capacity(&self) -> usize {
+        let concurrency = self.limits.concurrency.max(1);
+        let held = if self.is_ordered() { concurrency.saturating_mul(WAITING_PER_SLOT) } else { concurrency };
+        usize::try_from(self.binding.max_ack_pending.min(held).max(1)).unwrap_or(usize::MAX)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// A delivery of so many bytes came.
+    fn acquire_capacity(&self, bytes: usize) {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.bytes.take(bytes);
+    }
+
+    /// It is held no more.
+    fn release_capacity(&self, bytes: usize) {
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.bytes.give_back(bytes);
+        self.capacity_freed.notify_one();
+    }
+
+    /// The consumer cannot be used now, and why.
+    fn unavailable(&self, why: &str) {
+        self.gate.close(why);
+    }
+}
+
+/// Consumes until `stop`, and then finishes what was delivered. It ends before only by a fault of this program.
+pub(crate) async fn consume<H: Handler>(mut consumer: ConsumerLoop<H>, stop: CancellationToken) {
+    consumer.stop = stop.clone();
+    let consumer = Arc::new(consumer);
+    let mut dispatcher = match Dispatcher::open(Arc::clone(&consumer)) {
+        Ok(dispatcher) => dispatcher,
+        Err(error) => {
+            tracing::error!(binding = H::BINDING, %error, "failed to start the handler's threads");
+            return;
+        }
+    };
+    // No more is ever in it than was asked for.
+    let (outbound, inbound) = mpsc::unbounded_channel();
+    let working = async {
+        tokio::join!(dispatcher.run(inbound), fetch::run(&consumer, outbound));
+    };
+    let overdue = async {
+        stop.cancelled().await;
+        sleep_until(Instant::now() + consumer.binding.handler_deadline.0 + SETTLE_TIMEOUT).await;
+    };
+    let is_done = tokio::select! {
+        () = working => true,
+        () = overdue => false,
+        () = discovery::run(&consumer) => false,
+        () = foreign::run(&consumer) => false,
+    };
+    if !is_done {
+        let abandoned = dispatcher.len();
+        tracing::warn!(
+            binding = H::BINDING,
+            abandoned,
+            "stopped with attempts in flight; they are delivered again"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_jetstream_showed_holds_for_a_moment_and_while_a_request_is_open() {
+        let proof = Proof::new();
+        let now = proof.began + Duration::from_secs(7);
+        assert!(!proof.holds(now));
+        proof.renew(now);
+        proof.renew(now - Duration::from_secs(1));
+        assert!(proof.holds(now) && proof.holds(now + PROOF_LIFETIME));
+        assert!(!proof.holds(now + PROOF_LIFETIME + Duration::from_millis(1)));
+        proof.hold_until(Some(now + Duration::from_secs(1)));
+        proof.hold_until(None);
+        assert!(proof.holds(now + Duration::from_secs(1)));
+        proof.revoke();
+        assert!(!proof.holds(proof.began));
+    }
+}

@@ -1,0 +1,155 @@
+//! Finds handlers that block their threads. It has a thread of its own, since what blocks threads may block timers too.
+
+use std::{
+    cell::RefCell,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    thread,
+    time::{Duration, Instant},
+};
+
+use jetwright_process::health::Health;
+
+/// How often threads are looked at.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// How much longer than its deadline a handler may keep a thread before the process asks to be restarted.
+pub(crate) const BLOCKING_MARGIN: Duration = Duration::from_secs(5);
+
+/// The threads of one handler.
+#[derive(Debug)]
+pub(crate) struct Watchdog {
+    handler: &'static str,
+    /// How long an attempt may take.
+    deadline: Duration,
+    threads: Mutex<Vec<Arc<BusySince>>>,
+    began: Instant,
+}
+
+/// Since when a thread is in a handler, in milliseconds after the watchdog began, plus one; 0 while it is not.
+#[derive(Debug, Default)]
+struct BusySince(AtomicU64);
+
+thread_local! {
+    /// What this thread is watched by. The threads of a handler run nothing else.
+    static BUSY_SINCE: RefCell<Option<(usize, Arc<BusySince>)>> = const { RefCell::new(None) };
+}
+
+impl Watchdog {
+    pub(crate) fn new(handler: &'static str, deadline: Duration) -> Self {
+        Self { handler, deadline, threads: Mutex::default(), began: Instant::now() }
+    }
+
+    /// Watches until the handler's threads are gone: a thread that is blocked for longer than a handler may take fails liveness, since
+    /// only a restart ends it.
+    pub(crate) fn watch(self: &Arc<Self>, health: &Health) {
+        let (watchdog, health) = (Arc::downgrade(self), health.clone());
+        let watching = thread::Builder::new().name(format!("watchdog {}", self.handler));
+        if let Err(error) = watching.spawn(move || watch(&watchdog, &health)) {
+            tracing::warn!(binding = self.handler, %error, "failed to start the watchdog");
+        }
+    }
+
+    /// The longest time that a thread has been in the handler.
+    fn blocked_for(&self) -> Duration {
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let since =
+            threads.iter().map(|thread| thread.0.load(Ordering::Relaxed)).filter(|since| *since > 0).min();
+        let since = since.map(|since| Duration::from_millis(since - 1));
+        since.map_or(Duration::ZERO, |since| self.began.elapsed().saturating_sub(since))
+    }
+
+    /// Notes that this thread is in the handler, or no more.
+    fn set_busy(self: &Arc<Self>, is_busy: bool) {
+        let id = Arc::as_ptr(self).addr();
+        let now = if is_busy {
+            u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+        } else {
+            0
+        };
+        BUSY_SINCE.with_borrow_mut(|watched| match watched {
+            Some((watchdog, busy_since)) if *watchdog == id => busy_since.0.store(now, Ordering::Relaxed),
+            _ => {
+                let busy_since = Arc::new(BusySince(now.into()));
+                self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&busy_since));
+                *watched = Some((id, busy_since));
+            }
+        });
+    }
+}
+
+fn watch(watchdog: &Weak<Watchdog>, health: &Health) {
+    while let Some(watchdog) = watchdog.upgrade() {
+        let blocked_for = watchdog.blocked_for();
+        if blocked_for > watchdog.deadline + BLOCKING_MARGIN {
+            let reason = format!(
+                "the handler has blocked a thread for {} s; run blocking code with jetwright_runtime::blocking",
+                blocked_for.as_secs()
+            );
+            health.fail(&format!("handler {}", watchdog.handler), &reason);
+            return;
+        }
+        drop(watchdog);
+        thread::sleep(CHECK_INTERVAL);
+    }
+}
+
+/// An attempt whose thread is watched while it is polled.
+pub(super) struct Watched<F> {
+    attempt: Pin<Box<F>>,
+    watchdog: Arc<Watchdog>,
+}
+
+impl<F: Future> Watched<F> {
+    pub(super) fn new(attempt: F, watchdog: Arc<Watchdog>) -> Self {
+        Self { attempt: Box::pin(attempt), watchdog }
+    }
+}
+
+impl<F: Future> Future for Watched<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let Self { attempt, watchdog } = &mut *self;
+        watchdog.set_busy(true);
+        let polled = attempt.as_mut().poll(context);
+        watchdog.set_busy(false);
+        polled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_stays_in_a_handler_is_found_by_the_handlers_name() {
+        let watchdog = Arc::new(Watchdog::new("mails", Duration::ZERO));
+        assert_eq!(watchdog.blocked_for(), Duration::ZERO);
+        watchdog.set_busy(true);
+        thread::sleep(Duration::from_millis(20));
+        assert!(watchdog.blocked_for() >= Duration::from_millis(15));
+        watchdog.set_busy(false);
+        assert_eq!(watchdog.blocked_for(), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_handler_that_blocks_for_longer_than_it_may_fails_liveness() {
+        let (watchdog, health) = (Arc::new(Watchdog::new("mails", Duration::ZERO)), Health::new());
+        watchdog.set_busy(true);
+        // As if it had been for a long time.
+        let long_ago = Arc::new(Watchdog {
+            began: Instant::now().checked_sub(BLOCKING_MARGIN * 2).unwrap(),
+            threads: Mutex::new(watchdog.threads.lock().unwrap().clone()),
+            ..Watchdog::new("mails", Duration::ZERO)
+        });
+        watch(&Arc::downgrade(&long_ago), &health);
+        let reasons = health.live().unwrap_err();
+        assert_eq!(reasons[0].0, "handler mails");
+        assert!(reasons[0].1.contains("has blocked a thread for 10 s"), "{reasons:?}");
+    }
+}
