@@ -1,7 +1,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -9,18 +9,19 @@ use std::{
 
 use async_nats::{HeaderMap, jetstream::consumer};
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use jetwright_crds::{Duration as Text, environment::Binding};
 use jetwright_process::health::Health;
 use jetwright_runtime::{Acknowledge, Event, Failure, Handler, Limits, Metadata, Service, Undecodable};
 use jetwright_testing::await_until;
 use prometheus_client::registry::Registry;
+use prost::Message;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     proxy::Proxy,
-    support::{Bench, Gate, Number, SOON, Scripted, publish},
+    support::{Bench, Gate, Number, SOON, Scripted, number_headers, publish},
 };
 
 #[tokio::test]
@@ -406,35 +407,71 @@ async fn a_graceful_stop_under_load_gives_nothing_back() {
     second.stop().await;
 }
 
+/// A consumer that is for pushes answers no request, and says so.
 #[tokio::test]
 async fn a_consumer_that_refuses_every_pull_is_asked_ever_less_until_it_does_not() {
     let bench = Bench::without_consumer().await;
-    let config = bench.consumer();
-    let refusing = consumer::pull::Config { max_batch: 1, ..config.clone() };
-    bench.jetstream.create_consumer_on_stream(refusing, "numbers").await.unwrap();
+    let pushing = consumer::push::Config {
+        durable_name: Some(bench.binding.consumer.clone()),
+        deliver_subject: "nowhere".to_owned(),
+        ..Default::default()
+    };
+    bench.jetstream.create_consumer_on_stream(pushing, "numbers").await.unwrap();
     let watcher = bench.nats.client().await;
     let mut pulls = watcher.subscribe("$JS.API.CONSUMER.MSG.NEXT.>").await.unwrap();
     watcher.flush().await.unwrap();
 
     let handler = Scripted::content();
     let service = bench.run(&handler).await;
-    service.await_unready("409 Exceeded MaxRequestBatch of 1").await;
     let mut asked = 0;
     let counted = tokio::time::timeout(Duration::from_secs(5), async {
         while pulls.next().await.is_some() {
             asked += 1;
-            let reasons = format!("{:?}", service.health.ready());
-            assert!(asked == 1 || reasons.contains("MaxRequestBatch"), "{reasons}");
         }
     });
     counted.await.unwrap_err();
     assert!((2..50).contains(&asked), "it was asked {asked} times");
 
-    bench.jetstream.create_consumer_on_stream(config, "numbers").await.unwrap();
+    bench.jetstream.delete_consumer_from_stream("tests", "numbers").await.unwrap();
+    bench.create_consumer().await;
     bench.publish(&service.publisher, 0..1).await;
     service.await_ready().await;
     bench.await_drained().await;
     service.stop().await;
+}
+
+/// What is asked for stays within what the consumer grants, whatever the process has room for.
+#[tokio::test]
+async fn a_consumer_with_narrow_limits_is_served_within_them() {
+    let narrow: [fn(&mut consumer::pull::Config); 4] = [
+        |config| config.max_batch = 1,
+        |config| config.max_expires = Duration::from_millis(200),
+        |config| config.max_waiting = 1,
+        |config| config.max_bytes = 300,
+    ];
+    for limit in narrow {
+        let bench = Bench::without_consumer().await;
+        let mut config = bench.consumer();
+        limit(&mut config);
+        bench.jetstream.create_consumer_on_stream(config.clone(), "numbers").await.unwrap();
+        let watcher = bench.nats.client().await;
+        let mut asked = watcher.subscribe("$JS.API.CONSUMER.INFO.numbers.tests").await.unwrap();
+        watcher.flush().await.unwrap();
+        let handler = Scripted::content();
+        let service = bench.run(&handler).await;
+        service.await_ready().await;
+        bench.publish(&service.publisher, 0..50).await;
+        handler.await_calls(50).await;
+        assert_eq!(handler.values().len(), 50, "{config:?}");
+        // Whoever is refused looks for the consumer again.
+        let mut questions = 0;
+        while asked.next().now_or_never().is_some() {
+            questions += 1;
+        }
+        assert!(questions < 10, "{config:?}: it was asked for {questions} times");
+        bench.await_drained().await;
+        service.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -510,25 +547,71 @@ async fn a_consumer_that_is_deleted_and_made_again_is_found_again() {
     service.stop().await;
 }
 
+/// An event that was only handed over, however often, is handled: deliveries are no attempts.
 #[tokio::test]
-async fn a_message_that_was_delivered_too_often_is_ended_unhandled() {
-    let bench = Bench::without_consumer().await.ack_wait(300);
+async fn an_event_that_was_handed_over_more_often_than_it_may_be_tried_is_handled() {
+    let bench = Bench::start().await;
+    bench
+        .jetstream
+        .publish_with_headers("numbers.1", number_headers(), Number { value: 1 }.encode_to_vec().into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+    bench.give_back(9).await;
+    let handler = Scripted::new(|_, attempt| async move {
+        if attempt == 10 { Err(Failure::transient("once")) } else { Ok(()) }
+    });
+    let service = bench.run(&handler).await;
+    handler.await_calls(2).await;
+    bench.await_drained().await;
+    assert_eq!(handler.attempts(), [(1, 10), (1, 11)]);
+    assert_eq!((service.handled("done"), service.handled("last-attempt")), (1, 0));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_that_was_delivered_far_too_often_runs_alone() {
+    let mut bench = Bench::without_consumer().await;
+    bench.binding.max_ack_pending = 100;
     bench.create_consumer().await;
-    // Processes that died with it: three deliveries that nobody settled.
-    let consumer: async_nats::jetstream::consumer::PullConsumer =
-        bench.jetstream.get_consumer_from_stream("tests", "numbers").await.unwrap();
-    bench.jetstream.publish("numbers.1", "".into()).await.unwrap().await.unwrap();
-    for _ in 0..3 {
-        await_until("a delivery", SOON, async || {
-            let mut batch =
-                consumer.fetch().max_messages(1).messages().await.map_err(|error| error.to_string())?;
-            batch.next().await.map(drop).ok_or("none yet".to_owned())
-        })
-        .await;
-    }
+    let publisher = bench.publisher().await;
+    publish(&publisher, 0).await;
+    bench.give_back(14).await;
+    bench.publish(&publisher, 1..20).await;
+    let (running, beside) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
+    let noted = Arc::clone(&beside);
+    let handler = Scripted::new(move |value, _| {
+        let (running, noted) = (Arc::clone(&running), Arc::clone(&noted));
+        async move {
+            let others = running.fetch_add(1, Ordering::SeqCst);
+            if value == 0 {
+                noted.lock().unwrap().push(others);
+            }
+            sleep(Duration::from_millis(50)).await;
+            let left = running.fetch_sub(1, Ordering::SeqCst) - 1;
+            if value == 0 {
+                noted.lock().unwrap().push(left);
+            }
+            Ok(())
+        }
+    });
+    let service = bench.run(&handler).await;
+    handler.await_calls(20).await;
+    bench.await_drained().await;
+    assert_eq!(*beside.lock().unwrap(), [0, 0]);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_that_was_delivered_far_too_often_is_ended_unhandled() {
+    let bench = Bench::start().await;
+    let publisher = bench.publisher().await;
+    publish(&publisher, 1).await;
+    bench.give_back(26).await;
     let handler = Scripted::content();
     let service = bench.run(&handler).await;
-    await_until("its end", SOON, async || match service.handled("last-attempt") {
+    await_until("its end", SOON, async || match service.handled("delivered-too-often") {
         1 => Ok(()),
         other => Err(other),
     })

@@ -7,7 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::jetstream::{self, consumer, message::StreamMessage, stream};
+use async_nats::{
+    HeaderMap,
+    jetstream::{self, AckKind, consumer, message::StreamMessage, stream},
+};
+use futures::StreamExt;
 use jetwright_crds::{
     Duration as Text, dead_letter,
     environment::{Backoff, Binding, Bindings, DeadLetters, HANDLER_DEADLINE, Ordering, Retry},
@@ -327,6 +331,17 @@ impl Bench {
         consumer.cached_info().clone()
     }
 
+    /// Has the consumer's first event delivered so often, and given back each time.
+    pub async fn give_back(&self, times: u32) {
+        let consumer: consumer::PullConsumer =
+            self.jetstream.get_consumer_from_stream("tests", "numbers").await.unwrap();
+        for _ in 0..times {
+            let mut batch = consumer.fetch().max_messages(1).expires(SOON).messages().await.unwrap();
+            let message = batch.next().await.unwrap().unwrap();
+            message.double_ack_with(AckKind::Nak(None)).await.unwrap();
+        }
+    }
+
     /// How often the consumer delivered anything.
     pub async fn deliveries(&self) -> u64 {
         self.consumer_info().await.delivered.consumer_sequence
@@ -347,6 +362,28 @@ impl Bench {
         })
         .await;
     }
+}
+
+/// What a registry has, as Prometheus is given it.
+pub fn text_of(registry: &Registry) -> String {
+    let mut text = String::new();
+    encode(&mut text, registry).unwrap();
+    text
+}
+
+/// The value of the series that begins so; 0 where there is none.
+pub fn count(metrics: &str, series: &str) -> u64 {
+    metrics
+        .lines()
+        .find_map(|line| line.strip_prefix(series))
+        .map_or(0, |value| value.trim().parse().unwrap())
+}
+
+/// The headers of a number that is published without the runtime.
+pub fn number_headers() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("Event-Type", "tests.v1.Number");
+    headers
 }
 
 pub async fn publish(publisher: &Publisher, value: u64) -> Published {
@@ -392,9 +429,7 @@ pub struct Running {
 
 impl Running {
     pub fn metrics(&self) -> String {
-        let mut text = String::new();
-        encode(&mut text, &self.registry).unwrap();
-        text
+        text_of(&self.registry)
     }
 
     /// How many deliveries ended so.
