@@ -53,8 +53,9 @@ use crate::{Handler, Limits, Publisher, Reader, connection::Connection, metrics:
 pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Deliveries that are held for each that is handled at once, where others of their key have to come first.
 const WAITING_PER_SLOT: u32 = 16;
-/// How long ago JetStream may have shown that the consumer is still the same one, for an acknowledgement to be sent without asking.
-const PROOF_LIFETIME: Duration = Duration::from_millis(250);
+/// How long ago JetStream may have shown that the consumer is still the same one, for an acknowledgement to be sent without asking. A
+/// stream can be deleted and made again within milliseconds; asking for each acknowledgement would cost as much as it.
+const PROOF_LIFETIME: Duration = Duration::from_millis(20);
 
 /// A handler and what it consumes with.
 pub(crate) struct ConsumerLoop<H> {

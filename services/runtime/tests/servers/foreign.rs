@@ -242,9 +242,9 @@ async fn whatever_bytes_events_are_made_of_each_is_handled_or_one_dead_letter() 
     };
     let dead: BTreeSet<u64> = letters.iter().map(sequence).collect();
     assert_eq!(dead.len(), letters.len());
-    let handled = handler.values();
-    assert!((0..20).all(|value| handled.contains(&value)), "{handled:?}");
-    assert_eq!(handled.len() as u64 + dead.len() as u64, stored, "{handled:?} {dead:?}");
+    let values = handler.values();
+    assert!((0..20).all(|value| values.contains(&value)), "{values:?}");
+    assert_eq!(values.len() as u64 + dead.len() as u64, stored, "{values:?} {dead:?}");
     service.health.live().unwrap();
     service.stop().await;
 }

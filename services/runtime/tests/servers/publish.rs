@@ -5,13 +5,12 @@ use jetwright_process::health::Health;
 use jetwright_runtime::{
     ErrorKind, Expected, Failure, Handler, Metadata, PublishOptions, Published, Service,
 };
-use opentelemetry::trace::{TraceContextExt, TraceId, TracerProvider};
+use opentelemetry::trace::{TraceContextExt, TraceId};
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
-use tracing_subscriber::layer::SubscriberExt;
 
 use crate::{
     proxy::Proxy,
@@ -192,8 +191,7 @@ impl Handler for Tracing {
     const BINDING: &'static str = "numbers";
 
     async fn handle(&self, _: Number, metadata: &Metadata) -> Result<(), Failure> {
-        let current = opentelemetry::Context::map_current(|context| context.span().span_context().trace_id());
-        self.0.send(current).unwrap();
+        self.0.send(current_trace()).unwrap();
         if metadata.attempt == 1 { Err(Failure::transient("once more")) } else { Ok(()) }
     }
 }
@@ -204,10 +202,6 @@ fn current_trace() -> TraceId {
 
 #[tokio::test]
 async fn the_trace_of_the_publisher_goes_on_in_every_attempt() {
-    let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
-    let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer("tests"));
-    let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(layer));
-
     let bench = Bench::start().await;
     let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
     let mut service = Service::connect(bench.environment(), &health, &mut registry).await.unwrap();

@@ -22,10 +22,12 @@ use jetwright_runtime::{
     Service, ServiceError,
 };
 use jetwright_testing::{NatsServer, await_until};
+use opentelemetry::trace::TracerProvider;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use prost::Name;
 use tokio::{runtime::Runtime, sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
 pub const SOON: Duration = Duration::from_secs(20);
 
@@ -169,9 +171,7 @@ impl Bench {
     }
 
     pub async fn without_consumer() -> Self {
-        // Shown with a test that fails.
-        let filter = tracing_subscriber::EnvFilter::new("info,jetwright_runtime=debug");
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        record_traces();
         let nats = NatsServer::start().await;
         let jetstream = nats.jetstream().await;
         Self::on(nats, jetstream).await
@@ -362,6 +362,16 @@ impl Bench {
         })
         .await;
     }
+}
+
+/// Logs, which are shown with a test that fails, and traces, which nobody is given. For all tests of the process: handlers have threads
+/// of their own.
+pub fn record_traces() {
+    let filter = EnvFilter::new("info,jetwright_runtime=debug");
+    let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+    let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer("tests"));
+    let logs = tracing_subscriber::fmt::layer().with_test_writer();
+    let _ = tracing_subscriber::registry().with(filter).with(logs).with(traces).try_init();
 }
 
 /// What a registry has, as Prometheus is given it.

@@ -92,7 +92,8 @@ impl<H: Handler> Dispatcher<H> {
     /// Does what is due: in-progress acknowledgements of what is held, and acknowledgements that are not confirmed.
     pub(super) async fn send_due_acks(&mut self, now: Instant) {
         let half = self.consumer.binding.ack_wait.0 / 2;
-        let can_send = if self.in_flight.is_empty() { false } else { self.can_send(now) };
+        // To say that an event is in progress does no harm, whichever event has its sequence.
+        let can_say_in_progress = self.doubted_at.is_none() && self.link.borrow().connected;
         let (mut in_progress, mut due) = (Vec::new(), Vec::new());
         for (slot, held) in self.in_flight.iter_mut() {
             match &mut held.state {
@@ -101,7 +102,7 @@ impl<H: Handler> Dispatcher<H> {
                     action => due.push((slot, action)),
                 },
                 State::Waiting(_) | State::Paused(..) | State::Running | State::Returned => {
-                    if can_send && !held.is_orphan && now >= held.in_progress_at + half {
+                    if can_say_in_progress && !held.is_orphan && now >= held.in_progress_at + half {
                         held.in_progress_at = now;
                         in_progress.push(held.reply.clone());
                     }
@@ -111,6 +112,7 @@ impl<H: Handler> Dispatcher<H> {
         for reply in in_progress {
             self.publish(reply, IN_PROGRESS.into()).await;
         }
+        let can_send = !due.is_empty() && self.can_send(now);
         for (slot, action) in due {
             match action {
                 AckAction::Wait => {}

@@ -90,6 +90,11 @@ impl Discovery {
         self.latest.subscribe()
     }
 
+    /// How many consumers of this name there have been by now.
+    pub(in crate::consumer) fn incarnation(&self) -> u64 {
+        self.latest.borrow().as_ref().map_or(0, |latest| latest.incarnation)
+    }
+
     /// Waits for the answer to a question that is put from now on.
     pub(in crate::consumer) async fn wait_for_consumer(&self) -> Arc<Observation> {
         let asked = Instant::now();

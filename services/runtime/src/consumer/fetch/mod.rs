@@ -185,13 +185,14 @@ impl<H: Handler> Fetcher<'_, H> {
         }
     }
 
-    /// Whether the consumer is still the one of which deliveries are held. While no request is open nobody tells of its end, so it is asked
-    /// for before the next one.
+    /// Whether the consumer is still the one whose deliveries are handed on. While no request is open nobody tells of its end, so it is
+    /// asked for before the next one.
     async fn is_proven(&self) -> bool {
+        let Self { consumer, incarnation, .. } = self;
         let is_open = self.pull.as_ref().is_some_and(Pull::owes);
-        if is_open || self.consumer.in_flight() == 0 || self.consumer.proof.holds(Instant::now()) {
-            return true;
+        if !is_open && !consumer.proof.holds(Instant::now()) {
+            consumer.discovery.wait_for_consumer().await;
         }
-        self.consumer.discovery.wait_for_consumer().await.incarnation == self.incarnation
+        consumer.discovery.incarnation() == *incarnation
     }
 }
