@@ -22,11 +22,12 @@ mod workers;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use futures::FutureExt;
 use jetwright_crds::environment::Binding;
 use jetwright_process::health::Gate;
 use tokio::{
@@ -71,6 +72,8 @@ pub(crate) struct ConsumerLoop<H> {
     discovery: Discovery,
     proof: Proof,
     bytes: ByteShare,
+    /// Whether an ordered consumer waits for what is owed, and begins nothing new.
+    recovering: AtomicBool,
     /// Deliveries that this process holds.
     in_flight: AtomicUsize,
     /// Rung when there is one less.
@@ -137,6 +140,7 @@ impl Proof {
 impl<H: Handler> ConsumerLoop<H> {
     pub(crate) fn new(handler: H, deps: ConsumerDeps) -> Self {
         let ConsumerDeps { binding, limits, connection, publisher, reader, metrics, gate, budget } = deps;
+        let binding_is_ordered = binding.ordering.is_some();
         Self {
             handler,
             watchdog: Arc::new(Watchdog::new(H::BINDING, binding.handler_deadline.0)),
@@ -150,6 +154,7 @@ impl<H: Handler> ConsumerLoop<H> {
             gate,
             discovery: Discovery::default(),
             proof: Proof::new(),
+            recovering: AtomicBool::new(binding_is_ordered),
             in_flight: AtomicUsize::default(),
             capacity_freed: Notify::new(),
             redelivery: RedeliveryCache::default(),
@@ -213,25 +218,30 @@ pub(crate) async fn consume<H: Handler>(mut consumer: ConsumerLoop<H>, stop: Can
     // No more is ever in it than was asked for.
     let (outbound, inbound) = mpsc::unbounded_channel();
     let working = async {
-        tokio::join!(dispatcher.run(inbound), fetch::run(&consumer, outbound));
+        let fetching = fetch::run(&consumer, outbound).map(Ok);
+        tokio::try_join!(dispatcher.run(inbound), fetching).map(drop)
     };
     let overdue = async {
         stop.cancelled().await;
         sleep_until(Instant::now() + consumer.binding.handler_deadline.0 + SETTLE_TIMEOUT).await;
     };
-    let is_done = tokio::select! {
-        () = working => true,
-        () = overdue => false,
-        () = discovery::run(&consumer) => false,
-        () = foreign::run(&consumer) => false,
+    let ended = tokio::select! {
+        worked = working => Some(worked),
+        () = overdue => None,
+        () = discovery::run(&consumer) => None,
+        () = foreign::run(&consumer) => None,
     };
-    if !is_done {
-        let abandoned = dispatcher.len();
-        tracing::warn!(
-            binding = H::BINDING,
-            abandoned,
-            "stopped with attempts in flight; they are delivered again"
-        );
+    match ended {
+        Some(Ok(())) => {}
+        Some(Err(error)) => tracing::error!(binding = H::BINDING, %error, "consuming ended by a fault"),
+        None => {
+            let abandoned = dispatcher.len();
+            tracing::warn!(
+                binding = H::BINDING,
+                abandoned,
+                "stopped with attempts in flight; they are delivered again"
+            );
+        }
     }
 }
 

@@ -112,6 +112,16 @@ async fn one_event_at_a_time_begins_in_the_order_of_deliveries() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_delivery_is_waited_for_before_later_ones_begin() {
+    losing_deliveries(64).await;
+}
+
+/// More comes than the process has room for, before what was lost comes again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_delivery_is_waited_for_although_there_is_no_room_for_it() {
+    losing_deliveries(1).await;
+}
+
+async fn losing_deliveries(concurrency: u32) {
     let mut bench = Bench::without_consumer().await.ack_wait(2000).ordered();
     bench.binding.max_ack_pending = 1000;
     bench.create_consumer().await;
@@ -119,7 +129,7 @@ async fn a_lost_delivery_is_waited_for_before_later_ones_begin() {
     let proxy = Proxy::before(&bench.url, |words, _| words.contains("$JS.ACK.")).await;
     bench.url.clone_from(&proxy.url);
     let handler = Scripted::content();
-    let service = bench.run(&handler).await;
+    let service = bench.run_within(&handler, Limits { concurrency, ..Limits::default() }).await;
     service.await_ready().await;
     let publisher = service.publisher.clone();
     for value in 0..50 {

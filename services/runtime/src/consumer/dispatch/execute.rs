@@ -1,6 +1,10 @@
 //! Begins deliveries when they may, and says what becomes of them after an attempt.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{
+    mem,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::Instant;
 
@@ -8,7 +12,13 @@ use super::{
     Alone, AttemptResult, BATCH, Delivery, Dispatcher, Held, Isolation, Observation, State,
     recovery::Progress,
 };
-use crate::{Handler, consumer::ack::NAK_ON_SHUTDOWN};
+use crate::{
+    Handler,
+    consumer::{ack::NAK_ON_SHUTDOWN, workers::WorkerPanic},
+};
+
+/// A slot, and what is done after its attempt.
+pub(super) type Finished = Result<(usize, AttemptResult), WorkerPanic>;
 
 /// Longest time between two attempts in one place. Timers have a bound, and what was meant beyond that hardly waits for its time.
 const LONGEST_PAUSE: Duration = Duration::from_hours(24 * 365);
@@ -35,7 +45,9 @@ impl<H: Handler> Dispatcher<H> {
             && self.running == 0
         {
             self.alone = Alone::Running(slot);
-            self.begin(slot).await;
+            if !self.begin(slot).await {
+                self.alone = Alone::No;
+            }
         }
         while self.alone == Alone::No
             && let Some(slot) = self.next.pop_front()
@@ -44,32 +56,34 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// Begins an attempt, where there is still time and reason for it.
-    async fn begin(&mut self, slot: usize) {
+    /// Begins an attempt, where there is still time and reason for it; whether it did.
+    async fn begin(&mut self, slot: usize) -> bool {
         let stop_is_near = self.last_begin.is_some_and(|last| Instant::now() > last);
-        let Some(held) = self.in_flight.get_mut(slot) else { return };
+        let Some(held) = self.in_flight.get_mut(slot) else { return false };
         if held.is_orphan {
-            return self.give_up(slot, "the consumer was made again");
+            self.give_up(slot, "the consumer was made again");
+            return false;
         }
         if stop_is_near || held.key.is_some_and(|key| self.nacked_keys.contains(&key)) {
-            return self.give_back(slot).await;
+            self.give_back(slot).await;
+            return false;
         }
-        let State::Waiting(delivery) = mem::replace(&mut held.state, State::Running) else { return };
+        let State::Waiting(delivery) = mem::replace(&mut held.state, State::Running) else { return false };
         let now = Instant::now();
         if let Some(not_before) = delivery.not_before.filter(|not_before| *not_before > now) {
-            return self.pause(slot, not_before - now, delivery);
+            self.pause(slot, not_before - now, delivery);
+            return false;
         }
         if delivery.isolation == Isolation::Alone && self.alone == Alone::No {
-            held.state = State::Waiting(delivery);
-            self.alone = Alone::Waiting(slot);
             if self.running > 0 {
-                return;
+                held.state = State::Waiting(delivery);
+                self.alone = Alone::Waiting(slot);
+                return false;
             }
             self.alone = Alone::Running(slot);
-            let State::Waiting(delivery) = mem::replace(&mut held.state, State::Running) else { return };
-            return self.run_attempt(slot, *delivery);
         }
         self.run_attempt(slot, *delivery);
+        true
     }
 
     fn run_attempt(&mut self, slot: usize, delivery: Delivery) {
@@ -94,12 +108,21 @@ impl<H: Handler> Dispatcher<H> {
     }
 
     /// Attempts ended.
-    pub(super) async fn finished(&mut self, first: (usize, AttemptResult)) {
-        self.attempt_ended(first).await;
-        for _ in 1..BATCH {
-            let Some(result) = self.workers.try_next() else { return };
-            self.attempt_ended(result).await;
+    ///
+    /// # Errors
+    ///
+    /// Something other than a handler panicked.
+    pub(super) async fn finished(&mut self, first: Finished) -> Result<(), WorkerPanic> {
+        let mut finished = Some(first);
+        for _ in 0..BATCH {
+            let Some(result) = finished else { break };
+            self.attempt_ended(result?).await;
+            finished = self.workers.try_next();
         }
+        if let Some(result) = finished {
+            self.attempt_ended(result?).await;
+        }
+        Ok(())
     }
 
     async fn attempt_ended(&mut self, (slot, result): (usize, AttemptResult)) {
@@ -229,6 +252,7 @@ impl<H: Handler> Dispatcher<H> {
                     "recovered the order of events"
                 );
                 self.requeue();
+                self.consumer.recovering.store(false, Ordering::Relaxed);
                 if self.last_begin.is_some() {
                     self.begin_stop().await;
                 }
@@ -238,6 +262,9 @@ impl<H: Handler> Dispatcher<H> {
 
     /// Puts everything that has not begun, or waits for its next attempt, into its place in the order of the stream.
     fn requeue(&mut self) {
+        if let Some(order) = &mut self.order {
+            order.queue.clear_waiting();
+        }
         let waiting =
             self.in_flight.in_order(|held| matches!(held.state, State::Waiting(_) | State::Paused(..)));
         for slot in waiting {

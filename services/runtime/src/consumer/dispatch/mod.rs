@@ -12,7 +12,7 @@ pub(crate) mod sentinel;
 use std::{
     collections::{HashSet, VecDeque},
     io,
-    sync::Arc,
+    sync::{Arc, atomic},
     time::Duration,
 };
 
@@ -37,7 +37,7 @@ use super::{
     attempt::{AttemptResult, Delivery, process},
     fetch::{Delivered, Fetched, discovery::Observation},
     retry::Isolation,
-    workers::Workers,
+    workers::{WorkerPanic, Workers},
 };
 use crate::{Handler, connection::Link};
 
@@ -127,7 +127,14 @@ impl<H: Handler> Dispatcher<H> {
     }
 
     /// Works until no more comes and everything is settled.
-    pub(super) async fn run(&mut self, mut inbound: mpsc::UnboundedReceiver<Fetched>) {
+    ///
+    /// # Errors
+    ///
+    /// Something other than a handler panicked, which is a fault of this program.
+    pub(super) async fn run(
+        &mut self,
+        mut inbound: mpsc::UnboundedReceiver<Fetched>,
+    ) -> Result<(), WorkerPanic> {
         let mut tick = interval(TICK.min(self.consumer.binding.ack_wait.0 / 4).max(Duration::from_millis(1)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = self.consumer.stop.clone();
@@ -138,7 +145,7 @@ impl<H: Handler> Dispatcher<H> {
                 biased;
                 _ = tick.tick() => self.tick().await,
                 () = stop.cancelled(), if self.last_begin.is_none() => self.begin_stop().await,
-                Some(result) = self.workers.next() => self.finished(result).await,
+                Some(result) = self.workers.next() => self.finished(result).await?,
                 Some(paused) = self.paused.next() => self.resume(paused.into_inner()),
                 confirmation = next(&mut self.confirmations) => match confirmation {
                     Some(confirmation) => self.confirmed_all(&confirmation),
@@ -155,6 +162,7 @@ impl<H: Handler> Dispatcher<H> {
             }
             self.begin_next().await;
         }
+        Ok(())
     }
 
     /// How many deliveries are held.
@@ -274,6 +282,7 @@ impl<H: Handler> Dispatcher<H> {
         if order.recovery.doubt(doubt, now) {
             tracing::info!(binding = H::BINDING, cause = doubt.as_str(), "recovering the order of events");
             self.consumer.metrics.recovery(doubt.as_str());
+            self.consumer.recovering.store(true, atomic::Ordering::Relaxed);
             order.queue.clear_waiting();
             if let Alone::Waiting(slot) = self.alone {
                 self.alone = Alone::No;

@@ -54,13 +54,13 @@ pub(super) struct Arrivals {
     /// Something ended that has not been handed on.
     ended: bool,
     unavailable: Option<String>,
-    /// The client that had the subscriptions is gone.
-    closed: bool,
     /// Not before then a request is made again.
     pub(super) not_before: Option<Instant>,
     refusals: usize,
     /// A request did not allow the next event's bytes.
     pub(super) too_few_bytes: bool,
+    /// The newest delivery was not the first of its event.
+    pub(super) is_redelivering: bool,
     /// How often the consumer answered as it should.
     pub(super) served: u64,
 }
@@ -74,10 +74,10 @@ impl Arrivals {
             credits: PullCredits::default(),
             ended: false,
             unavailable: None,
-            closed: false,
             not_before: None,
             refusals: 0,
             too_few_bytes: false,
+            is_redelivering: false,
             served: 0,
         }
     }
@@ -91,9 +91,9 @@ impl Arrivals {
     /// The next thing that is there.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<PullEvent> {
         loop {
-            let seen = self.look(context);
+            let (seen, _) = self.look(context);
             let first = self.merge.first_look(seen);
-            let second = self.look(context);
+            let (second, is_closed) = self.look(context);
             let deliveries = self.merge.in_order(first, second);
             if !deliveries.is_empty() {
                 return Poll::Ready(PullEvent::Deliveries(deliveries));
@@ -104,7 +104,7 @@ impl Arrivals {
             if std::mem::take(&mut self.ended) {
                 return Poll::Ready(PullEvent::Ended);
             }
-            if self.closed {
+            if is_closed {
                 return Poll::Ready(PullEvent::Closed);
             }
             if !self.merge.has_ahead() {
@@ -113,8 +113,8 @@ impl Arrivals {
         }
     }
 
-    /// Everything that has come over any subscription.
-    fn look(&mut self, context: &mut Context<'_>) -> Vec<Delivered> {
+    /// Everything that has come over any subscription, and whether the client that had them is gone.
+    fn look(&mut self, context: &mut Context<'_>) -> (Vec<Delivered>, bool) {
         let (mut deliveries, mut closed) = (Vec::new(), 0);
         for turn in 0..self.subscriptions.len() {
             loop {
@@ -128,8 +128,7 @@ impl Arrivals {
                 }
             }
         }
-        self.closed = closed == self.subscriptions.len();
-        deliveries
+        (deliveries, closed == self.subscriptions.len())
     }
 
     fn read(&mut self, turn: usize, message: Message) -> Option<Delivered> {
@@ -154,6 +153,7 @@ impl Arrivals {
             tracing::error!(%subject, "ignored a message that is no delivery of the consumer");
             return None;
         };
+        self.is_redelivering = metadata.attempt > 1;
         Some(Delivered { metadata, consumer_sequence, reply, headers, payload, size: length })
     }
 

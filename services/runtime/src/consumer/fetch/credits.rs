@@ -41,6 +41,8 @@ pub(super) struct Room {
     pub(super) in_flight: usize,
     /// Bytes that may still come, beside what is held and what is owed already.
     pub(super) bytes: usize,
+    /// Whether something is owed without which nothing goes on: then one more is asked for where there is no room.
+    pub(super) is_recovering: bool,
 }
 
 /// The account of pull requests at one consumer.
@@ -136,7 +138,7 @@ impl PullCredits {
 
     /// How much to ask for now: all the room there is, but not a few at a time while many are owed.
     pub(super) fn wanted(&self, room: Room) -> usize {
-        let Room { capacity, in_flight, bytes } = room;
+        let Room { capacity, in_flight, bytes, .. } = room;
         let outstanding = self.outstanding();
         let free = capacity.saturating_sub(in_flight + outstanding);
         let too_few = outstanding > 0 && (free < capacity.div_ceil(8) || outstanding * 2 > capacity);
@@ -149,7 +151,7 @@ mod tests {
     use super::*;
 
     fn room(in_flight: usize, capacity: usize) -> Room {
-        Room { capacity, in_flight, bytes: usize::MAX }
+        Room { capacity, in_flight, bytes: usize::MAX, is_recovering: false }
     }
 
     fn request(credits: &mut PullCredits, count: usize) -> NewRequest {

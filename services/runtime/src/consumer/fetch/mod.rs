@@ -8,7 +8,7 @@ mod merge;
 mod pull;
 mod status;
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use jetwright_process::nats::Violation;
 use tokio::{
@@ -159,7 +159,12 @@ impl<H: Handler> Fetcher<'_, H> {
             let consumer = self.consumer;
             let Some(pull) = &mut self.pull else { return Stopped::Closed };
             let capacity = consumer.foreign.limit(consumer.capacity());
-            let room = Room { capacity, in_flight: consumer.in_flight(), bytes: consumer.bytes.available() };
+            let room = Room {
+                capacity,
+                in_flight: consumer.in_flight(),
+                bytes: consumer.bytes.available(),
+                is_recovering: consumer.recovering.load(Ordering::Relaxed),
+            };
             if let Err(error) = pull.request(room).await {
                 return Stopped::Unavailable(error.to_string());
             }

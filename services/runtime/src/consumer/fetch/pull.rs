@@ -23,6 +23,8 @@ use crate::{
 pub(super) const EXPIRES: Duration = Duration::from_secs(1);
 /// How much longer its end may take to be heard of.
 pub(super) const NO_ANSWER: Duration = Duration::from_secs(2);
+/// Time between two requests beyond the room that there is, for what is owed and may not be due yet.
+const OVERDRAFT_INTERVAL: Duration = Duration::from_millis(250);
 /// Shortest time between two requests where the consumer lets them be open for less than that.
 const MIN_REQUEST_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -38,6 +40,8 @@ pub(super) struct Pull {
     arrivals: Arrivals,
     limits: RequestLimits,
     last_request: Option<Instant>,
+    /// There is no room, and something is owed.
+    is_overdrawn: bool,
 }
 
 /// What came of requests.
@@ -109,6 +113,7 @@ impl Pull {
             inbox,
             limits: RequestLimits::new(config),
             last_request: None,
+            is_overdrawn: false,
         })
     }
 
@@ -143,6 +148,8 @@ impl Pull {
         let now = Instant::now();
         self.arrivals.credits.next_turn(now);
         let bytes = room.bytes.saturating_sub(self.arrivals.credits.outstanding_bytes());
+        let is_full = bytes == 0 || room.in_flight >= room.capacity || self.arrivals.too_few_bytes;
+        self.is_overdrawn = room.is_recovering && is_full;
         let Some(RequestSize { count, bytes }) = self.request_size(Room { bytes, ..room }, now) else {
             return Ok(());
         };
@@ -165,10 +172,12 @@ impl Pull {
         if is_early || arrivals.credits.open_requests() >= limits.open_requests {
             return None;
         }
-        if arrivals.too_few_bytes || room.bytes == 0 {
-            // An event that is larger than all the room there is comes alone.
+        if self.is_overdrawn || arrivals.too_few_bytes || room.bytes == 0 {
+            // An event that is larger than all the room there is comes alone; so does what is owed. JetStream serves what is due again
+            // before anything new.
+            let may_ask = self.is_overdrawn || room.in_flight == 0;
             let bytes = Some(limits.bytes).filter(|bytes| *bytes < usize::MAX);
-            return (room.in_flight == 0 && !self.owes()).then_some(RequestSize { count: 1, bytes });
+            return (may_ask && !self.owes()).then_some(RequestSize { count: 1, bytes });
         }
         let count = arrivals.credits.wanted(room).min(limits.batch);
         let bytes = room.bytes.min(limits.bytes).min(i32::MAX as usize);
@@ -177,9 +186,13 @@ impl Pull {
 
     /// Until when a request is held back.
     fn not_before(&self) -> Option<Instant> {
-        let is_short = self.limits.expires < MIN_REQUEST_INTERVAL;
-        let interval = self.last_request.filter(|_| is_short).map(|last| last + MIN_REQUEST_INTERVAL);
-        self.arrivals.not_before.max(interval)
+        let interval = if self.is_overdrawn && !self.arrivals.is_redelivering {
+            Some(OVERDRAFT_INTERVAL)
+        } else {
+            Some(MIN_REQUEST_INTERVAL).filter(|interval| self.limits.expires < *interval)
+        };
+        let spaced = self.last_request.zip(interval).map(|(last, interval)| last + interval);
+        self.arrivals.not_before.max(spaced)
     }
 
     /// The next thing that happens. May be dropped and called again without loss.

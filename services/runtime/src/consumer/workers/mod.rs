@@ -3,10 +3,10 @@
 
 mod watchdog;
 
-use std::{future::Future, io, sync::Arc, task::Poll, thread};
+use std::{future::Future, io, panic::AssertUnwindSafe, sync::Arc, task::Poll, thread};
 
 use async_channel::{Receiver, Sender};
-use futures::poll;
+use futures::{FutureExt, poll};
 use tokio::{
     runtime::{Builder, Runtime},
     sync::mpsc,
@@ -18,10 +18,15 @@ use self::watchdog::Watched;
 /// Threads of each handler, where the machine has fewer cores: one that blocks leaves another.
 const MIN_THREADS: usize = 2;
 
+/// Something panicked that no handler is: a fault of this program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an attempt panicked outside of its handler")]
+pub(super) struct WorkerPanic;
+
 /// The threads of one handler.
 pub(super) struct Workers<J, R> {
     jobs: Sender<J>,
-    results: mpsc::UnboundedReceiver<R>,
+    results: mpsc::UnboundedReceiver<Result<R, WorkerPanic>>,
     /// `None` only while it is dropped.
     runtime: Option<Runtime>,
 }
@@ -65,12 +70,12 @@ impl<J: Send + 'static, R: Send + 'static> Workers<J, R> {
     }
 
     /// The next result. May be dropped and called again without loss.
-    pub(super) async fn next(&mut self) -> Option<R> {
+    pub(super) async fn next(&mut self) -> Option<Result<R, WorkerPanic>> {
         self.results.recv().await
     }
 
     /// A result that is there already.
-    pub(super) fn try_next(&mut self) -> Option<R> {
+    pub(super) fn try_next(&mut self) -> Option<Result<R, WorkerPanic>> {
         self.results.try_recv().ok()
     }
 }
@@ -87,7 +92,7 @@ impl<J, R> Drop for Workers<J, R> {
 /// Begins one job after another. Most jobs end when they are polled first; one that does not goes on as a task of its own.
 async fn work_off<J, R, F>(
     queue: Receiver<J>,
-    done: mpsc::UnboundedSender<R>,
+    done: mpsc::UnboundedSender<Result<R, WorkerPanic>>,
     watchdog: Arc<Watchdog>,
     work: impl Fn(J) -> F,
 ) where
@@ -95,7 +100,8 @@ async fn work_off<J, R, F>(
     F: Future<Output = R> + Send + 'static,
 {
     while let Ok(job) = queue.recv().await {
-        let mut working = Watched::new(work(job), Arc::clone(&watchdog));
+        let attempt = AssertUnwindSafe(work(job)).catch_unwind().map(|ended| ended.map_err(|_| WorkerPanic));
+        let mut working = Watched::new(attempt, Arc::clone(&watchdog));
         match poll!(&mut working) {
             Poll::Ready(result) => drop(done.send(result)),
             Poll::Pending => {
@@ -130,9 +136,27 @@ mod tests {
         (0..200).for_each(|job| workers.begin(job));
         let mut done = BTreeSet::new();
         while done.len() < 200 {
-            done.extend(workers.next().await);
+            done.extend(workers.next().await.map(Result::unwrap));
         }
         assert!(workers.try_next().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_is_told_and_others_go_on() {
+        let mut workers = workers(|job| async move {
+            assert_ne!(job, 1, "no such job");
+            job
+        });
+        (0..3).for_each(|job| workers.begin(job));
+        let mut done = BTreeSet::new();
+        let mut panics = 0;
+        while done.len() + panics < 3 {
+            match workers.next().await.unwrap() {
+                Ok(job) => drop(done.insert(job)),
+                Err(WorkerPanic) => panics += 1,
+            }
+        }
+        assert_eq!((done, panics), (BTreeSet::from([0, 2]), 1));
     }
 
     #[tokio::test]
@@ -146,7 +170,7 @@ mod tests {
         (0..20).for_each(|job| workers.begin(job));
         let mut done = BTreeSet::new();
         while done.len() < 19 {
-            done.extend(workers.next().await);
+            done.extend(workers.next().await.map(Result::unwrap));
         }
         assert!(!done.contains(&0));
     }
