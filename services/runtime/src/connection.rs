@@ -30,7 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     Error, ErrorKind,
     environment::Environment,
-    error::{Verdict, judge},
+    error::{Disposition, classify},
     metrics::Metrics,
     requests::{Begun, Requests, Ticket, Unanswered},
 };
@@ -103,9 +103,9 @@ pub(crate) enum NotDone {
 impl NotDone {
     pub(crate) fn about(self, object: &str) -> Error {
         match self {
-            Self::Refused(error) => match judge(&error) {
-                Verdict::Final(kind) => Error::new(kind, object, error),
-                Verdict::AskAgain => Error::new(ErrorKind::Unavailable, object, error),
+            Self::Refused(error) => match classify(&error) {
+                Disposition::Final(kind) => Error::new(kind, object, error),
+                Disposition::Retry => Error::new(ErrorKind::Unavailable, object, error),
             },
             Self::Other(error) => error,
         }
@@ -278,7 +278,9 @@ enum Heard<T> {
 fn judged<T: DeserializeOwned>(heard: Result<Bytes, Unanswered>, object: &str) -> Heard<T> {
     match heard.map(|answer| read(&answer)) {
         Ok(Ok(Ok(answer))) => Heard::Done(Ok(answer)),
-        Ok(Ok(Err(error))) if judge(&error) == Verdict::AskAgain => Heard::Again(error.to_string().into()),
+        Ok(Ok(Err(error))) if classify(&error) == Disposition::Retry => {
+            Heard::Again(error.to_string().into())
+        }
         Ok(Ok(Err(error))) => Heard::Done(Err(NotDone::Refused(error))),
         Ok(Err(error)) => Heard::Again(format!("JetStream's answer cannot be read: {error}").into()),
         Err(unanswered) => match passing(unanswered, object) {

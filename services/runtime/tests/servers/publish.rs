@@ -1,10 +1,12 @@
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream;
+use futures::future::join_all;
 use jetwright_process::health::Health;
 use jetwright_runtime::{
     ErrorKind, Expected, Failure, Handler, Metadata, PublishOptions, Published, Service,
 };
+use jetwright_testing::NatsServer;
 use opentelemetry::trace::{TraceContextExt, TraceId, TracerProvider};
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
@@ -91,6 +93,35 @@ async fn what_no_stream_takes_is_unavailable_and_what_is_malformed_is_refused() 
     let updated = service.state.update_once("key", "value", 0, text).await;
     assert_eq!(updated.unwrap_err().kind(), ErrorKind::Refused);
     assert_eq!(bench.stored().await, 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn publishes_that_a_full_queue_turns_away_are_repeated() {
+    const PUBLISHES: u64 = 2000;
+    let config = "jetstream { store_dir: store, max_buffered_msgs: 10 }";
+    let nats = NatsServer::builder().config(config).start().await;
+    let jetstream = nats.jetstream().await;
+    let bench = Bench::on(nats, jetstream).await;
+    bench.create_consumer().await;
+    let service = bench.run(&Scripted::content()).await;
+    service.await_ready().await;
+    let publishing = (0..PUBLISHES).map(|value| {
+        let publisher = service.publisher.clone();
+        async move {
+            let subject = format!("numbers.{value}");
+            publisher.publish(&subject, &Number { value }, PublishOptions::default()).await
+        }
+    });
+    let (mut stored, mut unavailable) = (0, 0);
+    for published in join_all(publishing).await {
+        match published {
+            Ok(_) => stored += 1,
+            Err(error) if error.kind() == ErrorKind::Unavailable => unavailable += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(stored > 0 && stored <= bench.stored().await, "{stored} stored, {unavailable} unavailable");
     service.stop().await;
 }
 
