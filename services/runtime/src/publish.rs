@@ -161,8 +161,8 @@ impl Publisher {
         message: &(impl Fn() -> OutboundMessage + Sync),
     ) -> Result<Published, Error> {
         let begun = Instant::now();
-        let published = self.connection.ask_until(begun + BOUND, subject, message).await;
-        let published = published.map_err(|error| error.about(subject));
+        let published = self.connection.request_until(begun + BOUND, subject, None, message).await;
+        let published = published.map_err(|error| error.into_error(subject));
         let outcome = published.as_ref().map(|stored: &Published| stored.duplicate).map_err(Error::kind);
         self.metrics.published(kind, outcome, begun.elapsed());
         published

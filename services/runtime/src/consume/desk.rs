@@ -57,6 +57,8 @@ pub(super) struct Desk<H> {
     /// How many are next time, where one keeps its thread for much too long.
     far_apart: u32,
     confirmations: Subscriber,
+    /// Of the client to which the confirmations belong.
+    generation: u64,
     inbox: String,
     numbers: u64,
     link: watch::Receiver<Link>,
@@ -97,9 +99,11 @@ struct Worked {
 impl<H: Handler> Desk<H> {
     pub(super) async fn open(consumption: Arc<Consumption<H>>) -> Result<Self, async_nats::SubscribeError> {
         let connection = &consumption.connection;
-        let inbox = connection.client().new_inbox();
-        let confirmations = connection.client().subscribe(format!("{inbox}.*.*")).await?;
         let (link, violations) = (connection.link(), connection.violations());
+        let generation = link.borrow().generation;
+        let client = connection.client();
+        let inbox = client.new_inbox();
+        let confirmations = client.subscribe(format!("{inbox}.*.*")).await?;
         let (stream, consumer) = (&*consumption.binding.stream, &*consumption.binding.consumer);
         let room = usize::try_from(consumption.limits.concurrency.max(1)).unwrap_or(usize::MAX);
         Ok(Self {
@@ -115,6 +119,7 @@ impl<H: Handler> Desk<H> {
             apart: APART,
             far_apart: FAR_APART,
             confirmations,
+            generation,
             inbox,
             numbers: 0,
             link,

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::Consumption;
 use crate::{
     Handler,
-    connection::{Ask, NotDone, pause},
+    connection::{Request, RequestError, pause},
 };
 
 /// How long one question may take.
@@ -51,17 +51,17 @@ fn found<H>(consumption: &Consumption<H>, created: String) {
 async fn ask<H: Handler>(consumption: &Consumption<H>) -> Result<Info, String> {
     let (stream, consumer) = (&consumption.binding.stream, &consumption.binding.consumer);
     let object = format!("consumer {consumer} of stream {stream}");
-    let ask = Ask {
+    let request = Request {
         subject: format!("$JS.API.CONSUMER.INFO.{stream}.{consumer}"),
         headers: None,
         payload: bytes::Bytes::new(),
         object: object.clone(),
         deadline: Instant::now() + BOUND,
     };
-    match consumption.connection.ask(ask).await {
+    match consumption.connection.request(request).await {
         Ok(info) => Ok(info),
         // 10059 and 10014: not found; the description says which.
-        Err(NotDone::Refused(error)) => Err(format!("{object}: {error}")),
-        Err(other) => Err(other.about(&object).to_string()),
+        Err(RequestError::Refused(error)) => Err(format!("{object}: {error}")),
+        Err(other) => Err(other.into_error(&object).to_string()),
     }
 }

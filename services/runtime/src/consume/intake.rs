@@ -84,7 +84,7 @@ async fn pull_while_there<H: Handler>(
     consumption: &Consumption<H>,
     outbound: &mpsc::UnboundedSender<Message>,
 ) -> Stopped {
-    if !pull.resume() {
+    if !pull.resume().await {
         return Stopped::Gone("not connected to NATS".to_owned());
     }
     let mut told = false;

@@ -21,7 +21,10 @@ const PENDING: &str = "Nats-Pending-Messages";
 
 /// The requests that are open at one consumer.
 pub(super) struct Pull {
+    connection: Connection,
     client: Client,
+    /// Of the client to which the arrivals belong.
+    generation: u64,
     link: watch::Receiver<Link>,
     violations: Watch,
     inbox: String,
@@ -141,27 +144,46 @@ impl Pull {
         consumer: &str,
         capacity: usize,
     ) -> Result<Self, async_nats::SubscribeError> {
-        let client = connection.client().clone();
+        let (link, violations) = (connection.link(), connection.violations());
+        let generation = link.borrow().generation;
+        let client = connection.client();
         let inbox = client.new_inbox();
-        let (mut arrivals, violations) = (Vec::new(), connection.violations());
-        for turn in 0..TURNS {
-            arrivals.push(client.subscribe(format!("{inbox}.{turn}.*")).await?);
-        }
-        let link = connection.link();
+        let arrivals = subscribe(&client, &inbox).await?;
         let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}");
         let of = format!(".{stream}.{consumer}.");
         let account = Account::default();
-        Ok(Self { client, link, violations, inbox, subject, of, arrivals, capacity, account, served: 0 })
+        let connection = connection.clone();
+        Ok(Self {
+            connection,
+            client,
+            generation,
+            link,
+            violations,
+            inbox,
+            subject,
+            of,
+            arrivals,
+            capacity,
+            account,
+            served: 0,
+        })
     }
 
     /// Begins to pull on the connection that there is now; `false` where there is none.
     ///
     /// A request of the connection before may still be served, for as long as it was made for: then more is held for a
     /// moment than there is room for, rather than what NATS sent be left to wait for ackWait.
-    pub(super) fn resume(&mut self) -> bool {
+    pub(super) async fn resume(&mut self) -> bool {
         self.account.forget();
         self.violations.forget();
-        self.link.borrow_and_update().connected
+        let Link { connected, generation, .. } = *self.link.borrow_and_update();
+        if generation != self.generation {
+            // The subscriptions ended with the client.
+            let client = self.connection.client();
+            let Ok(arrivals) = subscribe(&client, &self.inbox).await else { return false };
+            (self.client, self.arrivals, self.generation) = (client, arrivals, generation);
+        }
+        connected
     }
 
     /// How often the consumer answered as it should, by now.
@@ -255,6 +277,14 @@ impl Pull {
             _ => Arrival::Gone(format!("{status} {description}")),
         }
     }
+}
+
+async fn subscribe(client: &Client, inbox: &str) -> Result<Vec<Subscriber>, async_nats::SubscribeError> {
+    let mut arrivals = Vec::new();
+    for turn in 0..TURNS {
+        arrivals.push(client.subscribe(format!("{inbox}.{turn}.*")).await?);
+    }
+    Ok(arrivals)
 }
 
 /// The next message of any turn, and its turn; that which is asked in now is looked at first.

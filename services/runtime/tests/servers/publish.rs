@@ -126,6 +126,44 @@ async fn publishes_that_a_full_queue_turns_away_are_repeated() {
 }
 
 #[tokio::test]
+async fn a_stream_that_does_not_answer_leaves_room_for_others() {
+    let mut bench = Bench::start().await;
+    let proxy = Proxy::before(bench.nats.url(), |_, payload| payload.contains(r#"{"stream":"silent""#)).await;
+    bench.url.clone_from(&proxy.url);
+    let silent = stream::Config {
+        name: "silent".to_owned(),
+        subjects: vec!["silent.*".to_owned()],
+        ..Default::default()
+    };
+    bench.jetstream.create_stream(silent).await.unwrap();
+    let service = bench.run(&Scripted::content()).await;
+    service.await_ready().await;
+    proxy.lose(usize::MAX);
+    let in_vain = (0..5000).map(|value| {
+        let publisher = service.publisher.clone();
+        async move {
+            loop {
+                let event = Number { value };
+                let error =
+                    publisher.publish("silent.1", &event, PublishOptions::default()).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+            }
+        }
+    });
+    let others = async {
+        for value in 0..100 {
+            publish(&service.publisher, value).await;
+        }
+    };
+    tokio::select! {
+        _ = join_all(in_vain) => {}
+        () = others => {}
+    }
+    assert_eq!(bench.stored().await, 100);
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn those_that_nobody_answers_leave_room_for_others() {
     let bench = Bench::start().await;
     let service = bench.run(&Scripted::content()).await;

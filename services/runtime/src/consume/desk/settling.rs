@@ -126,7 +126,14 @@ impl<H: Handler> Desk<H> {
     /// The connection was lost or made again; answers to what was told before do not come, and what was said last may not have been
     /// heard.
     pub(super) async fn linked(&mut self) {
-        let Link { connected, .. } = *self.link.borrow_and_update();
+        let Link { connected, generation, .. } = *self.link.borrow_and_update();
+        if generation != self.generation {
+            // The subscription ended with the client.
+            let client = self.consumption.connection.client();
+            if let Ok(confirmations) = client.subscribe(format!("{}.*.*", self.inbox)).await {
+                (self.confirmations, self.generation) = (confirmations, generation);
+            }
+        }
         let now = Instant::now();
         let half = self.consumption.binding.ack_wait.0 / 2;
         for (_, held) in &mut self.held {
