@@ -5,7 +5,7 @@ use bytes::Bytes;
 use jetwright_crds::{
     dead_letter::{
         ATTEMPTS, CONSUMER, ERROR, FAILED_AT, FIRST_DELIVERED, ORIGINAL, REASON, REPLAYS, SEQUENCE, STREAM,
-        SUBJECT, subject,
+        SUBJECT, stream, subject,
     },
     environment::DeadLetters,
 };
@@ -53,7 +53,8 @@ pub(super) async fn keep(
     if let Some(max_age) = dead_letters.max_age {
         headers.insert(TIME_TO_LIVE, format!("{}s", max_age.0.as_secs().max(1)).as_str());
     }
-    let write = Write { kind: WriteKind::DeadLetter, subject: subject.clone(), headers };
+    let (kind, stream) = (WriteKind::DeadLetter, stream(&metadata.stream));
+    let write = Write { kind, stream: &stream, subject: subject.clone(), headers };
     match publisher.append(write, payload.clone()).await {
         // Without a message id nothing is taken for a duplicate; where a server says so nevertheless, nothing was stored.
         Ok(stored) if stored.duplicate => {
