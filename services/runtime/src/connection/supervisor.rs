@@ -82,7 +82,7 @@ impl Supervisor {
             let client = session.client.clone();
             let reason = self.run(session).await;
             self.observer.client_ended(generation, reason);
-            short_lived = if built.elapsed() < STABLE_AFTER { short_lived + 1 } else { 0 };
+            short_lived = count_short_lived(short_lived, built.elapsed());
             tracing::warn!(reason, generation, "rebuilding NATS client");
             // It may have ended in part only: all that is left of it ends too.
             let _ = timeout(CLOSE_TIMEOUT, client.drain()).await;
@@ -155,6 +155,11 @@ impl Supervisor {
     }
 }
 
+/// How many clients in a row did not last, with one that lasted so long.
+fn count_short_lived(before: usize, lasted: Duration) -> usize {
+    if lasted < STABLE_AFTER { before.saturating_add(1) } else { 0 }
+}
+
 /// Returns when the client does not take a command.
 async fn poll_state(client: &Client, generation: u64, violations: &Violations, observer: &Observer) {
     let mut differed = false;
@@ -164,5 +169,20 @@ async fn poll_state(client: &Client, generation: u64, violations: &Violations, o
         if violations.stays_deaf() && client.force_reconnect().await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_that_end_again_and_again_are_built_ever_less_often_until_one_lasts() {
+        let mut short_lived = 0;
+        let pauses = [0, 1, 2, 29, 30, 0].map(|seconds| {
+            short_lived = count_short_lived(short_lived, Duration::from_secs(seconds));
+            pause(short_lived, 1.0).as_millis()
+        });
+        assert_eq!(pauses, [20, 100, 200, 400, 20, 20]);
     }
 }
