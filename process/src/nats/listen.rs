@@ -47,6 +47,19 @@ where
     F: Fn(Happening<'_>) + Send + Sync + 'static,
 {
     let violations = Violations::new();
+    (options_with(&violations, credentials, setting, listener), violations)
+}
+
+/// The same for a client that takes the place of an ended one: whoever watches these violations goes on.
+pub fn options_with<F>(
+    violations: &Violations,
+    credentials: Option<&Credentials>,
+    setting: &'static str,
+    listener: F,
+) -> ConnectOptions
+where
+    F: Fn(Happening<'_>) + Send + Sync + 'static,
+{
     let prefix = credentials.and_then(Credentials::inbox_prefix).unwrap_or(INBOX);
     let teller = Arc::new(Teller {
         listener,
@@ -61,7 +74,7 @@ where
     };
     options = options.custom_inbox_prefix(prefix);
     let (attempting, happening) = (Arc::clone(&teller), teller);
-    options = options
+    options
         .reconnect_to_server_callback(move |servers, _| {
             let teller = Arc::clone(&attempting);
             async move {
@@ -72,8 +85,7 @@ where
         .event_callback(move |event| {
             happening.hear(&event);
             std::future::ready(())
-        });
-    (options, violations)
+        })
 }
 
 fn authenticated<F>(credentials: &Credentials, teller: &Arc<Teller<F>>) -> ConnectOptions

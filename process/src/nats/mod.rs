@@ -11,5 +11,5 @@ mod listen;
 mod violation;
 
 pub use folder::Credentials;
-pub use listen::{Happening, options};
+pub use listen::{Happening, options, options_with};
 pub use violation::{Violation, Violations, Watch};

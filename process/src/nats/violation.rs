@@ -68,7 +68,7 @@ impl Violation {
     }
 }
 
-/// The violations of one connection, for whoever waits for an answer that will not come. Clones share them.
+/// The violations of one connection, whichever clients it had, for whoever waits for an answer that will not come. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Violations {
     sender: broadcast::Sender<Violation>,
@@ -81,8 +81,16 @@ pub struct Violations {
 #[derive(Debug)]
 pub struct Watch(broadcast::Receiver<Violation>);
 
+impl Default for Violations {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Violations {
-    pub(super) fn new() -> Self {
+    /// None yet.
+    #[must_use]
+    pub fn new() -> Self {
         Self { sender: broadcast::channel(WAITING).0, deaf: watch::Sender::default(), logged: Arc::default() }
     }
 

@@ -139,7 +139,8 @@ impl KeyValue {
     }
 
     async fn append(&self, key: &str, value: Bytes, headers: HeaderMap) -> Result<Published, Error> {
-        let write = Write { kind: WriteKind::State, subject: self.subject(key)?, headers };
+        let (kind, stream) = (WriteKind::State, self.stream.as_str());
+        let write = Write { kind, stream, subject: self.subject(key)?, headers };
         self.publisher.append(write, value).await
     }
 

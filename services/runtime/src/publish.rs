@@ -33,11 +33,14 @@ pub struct Publisher {
 /// How an event is published.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PublishOptions {
-    /// Id under which the stream keeps this event once within its duplicate window. Without one the publisher makes one
-    /// of its own, so that its retries store nothing twice.
+    /// Id under which the stream stores this event once within its duplicate window: not empty, and without white space at its
+    /// ends. Default: a random id for each publish, so that its retries store nothing twice.
     pub message_id: Option<String>,
     /// What the writer believes to be the newest event of an aggregate.
     pub expected: Option<Expected>,
+    /// Name of the stream that must store the event. Any other stream whose subjects match refuses it, and nothing is stored.
+    /// Default: whichever stream has the subject.
+    pub expected_stream: Option<String>,
 }
 
 /// The newest sequence that a writer saw among an aggregate's events.
@@ -78,8 +81,10 @@ pub struct Published {
 }
 
 /// What is written where.
-pub(crate) struct Write {
+pub(crate) struct Write<'a> {
     pub(crate) kind: WriteKind,
+    /// Name of the stream that must store it.
+    pub(crate) stream: &'a str,
     pub(crate) subject: String,
     /// They must make it safe to send it twice.
     pub(crate) headers: HeaderMap,
@@ -100,7 +105,8 @@ impl Publisher {
     /// [`Conflict`](crate::ErrorKind::Conflict) where the expected sequence is not the newest (it may be this event
     /// itself, stored by a try whose answer was lost: who reads again sees that it is there),
     /// [`Unavailable`](crate::ErrorKind::Unavailable) where the time is over, and
-    /// [`Refused`](crate::ErrorKind::Refused) where JetStream says no.
+    /// [`Refused`](crate::ErrorKind::Refused) where JetStream says no, where another stream than the expected one has the
+    /// subject, or where an option is empty or cannot be sent as it is.
     pub async fn publish<E>(
         &self,
         subject: &str,
@@ -110,15 +116,11 @@ impl Publisher {
     where
         E: Message + Name,
     {
-        let PublishOptions { message_id, expected } = options;
-        let message_id = match message_id {
-            Some(id) => header_value(subject, "message id", &id)?,
-            None => own_message_id().into(),
-        };
-        let expected = expected.map(|expected| checked(subject, &expected)).transpose()?;
+        let stream = options.expected_stream.clone();
+        let checked = checked_headers(subject, options)?;
         let (span, trace) = trace::of_publish(subject, E::NAME);
         let message = || {
-            let mut headers = headers(E::full_name(), message_id.clone(), expected.clone());
+            let mut headers = headers(E::full_name(), &checked);
             trace::inject(&trace, &mut headers);
             OutboundMessage {
                 subject: subject.into(),
@@ -128,9 +130,9 @@ impl Publisher {
             }
         };
         let published = if span.is_none() {
-            self.store(WriteKind::Event, subject, &message).await
+            self.store(WriteKind::Event, subject, stream.as_deref(), &message).await
         } else {
-            let storing = self.store(WriteKind::Event, subject, &message);
+            let storing = self.store(WriteKind::Event, subject, stream.as_deref(), &message);
             Box::pin(storing.instrument(span.clone())).await
         };
         span.in_scope(|| match &published {
@@ -146,8 +148,9 @@ impl Publisher {
     }
 
     /// Stores a message of any kind.
-    pub(crate) async fn append(&self, write: Write, payload: Bytes) -> Result<Published, Error> {
-        let Write { kind, subject, headers } = write;
+    pub(crate) async fn append(&self, write: Write<'_>, payload: Bytes) -> Result<Published, Error> {
+        let Write { kind, stream, subject, mut headers } = write;
+        headers.insert(header::NATS_EXPECTED_STREAM, header_value(&subject, "expected stream", stream)?);
         let to = Subject::from(subject.as_str());
         let message = || OutboundMessage {
             subject: to.clone(),
@@ -155,19 +158,20 @@ impl Publisher {
             payload: payload.clone(),
             headers: Some(headers.clone()),
         };
-        self.store(kind, &subject, &message).await
+        self.store(kind, &subject, Some(stream), &message).await
     }
 
-    /// Has a message stored, which is made anew for each time that it is sent.
+    /// Stores a message, which is built again for each time that it is sent.
     async fn store(
         &self,
         kind: WriteKind,
         subject: &str,
+        stream: Option<&str>,
         message: &(impl Fn() -> OutboundMessage + Sync),
     ) -> Result<Published, Error> {
         let begun = Instant::now();
-        let published = self.connection.ask_until(begun + BOUND, subject, message).await;
-        let published = published.map_err(|error| error.about(subject));
+        let published = self.connection.request_until(begun + BOUND, subject, stream, message).await;
+        let published = published.map_err(|error| error.into_error(subject));
         let outcome = published.as_ref().map(|stored: &Published| stored.duplicate).map_err(Error::kind);
         self.metrics.published(kind, outcome, begun.elapsed());
         published
@@ -181,29 +185,94 @@ pub(crate) fn own_message_id() -> String {
     id
 }
 
-/// What a caller wants in a header.
+/// A caller's text as the value of a header.
 ///
 /// # Errors
 ///
-/// There is the end of a line in it, after which the server would read another header.
+/// The server would read another value: an empty one is none to it, it skips spaces before a value, and the end of a line begins
+/// another header.
 pub(crate) fn header_value(object: &str, name: &str, text: &str) -> Result<HeaderValue, Error> {
-    text.parse().map_err(|error| Error::new(ErrorKind::Refused, object, format!("{name} {text:?}: {error}")))
+    let refused = |why: &str| Error::new(ErrorKind::Refused, object, format!("{name} {text:?} {why}"));
+    if text.is_empty() {
+        return Err(refused("must not be empty"));
+    }
+    if text.trim() != text {
+        return Err(refused("must not begin or end with white space"));
+    }
+    text.parse().map_err(|_| refused("must not contain the end of a line"))
 }
 
-/// The values of the headers with which a write is compared.
-fn checked(subject: &str, expected: &Expected) -> Result<[HeaderValue; 2], Error> {
-    let Expected { last_sequence, filter_subject } = expected;
-    Ok([(*last_sequence).into(), header_value(subject, "filter subject", filter_subject)?])
+/// Headers that come from the options of a publish.
+fn checked_headers(subject: &str, options: PublishOptions) -> Result<Vec<(HeaderName, HeaderValue)>, Error> {
+    let PublishOptions { message_id, expected, expected_stream } = options;
+    let message_id = match message_id {
+        Some(id) => header_value(subject, "message id", &id)?,
+        None => own_message_id().into(),
+    };
+    let mut headers = vec![(header::NATS_MESSAGE_ID, message_id)];
+    if let Some(Expected { last_sequence, filter_subject }) = expected {
+        let filter_subject = header_value(subject, "filter subject", &filter_subject)?;
+        headers.push((header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, last_sequence.into()));
+        headers.push((HeaderName::from_static(EXPECTED_SUBJECT), filter_subject));
+    }
+    if let Some(stream) = expected_stream {
+        headers.push((header::NATS_EXPECTED_STREAM, header_value(subject, "expected stream", &stream)?));
+    }
+    Ok(headers)
 }
 
-fn headers(event_type: String, message_id: HeaderValue, expected: Option<[HeaderValue; 2]>) -> HeaderMap {
+fn headers(event_type: String, checked: &[(HeaderName, HeaderValue)]) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(HeaderName::from_static(EVENT_TYPE), event_type);
     headers.insert(HeaderName::from_static(CONTENT_TYPE), PROTOBUF);
-    headers.insert(header::NATS_MESSAGE_ID, message_id);
-    if let Some([last_sequence, filter_subject]) = expected {
-        headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, last_sequence);
-        headers.insert(EXPECTED_SUBJECT, filter_subject);
+    for (name, value) in checked {
+        headers.insert(name.clone(), value.clone());
     }
     headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_that_the_server_would_read_otherwise_is_refused() {
+        for (text, why) in [
+            ("", "must not be empty"),
+            (" ", "must not begin or end with white space"),
+            (" a", "must not begin or end with white space"),
+            ("a\t", "must not begin or end with white space"),
+            ("a\r\nb", "must not contain the end of a line"),
+            ("a\rb", "must not contain the end of a line"),
+        ] {
+            let error = header_value("orders.1", "message id", text).unwrap_err();
+            let expected = format!("orders.1: refused: message id {text:?} {why}");
+            assert_eq!((error.kind(), error.to_string()), (ErrorKind::Refused, expected));
+        }
+        assert_eq!(header_value("orders.1", "message id", "a b").unwrap().as_str(), "a b");
+    }
+
+    #[test]
+    fn options_become_the_headers_by_which_the_server_compares() {
+        let options = PublishOptions {
+            message_id: Some("7".to_owned()),
+            expected: Some(Expected::last(3, "orders.1.>")),
+            expected_stream: Some("orders".to_owned()),
+        };
+        let headers = checked_headers("orders.1.placed", options).unwrap();
+        let mut headers: Vec<_> = headers
+            .iter()
+            .map(|(name, value)| format!("{}: {}", name.as_ref() as &str, value.as_str()))
+            .collect();
+        headers.sort();
+        let expected = [
+            "Nats-Expected-Last-Subject-Sequence-Subject: orders.1.>",
+            "Nats-Expected-Last-Subject-Sequence: 3",
+            "Nats-Expected-Stream: orders",
+            "Nats-Msg-Id: 7",
+        ];
+        assert_eq!(headers, expected);
+        let own = checked_headers("orders.1.placed", PublishOptions::default()).unwrap();
+        assert!(own.len() == 1 && own[0].1.as_str().len() == 32, "{own:?}");
+    }
 }

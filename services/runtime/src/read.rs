@@ -30,7 +30,7 @@ use tokio::{
 pub(crate) use self::{pages::Pages, raw::RawEvent};
 use crate::{
     Error, ErrorKind, Event, Undecodable,
-    connection::{Ask, Connection, NotDone},
+    connection::{Connection, Request, RequestError},
     event::EVENT_TYPE,
 };
 
@@ -206,21 +206,23 @@ impl Reader {
         wanted: &serde_json::Value,
     ) -> Result<Option<Recorded>, Error> {
         let object = object(stream, subject);
-        let ask = Ask {
+        let request = Request {
             subject: format!("$JS.API.STREAM.MSG.GET.{stream}"),
             headers: None,
             payload: wanted.to_string().into(),
             object: object.clone(),
             deadline: Instant::now() + BOUND,
         };
-        match self.connection.ask::<Answer>(ask).await {
+        match self.connection.request::<Answer>(request).await {
             Ok(answer) => StreamMessage::try_from(answer.message)
                 .map_err(|error| error.to_string())
                 .and_then(Recorded::from_message)
                 .map(Some)
                 .map_err(|why| Error::new(ErrorKind::Refused, object, why)),
-            Err(NotDone::Refused(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
-            Err(other) => Err(other.about(&object)),
+            Err(RequestError::Refused(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
+                Ok(None)
+            }
+            Err(other) => Err(other.into_error(&object)),
         }
     }
 

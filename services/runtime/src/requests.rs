@@ -1,7 +1,7 @@
-//! Requests that wait for their answers: one inbox for all of them, and one table from which each is sent and hears what came of it.
+//! The request mux: one inbox for the replies to all requests of a connection, and one table of the requests that wait for theirs.
 //!
-//! A request has a place in the table and a number of its own, both of which its answer carries in its subject. No number is given
-//! twice, so an answer that comes late is nobody's, whoever has the place then.
+//! A request has a place in the table and a number, and the subject of its reply carries both. No number is used twice, so a late reply
+//! never reaches the request that has the place by then.
 
 use std::{
     collections::VecDeque,
@@ -12,8 +12,8 @@ use std::{
 };
 
 use async_nats::{
-    Client, Message, PublishError, StatusCode, SubscribeError, Subscriber, client::traits::Publisher as _,
-    message::OutboundMessage,
+    Client, Message, PublishError, PublishErrorKind, StatusCode, SubscribeError, Subscriber,
+    client::traits::Publisher as _, message::OutboundMessage,
 };
 use bytes::Bytes;
 use futures::StreamExt;
@@ -25,134 +25,134 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-/// How often requests are looked through for those whose time is over.
-const TICK: Duration = Duration::from_millis(50);
-/// Requests that may wait to be sent before those are looked for among them that were given up meanwhile.
-const MANY: usize = 4096;
+/// How often requests whose deadline has passed are removed.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(50);
+/// Length of the queue of unsent requests at which those that were given up are removed from it.
+const PRUNE_AT: usize = 4096;
 
-/// Why a request has no answer.
+/// Why a request has no reply.
 #[derive(Debug)]
-pub(crate) enum Unanswered {
-    /// There was no connection, and it was not sent.
+pub(crate) enum NoReply {
+    /// There was no connection, and the request was not sent.
     NotConnected,
-    /// The connection was lost; the request may have been heard.
+    /// The connection was lost; the request may have arrived.
     Lost,
-    /// Nobody answered in time; the request may have been heard.
+    /// No reply came in time; the request may have arrived.
     Silence,
-    /// Nobody takes requests to this subject.
+    /// Nobody subscribes to its subject.
     NoResponders,
-    /// The servers do not permit to publish to its subject, or to hear its answer.
+    /// The servers do not permit to publish to its subject, or to subscribe to the inbox.
     Forbidden(Violation),
     /// The client does not take it.
     NotSent(PublishError),
 }
 
-/// The answer's payload.
-type Heard = Result<Bytes, Unanswered>;
+/// The reply's payload.
+type Reply = Result<Bytes, NoReply>;
 
-/// The requests in flight on one connection.
+/// The requests in flight. They survive neither a connection nor a client; the mux itself survives both.
 #[derive(Debug, Default)]
-pub(crate) struct Requests {
-    /// What the subjects of answers begin with; the request's place and number follow. Known once answers are heard.
+pub(crate) struct RequestMux {
+    /// Prefix of the subjects of replies; a request's place and number follow. Set by the first subscription.
     inbox: OnceLock<String>,
     table: Mutex<Table>,
     hasher: RandomState,
-    /// Rung where there is a request to send, after all others were sent.
+    /// Notified when the queue of unsent requests is not empty any more.
     unsent: Notify,
-    /// Rung where there is a request again, after a time without any.
+    /// Notified when the table is not empty any more.
     busy: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     connected: bool,
-    /// What keeps answers from being heard on this connection.
-    deaf: Option<Violation>,
+    /// Why no reply can arrive on this connection.
+    inbox_denied: Option<Violation>,
     waiting: Slab<Waiting>,
     numbers: u64,
-    /// Places and numbers of those that are still to be sent.
+    /// Places and numbers of requests that are not sent yet.
     unsent: VecDeque<(usize, u64)>,
-    /// Somebody sends.
+    /// A task sends.
     sending: bool,
-    /// Somebody looks through it for requests whose time is over.
-    looked_through: bool,
+    /// A task removes requests whose deadline has passed.
+    expiring: bool,
 }
 
 #[derive(Debug)]
 struct Waiting {
     number: u64,
-    /// Hash of the subject, which is needed when the message is gone.
+    /// Hash of the subject, which is compared after the message was sent.
     subject: u64,
     /// Until it is sent.
     message: Option<OutboundMessage>,
     deadline: Instant,
-    teller: oneshot::Sender<Heard>,
+    reply_tx: oneshot::Sender<Reply>,
 }
 
-/// A request's place in the table, which is given up with it.
+/// A request's place in the table. Dropping it gives the request up.
 #[derive(Debug)]
-pub(crate) struct Ticket<'a> {
-    requests: &'a Requests,
+pub(crate) struct PendingReply<'a> {
+    mux: &'a RequestMux,
     place: usize,
     number: u64,
-    answer: oneshot::Receiver<Heard>,
-    /// It is not in the table any more.
-    over: bool,
+    reply_rx: oneshot::Receiver<Reply>,
+    /// It has left the table.
+    done: bool,
 }
 
-/// Whether a request is under way.
+/// What became of a request that was submitted.
 #[derive(Debug)]
-pub(crate) enum Begun<'a> {
-    UnderWay(Ticket<'a>),
-    /// There is no connection.
-    NotYet(OutboundMessage),
-    /// Its answer could not be heard.
-    Deaf(Violation),
+pub(crate) enum Submitted<'a> {
+    Pending(PendingReply<'a>),
+    /// There is no connection; the message is handed back.
+    NotConnected(OutboundMessage),
+    /// Its reply could not arrive.
+    InboxDenied(Violation),
 }
 
-impl Requests {
-    /// Begins to hear answers. Nothing is to be asked before.
+impl RequestMux {
+    /// Subscribes this client to the replies. No request may be submitted before.
     pub(crate) async fn subscribe(&self, client: &Client) -> Result<Subscriber, SubscribeError> {
         let inbox = self.inbox.get_or_init(|| client.new_inbox());
         client.subscribe(format!("{inbox}.*.*")).await
     }
 
-    /// Another connection is there.
+    /// There is a new connection.
     pub(crate) fn connected(&self) {
         let mut table = self.table();
-        (table.connected, table.deaf) = (true, None);
-        table.end(|_| Some(Unanswered::Lost));
+        (table.connected, table.inbox_denied) = (true, None);
+        table.end(|_| Some(NoReply::Lost));
     }
 
-    /// The connection was lost, and what it was asked.
+    /// The connection was lost, and its requests with it.
     pub(crate) fn disconnected(&self) {
         let mut table = self.table();
         table.connected = false;
-        table.end(|_| Some(Unanswered::Lost));
+        table.end(|_| Some(NoReply::Lost));
     }
 
-    /// No answer can be heard on this connection.
-    pub(crate) fn deaf(&self, violation: &Violation) {
+    /// No reply can arrive on this connection.
+    pub(crate) fn deny_inbox(&self, violation: &Violation) {
         let mut table = self.table();
-        table.deaf = Some(violation.clone());
-        table.end(|_| Some(Unanswered::Forbidden(violation.clone())));
+        table.inbox_denied = Some(violation.clone());
+        table.end(|_| Some(NoReply::Forbidden(violation.clone())));
     }
 
-    /// Has a request sent, if there is a connection.
-    pub(crate) fn begin(&self, message: OutboundMessage, deadline: Instant) -> Begun<'_> {
-        let (teller, answer) = oneshot::channel();
+    /// Queues a request, if there is a connection.
+    pub(crate) fn submit(&self, message: OutboundMessage, deadline: Instant) -> Submitted<'_> {
+        let (reply_tx, reply_rx) = oneshot::channel();
         let subject = self.hash(&message.subject);
         let mut table = self.table();
-        if let Some(violation) = &table.deaf {
-            return Begun::Deaf(violation.clone());
+        if let Some(violation) = &table.inbox_denied {
+            return Submitted::InboxDenied(violation.clone());
         }
         if !table.connected {
-            return Begun::NotYet(message);
+            return Submitted::NotConnected(message);
         }
         let (place, number) =
-            table.enter(Waiting { number: 0, subject, message: Some(message), deadline, teller });
+            table.enter(Waiting { number: 0, subject, message: Some(message), deadline, reply_tx });
         let idle = !mem::replace(&mut table.sending, true);
-        let unattended = !mem::replace(&mut table.looked_through, true);
+        let unattended = !mem::replace(&mut table.expiring, true);
         drop(table);
         if idle {
             self.unsent.notify_one();
@@ -160,27 +160,31 @@ impl Requests {
         if unattended {
             self.busy.notify_one();
         }
-        Begun::UnderWay(Ticket { requests: self, place, number, answer, over: false })
+        Submitted::Pending(PendingReply { mux: self, place, number, reply_rx, done: false })
     }
 
-    /// Sends requests. Never returns.
+    /// Sends requests until the client takes no more commands, which is for ever. At most one task may do this at a time.
     ///
-    /// Those who ask do not send for themselves: each would wake the client's task, which would write out one request at a time.
+    /// Callers do not send for themselves: each would wake the client's task, which would write one request at a time.
     pub(crate) async fn send(&self, client: &Client) {
         loop {
-            self.unsent.notified().await;
-            // All who are about to ask do it first.
-            yield_now().await;
+            // First, since the task before may have been aborted between its wake-up and its work.
             while let Some((place, number, mut message)) = self.next_to_send() {
                 let inbox = self.inbox.get().map_or("", String::as_str);
                 message.reply = Some(format!("{inbox}.{place}.{number}").into());
-                // It waits while the client has too much to write out already.
-                if let Err(error) = client.publish_message(message).await
-                    && let Some(Waiting { teller, .. }) = self.table().take(place, number)
-                {
-                    let _ = teller.send(Err(Unanswered::NotSent(error)));
+                // It waits while the client has too much to write already.
+                let Err(error) = client.publish_message(message).await else { continue };
+                let ended = error.kind() == PublishErrorKind::Send;
+                if let Some(Waiting { reply_tx, .. }) = self.table().take(place, number) {
+                    let _ = reply_tx.send(Err(NoReply::NotSent(error)));
+                }
+                if ended {
+                    return;
                 }
             }
+            self.unsent.notified().await;
+            // All callers that are about to submit do it first.
+            yield_now().await;
         }
     }
 
@@ -196,56 +200,56 @@ impl Requests {
         None
     }
 
-    /// Tells requests what came, until the subscription ends with its connection.
-    pub(crate) async fn hear(&self, mut answers: Subscriber, mut violations: Watch) {
+    /// Hands replies to their requests until the subscription ends, which it does with its client alone.
+    pub(crate) async fn dispatch_replies(&self, mut replies: Subscriber, mut violations: Watch) {
         let publish = |violation: &Violation| matches!(violation, Violation::Publish(_));
         loop {
             tokio::select! {
                 biased;
-                answer = answers.next() => match answer {
-                    Some(answer) => self.answered(answer),
-                    None => return self.disconnected(),
+                reply = replies.next() => match reply {
+                    Some(reply) => self.dispatch(reply),
+                    None => return,
                 },
                 violation = violations.any(publish) => self.forbidden(&violation),
             }
         }
     }
 
-    /// Ends requests whose time is over. Never returns.
+    /// Ends requests whose deadline has passed. Never returns.
     pub(crate) async fn expire(&self) {
         loop {
             self.busy.notified().await;
             loop {
-                sleep(TICK).await;
+                sleep(EXPIRY_INTERVAL).await;
                 let (now, mut table) = (Instant::now(), self.table());
-                table.end(|waiting| (waiting.deadline <= now).then_some(Unanswered::Silence));
-                table.looked_through = !table.waiting.is_empty();
-                if !table.looked_through {
+                table.end(|waiting| (waiting.deadline <= now).then_some(NoReply::Silence));
+                table.expiring = !table.waiting.is_empty();
+                if !table.expiring {
                     break;
                 }
             }
         }
     }
 
-    fn answered(&self, answer: Message) {
-        let mut tokens = answer.subject.rsplit('.');
+    fn dispatch(&self, reply: Message) {
+        let mut tokens = reply.subject.rsplit('.');
         let (number, place) = (tokens.next(), tokens.next());
         let (Some(Ok(number)), Some(Ok(place))) = (number.map(str::parse), place.map(str::parse)) else {
             return;
         };
-        let Some(Waiting { teller, .. }) = self.table().take(place, number) else { return };
-        let heard = match answer.status {
-            Some(StatusCode::NO_RESPONDERS) => Err(Unanswered::NoResponders),
-            _ => Ok(answer.payload),
+        let Some(Waiting { reply_tx, .. }) = self.table().take(place, number) else { return };
+        let reply = match reply.status {
+            Some(StatusCode::NO_RESPONDERS) => Err(NoReply::NoResponders),
+            _ => Ok(reply.payload),
         };
         // It may have been given up just now.
-        let _ = teller.send(heard);
+        let _ = reply_tx.send(reply);
     }
 
     fn forbidden(&self, violation: &Violation) {
         let Violation::Publish(subject) = violation else { return };
         let subject = self.hash(subject);
-        let why = || Unanswered::Forbidden(violation.clone());
+        let why = || NoReply::Forbidden(violation.clone());
         self.table().end(|waiting| (waiting.subject == subject).then(why));
     }
 
@@ -259,12 +263,12 @@ impl Requests {
 }
 
 impl Table {
-    /// Gives a request its number and a place, from which it is to be sent.
+    /// Gives a request its number and its place, and queues it.
     fn enter(&mut self, waiting: Waiting) -> (usize, u64) {
         self.numbers += 1;
         let number = self.numbers;
         let place = self.waiting.insert(Waiting { number, ..waiting });
-        if self.unsent.len() >= MANY {
+        if self.unsent.len() >= PRUNE_AT {
             let Self { unsent, waiting, .. } = self;
             unsent.retain(|(place, number)| waiting.get(*place).is_some_and(|there| there.number == *number));
         }
@@ -283,28 +287,28 @@ impl Table {
     }
 
     /// Ends those requests for which there is a reason.
-    fn end(&mut self, reason: impl Fn(&Waiting) -> Option<Unanswered>) {
+    fn end(&mut self, reason: impl Fn(&Waiting) -> Option<NoReply>) {
         let ended = self.waiting.iter().filter_map(|(place, waiting)| Some((place, reason(waiting)?)));
         for (place, why) in ended.collect::<Vec<_>>() {
             // It may have been given up just now.
-            let _ = self.waiting.remove(place).teller.send(Err(why));
+            let _ = self.waiting.remove(place).reply_tx.send(Err(why));
         }
     }
 }
 
-impl Ticket<'_> {
-    /// What came of the request. May be dropped and called again, until it has returned once.
-    pub(crate) async fn heard(&mut self) -> Heard {
-        let heard = (&mut self.answer).await;
-        self.over = true;
-        heard.unwrap_or(Err(Unanswered::Lost))
+impl PendingReply<'_> {
+    /// The reply, or why there is none. Cancel safe until it has returned once.
+    pub(crate) async fn reply(&mut self) -> Reply {
+        let reply = (&mut self.reply_rx).await;
+        self.done = true;
+        reply.unwrap_or(Err(NoReply::Lost))
     }
 }
 
-impl Drop for Ticket<'_> {
+impl Drop for PendingReply<'_> {
     fn drop(&mut self) {
-        if !self.over {
-            self.requests.table().take(self.place, self.number);
+        if !self.done {
+            self.mux.table().take(self.place, self.number);
         }
     }
 }
@@ -320,35 +324,35 @@ mod tests {
     const LATER: Duration = Duration::from_secs(2);
 
     /// A table on a connection that is there, whose inbox is `inbox`.
-    fn connected() -> Requests {
-        let requests = Requests::default();
-        requests.inbox.set("inbox".to_owned()).unwrap();
-        requests.connected();
-        requests
+    fn connected() -> RequestMux {
+        let mux = RequestMux::default();
+        mux.inbox.set("inbox".to_owned()).unwrap();
+        mux.connected();
+        mux
     }
 
     fn message(subject: &'static str) -> OutboundMessage {
         OutboundMessage { subject: subject.into(), reply: None, payload: Bytes::new(), headers: None }
     }
 
-    /// A request that is to hear within this time.
-    fn begin_within<'a>(requests: &'a Requests, subject: &'static str, within: Duration) -> Ticket<'a> {
-        match requests.begin(message(subject), Instant::now() + within) {
-            Begun::UnderWay(ticket) => ticket,
+    /// A request whose deadline is so far away.
+    fn submit_within<'a>(mux: &'a RequestMux, subject: &'static str, within: Duration) -> PendingReply<'a> {
+        match mux.submit(message(subject), Instant::now() + within) {
+            Submitted::Pending(pending) => pending,
             other => panic!("{other:?}"),
         }
     }
 
-    fn begin<'a>(requests: &'a Requests, subject: &'static str) -> Ticket<'a> {
-        begin_within(requests, subject, LATER)
+    fn submit<'a>(mux: &'a RequestMux, subject: &'static str) -> PendingReply<'a> {
+        submit_within(mux, subject, LATER)
     }
 
-    /// Where a request's answer goes.
-    fn inbox(ticket: &Ticket<'_>) -> String {
-        format!("inbox.{}.{}", ticket.place, ticket.number)
+    /// The subject of a request's reply.
+    fn inbox(pending: &PendingReply<'_>) -> String {
+        format!("inbox.{}.{}", pending.place, pending.number)
     }
 
-    fn answer(to: &str, payload: &'static str) -> Message {
+    fn reply(to: &str, payload: &'static str) -> Message {
         Message {
             subject: to.into(),
             reply: None,
@@ -360,112 +364,112 @@ mod tests {
         }
     }
 
-    /// What a request has heard by now.
-    fn heard(ticket: &mut Ticket<'_>) -> Option<Heard> {
-        ticket.heard().now_or_never()
+    /// The reply that a request has by now.
+    fn received(pending: &mut PendingReply<'_>) -> Option<Reply> {
+        pending.reply().now_or_never()
     }
 
-    fn waiting(requests: &Requests) -> usize {
-        requests.table().waiting.len()
+    fn waiting(mux: &RequestMux) -> usize {
+        mux.table().waiting.len()
     }
 
     #[tokio::test]
     async fn each_request_hears_its_own_answer_and_no_late_one() {
-        let requests = connected();
-        let (mut one, mut two) = (begin(&requests, "a"), begin(&requests, "a"));
-        let late = inbox(&begin(&requests, "a"));
-        let mut next = begin(&requests, "a");
+        let mux = connected();
+        let (mut one, mut two) = (submit(&mux, "a"), submit(&mux, "a"));
+        let late = inbox(&submit(&mux, "a"));
+        let mut next = submit(&mux, "a");
         for (to, payload) in [(&inbox(&two), "2"), (&late, "late"), (&inbox(&one), "1")] {
-            requests.answered(answer(to, payload));
+            mux.dispatch(reply(to, payload));
         }
-        let payload = |ticket: &mut Ticket<'_>| heard(ticket).map(Result::unwrap);
+        let payload = |pending: &mut PendingReply<'_>| received(pending).map(Result::unwrap);
         assert_eq!([&mut one, &mut two].map(payload), [Some("1".into()), Some("2".into())]);
-        assert!(heard(&mut next).is_none());
+        assert!(received(&mut next).is_none());
         for subject in ["inbox.x.4", "inbox.4", "inbox.7.4"] {
-            requests.answered(answer(subject, "of nobody"));
+            mux.dispatch(reply(subject, "of nobody"));
         }
-        assert_eq!(waiting(&requests), 1);
+        assert_eq!(waiting(&mux), 1);
     }
 
     #[tokio::test]
     async fn a_request_that_is_given_up_leaves_nothing_behind() {
-        let requests = connected();
-        let ticket = begin(&requests, "a");
-        let inbox = inbox(&ticket);
-        drop(ticket);
-        assert_eq!(waiting(&requests), 0);
-        requests.answered(answer(&inbox, "late"));
+        let mux = connected();
+        let pending = submit(&mux, "a");
+        let inbox = inbox(&pending);
+        drop(pending);
+        assert_eq!(waiting(&mux), 0);
+        mux.dispatch(reply(&inbox, "late"));
     }
 
     #[tokio::test]
     async fn requests_are_sent_in_their_order_and_not_those_that_were_given_up() {
-        let requests = connected();
-        let (first, given_up, last) = (begin(&requests, "a"), begin(&requests, "b"), begin(&requests, "c"));
+        let mux = connected();
+        let (first, given_up, last) = (submit(&mux, "a"), submit(&mux, "b"), submit(&mux, "c"));
         let place = given_up.place;
         drop(given_up);
-        let other = begin(&requests, "d");
+        let other = submit(&mux, "d");
         assert_eq!(other.place, place);
-        let sent = std::iter::from_fn(|| requests.next_to_send());
+        let sent = std::iter::from_fn(|| mux.next_to_send());
         let sent: Vec<_> = sent.map(|(_, number, message)| (number, message.subject.to_string())).collect();
         let expected = [(&first, "a"), (&last, "c"), (&other, "d")];
-        assert_eq!(sent, expected.map(|(ticket, subject)| (ticket.number, subject.to_owned())));
+        assert_eq!(sent, expected.map(|(pending, subject)| (pending.number, subject.to_owned())));
     }
 
     #[tokio::test]
     async fn what_is_given_up_before_it_is_sent_is_forgotten_in_time() {
-        let requests = connected();
-        let kept = begin(&requests, "a");
-        for _ in 0..3 * MANY {
-            drop(begin(&requests, "b"));
+        let mux = connected();
+        let kept = submit(&mux, "a");
+        for _ in 0..3 * PRUNE_AT {
+            drop(submit(&mux, "b"));
         }
-        assert!(requests.table().unsent.len() <= MANY);
-        assert_eq!(requests.next_to_send().map(|(_, number, _)| number), Some(kept.number));
+        assert!(mux.table().unsent.len() <= PRUNE_AT);
+        assert_eq!(mux.next_to_send().map(|(_, number, _)| number), Some(kept.number));
     }
 
     #[tokio::test]
     async fn the_loss_of_the_connection_ends_what_was_asked_on_it_alone() {
-        let requests = connected();
-        let mut old = begin(&requests, "a");
-        requests.disconnected();
-        assert!(matches!(heard(&mut old), Some(Err(Unanswered::Lost))));
-        assert!(matches!(requests.begin(message("a"), Instant::now() + LATER), Begun::NotYet(_)));
-        requests.connected();
-        let mut new = begin(&requests, "a");
-        assert!(heard(&mut new).is_none());
-        // Its loss was not told.
-        requests.connected();
-        assert!(matches!(heard(&mut new), Some(Err(Unanswered::Lost))));
+        let mux = connected();
+        let mut old = submit(&mux, "a");
+        mux.disconnected();
+        assert!(matches!(received(&mut old), Some(Err(NoReply::Lost))));
+        assert!(matches!(mux.submit(message("a"), Instant::now() + LATER), Submitted::NotConnected(_)));
+        mux.connected();
+        let mut new = submit(&mux, "a");
+        assert!(received(&mut new).is_none());
+        // No event said that it was lost.
+        mux.connected();
+        assert!(matches!(received(&mut new), Some(Err(NoReply::Lost))));
     }
 
     #[tokio::test]
     async fn a_violation_ends_the_requests_to_its_subject_and_one_of_the_inbox_all() {
-        let requests = connected();
-        let (mut denied, mut other) = (begin(&requests, "a.b"), begin(&requests, "a.bc"));
-        requests.forbidden(&Violation::Publish("a.b".to_owned()));
-        assert!(matches!(heard(&mut denied), Some(Err(Unanswered::Forbidden(Violation::Publish(_))))));
-        assert!(heard(&mut other).is_none());
-        requests.deaf(&Violation::Subscribe("inbox.*".to_owned()));
-        assert!(matches!(heard(&mut other), Some(Err(Unanswered::Forbidden(Violation::Subscribe(_))))));
-        assert!(matches!(requests.begin(message("a"), Instant::now() + LATER), Begun::Deaf(_)));
-        requests.connected();
-        begin(&requests, "a");
+        let mux = connected();
+        let (mut denied, mut other) = (submit(&mux, "a.b"), submit(&mux, "a.bc"));
+        mux.forbidden(&Violation::Publish("a.b".to_owned()));
+        assert!(matches!(received(&mut denied), Some(Err(NoReply::Forbidden(Violation::Publish(_))))));
+        assert!(received(&mut other).is_none());
+        mux.deny_inbox(&Violation::Subscribe("inbox.*".to_owned()));
+        assert!(matches!(received(&mut other), Some(Err(NoReply::Forbidden(Violation::Subscribe(_))))));
+        assert!(matches!(mux.submit(message("a"), Instant::now() + LATER), Submitted::InboxDenied(_)));
+        mux.connected();
+        submit(&mux, "a");
     }
 
     #[tokio::test]
     async fn silence_ends_a_request_in_time_whenever_it_was_begun() {
-        let requests = Arc::new(connected());
-        let expiring = Arc::clone(&requests);
+        let mux = Arc::new(connected());
+        let expiring = Arc::clone(&mux);
         let expiring = tokio::spawn(async move { expiring.expire().await });
         for _ in 0..2 {
             let begun = Instant::now();
-            let mut soon = begin_within(&requests, "a", TICK);
-            let mut later = begin(&requests, "a");
-            assert!(matches!(soon.heard().await, Err(Unanswered::Silence)));
-            assert!(begun.elapsed() >= TICK && heard(&mut later).is_none());
+            let mut soon = submit_within(&mux, "a", EXPIRY_INTERVAL);
+            let mut later = submit(&mux, "a");
+            assert!(matches!(soon.reply().await, Err(NoReply::Silence)));
+            assert!(begun.elapsed() >= EXPIRY_INTERVAL && received(&mut later).is_none());
             drop(later);
-            // Until nobody looks any more, which the next request has to change.
-            while requests.table().looked_through {
-                sleep(TICK).await;
+            // Until the task sleeps, from which the next request has to wake it.
+            while mux.table().expiring {
+                sleep(EXPIRY_INTERVAL).await;
             }
         }
         expiring.abort();

@@ -22,7 +22,7 @@ use opentelemetry::{
     trace::{FutureExt, TraceContextExt},
 };
 use prometheus_client::registry::Registry;
-use tokio::time::sleep;
+use tokio::{sync::Semaphore, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -60,9 +60,9 @@ pub async fn run(url: String, job: Job) -> Report {
         Kind::Publish => publish(&connect(&url, &job).await.publisher(), &job).await,
         Kind::Both { rate, burst } => {
             // As two programs would, each over a connection of its own.
-            let publisher = connect(&url, &job).await.publisher();
-            tokio::spawn(publish_burst(publisher.clone(), job.clone(), burst));
-            consume(&url, &job, publish_steadily(publisher, &job, rate)).await
+            let load = Arc::new(Load::new(connect(&url, &job).await.publisher(), job.clone()));
+            tokio::spawn(publish_burst(Arc::clone(&load), burst));
+            consume(&url, &job, publish_steadily(load, rate)).await
         }
     }
 }
@@ -137,22 +137,49 @@ async fn publish(publisher: &Publisher, job: &Job) -> Report {
 }
 
 async fn send(publisher: &Publisher, job: &Job, number: u64) {
-    let event = Measured::new(number, now());
-    publisher.publish(&event.subject(&job.stream), &event, PublishOptions::default()).await.unwrap();
+    publish_event(publisher, job, &Measured::new(number, now())).await;
 }
 
-async fn publish_burst(publisher: Publisher, job: Job, burst: u64) {
+async fn publish_event(publisher: &Publisher, job: &Job, event: &Measured) {
+    publisher.publish(&event.subject(&job.stream), event, PublishOptions::default()).await.unwrap();
+}
+
+/// What publishes at a rate, whether or not the publishes before are done.
+struct Load {
+    publisher: Publisher,
+    job: Job,
+    /// Publishes in flight, as many as the other side's client allows. On a machine that does not keep up, further events wait here,
+    /// and not for so long in the publisher that it gives them up. Their latency counts from before.
+    room: Semaphore,
+}
+
+impl Load {
+    fn new(publisher: Publisher, job: Job) -> Self {
+        let room = Semaphore::new(job.in_flight.min(IN_FLIGHT).try_into().unwrap());
+        Self { publisher, job, room }
+    }
+
+    async fn send(&self, number: u64) {
+        let event = Measured::new(number, now());
+        let _room = self.room.acquire().await.unwrap();
+        publish_event(&self.publisher, &self.job, &event).await;
+    }
+}
+
+async fn publish_burst(load: Arc<Load>, burst: u64) {
     sleep(BEFORE_BURST).await;
-    join_all((job.events..job.events + burst).map(|number| send(&publisher, &job, number))).await;
+    let events = load.job.events;
+    join_all((events..events + burst).map(|number| load.send(number))).await;
 }
 
-async fn publish_steadily(publisher: Publisher, job: &Job, rate: u64) {
-    steadily(job.events, rate, |numbers| {
-        let (publisher, job) = (publisher.clone(), job.clone());
+async fn publish_steadily(load: Arc<Load>, rate: u64) {
+    let (events, tracing) = (load.job.events, load.job.tracing);
+    steadily(events, rate, |numbers| {
+        let load = Arc::clone(&load);
         tokio::spawn(async move {
             let sent = numbers.map(|number| {
-                let trace = Context::new().with_remote_span_context(trace(number, job.tracing));
-                send(&publisher, &job, number).with_context(trace)
+                let trace = Context::new().with_remote_span_context(trace(number, tracing));
+                load.send(number).with_context(trace)
             });
             join_all(sent).await;
         });

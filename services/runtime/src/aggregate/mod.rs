@@ -202,7 +202,8 @@ impl<A: Aggregate> Aggregates<A> {
         let subject = format!("{}.{id}.{}", self.prefix, event.name());
         let (message_id, known_to_others) = event.message_id();
         let expected = Some(Expected::last(loaded.last_sequence, filter.as_str()));
-        let options = PublishOptions { message_id: Some(message_id.clone()), expected };
+        let expected_stream = Some(self.stream.clone());
+        let options = PublishOptions { message_id: Some(message_id.clone()), expected, expected_stream };
         let published = match event.publish(&self.publisher, &subject, options).await {
             Err(conflict) if conflict.kind() == ErrorKind::Conflict => {
                 match self.stored(&filter, loaded.last_sequence, &message_id).await {
@@ -214,12 +215,7 @@ impl<A: Aggregate> Aggregates<A> {
             }
             done => done?,
         };
-        if published.stream == self.stream {
-            return Ok(Published { duplicate: published.duplicate && known_to_others, ..published });
-        }
-        let reason =
-            format!("it was stored in the stream {}, and is read in {}", published.stream, self.stream);
-        Err(Error::new(ErrorKind::Refused, subject, reason))
+        Ok(Published { duplicate: published.duplicate && known_to_others, ..published })
     }
 
     /// The event of this message id, if it is the first one after this sequence: a server of one replica compares the sequence first,

@@ -11,7 +11,7 @@ use super::Recorded;
 use crate::connection::{Connection, pause};
 
 /// Most events of one page.
-const EVENTS: u64 = 1000;
+pub(super) const EVENTS: u64 = 1000;
 /// The event that makes a page so large is its last, in bytes.
 const BYTES: u64 = 1 << 20;
 /// A server that is silent for so long does not answer any more.
@@ -32,6 +32,9 @@ pub(super) struct Wanted<'a> {
 pub(super) enum Page {
     /// The events from there on, as whoever answered has them: none where it is behind.
     Events(Vec<Recorded>),
+    /// The connection was lost after these events. One of the next may be the cause: there are headers that the client does not
+    /// read, and ends at.
+    Interrupted(Vec<Recorded>),
     /// This stream cannot be read so, and why.
     NotOffered(String),
     /// This program's user may not read this stream so.
@@ -67,7 +70,7 @@ async fn ask(connection: &Connection, wanted: Wanted<'_>) -> Result<Page, String
     let epoch = link.wait_for(|link| link.connected).await.map_err(|_| lost)?.epoch;
     let mut violations = connection.violations();
     let (client, subject) = (connection.client(), format!("$JS.API.DIRECT.GET.{}", wanted.stream));
-    let (inbox, mut answers) = request(client, &subject, wanted).await.map_err(|error| error.to_string())?;
+    let (inbox, mut answers) = request(&client, &subject, wanted).await.map_err(|error| error.to_string())?;
     let concerns = |violation: &Violation| match violation {
         Violation::Publish(to) => *to == subject,
         Violation::Subscribe(to) => *to == inbox,
@@ -89,10 +92,10 @@ async fn ask(connection: &Connection, wanted: Wanted<'_>) -> Result<Page, String
                         Part::Broken(why) => why,
                     }
                 }
-                Ok(None) => lost.to_owned(),
+                Ok(None) => return Ok(Page::Interrupted(events)),
                 Err(_) => "nobody answers".to_owned(),
             },
-            _ = link.wait_for(|link| !link.connected || link.epoch != epoch) => lost.to_owned(),
+            _ = link.wait_for(|link| !link.connected || link.epoch != epoch) => return Ok(Page::Interrupted(events)),
             violation = violations.any(concerns) => return Ok(Page::NotPermitted(violation)),
         };
         return if events.is_empty() { Err(broken) } else { Ok(Page::Events(events)) };

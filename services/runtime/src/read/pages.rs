@@ -29,12 +29,14 @@ pub(crate) struct Pages<'a> {
     newest: Option<Recorded>,
     /// A page that was looked at already.
     ahead: Option<Vec<Recorded>>,
+    /// Events that are still read one by one, since the connection was lost while a page of them was read.
+    suspects: usize,
 }
 
 impl Reader {
     /// The events under this subject from the first.
     pub(crate) fn pages<'a>(&'a self, stream: &'a str, filter: &'a str) -> Pages<'a> {
-        Pages { reader: self, stream, filter, from: 1, newest: None, ahead: None }
+        Pages { reader: self, stream, filter, from: 1, newest: None, ahead: None, suspects: 0 }
     }
 }
 
@@ -105,15 +107,22 @@ impl Pages<'_> {
         Err(self.unavailable("no replica that answers has what the leader has"))
     }
 
-    async fn page(&self, deadline: Instant) -> Result<Vec<Recorded>, Error> {
-        let Self { reader, stream, filter, from, .. } = self;
+    async fn page(&mut self, deadline: Instant) -> Result<Vec<Recorded>, Error> {
+        let Self { reader, stream, filter, from, suspects, .. } = self;
         let Ok(Ok(_turn)) = timeout_at(deadline, reader.turns.acquire()).await else {
             return Err(self.unavailable("too many histories are being read already"));
         };
-        if reader.may_page(stream) {
+        if *suspects == 0 && reader.may_page(stream) {
             let wanted = Wanted { stream, filter, from: *from };
             match direct::page(&reader.connection, wanted, deadline).await {
                 Ok(Page::Events(events)) => return Ok(events),
+                Ok(Page::Interrupted(events)) => {
+                    tracing::debug!(stream, "reading one by one what may have ended the connection");
+                    *suspects = usize::try_from(direct::EVENTS).unwrap_or(usize::MAX);
+                    if !events.is_empty() {
+                        return Ok(events);
+                    }
+                }
                 Ok(Page::NotOffered(why)) => tracing::debug!(stream, why, "is read one by one"),
                 Ok(Page::NotPermitted(violation)) => {
                     tracing::warn!(stream, %violation, "is read one by one");
@@ -122,7 +131,9 @@ impl Pages<'_> {
                 Err(why) => return Err(self.unavailable(&why)),
             }
         }
-        self.one_by_one(deadline).await
+        let events = self.one_by_one(deadline).await?;
+        self.suspects = self.suspects.saturating_sub(events.len());
+        Ok(events)
     }
 
     /// What the leader has, asked for one after another.

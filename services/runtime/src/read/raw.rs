@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::{BOUND, Reader, object};
 use crate::{
     Error, ErrorKind,
-    connection::{Ask, NotDone},
+    connection::{Request, RequestError},
 };
 
 /// A message as its stream stores it.
@@ -125,19 +125,21 @@ impl Reader {
         wanted: &serde_json::Value,
     ) -> Result<Option<RawEvent>, Error> {
         let object = object(stream, about);
-        let ask = Ask {
+        let request = Request {
             subject: format!("$JS.API.STREAM.MSG.GET.{stream}"),
             headers: None,
             payload: wanted.to_string().into(),
             object: object.clone(),
             deadline: Instant::now() + BOUND,
         };
-        match self.connection.ask::<Answer>(ask).await {
+        match self.connection.request::<Answer>(request).await {
             Ok(Answer { message }) => RawEvent::try_from(message)
                 .map(Some)
                 .map_err(|error| Error::new(ErrorKind::Refused, object, error)),
-            Err(NotDone::Refused(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
-            Err(other) => Err(other.about(&object)),
+            Err(RequestError::Refused(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
+                Ok(None)
+            }
+            Err(other) => Err(other.into_error(&object)),
         }
     }
 }

@@ -173,7 +173,7 @@ async fn an_event_under_a_message_id_is_appended_once() {
 }
 
 #[tokio::test]
-async fn a_stream_that_does_not_have_the_subject_is_found_out_at_the_first_event() {
+async fn an_event_is_not_stored_in_a_stream_that_is_not_the_aggregates() {
     let bank = Bank::open().await;
     let others = stream::Config { name: "others".to_owned(), ..stream::Config::default() };
     bank.jetstream.create_stream(others).await.unwrap();
@@ -182,9 +182,11 @@ async fn a_stream_that_does_not_have_the_subject_is_found_out_at_the_first_event
     let refused = accounts.append(&accounts.presume_new("ann"), paid(1)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Refused);
     assert!(
-        refused.to_string().contains("stored in the stream accounts, and is read in others"),
+        refused.to_string().contains("stream accounts has this subject and is not the expected one"),
         "{refused}"
     );
+    let mut other = bank.jetstream.get_stream("accounts").await.unwrap();
+    assert_eq!(other.info().await.unwrap().state.messages, 0);
 }
 
 #[tokio::test]

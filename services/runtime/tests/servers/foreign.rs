@@ -5,37 +5,15 @@ use std::collections::BTreeSet;
 use data_encoding::BASE64;
 use jetwright_testing::await_until;
 use prost::Message;
-use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
+
+use crate::{
+    raw::RawClient,
+    support::{Bench, Number, Running, SOON, Scripted, count},
 };
 
-use crate::support::{Bench, Number, Running, SOON, Scripted, count};
-
 /// Publishes a header block as it is.
-pub async fn publish_raw(url: &str, subject: &[u8], header_block: &[u8], payload: &[u8]) {
-    let stream = TcpStream::connect(url.trim_start_matches("nats://")).await.unwrap();
-    let (read, mut write) = stream.into_split();
-    let mut read = BufReader::new(read);
-    let mut line = Vec::new();
-    read.read_until(b'\n', &mut line).await.unwrap();
-    let mut message =
-        b"CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true}\r\nHPUB "
-            .to_vec();
-    message.extend(subject);
-    message.extend(format!(" {} {}\r\n", header_block.len(), header_block.len() + payload.len()).bytes());
-    message.extend(header_block);
-    message.extend(payload);
-    message.extend(b"\r\nPING\r\n");
-    write.write_all(&message).await.unwrap();
-    loop {
-        line.clear();
-        read.read_until(b'\n', &mut line).await.unwrap();
-        assert!(!line.starts_with(b"-ERR"), "{}", String::from_utf8_lossy(&line));
-        if line.starts_with(b"PONG") {
-            return;
-        }
-    }
+async fn publish_raw(bench: &Bench, subject: &[u8], header_block: &[u8], payload: &[u8]) {
+    RawClient::connect(&bench.url).await.publish(subject, header_block, payload).await;
 }
 
 async fn bench() -> Bench {
@@ -66,7 +44,7 @@ async fn one_foreign_event(subject: &[u8], header_block: &[u8]) {
     bench.publish(&service.publisher, 0..10).await;
     handler.await_calls(10).await;
     let payload = Number { value: 666 }.encode_to_vec();
-    publish_raw(&bench.url, subject, header_block, &payload).await;
+    publish_raw(&bench, subject, header_block, &payload).await;
     let publisher = bench.publisher().await;
     bench.publish(&publisher, 10..40).await;
     await_dead_letters(&bench, 1).await;
@@ -117,7 +95,7 @@ async fn an_event_that_looks_like_a_status_is_an_event() {
     service.await_ready().await;
     for status in ["503", "404 No Messages", "408 Request Timeout", "409 Consumer Deleted"] {
         let block = format!("NATS/1.0 {status}\r\nEvent-Type: tests.v1.Number\r\n\r\n");
-        publish_raw(&bench.url, b"numbers.1", block.as_bytes(), &Number { value: 1 }.encode_to_vec()).await;
+        publish_raw(&bench, b"numbers.1", block.as_bytes(), &Number { value: 1 }.encode_to_vec()).await;
     }
     handler.await_calls(4).await;
     bench.await_drained().await;
@@ -133,7 +111,7 @@ async fn a_foreign_event_waits_for_the_stream_of_dead_letters() {
     let handler = Scripted::content();
     let service = bench.run(&handler).await;
     service.await_ready().await;
-    publish_raw(&bench.url, b"numbers.666", b"NATS/1.0\r\nX Trace: 1\r\n\r\n", b"x").await;
+    publish_raw(&bench, b"numbers.666", b"NATS/1.0\r\nX Trace: 1\r\n\r\n", b"x").await;
     await_until("the loss of the connection", SOON, async || match connections(&service) {
         2 => Ok(()),
         other => Err(other),
@@ -223,7 +201,7 @@ async fn whatever_bytes_events_are_made_of_each_is_handled_or_one_dead_letter() 
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     for value in 1000..1000 + EVENTS {
         let (subject, block) = (random.subject(), random.header_block());
-        publish_raw(&bench.url, &subject, &block, &Number { value }.encode_to_vec()).await;
+        publish_raw(&bench, &subject, &block, &Number { value }.encode_to_vec()).await;
     }
     let publisher = bench.publisher().await;
     bench.publish(&publisher, 0..20).await;

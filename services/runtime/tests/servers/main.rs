@@ -18,5 +18,6 @@ mod ordering;
 mod projection;
 mod proxy;
 mod publish;
+mod raw;
 mod state;
 mod support;

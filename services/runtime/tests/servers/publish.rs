@@ -1,10 +1,13 @@
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::stream;
+use futures::future::join_all;
+use jetwright_crds::dead_letter;
 use jetwright_process::health::Health;
 use jetwright_runtime::{
     ErrorKind, Expected, Failure, Handler, Metadata, PublishOptions, Published, Service,
 };
+use jetwright_testing::{NatsServer, await_until};
 use opentelemetry::trace::{TraceContextExt, TraceId};
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
@@ -90,6 +93,150 @@ async fn what_no_stream_takes_is_unavailable_and_what_is_malformed_is_refused() 
     let updated = service.state.update_once("key", "value", 0, text).await;
     assert_eq!(updated.unwrap_err().kind(), ErrorKind::Refused);
     assert_eq!(bench.stored().await, 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_option_that_the_server_would_not_see_is_refused() {
+    let bench = Bench::start().await;
+    let service = bench.run(&Scripted::content()).await;
+    for options in [
+        PublishOptions { message_id: Some(String::new()), ..PublishOptions::default() },
+        PublishOptions { message_id: Some(" ".to_owned()), ..PublishOptions::default() },
+        PublishOptions { expected: Some(Expected::none("")), ..PublishOptions::default() },
+        PublishOptions { expected_stream: Some(String::new()), ..PublishOptions::default() },
+    ] {
+        let refused = service.publisher.publish("numbers.1", &Number { value: 1 }, options.clone()).await;
+        let error = refused.map_err(|error| (error.kind(), error.to_string())).unwrap_err();
+        assert!(error.0 == ErrorKind::Refused && error.1.contains("must not"), "{options:?}: {error:?}");
+    }
+    let refused = service.state.update_once("key", "value", 0, "").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Refused, "{refused}");
+    assert_eq!(bench.stored().await, 0);
+    service.stop().await;
+}
+
+/// A stream that has the subjects of another one.
+async fn thief(bench: &Bench, subjects: &str) -> stream::Stream {
+    let config = stream::Config {
+        name: "thief".to_owned(),
+        subjects: vec![subjects.to_owned()],
+        ..Default::default()
+    };
+    bench.jetstream.create_stream(config).await.unwrap()
+}
+
+async fn taken(thief: &mut stream::Stream) -> u64 {
+    thief.info().await.unwrap().state.messages
+}
+
+#[tokio::test]
+async fn a_write_is_refused_by_a_stream_that_is_not_the_expected_one() {
+    let bench = Bench::start().await;
+    let mut letters = thief(&bench, "letters.*").await;
+    let service = bench.run(&Scripted::content()).await;
+    let options = PublishOptions { expected_stream: Some("numbers".to_owned()), ..PublishOptions::default() };
+    let publish =
+        async |subject: &str| service.publisher.publish(subject, &Number { value: 1 }, options.clone()).await;
+    assert_eq!(publish("numbers.1").await.unwrap().stream, "numbers");
+    let refused = publish("letters.1").await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Refused, "{refused}");
+    assert!(refused.to_string().contains("stream thief has this subject"), "{refused}");
+    assert_eq!(taken(&mut letters).await, 0);
+    bench.jetstream.delete_stream("thief").await.unwrap();
+    let mut entries = thief(&bench, "$KV.state.>").await;
+    let refused = service.state.create("key", "value").await.unwrap_err();
+    assert!(refused.kind() == ErrorKind::Refused && refused.to_string().contains("thief"), "{refused}");
+    assert_eq!(taken(&mut entries).await, 0);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_is_not_kept_by_a_stream_that_captured_its_subject() {
+    let bench = Bench::start().await.keeping_dead_letters().await;
+    let kept_in = dead_letter::stream("numbers");
+    bench.jetstream.delete_stream(&kept_in).await.unwrap();
+    let mut thief = thief(&bench, "jetwright.dlq.>").await;
+    let service = bench.run(&Scripted::new(|_, _| async { Err(Failure::permanent("bad")) })).await;
+    publish(&service.publisher, 1).await;
+    let refused = r#"jetwright_publishes_total{kind="dead-letter",outcome="refused"}"#;
+    await_until("a refused dead letter", SOON, async || {
+        let metrics = service.metrics();
+        if metrics.contains(refused) { Ok(()) } else { Err(metrics) }
+    })
+    .await;
+    assert_eq!((taken(&mut thief).await, bench.consumer_info().await.ack_floor.stream_sequence), (0, 0));
+    bench.jetstream.delete_stream("thief").await.unwrap();
+    bench.create_dead_letters().await;
+    bench.await_drained().await;
+    assert_eq!(bench.dead_letters().await.len(), 1);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn publishes_that_a_full_queue_turns_away_are_repeated() {
+    const PUBLISHES: u64 = 2000;
+    let config = "jetstream { store_dir: store, max_buffered_msgs: 10 }";
+    let nats = NatsServer::builder().config(config).start().await;
+    let jetstream = nats.jetstream().await;
+    let bench = Bench::on(nats, jetstream).await;
+    bench.create_consumer().await;
+    let service = bench.run(&Scripted::content()).await;
+    service.await_ready().await;
+    let publishing = (0..PUBLISHES).map(|value| {
+        let publisher = service.publisher.clone();
+        async move {
+            let subject = format!("numbers.{value}");
+            publisher.publish(&subject, &Number { value }, PublishOptions::default()).await
+        }
+    });
+    let (mut stored, mut unavailable) = (0, 0);
+    for published in join_all(publishing).await {
+        match published {
+            Ok(_) => stored += 1,
+            Err(error) if error.kind() == ErrorKind::Unavailable => unavailable += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(stored > 0 && stored <= bench.stored().await, "{stored} stored, {unavailable} unavailable");
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_does_not_answer_leaves_room_for_others() {
+    let mut bench = Bench::start().await;
+    let proxy = Proxy::before(bench.nats.url(), |_, payload| payload.contains(r#"{"stream":"silent""#)).await;
+    bench.url.clone_from(&proxy.url);
+    let silent = stream::Config {
+        name: "silent".to_owned(),
+        subjects: vec!["silent.*".to_owned()],
+        ..Default::default()
+    };
+    bench.jetstream.create_stream(silent).await.unwrap();
+    let service = bench.run(&Scripted::content()).await;
+    service.await_ready().await;
+    proxy.lose(usize::MAX);
+    let in_vain = (0..5000).map(|value| {
+        let publisher = service.publisher.clone();
+        async move {
+            loop {
+                let event = Number { value };
+                let error =
+                    publisher.publish("silent.1", &event, PublishOptions::default()).await.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+            }
+        }
+    });
+    let others = async {
+        for value in 0..100 {
+            publish(&service.publisher, value).await;
+        }
+    };
+    tokio::select! {
+        _ = join_all(in_vain) => {}
+        () = others => {}
+    }
+    assert_eq!(bench.stored().await, 100);
     service.stop().await;
 }
 

@@ -9,7 +9,8 @@ use data_encoding::{BASE64, HEXLOWER};
 use jetwright_crds::{
     dead_letter::{
         ATTEMPTS, CONSUMER, ERROR, FAILED_AT, FIRST_DELIVERED, HEADER_BLOCK, OMITTED, ORIGINAL, PAYLOAD,
-        PAYLOAD_SHA256, PAYLOAD_SIZE, REASON, REPLAYS, SEQUENCE, STREAM, SUBJECT, SUBJECT_LOSSY, subject,
+        PAYLOAD_SHA256, PAYLOAD_SIZE, REASON, REPLAYS, SEQUENCE, STREAM, SUBJECT, SUBJECT_LOSSY, stream,
+        subject,
     },
     environment::DeadLetters,
 };
@@ -104,7 +105,8 @@ pub(super) async fn keep(
     if let Some(max_age) = dead_letters.max_age {
         headers.insert(TIME_TO_LIVE, format!("{}s", max_age.0.as_secs().max(1)).as_str());
     }
-    let write = Write { kind: WriteKind::DeadLetter, subject: subject.clone(), headers };
+    let (kind, stream) = (WriteKind::DeadLetter, stream(original.stream));
+    let write = Write { kind, stream: &stream, subject: subject.clone(), headers };
     match publisher.append(write, payload).await {
         // Without a message id nothing is taken for a duplicate; where a server says so nevertheless, nothing was stored.
         Ok(stored) if stored.duplicate => {

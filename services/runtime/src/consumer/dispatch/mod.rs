@@ -67,6 +67,8 @@ pub(super) struct Dispatcher<H> {
     /// Nothing is delivered any more.
     drained: bool,
     confirmations: Option<Subscriber>,
+    /// Of the client that has the subscription.
+    generation: u64,
     inbox: String,
     ack_numbers: u64,
     link: watch::Receiver<Link>,
@@ -114,6 +116,7 @@ impl<H: Handler> Dispatcher<H> {
             last_begin: None,
             drained: false,
             confirmations: None,
+            generation: 0,
             inbox: String::new(),
             ack_numbers: 0,
             link: consumer.connection.link(),
@@ -173,6 +176,7 @@ impl<H: Handler> Dispatcher<H> {
     /// Subscribes to the confirmations of acknowledgements, on the client that there is now.
     async fn subscribe(&mut self) {
         if self.confirmations.is_none() {
+            self.generation = self.link.borrow().generation;
             let client = self.consumer.connection.client();
             self.inbox = client.new_inbox();
             // Refused where the client is gone too.
@@ -338,7 +342,10 @@ impl<H: Handler> Dispatcher<H> {
 
     /// The connection was lost or made again: answers to what was sent before do not come, and what was sent last may not have been heard.
     fn linked(&mut self) {
-        let Link { connected, .. } = *self.link.borrow_and_update();
+        let Link { connected, generation, .. } = *self.link.borrow_and_update();
+        if generation != self.generation {
+            self.confirmations = None;
+        }
         let now = Instant::now();
         let half = self.consumer.binding.ack_wait.0 / 2;
         for (_, held) in self.in_flight.iter_mut() {

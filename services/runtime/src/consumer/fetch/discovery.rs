@@ -12,7 +12,7 @@ use tokio::{
 use super::super::ConsumerLoop;
 use crate::{
     Handler,
-    connection::{Ask, Connection, NotDone, pause},
+    connection::{Connection, Request, RequestError, pause},
 };
 
 /// How long one question may take.
@@ -151,18 +151,18 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
 
 async fn ask(connection: &Connection, stream: &str, consumer: &str) -> Result<ConsumerInfo, String> {
     let object = format!("consumer {consumer} of stream {stream}");
-    let ask = Ask {
+    let request = Request {
         subject: format!("$JS.API.CONSUMER.INFO.{stream}.{consumer}"),
         headers: None,
         payload: bytes::Bytes::new(),
         object: object.clone(),
         deadline: Instant::now() + INFO_TIMEOUT,
     };
-    match connection.ask(ask).await {
+    match connection.request(request).await {
         Ok(info) => Ok(info),
         // 10059 and 10014: not found; the description says which.
-        Err(NotDone::Refused(error)) => Err(format!("{object}: {error}")),
-        Err(other) => Err(other.about(&object).to_string()),
+        Err(RequestError::Refused(error)) => Err(format!("{object}: {error}")),
+        Err(other) => Err(other.into_error(&object).to_string()),
     }
 }
 

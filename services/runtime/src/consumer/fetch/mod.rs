@@ -124,7 +124,7 @@ impl<H: Handler> Fetcher<'_, H> {
     /// Subscribes to what will be pulled, if that is not subscribed to already. Deliveries of a consumer that is gone are not taken for
     /// those of another one.
     async fn open(&mut self, observation: &Observation) -> Result<(), async_nats::SubscribeError> {
-        if self.incarnation != observation.incarnation {
+        if self.incarnation != observation.incarnation || self.pull.as_ref().is_some_and(Pull::is_outdated) {
             (self.pull, self.incarnation) = (None, observation.incarnation);
         }
         if self.pull.is_none() {

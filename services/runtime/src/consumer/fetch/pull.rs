@@ -31,6 +31,8 @@ const MIN_REQUEST_INTERVAL: Duration = Duration::from_millis(50);
 /// The requests that are open at one consumer.
 pub(super) struct Pull {
     client: Client,
+    /// Of the client that has the subscriptions.
+    generation: u64,
     link: watch::Receiver<Link>,
     violations: Watch,
     inbox: String,
@@ -96,15 +98,17 @@ impl Pull {
         origin: Origin,
         config: &ConsumerConfig,
     ) -> Result<Self, async_nats::SubscribeError> {
-        let client = connection.client().clone();
+        let (link, violations, mut subscriptions) = (connection.link(), connection.violations(), Vec::new());
+        let generation = link.borrow().generation;
+        let client = connection.client();
         let inbox = client.new_inbox();
-        let (mut subscriptions, violations) = (Vec::new(), connection.violations());
         for turn in 0..TURNS {
             subscriptions.push(client.subscribe(format!("{inbox}.{turn}.*")).await?);
         }
         let Origin { stream, consumer, .. } = &origin;
         Ok(Self {
-            link: connection.link(),
+            generation,
+            link,
             subject: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
             ack_infix: format!(".{stream}.{consumer}."),
             arrivals: Arrivals::new(origin, subscriptions),
@@ -126,6 +130,11 @@ impl Pull {
         self.violations.forget();
         (self.limits, self.last_request) = (RequestLimits::new(config), None);
         self.link.borrow_and_update().connected
+    }
+
+    /// Whether its client is gone for good, and another one was built.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.link.borrow().generation != self.generation
     }
 
     /// How often the consumer answered as it should, by now.
