@@ -106,6 +106,7 @@ impl Shop {
             servers: vec![self.nats.url().parse().unwrap()],
             credentials: None,
             bindings: Self::bindings(),
+            unknown_fields: Vec::new(),
         };
         let settings = configuration::Shop {
             catalogue: wares(),
@@ -236,6 +237,7 @@ async fn connect(nats: &NatsServer) -> Service {
         servers: vec![nats.url().parse().unwrap()],
         credentials: None,
         bindings: Bindings::default(),
+        unknown_fields: Vec::new(),
     };
     Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()
 }
