@@ -44,9 +44,18 @@ pub const STOP_MARGIN: Duration = Duration::from_secs(10);
 /// Shortest grace period of pods that the operator makes: what Kubernetes gives by default.
 pub const SHORTEST_GRACE_PERIOD: Duration = Duration::from_secs(30);
 
-/// All consumers of one workload, by the names of their EventConsumers.
+/// Version of the bindings file that this operator writes, and the newest one that this runtime understands: its field `version`,
+/// an integer. A file without one is version 1.
+///
+/// A field that older programs may ignore is added within a version: they do, and warn of it. The version grows where they would
+/// do something wrong without it (an older program then refuses the file), and only from 2 on is it written: to write `version: 1`
+/// would change every file that there is, and so roll out all pods, for nothing.
+pub const BINDINGS_VERSION: u64 = 1;
+
+/// All consumers of one workload, by the names of their EventConsumers. Unknown fields are ignored, here and in what it holds:
+/// the operator may be newer than the program.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Bindings {
     /// EventConsumer name to what its handler needs.
     pub bindings: BTreeMap<String, Binding>,
@@ -54,7 +63,7 @@ pub struct Bindings {
 
 /// What a handler needs to consume from one JetStream consumer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Binding {
     /// JetStream stream name.
     pub stream: String,
@@ -79,7 +88,7 @@ pub struct Binding {
 
 /// Events of one key are handled one after another, in the order in which the stream holds them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Ordering {
     /// Which tokens of a subject are the key, counted from 0.
     pub key_tokens: Vec<u32>,
@@ -87,7 +96,7 @@ pub struct Ordering {
 
 /// Where a consumer's dead letters are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct DeadLetters {
     /// What their subjects begin with, as [`crate::dead_letter::prefix`] makes it.
     pub prefix: String,
@@ -116,9 +125,9 @@ impl Bindings {
 
 /// How often and when a message that failed is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Retry {
-    /// Deliveries of one message altogether, the first included.
+    /// Calls of the handler for one event altogether, the first included.
     pub max_attempts: u32,
     /// Delays between the attempts.
     pub backoff: Backoff,
@@ -126,7 +135,7 @@ pub struct Retry {
 
 /// Delays that grow by a factor from `initial` to `max`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Backoff {
     /// Delay after the first failure.
     pub initial: Duration,
@@ -175,6 +184,13 @@ mod tests {
         assert_eq!(grace_period(&[HANDLER_DEADLINE]), 30);
         assert_eq!(grace_period(&[seconds(1), seconds(60), seconds(20)]), 70);
         assert_eq!(grace_period(&[Duration::from_millis(20_001)]), 31);
+    }
+
+    #[test]
+    fn a_file_of_version_1_says_no_version_since_that_would_roll_out_all_pods() {
+        assert_eq!(BINDINGS_VERSION, 1, "from 2 on, Bindings has the field and the operator writes it");
+        let written = serde_saphyr::to_string(&Bindings::default()).unwrap();
+        assert_eq!(written.trim(), "bindings: {}");
     }
 
     #[test]

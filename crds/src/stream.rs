@@ -209,6 +209,10 @@ pub struct EventStreamStatus {
     /// --figures-interval old while NATS is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamState>,
+    /// Highest sequence that the stream, or one that it took the place of, was seen to have. A stream that vanished is made again
+    /// with sequences far beyond it, so that none of before comes again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub highest_sequence: Option<u64>,
     /// What somebody changed behind the operator's back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<Drift>,

@@ -90,6 +90,12 @@ impl Identity {
     }
 }
 
+/// The uid of the object that was applied last to what has this configuration.
+#[must_use]
+pub fn applied_uid(config: &Config) -> Option<&str> {
+    config.metadata().get(UID).copied()
+}
+
 /// Whether this very configuration was applied last: what differs from it now, somebody else changed. Where all marks are gone,
 /// somebody took them away.
 #[must_use]

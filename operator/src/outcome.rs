@@ -115,6 +115,8 @@ pub struct Remembered {
     pub created: Option<i64>,
     /// The replicas that were settled, of a stream.
     pub replicas: Option<u8>,
+    /// The highest sequence that was ever seen, of a stream.
+    pub highest_sequence: Option<u64>,
 }
 
 impl Remembered {

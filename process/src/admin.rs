@@ -17,13 +17,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::configuration::{Problems, Reader};
 use crate::health::{Health, Reasons};
-use crate::http::{self, Server};
+use crate::http::{self, Drain, Server};
 
 /// The OpenMetrics text format, as its specification names it.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How long a scrape that has begun may go on after the end.
-const GRACE: Duration = Duration::from_secs(1);
+/// How it ends: a scrape that has begun may go on for a second.
+const DRAIN: Drain = Drain::at_once(Duration::from_secs(1));
 
 /// Where the endpoints are to be: `JETWRIGHT_ADMIN_ADDRESS`, which the operator sets so that its probes find them, or
 /// `0.0.0.0:9090`.
@@ -74,7 +74,7 @@ impl Admin {
         registry: Arc<Registry>,
         shutdown: CancellationToken,
     ) -> io::Result<()> {
-        self.server.serve(router(health, registry), shutdown, GRACE).await
+        self.server.serve(router(health, registry), shutdown, DRAIN).await
     }
 }
 

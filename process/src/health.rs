@@ -7,6 +7,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 /// The health of one program. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -14,10 +17,36 @@ pub struct Health(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Gate to the reason why it is closed; `None` where it is open.
-    gates: BTreeMap<String, Option<String>>,
+    gates: BTreeMap<String, GateState>,
     stopping: Option<String>,
     failures: BTreeMap<String, String>,
+}
+
+/// Whether a gate is open, which is judged when readiness is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum GateState {
+    Open,
+    /// Closed from this moment on, for this reason.
+    ClosedFrom(Instant, String),
+}
+
+impl GateState {
+    /// Why it is closed; `None` where it is open.
+    fn reason(&self, now: Instant) -> Option<&str> {
+        match self {
+            Self::ClosedFrom(from, reason) if now >= *from => Some(reason),
+            Self::ClosedFrom(..) | Self::Open => None,
+        }
+    }
+
+    /// What it becomes where it is to close at `from`: one that closes earlier does so, for the newer reason.
+    fn closing(self, from: Instant, reason: &str) -> Self {
+        let from = match self {
+            Self::ClosedFrom(earlier, _) => earlier.min(from),
+            Self::Open => from,
+        };
+        Self::ClosedFrom(from, reason.to_owned())
+    }
 }
 
 /// One thing that a program needs to be ready. It keeps its last state when dropped. Clones are the same gate.
@@ -65,7 +94,9 @@ impl Health {
     pub fn ready(&self) -> Result<(), Reasons> {
         let state = self.state();
         let stopping = state.stopping.iter().map(|reason| ("stopping".to_owned(), reason.clone()));
-        let closed = state.gates.iter().filter_map(|(name, reason)| Some((name.clone(), reason.clone()?)));
+        let now = Instant::now();
+        let closed =
+            state.gates.iter().filter_map(|(name, gate)| Some((name.clone(), gate.reason(now)?.to_owned())));
         none(stopping.chain(closed).collect())
     }
 
@@ -87,16 +118,23 @@ impl Health {
 impl Gate {
     /// What this gate stands for is there.
     pub fn open(&self) {
-        self.set(None);
+        self.health.state().gates.insert(self.name.clone(), GateState::Open);
     }
 
     /// What this gate stands for is not there, and why.
     pub fn close(&self, reason: &str) {
-        self.set(Some(reason.to_owned()));
+        self.close_after(Duration::ZERO, reason);
     }
 
-    fn set(&self, reason: Option<String>) {
-        self.health.state().gates.insert(self.name.clone(), reason);
+    /// What this gate stands for is not there, which matters only if it lasts: closes the gate unless it is opened within
+    /// `grace`. Until then an open gate stays open, and a closed one closed, now for this reason. To call it again, while what
+    /// it tells of lasts, does not put the moment off.
+    pub fn close_after(&self, grace: Duration, reason: &str) {
+        // A grace without end never closes it.
+        let Some(from) = Instant::now().checked_add(grace) else { return };
+        let mut state = self.health.state();
+        let gate = state.gates.entry(self.name.clone()).or_insert(GateState::Open);
+        *gate = std::mem::replace(gate, GateState::Open).closing(from, reason);
     }
 }
 
@@ -147,5 +185,56 @@ mod tests {
         assert_eq!(health.live(), Ok(()));
         health.fail("consumer loop", "it panicked");
         assert_eq!(health.live(), reasons(&[("consumer loop", "it panicked")]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_back_within_its_grace_never_ended_readiness() {
+        let health = Health::new();
+        let consumer = health.gate("consumer", "not found yet");
+        let grace = Duration::from_secs(20);
+        consumer.open();
+        consumer.close_after(grace, "silent");
+        tokio::time::advance(Duration::from_millis(19_999)).await;
+        assert_eq!(health.ready(), Ok(()));
+        consumer.open();
+        tokio::time::advance(grace).await;
+        assert_eq!(health.ready(), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_stays_away_ends_readiness_when_its_grace_is_over_however_often_it_was_told() {
+        let health = Health::new();
+        let consumer = health.gate("consumer", "not found yet");
+        let grace = Duration::from_secs(20);
+        consumer.open();
+        for second in 0..20 {
+            consumer.close_after(grace, &format!("silent for {second} s"));
+            assert_eq!(health.ready(), Ok(()));
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(health.ready(), reasons(&[("consumer", "silent for 19 s")]));
+        consumer.open();
+        assert_eq!(health.ready(), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_grace_opens_no_gate_and_ends_when_something_worse_comes() {
+        let health = Health::new();
+        let consumer = health.gate("consumer", "not found yet");
+        consumer.close_after(Duration::from_secs(20), "silent");
+        assert_eq!(health.ready(), reasons(&[("consumer", "silent")]));
+        consumer.open();
+        consumer.close_after(Duration::from_secs(20), "silent");
+        consumer.close("deleted");
+        assert_eq!(health.ready(), reasons(&[("consumer", "deleted")]));
+    }
+
+    #[test]
+    fn what_asks_for_a_restart_asks_for_good() {
+        let health = Health::new();
+        let gate = health.gate("consumer", "not found yet");
+        health.fail("watchdog", "no handler returned for 60 s");
+        gate.open();
+        assert_eq!(health.clone().live(), reasons(&[("watchdog", "no handler returned for 60 s")]));
     }
 }

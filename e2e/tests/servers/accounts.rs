@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use async_nats::{Client, ConnectOptions, Event, StatusCode};
+use async_nats::{Client, ConnectOptions, Event, StatusCode, jetstream::stream::Config};
 use jetwright_crds::dead_letter;
 use jetwright_e2e::control_plane;
 use jetwright_testing::{Namespace, NatsServer};
@@ -18,6 +18,8 @@ use crate::{
 
 /// Who connects without credentials, as tests and their operators do: may do everything. The services' pods do not.
 const TESTER: &str = "tester";
+/// Who consumes, and has no other rights.
+const CONSUMER: &str = "mailer";
 
 /// Makes the Secrets of the shop's NATS users in a namespace, and starts a server that knows these.
 pub async fn start_nats(namespace: &Namespace<'_>) -> NatsServer {
@@ -25,6 +27,7 @@ pub async fn start_nats(namespace: &Namespace<'_>) -> NatsServer {
     let users = json!({
         "users": {"namespace": name},
         "orders": {"namespace": name},
+        CONSUMER: {"namespace": name, "consume": {"users": ["mails"]}},
         TESTER: {"namespace": name, "publish": [">"], "subscribe": [">"]},
     });
     let values = json!({"nats": {"bundled": {"enabled": true, "users": users}}});
@@ -145,6 +148,31 @@ async fn a_service_may_not_do_what_is_anothers_or_the_operators() {
     }
     // By this the test above would know.
     assert!(nats.process().log().contains(" Violation "));
+}
+
+#[tokio::test]
+async fn who_consumes_from_a_stream_may_fetch_its_messages_and_those_of_no_other() {
+    let namespace = control_plane().await.namespace("permissions").await;
+    let nats = start_nats(&namespace).await;
+    let jetstream = nats.jetstream().await;
+    let users = Config { name: "users".into(), subjects: vec!["users.*.*".into()], ..Config::default() };
+    jetstream.create_stream(users).await.unwrap();
+    jetstream.publish("users.x.created", "x".into()).await.unwrap().await.unwrap();
+    let secret = format!("nats-{CONSUMER}");
+    let (client, _refusals) = client_of(&namespace, &nats, &secret).await;
+    let first = client.request("$JS.API.STREAM.MSG.GET.users", r#"{"seq": 1}"#.into()).await.unwrap();
+    let first: Value = serde_json::from_slice(&first.payload).unwrap();
+    assert_eq!(first["message"]["subject"], "users.x.created", "{first}");
+    let beyond = [
+        "$JS.API.STREAM.MSG.GET.orders",
+        "$JS.API.STREAM.MSG.DELETE.users",
+        "$JS.API.STREAM.INFO.users",
+        "$JS.API.DIRECT.GET.users",
+        "$JS.API.CONSUMER.INFO.users.user-directory",
+        "$JS.ACK.users.user-directory.1.1.1.1.0",
+        "users.x.created",
+    ];
+    assert_refused(&namespace, &nats, &secret, &beyond).await;
 }
 
 #[tokio::test]

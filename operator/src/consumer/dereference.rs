@@ -116,7 +116,7 @@ pub async fn dereference(object: &EventConsumer, context: &Context) -> Result<Fo
 pub fn remembered(object: &EventConsumer) -> Remembered {
     let known = object.status.as_ref().and_then(|status| status.consumer.as_ref());
     let created = known.and_then(|known| known.created.as_ref()).map(|time| time.0.as_second());
-    Remembered { created, replicas: None }
+    Remembered { created, ..Remembered::default() }
 }
 
 /// Whether the EventStream's stream is there and its own: a consumer on a stream that the EventStream merely names would

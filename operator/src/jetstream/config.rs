@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::fields::Field;
+use super::fields::{Field, Mutability};
 
 /// Key prefix of the metadata that the server keeps for itself.
 const SERVERS_OWN: &str = "_nats.";
@@ -50,12 +50,12 @@ impl Config {
             .collect()
     }
 
-    /// This configuration laid over what there is: every field of the table is as here or gone, fields that the table does not
-    /// know stay as they are, and so do the metadata of others.
+    /// This configuration laid over what there is: every field of the table is as here or gone. What the thing was made with stays
+    /// as it is, and so do fields that the table does not know and the metadata of others.
     #[must_use]
     pub fn over(&self, actual: &Self, table: &[Field]) -> Self {
         let mut merged = actual.clone();
-        for field in table {
+        for field in table.iter().filter(|field| field.mutability != Mutability::AtCreation) {
             match self.0.get(field.name) {
                 Some(value) => merged.0.insert(field.name.to_owned(), value.clone()),
                 None => merged.0.remove(field.name),
@@ -92,16 +92,16 @@ mod tests {
     }
 
     #[test]
-    fn a_merge_drops_known_fields_and_keeps_unknown_ones_and_foreign_metadata() {
+    fn a_merge_drops_known_fields_and_keeps_where_it_began_and_unknown_ones_and_foreign_metadata() {
         let actual = config(json!({
-            "name": "orders", "max_age": 5, "from_the_future": {"x": 1},
+            "name": "orders", "max_age": 5, "first_seq": 18_446_744_073_709_551_615_u64, "from_the_future": {"x": 1},
             "metadata": {"team": "red", "jetwright.dev/owner": "old", "_nats.level": "2"},
         }));
         let desired = config(json!({"name": "orders", "metadata": {"jetwright.dev/owner": "new"}}));
         assert_eq!(
             desired.over(&actual, fields::STREAM),
             config(json!({
-                "name": "orders", "from_the_future": {"x": 1},
+                "name": "orders", "first_seq": 18_446_744_073_709_551_615_u64, "from_the_future": {"x": 1},
                 "metadata": {"team": "red", "jetwright.dev/owner": "new"},
             }))
         );

@@ -31,7 +31,7 @@ pub fn difference(desired: &Config, actual: &Config, table: &[Field]) -> Differe
     let mut found = Difference::default();
     for field in table {
         let (wanted, there) = (desired.effective(field), actual.effective(field));
-        if wanted == there || field.mutability == Mutability::Unowned {
+        if wanted == there || matches!(field.mutability, Mutability::AtCreation | Mutability::Unowned) {
             continue;
         }
         if may_change(field.mutability, &there, &wanted) {
@@ -51,7 +51,7 @@ pub fn difference(desired: &Config, actual: &Config, table: &[Field]) -> Differe
 
 fn may_change(mutability: Mutability, from: &Value, to: &Value) -> bool {
     match mutability {
-        Mutability::Free | Mutability::Unowned => true,
+        Mutability::Free | Mutability::AtCreation | Mutability::Unowned => true,
         Mutability::Never => false,
         Mutability::OneWay => to == &Value::Bool(true),
         Mutability::Retention => from != "workqueue" && to != "workqueue",
@@ -104,6 +104,11 @@ mod tests {
         assert_eq!(compare(json!({}), json!({"deny_delete": true})).stuck, ["deny_delete"]);
         assert_eq!(compare(json!({"retention": "interest"}), json!({})).changed, ["retention"]);
         assert_eq!(compare(json!({"retention": "workqueue"}), json!({})).stuck, ["retention"]);
+    }
+
+    #[test]
+    fn where_a_stream_began_is_no_difference() {
+        assert_eq!(compare(json!({}), json!({"first_seq": 1_000_000_000})), Difference::default());
     }
 
     #[test]

@@ -17,7 +17,11 @@ pub enum Mutability {
     OneWay,
     /// Between limits and interest only.
     Retention,
-    /// It is not compared: it matters only when the thing is made, or the server chooses it.
+    /// It matters only when the thing is made: it is not compared, and an update carries what there is. A server takes another
+    /// `first_seq` in an update without a word, and purges the stream up to it at its next start (`newFileStoreWithCreated` in
+    /// server/filestore.go).
+    AtCreation,
+    /// It is not compared: the server chooses it.
     Unowned,
 }
 
@@ -63,7 +67,10 @@ const fn field(name: &'static str, default: Absence, mutability: Mutability) -> 
 }
 
 use Absence::{False, Nothing, Number, Text};
-use Mutability::{Free, Never, OneWay, Retention, Unowned};
+use Mutability::{AtCreation, Free, Never, OneWay, Retention, Unowned};
+
+/// The sequence of a stream's first message, given when it is made.
+pub const FIRST_SEQ: &str = "first_seq";
 
 /// A stream's fields, but for its metadata.
 pub const STREAM: &[Field] = &[
@@ -87,7 +94,7 @@ pub const STREAM: &[Field] = &[
     field("mirror", Nothing, Never),
     field("sources", Nothing, Free),
     field("compression", Text("none"), Free),
-    field("first_seq", Number(0), Unowned),
+    field(FIRST_SEQ, Number(0), AtCreation),
     field("subject_transform", Nothing, Free),
     field("republish", Nothing, Free),
     field("allow_direct", False, Free),

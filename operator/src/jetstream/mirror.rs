@@ -17,7 +17,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Api, ApiError, Config, ConsumerInfo, StreamInfo};
+use super::{Api, ApiError, Config, ConsumerInfo, StreamInfo, sequences::Sequences};
 
 /// Changes that a listener may lag behind before it is told to look at everything.
 const CHANGES: usize = 4096;
@@ -82,6 +82,7 @@ pub struct Mirror(Arc<Inner>);
 struct Inner {
     api: Api,
     streams: Entries<String, StreamInfo>,
+    sequences: Sequences,
     consumers: Entries<ConsumerKey, ConsumerInfo>,
     changes: broadcast::Sender<Change>,
 }
@@ -91,7 +92,13 @@ impl Mirror {
     #[must_use]
     pub fn new(api: Api) -> Self {
         let (changes, _) = broadcast::channel(CHANGES);
-        Self(Arc::new(Inner { api, streams: Mutex::default(), consumers: Mutex::default(), changes }))
+        Self(Arc::new(Inner {
+            api,
+            streams: Mutex::default(),
+            sequences: Sequences::default(),
+            consumers: Mutex::default(),
+            changes,
+        }))
     }
 
     /// The API behind it.
@@ -127,7 +134,8 @@ impl Mirror {
         // What the holder learns by this, it acts on: to announce it would wake the holder again, and for ever where JetStream
         // refuses what it does.
         if matches!(*held, Seen::Unknown) {
-            *held = self.0.api.stream_info(name).await?.into();
+            let found = self.0.api.stream_info(name).await?;
+            self.set_stream(name, &mut held, found);
         }
         Ok(held)
     }
@@ -139,9 +147,24 @@ impl Mirror {
     /// When JetStream does not answer; the entry is unknown then.
     pub async fn look_at_stream(&self, name: &str, held: &mut Held<StreamInfo>) -> Result<(), ApiError> {
         let before = std::mem::take(&mut **held);
-        **held = self.0.api.stream_info(name).await?.into();
+        let found = self.0.api.stream_info(name).await?;
+        self.set_stream(name, held, found);
         self.tell_of_stream(name, &before, held);
         Ok(())
+    }
+
+    /// Takes what JetStream said of a held stream into its entry.
+    pub fn set_stream(&self, name: &str, held: &mut Seen<StreamInfo>, found: Option<StreamInfo>) {
+        if let Some(info) = &found {
+            self.0.sequences.observe(name, info);
+        }
+        *held = found.into();
+    }
+
+    /// How far the sequences of streams ever were.
+    #[must_use]
+    pub fn sequences(&self) -> &Sequences {
+        &self.0.sequences
     }
 
     /// Holds a consumer's entry; JetStream is asked only where nothing is known.
@@ -233,6 +256,8 @@ impl Mirror {
     pub fn forget_unused(&self, for_long: Duration) {
         forget_unused(&self.0.streams, for_long);
         forget_unused(&self.0.consumers, for_long);
+        let streams = locked(&self.0.streams);
+        self.0.sequences.retain(|name| streams.contains_key(name));
     }
 
     /// Forgets what is known of every stream and consumer: while the connection was away, anything may have changed.
@@ -284,7 +309,8 @@ impl Mirror {
                 let name = name_of(&info.config);
                 if let Some(entry) = missed.remove(&name) {
                     let mut held = entry.lock().await;
-                    let before = std::mem::replace(&mut *held, Seen::Present(Arc::new(info)));
+                    let before = std::mem::take(&mut *held);
+                    self.set_stream(&name, &mut held, Some(info));
                     self.tell_of_stream(&name, &before, &held);
                 }
             }

@@ -10,6 +10,7 @@ pub mod diff;
 pub mod fields;
 pub mod info;
 pub mod mirror;
+pub mod sequences;
 pub mod subjects;
 pub mod watch;
 

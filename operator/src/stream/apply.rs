@@ -67,7 +67,7 @@ pub async fn apply(
             // Whatever happened, what was known before is no longer so.
             *found.held = Seen::Unknown;
             let info = made.map_err(|source| Error::Create { name: found.name.clone(), source })?;
-            *found.held = Seen::from(Some(info));
+            context.mirror.set_stream(&found.name, &mut found.held, Some(info));
             context.mirror.doubt_consumers(&found.name);
             Done::Created
         }
@@ -77,7 +77,7 @@ pub async fn apply(
                 let updated = context.mirror.api().update_stream(&found.name, step).await;
                 let failed =
                     |source| Error::Update { name: found.name.clone(), fields: fields.join(", "), source };
-                *found.held = Seen::from(Some(updated.map_err(failed)?));
+                context.mirror.set_stream(&found.name, &mut found.held, Some(updated.map_err(failed)?));
             }
             if drift { Done::Repaired(fields) } else { Done::Updated(fields) }
         }

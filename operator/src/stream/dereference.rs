@@ -49,7 +49,7 @@ pub struct Dereferenced {
     pub name: String,
     /// The mirror's entry, held until the reconcile ends.
     pub held: Held<StreamInfo>,
-    /// What the object's status says of the stream.
+    /// What the object's status says of the stream, and how far the mirror saw its sequences go.
     pub remembered: Remembered,
     /// How long the object has been there.
     pub waited: Duration,
@@ -75,16 +75,24 @@ pub async fn dereference(object: &EventStream, context: &Context) -> Result<Foun
         .hold_stream(&name)
         .await
         .map_err(|source| Error::JetStream { name: name.clone(), source })?;
+    let mut remembered = remembered(object);
+    let seen = context.mirror.sequences().highest(&name, object.uid().as_deref().unwrap_or_default());
+    remembered.highest_sequence = remembered.highest_sequence.max(seen);
     let since = object.metadata.creation_timestamp.as_ref().map_or_else(Timestamp::now, |time| time.0);
     let waited = Timestamp::now().duration_since(since).unsigned_abs();
-    Ok(Found::Stream(Dereferenced { name, held, remembered: remembered(object), waited }))
+    Ok(Found::Stream(Dereferenced { name, held, remembered, waited }))
 }
 
 /// What the object's status says of the stream.
 pub fn remembered(object: &EventStream) -> Remembered {
-    let known = object.status.as_ref().and_then(|status| status.stream.as_ref());
+    let status = object.status.as_ref();
+    let known = status.and_then(|status| status.stream.as_ref());
     Remembered {
         created: known.and_then(|known| known.created.as_ref()).map(|time| time.0.as_second()),
         replicas: known.map(|known| known.replicas),
+        // A status of before this field was kept has the last sequence alone.
+        highest_sequence: status
+            .and_then(|status| status.highest_sequence)
+            .max(known.map(|known| known.last_sequence)),
     }
 }

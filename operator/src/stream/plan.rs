@@ -11,6 +11,10 @@ use crate::{
 /// What to do where a field would have to change that never does.
 const REMEDY: &str = "back up what is in the stream, delete it, and it is made again as declared";
 
+/// How far beyond the highest sequence that was seen a stream begins that is made again. Statuses are a minute old at times, and
+/// the mirror as old as its last comparison: no stream takes a thousand million messages in between.
+const SEQUENCE_MARGIN: u64 = 1_000_000_000;
+
 /// Decides what to do.
 pub fn plan(desired: &Desired, actual: Option<&StreamInfo>, remembered: &Remembered) -> Plan {
     let Some(actual) = actual else { return create(desired, remembered) };
@@ -26,14 +30,25 @@ pub fn plan(desired: &Desired, actual: Option<&StreamInfo>, remembered: &Remembe
     })
 }
 
-/// One that was made before is made again as it was.
+/// One that was made before is made again as it was, but for its sequences: they go on far beyond those of before.
 fn create(desired: &Desired, remembered: &Remembered) -> Plan {
     let (replicas, fewer) = match (desired.replicas, remembered.replicas) {
         (Replicas::Exactly(replicas), _) | (Replicas::UpTo(_), Some(replicas)) => (replicas, 1..1),
         (Replicas::UpTo(most), None) => (most, 1..most),
     };
-    let fewer = fewer.rev().map(|replicas| desired.config(replicas)).collect();
-    Plan::Create { config: desired.config(replicas), fewer }
+    let config = |replicas| beginning_beyond(remembered.highest_sequence, desired.config(replicas));
+    Plan::Create { config: config(replicas), fewer: fewer.rev().map(config).collect() }
+}
+
+/// What was acknowledged, numbered or dead-lettered under a sequence of before must never mean a new event. Servers refuse a first
+/// sequence for a mirror (10143): it has its origin's sequences.
+fn beginning_beyond(highest: Option<u64>, config: Config) -> Config {
+    match highest {
+        Some(highest) if config.get("mirror").is_none() => {
+            config.with(fields::FIRST_SEQ, highest.saturating_add(SEQUENCE_MARGIN))
+        }
+        _ => config,
+    }
 }
 
 /// Replicas that were settled when the stream was made are kept, whatever servers came or went.
@@ -94,12 +109,40 @@ mod tests {
             plan_for(spec, None),
             Plan::Create { config: config(3), fewer: vec![config(2), config(1)] }
         );
-        let remembered = Remembered { created: None, replicas: Some(3) };
+        let remembered = Remembered { replicas: Some(3), ..Remembered::default() };
         assert_eq!(
             plan(&desired(spec), None, &remembered),
             Plan::Create { config: config(3), fewer: vec![] }
         );
         assert_eq!(plan_for(spec, Some(&existing(spec))), Plan::Unchanged);
+    }
+
+    #[test]
+    fn a_stream_that_vanished_begins_far_beyond_every_sequence_of_before_with_however_many_replicas() {
+        let spec = "{subjects: [a], profile: Critical}";
+        let remembered = Remembered { highest_sequence: Some(7), ..Remembered::default() };
+        let config = |replicas| desired(spec).config(replicas).with("first_seq", 1_000_000_007_u64);
+        assert_eq!(
+            plan(&desired(spec), None, &remembered),
+            Plan::Create { config: config(3), fewer: vec![config(2), config(1)] }
+        );
+    }
+
+    #[test]
+    fn a_mirror_has_the_sequences_of_its_origin() {
+        let mirror = desired(SPEC).config(1).with("mirror", json!({"name": "origin"}));
+        assert_eq!(beginning_beyond(Some(7), mirror.clone()), mirror);
+    }
+
+    #[test]
+    fn an_update_carries_where_the_stream_began_as_it_is() {
+        let actual = info(&desired(SPEC).config(1).with("first_seq", 1_000_000_007_u64).with("max_age", 5));
+        let remembered = Remembered { highest_sequence: Some(2_000_000_000), ..Remembered::default() };
+        let Plan::Update { steps, fields, .. } = plan(&desired(SPEC), Some(&actual), &remembered) else {
+            panic!("no update")
+        };
+        assert_eq!(fields, ["max_age"]);
+        assert_eq!(steps, [desired(SPEC).config(1).with("first_seq", 1_000_000_007_u64)]);
     }
 
     #[test]
@@ -144,7 +187,8 @@ mod tests {
     #[test]
     fn a_stream_whose_metadata_were_wiped_is_still_ours_if_we_made_it() {
         let wiped = edited(SPEC, "metadata", json!({}));
-        let remembered = Remembered { created: Some(1_795_255_200), replicas: Some(1) };
+        let remembered =
+            Remembered { created: Some(1_795_255_200), replicas: Some(1), ..Remembered::default() };
         let plan = plan(&desired(SPEC), Some(&wiped), &remembered);
         let Plan::Update { fields, drift, .. } = plan else { panic!("no update: {plan:?}") };
         assert_eq!((fields, drift), (vec!["metadata"], true));

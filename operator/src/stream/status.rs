@@ -43,6 +43,8 @@ fn advance(
 ) -> EventStreamStatus {
     if let Ok(Told::Applied(applied)) = result {
         status.stream = applied.info.as_ref().map(state);
+        let last = status.stream.as_ref().map(|stream| stream.last_sequence);
+        status.highest_sequence = status.highest_sequence.max(last);
         if let Some(fields) = applied.repaired() {
             status.drift = Some(Drift { last_repaired: now.clone(), fields });
         }
@@ -72,7 +74,7 @@ fn state(info: &StreamInfo) -> StreamState {
 
 /// The status without what changes with every message.
 fn without_figures(status: &EventStreamStatus) -> EventStreamStatus {
-    let mut status = status.clone();
+    let mut status = EventStreamStatus { highest_sequence: None, ..status.clone() };
     if let Some(stream) = &mut status.stream {
         let StreamState { name, created, replicas, .. } = std::mem::take(stream);
         *stream = StreamState { name, created, replicas, ..StreamState::default() };
@@ -113,7 +115,8 @@ pub async fn tell(object: &EventStream, result: &Result, context: &Context) {
         if applied.remade {
             context.metrics.stream_remade(&object.namespace().unwrap_or_default(), &object.name_any());
         }
-        events::done(&context.recorder, &object.object_ref(&()), "stream", applied, &lost(object)).await;
+        let lost = lost(object, applied.info.as_ref());
+        events::done(&context.recorder, &object.object_ref(&()), "stream", applied, &lost).await;
     }
     let verdict = status::verdict(result, "");
     let before = object.status.as_ref().map(|status| status.conditions.as_slice());
@@ -121,10 +124,12 @@ pub async fn tell(object: &EventStream, result: &Result, context: &Context) {
 }
 
 /// What was lost with a stream that is made again: whether anything was in it at the end, nobody knows.
-fn lost(object: &EventStream) -> String {
+fn lost(object: &EventStream, made: Option<&StreamInfo>) -> String {
     let known = object.status.as_ref().and_then(|status| status.stream.clone()).unwrap_or_default();
+    let first = made.map_or(0, |info| info.state.first_seq);
     format!(
-        "whatever was in it is lost (last known: {} messages, up to sequence {}). Restore a backup if there is one",
+        "whatever was in it is lost (last known: {} messages, up to sequence {}), and its sequences begin at {first} now. \
+         Restore a backup if there is one",
         known.messages, known.last_sequence
     )
 }
@@ -157,7 +162,8 @@ mod tests {
     }
 
     fn told(done: Done, created: Option<i64>) -> Result {
-        Ok(Told::Applied(Applied::of(done, Some(&info(7)), &Remembered { created, replicas: None })))
+        let remembered = Remembered { created, ..Remembered::default() };
+        Ok(Told::Applied(Applied::of(done, Some(&info(7)), &remembered)))
     }
 
     fn conditions_of(status: &EventStreamStatus) -> Vec<(&str, &str, &str)> {
@@ -230,8 +236,25 @@ mod tests {
     }
 
     #[test]
+    fn how_far_the_sequences_ever_were_outlives_the_stream() {
+        let seen = advance(EventStreamStatus::default(), Some(1), &told(Done::Created, None), &at(9));
+        assert_eq!(seen.highest_sequence, Some(7));
+        let before = EventStreamStatus { highest_sequence: Some(70), ..seen };
+        let restored = advance(before, Some(1), &told(Done::Nothing, Some(5)), &at(9));
+        assert_eq!(restored.highest_sequence, Some(70));
+        let blocked = Blocked { reason: Reason::NameConflict, message: "taken".into() };
+        let foreign = Applied::of(Done::Blocked(blocked), Some(&info(700)), &Remembered::default());
+        let taken = advance(restored, Some(1), &Ok(Told::Applied(foreign)), &at(9));
+        assert_eq!((taken.stream, taken.highest_sequence), (None, Some(70)));
+    }
+
+    #[test]
     fn figures_alone_are_told_apart() {
-        let of = |messages| EventStreamStatus { stream: Some(state(&info(messages))), ..Default::default() };
+        let of = |messages| EventStreamStatus {
+            stream: Some(state(&info(messages))),
+            highest_sequence: Some(messages),
+            ..Default::default()
+        };
         assert_eq!(without_figures(&of(1)), without_figures(&of(2)));
         assert_ne!(without_figures(&of(1)), without_figures(&EventStreamStatus::default()));
     }

@@ -6,6 +6,7 @@ mod credentials;
 mod dead_letters;
 mod deletion;
 mod program;
+mod sequences;
 mod streams;
 mod trouble;
 mod verify;

@@ -11,7 +11,7 @@ pub use input::{Json, Path, idempotency_key};
 pub use metrics::HttpMetrics;
 pub use problem::Problem;
 pub use propagation::inject;
-pub use server::{Server, bind, with_defaults};
+pub use server::{Drain, Server, bind, with_defaults};
 
 #[cfg(test)]
 mod tests {
@@ -237,7 +237,8 @@ mod tests {
             std::future::pending::<()>().await;
         });
         let router = Router::new().route("/stuck", stuck);
-        let serving = tokio::spawn(server.serve(router, shutdown.clone(), Duration::from_millis(50)));
+        let serving =
+            tokio::spawn(server.serve(router, shutdown.clone(), Drain::at_once(Duration::from_millis(50))));
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
         let request = b"GET /stuck HTTP/1.1\r\nHost: x\r\n\r\n";
         tokio::io::AsyncWriteExt::write_all(&mut stream, request).await.unwrap();

@@ -2,14 +2,16 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::header::{CONNECTION, HeaderValue};
 use axum::http::{Method, StatusCode};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info, info_span};
@@ -34,6 +37,9 @@ const LARGEST_BODY: usize = 64 * 1024;
 const DEADLINE: Duration = Duration::from_secs(15);
 /// Longest time until a request's headers are there, from the connection's beginning or the answer before them.
 const HEADERS: Duration = Duration::from_secs(10);
+/// Longest time in which a caller takes nothing of an answer that waits for it. Without a bound, callers that do not read
+/// would keep their places among the connections at once, and everybody else out.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections at once; more wait in the system's queue.
 const CONNECTIONS: usize = 1024;
 /// The pause when the system cannot give a connection out, as when the process has too many files open.
@@ -66,38 +72,82 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// Serves until `shutdown`, then takes no new connection and answers what it has, for at most `grace`.
+    /// Serves until `shutdown`, and then drains: it accepts and answers for `drain.accept` as before, takes no new connection
+    /// from then on, and answers what it has for at most `drain.finish`.
     ///
     /// # Errors
     ///
     /// The listener fails.
-    pub async fn serve(self, router: Router, shutdown: CancellationToken, grace: Duration) -> io::Result<()> {
+    pub async fn serve(self, router: Router, shutdown: CancellationToken, drain: Drain) -> io::Result<()> {
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEADERS);
-        let service = TowerToHyperService::new(router);
+        let service = TowerToHyperService::new(closing_connections_after(&shutdown, router));
         let (graceful, mut connections) = (GracefulShutdown::new(), JoinSet::new());
         let accepting = Accepting { listener: self.listener, places: Arc::new(Semaphore::new(self.most)) };
+        let mut closed = pin!(async {
+            shutdown.cancelled().await;
+            sleep(drain.accept).await;
+        });
         loop {
             let (stream, place) = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => break,
+                () = &mut closed => break,
                 Some(_) = connections.join_next() => continue,
                 accepted = accepting.next() => accepted?,
             };
-            let connection = builder.serve_connection(TokioIo::new(stream), service.clone());
+            let mut stream = TimeoutStream::new(stream);
+            stream.set_write_timeout(Some(WRITE_TIMEOUT));
+            let connection = builder.serve_connection(TokioIo::new(Box::pin(stream)), service.clone());
             let connection = graceful.watch(connection);
             connections.spawn(async move {
-                // A caller that goes away or sends no HTTP is its own matter.
+                // A caller that goes away, sends no HTTP or does not read its answer is its own matter.
                 let _ = connection.await;
                 drop(place);
             });
         }
         drop(accepting);
-        if timeout(grace, graceful.shutdown()).await.is_err() {
-            tracing::warn!(?grace, "requests were still unanswered and are dropped");
+        if timeout(drain.finish, graceful.shutdown()).await.is_err() {
+            tracing::warn!(after = ?drain.finish, "dropping requests that are still unanswered");
         }
         Ok(())
     }
+}
+
+/// How a server stops.
+///
+/// A pod that is deleted is asked to stop at the same time as it is taken out of its Service's endpoints, and every node and
+/// proxy learns of that a little later: until then callers still connect to it, and a closed listener refuses them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drain {
+    /// How long it goes on accepting connections after it was asked to stop.
+    pub accept: Duration,
+    /// Longest time from then on for the requests in flight.
+    pub finish: Duration,
+}
+
+impl Drain {
+    /// For a program that callers reach through a Service or a load balancer: five seconds until the endpoints have changed
+    /// everywhere, and then as long as an answer may take. Together that is less than the 30 seconds after which Kubernetes
+    /// kills a pod.
+    pub const BEHIND_SERVICE: Self = Self { accept: Duration::from_secs(5), finish: DEADLINE };
+
+    /// For a program that nobody has to be led away from.
+    #[must_use]
+    pub const fn at_once(finish: Duration) -> Self {
+        Self { accept: Duration::ZERO, finish }
+    }
+}
+
+/// Answers from `stop` on end their connections, so that callers who keep theirs open go elsewhere before the end, and none
+/// sends a request into a connection that is just being closed.
+fn closing_connections_after(stop: &CancellationToken, router: Router) -> Router {
+    let stop = stop.clone();
+    router.layer(map_response(move |mut response: Response| {
+        if stop.is_cancelled() {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        std::future::ready(response)
+    }))
 }
 
 struct Accepting {
@@ -211,18 +261,29 @@ fn known(method: &Method) -> &'static str {
 mod tests {
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::task::JoinHandle;
 
     use super::*;
 
     const LONG: Duration = Duration::from_mins(10);
 
     async fn served(most: usize) -> (SocketAddr, CancellationToken) {
+        let (address, shutdown, _) = served_until(most, Drain::at_once(Duration::ZERO)).await;
+        (address, shutdown)
+    }
+
+    async fn served_until(
+        most: usize,
+        drain: Drain,
+    ) -> (SocketAddr, CancellationToken, JoinHandle<io::Result<()>>) {
         let mut server = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         server.most = most;
         let (address, shutdown) = (server.local_address().unwrap(), CancellationToken::new());
-        let router = Router::new().route("/", get(async || "here"));
-        tokio::spawn(server.serve(router, shutdown.clone(), Duration::ZERO));
-        (address, shutdown)
+        let long = "x".repeat(1 << 20);
+        let router =
+            Router::new().route("/", get(async || "here")).route("/long", get(async move || long.clone()));
+        let serving = tokio::spawn(server.serve(router, shutdown.clone(), drain));
+        (address, shutdown, serving)
     }
 
     async fn send(address: SocketAddr, text: &str) -> TcpStream {
@@ -256,5 +317,47 @@ mod tests {
         // When the first one's time was over.
         assert!(begun.elapsed() >= HEADERS, "{:?}", begun.elapsed());
         drop(first);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_that_do_not_read_their_answers_keep_nobody_else_out() {
+        let (address, _shutdown) = served(2).await;
+        // More than the sockets' buffers hold, so that the server waits for its caller.
+        let asked = "GET /long HTTP/1.1\r\nHost: x\r\n\r\n".repeat(64);
+        let idle = [send(address, &asked).await, send(address, &asked).await];
+        let other = send(address, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+        assert!(rest(other).await.ends_with("here"));
+        drop(idle);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_asked_to_stop_answers_old_and_new_callers_and_leads_them_away() {
+        let drain = Drain { accept: LONG, ..Drain::BEHIND_SERVICE };
+        let (address, shutdown, _serving) = served_until(CONNECTIONS, drain).await;
+        let request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+        let mut kept = send(address, request).await;
+        let (mut answer, mut part) = (String::new(), [0; 1024]);
+        while !answer.ends_with("here") {
+            let length = kept.read(&mut part).await.unwrap();
+            answer += str::from_utf8(&part[..length]).unwrap();
+        }
+        assert!(!answer.contains("connection: close"), "{answer}");
+        shutdown.cancel();
+        kept.write_all(request.as_bytes()).await.unwrap();
+        let led_away = |answer: String| answer.contains("connection: close") && answer.ends_with("here");
+        assert!(led_away(rest(kept).await));
+        for number in 0..20 {
+            assert!(led_away(rest(send(address, request).await).await), "{number}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_asked_to_stop_accepts_no_more_once_its_callers_have_learnt_of_it() {
+        let (address, shutdown, serving) = served_until(CONNECTIONS, Drain::BEHIND_SERVICE).await;
+        let begun = tokio::time::Instant::now();
+        shutdown.cancel();
+        serving.await.unwrap().unwrap();
+        assert!(begun.elapsed() >= Drain::BEHIND_SERVICE.accept, "{:?}", begun.elapsed());
+        assert_eq!(TcpStream::connect(address).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
     }
 }

@@ -1,6 +1,6 @@
 //! The order service as a program. Settings: see [`Configuration`]; NATS and bindings: see [`Environment`].
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc};
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -8,15 +8,17 @@ use jetwright_order_service::{
     BINDINGS, OrderService, configuration::Configuration, make, rebuild, users::OrderUsers,
 };
 use jetwright_process::{
-    admin, configuration::Problems, health::Health, http::bind, metrics, shutdown::Shutdown,
+    admin,
+    configuration::Problems,
+    health::Health,
+    http::{Drain, bind},
+    metrics,
+    shutdown::Shutdown,
     telemetry::Telemetry,
 };
 use jetwright_runtime::{Environment, Projection};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
-
-/// How long requests in flight may take after the end was asked for.
-const GRACE: Duration = Duration::from_secs(20);
 
 /// Takes orders, and fulfils them.
 ///
@@ -73,7 +75,7 @@ async fn run(configuration: Configuration, environment: Environment) -> anyhow::
     // Where one half ends by itself, the other ends too, and the program is started anew.
     let serving = async {
         let _stops_the_other = shutdown.token().drop_guard();
-        server.serve(router, shutdown.token(), GRACE).await
+        server.serve(router, shutdown.token(), Drain::BEHIND_SERVICE).await
     };
     let consuming = async {
         let _stops_the_other = shutdown.token().drop_guard();

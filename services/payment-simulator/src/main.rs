@@ -17,13 +17,12 @@ mod ledger;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::Parser;
 use jetwright_process::configuration::Problems;
 use jetwright_process::health::Health;
-use jetwright_process::http::HttpMetrics;
+use jetwright_process::http::{Drain, HttpMetrics};
 use jetwright_process::shutdown::Shutdown;
 use jetwright_process::telemetry::Telemetry;
 use jetwright_process::{admin, metrics};
@@ -32,9 +31,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::configuration::Configuration;
 use crate::http::Gateway;
-
-/// How long requests in flight may take after the end was asked for.
-const GRACE: Duration = Duration::from_secs(20);
 
 /// Authorizes amounts by simple rules: a stand-in for a payment gateway.
 ///
@@ -75,7 +71,7 @@ async fn run(configuration: Configuration) -> anyhow::Result<()> {
     });
 
     let router = http::router(Gateway::new(capacity, simulation), http_metrics);
-    server.serve(router, shutdown.token(), GRACE).await?;
+    server.serve(router, shutdown.token(), Drain::BEHIND_SERVICE).await?;
     answered.cancel();
     probes.await?.context("probes")
 }

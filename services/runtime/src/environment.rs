@@ -1,11 +1,13 @@
 //! What the operator tells a pod: where NATS is, who the pod is there, and which consumers its handlers consume from. Reads
 //! the environment, one file, and the folder of credentials.
 
-use std::{env, fs, path::Path};
+mod file;
+
+use std::{env, path::Path};
 
 use async_nats::ServerAddr;
 use jetwright_crds::environment::{
-    Binding, Bindings, HANDLER_DEADLINES, JETWRIGHT_BINDINGS, NATS_CREDENTIALS, NATS_URL, OTEL_SERVICE_NAME,
+    Bindings, JETWRIGHT_BINDINGS, NATS_CREDENTIALS, NATS_URL, OTEL_SERVICE_NAME,
 };
 use jetwright_process::{
     configuration::{Problem, Problems},
@@ -23,6 +25,11 @@ pub struct Environment {
     pub credentials: Option<Credentials>,
     /// What each handler consumes from, by the name of its EventConsumer.
     pub bindings: Bindings,
+    /// Paths of what the bindings file has and this program does not know: it ignores them, and [`Service::connect`] warns of
+    /// them.
+    ///
+    /// [`Service::connect`]: crate::Service::connect
+    pub unknown_fields: Vec<String>,
 }
 
 impl Environment {
@@ -53,18 +60,30 @@ impl Environment {
             problems.extend_from_slice(found.as_slice());
             None
         });
-        let bindings = match set(JETWRIGHT_BINDINGS) {
-            None if handlers.is_empty() => Bindings::default(),
+        let file = match set(JETWRIGHT_BINDINGS) {
+            None if handlers.is_empty() => file::Read::default(),
             None => {
                 let expected = format!("expected the path of a file with {}", handlers.join(", "));
                 problems.push(problem(JETWRIGHT_BINDINGS, None, "not set", &expected));
-                Bindings::default()
+                file::Read::default()
             }
-            Some(path) => bindings(Path::new(&path), handlers, &mut problems),
+            Some(path) => file::read(Path::new(&path), handlers, &mut problems),
         };
         Problems::check(problems)?;
         let name = set(OTEL_SERVICE_NAME).unwrap_or_else(|| "jetwright-service".to_owned());
-        Ok(Self { name, servers, credentials, bindings })
+        let file::Read { bindings, unknown_fields } = file;
+        Ok(Self { name, servers, credentials, bindings, unknown_fields })
+    }
+
+    /// Warns once, in one line, of what the bindings file has and this program does not know.
+    pub(crate) fn warn_of_unknown_fields(&self) {
+        if !self.unknown_fields.is_empty() {
+            let fields = self.unknown_fields.join(", ");
+            tracing::warn!(
+                fields,
+                "ignoring fields of JETWRIGHT_BINDINGS that this program is too old to know"
+            );
+        }
     }
 }
 
@@ -102,113 +121,14 @@ fn servers(text: Option<&str>, problems: &mut Vec<Problem>) -> Vec<ServerAddr> {
     servers
 }
 
-fn bindings(path: &Path, handlers: &[&str], problems: &mut Vec<Problem>) -> Bindings {
-    let shown = path.display().to_string();
-    let read = fs::read_to_string(path).map_err(|error| error.to_string());
-    let parsed =
-        read.and_then(|text| serde_saphyr::from_str::<Bindings>(&text).map_err(|error| error.to_string()));
-    match parsed {
-        Ok(bindings) => {
-            for (name, binding) in &bindings.bindings {
-                check(&format!("{shown}: bindings.{name}"), binding, problems);
-            }
-            for name in handlers.iter().filter(|name| !bindings.bindings.contains_key(**name)) {
-                let known: Vec<_> = bindings.bindings.keys().map(String::as_str).collect();
-                let found = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                problems.push(problem(
-                    &format!("{shown}: bindings.{name}"),
-                    Some(JETWRIGHT_BINDINGS),
-                    format!("missing (there are: {found})"),
-                    "expected the EventConsumer of this name among the workload's",
-                ));
-            }
-            bindings
-        }
-        Err(error) => {
-            problems.push(problem(
-                &shown,
-                Some(JETWRIGHT_BINDINGS),
-                error,
-                "expected the operator's bindings file",
-            ));
-            Bindings::default()
-        }
-    }
-}
-
-fn check(path: &str, binding: &Binding, problems: &mut Vec<Problem>) {
-    let Binding {
-        stream,
-        consumer,
-        ack_wait,
-        max_ack_pending,
-        retry,
-        handler_deadline,
-        ordering,
-        dead_letters,
-    } = binding;
-    let backoff = retry.backoff;
-    let dead_letters = dead_letters.as_ref().map_or("none", |dead_letters| &dead_letters.prefix);
-    let rules = [
-        (
-            "stream",
-            is_name(stream),
-            format!("found {stream:?}"),
-            "expected a name without dots, spaces, * and >",
-        ),
-        (
-            "consumer",
-            is_name(consumer),
-            format!("found {consumer:?}"),
-            "expected a name without dots, spaces, * and >",
-        ),
-        ("ackWait", !ack_wait.0.is_zero(), format!("found {ack_wait}"), "expected more than nothing"),
-        ("maxAckPending", *max_ack_pending > 0, "found 0".to_owned(), "expected at least 1"),
-        (
-            "handlerDeadline",
-            HANDLER_DEADLINES.contains(handler_deadline),
-            format!("found {handler_deadline}"),
-            "expected 1s to 1h",
-        ),
-        ("retry.maxAttempts", retry.max_attempts > 0, "found 0".to_owned(), "expected at least 1"),
-        ("retry.backoff.factor", backoff.factor > 0, "found 0".to_owned(), "expected at least 1"),
-        // Without a delay all attempts would be over within milliseconds.
-        (
-            "retry.backoff.initial",
-            !backoff.initial.0.is_zero() && backoff.initial <= backoff.max,
-            format!("found {}", backoff.initial),
-            "expected more than nothing and no more than retry.backoff.max",
-        ),
-        (
-            "ordering.keyTokens",
-            ordering.as_ref().is_none_or(|ordering| !ordering.key_tokens.is_empty()),
-            "found none".to_owned(),
-            "expected the positions, from 0, of the tokens of a subject that are the key",
-        ),
-        (
-            "deadLetters.prefix",
-            dead_letters.split('.').all(is_name),
-            format!("found {dead_letters:?}"),
-            "expected the beginning of a subject, without * and >",
-        ),
-    ];
-    for (field, holds, found, expected) in rules {
-        if !holds {
-            problems.push(problem(&format!("{path}.{field}"), Some(JETWRIGHT_BINDINGS), found, expected));
-        }
-    }
-}
-
-/// Names of streams and consumers are tokens of subjects (NATS ADR-6).
-fn is_name(text: &str) -> bool {
-    !text.is_empty() && !text.contains(|c: char| c.is_whitespace() || ".*>/\\".contains(c))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::{fs, io::Write};
 
-    use jetwright_crds::{Duration, environment::Retry};
+    use jetwright_crds::{
+        Duration,
+        environment::{Binding, Retry},
+    };
 
     use super::*;
 
@@ -296,6 +216,55 @@ mod tests {
         assert_eq!(environment.servers.iter().map(ServerAddr::host).collect::<Vec<_>>(), ["one", "two"]);
     }
 
+    /// A file that an operator of a later release writes.
+    const LATER: &str = "
+        bindings:
+          mails:
+            stream: users
+            consumer: c
+            ackWait: 30s
+            maxAckPending: 256
+            retry: {maxAttempts: 3, backoff: {initial: 1s, factor: 2, max: 1s, jitter: Full}}
+            partitions: {count: 8, keyTokens: [1]}
+        connection: {name: jetwright}
+    ";
+
+    #[test]
+    fn the_file_of_a_later_operator_is_read_and_what_it_has_more_is_named_and_ignored() {
+        let read = |text: &str| environment(Some("localhost"), Some(file(text).path()));
+        let later = read(LATER).unwrap();
+        assert_eq!(
+            later.unknown_fields,
+            ["bindings.mails.retry.backoff.jitter", "bindings.mails.partitions", "connection"]
+        );
+        assert_eq!(later.bindings.bindings["mails"].retry.max_attempts, 3);
+        assert_eq!(read(&format!("version: 1\n{}", unindented(LATER))).unwrap().bindings, later.bindings);
+    }
+
+    #[test]
+    fn a_file_of_a_version_that_cannot_be_understood_is_refused_for_that_alone() {
+        let later =
+            file(&format!("version: 2\n{}", unindented(LATER).replace("stream: users", "streams: [users]")));
+        let told = environment(Some("localhost"), Some(later.path())).unwrap_err().to_string();
+        assert_eq!(
+            told,
+            format!(
+                "{}: version (JETWRIGHT_BINDINGS): found 2; expected 1 at most: a newer operator wrote the file, so rebuild the \
+                 program with a runtime of its release",
+                later.path().display()
+            )
+        );
+        for wrong in ["0", "latest", "1.5", "-1"] {
+            let wrong = file(&format!("version: {wrong}\nbindings: {{}}"));
+            let told = environment(Some("localhost"), Some(wrong.path())).unwrap_err().to_string();
+            assert!(told.contains("version"), "{told}");
+        }
+    }
+
+    fn unindented(text: &str) -> String {
+        text.lines().map(|line| line.strip_prefix("        ").unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    }
+
     #[test]
     fn a_program_without_handlers_needs_no_bindings() {
         assert_eq!(environment(Some("localhost"), None).unwrap().bindings, Bindings::default());
@@ -341,6 +310,6 @@ mod tests {
         assert!(told.starts_with("/nowhere.yaml (JETWRIGHT_BINDINGS): No such file"), "{told}");
         let other = file("replicas: 2");
         let told = environment(Some("localhost"), Some(other.path())).unwrap_err().to_string();
-        assert!(told.contains("replicas"), "{told}");
+        assert!(told.contains("missing field `bindings`"), "{told}");
     }
 }

@@ -83,6 +83,7 @@ impl Service {
         health: &Health,
         registry: &mut Registry,
     ) -> Result<Self, ServiceError> {
+        environment.warn_of_unknown_fields();
         let metrics = Metrics::register(registry);
         let gate = health.gate("nats", "not connected to NATS yet");
         let connection = Connection::open(&environment, gate, metrics.clone()).await?;
@@ -252,15 +253,25 @@ async fn flush(connection: &Connection) {
 
 #[cfg(test)]
 mod tests {
-    use jetwright_crds::environment::STOP_MARGIN;
+    use jetwright_crds::environment::{SHORTEST_GRACE_PERIOD, STOP_MARGIN};
+    use jetwright_process::http::Drain;
 
     use super::*;
     use crate::consumer::SETTLE_TIMEOUT;
 
+    const TELEMETRY: Duration = Duration::from_secs(5);
+
     #[test]
     fn a_stop_fits_into_what_a_pod_is_given_beyond_its_slowest_handler() {
-        let telemetry = Duration::from_secs(5);
-        let beyond = SETTLE_TIMEOUT + FLUSH + telemetry;
+        let beyond = SETTLE_TIMEOUT + FLUSH + TELEMETRY;
         assert!(beyond < STOP_MARGIN.0, "{beyond:?}");
+    }
+
+    #[test]
+    fn an_http_interface_drains_beside_the_handlers_within_the_shortest_grace_period() {
+        let Drain { accept, finish } = Drain::BEHIND_SERVICE;
+        let probes = Duration::from_secs(1);
+        let longest = accept + finish + probes + TELEMETRY;
+        assert!(longest < SHORTEST_GRACE_PERIOD.0, "{longest:?}");
     }
 }

@@ -12,11 +12,10 @@ mod user;
 mod users;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::Context;
 use jetwright_process::health::Health;
-use jetwright_process::http::HttpMetrics;
+use jetwright_process::http::{Drain, HttpMetrics};
 use jetwright_process::shutdown::Shutdown;
 use jetwright_process::{admin, metrics};
 use jetwright_runtime::{Environment, Projection, Rebuilt, Service};
@@ -30,10 +29,6 @@ use crate::users::Users;
 
 /// The EventConsumers whose events the service consumes.
 pub const BINDINGS: [&str; 1] = [Directory::BINDING];
-
-/// How long requests in flight may take after the end was asked for: longer than any waits for NATS, and shorter than the
-/// 30 seconds after which a pod is killed.
-const GRACE: Duration = Duration::from_secs(20);
 
 /// Runs the service until a signal ends it.
 ///
@@ -63,7 +58,7 @@ pub async fn run(configuration: Configuration) -> anyhow::Result<()> {
     let finished = CancellationToken::new();
     let probes = tokio::spawn(admin.serve(health, Arc::new(registry), finished.clone()));
     let stop = shutdown.token();
-    let serving = server.serve(http::router(users, http_metrics), stop.clone(), GRACE);
+    let serving = server.serve(http::router(users, http_metrics), stop.clone(), Drain::BEHIND_SERVICE);
     let (http_ended, consuming_ended) =
         tokio::join!(then_stop(serving, &shutdown), then_stop(service.run(stop), &shutdown));
     finished.cancel();

@@ -45,6 +45,10 @@ The users of the account "jetwright", by name: the namespace and name of their S
       (printf "$JS.API.DIRECT.GET.%s" $stream)
       (printf "$JS.API.DIRECT.GET.%s.>" $stream)) -}}
 {{- end -}}
+{{- /* What cannot be parsed as it is delivered is fetched by its sequence. Last, so that a list that has it already stays as it is. */}}
+{{- range $stream, $consumers := $spec.consume -}}
+{{- if $consumers }}{{ $publish = append $publish (printf "$JS.API.STREAM.MSG.GET.%s" $stream) }}{{ end -}}
+{{- end -}}
 {{- $subscribe := concat ($spec.subscribe | default list) (list (printf "_INBOX_%s.>" $name)) -}}
 {{- $_ := set $users $name (dict "namespace" $spec.namespace "secret" (printf "nats-%s" $name)
       "publish" (uniq $publish) "subscribe" (uniq $subscribe)) -}}

@@ -19,7 +19,10 @@ use jetwright_order_service::{
     steps::{StepMetrics, Steps},
     users::Users,
 };
-use jetwright_process::{health::Health, http::bind};
+use jetwright_process::{
+    health::Health,
+    http::{Drain, bind},
+};
 use jetwright_proto::events::v1::UserCreated;
 use jetwright_runtime::{Environment, PublishOptions, Publisher, Service};
 use jetwright_testing::{NatsServer, await_until};
@@ -103,6 +106,7 @@ impl Shop {
             servers: vec![self.nats.url().parse().unwrap()],
             credentials: None,
             bindings: Self::bindings(),
+            unknown_fields: Vec::new(),
         };
         let settings = configuration::Shop {
             catalogue: wares(),
@@ -115,7 +119,7 @@ impl Shop {
             make(settings, environment, &health, &mut registry).await.unwrap();
         let server = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let url = format!("http://{}", server.local_address().unwrap());
-        let serving = tokio::spawn(server.serve(router, stop.clone(), SOON));
+        let serving = tokio::spawn(server.serve(router, stop.clone(), Drain::at_once(SOON)));
         let consuming = tokio::spawn(service.run(stop.clone()));
         await_until("readiness", SOON, async || health.ready().map_err(|why| format!("{why:?}"))).await;
         seeding.await.unwrap();
@@ -233,6 +237,7 @@ async fn connect(nats: &NatsServer) -> Service {
         servers: vec![nats.url().parse().unwrap()],
         credentials: None,
         bindings: Bindings::default(),
+        unknown_fields: Vec::new(),
     };
     Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()
 }

@@ -89,6 +89,7 @@ async fn connect(url: &str, job: &Job) -> Service {
         servers: vec![url.parse().unwrap()],
         credentials: None,
         bindings: Bindings { bindings: [(Counting::BINDING.to_owned(), binding)].into() },
+        unknown_fields: Vec::new(),
     };
     Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()
 }

@@ -52,6 +52,8 @@ use crate::{Handler, Limits, Publisher, Reader, connection::Connection, metrics:
 
 /// Beyond a handler's deadline, what a stop leaves for an attempt that was still to arrive, and for acknowledgements.
 pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a consumer may be away before its process is not ready.
+const UNREADY_AFTER: Duration = Duration::from_secs(10);
 /// Deliveries that are held for each that is handled at once, where others of their key have to come first.
 const WAITING_PER_SLOT: u32 = 16;
 /// How long ago JetStream may have shown that the consumer is still the same one, for an acknowledgement to be sent without asking. A
@@ -198,9 +200,9 @@ impl<H> ConsumerLoop<H> {
         self.capacity_freed.notify_one();
     }
 
-    /// The consumer cannot be used now, and why.
+    /// The consumer cannot be used now, and why. A pod that serves HTTP too leaves its Service only where that lasts.
     fn unavailable(&self, why: &str) {
-        self.gate.close(why);
+        self.gate.close_after(UNREADY_AFTER, why);
     }
 }
 

@@ -34,7 +34,13 @@ async fn service(cluster: &NatsCluster) -> Service {
 
 async fn service_with(cluster: &NatsCluster, bindings: Bindings) -> Service {
     let servers = cluster.url().split(',').map(|url| url.parse().unwrap()).collect();
-    let environment = Environment { name: "tests".to_owned(), servers, credentials: None, bindings };
+    let environment = Environment {
+        name: "tests".to_owned(),
+        servers,
+        credentials: None,
+        bindings,
+        unknown_fields: vec![],
+    };
     Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()
 }
 

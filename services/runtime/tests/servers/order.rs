@@ -223,7 +223,13 @@ impl OnCluster {
         binding.max_ack_pending = 1000;
         binding.ordering = ordered.then(|| Ordering { key_tokens: vec![1] });
         let servers = vec![url.parse().unwrap()];
-        let environment = Environment { name: "tests".to_owned(), servers, credentials: None, bindings };
+        let environment = Environment {
+            name: "tests".to_owned(),
+            servers,
+            credentials: None,
+            bindings,
+            unknown_fields: Vec::new(),
+        };
         let (mut registry, stop) = (Registry::default(), CancellationToken::new());
         let mut service = Service::connect(environment, &Health::new(), &mut registry).await.unwrap();
         service.handle(handler.clone()).unwrap();

@@ -279,6 +279,7 @@ impl Bench {
             servers: vec![self.url.parse().unwrap()],
             credentials: self.credentials.clone(),
             bindings: Bindings { bindings: [("numbers".to_owned(), self.binding.clone())].into() },
+            unknown_fields: Vec::new(),
         }
     }
 

@@ -87,11 +87,16 @@ impl Bench {
 
     /// The service's program with the environment that the operator gives it.
     pub fn program(&self) -> ProcessBuilder {
+        self.program_with("")
+    }
+
+    /// The same with a bindings file that has these lines more, the first of them in the binding.
+    pub fn program_with(&self, more: &str) -> ProcessBuilder {
         let bindings = self.folder.path().join("bindings.yaml");
         let yaml = format!(
             "bindings:\n  user-directory:\n    stream: {}\n    consumer: user-directory\n    \
              ackWait: 30s\n    maxAckPending: 256\n    \
-             retry: {{maxAttempts: 6, backoff: {{initial: 50ms, factor: 2, max: 1s}}}}\n",
+             retry: {{maxAttempts: 6, backoff: {{initial: 50ms, factor: 2, max: 1s}}}}\n{more}",
             self.stream
         );
         fs::write(&bindings, yaml).unwrap();

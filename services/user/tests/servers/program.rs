@@ -1,5 +1,6 @@
 //! The program itself: how it starts, and how it ends.
 
+use jetwright_testing::await_until;
 use reqwest::StatusCode;
 
 use crate::bench::{ANN, Bench, SOON, UserService};
@@ -35,6 +36,44 @@ async fn it_ends_when_asked_and_says_so_by_its_code() {
     service.register(ANN).await;
     service.process.signal("TERM");
     assert_eq!(service.process.wait_exit(SOON).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn it_answers_new_callers_after_it_was_asked_to_stop_until_they_have_learnt_of_it() {
+    let bench = Bench::start().await;
+    let service = bench.service().await;
+    service.process.signal("TERM");
+    await_until("readiness to be off", SOON, async || match service.ready().await {
+        (StatusCode::SERVICE_UNAVAILABLE, body) if body["reasons"]["stopping"].is_string() => Ok(()),
+        answer => Err(format!("{answer:?}")),
+    })
+    .await;
+    let user = service.register(ANN).await;
+    let (status, shown) = service.show(user["id"].as_str().unwrap()).await;
+    assert_eq!((status, &shown["email"]), (StatusCode::OK, &user["email"]));
+    assert_eq!(service.process.wait_exit(SOON).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn it_runs_on_the_bindings_of_a_later_operator_and_warns_once_of_what_it_does_not_know() {
+    let bench = Bench::start().await;
+    let later = "    partitions: {count: 8, keyTokens: [1]}\nconnection: jetwright\nversion: 1\n";
+    let service = UserService::start(bench.program_with(later)).await;
+    service.await_ready().await;
+    let user = service.register(ANN).await;
+    bench.in_directory(user["id"].as_str().unwrap()).await;
+    let log = service.process.log();
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains("JETWRIGHT_BINDINGS")).collect();
+    let [warning] = warnings.as_slice() else { panic!("not one warning: {warnings:#?}") };
+    assert!(warning.contains("bindings.user-directory.partitions, connection"), "{warning}");
+}
+
+#[tokio::test]
+async fn bindings_of_a_version_that_it_does_not_understand_stop_it_at_the_start() {
+    let bench = Bench::without_consumer().await;
+    let process = bench.program_with("version: 2\n").start();
+    assert_eq!(process.wait_exit(SOON).await.code(), Some(2));
+    process.await_log("version (JETWRIGHT_BINDINGS): found 2; expected 1 at most", SOON).await;
 }
 
 #[tokio::test]
