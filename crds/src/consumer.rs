@@ -142,8 +142,8 @@ pub enum DeliverPolicy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RetrySpec {
-    /// Deliveries of one message altogether, the first included. Default: 6 where there is a workload; without one,
-    /// JetStream delivers without end.
+    /// Attempts at one message. With a workload: calls of its handler, default: 6. Without one: JetStream's deliveries
+    /// altogether, default: without end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_attempts: Option<u32>,

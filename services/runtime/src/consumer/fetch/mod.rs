@@ -99,6 +99,10 @@ impl<H: Handler> Fetcher<'_, H> {
             let stopped = self.fetch_while_available(&observation).await;
             let _ = self.outbound.send(Fetched::Doubt);
             consumer.proof.revoke();
+            if let Stopped::PermissionDenied(violation) = &stopped {
+                // That does not pass by itself.
+                consumer.gate.close(&violation.to_string());
+            }
             let is_denied = matches!(stopped, Stopped::PermissionDenied(_));
             refused = if is_denied || self.served() == served { refused + 1 } else { 0 };
             let why = match stopped {
