@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     proxy::Proxy,
-    support::{Bench, SOON},
+    support::{Bench, SOON, record_traces},
 };
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -149,8 +149,7 @@ impl Bank {
     }
 
     pub async fn with(config: stream::Config) -> Self {
-        let filter = tracing_subscriber::EnvFilter::new("info,jetwright_runtime=debug");
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        record_traces();
         let nats = NatsServer::start().await;
         let jetstream = nats.jetstream().await;
         jetstream.create_stream(config).await.unwrap();
