@@ -57,14 +57,13 @@ impl<P: Ports> Handler for Fulfilment<P> {
         let Some((order, version)) = self.ports.load_order(&placed.order_id).await? else {
             return Err(Failure::transient("the order is not in its stream yet"));
         };
-        let result = match order.end {
-            Some(result) => result,
-            None => {
-                let (ports, metrics) = (&self.ports, &self.metrics);
-                let steps = Steps { ports, metrics, order: &order.placed, version: &version, deadline };
-                let verdict = verdict(&order.placed.order_id, steps.take().await, metadata.is_last_attempt)?;
-                self.end(version, order_result(&order.placed.order_id, verdict, Timestamp::now())).await?
-            }
+        let result = if let Some(result) = order.end {
+            result
+        } else {
+            let (ports, metrics) = (&self.ports, &self.metrics);
+            let steps = Steps { ports, metrics, order: &order.placed, version: &version, deadline };
+            let verdict = verdict(&order.placed.order_id, steps.take().await, metadata.is_last_attempt)?;
+            self.end(version, order_result(&order.placed.order_id, verdict, Timestamp::now())).await?
         };
         match result {
             OrderResult::Confirmed(_) => complete(&self.ports, &order.placed).await,
@@ -80,7 +79,7 @@ impl<P: Ports> Fulfilment<P> {
         let order_id = result.order_id();
         for _ in 0..MAX_CONFLICTS {
             if self.ports.end_order(&version, &result).await? {
-                tracing::info!(order_id, ?result, "order ended");
+                tracing::info!(order_id, ?result, "ended order");
                 return Ok(result);
             }
             match self.ports.load_order(order_id).await? {

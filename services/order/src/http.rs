@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     configuration::ShopConfig,
-    order::{OrderResult, OrderAggregate, TimelineEntry, Order},
+    order::{Order, OrderAggregate, OrderResult, TimelineEntry},
     orders::Orders,
     placement::{NewOrder, is_same, order_id, place},
 };
@@ -108,7 +108,9 @@ fn view(order: Order, timeline: Vec<TimelineEntry>) -> OrderView {
     let (authorization_id, rejection) = match order.end {
         None => (None, None),
         Some(OrderResult::Confirmed(end)) => (Some(end.authorization_id), None),
-        Some(OrderResult::Rejected(end)) => (None, Some(Rejection { step: end.step().name(), reason: end.reason })),
+        Some(OrderResult::Rejected(end)) => {
+            (None, Some(Rejection { step: end.step().name(), reason: end.reason }))
+        }
     };
     let placed = order.placed;
     let lines = placed.lines.into_iter();

@@ -22,30 +22,23 @@ pub mod orders;
 pub mod payments;
 pub mod placement;
 pub mod ports;
+mod saga;
 #[cfg(test)]
 mod simulation;
 pub mod steps;
 pub mod stock;
 pub mod users;
 
-use anyhow::Context;
 use axum::Router;
 use jetwright_process::{health::Health, http::HttpMetrics};
 use jetwright_runtime::{Environment, Handler, Projection, Rebuilt, Service};
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 
+pub use self::saga::settle;
 use crate::{
-    adapters::Adapters,
-    compensation::Compensation,
-    configuration::ShopConfig,
-    fulfilment::Fulfilment,
-    gateway::Gateway,
-    http::AppState,
-    inventory::Inventory,
-    orders::Orders,
-    steps::StepMetrics,
-    users::{OrderUsers, Users},
+    adapters::Adapters, compensation::Compensation, configuration::ShopConfig, fulfilment::Fulfilment,
+    http::AppState, users::OrderUsers,
 };
 
 /// The EventConsumers whose events the service consumes.
@@ -73,37 +66,16 @@ pub async fn make(
     health: &Health,
     registry: &mut Registry,
 ) -> anyhow::Result<OrderService> {
-    let fulfilment = environment.bindings.bindings.get(Fulfilment::<Adapters>::BINDING);
-    let handler_deadline = fulfilment.map(|binding| binding.handler_deadline.0).unwrap_or_default();
-    let users_stream = stream(&environment, OrderUsers::BINDING, "users");
-    let orders_stream = stream(&environment, Fulfilment::<Adapters>::BINDING, "orders");
-
-    let mut service = Service::connect(environment, health, registry).await?;
-    let orders = Orders::new(service.aggregates(&orders_stream, order::PREFIX));
-    let inventory = Inventory::new(service.key_value(inventory::BUCKET), &shop.catalogue, registry);
-    let ports = Adapters {
-        orders: orders.clone(),
-        users: Users { known: service.view(), reader: service.reader(), stream: users_stream },
-        inventory: inventory.clone(),
-        gateway: Gateway::new(&shop.payments_url, shop.payments_timeout).context("payment gateway")?,
-        payments: service.aggregates(payments::STREAM, payments::PREFIX),
-        publisher: service.publisher(),
-    };
-    let metrics = StepMetrics::register(registry);
+    let (mut service, saga) = saga::connect(&shop, environment, health, registry).await?;
+    let (orders, inventory) = (saga.fulfilment.ports.orders.clone(), saga.fulfilment.ports.inventory.clone());
     service.project::<OrderUsers>()?;
-    service.handle(Fulfilment { ports: ports.clone(), metrics, handler_deadline })?;
-    service.handle(Compensation { ports })?;
+    service.handle(saga.fulfilment)?;
+    service.handle(saga.compensation)?;
 
     let gate = health.gate("stock", "not put in yet");
     let seeding = tokio::spawn(async move { inventory.seed(gate).await });
     let router = http::router(AppState { orders, shop }, HttpMetrics::register(registry));
     Ok(OrderService { service, router, seeding })
-}
-
-/// JetStream stream of a binding.
-fn stream(environment: &Environment, binding: &str, default: &str) -> String {
-    let binding = environment.bindings.bindings.get(binding);
-    binding.map_or_else(|| default.to_owned(), |binding| binding.stream.clone())
 }
 
 /// Makes what is known of users anew from their stream, while services keep it.

@@ -138,7 +138,10 @@ mod tests {
     }
 
     fn confirmed() -> OrderResult {
-        OrderResult::Confirmed(OrderConfirmed { authorization_id: "a".to_owned(), ..OrderConfirmed::default() })
+        OrderResult::Confirmed(OrderConfirmed {
+            authorization_id: "a".to_owned(),
+            ..OrderConfirmed::default()
+        })
     }
 
     fn folded(events: Vec<OrderEvent>) -> Option<Order> {

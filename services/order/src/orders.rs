@@ -3,7 +3,7 @@
 use jetwright_proto::events::v1::OrderPlaced;
 use jetwright_runtime::{AggregateError, Aggregates, Decision, Error, Loaded, NewEvent};
 
-use crate::order::{OrderResult, OrderAggregate};
+use crate::order::{OrderAggregate, OrderResult};
 
 /// The orders of the shop. Clones share one connection.
 #[derive(Clone, Debug)]

@@ -112,7 +112,9 @@ mod tests {
 
     fn after(events: &[PaymentEvent]) -> Payment {
         let mut payment = Payment::default();
-        events.iter().for_each(|event| payment.record(event));
+        for event in events {
+            payment.record(event);
+        }
         payment
     }
 
@@ -122,7 +124,7 @@ mod tests {
         assert_eq!(after(&[authorized()]).accepts(&authorized()), None);
         assert_eq!(after(&[voided("a")]).accepts(&authorized()), None);
         let declined = PaymentEvent::Declined(PaymentDeclined::default());
-        assert_eq!(after(&[declined.clone()]).accepts(&declined), None);
+        assert_eq!(after(std::slice::from_ref(&declined)).accepts(&declined), None);
     }
 
     #[test]

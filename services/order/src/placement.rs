@@ -47,7 +47,12 @@ pub fn order_id(order: &NewOrder, idempotency_key: Option<&str>) -> Uuid {
 /// # Errors
 ///
 /// Every field that is wrong.
-pub fn place(order: &NewOrder, order_id: Uuid, shop: &ShopConfig, now: Timestamp) -> Result<OrderPlaced, Problem> {
+pub fn place(
+    order: &NewOrder,
+    order_id: Uuid,
+    shop: &ShopConfig,
+    now: Timestamp,
+) -> Result<OrderPlaced, Problem> {
     let mut problem = Problem::invalid("the order cannot be placed");
     if order.lines.is_empty() || order.lines.len() > MOST_LINES {
         problem =

@@ -1,6 +1,9 @@
-use proptest::{collection::vec, prelude::*};
+use proptest::{bool::weighted, collection::vec, prelude::*};
 
-use super::{Fate, MAX_CONCURRENT, Simulation, world::{ARTICLES, World}};
+use super::{
+    Fate, MAX_CONCURRENT, Simulation,
+    world::{ARTICLES, World},
+};
 
 /// More answers than an attempt asks for.
 const MAX_ANSWERS: usize = 16;
@@ -41,13 +44,13 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
 fn make(simulation: &mut Simulation, next: &Move) {
     let chosen = |index: usize, of: usize| (of > 0).then(|| index % of.max(1));
     let attempt = |simulation: &Simulation, index| {
-        chosen(index, simulation.attempts.len()).map(|index| simulation.attempts[index].id).into_iter()
+        chosen(index, simulation.attempts.len()).map(|index| simulation.attempts[index].id)
     };
     match *next {
         Move::Deliver => drop(simulation.deliver()),
         Move::Compensate => drop(simulation.compensate()),
         Move::Advance(index, answers) => {
-            for attempt in attempt(simulation, index) {
+            if let Some(attempt) = attempt(simulation, index) {
                 let mut left = answers;
                 simulation.advance(attempt, |_| {
                     left -= 1;
@@ -56,40 +59,43 @@ fn make(simulation: &mut Simulation, next: &Move) {
             }
         }
         Move::Fail(index, fate) => {
-            let index = chosen(index, simulation.network().pending.len());
-            index.into_iter().for_each(|index| simulation.serve(index, fate));
+            let pending = simulation.network().pending.len();
+            if let Some(index) = chosen(index, pending) {
+                simulation.serve(index, fate);
+            }
         }
         Move::Land(index) => {
-            let index = chosen(index, simulation.network().late.len());
-            index.into_iter().for_each(|index| simulation.land(index));
+            let late = simulation.network().late.len();
+            if let Some(index) = chosen(index, late) {
+                simulation.land(index);
+            }
         }
         Move::TimeOut(index) => {
-            attempt(simulation, index).for_each(|attempt| simulation.time_out(attempt));
+            if let Some(attempt) = attempt(simulation, index) {
+                simulation.time_out(attempt);
+            }
         }
         Move::Kill(index) => {
-            attempt(simulation, index).for_each(|attempt| simulation.kill(attempt));
+            if let Some(attempt) = attempt(simulation, index) {
+                simulation.kill(attempt);
+            }
         }
         Move::UserExists(exists) => simulation.network().world.user_exists = exists,
         Move::Trade(article, takes) => simulation.network().world.trade(ARTICLES[article], takes),
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-
-    #[test]
-    fn whatever_happens_to_its_attempts_an_order_ends_once_and_keeps_nothing_but_what_its_end_says(
-        declines in proptest::bool::weighted(0.2),
-        moves in moves(),
-    ) {
+#[test]
+fn whatever_happens_to_its_attempts_an_order_ends_once_and_keeps_nothing_but_what_its_end_says() {
+    proptest!(ProptestConfig::with_cases(256), |(declines in weighted(0.2), moves in moves())| {
         let mut simulation = Simulation::new(World { gateway_declines: declines, ..World::new() });
         simulation.deliver();
         for next in &moves {
             make(&mut simulation, next);
             let ends = simulation.network().world.ends.len();
-            prop_assert!(ends <= 1, "{ends} ends");
+            prop_assert!(ends <= 1, "{} ends", ends);
         }
         simulation.settle();
         prop_assert_eq!(simulation.check_settled(), Ok(()));
-    }
+    });
 }

@@ -103,13 +103,12 @@ impl World {
     /// Another order takes a piece, or gives one back.
     pub(super) fn trade(&mut self, sku: &str, takes: bool) {
         let Some(entry) = self.stocks.get_mut(sku) else { return };
-        let taken = self.taken_by_others.entry(sku.to_owned()).or_default();
-        if takes && entry.stock.available > 0 {
-            (entry.stock.available, *taken, entry.revision) =
-                (entry.stock.available - 1, *taken + 1, entry.revision + 1);
-        } else if !takes && *taken > 0 {
-            (entry.stock.available, *taken, entry.revision) =
-                (entry.stock.available + 1, *taken - 1, entry.revision + 1);
+        let others = self.taken_by_others.entry(sku.to_owned()).or_default();
+        let available = &mut entry.stock.available;
+        let (from, to) = if takes { (available, others) } else { (others, available) };
+        if *from > 0 {
+            (*from, *to) = (*from - 1, *to + 1);
+            entry.revision += 1;
         }
     }
 
