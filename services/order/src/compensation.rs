@@ -30,7 +30,7 @@ impl<P: Ports> Handler for Compensation<P> {
         };
         match order.end {
             Some(OrderResult::Rejected(_)) => {}
-            // A confirmed order keeps its pieces and its payment, whatever somebody publishes later.
+            // A confirmed order keeps its pieces and its payment, whatever is published later.
             Some(OrderResult::Confirmed(_)) => {
                 tracing::warn!(order_id = rejected.order_id, "ignoring the rejection of a confirmed order");
                 return Ok(());

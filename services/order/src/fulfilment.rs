@@ -25,7 +25,7 @@ use crate::{
     steps::{StepMetrics, Steps, Verdict, complete},
 };
 
-/// What a user is told of an order that no attempt could decide.
+/// The reason of a rejection where no attempt could decide the order.
 pub const UNDECIDED: &str = "it could not be decided in time";
 
 /// How long an attempt needs after its steps, to write the end of the order: an append is given up after five seconds, and asks
@@ -100,7 +100,7 @@ fn time_for_steps(handler_deadline: Duration) -> Duration {
 }
 
 /// The verdict where a step could not decide: none yet while another attempt may help, else a rejection. An order must not stay
-/// open with its pieces set aside because nobody tries any more. Pure.
+/// open with its pieces set aside because no attempt is left. Pure.
 fn verdict(
     order_id: &str,
     taken: Result<Verdict, (FulfilmentStep, Failure)>,

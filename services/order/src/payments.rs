@@ -1,4 +1,4 @@
-//! The payment of an order as its events tell it. Pure.
+//! The payment of an order, folded from its events. Pure.
 
 use bytes::Bytes;
 use jetwright_proto::events::v1::{PaymentAuthorized, PaymentDeclined, PaymentVoided};
@@ -55,8 +55,8 @@ impl Payment {
             }
             PaymentEvent::Voided(_) if self.voided => None,
             PaymentEvent::Voided(voided) => {
-                let told = Some(voided.authorization_id.clone()).filter(|id| !id.is_empty());
-                let authorization_id = self.authorization_id.clone().or(told)?;
+                let known = Some(voided.authorization_id.clone()).filter(|id| !id.is_empty());
+                let authorization_id = self.authorization_id.clone().or(known)?;
                 Some(PaymentEvent::Voided(PaymentVoided { authorization_id, ..voided.clone() }))
             }
             PaymentEvent::Unknown => None,
@@ -86,7 +86,7 @@ impl Aggregate for Payment {
 }
 
 impl PaymentEvent {
-    /// As it is appended to the stream.
+    /// The event in the form that is appended to the stream.
     pub(crate) fn to_append(&self) -> Option<NewEvent> {
         Some(match self.clone() {
             Self::Authorized(event) => NewEvent::new("authorized", event),

@@ -25,7 +25,7 @@ use crate::{compensation::Compensation, fulfilment::Fulfilment, order::OrderResu
 
 /// Deliveries of the placed order until it becomes a dead letter.
 const MAX_ATTEMPTS: u32 = 3;
-/// Attempts at the placed order that run at once: a redelivery goes to another process while a slow one is still at work.
+/// Attempts at one event that run at once: a redelivery goes to another process while a slow one is still at work.
 const MAX_CONCURRENT: usize = 2;
 /// Requests until an order must have settled.
 const PATIENCE: u32 = 1000;
@@ -94,8 +94,7 @@ impl Simulation {
 
     /// Delivers the placed order once more, unless JetStream would not.
     fn deliver(&mut self) -> Option<u64> {
-        let running = self.attempts.iter().filter(|attempt| attempt.consumer == Consumer::Fulfilment).count();
-        if self.fulfilled || self.dead || running >= MAX_CONCURRENT {
+        if self.fulfilled || self.dead || self.running(Consumer::Fulfilment) >= MAX_CONCURRENT {
             return None;
         }
         self.deliveries += 1;
@@ -114,8 +113,7 @@ impl Simulation {
     /// Delivers the rejection, if there is one that is not acknowledged.
     fn compensate(&mut self) -> Option<u64> {
         let rejected = self.rejection()?;
-        let running = self.attempts.iter().any(|attempt| attempt.consumer == Consumer::Compensation);
-        if self.compensated || running {
+        if self.compensated || self.running(Consumer::Compensation) >= MAX_CONCURRENT {
             return None;
         }
         self.compensations += 1;
@@ -123,6 +121,10 @@ impl Simulation {
         let compensation = Compensation { ports: self.ports() };
         let work = Box::pin(async move { compensation.handle(rejected, &metadata).await });
         Some(self.begin(Consumer::Compensation, false, work))
+    }
+
+    fn running(&self, consumer: Consumer) -> usize {
+        self.attempts.iter().filter(|attempt| attempt.consumer == consumer).count()
     }
 
     fn rejection(&self) -> Option<OrderRejected> {
@@ -175,7 +177,9 @@ impl Simulation {
         let mut network = self.network();
         let Pending { id, request, .. } = network.pending.remove(index);
         let lost = Err(Failure::transient("no answer"));
+        let is_for_gateway = matches!(request, Request::Authorize | Request::Void);
         let answer = match fate {
+            _ if network.gateway_away && is_for_gateway => lost,
             Fate::Answered => Ok(network.world.serve(&request)),
             Fate::AnswerLost => {
                 network.world.serve(&request);
@@ -213,8 +217,7 @@ impl Simulation {
     /// Answers an attempt's requests up to this one, which waits; `false` where the attempt ends before.
     fn advance(&mut self, attempt: u64, mut stop: impl FnMut(&Request) -> bool) -> bool {
         for _ in 0..PATIENCE {
-            let next = self.network().pending.iter().position(|pending| pending.attempt == attempt);
-            let Some(index) = next else { return false };
+            let Some(index) = self.pending_of(attempt).first().copied() else { return false };
             if stop(&self.network().pending[index].request) {
                 return true;
             }
@@ -223,9 +226,10 @@ impl Simulation {
         panic!("attempt {attempt} goes on for ever");
     }
 
-    /// Answers whatever is asked, and delivers whatever is not acknowledged, until nothing is left; an operator replays a dead
+    /// The gateway is back. Answers whatever is asked, and delivers whatever is not acknowledged, until nothing is left; an operator replays a dead
     /// letter. Then late requests take effect, however late.
     fn settle(&mut self) {
+        self.network().gateway_away = false;
         for _ in 0..PATIENCE {
             if !self.network().pending.is_empty() {
                 self.serve(0, Fate::Answered);
@@ -240,6 +244,13 @@ impl Simulation {
             }
         }
         panic!("an order does not settle");
+    }
+
+    /// Places of an attempt's requests that have no answer yet.
+    fn pending_of(&self, attempt: u64) -> Vec<usize> {
+        let network = self.network();
+        let own = network.pending.iter().enumerate().filter(|(_, pending)| pending.attempt == attempt);
+        own.map(|(index, _)| index).collect()
     }
 
     fn check_settled(&self) -> Result<(), String> {

@@ -40,13 +40,15 @@ pub(super) struct Network {
     pub(super) late: Vec<Request>,
     /// Attempts whose steps are over by their deadline.
     pub(super) timed_out: BTreeSet<u64>,
+    /// The gateway answers nothing and decides nothing.
+    pub(super) gateway_away: bool,
     requests: u64,
 }
 
 impl Network {
     pub(super) fn new(world: World) -> Self {
         let (pending, answers, late, timed_out) = Default::default();
-        Self { world, pending, answers, late, timed_out, requests: 0 }
+        Self { world, pending, answers, late, timed_out, gateway_away: false, requests: 0 }
     }
 }
 

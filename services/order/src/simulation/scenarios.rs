@@ -53,7 +53,7 @@ fn money_that_a_slow_attempt_asks_for_after_the_rejection_and_the_void_is_not_au
     simulation.advance(compensation, never);
     assert!(simulation.fulfilled && simulation.compensated);
     assert!(simulation.advance(slow, |request| matches!(request, Request::EndOrder(..))));
-    // Nobody is left to undo anything.
+    // No attempt is left that would undo anything.
     simulation.kill(slow);
     assert_eq!(simulation.check_settled(), Ok(()));
     settles(simulation);
@@ -83,13 +83,15 @@ fn pieces_that_a_slow_attempt_wants_after_the_rejection_and_the_release_are_not_
 #[test]
 fn an_order_whose_gateway_is_away_for_all_attempts_is_rejected_by_the_last_and_undone() {
     let mut simulation = Simulation::new(World::new());
-    for attempt in 1..=MAX_ATTEMPTS {
-        assert!(!is_rejected(&simulation), "before attempt {attempt}");
+    for number in 1..=MAX_ATTEMPTS {
+        assert!(!is_rejected(&simulation), "before attempt {number}");
         let attempt = simulation.deliver().unwrap();
         assert!(simulation.advance(attempt, |request| *request == Request::Authorize));
+        simulation.network().gateway_away = number > 1;
         simulation.serve(0, Fate::AnswerLost);
         simulation.advance(attempt, never);
     }
+    assert_eq!(simulation.network().world.authorization, Authorization::Authorized);
     assert!(is_rejected(&simulation) && simulation.fulfilled);
     settles(simulation);
 }

@@ -1,7 +1,7 @@
 //! The second step: every line is in stock and set aside for the order. Reads the stock and the order, and changes the stock by
 //! compare-and-set.
 //!
-//! A slow attempt must set nothing aside once another one has ended the order, since nobody would give it back. So it reads
+//! A slow attempt must set nothing aside once another one has ended the order, since no release would follow. So it reads
 //! the stock, *then* asks whether the order is still open, *then* writes at the revision that it read; and [`release`], which
 //! begins after the order was rejected, always writes. Either the reservation is written before the release, which then finds
 //! it, or the release is written before: then the stock was read before that, and the revision is another one, or after that,

@@ -72,7 +72,7 @@ async fn an_order_whose_gateway_is_away_for_longer_than_all_attempts_is_rejected
     let shop = Shop::open().await;
     let first = Program::start(&shop).await;
     let user = shop.register().await;
-    // It authorizes, nobody hears of it, and then it is away.
+    // The gateway authorizes, its answer is lost, and then it is away.
     shop.gateway.lose_answers(1);
     let id = place(&first, &user).await;
     await_authorized(&shop, &id).await;
@@ -98,7 +98,7 @@ async fn an_order_whose_gateway_is_away_for_longer_than_all_attempts_is_rejected
     assert!(shop.gateway.authorized().contains_key(&id));
     second.kill();
 
-    // Whoever comes owes the void.
+    // The void is owed by the service and not by a process.
     shop.gateway.set_away(false);
     let service = shop.serve().await;
     shop.await_settled().await;
@@ -128,7 +128,7 @@ async fn a_slow_attempt_neither_sets_pieces_aside_nor_pays_after_another_one_has
     let (user, id) = (shop.register().await, Uuid::now_v7().to_string());
     let (placed, adapters) = (placed(&id, &user), shop.adapters().await);
     let options = PublishOptions::default;
-    // Fulfilment hears of it when everything is over.
+    // No attempt of the service itself is under way.
     shop.jetstream.delete_consumer_from_stream("order-fulfilment", "orders").await.unwrap();
     shop.others.publish(&format!("orders.{id}.placed"), &placed, options()).await.unwrap();
     let (_, version) = adapters.load_order(&id).await.unwrap().unwrap();

@@ -167,7 +167,7 @@ impl Shop {
         self.make_consumer("users", "order-users", "users.*.created").await;
     }
 
-    /// Somebody deletes the consumers of orders, and they are made again: everything is delivered again, as the first time.
+    /// Recreates the consumers of orders: everything is delivered again, with attempts from 1.
     pub async fn make_order_consumers_again(&self) {
         for name in ["order-fulfilment", "order-compensation"] {
             self.jetstream.delete_consumer_from_stream(name, "orders").await.unwrap();
@@ -180,7 +180,7 @@ impl Shop {
         self.make_consumer("orders", "order-compensation", "orders.*.rejected").await;
     }
 
-    /// Nobody knows a user any more.
+    /// Removes every user.
     pub async fn forget_users(&self) {
         self.jetstream.get_stream("users").await.unwrap().purge().await.unwrap();
         self.jetstream.get_stream("KV_order-users").await.unwrap().purge().await.unwrap();
