@@ -125,14 +125,13 @@ fn turn(simulation: &mut Simulation, attempt: u64, until: Until, then: &Then) {
         }
     });
     match then {
-        Then::Stall => {}
         Then::Kill => simulation.kill(attempt),
         Then::TimeOut => simulation.time_out(attempt),
         Then::Fail(index, fate) if goes_on => {
             let pending = simulation.pending_of(attempt);
             simulation.serve(pending[*index % pending.len()], *fate);
         }
-        Then::Fail(..) => {}
+        Then::Stall | Then::Fail(..) => {}
     }
 }
 
