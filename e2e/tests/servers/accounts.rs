@@ -92,9 +92,12 @@ async fn each_service_is_a_nats_user_of_its_own_and_needs_no_more_than_this_one_
         let order = shop.place(user, sku, 1).await;
         assert_eq!(shop.ended(&order).await["state"], end);
     }
-    for (stream, consumer) in
-        [("users", "user-directory"), ("users", "order-users"), ("orders", "order-fulfilment")]
-    {
+    for (stream, consumer) in [
+        ("users", "user-directory"),
+        ("users", "order-users"),
+        ("orders", "order-fulfilment"),
+        ("orders", "order-compensation"),
+    ] {
         shop.await_handled(stream, consumer).await;
     }
     let connections: Value = shop.nats.monitor("/connz?auth=true").await.unwrap();
@@ -200,7 +203,12 @@ async fn a_service_may_keep_the_dead_letters_of_its_own_consumers_and_read_its_s
     let shop = Shop::open().await;
     let own = [
         ("nats-users", "users", &["user-directory"][..], &["users", "KV_user-directory"][..]),
-        ("nats-orders", "orders", &["order-fulfilment"], &["orders", "payments", "users", "KV_inventory"]),
+        (
+            "nats-orders",
+            "orders",
+            &["order-fulfilment", "order-compensation"],
+            &["orders", "payments", "users", "KV_inventory"],
+        ),
         ("nats-orders", "users", &["order-users"], &["KV_order-users"]),
     ];
     for (secret, stream, consumers, streams) in own {

@@ -33,15 +33,17 @@ pub async fn await_declared(namespace: &Namespace<'_>) {
         await_condition::<EventConsumer>(namespace, &name, "ConsumerReady", "True").await;
     }
     let config_maps: Api<ConfigMap> = namespace.api();
-    await_until("the order service's bindings name both consumers", SOON, async || {
+    await_until("the order service's bindings name all its consumers", SOON, async || {
         let bindings =
             config_maps.get("order-fulfilment-bindings").await.map_err(|error| error.to_string())?;
         let text = bindings.data.unwrap_or_default().remove("bindings.yaml").unwrap_or_default();
-        let named = ["order-fulfilment:", "order-users:"].iter().all(|name| text.contains(name));
+        let named = ["order-fulfilment:", "order-compensation:", "order-users:"]
+            .iter()
+            .all(|name| text.contains(name));
         if named { Ok(()) } else { Err(text) }
     })
     .await;
-    for consumer in ["user-directory", "order-fulfilment", "order-users"] {
+    for consumer in ["user-directory", "order-fulfilment", "order-compensation", "order-users"] {
         await_condition::<EventConsumer>(namespace, consumer, "WorkloadReady", "False").await;
     }
 }

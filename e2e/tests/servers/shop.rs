@@ -112,7 +112,7 @@ impl Shop {
         for workload in ["user-directory", "order-fulfilment"] {
             report_available(&namespace, workload).await;
         }
-        for consumer in ["user-directory", "order-fulfilment", "order-users"] {
+        for consumer in ["user-directory", "order-fulfilment", "order-compensation", "order-users"] {
             await_condition::<EventConsumer>(&namespace, consumer, "Ready", "True").await;
         }
         Self {

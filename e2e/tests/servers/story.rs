@@ -123,7 +123,7 @@ async fn the_trace_that_a_caller_began_is_in_every_event_and_in_both_services_lo
     assert_eq!(lines(&shop.users, "registered", trace_id), 1);
     assert_eq!(lines(&shop.users, "projected", trace_id), 1);
     assert_eq!(lines(&shop.orders, "projected", trace_id), 1);
-    assert_eq!(lines(&shop.orders, "the order ended", trace_id), 1);
+    assert_eq!(lines(&shop.orders, "ended order", trace_id), 1);
 }
 
 #[tokio::test]
@@ -140,7 +140,7 @@ async fn a_request_without_a_trace_begins_one_that_both_services_carry_on() {
     assert_ne!(registration, ordering, "two requests are two traces");
     assert_eq!(lines(&shop.users, "registered", registration), 1);
     assert_eq!(lines(&shop.orders, "projected", registration), 1);
-    assert_eq!(lines(&shop.orders, "the order ended", ordering), 1);
+    assert_eq!(lines(&shop.orders, "ended order", ordering), 1);
     for message in stored(&shop.jetstream, "payments", "").await {
         assert_eq!(message.trace_id(), ordering);
     }
@@ -175,7 +175,7 @@ async fn an_order_that_cannot_be_fulfilled_is_rejected_with_step_and_reason_and_
         assert_eq!(order["rejection"], json!({"step": step.name(), "reason": reason}));
         let (_, end) = await_event::<OrderRejected>(&shop.jetstream, &format!("orders.{id}.rejected")).await;
         assert_eq!((end.step(), &end.reason), (step, &reason));
-        shop.await_handled("orders", "order-fulfilment").await;
+        shop.await_handled("orders", "order-compensation").await;
         let subject = format!("notifications.{user}.order_rejected");
         let told: Vec<OrderRejectedNotification> =
             stored(&shop.jetstream, "notifications", &subject).await.iter().map(Stored::event).collect();

@@ -19,12 +19,12 @@ pub struct Configuration {
     /// Where the probes and metrics are (`JETWRIGHT_ADMIN_ADDRESS`).
     pub admin_address: SocketAddr,
     /// What the shop sells, and how it is paid.
-    pub shop: Shop,
+    pub shop: ShopConfig,
 }
 
 /// What the shop sells, and how it is paid.
 #[derive(Clone, Debug)]
-pub struct Shop {
+pub struct ShopConfig {
     /// `catalogue` (`ORDERS_CATALOGUE`): `sku=price:stock, …`, prices in minor units of the currency.
     pub catalogue: Catalogue,
     /// `currency` (`ORDERS_CURRENCY`): an ISO 4217 code (default `EUR`).
@@ -49,7 +49,7 @@ impl Configuration {
     }
 }
 
-fn own(mut reader: Reader) -> Result<(SocketAddr, Shop), Problems> {
+fn own(mut reader: Reader) -> Result<(SocketAddr, ShopConfig), Problems> {
     let http_address = reader.value("http.address", SocketAddr::from(([0, 0, 0, 0], 8080)));
     let catalogue = reader.value("catalogue", Catalogue::default());
     let currency = reader.value("currency", "EUR".to_owned());
@@ -64,7 +64,7 @@ fn own(mut reader: Reader) -> Result<(SocketAddr, Shop), Problems> {
     }
     let ((), payments_url) = Problems::both(reader.finish(), payments_url)?;
     let payments_timeout = Duration::from_millis(milliseconds);
-    Ok((http_address, Shop { catalogue, currency, payments_url, payments_timeout }))
+    Ok((http_address, ShopConfig { catalogue, currency, payments_url, payments_timeout }))
 }
 
 /// The gateway's address. It may hold a password, so of a wrong one only what is wrong with it is told.

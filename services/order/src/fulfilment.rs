@@ -1,130 +1,131 @@
-//! Fulfilment: takes a placed order through its steps to its one end, and then does what the end asks for. Every part may
-//! be repeated, so an order that is delivered again goes on where it stopped.
+//! Fulfilment: takes a placed order through the steps to its one end. Every part may be repeated, so an order that is delivered
+//! again goes on where it stopped.
 //!
-//! What is not done: an order whose last attempt could not decide (the payment gateway was away for all of them) is not
-//! rejected. It stays placed, with its pieces set aside and perhaps an amount authorized, until somebody ends it or
-//! publishes it again; the runtime logs and counts it as given up.
+//! Many attempts may be at work on one order, each as slow as it likes. What keeps them right:
+//!
+//! - The last event is appended with the sequence of the order's newest event, so that an order ends once, whatever attempt
+//!   writes it.
+//! - What an attempt did stays in place until the order is rejected. So an order whose confirmation is stored has its pieces and
+//!   its authorization.
+//! - What any attempt did for a rejected order is undone because of the stored rejection, by [`Compensation`]; and what a slow
+//!   attempt would do after that is refused by the stock and by the gateway.
+//!
+//! [`Compensation`]: crate::compensation::Compensation
 
-use jetwright_proto::events::v1::{
-    FulfilmentStep, OrderConfirmed, OrderPlaced, OrderRejected, OrderRejectedNotification,
-};
-use jetwright_runtime::{ErrorKind, Failure, Handler, Loaded, Metadata, PublishOptions, Publisher};
+use std::time::Duration;
+
+use jetwright_proto::events::v1::{FulfilmentStep, OrderConfirmed, OrderPlaced, OrderRejected};
+use jetwright_runtime::{Failure, Handler, Metadata};
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use crate::{
-    order::{End, Ledger, is_of},
-    orders::Orders,
-    steps::{Steps, Verdict},
+    order::{OrderResult, is_of},
+    ports::Ports,
+    steps::{StepMetrics, Steps, Verdict, complete},
 };
+
+/// The reason of a rejection where no attempt could decide the order.
+pub const UNDECIDED: &str = "it could not be decided in time";
+
+/// How long an attempt needs after its steps, to write the end of the order: an append is given up after five seconds, and asks
+/// for what is there where it met another one.
+const TIME_TO_END: Duration = Duration::from_secs(8);
+/// How often the end is written before an attempt fails. Each conflict means that an event of a later program was stored.
+const MAX_CONFLICTS: u32 = 5;
 
 /// Fulfils orders.
 #[derive(Clone, Debug)]
-pub struct Fulfilment {
-    /// Where orders are kept.
-    pub orders: Orders,
-    /// What they go through.
-    pub steps: Steps,
-    /// Tells users.
-    pub publisher: Publisher,
+pub struct Fulfilment<P> {
+    /// What the saga works with.
+    pub ports: P,
+    /// Records how steps end.
+    pub metrics: StepMetrics,
+    /// How long an attempt may take.
+    pub handler_deadline: Duration,
 }
 
-impl Handler for Fulfilment {
+impl<P: Ports> Handler for Fulfilment<P> {
     type Event = OrderPlaced;
     const BINDING: &'static str = "order-fulfilment";
 
     async fn handle(&self, placed: OrderPlaced, metadata: &Metadata) -> Result<(), Failure> {
+        let deadline = Instant::now() + time_for_steps(self.handler_deadline);
         if !is_of(&metadata.subject, &placed.order_id) {
             return Err(Failure::permanent("order_id is not the subject's"));
         }
-        let loaded = self.orders.load(&placed.order_id).await?;
-        let Some(order) = &loaded.state().order else {
+        let Some((order, version)) = self.ports.load_order(&placed.order_id).await? else {
             return Err(Failure::transient("the order is not in its stream yet"));
         };
-        let end = match order.end.clone() {
-            Some(end) => end,
-            None => self.end(&loaded, &order.placed).await?,
+        let result = if let Some(result) = order.end {
+            result
+        } else {
+            let (ports, metrics) = (&self.ports, &self.metrics);
+            let steps = Steps { ports, metrics, order: &order.placed, version: &version, deadline };
+            let verdict = verdict(&order.placed.order_id, steps.take().await, metadata.is_last_attempt)?;
+            self.end(version, order_result(&order.placed.order_id, verdict, Timestamp::now())).await?
         };
-        match &end {
-            End::Confirmed(_) => self.deliver(&order.placed).await,
-            End::Rejected(rejected) => self.undo(&order.placed, rejected, metadata).await,
+        match result {
+            OrderResult::Confirmed(_) => complete(&self.ports, &order.placed).await,
+            // The stored rejection is an event, which has everything undone.
+            OrderResult::Rejected(_) => Ok(()),
         }
     }
 }
 
-impl Fulfilment {
-    /// Takes an open order through the steps and writes its end. Where another attempt was faster, its end counts.
-    async fn end(&self, order: &Loaded<Ledger>, placed: &OrderPlaced) -> Result<End, Failure> {
-        let order_id = order.id();
-        let end = end(order_id, self.steps.take(placed).await?, Timestamp::now());
-        match self.orders.end(order, &end).await {
-            Ok(()) => {
-                tracing::info!(order_id, ?end, "the order ended");
-                Ok(end)
+impl<P: Ports> Fulfilment<P> {
+    /// Writes the end of an order. Where another attempt was faster, its end counts.
+    async fn end(&self, mut version: P::Version, result: OrderResult) -> Result<OrderResult, Failure> {
+        let order_id = result.order_id();
+        for _ in 0..MAX_CONFLICTS {
+            if self.ports.end_order(&version, &result).await? {
+                tracing::info!(order_id, ?result, "ended order");
+                return Ok(result);
             }
-            Err(error) if error.kind() == ErrorKind::Conflict => {
-                let now = self.orders.load(order_id).await?.into_state();
-                now.order
-                    .and_then(|order| order.end)
-                    .ok_or_else(|| Failure::transient("the order was changed meanwhile"))
+            match self.ports.load_order(order_id).await? {
+                Some((order, _)) if order.end.is_some() => {
+                    return order.end.ok_or_else(|| Failure::transient("the order has no end"));
+                }
+                Some((_, now)) => version = now,
+                None => return Err(Failure::transient("the order is not in its stream any more")),
             }
-            Err(error) => Err(error.into()),
         }
-    }
-
-    async fn deliver(&self, placed: &OrderPlaced) -> Result<(), Failure> {
-        self.steps.inventory.hand_out(&placed.order_id, &placed.lines).await
-    }
-
-    /// Takes back what the steps before the refusal did, and tells the user. The rejection is written before this, so
-    /// nothing that was taken back can be relied on.
-    async fn undo(
-        &self,
-        placed: &OrderPlaced,
-        rejected: &OrderRejected,
-        metadata: &Metadata,
-    ) -> Result<(), Failure> {
-        self.steps.inventory.release(&placed.order_id, &placed.lines).await?;
-        if payment_may_have_been_asked_for(rejected.step(), metadata.attempt) {
-            self.steps.payments.void(&placed.order_id, &rejected.reason).await?;
-        }
-        let notification = OrderRejectedNotification {
-            user_id: placed.user_id.clone(),
-            order_id: placed.order_id.clone(),
-            step: rejected.step,
-            reason: rejected.reason.clone(),
-            rejected_at: rejected.rejected_at,
-        };
-        let subject = format!("notifications.{}.order_rejected", placed.user_id);
-        let options =
-            PublishOptions { message_id: Some(metadata.message_id(0)), ..PublishOptions::default() };
-        // Notifications may be lost: the truth is in the other streams.
-        if let Err(error) = self.publisher.publish(&subject, &notification, options).await {
-            tracing::warn!(%error, "the user was not notified");
-        }
-        Ok(())
+        Err(Failure::transient("the order changes too often to be ended"))
     }
 }
 
-/// Whether an amount may be authorized for a rejected order. Where the first attempt came no further than the steps before
-/// the payment, nobody has asked; all else is asked of the gateway, which an event need not know of.
-fn payment_may_have_been_asked_for(refused_by: FulfilmentStep, attempt: u32) -> bool {
-    use FulfilmentStep::{InventoryReservation, UserValidation};
-    attempt > 1 || !matches!(refused_by, UserValidation | InventoryReservation)
+/// How long the steps of an attempt may take, so that its end can be written within the attempt. Pure.
+fn time_for_steps(handler_deadline: Duration) -> Duration {
+    handler_deadline.saturating_sub(TIME_TO_END).max(handler_deadline / 2)
 }
 
-/// The last event of an order, as the steps have it. Pure.
-fn end(order_id: &str, verdict: Verdict<String>, now: Timestamp) -> End {
-    let order_id = order_id.to_owned();
+/// The verdict where a step could not decide: none yet while another attempt may help, else a rejection. An order must not stay
+/// open with its pieces set aside because no attempt is left. Pure.
+fn verdict(
+    order_id: &str,
+    taken: Result<Verdict, (FulfilmentStep, Failure)>,
+    is_last_attempt: bool,
+) -> Result<Verdict, Failure> {
+    match taken {
+        Ok(verdict) => Ok(verdict),
+        Err((_, failure @ Failure::Transient(_))) if !is_last_attempt => Err(failure),
+        Err((step, failure)) => {
+            tracing::error!(order_id, step = step.name(), %failure, "rejecting an order that no attempt could decide");
+            Ok(Verdict::Refused { step, reason: UNDECIDED.to_owned() })
+        }
+    }
+}
+
+/// The last event of an order. Pure.
+fn order_result(order_id: &str, verdict: Verdict, now: Timestamp) -> OrderResult {
+    let (order_id, now) = (order_id.to_owned(), now.as_millisecond());
     match verdict {
-        Verdict::Passed(authorization_id) => {
-            End::Confirmed(OrderConfirmed { order_id, authorization_id, confirmed_at: now.as_millisecond() })
+        Verdict::Passed { authorization_id } => {
+            OrderResult::Confirmed(OrderConfirmed { order_id, authorization_id, confirmed_at: now })
         }
-        Verdict::Refused(step, reason) => End::Rejected(OrderRejected {
-            order_id,
-            step: step.into(),
-            reason,
-            rejected_at: now.as_millisecond(),
-        }),
+        Verdict::Refused { step, reason } => {
+            OrderResult::Rejected(OrderRejected { order_id, step: step.into(), reason, rejected_at: now })
+        }
     }
 }
 
@@ -133,16 +134,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gateway_is_spared_only_where_nobody_can_have_asked_it() {
-        use FulfilmentStep::{InventoryReservation, PaymentAuthorization, Unspecified, UserValidation};
-        for (step, first, later) in [
-            (UserValidation, false, true),
-            (InventoryReservation, false, true),
-            (PaymentAuthorization, true, true),
-            (Unspecified, true, true),
-        ] {
-            assert_eq!(payment_may_have_been_asked_for(step, 1), first, "{step:?}");
-            assert_eq!(payment_may_have_been_asked_for(step, 2), later, "{step:?}");
-        }
+    fn an_order_that_could_not_be_decided_is_rejected_where_no_attempt_is_left() {
+        let step = FulfilmentStep::PaymentAuthorization;
+        let rejected = Ok(Verdict::Refused { step, reason: UNDECIDED.to_owned() });
+        let away = Failure::transient("away");
+        assert_eq!(verdict("o", Err((step, away.clone())), false), Err(away.clone()));
+        assert_eq!(verdict("o", Err((step, away)), true), rejected);
+        // A failure that no attempt mends waits for none.
+        assert_eq!(verdict("o", Err((step, Failure::permanent("never"))), false), rejected);
+        let passed = Verdict::Passed { authorization_id: "a".to_owned() };
+        assert_eq!(verdict("o", Ok(passed.clone()), true), Ok(passed));
+    }
+
+    #[test]
+    fn steps_leave_time_to_end_the_order() {
+        let seconds = Duration::from_secs;
+        assert_eq!(time_for_steps(seconds(20)), seconds(12));
+        assert_eq!(time_for_steps(seconds(4)), seconds(2));
     }
 }

@@ -100,16 +100,16 @@ impl Gateway {
         }
     }
 
-    /// Gives back what was authorized under the order's id, and keeps the id from being authorized later; however often
+    /// Voids what was authorized under the order's id, and keeps the id from being authorized later; however often
     /// it is asked. Gives the id of the authorization, where there was one and the gateway says so.
     ///
     /// # Errors
     ///
-    /// As [`authorize`](Self::authorize).
+    /// Transient, whatever the gateway answers: an amount that may be authorized is voided until that succeeds.
     pub async fn void(&self, order_id: &str) -> Result<Option<String>, Failure> {
         let answer = self.send("void", self.post(&["authorizations", order_id, "void"])).await?;
         if !answer.status.is_success() {
-            return Err(refused(answer.status));
+            return Err(Failure::transient(refusal(answer.status)));
         }
         let voided: Option<Voided> = serde_json::from_slice(&answer.body).ok();
         Ok(voided
@@ -199,8 +199,12 @@ fn failure(answer: &Result<Answer, NoAnswer>) -> Option<&str> {
 /// Only 422 speaks of the payment itself; every other status may be another one once somebody has mended the settings,
 /// the credential or the gateway.
 fn refused(status: StatusCode) -> Failure {
-    let why = format!("the payment gateway answered {status}");
+    let why = refusal(status);
     if status == StatusCode::UNPROCESSABLE_ENTITY { Failure::Permanent(why) } else { Failure::Transient(why) }
+}
+
+fn refusal(status: StatusCode) -> String {
+    format!("the payment gateway answered {status}")
 }
 
 #[cfg(test)]
@@ -241,6 +245,7 @@ mod tests {
         }
         let gateway = gateway(StatusCode::UNPROCESSABLE_ENTITY, "{}").await;
         assert!(matches!(gateway.authorize("o", 1, "EUR").await, Err(Failure::Permanent(_))));
+        assert!(matches!(gateway.void("o").await, Err(Failure::Transient(_))));
     }
 
     #[tokio::test]

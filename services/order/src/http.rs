@@ -8,30 +8,31 @@ use axum::{
     routing::{get, post},
 };
 use jetwright_process::http::{HttpMetrics, Json, Path, Problem, idempotency_key, with_defaults};
+use jetwright_proto::events::v1::OrderPlaced;
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::{
-    configuration::Shop,
-    order::{End, Ledger, Moment, Order},
+    configuration::ShopConfig,
+    order::{Order, OrderAggregate, OrderResult, TimelineEntry},
     orders::Orders,
     placement::{NewOrder, is_same, order_id, place},
 };
 
 /// What the routes share.
 #[derive(Clone, Debug)]
-pub struct Counter {
+pub struct AppState {
     /// Where orders are kept.
     pub orders: Orders,
     /// What can be ordered.
-    pub shop: Shop,
+    pub shop: ShopConfig,
 }
 
 /// The routes.
-pub fn router(counter: Counter, metrics: HttpMetrics) -> Router {
-    let routes = Router::new().route("/orders", post(take)).route("/orders/{id}", get(show));
-    with_defaults(routes, metrics).with_state(counter)
+pub fn router(state: AppState, metrics: HttpMetrics) -> Router {
+    let routes = Router::new().route("/orders", post(create_order)).route("/orders/{id}", get(get_order));
+    with_defaults(routes, metrics).with_state(state)
 }
 
 #[derive(Debug, Serialize)]
@@ -40,41 +41,51 @@ struct Accepted {
 }
 
 /// Takes an order. It is accepted once its event is stored; what becomes of it is told at its location.
-async fn take(
-    State(counter): State<Counter>,
+async fn create_order(
+    State(state): State<AppState>,
     headers: HeaderMap,
     Json(order): Json<NewOrder>,
 ) -> Result<impl IntoResponse, Problem> {
     let key = idempotency_key(&headers)?;
-    let placed = place(&order, order_id(&order, key), &counter.shop, Timestamp::now())?;
-    let before = counter.orders.place(&placed).await?;
-    if before.is_some_and(|before| !is_same(&before, &placed)) {
+    let order_id = order_id(&order, key);
+    let before = match place(&order, order_id, &state.shop, Timestamp::now()) {
+        Ok(placed) => state.orders.place(&placed).await?,
+        // What was placed under this key counts, and not what the shop sells by now.
+        Err(problem) if key.is_some() => Some(placed_before(&state.orders, order_id).await?.ok_or(problem)?),
+        Err(problem) => return Err(problem),
+    };
+    if before.is_some_and(|before| !is_same(&before, &order)) {
         let detail = "was used for another order";
         return Err(Problem::invalid("one key is for one order").field("Idempotency-Key", detail));
     }
-    let location = format!("/orders/{}", placed.order_id);
-    let accepted = Json(Accepted { order_id: placed.order_id });
+    let location = format!("/orders/{order_id}");
+    let accepted = Json(Accepted { order_id: order_id.to_string() });
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], accepted))
+}
+
+async fn placed_before(orders: &Orders, order_id: Uuid) -> Result<Option<OrderPlaced>, Problem> {
+    let order = orders.load(&order_id.to_string()).await?.into_state().order;
+    Ok(order.map(|order| order.placed))
 }
 
 /// An order as a caller sees it.
 #[derive(Debug, Serialize)]
-struct Shown {
+struct OrderView {
     order_id: String,
     user_id: String,
     state: &'static str,
-    lines: Vec<ShownLine>,
+    lines: Vec<LineView>,
     amount: i64,
     currency: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     authorization_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rejection: Option<Rejection>,
-    timeline: Vec<Moment>,
+    timeline: Vec<TimelineEntry>,
 }
 
 #[derive(Debug, Serialize)]
-struct ShownLine {
+struct LineView {
     sku: String,
     quantity: u32,
     unit_price: i64,
@@ -86,27 +97,29 @@ struct Rejection {
     reason: String,
 }
 
-async fn show(State(counter): State<Counter>, Path(id): Path<Uuid>) -> Result<Json<Shown>, Problem> {
-    let Ledger { order, timeline } = counter.orders.load(&id.to_string()).await?.into_state();
+async fn get_order(State(state): State<AppState>, Path(id): Path<Uuid>) -> Result<Json<OrderView>, Problem> {
+    let OrderAggregate { order, timeline } = state.orders.load(&id.to_string()).await?.into_state();
     let order = order.ok_or_else(|| Problem::not_found("there is no such order"))?;
-    Ok(Json(shown(order, timeline)))
+    Ok(Json(view(order, timeline)))
 }
 
-fn shown(order: Order, timeline: Vec<Moment>) -> Shown {
+fn view(order: Order, timeline: Vec<TimelineEntry>) -> OrderView {
     let state = order.state();
     let (authorization_id, rejection) = match order.end {
         None => (None, None),
-        Some(End::Confirmed(end)) => (Some(end.authorization_id), None),
-        Some(End::Rejected(end)) => (None, Some(Rejection { step: end.step().name(), reason: end.reason })),
+        Some(OrderResult::Confirmed(end)) => (Some(end.authorization_id), None),
+        Some(OrderResult::Rejected(end)) => {
+            (None, Some(Rejection { step: end.step().name(), reason: end.reason }))
+        }
     };
     let placed = order.placed;
     let lines = placed.lines.into_iter();
-    Shown {
+    OrderView {
         order_id: placed.order_id,
         user_id: placed.user_id,
         state,
         lines: lines
-            .map(|line| ShownLine { sku: line.sku, quantity: line.quantity, unit_price: line.unit_price })
+            .map(|line| LineView { sku: line.sku, quantity: line.quantity, unit_price: line.unit_price })
             .collect(),
         amount: placed.amount,
         currency: placed.currency,

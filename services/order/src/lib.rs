@@ -5,10 +5,13 @@
 //! | `POST /orders` with `{"user_id", "lines": [{"sku", "quantity"}]}` | 202 and the order's `Location` |
 //! | `GET /orders/{id}` | 200: its state and what happened when |
 //!
-//! With an `Idempotency-Key` the same order is placed once, however often it is sent. What happens then is the consumer
-//! `order-fulfilment`'s: three steps, and one of two ends.
+//! With an `Idempotency-Key` the same order is placed once, however often it is sent. What happens then is a saga: the consumer
+//! `order-fulfilment` takes the order through three [steps] to one of two ends, and the consumer `order-compensation` undoes
+//! the steps of rejected orders.
 
+pub mod adapters;
 pub mod catalogue;
+pub mod compensation;
 pub mod configuration;
 pub mod fulfilment;
 pub mod gateway;
@@ -18,30 +21,29 @@ pub mod order;
 pub mod orders;
 pub mod payments;
 pub mod placement;
+pub mod ports;
+mod saga;
+#[cfg(test)]
+mod simulation;
 pub mod steps;
+pub mod stock;
 pub mod users;
 
-use anyhow::Context;
 use axum::Router;
 use jetwright_process::{health::Health, http::HttpMetrics};
 use jetwright_runtime::{Environment, Handler, Projection, Rebuilt, Service};
 use prometheus_client::registry::Registry;
 use tokio::task::JoinHandle;
 
+pub use self::saga::settle;
 use crate::{
-    configuration::Shop,
-    fulfilment::Fulfilment,
-    gateway::Gateway,
-    http::Counter,
-    inventory::Inventory,
-    orders::Orders,
-    payments::Payments,
-    steps::{StepMetrics, Steps},
-    users::{OrderUsers, Users},
+    adapters::Adapters, compensation::Compensation, configuration::ShopConfig, fulfilment::Fulfilment,
+    http::AppState, users::OrderUsers,
 };
 
 /// The EventConsumers whose events the service consumes.
-pub const BINDINGS: [&str; 2] = [OrderUsers::BINDING, Fulfilment::BINDING];
+pub const BINDINGS: [&str; 3] =
+    [OrderUsers::BINDING, Fulfilment::<Adapters>::BINDING, Compensation::<Adapters>::BINDING];
 
 /// The service, made and not running yet.
 pub struct OrderService {
@@ -59,36 +61,20 @@ pub struct OrderService {
 ///
 /// The bindings lack one of its consumers, or a client cannot be made.
 pub async fn make(
-    shop: Shop,
+    shop: ShopConfig,
     environment: Environment,
     health: &Health,
     registry: &mut Registry,
 ) -> anyhow::Result<OrderService> {
-    let stream = |binding: &str, default: &str| {
-        let binding = environment.bindings.bindings.get(binding);
-        binding.map_or_else(|| default.to_owned(), |binding| binding.stream.clone())
-    };
-    let (users_stream, orders_stream) =
-        (stream(OrderUsers::BINDING, "users"), stream(Fulfilment::BINDING, "orders"));
-    let gateway = Gateway::new(&shop.payments_url, shop.payments_timeout).context("payment gateway")?;
-
-    let mut service = Service::connect(environment, health, registry).await?;
-    let orders = Orders::new(service.aggregates(&orders_stream, order::PREFIX));
-    let inventory = Inventory::new(service.key_value(inventory::BUCKET), &shop.catalogue, registry);
-    let steps = Steps {
-        orders: orders.clone(),
-        users: Users { known: service.view(), reader: service.reader(), stream: users_stream },
-        inventory: inventory.clone(),
-        payments: Payments::new(gateway, service.aggregates(payments::STREAM, payments::PREFIX)),
-        metrics: StepMetrics::register(registry),
-    };
-    let publisher = service.publisher();
+    let (mut service, saga) = saga::connect(&shop, environment, health, registry).await?;
+    let (orders, inventory) = (saga.fulfilment.ports.orders.clone(), saga.fulfilment.ports.inventory.clone());
     service.project::<OrderUsers>()?;
-    service.handle(Fulfilment { orders: orders.clone(), steps, publisher })?;
+    service.handle(saga.fulfilment)?;
+    service.handle(saga.compensation)?;
 
     let gate = health.gate("stock", "not put in yet");
     let seeding = tokio::spawn(async move { inventory.seed(gate).await });
-    let router = http::router(Counter { orders, shop }, HttpMetrics::register(registry));
+    let router = http::router(AppState { orders, shop }, HttpMetrics::register(registry));
     Ok(OrderService { service, router, seeding })
 }
 

@@ -5,7 +5,7 @@ use std::{process::ExitCode, sync::Arc};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use jetwright_order_service::{
-    BINDINGS, OrderService, configuration::Configuration, make, rebuild, users::OrderUsers,
+    BINDINGS, OrderService, configuration::Configuration, make, rebuild, settle, users::OrderUsers,
 };
 use jetwright_process::{
     admin,
@@ -19,6 +19,7 @@ use jetwright_process::{
 use jetwright_runtime::{Environment, Projection};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// Takes orders, and fulfils them.
 ///
@@ -35,6 +36,11 @@ struct Arguments {
 enum Command {
     /// Make the bucket order-users anew from the stream of users, while the service goes on
     Rebuild,
+    /// End an order whose event became a dead letter, and undo it if it is rejected
+    Settle {
+        /// The order's id
+        order_id: Uuid,
+    },
 }
 
 #[tokio::main]
@@ -45,6 +51,15 @@ async fn main() -> ExitCode {
             match Problems::both(settings, Telemetry::start("order-service")) {
                 Ok(((configuration, environment), telemetry)) => {
                     telemetry.finish(run(configuration, environment).await)
+                }
+                Err(problems) => problems.report(),
+            }
+        }
+        Some(Command::Settle { order_id }) => {
+            let settings = Problems::both(Configuration::read(), Environment::from_env(&BINDINGS));
+            match Problems::both(settings, Telemetry::start("order-service")) {
+                Ok(((configuration, environment), telemetry)) => {
+                    telemetry.finish(Box::pin(settle(configuration.shop, environment, order_id)).await)
                 }
                 Err(problems) => problems.report(),
             }

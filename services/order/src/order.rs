@@ -25,7 +25,7 @@ pub fn is_of(subject: &str, text: &str) -> bool {
 
 /// How an order ended.
 #[derive(Clone, Debug, PartialEq)]
-pub enum End {
+pub enum OrderResult {
     /// Every step succeeded.
     Confirmed(OrderConfirmed),
     /// A step refused.
@@ -38,7 +38,7 @@ pub enum OrderEvent {
     /// It was placed.
     Placed(OrderPlaced),
     /// It ended.
-    Ended(End),
+    Ended(OrderResult),
     /// Of a later program; it does not change what this one knows of an order.
     Unknown,
 }
@@ -47,8 +47,8 @@ impl Event for OrderEvent {
     fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
         match event_type {
             "events.v1.OrderPlaced" => decode(payload).map(Self::Placed),
-            "events.v1.OrderConfirmed" => decode(payload).map(End::Confirmed).map(Self::Ended),
-            "events.v1.OrderRejected" => decode(payload).map(End::Rejected).map(Self::Ended),
+            "events.v1.OrderConfirmed" => decode(payload).map(OrderResult::Confirmed).map(Self::Ended),
+            "events.v1.OrderRejected" => decode(payload).map(OrderResult::Rejected).map(Self::Ended),
             _ => Ok(Self::Unknown),
         }
     }
@@ -60,12 +60,12 @@ pub struct Order {
     /// What was ordered.
     pub placed: OrderPlaced,
     /// How it ended, if it did.
-    pub end: Option<End>,
+    pub end: Option<OrderResult>,
 }
 
 /// One event of an order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Moment {
+pub struct TimelineEntry {
     /// What happened: the last token of the event's subject.
     pub event: String,
     /// When it was stored.
@@ -76,11 +76,22 @@ pub struct Moment {
 
 /// What there is under an order's id.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Ledger {
+pub struct OrderAggregate {
     /// The order, once it was placed.
     pub order: Option<Order>,
     /// All events, those of later programs included.
-    pub timeline: Vec<Moment>,
+    pub timeline: Vec<TimelineEntry>,
+}
+
+impl OrderResult {
+    /// The order's id.
+    #[must_use]
+    pub fn order_id(&self) -> &str {
+        match self {
+            Self::Confirmed(confirmed) => &confirmed.order_id,
+            Self::Rejected(rejected) => &rejected.order_id,
+        }
+    }
 }
 
 impl Order {
@@ -89,19 +100,19 @@ impl Order {
     pub fn state(&self) -> &'static str {
         match self.end {
             None => "placed",
-            Some(End::Confirmed(_)) => "confirmed",
-            Some(End::Rejected(_)) => "rejected",
+            Some(OrderResult::Confirmed(_)) => "confirmed",
+            Some(OrderResult::Rejected(_)) => "rejected",
         }
     }
 }
 
-impl Aggregate for Ledger {
+impl Aggregate for OrderAggregate {
     type Event = OrderEvent;
 
     fn apply(&mut self, event: OrderEvent, recorded: &Recorded) {
         // orders.<order id>.<event>, with the partition behind it where the stream has partitions.
         let name = recorded.subject.split('.').nth(2).unwrap_or_default().to_owned();
-        self.timeline.push(Moment { event: name, time: recorded.time, sequence: recorded.sequence });
+        self.timeline.push(TimelineEntry { event: name, time: recorded.time, sequence: recorded.sequence });
         self.order = after(self.order.take(), event);
     }
 }
@@ -126,8 +137,11 @@ mod tests {
         OrderEvent::Placed(OrderPlaced { order_id: "o".to_owned(), ..OrderPlaced::default() })
     }
 
-    fn confirmed() -> End {
-        End::Confirmed(OrderConfirmed { authorization_id: "a".to_owned(), ..OrderConfirmed::default() })
+    fn confirmed() -> OrderResult {
+        OrderResult::Confirmed(OrderConfirmed {
+            authorization_id: "a".to_owned(),
+            ..OrderConfirmed::default()
+        })
     }
 
     fn folded(events: Vec<OrderEvent>) -> Option<Order> {
@@ -152,7 +166,7 @@ mod tests {
     fn an_order_is_placed_and_ends_once() {
         assert_eq!(folded(vec![]), None);
         assert_eq!(folded(vec![placed()]).map(|order| order.state()), Some("placed"));
-        let rejected = End::Rejected(OrderRejected::default());
+        let rejected = OrderResult::Rejected(OrderRejected::default());
         let order =
             folded(vec![placed(), OrderEvent::Ended(confirmed()), OrderEvent::Ended(rejected)]).unwrap();
         assert_eq!(order.state(), "confirmed");

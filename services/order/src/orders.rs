@@ -3,18 +3,18 @@
 use jetwright_proto::events::v1::OrderPlaced;
 use jetwright_runtime::{AggregateError, Aggregates, Decision, Error, Loaded, NewEvent};
 
-use crate::order::{End, Ledger};
+use crate::order::{OrderAggregate, OrderResult};
 
 /// The orders of the shop. Clones share one connection.
 #[derive(Clone, Debug)]
 pub struct Orders {
-    events: Aggregates<Ledger>,
+    events: Aggregates<OrderAggregate>,
 }
 
 impl Orders {
     /// Made of these events.
     #[must_use]
-    pub fn new(events: Aggregates<Ledger>) -> Self {
+    pub fn new(events: Aggregates<OrderAggregate>) -> Self {
         Self { events }
     }
 
@@ -23,7 +23,7 @@ impl Orders {
     /// # Errors
     ///
     /// The stream cannot be read, or an event cannot.
-    pub async fn load(&self, order_id: &str) -> Result<Loaded<Ledger>, AggregateError> {
+    pub async fn load(&self, order_id: &str) -> Result<Loaded<OrderAggregate>, AggregateError> {
         self.events.load(order_id).await
     }
 
@@ -35,8 +35,8 @@ impl Orders {
     pub async fn place(&self, placed: &OrderPlaced) -> Result<Option<OrderPlaced>, AggregateError> {
         // Most are new, so the first write expects that without having looked.
         let presumed = self.events.presume_new(&placed.order_id);
-        let placing = self.events.update_from(presumed, |ledger| {
-            Ok::<_, AggregateError>(match &ledger.order {
+        let placing = self.events.update_from(presumed, |aggregate| {
+            Ok::<_, AggregateError>(match &aggregate.order {
                 None => Decision::Append(NewEvent::new("placed", placed.clone()), None),
                 Some(before) => Decision::Nothing(Some(before.placed.clone())),
             })
@@ -44,15 +44,24 @@ impl Orders {
         Ok(placing.await?.answer)
     }
 
+    /// Whether an order has no event after what was loaded, as the leader of the stream has it.
+    ///
+    /// # Errors
+    ///
+    /// The stream cannot be read.
+    pub async fn is_current(&self, order: &Loaded<OrderAggregate>) -> Result<bool, Error> {
+        self.events.is_current(order).await
+    }
+
     /// Writes the last event of an order.
     ///
     /// # Errors
     ///
     /// [`Conflict`](jetwright_runtime::ErrorKind::Conflict) where the order has newer events; or the stream cannot take it.
-    pub async fn end(&self, order: &Loaded<Ledger>, end: &End) -> Result<(), Error> {
+    pub async fn end(&self, order: &Loaded<OrderAggregate>, end: &OrderResult) -> Result<(), Error> {
         let event = match end {
-            End::Confirmed(event) => NewEvent::new("confirmed", event.clone()),
-            End::Rejected(event) => NewEvent::new("rejected", event.clone()),
+            OrderResult::Confirmed(event) => NewEvent::new("confirmed", event.clone()),
+            OrderResult::Rejected(event) => NewEvent::new("rejected", event.clone()),
         };
         self.events.append(order, event).await.map(drop)
     }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use crate::configuration::Shop;
+use crate::configuration::ShopConfig;
 
 /// Most lines of one order.
 const MOST_LINES: usize = 50;
@@ -47,7 +47,12 @@ pub fn order_id(order: &NewOrder, idempotency_key: Option<&str>) -> Uuid {
 /// # Errors
 ///
 /// Every field that is wrong.
-pub fn place(order: &NewOrder, order_id: Uuid, shop: &Shop, now: Timestamp) -> Result<OrderPlaced, Problem> {
+pub fn place(
+    order: &NewOrder,
+    order_id: Uuid,
+    shop: &ShopConfig,
+    now: Timestamp,
+) -> Result<OrderPlaced, Problem> {
     let mut problem = Problem::invalid("the order cannot be placed");
     if order.lines.is_empty() || order.lines.len() > MOST_LINES {
         problem =
@@ -92,13 +97,13 @@ fn amount(lines: &[OrderLine]) -> Option<i64> {
         .try_fold(0_i64, |sum, line| sum.checked_add(line.unit_price.checked_mul(line.quantity.into())?))
 }
 
-/// Whether an order of before is what is ordered now: the same request, come again.
+/// Whether a placed order is what this request orders: the same request, sent again. Prices are the shop's and not the
+/// request's, and may have changed.
 #[must_use]
-pub fn is_same(before: &OrderPlaced, now: &OrderPlaced) -> bool {
-    let ordered = |order: &OrderPlaced| -> Vec<_> {
-        order.lines.iter().map(|line| (line.sku.clone(), line.quantity)).collect()
-    };
-    before.user_id == now.user_id && ordered(before) == ordered(now)
+pub fn is_same(placed: &OrderPlaced, order: &NewOrder) -> bool {
+    let before = placed.lines.iter().map(|line| (&line.sku, line.quantity));
+    let now = order.lines.iter().map(|line| (&line.sku, line.quantity));
+    placed.user_id == order.user_id.to_string() && before.eq(now)
 }
 
 #[cfg(test)]
@@ -107,8 +112,8 @@ mod tests {
 
     use super::*;
 
-    fn shop(catalogue: &str) -> Shop {
-        Shop {
+    fn shop(catalogue: &str) -> ShopConfig {
+        ShopConfig {
             catalogue: catalogue.parse().unwrap(),
             currency: "EUR".to_owned(),
             payments_url: "http://payments".parse().unwrap(),
@@ -163,9 +168,11 @@ mod tests {
 
     #[test]
     fn a_repeated_request_is_known_by_what_it_orders() {
-        let first = placed(&[("mug", 1)]).unwrap();
-        let later = OrderPlaced { placed_at: 99, ..first.clone() };
-        assert!(is_same(&first, &later));
-        assert!(!is_same(&first, &placed(&[("mug", 2)]).unwrap()));
+        let first = OrderPlaced { amount: 1, ..placed(&[("mug", 1)]).unwrap() };
+        assert!(is_same(&first, &order(&[("mug", 1)])));
+        assert!(!is_same(&first, &order(&[("mug", 2)])));
+        assert!(!is_same(&first, &order(&[("mug", 1), ("pin", 1)])));
+        let another_user = NewOrder { user_id: Uuid::from_u128(8), ..order(&[("mug", 1)]) };
+        assert!(!is_same(&first, &another_user));
     }
 }

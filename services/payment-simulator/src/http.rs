@@ -25,6 +25,21 @@ impl Gateway {
         Self { ledger: Arc::new(Mutex::new(Ledger::new(capacity))), simulation }
     }
 
+    /// Makes a decision, or fails on purpose before or after it.
+    async fn decide<T>(&self, decision: impl FnOnce(&mut Ledger) -> T) -> Result<T, Problem> {
+        let Simulation { latency, failure_rate, lost_answer_rate } = self.simulation;
+        if rand::random::<f64>() < failure_rate {
+            return Err(Problem::unavailable("failed on purpose, without a decision"));
+        }
+        let decided = decision(&mut self.ledger());
+        tokio::time::sleep(latency).await;
+        if rand::random::<f64>() < lost_answer_rate {
+            let reason = "lost on purpose: the decision was made";
+            return Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, reason));
+        }
+        Ok(decided)
+    }
+
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         // Each operation leaves the ledger whole.
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
@@ -70,18 +85,7 @@ async fn authorize(
         Problem::invalid("the payment has no key").field("Idempotency-Key", detail)
     })?;
     let payment = check(asked)?;
-    let Simulation { latency, failure_rate, lost_answer_rate } = gateway.simulation;
-    if rand::random::<f64>() < failure_rate {
-        return Err(Problem::unavailable("failed on purpose, without a decision"));
-    }
-    let decided = gateway.ledger().authorize(key, payment);
-    tokio::time::sleep(latency).await;
-    if rand::random::<f64>() < lost_answer_rate {
-        return Err(Problem::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "lost on purpose: the decision was made",
-        ));
-    }
+    let decided = gateway.decide(|ledger| ledger.authorize(key, payment)).await?;
     match decided {
         Ok(Authorization { status: Status::Declined(reason), .. }) => {
             Err(Problem::new(StatusCode::PAYMENT_REQUIRED, reason))
@@ -102,9 +106,9 @@ async fn show(State(gateway): State<Gateway>, Path(key): Path<String>) -> Result
     Ok(Json(told(&key, authorization)))
 }
 
-async fn void(State(gateway): State<Gateway>, Path(key): Path<String>) -> Json<Told> {
-    let authorization = gateway.ledger().void(&key);
-    Json(told(&key, authorization))
+async fn void(State(gateway): State<Gateway>, Path(key): Path<String>) -> Result<Json<Told>, Problem> {
+    let authorization = gateway.decide(|ledger| ledger.void(&key)).await?;
+    Ok(Json(told(&key, authorization)))
 }
 
 fn check(asked: Asked) -> Result<Payment, Problem> {
@@ -239,11 +243,14 @@ mod tests {
     async fn failures_on_purpose_decide_nothing_and_lost_answers_do() {
         let failing = gateway(Simulation { failure_rate: 1.0, ..Simulation::default() });
         assert_eq!(pay(&failing, "o-1", euros(2599)).await.0, 503);
+        assert_eq!(void(&failing, "o-1").await.0, 503);
         assert_eq!(get(&failing, "o-1").await.0, 404);
 
         let losing = gateway(Simulation { lost_answer_rate: 1.0, ..Simulation::default() });
         assert_eq!(pay(&losing, "o-1", euros(2599)).await.0, 500);
         assert_eq!(get(&losing, "o-1").await.1["status"], "authorized");
+        assert_eq!(void(&losing, "o-1").await.0, 500);
+        assert_eq!(get(&losing, "o-1").await.1["status"], "voided");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,121 +1,137 @@
-//! The steps of the fulfilment, in their order. Each is a span and a metric.
+//! The steps of the saga, in their order: one file for each, with what undoes it. Each is a span and a metric.
+//!
+//! | step | does | undone by |
+//! | --- | --- | --- |
+//! | `user_validation` | reads whether the user exists | – |
+//! | `inventory_reservation` | sets the pieces aside | `release` |
+//! | `payment_authorization` | authorizes the amount | `void` |
 
 mod inventory_reservation;
+mod metrics;
 mod payment_authorization;
 mod user_validation;
 
-use std::{future::Future, time::Instant};
-
 use jetwright_proto::events::v1::{FulfilmentStep, OrderPlaced};
 use jetwright_runtime::Failure;
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{
-        family::Family,
-        histogram::{Histogram, exponential_buckets},
-    },
-    registry::Registry,
-};
-use tracing::{Instrument, Span, field::Empty};
+use tokio::time::Instant;
 
-use crate::{inventory::Inventory, orders::Orders, payments::Payments, users::Users};
+pub use self::metrics::StepMetrics;
+use crate::ports::Ports;
 
-/// What the steps work with.
-#[derive(Clone, Debug)]
-pub struct Steps {
-    /// What orders have come to.
-    pub orders: Orders,
-    /// Who may order.
-    pub users: Users,
-    /// What there is.
-    pub inventory: Inventory,
-    /// How it is paid.
-    pub payments: Payments,
-    /// How long each step takes and how it ends.
-    pub metrics: StepMetrics,
-}
-
-/// How a step, or all of them, ended.
+/// How a step ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict<T> {
-    /// The order may go on, with what the step has to tell.
+enum StepResult<T> {
+    /// The order may go on.
     Passed(T),
     /// It may not, and why, in words for the user.
-    Refused(FulfilmentStep, String),
+    Refused(String),
 }
 
-impl Steps {
-    /// Takes an order through all steps, up to the first that refuses. Passing gives the payment's authorization.
+/// What the steps decide about an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Every step passed: the pieces are set aside, and this authorization pays for them.
+    Passed {
+        /// As the payment gateway named it.
+        authorization_id: String,
+    },
+    /// A step refused.
+    Refused {
+        /// Which one.
+        step: FulfilmentStep,
+        /// Why, in words for the user.
+        reason: String,
+    },
+}
+
+/// Why the steps end before the last one passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Interruption {
+    /// A step refused.
+    Refused(FulfilmentStep, String),
+    /// A step could not decide.
+    Undecided(FulfilmentStep, Failure),
+}
+
+/// The steps of one attempt at one order.
+#[derive(Debug)]
+pub struct Steps<'a, P: Ports> {
+    /// What they work with.
+    pub ports: &'a P,
+    /// Records how they end.
+    pub metrics: &'a StepMetrics,
+    /// The order.
+    pub order: &'a OrderPlaced,
+    /// The order's version that this attempt decides on.
+    pub version: &'a P::Version,
+    /// When a step that has not decided yet is interrupted.
+    pub deadline: Instant,
+}
+
+impl<P: Ports> Steps<'_, P> {
+    /// Takes the order through all steps, up to the first that refuses.
     ///
     /// # Errors
     ///
-    /// A step could not decide.
-    pub async fn take(&self, order: &OrderPlaced) -> Result<Verdict<String>, Failure> {
-        use FulfilmentStep::{InventoryReservation, PaymentAuthorization, UserValidation};
-        let checked = self.step(UserValidation, user_validation::validate(&self.users, order)).await?;
-        if let Verdict::Refused(step, why) = checked {
-            return Ok(Verdict::Refused(step, why));
+    /// The step that could not decide, and why.
+    pub async fn take(&self) -> Result<Verdict, (FulfilmentStep, Failure)> {
+        match self.pass_all().await {
+            Ok(authorization_id) => Ok(Verdict::Passed { authorization_id }),
+            Err(Interruption::Refused(step, reason)) => Ok(Verdict::Refused { step, reason }),
+            Err(Interruption::Undecided(step, failure)) => Err((step, failure)),
         }
-        let reserving = inventory_reservation::reserve(&self.inventory, &self.orders, order);
-        if let Verdict::Refused(step, why) = self.step(InventoryReservation, reserving).await? {
-            return Ok(Verdict::Refused(step, why));
-        }
-        self.step(PaymentAuthorization, payment_authorization::authorize(&self.payments, order)).await
     }
 
-    /// Runs one step within its span, and notes how it ended.
-    async fn step<T>(
+    async fn pass_all(&self) -> Result<String, Interruption> {
+        use FulfilmentStep::{InventoryReservation, PaymentAuthorization, UserValidation};
+        let Self { ports, order, version, .. } = self;
+        self.pass(UserValidation, user_validation::validate(*ports, order)).await?;
+        self.pass(InventoryReservation, inventory_reservation::reserve(*ports, order, version)).await?;
+        self.pass(PaymentAuthorization, payment_authorization::authorize(*ports, order)).await
+    }
+
+    /// Runs one step up to the deadline.
+    async fn pass<T: Send>(
         &self,
         step: FulfilmentStep,
-        work: impl Future<Output = Result<Result<T, String>, Failure>>,
-    ) -> Result<Verdict<T>, Failure> {
-        let span =
-            tracing::info_span!("step", otel.name = step.name(), outcome = Empty, otel.status_code = Empty);
-        let begun = Instant::now();
-        let result = work.instrument(span.clone()).await;
-        let outcome = match &result {
-            Ok(Ok(_)) => "passed",
-            Ok(Err(_)) => "refused",
-            Err(_) => "failed",
+        work: impl Future<Output = Result<StepResult<T>, Failure>> + Send,
+    ) -> Result<T, Interruption> {
+        let bounded = self.ports.until(self.deadline, work);
+        let outcome = |result: &Option<Result<StepResult<T>, Failure>>| match result {
+            Some(Ok(StepResult::Passed(_))) => "passed",
+            Some(Ok(StepResult::Refused(_))) => "refused",
+            Some(Err(_)) | None => "failed",
         };
-        note(&span, outcome);
-        let labels = Step { step: step.name(), outcome };
-        self.metrics.durations.get_or_create(&labels).observe(begun.elapsed().as_secs_f64());
-        Ok(match result? {
-            Ok(told) => Verdict::Passed(told),
-            Err(why) => Verdict::Refused(step, why),
-        })
+        match self.metrics.observe(step, bounded, outcome).await {
+            Some(Ok(StepResult::Passed(passed))) => Ok(passed),
+            Some(Ok(StepResult::Refused(reason))) => Err(Interruption::Refused(step, reason)),
+            Some(Err(failure)) => Err(Interruption::Undecided(step, failure)),
+            None => {
+                let failure = Failure::transient("the attempt's time was over before the step decided");
+                Err(Interruption::Undecided(step, failure))
+            }
+        }
     }
 }
 
-fn note(span: &Span, outcome: &'static str) {
-    span.record("outcome", outcome);
-    if outcome == "failed" {
-        span.record("otel.status_code", "error");
-    }
+/// Completes what the steps did for a confirmed order: hands its pieces out.
+///
+/// # Errors
+///
+/// The stock cannot be changed now.
+pub async fn complete<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<(), Failure> {
+    inventory_reservation::hand_out(ports, order).await
 }
 
-/// Metrics of the steps. Clones share them.
-#[derive(Clone, Debug)]
-pub struct StepMetrics {
-    durations: Family<Step, Histogram, fn() -> Histogram>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Step {
-    step: &'static str,
-    outcome: &'static str,
-}
-
-impl StepMetrics {
-    /// Adds `fulfilment_step_duration_seconds{step, outcome}` to the registry.
-    #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
-        // 1 ms to 16 s.
-        let buckets: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
-        let durations = Family::new_with_constructor(buckets);
-        let help = "Time that a step of the fulfilment took, by how it ended";
-        registry.register("fulfilment_step_duration_seconds", help, durations.clone());
-        Self { durations }
-    }
+/// Undoes what the steps of all attempts did for a rejected order, each whether or not the other can be undone now.
+///
+/// # Errors
+///
+/// Something is not undone yet.
+pub async fn undo<P: Ports>(ports: &P, order: &OrderPlaced, reason: &str) -> Result<(), Failure> {
+    let (released, voided) = tokio::join!(
+        inventory_reservation::release(ports, order),
+        payment_authorization::void(ports, &order.order_id, reason),
+    );
+    released.and(voided)
 }

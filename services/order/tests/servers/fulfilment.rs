@@ -1,24 +1,23 @@
 use std::collections::BTreeSet;
 
-use async_nats::{HeaderMap, jetstream::consumer};
 use jetwright_proto::events::v1::{OrderLine, OrderPlaced, OrderRejected, PaymentAuthorized};
-use jetwright_runtime::{Failure, PublishOptions};
+use jetwright_runtime::PublishOptions;
 use jetwright_testing::await_until;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::shop::{SOON, Shop};
 
-fn timeline(order: &Value) -> Vec<&str> {
+pub fn timeline(order: &Value) -> Vec<&str> {
     order["timeline"].as_array().unwrap().iter().map(|moment| moment["event"].as_str().unwrap()).collect()
 }
 
-fn rejection(order: &Value) -> (&str, &str) {
+pub fn rejection(order: &Value) -> (&str, &str) {
     let rejection = &order["rejection"];
     (rejection["step"].as_str().unwrap(), rejection["reason"].as_str().unwrap())
 }
 
-fn placed(order_id: &str, user_id: &str) -> OrderPlaced {
+pub fn placed(order_id: &str, user_id: &str) -> OrderPlaced {
     OrderPlaced {
         order_id: order_id.to_owned(),
         user_id: user_id.to_owned(),
@@ -29,7 +28,7 @@ fn placed(order_id: &str, user_id: &str) -> OrderPlaced {
     }
 }
 
-fn rejected(order_id: &str) -> OrderRejected {
+pub fn rejected(order_id: &str) -> OrderRejected {
     OrderRejected { order_id: order_id.to_owned(), reason: "late".to_owned(), ..OrderRejected::default() }
 }
 
@@ -66,7 +65,7 @@ async fn an_order_of_nobody_is_rejected() {
     let id = service.place(&nobody, "mug", 2).await;
     let order = service.ended(&id).await;
     assert_eq!(rejection(&order), ("user_validation", format!("there is no user {nobody}").as_str()));
-    shop.await_handled("orders", "order-fulfilment").await;
+    shop.await_settled().await;
     assert_eq!(shop.events("notifications").await, ["notifications.*.order_rejected"]);
     assert_eq!(
         (shop.gateway.asked(), shop.stock("mug").await),
@@ -100,7 +99,7 @@ async fn an_order_that_cannot_be_paid_is_rejected_and_gives_its_stock_back() {
     let order = service.ended(&id).await;
     assert_eq!(rejection(&order), ("payment_authorization", "the card was declined"));
     shop.await_stock("unlucky", 100).await;
-    shop.await_handled("orders", "order-fulfilment").await;
+    shop.await_settled().await;
     assert_eq!(shop.events("payments").await, ["payments.*.declined"]);
     assert_eq!(shop.events("notifications").await, ["notifications.*.order_rejected"]);
     // The gateway is told that nothing is wanted any more, and nothing was there to be given back.
@@ -163,54 +162,12 @@ async fn an_amount_whose_authorization_was_never_told_is_given_back_when_the_ord
         .publish(&format!("orders.{id}.rejected"), &rejected(&id), PublishOptions::default())
         .await
         .unwrap();
-    shop.await_handled("orders", "order-fulfilment").await;
+    shop.await_settled().await;
     assert_eq!(shop.gateway.authorized(), [].into());
     assert_eq!(shop.gateway.voided(), [id]);
     assert_eq!(shop.events("payments").await, ["payments.*.voided"]);
     shop.await_stock("mug", 100).await;
     service.stop().await;
-}
-
-#[tokio::test]
-async fn an_attempt_that_another_one_overtook_neither_reserves_nor_pays() {
-    let shop = Shop::open().await;
-    let service = shop.serve().await;
-    let (user, id) = (shop.register().await, Uuid::now_v7().to_string());
-    // The other attempt set the pieces aside, and gave them back.
-    let mut headers = HeaderMap::new();
-    headers.insert("Nats-Msg-Id", format!("{id}/reserve/mug"));
-    let stock = json!({"available": 100, "reserved": {}}).to_string();
-    shop.jetstream
-        .publish_with_headers("$KV.inventory.mug", headers, stock.into())
-        .await
-        .unwrap()
-        .await
-        .unwrap();
-    shop.others
-        .publish(&format!("orders.{id}.placed"), &placed(&id, &user), PublishOptions::default())
-        .await
-        .unwrap();
-    shop.await_handled("orders", "order-fulfilment").await;
-    assert_eq!(service.get(&id).await.1["state"], "placed");
-    assert_eq!(shop.gateway.asked(), 0);
-    shop.await_stock("mug", 100).await;
-    service.stop().await;
-}
-
-#[tokio::test]
-async fn an_order_that_has_ended_meanwhile_reserves_nothing() {
-    let shop = Shop::open().await;
-    shop.serve().await.stop().await;
-    let (user, id) = (shop.register().await, Uuid::now_v7().to_string());
-    let placed = placed(&id, &user);
-    let options = PublishOptions::default;
-    shop.others.publish(&format!("orders.{id}.placed"), &placed, options()).await.unwrap();
-    shop.others.publish(&format!("orders.{id}.rejected"), &rejected(&id), options()).await.unwrap();
-    // An attempt that saw the order before it was rejected.
-    let failure = shop.steps().await.take(&placed).await.unwrap_err();
-    assert!(matches!(failure, Failure::Transient(_)), "{failure}");
-    assert_eq!(shop.stock("mug").await, json!({"available": 100, "reserved": {}}));
-    assert_eq!(shop.gateway.asked(), 0);
 }
 
 #[tokio::test]
@@ -250,7 +207,7 @@ async fn an_order_under_the_id_of_another_is_not_fulfilled() {
         let subject = format!("orders.{subject}.placed");
         shop.others.publish(&subject, &placed(&order_id, &user), PublishOptions::default()).await.unwrap();
     }
-    shop.await_handled("orders", "order-fulfilment").await;
+    shop.await_settled().await;
     assert_eq!(shop.events("orders").await, ["orders.*.placed", "orders.*.placed"]);
     assert_eq!(shop.gateway.asked(), 0);
     service.stop().await;
@@ -298,7 +255,7 @@ async fn a_payment_for_an_order_that_was_rejected_meanwhile_is_given_back_once()
     shop.others.publish(&format!("orders.{order_id}.placed"), &placed, options()).await.unwrap();
     shop.others.publish(&format!("orders.{order_id}.rejected"), &rejected, options()).await.unwrap();
     let service = shop.serve().await;
-    shop.await_handled("orders", "order-fulfilment").await;
+    shop.await_settled().await;
     assert_eq!(shop.gateway.voided(), [order_id]);
     assert_eq!(shop.events("payments").await, ["payments.*.authorized", "payments.*.voided"]);
     service.stop().await;
@@ -313,21 +270,14 @@ async fn orders_that_are_delivered_again_have_every_effect_once() {
     let rejected = service.place(&user, "unlucky", 1).await;
     service.ended(&confirmed).await;
     service.ended(&rejected).await;
-    shop.await_handled("orders", "order-fulfilment").await;
+    shop.await_settled().await;
     service.stop().await;
     let before =
         [shop.events("orders").await, shop.events("payments").await, shop.events("notifications").await];
 
-    // The same name from the beginning: everything is delivered again.
-    shop.jetstream.delete_consumer_from_stream("order-fulfilment", "orders").await.unwrap();
-    let config = consumer::pull::Config {
-        durable_name: Some("order-fulfilment".to_owned()),
-        filter_subject: "orders.*.placed".to_owned(),
-        ..Default::default()
-    };
-    shop.jetstream.create_consumer_on_stream(config, "orders").await.unwrap();
+    shop.make_order_consumers_again().await;
     let service = shop.serve().await;
-    shop.await_handled("orders", "order-fulfilment").await;
+    shop.await_settled().await;
     let after =
         [shop.events("orders").await, shop.events("payments").await, shop.events("notifications").await];
     assert_eq!(after, before);

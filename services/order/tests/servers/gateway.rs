@@ -22,15 +22,20 @@ pub struct Gateway(Arc<Mutex<Ledger>>);
 struct Ledger {
     /// Requests to answer 503 before any decision.
     failures: u32,
+    /// Requests to answer 422 before any decision.
+    refused: u32,
     /// Requests to answer 401 before any decision.
     unauthorized: u32,
     /// Requests to answer 500 after the decision.
     lost: u32,
     /// Requests to answer never, after the decision.
     hanging: u32,
+    /// Everything is answered 503.
+    away: bool,
     asked: u32,
     /// What is authorized and was not voided.
     authorized: BTreeMap<String, i64>,
+    voids_asked: u32,
     voided: Vec<String>,
     /// Traces of the requests that came with one.
     traces: Vec<String>,
@@ -51,6 +56,14 @@ impl Gateway {
 
     pub fn fail(&self, times: u32) {
         self.0.lock().unwrap().failures = times;
+    }
+
+    pub fn set_away(&self, away: bool) {
+        self.0.lock().unwrap().away = away;
+    }
+
+    pub fn refuse(&self, times: u32) {
+        self.0.lock().unwrap().refused = times;
     }
 
     pub fn lock_out(&self, times: u32) {
@@ -78,6 +91,10 @@ impl Gateway {
         self.0.lock().unwrap().traces.clone()
     }
 
+    pub fn voids_asked(&self) -> u32 {
+        self.0.lock().unwrap().voids_asked
+    }
+
     pub fn voided(&self) -> Vec<String> {
         self.0.lock().unwrap().voided.clone()
     }
@@ -101,8 +118,11 @@ impl Ledger {
         self.asked += 1;
         let parent = headers.get("traceparent").and_then(|parent| parent.to_str().ok());
         self.traces.extend(parent.and_then(|parent| parent.split('-').nth(1)).map(ToOwned::to_owned));
-        if once(&mut self.failures) {
+        if self.away || once(&mut self.failures) {
             return Some((StatusCode::SERVICE_UNAVAILABLE, json!({})));
+        }
+        if once(&mut self.refused) {
+            return Some((StatusCode::UNPROCESSABLE_ENTITY, json!({})));
         }
         if once(&mut self.unauthorized) {
             return Some((StatusCode::UNAUTHORIZED, json!({})));
@@ -133,9 +153,13 @@ fn once(times: &mut u32) -> bool {
     left
 }
 
-async fn void(State(gateway): State<Gateway>, Path(key): Path<String>) -> Json<Value> {
+async fn void(State(gateway): State<Gateway>, Path(key): Path<String>) -> (StatusCode, Json<Value>) {
     let mut ledger = gateway.0.lock().unwrap();
+    ledger.voids_asked += 1;
+    if ledger.away {
+        return (StatusCode::SERVICE_UNAVAILABLE, Json(json!({})));
+    }
     let amount = ledger.authorized.remove(&key);
     ledger.voided.push(key.clone());
-    Json(json!({"id": format!("auth-{key}"), "status": "voided", "amount": amount}))
+    (StatusCode::OK, Json(json!({"id": format!("auth-{key}"), "status": "voided", "amount": amount})))
 }

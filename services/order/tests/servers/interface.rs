@@ -63,6 +63,27 @@ async fn a_key_places_one_order_however_often_it_is_sent() {
 }
 
 #[tokio::test]
+async fn a_key_has_its_answer_also_when_the_catalogue_has_changed() {
+    let shop = Shop::open().await;
+    let service = shop.serve().await;
+    let user = shop.register().await;
+    let order = |sku: &str| json!({"user_id": user, "lines": [{"sku": sku, "quantity": 1}]});
+    let first = service.post(&order("mug"), Some("k-1")).await;
+    assert_eq!(first.0, 202);
+    service.stop().await;
+    let service = shop.serve_with("pin=100:10".parse().unwrap()).await;
+    assert_eq!(service.post(&order("mug"), Some("k-1")).await, first);
+    // Another order under the key, of what was sold, is sold now, or never was.
+    for sku in ["rare", "pin", "hat"] {
+        let (status, problem) = service.post(&order(sku), Some("k-1")).await;
+        assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!("Idempotency-Key")), "{sku}");
+    }
+    let (status, problem) = service.post(&order("mug"), Some("k-2")).await;
+    assert_eq!((status, &problem["errors"][0]["field"]), (422, &json!("lines[0].sku")));
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn without_nats_an_order_is_not_taken_and_the_caller_told_in_bounded_time() {
     let shop = Shop::open().await;
     let service = shop.serve().await;

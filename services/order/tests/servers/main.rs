@@ -5,4 +5,5 @@ mod fulfilment;
 mod gateway;
 mod interface;
 mod program;
+mod saga;
 mod shop;

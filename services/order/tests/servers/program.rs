@@ -1,9 +1,9 @@
 //! The program itself, as the operator starts it.
 
-use jetwright_testing::{Folder, Process, await_until, binary, free_port};
+use jetwright_testing::{Folder, Process, ProcessBuilder, await_until, binary, free_port};
 use serde_json::{Value, json};
 
-use crate::shop::{SOON, Shop};
+use crate::shop::{SOON, Shop, WARES};
 
 #[tokio::test]
 async fn wrong_settings_stop_it_at_the_start_with_every_mistake_named() {
@@ -29,31 +29,56 @@ async fn wrong_settings_stop_it_at_the_start_with_every_mistake_named() {
     }
 }
 
-#[tokio::test]
-async fn it_carries_one_trace_from_the_callers_request_to_the_end_of_the_order() {
-    let shop = Shop::open().await;
+/// The running program.
+pub struct Program {
+    pub process: Process,
+    pub url: String,
+}
+
+impl Program {
+    pub async fn start(shop: &Shop) -> Self {
+        let (http, admin) = (free_port(), free_port());
+        let process = builder(shop)
+            .env("ORDERS_HTTP_ADDRESS", format!("127.0.0.1:{http}"))
+            .env("JETWRIGHT_ADMIN_ADDRESS", format!("127.0.0.1:{admin}"))
+            .start();
+        await_until("readiness", SOON, async || {
+            let answer = reqwest::get(format!("http://127.0.0.1:{admin}/readyz")).await;
+            answer.and_then(reqwest::Response::error_for_status)
+        })
+        .await;
+        Self { process, url: format!("http://127.0.0.1:{http}") }
+    }
+
+    /// Kills the program, which has no time to finish anything.
+    pub fn kill(self) {
+        self.process.kill();
+    }
+}
+
+/// The program with the settings of a shop.
+pub fn builder(shop: &Shop) -> ProcessBuilder {
     let folder = Folder::new("order-service");
     let bindings = folder.path().join("bindings.yaml");
     std::fs::write(&bindings, serde_saphyr::to_string(&Shop::bindings()).unwrap()).unwrap();
-    let (http, admin) = (free_port(), free_port());
-    let process = Process::builder(binary("jetwright-order-service"))
+    Process::builder(binary("jetwright-order-service"))
         .folder(&folder)
         .env("NATS_URL", shop.nats.url())
         .env("JETWRIGHT_BINDINGS", &bindings)
-        .env("ORDERS_HTTP_ADDRESS", format!("127.0.0.1:{http}"))
         .env("ORDERS_PAYMENTS_URL", &shop.payments_url)
-        .env("JETWRIGHT_ADMIN_ADDRESS", format!("127.0.0.1:{admin}"))
-        .start();
-    await_until("readiness", SOON, async || {
-        let answer = reqwest::get(format!("http://127.0.0.1:{admin}/readyz")).await;
-        answer.and_then(reqwest::Response::error_for_status)
-    })
-    .await;
+        .env("ORDERS_PAYMENTS_TIMEOUT_MILLISECONDS", "2000")
+        .env("ORDERS_CATALOGUE", WARES)
+}
+
+#[tokio::test]
+async fn it_carries_one_trace_from_the_callers_request_to_the_end_of_the_order() {
+    let shop = Shop::open().await;
+    let Program { process, url } = Program::start(&shop).await;
 
     let user = shop.register().await;
     let trace_id = "0af7651916cd43dd8448eb211c80319c";
     let accepted: Value = reqwest::Client::new()
-        .post(format!("http://127.0.0.1:{http}/orders"))
+        .post(format!("{url}/orders"))
         .header("traceparent", format!("00-{trace_id}-b7ad6b7169203331-01"))
         .json(&json!({"user_id": user, "lines": [{"sku": "mug", "quantity": 1}]}))
         .send()
@@ -63,7 +88,7 @@ async fn it_carries_one_trace_from_the_callers_request_to_the_end_of_the_order()
         .await
         .unwrap();
     let order_id = accepted["order_id"].as_str().unwrap();
-    let line = process.await_log("the order ended", SOON).await;
+    let line = process.await_log("ended order", SOON).await;
     assert!(line.contains(trace_id) && line.contains(order_id), "{line}");
     let placed = shop.jetstream.get_stream("orders").await.unwrap().get_raw_message(1).await.unwrap();
     assert!(placed.headers.get("traceparent").unwrap().as_str().contains(trace_id));
@@ -92,15 +117,7 @@ async fn one_command_makes_what_is_known_of_users_anew() {
     let user = shop.register().await;
     let bucket = shop.jetstream.get_key_value("order-users").await.unwrap();
     bucket.put("nobody", "{}".into()).await.unwrap();
-    let folder = Folder::new("order-service");
-    let bindings = folder.path().join("bindings.yaml");
-    std::fs::write(&bindings, serde_saphyr::to_string(&Shop::bindings()).unwrap()).unwrap();
-    let rebuild = Process::builder(binary("jetwright-order-service"))
-        .folder(&folder)
-        .arg("rebuild")
-        .env("NATS_URL", shop.nats.url())
-        .env("JETWRIGHT_BINDINGS", &bindings)
-        .start();
+    let rebuild = builder(&shop).arg("rebuild").start();
     assert_eq!(rebuild.wait_exit(SOON).await.code(), Some(0), "{}", rebuild.log());
     let known: Value = serde_json::from_slice(&bucket.get(&user).await.unwrap().unwrap()).unwrap();
     assert_eq!((&known["sequence"], &known["entry"]), (&json!(1), &json!({})));

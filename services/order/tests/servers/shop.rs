@@ -9,14 +9,14 @@ use jetwright_crds::{
 };
 use jetwright_order_service::{
     OrderService,
+    adapters::Adapters,
     catalogue::Catalogue,
     configuration,
     gateway::Gateway,
     inventory::{self, Inventory},
     make, order,
     orders::Orders,
-    payments::{self, Payments},
-    steps::{StepMetrics, Steps},
+    payments,
     users::Users,
 };
 use jetwright_process::{
@@ -35,6 +35,11 @@ use uuid::Uuid;
 use crate::gateway::Gateway as StandIn;
 
 pub const SOON: Duration = Duration::from_secs(20);
+
+/// What the shop sells.
+pub const WARES: &str = "mug=1250:100,rare=500:1,unlucky=13:100";
+/// Attempts at a placed order.
+const MAX_ATTEMPTS: u32 = 6;
 
 pub struct Shop {
     pub nats: NatsServer,
@@ -63,44 +68,59 @@ impl Shop {
             shop.make_stream(name).await;
         }
         shop.make_consumer("users", "order-users", "users.*.created").await;
-        shop.make_consumer("orders", "order-fulfilment", "orders.*.placed").await;
+        shop.make_order_consumers().await;
         shop
     }
 
-    /// The steps of the fulfilment alone.
-    pub async fn steps(&self) -> Steps {
-        let (service, registry) = (connect(&self.nats).await, &mut Registry::default());
-        let gateway = Gateway::new(&self.payments_url.parse().unwrap(), SOON).unwrap();
-        Steps {
+    /// What the saga works with, without the service.
+    pub async fn adapters(&self) -> Adapters {
+        let service = connect(&self.nats).await;
+        Adapters {
             orders: Orders::new(service.aggregates("orders", order::PREFIX)),
             users: Users { known: service.view(), reader: service.reader(), stream: "users".to_owned() },
-            inventory: Inventory::new(service.key_value(inventory::BUCKET), &wares(), registry),
-            payments: Payments::new(gateway, service.aggregates(payments::STREAM, payments::PREFIX)),
-            metrics: StepMetrics::register(registry),
+            inventory: Inventory::new(
+                service.key_value(inventory::BUCKET),
+                &wares(),
+                &mut Registry::default(),
+            ),
+            gateway: Gateway::new(&self.payments_url.parse().unwrap(), SOON).unwrap(),
+            payments: service.aggregates(payments::STREAM, payments::PREFIX),
+            publisher: service.publisher(),
         }
     }
 
     /// What the operator would tell the order service.
     pub fn bindings() -> Bindings {
-        let binding = |stream: &str, consumer: &str| Binding {
+        let binding = |stream: &str, consumer: &str, max_attempts| Binding {
             stream: stream.to_owned(),
             consumer: consumer.to_owned(),
             ack_wait: Text::from_secs(5),
             max_ack_pending: 64,
             retry: Retry {
-                max_attempts: 6,
+                max_attempts,
                 backoff: Backoff { initial: Text::from_millis(50), factor: 2, max: Text::from_secs(1) },
             },
             handler_deadline: HANDLER_DEADLINE,
             ordering: None,
             dead_letters: None,
         };
-        let bindings = [("order-users", "users"), ("order-fulfilment", "orders")];
-        Bindings { bindings: bindings.map(|(name, stream)| (name.to_owned(), binding(stream, name))).into() }
+        let bindings = [
+            ("order-users", "users", 6),
+            ("order-fulfilment", "orders", MAX_ATTEMPTS),
+            ("order-compensation", "orders", 1000),
+        ];
+        let bindings =
+            bindings.map(|(name, stream, attempts)| (name.to_owned(), binding(stream, name, attempts)));
+        Bindings { bindings: bindings.into() }
     }
 
     /// Starts the order service.
     pub async fn serve(&self) -> Running {
+        self.serve_with(wares()).await
+    }
+
+    /// Starts the order service with another catalogue.
+    pub async fn serve_with(&self, catalogue: Catalogue) -> Running {
         let environment = Environment {
             name: "order-service".to_owned(),
             servers: vec![self.nats.url().parse().unwrap()],
@@ -108,8 +128,8 @@ impl Shop {
             bindings: Self::bindings(),
             unknown_fields: Vec::new(),
         };
-        let settings = configuration::Shop {
-            catalogue: wares(),
+        let settings = configuration::ShopConfig {
+            catalogue,
             currency: "EUR".to_owned(),
             payments_url: self.payments_url.parse().unwrap(),
             payments_timeout: Duration::from_secs(2),
@@ -149,6 +169,25 @@ impl Shop {
         self.jetstream.delete_stream("users").await.unwrap();
         self.make_stream("users").await;
         self.make_consumer("users", "order-users", "users.*.created").await;
+    }
+
+    /// Recreates the consumers of orders: everything is delivered again, with attempts from 1.
+    pub async fn make_order_consumers_again(&self) {
+        for name in ["order-fulfilment", "order-compensation"] {
+            self.jetstream.delete_consumer_from_stream(name, "orders").await.unwrap();
+        }
+        self.make_order_consumers().await;
+    }
+
+    async fn make_order_consumers(&self) {
+        self.make_consumer("orders", "order-fulfilment", "orders.*.placed").await;
+        self.make_consumer("orders", "order-compensation", "orders.*.rejected").await;
+    }
+
+    /// Removes every user.
+    pub async fn forget_users(&self) {
+        self.jetstream.get_stream("users").await.unwrap().purge().await.unwrap();
+        self.jetstream.get_stream("KV_order-users").await.unwrap().purge().await.unwrap();
     }
 
     async fn make_stream(&self, name: &str) {
@@ -210,6 +249,12 @@ impl Shop {
         .await;
     }
 
+    /// Awaits that orders are fulfilled or undone.
+    pub async fn await_settled(&self) {
+        self.await_handled("orders", "order-fulfilment").await;
+        self.await_handled("orders", "order-compensation").await;
+    }
+
     pub async fn await_handled(&self, stream: &str, consumer: &str) {
         await_until(&format!("all of {consumer} handled"), SOON, async || {
             let consumer: consumer::PullConsumer = self
@@ -225,9 +270,8 @@ impl Shop {
     }
 }
 
-/// What the shop sells.
 fn wares() -> Catalogue {
-    "mug=1250:100,rare=500:1,unlucky=13:100".parse().unwrap()
+    WARES.parse().unwrap()
 }
 
 /// A service without handlers.

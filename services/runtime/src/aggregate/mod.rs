@@ -159,6 +159,17 @@ impl<A: Aggregate> Aggregates<A> {
         self.reader.within(&self.stream, &filter, self.fold(id, &filter)).await
     }
 
+    /// Whether the aggregate has no event after those that were loaded, as the leader of its stream has it.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`](ErrorKind::Unavailable) where the stream cannot be read in bounded time.
+    pub async fn is_current(&self, loaded: &Loaded<A>) -> Result<bool, Error> {
+        let filter = self.filter(&loaded.id)?;
+        let next = self.reader.next(&self.stream, &filter, loaded.last_sequence + 1).await?;
+        Ok(next.is_none())
+    }
+
     async fn fold(&self, id: &str, filter: &str) -> Result<Loaded<A>, AggregateError> {
         let mut kept = None;
         if let Some(snapshots) = &self.snapshots {

@@ -30,10 +30,13 @@ async fn an_aggregate_is_its_events_and_whoever_saw_less_is_told() {
     for stale in [none, accounts.presume_new("ann")] {
         assert_eq!(accounts.append(&stale, paid(5)).await.unwrap_err().kind(), ErrorKind::Conflict);
     }
+    accounts.append(&accounts.presume_new("eve"), paid(1)).await.unwrap();
+    assert!(accounts.is_current(&ann).await.unwrap());
     accounts.append(&ann, paid(-3)).await.unwrap();
+    assert!(!accounts.is_current(&ann).await.unwrap());
     assert_eq!(accounts.append(&ann, paid(-3)).await.unwrap_err().kind(), ErrorKind::Conflict);
     let ann = accounts.load("ann").await.unwrap();
-    assert_eq!((ann.last_sequence(), ann.into_state()), (3, Account { balance: 7, payments: 2 }));
+    assert_eq!((ann.last_sequence(), ann.into_state()), (4, Account { balance: 7, payments: 2 }));
 }
 
 #[tokio::test]
