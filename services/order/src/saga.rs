@@ -96,6 +96,7 @@ pub async fn settle(shop: ShopConfig, environment: Environment, order_id: Uuid) 
         subject: format!("{}.{order_id}.{event}", order::PREFIX),
         stream: stream.as_str().into(),
         consumer: consumer.into(),
+        event_consumer: consumer.into(),
         sequence,
         time: Timestamp::now(),
         attempt: 1,

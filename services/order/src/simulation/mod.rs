@@ -263,6 +263,7 @@ fn metadata(event: &str, attempt: u32, is_last_attempt: bool) -> Metadata {
         subject: format!("orders.{ORDER}.{event}"),
         stream: "orders".into(),
         consumer: "order".into(),
+        event_consumer: "order".into(),
         sequence: 1,
         time: jiff::Timestamp::UNIX_EPOCH,
         attempt,
