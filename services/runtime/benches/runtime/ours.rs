@@ -15,7 +15,8 @@ use jetwright_crds::{
 };
 use jetwright_process::health::Health;
 use jetwright_runtime::{
-    Acknowledge, Environment, Failure, Handler, Limits, Metadata, PublishOptions, Publisher, Service,
+    Acknowledge, Environment, ErrorKind, Failure, Handler, Limits, Metadata, PublishOptions, Publisher,
+    Service,
 };
 use opentelemetry::{
     Context,
@@ -138,11 +139,8 @@ async fn publish(publisher: &Publisher, job: &Job) -> Report {
 }
 
 async fn send(publisher: &Publisher, job: &Job, number: u64) {
-    publish_event(publisher, job, &Measured::new(number, now())).await;
-}
-
-async fn publish_event(publisher: &Publisher, job: &Job, event: &Measured) {
-    publisher.publish(&event.subject(&job.stream), event, PublishOptions::default()).await.unwrap();
+    let event = Measured::new(number, now());
+    publisher.publish(&event.subject(&job.stream), &event, PublishOptions::default()).await.unwrap();
 }
 
 /// What publishes at a rate, whether or not the publishes before are done.
@@ -163,7 +161,12 @@ impl Load {
     async fn send(&self, number: u64) {
         let event = Measured::new(number, now());
         let _room = self.room.acquire().await.unwrap();
-        publish_event(&self.publisher, &self.job, &event).await;
+        let subject = event.subject(&self.job.stream);
+        let options = PublishOptions { message_id: Some(number.to_string()), ..PublishOptions::default() };
+        // A server that is silent for five seconds makes the figure bad, and does not end the measurement.
+        while let Err(error) = self.publisher.publish(&subject, &event, options.clone()).await {
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
+        }
     }
 }
 
