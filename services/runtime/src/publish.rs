@@ -144,7 +144,7 @@ impl Publisher {
 
     /// The largest message that the server takes, in bytes, with its headers.
     pub(crate) fn max_payload(&self) -> usize {
-        self.connection.client().server_info().max_payload
+        self.connection.client().max_payload()
     }
 
     /// Stores a message of any kind.

@@ -66,8 +66,10 @@ pub(super) struct PendingAck {
     unanswered_since: Option<Instant>,
     /// When it is sent again; None while there is no connection, or it is not known which consumer would hear it.
     next: Option<Instant>,
-    /// Until when it is sent for the first time, and again.
+    /// Of a negative acknowledgement: until when it is sent for the first time, and again.
     deadlines: Option<(Instant, Instant)>,
+    /// How long it may be repeated: then the event may be another attempt.
+    repeated_for: Duration,
 }
 
 /// What is to be done about an acknowledgement.
@@ -98,7 +100,7 @@ pub(super) enum Fate {
 impl PendingAck {
     pub(super) fn new(settlement: &Settlement, now: Instant) -> Self {
         let deadlines = match settlement {
-            Settlement::Nak { after } => Some((now + NAK_TIMEOUT, now + (*after).max(CONFIRM_TIMEOUT))),
+            Settlement::Nak { .. } => Some((now + NAK_TIMEOUT, now + NAK_TIMEOUT)),
             Settlement::Ack | Settlement::Term { .. } => None,
         };
         Self {
@@ -110,12 +112,19 @@ impl PendingAck {
             unanswered_since: None,
             next: Some(now),
             deadlines,
+            repeated_for: match settlement {
+                Settlement::Nak { after } => (*after).max(CONFIRM_TIMEOUT),
+                Settlement::Ack | Settlement::Term { .. } => Duration::ZERO,
+            },
         }
     }
 
     /// It is sent now under this number.
     pub(super) fn send(&mut self, number: u64, now: Instant) {
         self.numbers = Some((self.numbers.map_or(number, |(first, _)| first), number));
+        if self.sent == 0 {
+            self.deadlines = self.deadlines.map(|(first, _)| (first, now + self.repeated_for));
+        }
         self.sent += 1;
         self.is_awaited = true;
         let timeout = CONFIRM_TIMEOUT.saturating_mul(u32::try_from(self.sent).unwrap_or(u32::MAX));

@@ -13,7 +13,7 @@ use tracing::Span;
 use super::{
     ConsumerLoop,
     ack::Settlement,
-    dead_letter::{Original, Verdict, keep, one_line, redelivery::PriorAttempts},
+    dead_letter::{FailureDetails, Original, keep, one_line, redelivery::PriorAttempts},
     fetch::Delivered,
     retry::{Decision, Isolation, Outcome, Reason, decide, is_last_attempt, isolation},
 };
@@ -215,45 +215,51 @@ async fn dead_letter<H: Handler>(
         return Ended::Again { after, given_up: Some((reason, one_line(&error))) };
     }
     let Delivery { metadata, headers, payload, first_delivered, .. } = delivery;
-    let verdict = Verdict { reason, error, first_delivered: *first_delivered, failed_at: Timestamp::now() };
+    let details =
+        FailureDetails { reason, error, first_delivered: *first_delivered, failed_at: Timestamp::now() };
     let original = Original::parsed(metadata, headers.as_ref(), payload);
-    let kept = keep(&consumer.publisher, dead_letters, original, &verdict).await;
+    let kept = keep(&consumer.publisher, dead_letters, original, &details).await;
     // What one event has against it says nothing about others.
     let is_away = kept.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);
     consumer.breaker.record(!is_away);
     if let Err(error) = kept {
         tracing::error!(binding = H::BINDING, %error, ?after, "failed to keep a dead letter, will retry");
-        return Ended::Again { after, given_up: Some((reason, one_line(&verdict.error))) };
+        return Ended::Again { after, given_up: Some((reason, one_line(&details.error))) };
     }
     consumer.metrics.dead_lettered(reason);
     Ended::Settled(Settlement::Term { reason: DEAD_LETTERED })
 }
 
-/// Gives an event up that the client cannot parse: keeps its bytes first, where that is wanted. Says with which reason its delivery is
-/// terminated.
-pub(super) async fn give_up_raw<H: Handler>(
+/// Keeps the bytes of an event that the client cannot parse, where that is wanted. Says with which reason its delivery is terminated.
+pub(super) async fn keep_foreign<H: Handler>(
     consumer: &ConsumerLoop<H>,
     event: &RawEvent,
-    why: &str,
 ) -> Result<&'static str, Error> {
     let (binding, reason) = (&consumer.binding, Reason::Undecodable);
-    if let Some(dead_letters) = &binding.dead_letters {
-        let (error, failed_at) = (format!("the NATS client cannot parse it: {why}"), Timestamp::now());
-        let verdict = Verdict { reason, error, first_delivered: None, failed_at };
-        let original = Original::raw(&binding.stream, &binding.consumer, event);
-        keep(&consumer.publisher, dead_letters, original, &verdict).await?;
-        consumer.metrics.dead_lettered(reason);
-    }
+    let Some(dead_letters) = &binding.dead_letters else { return Ok(reason.as_str()) };
+    let why = event.unparsable().unwrap_or_default();
+    let (error, failed_at) = (format!("the NATS client cannot parse it: {why}"), Timestamp::now());
+    let details = FailureDetails { reason, error, first_delivered: None, failed_at };
+    let original = Original::raw(&binding.stream, &binding.consumer, event);
+    keep(&consumer.publisher, dead_letters, original, &details).await?;
+    Ok(DEAD_LETTERED)
+}
+
+/// Counts and logs an event that the client cannot parse, and that will not come again.
+pub(super) fn record_foreign<H: Handler>(consumer: &ConsumerLoop<H>, event: &RawEvent) {
+    let (reason, why) = (Reason::Undecodable, event.unparsable());
     let RawEvent { subject, sequence, .. } = event;
     tracing::error!(
         binding = H::BINDING,
         subject,
         sequence,
         why,
-        "gave up an event that the NATS client cannot parse"
+        "dead-lettered event that the NATS client cannot parse"
     );
+    if consumer.binding.dead_letters.is_some() {
+        consumer.metrics.dead_lettered(reason);
+    }
     consumer.metrics.handled(HandledOutcome::DeadLettered(reason));
-    Ok(if binding.dead_letters.is_some() { DEAD_LETTERED } else { reason.as_str() })
 }
 
 /// Counts and logs the decision.

@@ -74,6 +74,8 @@ pub(crate) struct ConsumerLoop<H> {
     discovery: Discovery,
     proof: Proof,
     bytes: ByteShare,
+    /// Whether the consumer is being pulled from.
+    is_serving: AtomicBool,
     /// Whether an ordered consumer waits for what is owed, and begins nothing new.
     recovering: AtomicBool,
     /// Deliveries that this process holds.
@@ -99,38 +101,40 @@ pub(crate) struct ConsumerDeps {
     pub(crate) budget: ByteBudget,
 }
 
-/// Until when it is known that the consumer is the one that it was: a pull request that is open hears of its end.
+/// Until when it is known that the consumer is the one that it was.
 #[derive(Debug)]
 struct Proof {
     began: Instant,
-    /// In microseconds after that.
-    until: AtomicU64,
+    /// After JetStream showed it, in microseconds after that.
+    shown_until: AtomicU64,
+    /// While the server has a pull request, of which it ends the last one with the consumer.
+    open_until: AtomicU64,
 }
 
 impl Proof {
     fn new() -> Self {
-        Self { began: Instant::now(), until: AtomicU64::new(0) }
+        Self { began: Instant::now(), shown_until: AtomicU64::new(0), open_until: AtomicU64::new(0) }
     }
 
     /// JetStream showed it at this time.
     fn renew(&self, at: Instant) {
-        self.until.fetch_max(self.micros(at + PROOF_LIFETIME), Ordering::Relaxed);
+        self.shown_until.fetch_max(self.micros(at + PROOF_LIFETIME), Ordering::Relaxed);
     }
 
-    /// A pull request is open until then.
+    /// The server has a pull request until then, or none.
     fn hold_until(&self, open_until: Option<Instant>) {
-        if let Some(open_until) = open_until {
-            self.until.fetch_max(self.micros(open_until), Ordering::Relaxed);
-        }
+        self.open_until.store(open_until.map_or(0, |until| self.micros(until)), Ordering::Relaxed);
     }
 
     /// There is doubt. A request that was open is open no more.
     fn revoke(&self) {
-        self.until.store(0, Ordering::Relaxed);
+        self.shown_until.store(0, Ordering::Relaxed);
+        self.open_until.store(0, Ordering::Relaxed);
     }
 
     fn holds(&self, now: Instant) -> bool {
-        self.micros(now) <= self.until.load(Ordering::Relaxed)
+        let until = self.shown_until.load(Ordering::Relaxed).max(self.open_until.load(Ordering::Relaxed));
+        self.micros(now) <= until
     }
 
     /// Never 0, which is no proof.
@@ -156,6 +160,7 @@ impl<H: Handler> ConsumerLoop<H> {
             gate,
             discovery: Discovery::default(),
             proof: Proof::new(),
+            is_serving: AtomicBool::new(false),
             recovering: AtomicBool::new(binding_is_ordered),
             in_flight: AtomicUsize::default(),
             capacity_freed: Notify::new(),
@@ -198,6 +203,12 @@ impl<H> ConsumerLoop<H> {
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.bytes.give_back(bytes);
         self.capacity_freed.notify_one();
+    }
+
+    /// It is pulled from, and answers.
+    fn serving(&self) {
+        self.is_serving.store(true, Ordering::Relaxed);
+        self.gate.open();
     }
 
     /// The consumer cannot be used now, and why. A pod that serves HTTP too leaves its Service only where that lasts.
@@ -261,8 +272,11 @@ mod tests {
         assert!(proof.holds(now) && proof.holds(now + PROOF_LIFETIME));
         assert!(!proof.holds(now + PROOF_LIFETIME + Duration::from_millis(1)));
         proof.hold_until(Some(now + Duration::from_secs(1)));
-        proof.hold_until(None);
         assert!(proof.holds(now + Duration::from_secs(1)));
+        // It was served whole: nobody tells of the consumer's end any more.
+        proof.hold_until(None);
+        assert!(!proof.holds(now + Duration::from_secs(1)));
+        proof.hold_until(Some(now + Duration::from_secs(1)));
         proof.revoke();
         assert!(!proof.holds(proof.began));
     }

@@ -98,9 +98,12 @@ pub(crate) fn isolation(deliveries: u32, retry: &Retry) -> Isolation {
 }
 
 /// Whether an event is given up if the attempt of this delivery fails. `calls` says how often this process called the handler with it
-/// before: that of other processes is not known, and an event that was only handed over is tried once more.
+/// before: those of other processes are not known, and an event that may only have been handed over is tried once more, as long as
+/// hand-overs can explain its deliveries.
 pub(crate) fn is_last_attempt(deliveries: u32, calls: u32, retry: &Retry) -> bool {
-    deliveries >= retry.max_attempts && (calls > 0 || deliveries == 1)
+    let is_only_handed_over = calls == 0 && deliveries > 1;
+    let usual = retry.max_attempts.saturating_add(SPARE_DELIVERIES);
+    deliveries > usual || (deliveries >= retry.max_attempts && !is_only_handed_over)
 }
 
 /// Decides. `attempt` is the attempt's number from 1, `jitter` a random number from 0 to 1.
@@ -233,7 +236,7 @@ mod tests {
     fn an_event_that_was_only_handed_over_is_not_at_its_last_attempt() {
         let last = |deliveries, calls| is_last_attempt(deliveries, calls, &three_attempts());
         assert!(!last(2, 1) && last(3, 2) && last(4, 1));
-        assert!(!last(3, 0) && !last(9, 0));
+        assert!(!last(3, 0) && !last(13, 0) && last(14, 0));
         let once = Retry { max_attempts: 1, ..three_attempts() };
         assert!(is_last_attempt(1, 0, &once) && !is_last_attempt(2, 0, &once));
     }

@@ -80,11 +80,11 @@ fn check_header_block(block: &[u8]) -> Result<(), String> {
         if name.parse::<HeaderName>().is_err() {
             return Err(format!("its header name {name:?} is not allowed"));
         }
-        let mut has_line_end = value.contains('\r');
+        let mut value = value.trim_start().to_owned();
         while let Some(folded) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
-            has_line_end |= folded.contains('\r');
+            value.push_str(folded);
         }
-        if has_line_end {
+        if value.trim_end().contains('\r') {
             return Err(format!("its header {name} has a carriage return in its value"));
         }
     }
@@ -160,6 +160,7 @@ mod tests {
             &b"NATS/1.0\r\nEvent-Type: a\r\n\r\n"[..],
             b"NATS/1.0\r\n\r\n",
             b"NATS/1.0 503\r\n\r\n",
+            b"NATS/1.0\r\nA: b\r\r\nC:\r d\r\n\r\n",
             b"NATS/1.0 404 No Messages\r\nA:\r\nB: c\r\n folded\r\n\r\n",
             "NATS/1.0\r\nA: \u{fc}\r\n\r\n".as_bytes(),
         ] {

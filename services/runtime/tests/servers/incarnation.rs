@@ -29,8 +29,8 @@ async fn what_was_held_of_a_stream_that_was_made_again_acknowledges_no_event_of_
         let publisher = bench.publisher().await;
         bench.publish(&publisher, 0..25).await;
         first.await_calls(25).await;
-        // Its last request has ended.
-        sleep(Duration::from_millis(1500)).await;
+        // Its last request was served whole, a moment ago.
+        sleep(Duration::from_millis(50)).await;
 
         bench.jetstream.delete_stream("numbers").await.unwrap();
         bench.create_stream().await;

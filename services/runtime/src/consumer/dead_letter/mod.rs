@@ -26,12 +26,14 @@ use crate::{
 const TIME_TO_LIVE: &str = "Nats-TTL";
 /// Longest error that a dead letter has, in bytes.
 const MAX_ERROR_BYTES: usize = 1024;
+/// JetStream stores no message with more bytes of headers (server/stream.go of nats-server, error 10097).
+const MAX_HEADERS: usize = 65_535;
 /// What a message needs beside its headers' names and values: the version line, its subjects, and the lengths.
 const MESSAGE_OVERHEAD: usize = 512;
 
 /// Why and when an event was given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Verdict {
+pub(super) struct FailureDetails {
     pub(super) reason: Reason,
     pub(super) error: String,
     /// Where it is known.
@@ -96,15 +98,16 @@ pub(super) async fn keep(
     publisher: &Publisher,
     dead_letters: &DeadLetters,
     original: Original<'_>,
-    verdict: &Verdict,
+    details: &FailureDetails,
 ) -> Result<(), Error> {
     let subject = subject(&dead_letters.prefix, original.sequence, original.time.as_nanosecond());
-    let (mut headers, payload) = letter(original, verdict, publisher.max_payload());
-    trace::inject_current(&mut headers);
-    headers.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(0_u64));
+    let mut instructions = HeaderMap::new();
+    trace::inject_current(&mut instructions);
+    instructions.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(0_u64));
     if let Some(max_age) = dead_letters.max_age {
-        headers.insert(TIME_TO_LIVE, format!("{}s", max_age.0.as_secs().max(1)).as_str());
+        instructions.insert(TIME_TO_LIVE, format!("{}s", max_age.0.as_secs().max(1)).as_str());
     }
+    let (headers, payload) = letter(original, details, &instructions, publisher.max_payload());
     let (kind, stream) = (WriteKind::DeadLetter, stream(original.stream));
     let write = Write { kind, stream: &stream, subject: subject.clone(), headers };
     match publisher.append(write, payload).await {
@@ -120,12 +123,17 @@ pub(super) async fn keep(
 
 /// The headers and the payload of a dead letter of at most so many bytes. A payload that does not fit is left out, and so is a header
 /// block that does not fit alone; the original is in its stream for as long as that keeps it.
-fn letter(original: Original<'_>, verdict: &Verdict, max_payload: usize) -> (HeaderMap, Bytes) {
+fn letter(
+    original: Original<'_>,
+    details: &FailureDetails,
+    instructions: &HeaderMap,
+    max_payload: usize,
+) -> (HeaderMap, Bytes) {
     let room = max_payload.saturating_sub(MESSAGE_OVERHEAD);
-    let mut headers = described(original, verdict);
+    let mut headers = described(original, details, instructions);
     add_original_headers(&mut headers, original.headers);
-    if size(&headers) > room {
-        headers = described(original, verdict);
+    if size(&headers) > room.min(MAX_HEADERS - MESSAGE_OVERHEAD) {
+        headers = described(original, details, instructions);
         headers.insert(HEADER_BLOCK, OMITTED);
     }
     let payload = original.payload;
@@ -139,10 +147,10 @@ fn letter(original: Original<'_>, verdict: &Verdict, max_payload: usize) -> (Hea
 }
 
 /// What became of the original.
-fn described(original: Original<'_>, verdict: &Verdict) -> HeaderMap {
+fn described(original: Original<'_>, details: &FailureDetails, instructions: &HeaderMap) -> HeaderMap {
     let Original { stream, consumer, subject, sequence, attempts, .. } = original;
-    let Verdict { reason, error, first_delivered, failed_at } = verdict;
-    let mut headers = HeaderMap::new();
+    let FailureDetails { reason, error, first_delivered, failed_at } = details;
+    let mut headers = instructions.clone();
     headers.insert(STREAM, stream);
     headers.insert(CONSUMER, consumer);
     let written_subject = one_line(subject);
@@ -221,9 +229,14 @@ mod tests {
         }
     }
 
-    fn verdict(error: &str) -> Verdict {
+    fn details(error: &str) -> FailureDetails {
         let failed_at = "2026-11-21T09:00:05Z".parse().unwrap();
-        Verdict { reason: Reason::LastAttempt, error: error.to_owned(), first_delivered: None, failed_at }
+        FailureDetails {
+            reason: Reason::LastAttempt,
+            error: error.to_owned(),
+            first_delivered: None,
+            failed_at,
+        }
     }
 
     fn lines(headers: &HeaderMap) -> Vec<String> {
@@ -251,7 +264,8 @@ mod tests {
         before.append("Color", "blue");
         let (metadata, payload) = (metadata(), Bytes::from_static(b"event"));
         let original = Original::parsed(&metadata, Some(&before), &payload);
-        let (headers, kept) = letter(original, &verdict("first line\r\nNats-Rollup: all"), MAX_PAYLOAD);
+        let (headers, kept) =
+            letter(original, &details("first line\r\nNats-Rollup: all"), &HeaderMap::new(), MAX_PAYLOAD);
         let expected = [
             "Color: blue",
             "Color: red",
@@ -275,7 +289,8 @@ mod tests {
     fn a_header_block_that_was_not_parsed_is_kept_whole() {
         let event = raw("orders.caf\u{fffd}.placed", b"NATS/1.0\r\nX Trace: 1\r\n\r\n", 5);
         let original = Original::raw("orders", "fulfilment", &event);
-        let (headers, kept) = letter(original, &verdict("its header name is not allowed"), MAX_PAYLOAD);
+        let (headers, kept) =
+            letter(original, &details("its header name is not allowed"), &HeaderMap::new(), MAX_PAYLOAD);
         let headers = lines(&headers);
         for expected in [
             "Dead-Letter-Original-Header-Block: TkFUUy8xLjANClggVHJhY2U6IDENCg0K",
@@ -292,7 +307,7 @@ mod tests {
     fn what_does_not_fit_is_left_out_and_said_so() {
         let event = raw("a", b"NATS/1.0\r\nX Trace: 1\r\n\r\n", 2000);
         let original = Original::raw("orders", "fulfilment", &event);
-        let (headers, kept) = letter(original, &verdict("no"), 2048);
+        let (headers, kept) = letter(original, &details("no"), &HeaderMap::new(), 2048);
         let headers = lines(&headers);
         assert!(kept.is_empty());
         for expected in ["Dead-Letter-Payload: omitted", "Dead-Letter-Payload-Size: 2000"] {
@@ -302,9 +317,20 @@ mod tests {
         assert_eq!(digest.map(str::len), Some(64));
         let large = Box::leak(vec![b'y'; 4000].into_boxed_slice());
         let event = raw("a", large, 10);
-        let (headers, kept) = letter(Original::raw("orders", "fulfilment", &event), &verdict("no"), 2048);
+        let (headers, kept) =
+            letter(Original::raw("orders", "fulfilment", &event), &details("no"), &HeaderMap::new(), 2048);
         assert_eq!(headers.get(HEADER_BLOCK).map(HeaderValue::as_str), Some(OMITTED));
         assert_eq!(kept.len(), 10);
+        // JetStream bounds headers apart from messages.
+        let large = Box::leak(vec![b'y'; 60_000].into_boxed_slice());
+        let event = raw("a", large, 10);
+        let (headers, _) = letter(
+            Original::raw("orders", "fulfilment", &event),
+            &details("no"),
+            HeaderMap::new(),
+            MAX_PAYLOAD,
+        );
+        assert_eq!(headers.get(HEADER_BLOCK).map(HeaderValue::as_str), Some(OMITTED));
     }
 
     #[test]

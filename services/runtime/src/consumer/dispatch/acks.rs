@@ -3,16 +3,20 @@
 //! Nothing is acknowledged while it is in doubt which consumer would hear it: the server looks at names and the sequence alone, so an
 //! acknowledgement of a stream that was made again would settle another event.
 
-use async_nats::{Message, StatusCode, Subject};
-use futures::{FutureExt, StreamExt};
-use tokio::time::Instant;
+use std::{pin::pin, task::Poll, time::Duration};
+
+use async_nats::{Message, PublishError, StatusCode, Subject};
+use futures::{FutureExt, StreamExt, poll};
+use tokio::time::{Instant, timeout};
 
 use super::{BATCH, Dispatcher, Held, Observation, State, recovery::Doubt};
 use crate::{
     Acknowledge, Handler,
-    connection::Link,
     consumer::ack::{AckAction, Fate, IN_PROGRESS, PendingAck, Settlement},
 };
+
+/// How long the client may take to take something.
+const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<H: Handler> Dispatcher<H> {
     pub(super) async fn settle(&mut self, slot: usize, settlement: &Settlement) {
@@ -35,13 +39,20 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// Whether JetStream can be told now, and it would be the consumer that delivered what is held.
+    /// Whether an acknowledgement can be sent now, and the consumer that delivered what is held would hear it.
     fn can_send(&mut self, now: Instant) -> bool {
         if self.doubted_at.is_none() && !self.consumer.proof.holds(now) {
             self.doubted_at = Some(now);
             self.consumer.discovery.recheck();
         }
-        self.doubted_at.is_none() && self.link.borrow().connected
+        self.is_undoubted()
+    }
+
+    /// The same, where JetStream has just answered: that holds for this moment, however long the answer took.
+    fn is_undoubted(&self) -> bool {
+        // A connection that was made again, and that is not dealt with yet, may lead to another consumer.
+        let is_connected = self.link.borrow().connected && !self.link.has_changed().unwrap_or(true);
+        self.doubted_at.is_none() && is_connected
     }
 
     /// Tells JetStream how a delivery ended.
@@ -54,10 +65,8 @@ impl<H: Handler> Dispatcher<H> {
         ack.send(number, now);
         let (to, payload) = (reply.clone(), ack.payload.clone());
         let answer_to = format!("{}.{slot}.{number}", self.inbox);
-        if let Err(error) = self.consumer.connection.client().publish_with_reply(to, answer_to, payload).await
-        {
-            tracing::debug!(%error, "failed to send an acknowledgement, will retry");
-        }
+        let client = self.consumer.connection.client();
+        send(client.publish_with_reply(to, answer_to, payload)).await;
     }
 
     pub(super) fn confirmed_all(&mut self, first: &Message) {
@@ -90,16 +99,18 @@ impl<H: Handler> Dispatcher<H> {
     }
 
     /// Does what is due: in-progress acknowledgements of what is held, and acknowledgements that are not confirmed.
-    pub(super) async fn send_due_acks(&mut self, now: Instant) {
+    ///
+    /// `is_permitted` says whether acknowledgements can be sent, where JetStream has just answered.
+    pub(super) async fn send_due_acks(&mut self, now: Instant, is_permitted: Option<bool>) {
         let half = self.consumer.binding.ack_wait.0 / 2;
         // To say that an event is in progress does no harm, whichever event has its sequence.
-        let can_say_in_progress = self.doubted_at.is_none() && self.link.borrow().connected;
+        let can_say_in_progress = self.link.borrow().connected;
         let (mut in_progress, mut due) = (Vec::new(), Vec::new());
         for (slot, held) in self.in_flight.iter_mut() {
             match &mut held.state {
                 State::Settling(ack) => match ack.due(now) {
                     AckAction::Wait => {}
-                    action => due.push((slot, action)),
+                    action => due.push((held.sequence, slot, action)),
                 },
                 State::Waiting(_) | State::Paused(..) | State::Running | State::Returned => {
                     if can_say_in_progress && !held.is_orphan && now >= held.in_progress_at + half {
@@ -112,8 +123,10 @@ impl<H: Handler> Dispatcher<H> {
         for reply in in_progress {
             self.publish(reply, IN_PROGRESS.into()).await;
         }
-        let can_send = !due.is_empty() && self.can_send(now);
-        for (slot, action) in due {
+        let can_send = !due.is_empty() && is_permitted.unwrap_or_else(|| self.can_send(now));
+        // What is given back comes again in the order in which it is given back.
+        due.sort_unstable_by_key(|(sequence, ..)| *sequence);
+        for (_, slot, action) in due {
             match action {
                 AckAction::Wait => {}
                 AckAction::Send { unanswered: true } => self.unanswered(slot, now).await,
@@ -142,16 +155,14 @@ impl<H: Handler> Dispatcher<H> {
     }
 
     async fn publish(&self, to: Subject, payload: bytes::Bytes) {
-        if let Err(error) = self.consumer.connection.client().publish(to, payload).await {
-            tracing::debug!(%error, "failed to send an acknowledgement");
-        }
+        let client = self.consumer.connection.client();
+        send(client.publish(to, payload)).await;
     }
 
     /// What JetStream says of its consumer decides some acknowledgements that it did not confirm, and lets the others be sent.
     pub(super) async fn judge_acks(&mut self, observation: &Observation) {
         let now = Instant::now();
-        let Link { connected, .. } = *self.link.borrow();
-        let can_send = connected && self.doubted_at.is_none();
+        let can_send = self.is_undoubted();
         let Observation { info, asked_at, .. } = observation;
         let mut decided = Vec::new();
         for (slot, sequence, ack) in self.in_flight.acks() {
@@ -169,9 +180,7 @@ impl<H: Handler> Dispatcher<H> {
                 self.begin_recovery(Doubt::UnansweredAck, now);
             }
         }
-        if can_send {
-            self.send_due_acks(now).await;
-        }
+        self.send_due_acks(now, Some(can_send)).await;
     }
 
     /// The servers do not let this be said. The fetcher is told of it too, and the log is.
@@ -230,5 +239,21 @@ impl<H: Handler> Dispatcher<H> {
             }
             _ => {}
         }
+    }
+}
+
+/// Hands something to the client. One that is connecting reads nothing, and would hold up everything once it has enough; what is not sent
+/// is due again.
+async fn send(sending: impl Future<Output = Result<(), PublishError>>) {
+    let mut sending = pin!(sending);
+    let sent = match poll!(sending.as_mut()) {
+        Poll::Ready(sent) => sent,
+        Poll::Pending => match timeout(SEND_TIMEOUT, sending).await {
+            Ok(sent) => sent,
+            Err(_) => return tracing::debug!("failed to send an acknowledgement: the client takes nothing"),
+        },
+    };
+    if let Err(error) = sent {
+        tracing::debug!(%error, "failed to send an acknowledgement");
     }
 }

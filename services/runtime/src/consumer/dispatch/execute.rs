@@ -183,14 +183,25 @@ impl<H: Handler> Dispatcher<H> {
     pub(super) async fn begin_stop(&mut self) {
         let half = self.consumer.binding.handler_deadline.0 / 2;
         self.last_begin = Some(Instant::now() + half);
-        let is_in_recovery = self.order.as_ref().is_some_and(|order| order.recovery.is_active());
         self.paused.clear();
-        let waits = |held: &Held| match held.state {
-            State::Paused(..) => true,
-            State::Waiting(_) => is_in_recovery,
-            _ => false,
-        };
-        for slot in self.in_flight.in_order(waits) {
+        for slot in self.in_flight.in_order(|held| matches!(held.state, State::Paused(..))) {
+            self.give_back(slot).await;
+        }
+    }
+
+    /// A stop does not wait for a recovery: what has not begun is for others.
+    pub(super) async fn give_back_recovering(&mut self) {
+        let is_recovering = self.order.as_ref().is_some_and(|order| order.recovery.is_active());
+        if self.last_begin.is_none() || !is_recovering {
+            return;
+        }
+        for slot in
+            self.in_flight.in_order(|held| matches!(held.state, State::Waiting(_) | State::Paused(..)))
+        {
+            if let Some(held) = self.in_flight.get_mut(slot) {
+                // One of its key may still run, and keeps its place.
+                self.nacked_keys.extend(held.key.take());
+            }
             self.give_back(slot).await;
         }
     }
@@ -226,7 +237,7 @@ impl<H: Handler> Dispatcher<H> {
     /// JetStream said what is still owed: when that is nothing, everything goes on in the order of the stream.
     pub(super) async fn go_on_with_recovery(&mut self, observation: &Arc<Observation>) {
         let Some(order) = &mut self.order else { return };
-        let in_flight = |delivered| self.in_flight.unsettled_up_to(delivered);
+        let in_flight = |floor, delivered| self.in_flight.unsettled_between(floor, delivered);
         let now = Instant::now();
         match order.recovery.observed(observation, in_flight) {
             Progress::Unchanged => {}

@@ -119,10 +119,11 @@ impl InFlight {
         wanted.into_iter().map(|(_, slot)| slot).collect()
     }
 
-    /// Deliveries up to a stream sequence for which no acknowledgement was sent.
-    pub(super) fn unsettled_up_to(&self, sequence: u64) -> u64 {
+    /// Deliveries after one stream sequence and up to another for which no acknowledgement was sent.
+    pub(super) fn unsettled_between(&self, floor: u64, delivered: u64) -> u64 {
         let is_unsettled = |held: &Held| {
-            !held.is_orphan && held.sequence <= sequence && !matches!(held.state, State::Settling(_))
+            let is_between = floor < held.sequence && held.sequence <= delivered;
+            is_between && !held.is_orphan && !matches!(held.state, State::Settling(_))
         };
         self.slots.iter().filter(|(_, held)| is_unsettled(held)).count().try_into().unwrap_or(u64::MAX)
     }

@@ -163,6 +163,7 @@ impl<H: Handler> Dispatcher<H> {
                 Ok(()) = self.observations.changed() => self.observed().await,
                 Violation::Publish(reply) = self.violations.any(is_about_acks) => self.not_permitted(&reply),
             }
+            self.give_back_recovering().await;
             self.begin_next().await;
         }
         Ok(())
@@ -187,7 +188,7 @@ impl<H: Handler> Dispatcher<H> {
     /// What is due: deliveries of which JetStream has to hear, acknowledgements that it did not confirm, a recovery that goes on.
     async fn tick(&mut self) {
         let now = Instant::now();
-        self.send_due_acks(now).await;
+        self.send_due_acks(now, None).await;
         if let Some(order) = &mut self.order
             && order.recovery.is_info_due(now)
         {
@@ -287,6 +288,7 @@ impl<H: Handler> Dispatcher<H> {
             tracing::info!(binding = H::BINDING, cause = doubt.as_str(), "recovering the order of events");
             self.consumer.metrics.recovery(doubt.as_str());
             self.consumer.recovering.store(true, atomic::Ordering::Relaxed);
+            self.consumer.capacity_freed.notify_one();
             order.queue.clear_waiting();
             if let Alone::Waiting(slot) = self.alone {
                 self.alone = Alone::No;
@@ -335,6 +337,10 @@ impl<H: Handler> Dispatcher<H> {
         if self.order.is_some() {
             let is_waiting = |held: &Held| held.is_orphan && matches!(held.state, State::Waiting(_));
             for slot in self.in_flight.in_order(is_waiting) {
+                // One of its key may still run, and keeps its place.
+                if let Some(held) = self.in_flight.get_mut(slot) {
+                    held.key = None;
+                }
                 self.give_up(slot, "the consumer was made again");
             }
         }

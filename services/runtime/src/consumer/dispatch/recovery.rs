@@ -109,19 +109,19 @@ impl Recovery {
         due
     }
 
-    /// JetStream answered. `in_flight` says how many deliveries up to a stream sequence are here, without those for which an
-    /// acknowledgement was sent: JetStream may count those or not.
+    /// JetStream answered. `in_flight` says how many deliveries between its ack floor and its newest delivery are here, without those for
+    /// which an acknowledgement was sent: JetStream may count those or not.
     pub(super) fn observed(
         &mut self,
         observation: &Observation,
-        in_flight: impl FnOnce(u64) -> u64,
+        in_flight: impl FnOnce(u64, u64) -> u64,
     ) -> Progress {
         let Observation { info, asked_at, .. } = observation;
         if self.doubted_at.is_none_or(|doubted_at| *asked_at < doubted_at) {
             return Progress::Unchanged;
         }
-        let ConsumerInfo { delivered, num_ack_pending, .. } = info;
-        let owed = num_ack_pending.saturating_sub(in_flight(delivered.stream_seq));
+        let ConsumerInfo { delivered, ack_floor, num_ack_pending, .. } = info;
+        let owed = num_ack_pending.saturating_sub(in_flight(ack_floor.stream_seq, delivered.stream_seq));
         if owed > 0 {
             return Progress::Owed(owed);
         }
@@ -146,7 +146,7 @@ mod tests {
     /// In order, after ten deliveries.
     fn in_order(now: Instant) -> Recovery {
         let mut recovery = Recovery::new(now);
-        assert_eq!(recovery.observed(&observation(now, 10, 0), |_| 0), Progress::Complete);
+        assert_eq!(recovery.observed(&observation(now, 10, 0), |_, _| 0), Progress::Complete);
         recovery
     }
 
@@ -174,8 +174,10 @@ mod tests {
         assert!(recovery.doubt(Doubt::SequenceGap, now));
         assert!(!recovery.doubt(Doubt::SequenceGap, now));
         let owed = |recovery: &mut Recovery, in_flight: u64| {
-            recovery
-                .observed(&observation(now, 14, 4), |delivered| if delivered == 140 { in_flight } else { 99 })
+            recovery.observed(
+                &observation(now, 14, 4),
+                |_, delivered| if delivered == 140 { in_flight } else { 99 },
+            )
         };
         assert_eq!([owed(&mut recovery, 1), owed(&mut recovery, 3)], [Progress::Owed(3), Progress::Owed(1)]);
         assert!(recovery.is_active());
@@ -188,10 +190,10 @@ mod tests {
         let now = Instant::now();
         let mut recovery = in_order(now);
         recovery.doubt(Doubt::UnansweredAck, now + Duration::from_secs(1));
-        assert_eq!(recovery.observed(&observation(now, 10, 0), |_| 0), Progress::Unchanged);
+        assert_eq!(recovery.observed(&observation(now, 10, 0), |_, _| 0), Progress::Unchanged);
         assert!(recovery.is_active());
         let newer = observation(now + Duration::from_secs(2), 10, 0);
-        assert_eq!(recovery.observed(&newer, |_| 0), Progress::Complete);
+        assert_eq!(recovery.observed(&newer, |_, _| 0), Progress::Complete);
     }
 
     #[test]
@@ -201,7 +203,7 @@ mod tests {
         recovery.doubt(Doubt::Reconnect, now);
         assert_eq!([4, 5].map(|number| recovery.received(number)), [None, None]);
         assert_eq!(recovery.received(7), Some(Doubt::SequenceGap));
-        assert_eq!(recovery.observed(&observation(now, 7, 0), |_| 0), Progress::Complete);
+        assert_eq!(recovery.observed(&observation(now, 7, 0), |_, _| 0), Progress::Complete);
         assert_eq!(recovery.received(8), None);
     }
 

@@ -20,8 +20,11 @@ use crate::{Metadata, connection::pause, metadata::Origin};
 
 /// Header of a status that ends a request: how much of it was not served (NATS ADR-13).
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
+const PENDING_BYTES: &str = "Nats-Pending-Bytes";
 /// What the subjects begin with on which deliveries are acknowledged.
 const ACK_PREFIX: &str = "$JS.ACK.";
+/// What an event is taken to have in bytes before one came.
+const ASSUMED_SIZE: usize = 1024;
 /// Longest pause where the consumer has as many requests as it may have.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -57,10 +60,14 @@ pub(super) struct Arrivals {
     /// Not before then a request is made again.
     pub(super) not_before: Option<Instant>,
     refusals: usize,
-    /// A request did not allow the next event's bytes.
-    pub(super) too_few_bytes: bool,
+    /// What events have in bytes, lately.
+    pub(super) average_size: usize,
+    /// The next event has more bytes than these: a request that had as many left was ended.
+    pub(super) refused_bytes: usize,
     /// The newest delivery was not the first of its event.
     pub(super) is_redelivering: bool,
+    /// Deliveries beyond the room that there was, since the last that was not new.
+    pub(super) overdrafts: u32,
     /// How often the consumer answered as it should.
     pub(super) served: u64,
 }
@@ -76,8 +83,10 @@ impl Arrivals {
             unavailable: None,
             not_before: None,
             refusals: 0,
-            too_few_bytes: false,
+            average_size: ASSUMED_SIZE,
+            refused_bytes: 0,
             is_redelivering: false,
+            overdrafts: 0,
             served: 0,
         }
     }
@@ -85,7 +94,7 @@ impl Arrivals {
     /// Begins anew on another connection, or after the consumer was away. What comes late still comes.
     pub(super) fn reset(&mut self) {
         self.credits.forget();
-        (self.ended, self.unavailable, self.not_before, self.too_few_bytes) = (false, None, None, false);
+        (self.ended, self.unavailable, self.not_before, self.refused_bytes) = (false, None, None, 0);
     }
 
     /// The next thing that is there.
@@ -146,7 +155,8 @@ impl Arrivals {
     fn delivered(&mut self, turn: usize, message: Message) -> Option<Delivered> {
         let Message { subject, reply, payload, headers, length, .. } = message;
         self.credits.received(turn, length);
-        (self.too_few_bytes, self.refusals) = (false, 0);
+        (self.refused_bytes, self.refusals) = (0, 0);
+        self.average_size = (self.average_size * 7 + length) / 8;
         self.served += 1;
         let read = reply.and_then(|reply| Some((Metadata::parse(&self.origin, &subject, &reply)?, reply)));
         let Some(((metadata, consumer_sequence), reply)) = read else {
@@ -154,28 +164,47 @@ impl Arrivals {
             return None;
         };
         self.is_redelivering = metadata.attempt > 1;
+        self.overdrafts = if self.is_redelivering { 0 } else { self.overdrafts.saturating_add(1) };
         Some(Delivered { metadata, consumer_sequence, reply, headers, payload, size: length })
     }
 
     fn request_ended(&mut self, turn: usize, message: &Message, status: StatusCode) {
         let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
-        let pending = message.headers.as_ref().and_then(|headers| headers.get(PENDING_MESSAGES));
-        let unserved = pending.and_then(|pending| pending.as_str().parse().ok());
-        self.credits.ended(turn, number.unwrap_or_default(), unserved);
+        let header = |name| message.headers.as_ref()?.get(name)?.as_str().parse().ok();
+        let (unserved, pending_bytes) = (header(PENDING_MESSAGES), header(PENDING_BYTES));
+        let allowed = self.credits.ended(turn, number.unwrap_or_default(), unserved);
         match request_end(status, message.description.as_deref().unwrap_or_default()) {
             RequestEnd::Unavailable(why) => {
                 self.unavailable.get_or_insert(why);
                 return;
             }
             RequestEnd::Expired => {}
-            RequestEnd::TooFewBytes => self.too_few_bytes = true,
-            RequestEnd::TooManyRequests => {
-                self.refusals += 1;
-                let pause = pause(self.refusals + 1, rand::random()).min(LONGEST_PAUSE);
-                self.not_before = Some(Instant::now() + pause);
-            }
+            RequestEnd::TooFewBytes => self.too_few_bytes(allowed, pending_bytes),
+            RequestEnd::TooManyRequests => self.hold_back(),
         }
         self.ended = true;
         self.served += 1;
+    }
+
+    /// The next event did not fit into what was left of a request, which the server says. One that does not fit into a whole request
+    /// without a limit of this process is larger than the consumer grants, and no request is served any more.
+    fn too_few_bytes(&mut self, allowed: usize, left: Option<usize>) {
+        self.refused_bytes = left.unwrap_or(allowed);
+        if allowed == 0 {
+            self.hold_back();
+            self.unavailable
+                .get_or_insert("the next event is larger than maxBytes of the consumer".to_owned());
+        }
+    }
+
+    fn hold_back(&mut self) {
+        self.refusals += 1;
+        let pause = pause(self.refusals + 1, rand::random()).min(LONGEST_PAUSE);
+        self.not_before = Some(Instant::now() + pause);
+    }
+
+    /// Whether something came that has not been handed on.
+    pub(super) fn has_ahead(&self) -> bool {
+        self.merge.has_ahead()
     }
 }

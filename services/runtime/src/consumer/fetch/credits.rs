@@ -23,6 +23,7 @@ struct OpenRequest {
     turn: usize,
     count: usize,
     bytes: usize,
+    allowed_bytes: usize,
 }
 
 /// A new request.
@@ -63,7 +64,7 @@ impl PullCredits {
     pub(super) fn request(&mut self, count: usize, bytes: usize, now: Instant) -> NewRequest {
         self.numbers += 1;
         let (number, turn) = (self.numbers, self.turn);
-        self.open.push_back(OpenRequest { number, turn, count, bytes });
+        self.open.push_back(OpenRequest { number, turn, count, bytes, allowed_bytes: bytes });
         self.last_request = Some(now);
         NewRequest { number, turn }
     }
@@ -97,19 +98,27 @@ impl PullCredits {
         let Some(place) = self.open.iter().position(|request| request.turn == turn) else { return };
         let request = &mut self.open[place];
         request.count = request.count.saturating_sub(1);
+        let is_limited = request.bytes > 0;
         request.bytes = request.bytes.saturating_sub(bytes);
-        if request.count == 0 {
-            self.open.remove(place);
+        // The server ends a request without a word when its bytes are used up too.
+        if request.count > 0 && (request.bytes > 0 || !is_limited) {
+            return;
+        }
+        // What it seems to have left may be another one's of this turn: the server serves all that are open.
+        let left = self.open.remove(place).map_or(0, |request| request.bytes);
+        if let Some(next) = self.open.iter_mut().find(|request| request.turn == turn) {
+            next.bytes += left;
         }
     }
 
-    /// A request ended with so many messages unserved; all of it where the server does not say.
-    pub(super) fn ended(&mut self, turn: usize, number: u64, unserved: Option<usize>) {
+    /// A request ended with so many messages unserved; all of it where the server does not say. Returns the bytes that it allowed.
+    pub(super) fn ended(&mut self, turn: usize, number: u64, unserved: Option<usize>) -> usize {
         if number <= self.forgotten {
-            return;
+            return 0;
         }
         let place = self.open.iter().position(|request| request.number == number);
-        let own = place.and_then(|place| self.open.remove(place)).map_or(0, |request| request.count);
+        let ended = place.and_then(|place| self.open.remove(place));
+        let own = ended.map_or(0, |request| request.count);
         // What came was taken for that of the oldest request, which it may not have been: the sum of the turn is what counts.
         let unserved = unserved.unwrap_or(own);
         let mut rest = unserved.saturating_sub(own);
@@ -121,6 +130,7 @@ impl PullCredits {
             owed = 0;
         }
         self.open.retain(|request| request.count > 0);
+        ended.map_or(0, |request| request.allowed_bytes)
     }
 
     /// Forgets every request.

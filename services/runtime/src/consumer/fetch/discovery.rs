@@ -1,7 +1,10 @@
 //! Asks JetStream for the consumer: waits until it is there, learns which one it is and what it still owes. One question is under way at
 //! a time, whoever wants to know. Never gives up.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use serde::Deserialize;
 use tokio::{
@@ -131,6 +134,9 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
             let asked_at = Instant::now();
             match ask(&consumer.connection, &consumer.binding.stream, &consumer.binding.consumer).await {
                 Ok(info) => {
+                    if !logged.is_empty() && consumer.is_serving.load(Ordering::Relaxed) {
+                        consumer.gate.open();
+                    }
                     logged.clear();
                     consumer.discovery.publish(info, asked_at);
                     break;

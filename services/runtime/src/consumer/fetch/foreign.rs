@@ -1,4 +1,4 @@
-//! Finds deliveries that the client cannot parse, and gives them up: JetStream stores any bytes, and the client (async-nats 0.51) closes its
+//! Finds deliveries that the client cannot parse, and dead-letters them: JetStream stores any bytes, and the client (async-nats 0.51) closes its
 //! connection when it is sent some of them, at every delivery.
 //!
 //! After a connection ended, everything that is delivered and may be unsettled is read in JSON, each event once, before more is pulled;
@@ -27,29 +27,33 @@ use super::{
 };
 use crate::{Error, ErrorKind, Handler, connection::pause, read::RawEvent};
 
-/// Events that are looked at before any is pulled.
-const FIRST_LOOK: usize = 2_000;
-/// Shortest time between two events that are looked at.
+/// Events that are read before any is pulled.
+const INITIAL_SCAN_EVENTS: usize = 2_000;
+/// Shortest time between two events that are read.
 const MIN_INTERVAL: Duration = Duration::from_micros(500);
-/// How long the server may take to confirm.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the server may take to confirm a termination.
+const TERM_CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time between two attempts at events whose dead letters cannot be kept.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+/// Events whose dead letters cannot be kept, and that are held meanwhile. Nothing is pulled while there are more.
+const MAX_PENDING: usize = 1_000;
 
-/// How far the search is.
+/// How far the scan is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Search {
+enum Scan {
     /// Nothing is suspected.
     #[default]
     Idle,
     /// Nothing is pulled.
-    FirstLook,
+    Blocking,
     /// One event is pulled at a time.
-    GoesOn,
+    Background,
 }
 
 /// What is suspected of one consumer's deliveries.
 #[derive(Debug, Default)]
 pub(in crate::consumer) struct ForeignEvents {
-    search: watch::Sender<Search>,
+    scan: watch::Sender<Scan>,
     suspected: Notify,
     suspicions: AtomicU64,
 }
@@ -58,57 +62,73 @@ impl ForeignEvents {
     /// The connection ended, perhaps by one of the deliveries.
     pub(super) fn suspect(&self) {
         self.suspicions.fetch_add(1, Ordering::SeqCst);
-        self.search.send_replace(Search::FirstLook);
+        self.scan.send_replace(Scan::Blocking);
         self.suspected.notify_one();
     }
 
     /// Returns when more may be pulled.
-    pub(super) async fn first_look(&self) {
+    pub(super) async fn await_initial_scan(&self) {
         // Refused only when this is gone.
-        let _ = self.search.subscribe().wait_for(|search| *search != Search::FirstLook).await;
+        let _ = self.scan.subscribe().wait_for(|scan| *scan != Scan::Blocking).await;
     }
 
     /// How many events may be held, of so many.
     pub(super) fn limit(&self, capacity: usize) -> usize {
-        if *self.search.borrow() == Search::Idle { capacity } else { 1 }
+        if *self.scan.borrow() == Scan::Idle { capacity } else { 1 }
     }
 }
 
-/// Searches whenever something is suspected. Never returns.
+/// Scans whenever something is suspected. Never returns.
 pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
-    let mut searcher = Searcher { consumer, created: String::new(), looked_up_to: HashMap::new() };
+    let held_at = Instant::now();
+    let (created, scanned_up_to, pending) = (String::new(), HashMap::new(), Vec::new());
+    let mut scanner = Scanner { consumer, created, scanned_up_to, pending, held_at };
+    let retry_interval = RETRY_INTERVAL.min(consumer.binding.ack_wait.0 / 4);
     loop {
-        consumer.foreign.suspected.notified().await;
-        let suspicions = consumer.foreign.suspicions.load(Ordering::SeqCst);
-        searcher.search_to_the_end().await;
-        consumer.foreign.search.send_if_modified(|search| {
-            // It may be suspected again meanwhile.
-            let ends = consumer.foreign.suspicions.load(Ordering::SeqCst) == suspicions;
-            if ends {
-                *search = Search::Idle;
+        tokio::select! {
+            () = consumer.foreign.suspected.notified() => {
+                let suspicions = consumer.foreign.suspicions.load(Ordering::SeqCst);
+                scanner.scan_to_the_end().await;
+                // It may be suspected again meanwhile.
+                if consumer.foreign.suspicions.load(Ordering::SeqCst) == suspicions {
+                    consumer.foreign.scan.send_replace(Scan::Idle);
+                    consumer.capacity_freed.notify_one();
+                }
             }
-            ends
-        });
+            () = sleep(retry_interval), if !scanner.pending.is_empty() => scanner.retry_pending().await,
+        }
     }
 }
 
-struct Searcher<'a, H> {
+struct Scanner<'a, H> {
     consumer: &'a ConsumerLoop<H>,
     /// Which consumer it was: events of a stream that was made again are others.
     created: String,
-    /// By filter. Messages never change, so none is looked at twice.
-    looked_up_to: HashMap<String, u64>,
+    /// By filter. Messages never change, so none is read twice.
+    scanned_up_to: HashMap<String, u64>,
+    /// Those that the client cannot parse, and whose dead letters could not be kept.
+    pending: Vec<ForeignEvent>,
+    /// When JetStream heard last that these are in progress.
+    held_at: Instant,
 }
 
-impl<H: Handler> Searcher<'_, H> {
-    /// Searches, again where JetStream does not answer.
-    async fn search_to_the_end(&mut self) {
+/// An event that the client cannot parse.
+#[derive(Clone, Copy, Debug)]
+struct ForeignEvent {
+    sequence: u64,
+    /// When it was stored, in nanoseconds since 1970.
+    time: i128,
+}
+
+impl<H: Handler> Scanner<'_, H> {
+    /// Scans, again where JetStream does not answer.
+    async fn scan_to_the_end(&mut self) {
         for attempt in 1.. {
             let observation = self.consumer.discovery.wait_for_consumer().await;
             if observation.info.num_ack_pending == 0 {
                 return;
             }
-            let Err(error) = self.search(&observation.info).await else { return };
+            let Err(error) = self.scan(&observation.info).await else { return };
             let message = "failed to look for events that the NATS client cannot parse";
             tracing::warn!(binding = H::BINDING, %error, "{message}");
             if error.kind() == ErrorKind::Refused {
@@ -118,32 +138,33 @@ impl<H: Handler> Searcher<'_, H> {
         }
     }
 
-    async fn search(&mut self, info: &ConsumerInfo) -> Result<(), Error> {
+    async fn scan(&mut self, info: &ConsumerInfo) -> Result<(), Error> {
         let consumer = self.consumer;
         let (stream, newest) = (&consumer.binding.stream, info.delivered.stream_seq);
         if self.created != info.created {
             self.created.clone_from(&info.created);
-            self.looked_up_to.clear();
+            self.scanned_up_to.clear();
+            self.pending.clear();
         }
         // Most often it is the one that was delivered last.
         if let Some(event) = consumer.reader.raw(stream, newest).await? {
             self.examine(event).await;
         }
-        let (mut not_before, mut looked_at) = (Instant::now(), 0);
+        let (mut not_before, mut scanned) = (Instant::now(), 0);
         for filter in info.config.filters() {
-            let looked_up_to = self.looked_up_to.get(filter).copied().unwrap_or_default();
-            let mut next = looked_up_to.max(info.ack_floor.stream_seq) + 1;
+            let scanned_up_to = self.scanned_up_to.get(filter).copied().unwrap_or_default();
+            let mut next = scanned_up_to.max(info.ack_floor.stream_seq) + 1;
             while next <= newest {
                 let Some(event) = consumer.reader.next_raw(stream, filter, next).await? else { break };
                 if event.sequence > newest {
                     break;
                 }
                 next = event.sequence + 1;
-                self.looked_up_to.insert(filter.to_owned(), event.sequence);
+                self.scanned_up_to.insert(filter.to_owned(), event.sequence);
                 self.examine(event).await;
-                looked_at += 1;
-                if looked_at == FIRST_LOOK {
-                    consumer.foreign.search.send_replace(Search::GoesOn);
+                scanned += 1;
+                if scanned == INITIAL_SCAN_EVENTS {
+                    consumer.foreign.scan.send_replace(Scan::Background);
                 }
                 not_before += MIN_INTERVAL;
                 sleep_until(not_before).await;
@@ -152,41 +173,78 @@ impl<H: Handler> Searcher<'_, H> {
         Ok(())
     }
 
-    /// Gives an event up that the client cannot parse. While its dead letter cannot be kept its delivery is held, so that it does not come
-    /// again.
-    async fn examine(&self, event: RawEvent) {
-        let Some(why) = event.unparsable() else { return };
-        let (consumer, sequence) = (self.consumer, event.sequence);
-        for attempt in 1.. {
-            match self.give_up(&event, &why).await {
-                Ok(()) => return,
-                Err(error) => {
-                    tracing::error!(binding = H::BINDING, sequence, %error, "failed to keep a dead letter, will retry");
-                    let client = consumer.connection.client();
-                    // Where it cannot be sent the connection is lost, and everything is looked at again.
-                    let _ = client.publish(self.ack_subject(&event), IN_PROGRESS.into()).await;
-                    sleep(pause(attempt + 2, rand::random()).min(consumer.binding.ack_wait.0 / 4)).await;
-                }
+    /// Dead-letters an event that the client cannot parse, now or later.
+    async fn examine(&mut self, event: RawEvent) {
+        if self.held_at.elapsed() > self.consumer.binding.ack_wait.0 / 4 {
+            self.hold_pending().await;
+        }
+        let foreign = ForeignEvent { sequence: event.sequence, time: event.time.as_nanosecond() };
+        let is_known = self.pending.iter().any(|pending| pending.sequence == foreign.sequence);
+        if event.unparsable().is_none() || is_known || self.end(&event).await {
+            return;
+        }
+        self.pending.push(foreign);
+        while self.pending.len() >= MAX_PENDING {
+            sleep(RETRY_INTERVAL.min(self.consumer.binding.ack_wait.0 / 4)).await;
+            self.retry_pending().await;
+        }
+    }
+
+    /// While their dead letters cannot be kept their deliveries are held, so that they do not come again.
+    async fn hold_pending(&mut self) {
+        self.held_at = Instant::now();
+        let client = self.consumer.connection.client();
+        for event in &self.pending {
+            // Where it cannot be sent the connection is lost, and everything is read again.
+            let _ = client.publish(self.ack_subject(*event), IN_PROGRESS.into()).await;
+        }
+    }
+
+    async fn retry_pending(&mut self) {
+        self.hold_pending().await;
+        let stream = &self.consumer.binding.stream;
+        for event in std::mem::take(&mut self.pending) {
+            let is_done = match self.consumer.reader.raw(stream, event.sequence).await {
+                Ok(Some(raw)) => raw.time.as_nanosecond() != event.time || self.end(&raw).await,
+                Ok(None) => true,
+                Err(_) => false,
+            };
+            if !is_done {
+                self.pending.push(event);
             }
         }
     }
 
-    async fn give_up(&self, event: &RawEvent, why: &str) -> Result<(), String> {
-        let reason =
-            attempt::give_up_raw(self.consumer, event, why).await.map_err(|error| error.to_string())?;
-        let payload = Settlement::Term { reason }.payload();
+    /// Keeps a dead letter and terminates the delivery; whether that is done.
+    async fn end(&mut self, event: &RawEvent) -> bool {
+        // The server looks at names and the sequence alone: a termination must not reach another consumer.
+        let observation = self.consumer.discovery.wait_for_consumer().await;
+        if observation.info.created != self.created {
+            return true;
+        }
+        let sequence = event.sequence;
+        let reason = match attempt::keep_foreign(self.consumer, event).await {
+            Ok(reason) => reason,
+            Err(error) => {
+                tracing::error!(binding = H::BINDING, sequence, %error, "failed to keep a dead letter, will retry");
+                return false;
+            }
+        };
+        let foreign = ForeignEvent { sequence, time: event.time.as_nanosecond() };
         let client = self.consumer.connection.client();
-        let confirmed = timeout(CONFIRM_TIMEOUT, client.request(self.ack_subject(event), payload)).await;
-        confirmed
-            .map_err(|_| "JetStream does not confirm the termination".to_owned())?
-            .map(drop)
-            .map_err(|error| error.to_string())
+        let termination = client.request(self.ack_subject(foreign), Settlement::Term { reason }.payload());
+        if !matches!(timeout(TERM_CONFIRM_TIMEOUT, termination).await, Ok(Ok(_))) {
+            tracing::warn!(binding = H::BINDING, sequence, "failed to terminate a delivery, will retry");
+            return false;
+        }
+        attempt::record_foreign(self.consumer, event);
+        true
     }
 
-    /// Where its delivery is acknowledged. The server looks at the stream, the consumer and the stream sequence alone.
-    fn ack_subject(&self, event: &RawEvent) -> String {
+    /// Where its delivery is acknowledged.
+    fn ack_subject(&self, event: ForeignEvent) -> String {
         let binding = &self.consumer.binding;
-        let RawEvent { sequence, time, .. } = event;
-        format!("$JS.ACK.{}.{}.1.{sequence}.1.{}.0", binding.stream, binding.consumer, time.as_nanosecond())
+        let ForeignEvent { sequence, time } = event;
+        format!("$JS.ACK.{}.{}.1.{sequence}.1.{time}.0", binding.stream, binding.consumer)
     }
 }

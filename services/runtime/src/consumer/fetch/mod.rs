@@ -8,7 +8,10 @@ mod merge;
 mod pull;
 mod status;
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use jetwright_process::nats::Violation;
 use tokio::{
@@ -24,6 +27,9 @@ use self::{
 };
 use super::ConsumerLoop;
 use crate::{Handler, connection::pause, metadata::Origin};
+
+/// How often it is looked whether other consumers of the process have given bytes back.
+const BYTES_INTERVAL: Duration = Duration::from_millis(250);
 
 /// What the dispatcher hears of, in its order.
 pub(super) enum Fetched {
@@ -85,7 +91,7 @@ impl<H: Handler> Fetcher<'_, H> {
             // A consumer that is not there, or not there any more, is waited for; so is the connection.
             let observation = consumer.discovery.wait_for_consumer().await;
             // What the client cannot parse would end the connection again.
-            consumer.foreign.first_look().await;
+            consumer.foreign.await_initial_scan().await;
             if let Err(error) = self.open(&observation).await {
                 consumer.unavailable(&error.to_string());
                 sleep(pause(2, rand::random())).await;
@@ -98,6 +104,7 @@ impl<H: Handler> Fetcher<'_, H> {
             let served = self.served();
             let stopped = self.fetch_while_available(&observation).await;
             let _ = self.outbound.send(Fetched::Doubt);
+            consumer.is_serving.store(false, Ordering::Relaxed);
             consumer.proof.revoke();
             if let Stopped::PermissionDenied(violation) = &stopped {
                 // That does not pass by itself.
@@ -162,6 +169,9 @@ impl<H: Handler> Fetcher<'_, H> {
             }
             let consumer = self.consumer;
             let Some(pull) = &mut self.pull else { return Stopped::Closed };
+            if pull.is_disconnected() {
+                return Stopped::Disconnected;
+            }
             let capacity = consumer.foreign.limit(consumer.capacity());
             let room = Room {
                 capacity,
@@ -177,10 +187,14 @@ impl<H: Handler> Fetcher<'_, H> {
                 biased;
                 event = pull.next() => event,
                 () = consumer.capacity_freed.notified() => continue,
+                // Bytes that another consumer of the process gives back ring no bell here.
+                () = sleep(BYTES_INTERVAL), if room.bytes == 0 && !pull.owes() => continue,
             };
+            consumer.proof.hold_until(pull.open_until());
             match event {
                 PullEvent::Deliveries(deliveries) => self.forward(deliveries),
                 PullEvent::Ended => {}
+                PullEvent::MayRequest => continue,
                 PullEvent::Unavailable(why) => return Stopped::Unavailable(why),
                 PullEvent::Disconnected => return Stopped::Disconnected,
                 PullEvent::Closed => return Stopped::Closed,
@@ -188,7 +202,7 @@ impl<H: Handler> Fetcher<'_, H> {
             }
             consumer.proof.renew(Instant::now());
             if !was_served {
-                consumer.gate.open();
+                consumer.serving();
                 was_served = true;
             }
         }

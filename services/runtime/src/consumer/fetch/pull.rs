@@ -6,6 +6,7 @@ use async_nats::Client;
 use jetwright_process::nats::{Violation, Watch};
 use tokio::{
     sync::watch,
+    task::unconstrained,
     time::{Instant, sleep_until},
 };
 
@@ -23,8 +24,12 @@ use crate::{
 pub(super) const EXPIRES: Duration = Duration::from_secs(1);
 /// How much longer its end may take to be heard of.
 pub(super) const NO_ANSWER: Duration = Duration::from_secs(2);
+/// Fewest bytes that a request allows, where there are as many.
+const MIN_REQUEST_BYTES: usize = 64 * 1024;
 /// Time between two requests beyond the room that there is, for what is owed and may not be due yet.
 const OVERDRAFT_INTERVAL: Duration = Duration::from_millis(250);
+/// It doubles with each that brings something new, to eight seconds.
+const MAX_OVERDRAFT_DOUBLINGS: u32 = 5;
 /// Shortest time between two requests where the consumer lets them be open for less than that.
 const MIN_REQUEST_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -49,8 +54,10 @@ pub(super) struct Pull {
 /// What came of requests.
 pub(super) enum PullEvent {
     Deliveries(Vec<Delivered>),
-    /// A request ended as requests do, or one that was held back may be made now.
+    /// A request ended as requests do.
     Ended,
+    /// A request that was held back may be made now.
+    MayRequest,
     /// The consumer is not there, or does not answer, and why that is believed.
     Unavailable(String),
     /// The connection was lost.
@@ -157,8 +164,12 @@ impl Pull {
         let now = Instant::now();
         self.arrivals.credits.next_turn(now);
         let bytes = room.bytes.saturating_sub(self.arrivals.credits.outstanding_bytes());
-        let is_full = bytes == 0 || room.in_flight >= room.capacity || self.arrivals.too_few_bytes;
-        self.is_overdrawn = room.is_recovering && is_full;
+        let is_full = bytes <= self.arrivals.refused_bytes || room.in_flight >= room.capacity;
+        let is_overdrawn = room.is_recovering && is_full;
+        if is_overdrawn && !self.is_overdrawn {
+            self.arrivals.overdrafts = 0;
+        }
+        self.is_overdrawn = is_overdrawn;
         let Some(RequestSize { count, bytes }) = self.request_size(Room { bytes, ..room }, now) else {
             return Ok(());
         };
@@ -181,7 +192,7 @@ impl Pull {
         if is_early || arrivals.credits.open_requests() >= limits.open_requests {
             return None;
         }
-        if self.is_overdrawn || arrivals.too_few_bytes || room.bytes == 0 {
+        if self.is_overdrawn || room.bytes <= arrivals.refused_bytes {
             // An event that is larger than all the room there is comes alone; so does what is owed. JetStream serves what is due again
             // before anything new.
             let may_ask = self.is_overdrawn || room.in_flight == 0;
@@ -189,14 +200,24 @@ impl Pull {
             return (may_ask && !self.owes()).then_some(RequestSize { count: 1, bytes });
         }
         let count = arrivals.credits.wanted(room).min(limits.batch);
-        let bytes = room.bytes.min(limits.bytes).min(i32::MAX as usize);
+        // Twice what is expected: the rest of the room is for requests that follow before this one is served.
+        let expected = count.saturating_mul(arrivals.average_size).saturating_mul(2);
+        let bytes = expected.max(MIN_REQUEST_BYTES).max(arrivals.refused_bytes.saturating_mul(2));
+        let bytes = bytes.min(room.bytes).min(limits.bytes).min(i32::MAX as usize);
         (count > 0).then_some(RequestSize { count, bytes: Some(bytes) })
+    }
+
+    /// Whether the connection was lost or made again since pulling began on it.
+    pub(super) fn is_disconnected(&self) -> bool {
+        self.link.has_changed().unwrap_or(true)
     }
 
     /// Until when a request is held back.
     fn not_before(&self) -> Option<Instant> {
         let interval = if self.is_overdrawn && !self.arrivals.is_redelivering {
-            Some(OVERDRAFT_INTERVAL)
+            // Each is one event more than there is room for, until what is owed is due.
+            let doublings = self.arrivals.overdrafts.min(MAX_OVERDRAFT_DOUBLINGS);
+            Some(OVERDRAFT_INTERVAL * 2_u32.pow(doublings))
         } else {
             Some(MIN_REQUEST_INTERVAL).filter(|interval| self.limits.expires < *interval)
         };
@@ -217,13 +238,15 @@ impl Pull {
         };
         let event = tokio::select! {
             biased;
-            event = poll_fn(|context| arrivals.poll_next(context)) => event,
+            // Tokio lets a task read so many messages, and then says of every subscription that it is empty: a later message could
+            // be seen before an earlier one. What comes is bounded by what was asked for.
+            event = unconstrained(poll_fn(|context| arrivals.poll_next(context))) => event,
             _ = link.changed() => PullEvent::Disconnected,
             violation = violations.any(concerns) => PullEvent::PermissionDenied(violation),
             () = at(unanswered) => PullEvent::Unavailable("the consumer does not answer".to_owned()),
-            () = at(wake_up) => PullEvent::Ended,
+            () = at(wake_up) => PullEvent::MayRequest,
         };
-        if !matches!(event, PullEvent::Deliveries(_) | PullEvent::Ended) {
+        if !matches!(event, PullEvent::Deliveries(_) | PullEvent::Ended | PullEvent::MayRequest) {
             arrivals.credits.forget();
         }
         event
@@ -231,10 +254,10 @@ impl Pull {
 
     /// What still comes of what was asked for; `None` when that is all.
     pub(super) async fn drain(&mut self) -> Option<Vec<Delivered>> {
-        while self.owes() {
+        while self.owes() || self.arrivals.has_ahead() {
             match self.next().await {
                 PullEvent::Deliveries(deliveries) => return Some(deliveries),
-                PullEvent::Ended => {}
+                PullEvent::Ended | PullEvent::MayRequest => {}
                 _ => break,
             }
         }

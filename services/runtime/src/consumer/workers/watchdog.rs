@@ -26,7 +26,7 @@ pub(crate) struct Watchdog {
     handler: &'static str,
     /// How long an attempt may take.
     deadline: Duration,
-    threads: Mutex<Vec<Arc<BusySince>>>,
+    threads: Mutex<Vec<Weak<BusySince>>>,
     began: Instant,
 }
 
@@ -57,8 +57,8 @@ impl Watchdog {
     /// The longest time that a thread has been in the handler.
     fn blocked_for(&self) -> Duration {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        let since =
-            threads.iter().map(|thread| thread.0.load(Ordering::Relaxed)).filter(|since| *since > 0).min();
+        let since = threads.iter().filter_map(Weak::upgrade).map(|thread| thread.0.load(Ordering::Relaxed));
+        let since = since.filter(|since| *since > 0).min();
         let since = since.map(|since| Duration::from_millis(since - 1));
         since.map_or(Duration::ZERO, |since| self.began.elapsed().saturating_sub(since))
     }
@@ -75,7 +75,9 @@ impl Watchdog {
             Some((watchdog, busy_since)) if *watchdog == id => busy_since.0.store(now, Ordering::Relaxed),
             _ => {
                 let busy_since = Arc::new(BusySince(now.into()));
-                self.threads.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&busy_since));
+                let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+                threads.retain(|thread| thread.strong_count() > 0);
+                threads.push(Arc::downgrade(&busy_since));
                 *watched = Some((id, busy_since));
             }
         });
@@ -83,9 +85,12 @@ impl Watchdog {
 }
 
 fn watch(watchdog: &Weak<Watchdog>, health: &Health) {
+    // A process that stood still as a whole finds everything late when it goes on: only what is late twice in a row is blocked.
+    let mut was_late = false;
     while let Some(watchdog) = watchdog.upgrade() {
         let blocked_for = watchdog.blocked_for();
-        if blocked_for > watchdog.deadline + BLOCKING_MARGIN {
+        let is_late = blocked_for > watchdog.deadline + BLOCKING_MARGIN;
+        if is_late && was_late {
             let reason = format!(
                 "the handler has blocked a thread for {} s; run blocking code with jetwright_runtime::blocking",
                 blocked_for.as_secs()
@@ -93,6 +98,7 @@ fn watch(watchdog: &Weak<Watchdog>, health: &Health) {
             health.fail(&format!("handler {}", watchdog.handler), &reason);
             return;
         }
+        was_late = is_late;
         drop(watchdog);
         thread::sleep(CHECK_INTERVAL);
     }
