@@ -327,7 +327,7 @@ mod tests {
         let (headers, _) = letter(
             Original::raw("orders", "fulfilment", &event),
             &details("no"),
-            HeaderMap::new(),
+            &HeaderMap::new(),
             MAX_PAYLOAD,
         );
         assert_eq!(headers.get(HEADER_BLOCK).map(HeaderValue::as_str), Some(OMITTED));
