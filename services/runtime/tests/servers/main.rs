@@ -14,5 +14,6 @@ mod ordering;
 mod projection;
 mod proxy;
 mod publish;
+mod reading;
 mod state;
 mod support;
