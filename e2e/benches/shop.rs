@@ -243,7 +243,8 @@ impl Seen {
             ("step", "fulfilment_step_duration_seconds_sum", "fulfilment_step_duration_seconds_count"),
             ("handler", "jetwright_handler_duration_seconds_sum", "jetwright_handler_duration_seconds_count"),
         ] {
-            let [sums, counts] = [sum, count].map(|name| (values(&self.metrics, name), values(&later.metrics, name)));
+            let [sums, counts] =
+                [sum, count].map(|name| (values(&self.metrics, name), values(&later.metrics, name)));
             for (labels, after) in &sums.1 {
                 let spent = after - sums.0.get(labels).unwrap_or(&0.0);
                 let times = counts.1[labels] - counts.0.get(labels).unwrap_or(&0.0);

@@ -100,7 +100,7 @@ impl Projection for Balances {
 async fn main() {
     // `cargo test --all-targets` runs it too, which is no time to measure.
     if env::args().any(|argument| argument == "--bench") {
-        measure().await;
+        Box::pin(measure()).await;
     }
 }
 
@@ -165,10 +165,7 @@ async fn beside_others(jetstream: &jetstream::Context, accounts: &Aggregates<Acc
         let (two, ten) = (format!("two-{others}"), format!("ten-{others}"));
         append(accounts, &two).await;
         pay(jetstream, (0..5).map(|_| format!("many.{ten}.paid"))).await;
-        tell(
-            &format!("load of 2 events beside {others} other aggregates"),
-            loads(accounts, &two, 2).await,
-        );
+        tell(&format!("load of 2 events beside {others} other aggregates"), loads(accounts, &two, 2).await);
         tell(
             &format!("load of 10 events, whose writer expected nothing, beside {others} others"),
             loads(accounts, &ten, 10).await,

@@ -30,8 +30,8 @@ pub(super) struct Wanted<'a> {
 /// Which of the events under a filter.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Which {
-    /// Those that have at least this sequence.
-    From(u64),
+    /// Those that have at least this sequence, and of a whole page the part that `shares` such requests have each.
+    From { sequence: u64, shares: usize },
     /// The newest one of each subject, of this many subjects.
     NewestOfSubjects(usize),
 }
@@ -141,8 +141,9 @@ async fn request(
 fn body(wanted: Wanted<'_>) -> Value {
     let Wanted { filter, which, .. } = wanted;
     match which {
-        Which::From(from) => {
-            json!({"seq": from, "next_by_subj": filter, "batch": PAGE_EVENTS, "max_bytes": PAGE_BYTES})
+        Which::From { sequence, shares } => {
+            let [events, bytes] = [PAGE_EVENTS, PAGE_BYTES].map(|whole| (whole / shares.max(1)).max(1));
+            json!({"seq": sequence, "next_by_subj": filter, "batch": events, "max_bytes": bytes})
         }
         Which::NewestOfSubjects(most) => {
             json!({"multi_last": [filter], "batch": most, "max_bytes": PAGE_BYTES})

@@ -13,8 +13,8 @@ use super::{
     direct::{self, Answer, Page, Wanted, Which},
 };
 
-/// Subjects that are read beside each other, each with a page in memory.
-pub(super) const SUBJECTS: usize = 8;
+/// Subjects that are read beside each other, of which each has its share of a page in memory.
+const SUBJECTS: usize = 8;
 
 /// A history that is read so, and how far it is.
 #[derive(Debug)]
@@ -77,8 +77,9 @@ impl Merged {
         stream: &str,
         deadline: Instant,
     ) -> Result<Step<Vec<Recorded>>, String> {
+        let shares = self.subjects.len();
         let asking = self.subjects.iter_mut().filter(|subject| subject.is_wanting());
-        let asking = asking.map(|subject| subject.ask(reader, stream, deadline));
+        let asking = asking.map(|subject| subject.ask(reader, stream, shares, deadline));
         for asked in try_join_all(asking).await? {
             match asked {
                 Step::Done(()) => {}
@@ -115,8 +116,15 @@ impl Subject {
         self.ahead.is_empty() && !self.is_read()
     }
 
-    async fn ask(&mut self, reader: &Reader, stream: &str, deadline: Instant) -> Result<Step<()>, String> {
-        let wanted = Wanted { stream, filter: &self.name, which: Which::From(self.from) };
+    async fn ask(
+        &mut self,
+        reader: &Reader,
+        stream: &str,
+        shares: usize,
+        deadline: Instant,
+    ) -> Result<Step<()>, String> {
+        let which = Which::From { sequence: self.from, shares };
+        let wanted = Wanted { stream, filter: &self.name, which };
         Ok(match direct::ask(&reader.connection, wanted, deadline).await? {
             Answer::Page(Page { events, .. }) if events.is_empty() => Step::Behind,
             Answer::Page(Page { events, .. }) => {

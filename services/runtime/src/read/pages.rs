@@ -8,7 +8,7 @@ use super::{
     BOUND, Position, Reader, Recorded,
     direct::{self, Answer, PAGE_EVENTS, Page, Wanted, Which},
     links,
-    merged::{Merged, SUBJECTS, Step},
+    merged::{Merged, Step},
     object,
     subject::is_some_of_many,
 };
@@ -16,8 +16,6 @@ use crate::{Error, ErrorKind};
 
 /// Events of a page that are asked of the leader one by one.
 const ONE_BY_ONE: usize = 100;
-/// Events one of which may have ended the connection, when it was lost while they were being sent.
-const SUSPECTS: usize = PAGE_EVENTS * SUBJECTS;
 /// Pause before a replica that is behind is asked again, which grows to the longest.
 const PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
@@ -42,8 +40,10 @@ pub(crate) struct Pages<'a> {
 /// How the events are found.
 #[derive(Debug, Default)]
 enum Way {
-    /// That is still to be seen.
+    /// Nothing was tried yet.
     #[default]
+    New,
+    /// Not by the names that they give each other.
     Unknown,
     /// As those of each of their subjects.
     Merged(Merged),
@@ -54,7 +54,7 @@ enum Way {
 impl Reader {
     /// The events under this subject from the first.
     pub(crate) fn pages<'a>(&'a self, stream: &'a str, filter: &'a str) -> Pages<'a> {
-        let (newest, ahead, way) = (None, None, Way::Unknown);
+        let (newest, ahead, way) = (None, None, Way::New);
         Pages { reader: self, stream, filter, from: 1, newest, ahead, way, suspects: 0 }
     }
 }
@@ -76,7 +76,7 @@ impl Pages<'_> {
 
     /// Goes on with the first event after this sequence.
     pub(crate) fn begin_after(&mut self, sequence: u64) {
-        (self.from, self.ahead, self.way) = (sequence + 1, None, Way::Unknown);
+        (self.from, self.ahead, self.way) = (sequence + 1, None, Way::New);
     }
 
     /// Sequence of the newest event, once a page was read.
@@ -130,16 +130,10 @@ impl Pages<'_> {
         let Ok(Ok(_turn)) = timeout_at(deadline, self.reader.turns.acquire()).await else {
             return Err(self.unavailable("too many histories are being read already"));
         };
-        if matches!(self.way, Way::Unknown) && is_some_of_many(self.filter) {
-            let Self { reader, stream, filter, from, .. } = *self;
-            let following = links::follow(reader, stream, filter, from, newest.clone());
-            match timeout_at(deadline, following).await {
-                Ok(followed) => {
-                    if let Some(events) = followed? {
-                        return Ok(events);
-                    }
-                }
-                Err(_) => return Err(self.unavailable("its leader answers too late")),
+        if matches!(self.way, Way::New) {
+            self.way = Way::Unknown;
+            if let Some(events) = self.followed(newest, deadline).await? {
+                return Ok(events);
             }
         }
         let step = if self.reads_one_by_one() { Step::Not } else { self.sent(newest, deadline).await? };
@@ -147,10 +141,21 @@ impl Pages<'_> {
             Step::Done(events) => return Ok(events),
             Step::Behind => return Ok(Vec::new()),
             // Any of the events that were on their way may be what ended it.
-            Step::Lost => (self.suspects, self.way) = (SUSPECTS, Way::Unknown),
+            Step::Lost => (self.suspects, self.way) = (PAGE_EVENTS, Way::Unknown),
             Step::Not => {}
         }
         self.one_by_one(deadline).await
+    }
+
+    /// All events that are left, where they name each other.
+    async fn followed(&self, newest: &Recorded, deadline: Instant) -> Result<Option<Vec<Recorded>>, Error> {
+        let Self { reader, stream, filter, from, .. } = *self;
+        if !is_some_of_many(filter) {
+            return Ok(None);
+        }
+        let following = links::follow(reader, stream, filter, from, newest.clone());
+        let late = |_| Err(self.unavailable("its leader answers too late"));
+        timeout_at(deadline, following).await.unwrap_or_else(late)
     }
 
     /// Whether an event ahead may end the connection when it is sent as it is, or nobody sends pages.
@@ -175,7 +180,7 @@ impl Pages<'_> {
                 self.way = Way::Merged(merged);
                 read
             }
-            Way::Unknown | Way::Filter => {
+            Way::New | Way::Unknown | Way::Filter => {
                 self.way = Way::Filter;
                 self.under_filter(deadline).await
             }
@@ -199,7 +204,7 @@ impl Pages<'_> {
 
     async fn under_filter(&self, deadline: Instant) -> Result<Step<Vec<Recorded>>, String> {
         let Self { reader, stream, filter, from, .. } = *self;
-        let wanted = Wanted { stream, filter, which: Which::From(from) };
+        let wanted = Wanted { stream, filter, which: Which::From { sequence: from, shares: 1 } };
         Ok(match direct::ask(&reader.connection, wanted, deadline).await? {
             Answer::Page(Page { events, .. }) => Step::Done(events),
             Answer::Lost => Step::Lost,

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::{Client, Subscriber, jetstream::stream};
-use futures::{FutureExt, StreamExt, future::join_all};
+use futures::{StreamExt, future::join_all};
 use jetwright_crds::Duration as Text;
 use jetwright_runtime::{AggregateError, Aggregates, Decision, NewEvent};
 use jetwright_testing::await_until;
@@ -33,18 +33,24 @@ impl Requests {
     async fn to(bank: &Bank) -> Self {
         let client = async_nats::connect(&bank.url).await.unwrap();
         let requests = client.subscribe("$JS.API.>").await.unwrap();
-        client.flush().await.unwrap();
-        Self { client, requests }
+        let mut requests = Self { client, requests };
+        // The server knows of it when it has heard this.
+        requests.taken().await;
+        requests
     }
 
     /// What was asked for since this was called last.
     async fn taken(&mut self) -> Vec<Value> {
-        self.client.flush().await.unwrap();
+        const MARK: &str = "$JS.API.MARK";
+        self.client.publish(MARK, "".into()).await.unwrap();
         let mut taken = Vec::new();
-        while let Some(Some(request)) = self.requests.next().now_or_never() {
+        loop {
+            let request = self.requests.next().await.unwrap();
+            if request.subject.as_str() == MARK {
+                return taken;
+            }
             taken.push(serde_json::from_slice(&request.payload).unwrap());
         }
-        taken
     }
 }
 
