@@ -2,7 +2,7 @@ CARGO := cargo
 PROGRAMS := nats-server etcd kube-apiserver kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs manifests lint test test-unit test-servers test-e2e images demo clean-demo bench-operator bench-runtime bench-aggregates bench-cluster time-cold time-warm clean
+.PHONY: help build programs manifests lint test test-unit test-servers test-e2e images demo clean-demo bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -55,6 +55,10 @@ bench-runtime: programs ## Figures of the runtime beside a bare async-nats loop:
 
 bench-aggregates: programs ## Figures of the runtime's aggregates and projections: loads with and without a snapshot, a rebuild
 	$(CARGO) bench --locked -p jetwright-runtime --bench aggregates
+
+bench-shop: programs ## Figures of the shop's release programs on one nats-server: orders accepted and ended a second, repeated requests, where the time goes
+	$(CARGO) build --release --locked --workspace --bins
+	$(CARGO) bench --locked -p jetwright-e2e --bench shop
 
 bench-cluster: ## Figures of the demo's cluster, which has to be up: until streams and the shop are ready, memory when idle
 	@e2e/demo/demo install

@@ -26,7 +26,7 @@ pub const NOBODY: &str = "00000000-0000-4000-8000-000000000000";
 /// Prices in cents, and pieces in stock; payments of amounts that end in 13 are declined.
 const CATALOGUE: &str = "mug=1250:1000,notebook=799:1000,poster=1999:2,raffle-ticket=113:100";
 /// The port of the pods' programs for their probes and metrics.
-const ADMIN_PORT: u16 = 9090;
+pub const ADMIN_PORT: u16 = 9090;
 
 pub struct Shop {
     pub nats: NatsServer,
@@ -37,15 +37,19 @@ pub struct Shop {
     pub users: Pod,
     pub orders: Pod,
     users_url: String,
-    orders_url: String,
+    pub orders_url: String,
     client: reqwest::Client,
 }
 
 /// The chart's values: one pod of each service, whose payments go here.
 pub fn values(payments_url: &str) -> Value {
+    values_of(CATALOGUE, payments_url)
+}
+
+fn values_of(catalogue: &str, payments_url: &str) -> Value {
     json!({
         "orders": {"replicas": 1},
-        "catalogue": CATALOGUE,
+        "catalogue": catalogue,
         "payments": {"url": payments_url},
     })
 }
@@ -54,7 +58,8 @@ pub fn values(payments_url: &str) -> Value {
 pub struct Simulator {
     pub url: String,
     admin_url: String,
-    _process: Process,
+    #[allow(dead_code, reason = "`benches/shop.rs` looks at its processor time")]
+    pub process: Process,
 }
 
 impl Simulator {
@@ -66,7 +71,7 @@ impl Simulator {
             .env("JETWRIGHT_ADMIN_ADDRESS", &admin_url)
             .start();
         process.await_log("\"message\":\"serving\"", SOON).await;
-        Self { url: format!("http://{url}"), admin_url: format!("http://{admin_url}"), _process: process }
+        Self { url: format!("http://{url}"), admin_url: format!("http://{admin_url}"), process }
     }
 
     /// How often a payment was asked for and authorized.
@@ -99,11 +104,21 @@ impl Shop {
 
     /// A shop whose payments are answered so late.
     pub async fn with_payments_that_take(latency: Duration) -> Self {
+        Self::with(latency, CATALOGUE).await
+    }
+
+    /// A shop that sells this.
+    #[allow(dead_code, reason = "`benches/shop.rs` sells more than tests do")]
+    pub async fn of_catalogue(catalogue: &str) -> Self {
+        Self::with(Duration::ZERO, catalogue).await
+    }
+
+    async fn with(latency: Duration, catalogue: &str) -> Self {
         let (control_plane, payments) = tokio::join!(control_plane(), Simulator::start(latency));
         let namespace = control_plane.namespace("shop").await;
         let nats = accounts::start_nats(&namespace).await;
         let operator = Operator::start(control_plane, &nats, namespace.name());
-        Chart::shop().apply(&namespace, values(&payments.url)).await;
+        Chart::shop().apply(&namespace, values_of(catalogue, &payments.url)).await;
         await_declared(&namespace).await;
         let (users, orders) = tokio::join!(
             Pod::start(&namespace, "user-directory", 0),

@@ -32,6 +32,10 @@ const LONG: u64 = 10_000;
 const LOADS: usize = 50;
 /// Keys of the projection.
 const KEYS: u64 = 10_000;
+/// How many other aggregates there are while one is loaded.
+const OTHERS: [u64; 3] = [1000, 100_000, 1_000_000];
+/// Events under way at once while they are stored.
+const IN_FLIGHT: usize = 1000;
 
 /// Paid into an account, with as much beside it as events usually have.
 #[derive(Clone, PartialEq, Message)]
@@ -96,14 +100,14 @@ impl Projection for Balances {
 async fn main() {
     // `cargo test --all-targets` runs it too, which is no time to measure.
     if env::args().any(|argument| argument == "--bench") {
-        measure().await;
+        Box::pin(measure()).await;
     }
 }
 
 async fn measure() {
     let nats = NatsServer::start().await;
     let jetstream = nats.jetstream().await;
-    for (name, allow_direct) in [("accounts", true), ("others", false)] {
+    for (name, allow_direct) in [("accounts", true), ("others", false), ("many", true)] {
         let subjects = vec![format!("{name}.*.*")];
         let config = stream::Config { name: name.to_owned(), subjects, allow_direct, ..Default::default() };
         jetstream.create_stream(config).await.unwrap();
@@ -144,6 +148,34 @@ async fn measure() {
     let rebuilt = service.rebuild::<Balances>().await.unwrap();
     let (made, took) = (rebuilt.made, begun.elapsed());
     println!("rebuild of {made} keys from {} events, {:.2} s", rebuilt.events, took.as_secs_f64());
+    beside_others(&jetstream, &service.aggregates("many", "many")).await;
+}
+
+/// Loads an aggregate while its stream has ever more others. Its first event is stored before them all, and its last one after
+/// them.
+async fn beside_others(jetstream: &jetstream::Context, accounts: &Aggregates<Account>) {
+    for others in OTHERS {
+        append(accounts, &format!("two-{others}")).await;
+        pay(jetstream, (0..5).map(|_| format!("many.ten-{others}.paid"))).await;
+    }
+    let mut stored = 0;
+    for others in OTHERS {
+        pay(jetstream, (stored..others).map(|other| format!("many.other-{other}.paid"))).await;
+        stored = others;
+        let (two, ten) = (format!("two-{others}"), format!("ten-{others}"));
+        append(accounts, &two).await;
+        pay(jetstream, (0..5).map(|_| format!("many.{ten}.paid"))).await;
+        tell(&format!("load of 2 events beside {others} other aggregates"), loads(accounts, &two, 2).await);
+        tell(
+            &format!("load of 10 events, whose writer expected nothing, beside {others} others"),
+            loads(accounts, &ten, 10).await,
+        );
+    }
+}
+
+async fn append(accounts: &Aggregates<Account>, id: &str) {
+    let account = accounts.load(id).await.unwrap();
+    accounts.append(&account, NewEvent::new("paid", paid())).await.unwrap();
 }
 
 /// Loads an aggregate again and again, and returns how long each took.
@@ -163,8 +195,7 @@ async fn appends(accounts: &Aggregates<Account>) {
     let mut took = Vec::with_capacity(LOADS);
     for _ in 0..LOADS {
         let begun = Instant::now();
-        let account = accounts.load("bob").await.unwrap();
-        accounts.append(&account, NewEvent::new("paid", paid())).await.unwrap();
+        append(accounts, "bob").await;
         took.push(begun.elapsed());
     }
     tell("load of some events, and append of one", took);
@@ -189,7 +220,7 @@ async fn pay(jetstream: &jetstream::Context, subjects: impl Iterator<Item = Stri
         headers.insert("Event-Type", "bench.v1.Paid");
         let payload = paid().encode_to_vec().into();
         stored.push(jetstream.publish_with_headers(subject, headers, payload).await.unwrap());
-        if stored.len() == 500 {
+        if stored.len() == IN_FLIGHT {
             for stored in stored.drain(..) {
                 stored.await.unwrap();
             }

@@ -21,7 +21,7 @@ use crate::{
 const BOUND: Duration = Duration::from_secs(5);
 
 /// Header that names the subjects over which an expected sequence is checked (NATS ADR-50; nats-server 2.12).
-const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
 /// Publishes events. Clones share one connection.
 #[derive(Clone, Debug)]

@@ -1,13 +1,21 @@
 //! Reading streams: the events under a subject in the order in which they were stored, and up to the newest one that the
 //! stream's leader has.
 //!
-//! The leader is asked for its newest event under the subject, and then whichever replica answers first gives the events, a
-//! thousand at a time, until that one is among them. Where a stream does not offer that (`allowDirect`), its leader is asked
-//! for one after another.
+//! The leader is asked for its newest event under the subject. Where that one and those before it name each other, they are asked
+//! for by their sequences ([`links`]); else whichever replica answers first gives the events, a thousand at a time, by each
+//! of their subjects where these are few ([`merged`]), until the newest one is among them. Where a stream does not offer
+//! that (`allowDirect`), its leader is asked for one after another, and so it is where an event is among them that the client cannot
+//! be sent ([`unparsable`]).
 
 mod direct;
+mod links;
+mod merged;
 mod pages;
 mod raw;
+mod recorded;
+mod shared;
+mod subject;
+mod unparsable;
 
 use std::{
     collections::HashMap,
@@ -15,24 +23,17 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{
-    HeaderMap,
-    jetstream::{ErrorCode, message::StreamMessage, stream::RawMessage},
-};
-use bytes::Bytes;
-use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tokio::{
     sync::Semaphore,
     time::{Instant, timeout},
 };
 
-pub(crate) use self::{pages::Pages, raw::RawEvent};
-use crate::{
-    Error, ErrorKind, Event, Undecodable,
-    connection::{Connection, Request, RequestError},
-    event::EVENT_TYPE,
-};
+pub(crate) use self::raw::RawEvent;
+pub use self::recorded::{Position, Recorded};
+use self::unparsable::Unparsable;
+pub(crate) use self::{pages::Pages, shared::Shared};
+use crate::{Error, ErrorKind, connection::Connection};
 
 /// How long one request may take.
 const BOUND: Duration = Duration::from_secs(3);
@@ -52,29 +53,7 @@ pub struct Reader {
     turns: Arc<Semaphore>,
     /// Streams that this program's user may not read in pages, and until when that is believed.
     not_permitted: Arc<Mutex<HashMap<String, Instant>>>,
-}
-
-/// An event as its stream holds it.
-#[derive(Clone, Debug)]
-pub struct Recorded {
-    /// Subject under which it is stored.
-    pub subject: String,
-    /// Its sequence in the stream.
-    pub sequence: u64,
-    /// When JetStream stored it.
-    pub time: Timestamp,
-    headers: HeaderMap,
-    payload: Bytes,
-}
-
-/// Where an event is: by its sequence alone it could be taken for another one, since in a stream that was deleted and made
-/// again the sequences begin anew.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Position {
-    /// When JetStream stored it.
-    pub time: Timestamp,
-    /// Its sequence in the stream.
-    pub sequence: u64,
+    unparsable: Arc<Unparsable>,
 }
 
 /// The events under one subject.
@@ -92,61 +71,10 @@ impl History {
     }
 }
 
-impl Recorded {
-    /// The full name of its protobuf message; empty where the event does not say.
-    #[must_use]
-    pub fn event_type(&self) -> &str {
-        self.header(EVENT_TYPE).unwrap_or_default()
-    }
-
-    /// The event itself.
-    ///
-    /// # Errors
-    ///
-    /// It is of another type, or not readable.
-    pub fn decode<E: Event>(&self) -> Result<E, Undecodable> {
-        E::decode(self.event_type(), self.payload.clone())
-    }
-
-    /// Where it is.
-    #[must_use]
-    pub fn position(&self) -> Position {
-        Position { time: self.time, sequence: self.sequence }
-    }
-
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(async_nats::HeaderValue::as_str)
-    }
-
-    pub(crate) fn payload(&self) -> &[u8] {
-        &self.payload
-    }
-
-    pub(crate) fn into_payload(self) -> Bytes {
-        self.payload
-    }
-
-    fn from_message(message: StreamMessage) -> Result<Self, String> {
-        let nanoseconds = message.time.unix_timestamp_nanos();
-        Ok(Self {
-            subject: message.subject.to_string(),
-            sequence: message.sequence,
-            time: Timestamp::from_nanosecond(nanoseconds).map_err(|error| error.to_string())?,
-            headers: message.headers,
-            payload: message.payload,
-        })
-    }
-}
-
-/// JetStream's answer to MSG.GET.
-#[derive(Deserialize)]
-struct Answer {
-    message: RawMessage,
-}
-
 impl Reader {
     pub(crate) fn new(connection: Connection) -> Self {
-        Self { connection, turns: Arc::new(Semaphore::new(PAGES)), not_permitted: Arc::default() }
+        let turns = Arc::new(Semaphore::new(PAGES));
+        Self { connection, turns, not_permitted: Arc::default(), unparsable: Arc::default() }
     }
 
     /// All events of the stream under this subject, which may have wildcards: what was published before is in.
@@ -186,7 +114,7 @@ impl Reader {
 
     /// The newest message of the stream under this subject, which may have wildcards, as the stream's leader has it.
     pub(crate) async fn last(&self, stream: &str, subject: &str) -> Result<Option<Recorded>, Error> {
-        self.get(stream, subject, &serde_json::json!({"last_by_subj": subject})).await
+        self.get(stream, subject, u64::MAX, &json!({"last_by_subj": subject})).await
     }
 
     /// The first message of the stream under this subject that has at least this sequence, as the stream's leader has it.
@@ -196,34 +124,27 @@ impl Reader {
         subject: &str,
         from: u64,
     ) -> Result<Option<Recorded>, Error> {
-        self.get(stream, subject, &serde_json::json!({"seq": from, "next_by_subj": subject})).await
+        self.get(stream, subject, from, &json!({"seq": from, "next_by_subj": subject})).await
     }
 
+    /// The message of this sequence, as the stream's leader has it.
+    async fn at(&self, stream: &str, sequence: u64) -> Result<Option<Recorded>, Error> {
+        self.get(stream, ">", sequence, &json!({"seq": sequence})).await
+    }
+
+    /// `from` is a sequence before which nothing was to be found, nor between it and the message.
     async fn get(
         &self,
         stream: &str,
         subject: &str,
-        wanted: &serde_json::Value,
+        from: u64,
+        wanted: &Value,
     ) -> Result<Option<Recorded>, Error> {
-        let object = object(stream, subject);
-        let request = Request {
-            subject: format!("$JS.API.STREAM.MSG.GET.{stream}"),
-            headers: None,
-            payload: wanted.to_string().into(),
-            object: object.clone(),
-            deadline: Instant::now() + BOUND,
-        };
-        match self.connection.request::<Answer>(request).await {
-            Ok(answer) => StreamMessage::try_from(answer.message)
-                .map_err(|error| error.to_string())
-                .and_then(Recorded::from_message)
-                .map(Some)
-                .map_err(|why| Error::new(ErrorKind::Refused, object, why)),
-            Err(RequestError::Refused(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
-                Ok(None)
-            }
-            Err(other) => Err(other.into_error(&object)),
+        let found = self.get_raw(stream, subject, wanted).await?.map(Recorded::from);
+        if let Some(event) = &found {
+            self.unparsable.learn(stream, subject, from.min(event.sequence), event);
         }
+        Ok(found)
     }
 
     /// Whether to try to read this stream in pages.

@@ -6,7 +6,7 @@ mod event;
 mod snapshot;
 mod update;
 
-use std::{fmt, marker::PhantomData};
+use std::{fmt, sync::Arc};
 
 use async_nats::header;
 
@@ -16,9 +16,13 @@ pub use self::{
     snapshot::Snapshot,
     update::{Decision, Updated},
 };
-use self::{error::unreadable, snapshot::Snapshots};
+use self::{
+    error::unreadable,
+    snapshot::{Progress, Snapshots},
+};
 use crate::{
     Error, ErrorKind, Event, Expected, Position, PublishOptions, Published, Publisher, Reader, Recorded,
+    read::Shared,
 };
 
 /// A state that is made of events.
@@ -87,7 +91,8 @@ pub struct Aggregates<A> {
     publisher: Publisher,
     reader: Reader,
     snapshots: Option<Snapshots<A>>,
-    kind: PhantomData<fn() -> A>,
+    /// Loads that are under way.
+    loads: Arc<Shared<Result<Loaded<A>, AggregateError>>>,
 }
 
 /// An aggregate as its events made it.
@@ -138,7 +143,7 @@ impl<A> fmt::Debug for Aggregates<A> {
 impl<A: Aggregate> Aggregates<A> {
     pub(crate) fn new(stream: &str, prefix: &str, publisher: Publisher, reader: Reader) -> Self {
         let (stream, prefix) = (stream.to_owned(), prefix.to_owned());
-        Self { stream, prefix, publisher, reader, snapshots: None, kind: PhantomData }
+        Self { stream, prefix, publisher, reader, snapshots: None, loads: Arc::default() }
     }
 
     /// An aggregate that is believed to have no events yet, without having looked: for one whose first event is to be
@@ -148,7 +153,8 @@ impl<A: Aggregate> Aggregates<A> {
         Loaded { id: id.to_owned(), state: A::default(), last_sequence: 0 }
     }
 
-    /// The aggregate as its events make it: all that were stored before this was called.
+    /// The aggregate as its events make it: all that were stored before this was called. Of those who load one aggregate at once in a
+    /// process, one reads its events for all who wait.
     ///
     /// # Errors
     ///
@@ -156,7 +162,8 @@ impl<A: Aggregate> Aggregates<A> {
     /// of a subject, [`Unreadable`](AggregateError::Unreadable) where an event cannot be read.
     pub async fn load(&self, id: &str) -> Result<Loaded<A>, AggregateError> {
         let filter = self.filter(id)?;
-        self.reader.within(&self.stream, &filter, self.fold(id, &filter)).await
+        let load = self.loads.run(id, self.fold(id, &filter));
+        self.reader.within(&self.stream, &filter, load).await
     }
 
     /// Whether the aggregate has no event after those that were loaded, as the leader of its stream has it.
@@ -171,29 +178,27 @@ impl<A: Aggregate> Aggregates<A> {
     }
 
     async fn fold(&self, id: &str, filter: &str) -> Result<Loaded<A>, AggregateError> {
-        let mut kept = None;
-        if let Some(snapshots) = &self.snapshots {
-            kept = Some((snapshots, snapshots.read(id).await));
-        }
+        let mut progress = Progress::read(self.snapshots.as_ref(), id).await;
         let mut pages = self.reader.pages(&self.stream, filter);
         let (mut state, mut newest) = (A::default(), None::<Position>);
         // In a stream that was made again there may be other events at its sequence.
-        if let Some((_, kept)) = &mut kept
-            && let Some((snapshot, position)) = kept.state.take()
+        if let Some((snapshot, position)) = progress.take_state()
             && pages.resume_after(position).await?
         {
             (state, newest) = (snapshot, Some(position));
         }
-        let mut folded = 0;
         while let Some(page) = pages.next().await? {
+            if let Some(newest) = newest {
+                progress.save(&state, newest).await;
+            }
             for recorded in page {
                 state.apply(recorded.decode().map_err(unreadable(&recorded))?, &recorded);
                 newest = Some(recorded.position());
-                folded += 1;
+                progress.folded += 1;
             }
         }
-        if let (Some((snapshots, kept)), Some(newest)) = (kept, newest) {
-            snapshots.offer(id, &state, newest, folded, kept.revision);
+        if let Some(newest) = newest {
+            progress.finish(&state, newest);
         }
         let last_sequence = newest.map_or(0, |newest| newest.sequence);
         Ok(Loaded { id: id.to_owned(), state, last_sequence })
@@ -237,7 +242,9 @@ impl<A: Aggregate> Aggregates<A> {
         last_sequence: u64,
         message_id: &str,
     ) -> Result<Option<Published>, Error> {
-        let first = self.reader.next(&self.stream, filter, last_sequence + 1).await?;
+        let mut events = self.reader.pages(&self.stream, filter);
+        events.begin_after(last_sequence);
+        let first = events.next().await?.and_then(|page| page.into_iter().next());
         let own = first.filter(|first| first.header(header::NATS_MESSAGE_ID.as_ref()) == Some(message_id));
         Ok(own.map(|own| Published { stream: self.stream.clone(), sequence: own.sequence, duplicate: true }))
     }

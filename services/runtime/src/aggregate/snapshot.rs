@@ -4,13 +4,18 @@
 use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 
 use super::{Aggregate, Aggregates};
 use crate::{Entry, ErrorKind, KeyValue, Position};
 
-/// How long a load waits for a snapshot before it folds the whole history.
-const READ: Duration = Duration::from_millis(500);
+/// How long a load waits for a snapshot before it folds the whole history, or for the bucket to take one on the way.
+const BUCKET_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often a load that takes long writes how far it is, so that the next one goes on from there.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Snapshots that are written at once; one that is to be written meanwhile is left to the next load.
 const WRITES: usize = 4;
 
@@ -41,11 +46,15 @@ struct Kept<A> {
     state: A,
 }
 
-/// What there is for an aggregate.
-pub(super) struct Found<A> {
-    pub(super) state: Option<(A, Position)>,
-    /// Of the bucket's entry, readable or not; `None` where it cannot be told.
-    pub(super) revision: Option<u64>,
+/// The snapshot of one aggregate while it is loaded: what there is of it, and what is to be written.
+pub(super) struct Progress<'a, A> {
+    /// Events that are in the state and in no snapshot.
+    pub(super) folded: u64,
+    /// `None` where there is nothing to write to.
+    bucket: Option<(&'a Snapshots<A>, u64)>,
+    id: &'a str,
+    state: Option<(A, Position)>,
+    written: Instant,
 }
 
 impl<A: Snapshot> Aggregates<A> {
@@ -69,56 +78,88 @@ impl<A: Snapshot> Aggregates<A> {
 }
 
 impl<A: Aggregate> Snapshots<A> {
-    /// The snapshot of an aggregate, if there is one of this version. Never fails, and takes half a second at most.
-    pub(super) async fn read(&self, id: &str) -> Found<A> {
-        match timeout(READ, self.bucket.get(&key(id))).await {
-            Ok(Ok(None)) => Found { state: None, revision: Some(0) },
-            Ok(Ok(Some(Entry { value, revision }))) => {
-                Found { state: self.parse(&value), revision: Some(revision) }
-            }
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the whole history is folded instead of a snapshot");
-                Found { state: None, revision: None }
-            }
-            Err(_) => {
-                tracing::warn!(id, "the whole history is folded, since no snapshot came within {READ:?}");
-                Found { state: None, revision: None }
-            }
-        }
-    }
-
     fn parse(&self, value: &[u8]) -> Option<(A, Position)> {
         let Kept { version, position, state } = (self.decode)(value).ok()?;
         (version == self.version).then_some((state, position))
     }
 
-    /// Writes a snapshot where a load folded enough events for one and there is somebody free to write it. Waits for nothing.
-    pub(super) fn offer(&self, id: &str, state: &A, position: Position, folded: u64, revision: Option<u64>) {
-        let Some(revision) = revision.filter(|_| folded >= self.every) else { return };
-        let Ok(permit) = Arc::clone(&self.writes).try_acquire_owned() else { return };
+    fn encode(&self, id: &str, state: &A, position: Position) -> Option<Vec<u8>> {
         let kept = Kept { version: self.version, position, state: state.clone() };
-        let (bucket, encode, id) = (self.bucket.clone(), self.encode, id.to_owned());
-        tokio::spawn(async move {
-            match encode(&kept) {
-                Ok(value) => write(&bucket, &id, value, revision).await,
-                Err(error) => tracing::warn!(id, %error, "no snapshot can be made"),
+        (self.encode)(&kept).inspect_err(|error| tracing::warn!(id, %error, "no snapshot can be made")).ok()
+    }
+}
+
+impl<'a, A: Aggregate> Progress<'a, A> {
+    /// Reads the snapshot of an aggregate, if there is one of this version. Never fails, and takes half a second at most.
+    pub(super) async fn read(snapshots: Option<&'a Snapshots<A>>, id: &'a str) -> Self {
+        let mut progress = Self { folded: 0, bucket: None, id, state: None, written: Instant::now() };
+        let Some(snapshots) = snapshots else { return progress };
+        match timeout(BUCKET_TIMEOUT, snapshots.bucket.get(&key(id))).await {
+            Ok(Ok(None)) => progress.bucket = Some((snapshots, 0)),
+            Ok(Ok(Some(Entry { value, revision }))) => {
+                progress.state = snapshots.parse(&value);
+                progress.bucket = Some((snapshots, revision));
             }
+            Ok(Err(error)) => tracing::warn!(id, %error, "the whole history is folded instead of a snapshot"),
+            Err(_) => {
+                let within = BUCKET_TIMEOUT;
+                tracing::warn!(id, ?within, "the whole history is folded, since no snapshot came in time");
+            }
+        }
+        progress
+    }
+
+    /// What it says, once.
+    pub(super) fn take_state(&mut self) -> Option<(A, Position)> {
+        self.state.take()
+    }
+
+    /// Writes a snapshot on the way, where the load takes long and folded enough events for one.
+    pub(super) async fn save(&mut self, state: &A, position: Position) {
+        if self.written.elapsed() < PROGRESS_INTERVAL {
+            return;
+        }
+        let Some((snapshots, revision)) = self.bucket.filter(|(snapshots, _)| self.folded >= snapshots.every)
+        else {
+            return;
+        };
+        let Some(value) = snapshots.encode(self.id, state, position) else { return };
+        let written = timeout(BUCKET_TIMEOUT, write(&snapshots.bucket, self.id, value, revision)).await;
+        // What became of it is not known where it is not said, and whoever is faster is as far.
+        self.bucket = written.ok().flatten().map(|revision| (snapshots, revision));
+        (self.folded, self.written) = (0, Instant::now());
+    }
+
+    /// Writes the last snapshot of a load that folded enough events for one, where there is somebody free to write it. Waits for
+    /// nothing.
+    pub(super) fn finish(self, state: &A, position: Position) {
+        let Some((snapshots, revision)) = self.bucket.filter(|(snapshots, _)| self.folded >= snapshots.every)
+        else {
+            return;
+        };
+        let Ok(permit) = Arc::clone(&snapshots.writes).try_acquire_owned() else { return };
+        let Some(value) = snapshots.encode(self.id, state, position) else { return };
+        let (bucket, id) = (snapshots.bucket.clone(), self.id.to_owned());
+        tokio::spawn(async move {
+            write(&bucket, &id, value, revision).await;
             drop(permit);
         });
     }
 }
 
-async fn write(bucket: &KeyValue, id: &str, value: Vec<u8>, revision: u64) {
+/// Writes a snapshot in the place of the one of this revision, and returns its own.
+async fn write(bucket: &KeyValue, id: &str, value: Vec<u8>, revision: u64) -> Option<u64> {
     let written = match revision {
         0 => bucket.create(&key(id), value).await,
         revision => bucket.update(&key(id), value, revision).await,
     };
-    match written {
+    match &written {
         Ok(_) => tracing::debug!(id, "wrote a snapshot"),
         // Another one was written meanwhile.
         Err(error) if error.kind() == ErrorKind::Conflict => {}
         Err(error) => tracing::warn!(id, %error, "no snapshot was written"),
     }
+    written.ok()
 }
 
 /// The key of an aggregate: its id, with `=` and two hexadecimal digits for each byte that keys do not have.

@@ -118,6 +118,14 @@ impl<P: Projection> Fold<P> {
         !self.applied
     }
 
+    /// What they made by now, where an event could be applied.
+    pub(super) fn so_far(&self, rebuild: Option<&String>) -> Option<Kept<P::Entry>> {
+        let Self { entry, skipped, position, .. } = self;
+        let (entry, skipped, rebuild) = (entry.clone(), skipped.clone(), rebuild.cloned());
+        (self.applied && self.events > 0).then_some(())?;
+        Some(Kept { position: (*position)?, entry, skipped, rebuild })
+    }
+
     /// What they made; `None` where there were none.
     pub(super) fn finish(self, rebuild: Option<String>) -> Option<Kept<P::Entry>> {
         let Self { entry, skipped, position, .. } = self;

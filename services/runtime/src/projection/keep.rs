@@ -2,31 +2,37 @@
 
 use std::{marker::PhantomData, time::Duration};
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{
     Projection,
     entry::{Fold, Kept, parse},
 };
 use crate::{
-    Error, ErrorKind, Failure, Handler, KeyValue, Metadata, Position, Reader, key_value::is_key, read::Pages,
+    Error, ErrorKind, Failure, Handler, KeyValue, Metadata, Position, Reader,
+    key_value::is_key,
+    read::{Pages, Shared},
 };
 
 /// How often a key is brought up to date against others who do the same, before its event is tried again as a whole.
 const TRIES: u32 = 5;
+/// How often an entry that takes long is written on the way, so that the next attempt goes on from there.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Keeps the entries of one projection. Clones share one connection.
-pub(crate) struct Keeper<P> {
+pub(crate) struct Keeper<P: Projection> {
     pub(super) bucket: KeyValue,
     pub(super) reader: Reader,
     /// The stream of its events.
     pub(super) stream: String,
+    /// Keys that are being brought up to date.
+    keys: Shared<Result<Option<Kept<P::Entry>>, Error>>,
     projection: PhantomData<fn() -> P>,
 }
 
 impl<P: Projection> Keeper<P> {
     pub(crate) fn new(bucket: KeyValue, reader: Reader, stream: String) -> Self {
-        Self { bucket, reader, stream, projection: PhantomData }
+        Self { bucket, reader, stream, keys: Shared::default(), projection: PhantomData }
     }
 
     /// Brings a key's entry up to what its stream has, unless it is past this position already, and returns it. Of two that do
@@ -47,13 +53,19 @@ impl<P: Projection> Keeper<P> {
             Some(before) if self.goes_on(&mut pages, before.position).await? => Fold::<P>::after(before),
             _ => Fold::new(),
         };
+        let (mut revision, mut written) = (found.as_ref().map_or(0, |found| found.revision), Instant::now());
         while let Some(page) = pages.next().await? {
+            if written.elapsed() >= PROGRESS_INTERVAL
+                && let Some(kept) = fold.so_far(rebuild.as_ref())
+            {
+                revision = self.write(key, &kept, revision).await?;
+                written = Instant::now();
+            }
             fold.advance(&page);
         }
         let news = fold.events() > 0 && !(fold.is_nothing() && found.is_none());
         let Some(kept) = fold.finish(rebuild) else { return Ok(None) };
         if news {
-            let revision = found.map_or(0, |found| found.revision);
             self.write(key, &kept, revision).await?;
         }
         Ok(Some(kept))
@@ -86,8 +98,27 @@ impl<P: Projection> Keeper<P> {
         }
     }
 
-    /// As [`catch_up`](Self::catch_up), again where somebody else was faster.
+    /// As [`catch_up`](Self::catch_up), once at a time for a key in this process, and again where another one was faster.
     async fn catch_up_among_others(
+        &self,
+        key: &str,
+        wanted: Option<Position>,
+    ) -> Result<Option<Kept<P::Entry>>, Error> {
+        loop {
+            let mut own = false;
+            let work = async {
+                own = true;
+                self.catch_up_among_processes(key, wanted).await
+            };
+            let kept = self.keys.run(key, work).await?;
+            // Another delivery's work ends where that one's event is in the entry already.
+            if own || wanted.is_none_or(|wanted| kept.as_ref().is_some_and(|kept| kept.is_past(wanted))) {
+                return Ok(kept);
+            }
+        }
+    }
+
+    async fn catch_up_among_processes(
         &self,
         key: &str,
         wanted: Option<Position>,

@@ -49,7 +49,7 @@ enum Key {
 }
 
 /// A rebuild that is under way.
-struct Rebuild<'a, P> {
+struct Rebuild<'a, P: Projection> {
     keeper: &'a Keeper<P>,
     /// Its mark.
     id: String,

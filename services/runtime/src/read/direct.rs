@@ -5,15 +5,16 @@ use std::time::Duration;
 use async_nats::{Client, Message, StatusCode, jetstream::message::StreamMessage};
 use futures::StreamExt;
 use jetwright_process::nats::Violation;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::Recorded;
 use crate::connection::{Connection, pause};
 
 /// Most events of one page.
-pub(super) const EVENTS: u64 = 1000;
+pub(super) const PAGE_EVENTS: usize = 1000;
 /// The event that makes a page so large is its last, in bytes.
-const BYTES: u64 = 1 << 20;
+pub(super) const PAGE_BYTES: usize = 1 << 20;
 /// A server that is silent for so long does not answer any more.
 const ANSWER: Duration = Duration::from_secs(2);
 
@@ -23,18 +24,35 @@ pub(super) struct Wanted<'a> {
     pub(super) stream: &'a str,
     /// May have wildcards.
     pub(super) filter: &'a str,
-    /// Sequence of the first event, or less.
-    pub(super) from: u64,
+    pub(super) which: Which,
 }
 
-/// What came of it.
+/// Which of the events under a filter.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Which {
+    /// Those that have at least this sequence, and of a whole page the part that `shares` such requests have each.
+    From { sequence: u64, shares: usize },
+    /// The newest one of each subject, of this many subjects.
+    NewestOfSubjects(usize),
+}
+
+/// Events of one answer.
+#[derive(Debug, Default)]
+pub(super) struct Page {
+    /// In the order of the stream, as the server that answered has them: none where it is behind.
+    pub(super) events: Vec<Recorded>,
+    /// More were wanted than were sent.
+    pub(super) has_more: bool,
+    /// Sequence of the newest message that this server had; known of the newest events of subjects alone.
+    pub(super) up_to: Option<u64>,
+}
+
+/// What came of a request.
 #[derive(Debug)]
-pub(super) enum Page {
-    /// The events from there on, as whoever answered has them: none where it is behind.
-    Events(Vec<Recorded>),
-    /// The connection was lost after these events. One of the next may be the cause: there are headers that the client does not
-    /// read, and ends at.
-    Interrupted(Vec<Recorded>),
+pub(super) enum Answer {
+    Page(Page),
+    /// The connection was lost before the end of the answer, perhaps by an event of it.
+    Lost,
     /// This stream cannot be read so, and why.
     NotOffered(String),
     /// This program's user may not read this stream so.
@@ -42,15 +60,15 @@ pub(super) enum Page {
 }
 
 /// Asks until there is an answer, and returns why there is none where the time is over before.
-pub(super) async fn page(
+pub(super) async fn ask(
     connection: &Connection,
     wanted: Wanted<'_>,
     deadline: Instant,
-) -> Result<Page, String> {
+) -> Result<Answer, String> {
     let mut why = "NATS is not connected".to_owned();
     for attempt in 1.. {
-        match timeout_at(deadline, ask(connection, wanted)).await {
-            Ok(Ok(page)) => return Ok(page),
+        match timeout_at(deadline, ask_once(connection, wanted)).await {
+            Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(broken)) => why = broken,
             Err(_) => break,
         }
@@ -64,10 +82,10 @@ pub(super) async fn page(
 }
 
 /// Asks once. What came in order before an answer broke off is a page as well.
-async fn ask(connection: &Connection, wanted: Wanted<'_>) -> Result<Page, String> {
+async fn ask_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Answer, String> {
     let mut link = connection.link();
-    let lost = "the connection to NATS was lost";
-    let epoch = link.wait_for(|link| link.connected).await.map_err(|_| lost)?.epoch;
+    let epoch =
+        link.wait_for(|link| link.connected).await.map_err(|_| "the connection to NATS was lost")?.epoch;
     let mut violations = connection.violations();
     let (client, subject) = (connection.client(), format!("$JS.API.DIRECT.GET.{}", wanted.stream));
     let (inbox, mut answers) = request(&client, &subject, wanted).await.map_err(|error| error.to_string())?;
@@ -87,18 +105,23 @@ async fn ask(connection: &Connection, wanted: Wanted<'_>) -> Result<Page, String
                             events.push(event);
                             continue;
                         }
-                        Part::End => return Ok(Page::Events(events)),
-                        Part::NotOffered(why) => return Ok(Page::NotOffered(why)),
+                        Part::End { has_more, up_to } => {
+                            return Ok(Answer::Page(Page { events, has_more, up_to }));
+                        }
+                        Part::NotOffered(why) => return Ok(Answer::NotOffered(why)),
                         Part::Broken(why) => why,
                     }
                 }
-                Ok(None) => return Ok(Page::Interrupted(events)),
+                Ok(None) => return Ok(Answer::Lost),
                 Err(_) => "nobody answers".to_owned(),
             },
-            _ = link.wait_for(|link| !link.connected || link.epoch != epoch) => return Ok(Page::Interrupted(events)),
-            violation = violations.any(concerns) => return Ok(Page::NotPermitted(violation)),
+            _ = link.wait_for(|link| !link.connected || link.epoch != epoch) => return Ok(Answer::Lost),
+            violation = violations.any(concerns) => return Ok(Answer::NotPermitted(violation)),
         };
-        return if events.is_empty() { Err(broken) } else { Ok(Page::Events(events)) };
+        if events.is_empty() {
+            return Err(broken);
+        }
+        return Ok(Answer::Page(Page { events, has_more: true, up_to: None }));
     }
 }
 
@@ -110,18 +133,32 @@ async fn request(
 ) -> Result<(String, async_nats::Subscriber), Box<dyn std::error::Error + Send + Sync>> {
     let inbox = client.new_inbox();
     let answers = client.subscribe(inbox.clone()).await?;
-    let Wanted { filter, from, .. } = wanted;
-    let payload =
-        serde_json::json!({"seq": from, "next_by_subj": filter, "batch": EVENTS, "max_bytes": BYTES});
-    client.publish_with_reply(subject.to_owned(), inbox.clone(), payload.to_string().into()).await?;
+    let payload = body(wanted).to_string().into();
+    client.publish_with_reply(subject.to_owned(), inbox.clone(), payload).await?;
     Ok((inbox, answers))
+}
+
+fn body(wanted: Wanted<'_>) -> Value {
+    let Wanted { filter, which, .. } = wanted;
+    match which {
+        Which::From { sequence, shares } => {
+            let [events, bytes] = [PAGE_EVENTS, PAGE_BYTES].map(|whole| (whole / shares.max(1)).max(1));
+            json!({"seq": sequence, "next_by_subj": filter, "batch": events, "max_bytes": bytes})
+        }
+        Which::NewestOfSubjects(most) => {
+            json!({"multi_last": [filter], "batch": most, "max_bytes": PAGE_BYTES})
+        }
+    }
 }
 
 /// One message of an answer.
 #[derive(Debug)]
 enum Part {
     Event(Recorded),
-    End,
+    End {
+        has_more: bool,
+        up_to: Option<u64>,
+    },
     /// Nobody gives pages of this stream, or not whole ones.
     NotOffered(String),
     /// A message is missing before it.
@@ -131,13 +168,18 @@ enum Part {
 /// Reads one message. `before` is the sequence of the event before it on this page, 0 for the first: every message names the
 /// one before it, so that none is lost unnoticed.
 fn read(message: Message, stream: &str, before: u64) -> Part {
-    match message.status {
+    // A publisher can give an event a status too; only events have a sequence.
+    let status = message.status.filter(|_| header(&message, "Nats-Sequence").is_none());
+    match status {
         None => {}
         // 204 ends a page, and 404 is a page without events.
-        Some(StatusCode::NOT_FOUND) => return Part::End,
+        Some(StatusCode::NOT_FOUND) => return Part::End { has_more: false, up_to: None },
         Some(status) if status.as_u16() == 204 => {
             return match header(&message, "Nats-Last-Sequence") {
-                Some(last) if last.parse() == Ok(before) => Part::End,
+                Some(last) if last.parse() == Ok(before) => Part::End {
+                    has_more: header(&message, "Nats-Num-Pending").is_none_or(|pending| pending != "0"),
+                    up_to: header(&message, "Nats-UpTo-Sequence").and_then(|up_to| up_to.parse().ok()),
+                },
                 last => Part::Broken(format!("the end of a page names {last:?} as the last before it")),
             };
         }
@@ -209,7 +251,7 @@ mod tests {
     fn a_lost_message_is_noticed_at_the_next_and_at_the_end() {
         assert!(matches!(read(message(None, &event("7", "3")), "numbers", 1), Part::Broken(_)));
         let end = message(Some(204), &[("Nats-Last-Sequence", "7")]);
-        assert!(matches!(read(end.clone(), "numbers", 7), Part::End));
+        assert!(matches!(read(end.clone(), "numbers", 7), Part::End { has_more: true, up_to: None }));
         assert!(matches!(read(end, "numbers", 3), Part::Broken(_)));
     }
 
@@ -219,6 +261,28 @@ mod tests {
         for status in [503, 408, 412] {
             assert!(matches!(read(message(Some(status), &[]), "numbers", 0), Part::NotOffered(_)));
         }
-        assert!(matches!(read(message(Some(404), &[]), "numbers", 0), Part::End));
+        assert!(matches!(read(message(Some(404), &[]), "numbers", 0), Part::End { has_more: false, .. }));
+    }
+
+    #[test]
+    fn an_end_says_how_far_the_server_was_and_whether_there_is_more() {
+        let end = |pending| {
+            let up_to = ("Nats-UpTo-Sequence", "9");
+            read(
+                message(Some(204), &[("Nats-Last-Sequence", "7"), ("Nats-Num-Pending", pending), up_to]),
+                "numbers",
+                7,
+            )
+        };
+        assert!(matches!(end("0"), Part::End { has_more: false, up_to: Some(9) }));
+        assert!(matches!(end("2"), Part::End { has_more: true, up_to: Some(9) }));
+    }
+
+    #[test]
+    fn an_event_with_a_status_is_an_event() {
+        for status in [204, 404, 503] {
+            let read = read(message(Some(status), &event("7", "3")), "numbers", 3);
+            assert!(matches!(read, Part::Event(Recorded { sequence: 7, .. })), "{status}: {read:?}");
+        }
     }
 }

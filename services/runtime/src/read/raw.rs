@@ -3,9 +3,9 @@
 //! JetStream stores any header block and any bytes as a subject. The client (async-nats 0.51) closes its connection, or its task panics,
 //! when it is sent what it cannot parse; JSON carries the same message in base64.
 
-use std::str;
+use std::{borrow::Cow, str};
 
-use async_nats::{HeaderName, StatusCode, jetstream::ErrorCode};
+use async_nats::{HeaderMap, HeaderName, HeaderValue, StatusCode, jetstream::ErrorCode};
 use bytes::Bytes;
 use data_encoding::BASE64;
 use jiff::Timestamp;
@@ -49,21 +49,48 @@ struct Stored {
 impl RawEvent {
     /// Why the client closes its connection, or panics, when it is sent this message; `None` where it can be sent.
     pub(crate) fn unparsable(&self) -> Option<String> {
-        if self.subject.contains(char::REPLACEMENT_CHARACTER) {
-            return Some("its subject is not UTF-8".to_owned());
-        }
-        let block = self.header_block.as_ref()?;
         // The client splits the line of a message with headers at every kind of white space.
-        if self.subject.contains(char::is_whitespace) {
-            return Some("its subject has white space".to_owned());
+        let splits = self.header_block.is_some() && self.subject.contains(char::is_whitespace);
+        let splits = || splits.then(|| "its subject has white space".to_owned());
+        self.unnameable().or_else(splits).or_else(|| self.headers().err())
+    }
+
+    /// The same of a message that is sent with its subject in a header, as DIRECT.GET does.
+    pub(super) fn unparsable_as_answer(&self) -> Option<String> {
+        self.unnameable().or_else(|| self.headers().err())
+    }
+
+    fn unnameable(&self) -> Option<String> {
+        self.subject.contains(char::REPLACEMENT_CHARACTER).then(|| "its subject is not UTF-8".to_owned())
+    }
+
+    /// Its headers as the client reads them.
+    fn headers(&self) -> Result<HeaderMap, String> {
+        let Some(block) = &self.header_block else { return Ok(HeaderMap::new()) };
+        let text = str::from_utf8(block).map_err(|_| "its headers are not UTF-8")?;
+        let mut headers = HeaderMap::new();
+        for header in read_header_block(text)? {
+            let (name, value) = header?;
+            headers.append(name, value);
         }
-        check_header_block(block).err()
+        Ok(headers)
+    }
+
+    /// Those of its headers that can be read, whatever the others are.
+    pub(super) fn readable_headers(&self) -> HeaderMap {
+        let text = self.header_block.as_deref().map_or(Cow::Borrowed(""), String::from_utf8_lossy);
+        let mut headers = HeaderMap::new();
+        for (name, value) in read_header_block(&text).into_iter().flatten().flatten() {
+            headers.append(name, value);
+        }
+        headers
     }
 }
 
-/// Reads a header block as the client does.
-fn check_header_block(block: &[u8]) -> Result<(), String> {
-    let text = str::from_utf8(block).map_err(|_| "its headers are not UTF-8")?;
+/// Reads a header block as the client does, up to what is wrong with a line of it.
+fn read_header_block(
+    text: &str,
+) -> Result<impl Iterator<Item = Result<(HeaderName, HeaderValue), String>>, String> {
     let mut lines = text.lines().peekable();
     let version = lines.next().and_then(|line| line.strip_prefix("NATS/1.0"));
     let status = version.ok_or("its headers do not begin with NATS/1.0")?.trim();
@@ -71,24 +98,26 @@ fn check_header_block(block: &[u8]) -> Result<(), String> {
     if !status.is_empty() && status.parse::<StatusCode>().is_err() {
         return Err(format!("its headers have the status {status:?}"));
     }
-    while let Some(line) = lines.next() {
-        if line.is_empty() {
-            continue;
-        }
-        let (name, value) =
-            line.split_once(':').ok_or_else(|| format!("its header line {line:?} has no colon"))?;
-        if name.parse::<HeaderName>().is_err() {
-            return Err(format!("its header name {name:?} is not allowed"));
-        }
-        let mut value = value.trim_start().to_owned();
-        while let Some(folded) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
-            value.push_str(folded);
-        }
-        if value.trim_end().contains('\r') {
-            return Err(format!("its header {name} has a carriage return in its value"));
-        }
-    }
-    Ok(())
+    Ok(std::iter::from_fn(move || {
+        let line = lines.find(|line| !line.is_empty())?;
+        let folded = std::iter::from_fn(|| lines.next_if(|line| line.starts_with(char::is_whitespace)));
+        Some(read_header(line, folded))
+    }))
+}
+
+/// Reads one header, whose value may go on in lines that begin with white space.
+fn read_header<'a>(
+    line: &str,
+    folded: impl Iterator<Item = &'a str>,
+) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) =
+        line.split_once(':').ok_or_else(|| format!("its header line {line:?} has no colon"))?;
+    let name: HeaderName = name.parse().map_err(|_| format!("its header name {name:?} is not allowed"))?;
+    let mut value = value.trim_start().to_owned();
+    value.extend(folded);
+    let value = value.trim_end().parse();
+    let value = value.map_err(|_| format!("its header {name} has a carriage return in its value"))?;
+    Ok((name, value))
 }
 
 impl TryFrom<Stored> for RawEvent {
@@ -118,7 +147,7 @@ impl Reader {
         self.get_raw(stream, subject, &serde_json::json!({"seq": from, "next_by_subj": subject})).await
     }
 
-    async fn get_raw(
+    pub(super) async fn get_raw(
         &self,
         stream: &str,
         about: &str,
@@ -136,9 +165,7 @@ impl Reader {
             Ok(Answer { message }) => RawEvent::try_from(message)
                 .map(Some)
                 .map_err(|error| Error::new(ErrorKind::Refused, object, error)),
-            Err(RequestError::Refused(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
-                Ok(None)
-            }
+            Err(RequestError::Refused(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
             Err(other) => Err(other.into_error(&object)),
         }
     }
@@ -160,7 +187,6 @@ mod tests {
             &b"NATS/1.0\r\nEvent-Type: a\r\n\r\n"[..],
             b"NATS/1.0\r\n\r\n",
             b"NATS/1.0 503\r\n\r\n",
-            b"NATS/1.0\r\nA: b\r\r\nC:\r d\r\n\r\n",
             b"NATS/1.0 404 No Messages\r\nA:\r\nB: c\r\n folded\r\n\r\n",
             "NATS/1.0\r\nA: \u{fc}\r\n\r\n".as_bytes(),
         ] {
@@ -183,5 +209,17 @@ mod tests {
         ] {
             assert_eq!(raw(subject, block).unparsable().as_deref(), Some(why));
         }
+        // An answer of DIRECT.GET has its subject in a header.
+        let answer = raw("a.\u{a0}b", Some(&b"NATS/1.0\r\n\r\n"[..])).unparsable_as_answer();
+        assert_eq!(answer, None);
+    }
+
+    #[test]
+    fn headers_are_read_as_the_client_reads_them_and_past_those_that_cannot_be() {
+        let block = b"NATS/1.0\r\nA: b \r\n c\r\nX Trace: 1\r\n d\r\nE:f:g\r\nH: \xe9\r\n\r\n";
+        let headers = raw("a", Some(block)).readable_headers();
+        let read = |name: &'static str| headers.get(name).map(HeaderValue::as_str);
+        assert_eq!([read("A"), read("E"), read("H")], [Some("b  c"), Some("f:g"), Some("\u{fffd}")]);
+        assert_eq!(headers.len(), 3);
     }
 }

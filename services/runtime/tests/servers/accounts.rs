@@ -11,7 +11,10 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
-use jetwright_crds::environment::Bindings;
+use jetwright_crds::{
+    Duration as Text,
+    environment::{Bindings, HANDLER_DEADLINE},
+};
 use jetwright_process::health::Health;
 use jetwright_runtime::{
     Aggregate, Aggregates, Environment, Event, Inapplicable, NewEvent, Projection, Recorded, Service,
@@ -139,7 +142,9 @@ pub fn config() -> stream::Config {
 pub struct Bank<S = NatsServer> {
     pub jetstream: jetstream::Context,
     /// Where its services connect.
-    url: String,
+    pub url: String,
+    /// How long an attempt of the projection may take.
+    pub handler_deadline: Text,
     _nats: S,
 }
 
@@ -161,7 +166,7 @@ impl Bank {
 impl<S> Bank<S> {
     /// On servers with the stream, at this address.
     pub fn on(nats: S, url: &str, jetstream: jetstream::Context) -> Self {
-        Self { jetstream, url: url.to_owned(), _nats: nats }
+        Self { jetstream, url: url.to_owned(), handler_deadline: HANDLER_DEADLINE, _nats: nats }
     }
 
     /// From now on its services lose answers to what they store, when the proxy is told so.
@@ -181,8 +186,10 @@ impl<S> Bank<S> {
         self.registered(&mut Registry::default()).await
     }
 
-    async fn registered(&self, registry: &mut Registry) -> Service {
+    /// As [`service`](Self::service), with what it measures.
+    pub async fn registered(&self, registry: &mut Registry) -> Service {
         let mut binding = Bench::bindings(10_000).bindings["numbers"].clone();
+        binding.handler_deadline = self.handler_deadline;
         "accounts".clone_into(&mut binding.stream);
         "balances".clone_into(&mut binding.consumer);
         binding.max_ack_pending = 64;

@@ -19,5 +19,6 @@ mod projection;
 mod proxy;
 mod publish;
 mod raw;
+mod reading;
 mod state;
 mod support;
