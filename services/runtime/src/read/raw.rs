@@ -165,7 +165,9 @@ impl Reader {
             Ok(Answer { message }) => RawEvent::try_from(message)
                 .map(Some)
                 .map_err(|error| Error::new(ErrorKind::Refused, object, error)),
-            Err(RequestError::Refused(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
+            Err(RequestError::Refused(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
+                Ok(None)
+            }
             Err(other) => Err(other.into_error(&object)),
         }
     }
