@@ -93,7 +93,7 @@ async fn each_of_many_who_publish_is_told_in_time_that_nats_is_dead_or_silent() 
     all_are_told(&service.publisher, CALLERS).await;
     bench.nats.start_again().await;
     // Nobody's place among the requests in flight was lost.
-    join_all((0..CALLERS).map(|value| publish(&service.publisher, value))).await;
+    join_all((0..CALLERS).map(|value| insist(&service.publisher, value))).await;
     await_until("readiness", SOON, async || service.health.ready().map_err(|why| format!("{why:?}"))).await;
     service.stop().await;
 }

@@ -8,6 +8,7 @@
 
 use std::{
     collections::HashMap,
+    pin::pin,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
@@ -80,10 +81,9 @@ impl ForeignEvents {
 
 /// Scans whenever something is suspected. Never returns.
 pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
-    let held_at = Instant::now();
     let (created, scanned_up_to, pending) = (String::new(), HashMap::new(), Vec::new());
-    let mut scanner = Scanner { consumer, created, scanned_up_to, pending, held_at };
-    let retry_interval = RETRY_INTERVAL.min(consumer.binding.ack_wait.0 / 4);
+    let mut scanner = Scanner { consumer, created, scanned_up_to, pending };
+    let retry_interval = scanner.hold_interval();
     loop {
         tokio::select! {
             () = consumer.foreign.suspected.notified() => {
@@ -108,8 +108,6 @@ struct Scanner<'a, H> {
     scanned_up_to: HashMap<String, u64>,
     /// Those that the client cannot parse, and whose dead letters could not be kept.
     pending: Vec<ForeignEvent>,
-    /// When JetStream heard last that these are in progress.
-    held_at: Instant,
 }
 
 /// An event that the client cannot parse.
@@ -175,24 +173,23 @@ impl<H: Handler> Scanner<'_, H> {
 
     /// Dead-letters an event that the client cannot parse, now or later.
     async fn examine(&mut self, event: RawEvent) {
-        if self.held_at.elapsed() > self.consumer.binding.ack_wait.0 / 4 {
-            self.hold_pending().await;
-        }
         let foreign = ForeignEvent { sequence: event.sequence, time: event.time.as_nanosecond() };
         let is_known = self.pending.iter().any(|pending| pending.sequence == foreign.sequence);
-        if event.unparsable().is_none() || is_known || self.end(&event).await {
+        if event.unparsable().is_none() || is_known {
             return;
         }
         self.pending.push(foreign);
+        if self.end_holding(&event).await {
+            self.pending.retain(|pending| pending.sequence != foreign.sequence);
+        }
         while self.pending.len() >= MAX_PENDING {
-            sleep(RETRY_INTERVAL.min(self.consumer.binding.ack_wait.0 / 4)).await;
+            sleep(self.hold_interval()).await;
             self.retry_pending().await;
         }
     }
 
     /// While their dead letters cannot be kept their deliveries are held, so that they do not come again.
-    async fn hold_pending(&mut self) {
-        self.held_at = Instant::now();
+    async fn hold_pending(&self) {
         let client = self.consumer.connection.client();
         for event in &self.pending {
             // Where it cannot be sent the connection is lost, and everything is read again.
@@ -203,20 +200,37 @@ impl<H: Handler> Scanner<'_, H> {
     async fn retry_pending(&mut self) {
         self.hold_pending().await;
         let stream = &self.consumer.binding.stream;
-        for event in std::mem::take(&mut self.pending) {
+        for event in self.pending.clone() {
             let is_done = match self.consumer.reader.raw(stream, event.sequence).await {
-                Ok(Some(raw)) => raw.time.as_nanosecond() != event.time || self.end(&raw).await,
+                Ok(Some(raw)) => raw.time.as_nanosecond() != event.time || self.end_holding(&raw).await,
                 Ok(None) => true,
                 Err(_) => false,
             };
-            if !is_done {
-                self.pending.push(event);
+            if is_done {
+                self.pending.retain(|pending| pending.sequence != event.sequence);
+            }
+        }
+    }
+
+    /// How often JetStream hears of what is pending.
+    fn hold_interval(&self) -> Duration {
+        RETRY_INTERVAL.min(self.consumer.binding.ack_wait.0 / 4)
+    }
+
+    /// As [`end`](Self::end), while everything that is pending is held.
+    async fn end_holding(&self, event: &RawEvent) -> bool {
+        let mut ending = pin!(self.end(event));
+        loop {
+            self.hold_pending().await;
+            tokio::select! {
+                is_done = &mut ending => return is_done,
+                () = sleep(self.hold_interval()) => {}
             }
         }
     }
 
     /// Keeps a dead letter and terminates the delivery; whether that is done.
-    async fn end(&mut self, event: &RawEvent) -> bool {
+    async fn end(&self, event: &RawEvent) -> bool {
         // The server looks at names and the sequence alone: a termination must not reach another consumer.
         let observation = self.consumer.discovery.wait_for_consumer().await;
         if observation.info.created != self.created {
