@@ -74,12 +74,11 @@ impl Delivery {
         }
     }
 
-    /// The same, at its next attempt in place.
-    fn at_next_attempt(mut self, max_attempts: u32) -> Self {
+    /// Its next attempt is one in place.
+    fn go_on_to_next_attempt(&mut self, max_attempts: u32) {
         let attempt = self.metadata.attempt + 1;
         let is_last_attempt = attempt >= max_attempts;
         self.metadata = Arc::new(Metadata { attempt, is_last_attempt, ..(*self.metadata).clone() });
-        self
     }
 }
 
@@ -107,7 +106,7 @@ enum Ended {
 /// Makes one attempt.
 pub(super) async fn process<H: Handler>(
     consumer: Arc<ConsumerLoop<H>>,
-    mut delivery: Delivery,
+    mut delivery: Box<Delivery>,
 ) -> AttemptResult {
     let _in_flight = consumer.metrics.begin();
     let known = delivery.known.take();
@@ -119,12 +118,12 @@ pub(super) async fn process<H: Handler>(
         Ended::Again { after, given_up } if delivery.in_place => {
             delivery.known = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
             if delivery.known.is_none() {
-                delivery = delivery.at_next_attempt(consumer.binding.retry.max_attempts);
+                delivery.go_on_to_next_attempt(consumer.binding.retry.max_attempts);
             }
-            AttemptResult::RetryInPlace { after, delivery: Box::new(delivery) }
+            AttemptResult::RetryInPlace { after, delivery }
         }
         Ended::Again { after, given_up } => {
-            let Delivery { first_delivered, calls, .. } = delivery;
+            let Delivery { first_delivered, calls, .. } = *delivery;
             consumer.redelivery.put(&delivery.metadata, PriorAttempts { first_delivered, calls, given_up });
             AttemptResult::Settle(Settlement::Nak { after })
         }

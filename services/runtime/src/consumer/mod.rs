@@ -139,7 +139,8 @@ impl Proof {
 
     /// Never 0, which is no proof.
     fn micros(&self, at: Instant) -> u64 {
-        u64::try_from(at.saturating_duration_since(self.began).as_micros()).unwrap_or(u64::MAX - 1) + 1
+        let since = at.saturating_duration_since(self.began);
+        since.as_secs() * 1_000_000 + u64::from(since.subsec_micros()) + 1
     }
 }
 
@@ -192,9 +193,9 @@ impl<H> ConsumerLoop<H> {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// A delivery of so many bytes came.
-    fn acquire_capacity(&self, bytes: usize) {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    /// So many deliveries came, of so many bytes together.
+    fn acquire_capacity(&self, count: usize, bytes: usize) {
+        self.in_flight.fetch_add(count, Ordering::Relaxed);
         self.bytes.take(bytes);
     }
 

@@ -82,11 +82,11 @@ impl<H: Handler> Dispatcher<H> {
             }
             self.alone = Alone::Running(slot);
         }
-        self.run_attempt(slot, *delivery);
+        self.run_attempt(slot, delivery);
         true
     }
 
-    fn run_attempt(&mut self, slot: usize, delivery: Delivery) {
+    fn run_attempt(&mut self, slot: usize, delivery: Box<Delivery>) {
         if let Some(order) = &mut self.order
             && let Some(Held { key: Some(key), sequence, .. }) = self.in_flight.get(slot)
         {

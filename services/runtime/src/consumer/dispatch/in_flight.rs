@@ -1,9 +1,8 @@
 //! The deliveries that are held, each in a slot of its own, and which event is in which slot.
 
-use std::collections::HashMap;
-
 use async_nats::Subject;
 use jiff::Timestamp;
+use rustc_hash::FxHashMap;
 use slab::Slab;
 use tokio::time::Instant;
 use tokio_util::time::delay_queue;
@@ -43,7 +42,8 @@ pub(super) enum State {
 #[derive(Default)]
 pub(super) struct InFlight {
     slots: Slab<Held>,
-    by_sequence: HashMap<u64, usize>,
+    /// Sequences are numbers of the server's own making: no publisher can have them collide.
+    by_sequence: FxHashMap<u64, usize>,
 }
 
 impl InFlight {

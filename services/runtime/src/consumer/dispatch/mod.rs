@@ -49,7 +49,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// The deliveries that this process holds of one consumer.
 pub(super) struct Dispatcher<H> {
     consumer: Arc<ConsumerLoop<H>>,
-    workers: Workers<(usize, Delivery), (usize, AttemptResult)>,
+    workers: Workers<(usize, Box<Delivery>), (usize, AttemptResult)>,
     in_flight: InFlight,
     order: Option<Order>,
     /// What may begin.

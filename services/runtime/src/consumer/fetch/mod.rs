@@ -75,9 +75,8 @@ enum Stopped {
 
 impl<H: Handler> Fetcher<'_, H> {
     fn forward(&self, deliveries: Vec<Delivered>) {
-        for delivered in &deliveries {
-            self.consumer.acquire_capacity(delivered.size);
-        }
+        let bytes = deliveries.iter().map(|delivered| delivered.size).sum();
+        self.consumer.acquire_capacity(deliveries.len(), bytes);
         // Refused only where consuming has ended by a fault.
         let _ = self.outbound.send(Fetched::Deliveries { incarnation: self.incarnation, deliveries });
     }
