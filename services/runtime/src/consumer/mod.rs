@@ -103,34 +103,36 @@ pub(crate) struct ConsumerDeps {
 #[derive(Debug)]
 struct Proof {
     began: Instant,
-    /// In microseconds after that.
-    until: AtomicU64,
+    /// What JetStream showed holds until then, in microseconds after that.
+    shown_until: AtomicU64,
+    /// The request that is open ends then; 0 where none is open.
+    open_until: AtomicU64,
 }
 
 impl Proof {
     fn new() -> Self {
-        Self { began: Instant::now(), until: AtomicU64::new(0) }
+        Self { began: Instant::now(), shown_until: AtomicU64::new(0), open_until: AtomicU64::new(0) }
     }
 
     /// JetStream showed it at this time.
     fn renew(&self, at: Instant) {
-        self.until.fetch_max(self.micros(at + PROOF_LIFETIME), Ordering::Relaxed);
+        self.shown_until.fetch_max(self.micros(at + PROOF_LIFETIME), Ordering::Relaxed);
     }
 
-    /// A pull request is open until then.
+    /// A pull request is open until then, or none is: one that was served whole hears of nothing more.
     fn hold_until(&self, open_until: Option<Instant>) {
-        if let Some(open_until) = open_until {
-            self.until.fetch_max(self.micros(open_until), Ordering::Relaxed);
-        }
+        self.open_until.store(open_until.map_or(0, |until| self.micros(until)), Ordering::Relaxed);
     }
 
     /// There is doubt. A request that was open is open no more.
     fn revoke(&self) {
-        self.until.store(0, Ordering::Relaxed);
+        self.shown_until.store(0, Ordering::Relaxed);
+        self.open_until.store(0, Ordering::Relaxed);
     }
 
     fn holds(&self, now: Instant) -> bool {
-        self.micros(now) <= self.until.load(Ordering::Relaxed)
+        let until = self.shown_until.load(Ordering::Relaxed).max(self.open_until.load(Ordering::Relaxed));
+        self.micros(now) <= until
     }
 
     /// Never 0, which is no proof.
@@ -261,8 +263,10 @@ mod tests {
         assert!(proof.holds(now) && proof.holds(now + PROOF_LIFETIME));
         assert!(!proof.holds(now + PROOF_LIFETIME + Duration::from_millis(1)));
         proof.hold_until(Some(now + Duration::from_secs(1)));
-        proof.hold_until(None);
         assert!(proof.holds(now + Duration::from_secs(1)));
+        // It was served whole.
+        proof.hold_until(None);
+        assert!(proof.holds(now + PROOF_LIFETIME) && !proof.holds(now + Duration::from_secs(1)));
         proof.revoke();
         assert!(!proof.holds(proof.began));
     }
