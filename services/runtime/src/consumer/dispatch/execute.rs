@@ -71,6 +71,10 @@ impl<H: Handler> Dispatcher<H> {
         let State::Waiting(delivery) = mem::replace(&mut held.state, State::Running) else { return false };
         let now = Instant::now();
         if let Some(not_before) = delivery.not_before.filter(|not_before| *not_before > now) {
+            if self.last_begin.is_some() {
+                self.give_back(slot).await;
+                return false;
+            }
             self.pause(slot, not_before - now, delivery);
             return false;
         }
@@ -183,14 +187,20 @@ impl<H: Handler> Dispatcher<H> {
     pub(super) async fn begin_stop(&mut self) {
         let half = self.consumer.binding.handler_deadline.0 / 2;
         self.last_begin = Some(Instant::now() + half);
-        let is_in_recovery = self.order.as_ref().is_some_and(|order| order.recovery.is_active());
         self.paused.clear();
-        let waits = |held: &Held| match held.state {
-            State::Paused(..) => true,
-            State::Waiting(_) => is_in_recovery,
-            _ => false,
-        };
-        for slot in self.in_flight.in_order(waits) {
+        for slot in self.in_flight.in_order(|held| matches!(held.state, State::Paused(..))) {
+            self.give_back(slot).await;
+        }
+        self.give_back_what_a_recovery_holds().await;
+    }
+
+    /// A stop waits for no recovery, whether that had begun before or begins meanwhile.
+    pub(super) async fn give_back_what_a_recovery_holds(&mut self) {
+        let is_recovering = self.order.as_ref().is_some_and(|order| order.recovery.is_active());
+        if self.last_begin.is_none() || !is_recovering {
+            return;
+        }
+        for slot in self.in_flight.in_order(|held| matches!(held.state, State::Waiting(_))) {
             self.give_back(slot).await;
         }
     }
@@ -209,6 +219,7 @@ impl<H: Handler> Dispatcher<H> {
 
     /// Nothing is delivered any more: what is given back is for others, in the order of the stream.
     pub(super) async fn end_of_deliveries(&mut self) {
+        self.give_back_what_a_recovery_holds().await;
         self.drained = true;
         for slot in self.in_flight.in_order(|held| matches!(held.state, State::Returned)) {
             self.settle(slot, &NAK_ON_SHUTDOWN).await;
@@ -226,7 +237,7 @@ impl<H: Handler> Dispatcher<H> {
     /// JetStream said what is still owed: when that is nothing, everything goes on in the order of the stream.
     pub(super) async fn go_on_with_recovery(&mut self, observation: &Arc<Observation>) {
         let Some(order) = &mut self.order else { return };
-        let in_flight = |delivered| self.in_flight.unsettled_up_to(delivered);
+        let in_flight = |counted: &_| self.in_flight.unsettled_within(counted);
         let now = Instant::now();
         match order.recovery.observed(observation, in_flight) {
             Progress::Unchanged => {}
@@ -253,9 +264,6 @@ impl<H: Handler> Dispatcher<H> {
                 );
                 self.requeue();
                 self.consumer.recovering.store(false, Ordering::Relaxed);
-                if self.last_begin.is_some() {
-                    self.begin_stop().await;
-                }
             }
         }
     }

@@ -188,6 +188,7 @@ impl<H: Handler> Dispatcher<H> {
     async fn tick(&mut self) {
         let now = Instant::now();
         self.send_due_acks(now).await;
+        self.give_back_what_a_recovery_holds().await;
         if let Some(order) = &mut self.order
             && order.recovery.is_info_due(now)
         {
@@ -264,11 +265,12 @@ impl<H: Handler> Dispatcher<H> {
             }
             // Its acknowledgement was not heard.
             State::Settling(ack) => ack.repeat(now),
-            // It is being handled, and JetStream did not hear of it in time.
+            // It is being handled, and JetStream did not hear of it in time; or another consumer delivers it too.
             State::Waiting(_) | State::Paused(..) | State::Running | State::Returned => {}
         }
         held.reply = delivered.reply.clone();
         held.in_progress_at = now;
+        held.is_orphan = false;
         true
     }
 
