@@ -57,8 +57,8 @@ pub(super) struct Arrivals {
     /// Not before then a request is made again.
     pub(super) not_before: Option<Instant>,
     refusals: usize,
-    /// A request did not allow the next event's bytes.
-    pub(super) too_few_bytes: bool,
+    /// So many bytes were too few for the next event; 0 where that is not known.
+    pub(super) too_few_bytes: usize,
     /// The newest delivery was not the first of its event.
     pub(super) is_redelivering: bool,
     /// How often the consumer answered as it should.
@@ -76,7 +76,7 @@ impl Arrivals {
             unavailable: None,
             not_before: None,
             refusals: 0,
-            too_few_bytes: false,
+            too_few_bytes: 0,
             is_redelivering: false,
             served: 0,
         }
@@ -85,7 +85,7 @@ impl Arrivals {
     /// Begins anew on another connection, or after the consumer was away. What comes late still comes.
     pub(super) fn reset(&mut self) {
         self.credits.forget();
-        (self.ended, self.unavailable, self.not_before, self.too_few_bytes) = (false, None, None, false);
+        (self.ended, self.unavailable, self.not_before, self.too_few_bytes) = (false, None, None, 0);
     }
 
     /// The next thing that is there.
@@ -146,7 +146,7 @@ impl Arrivals {
     fn delivered(&mut self, turn: usize, message: Message) -> Option<Delivered> {
         let Message { subject, reply, payload, headers, length, .. } = message;
         self.credits.received(turn, length);
-        (self.too_few_bytes, self.refusals) = (false, 0);
+        (self.too_few_bytes, self.refusals) = (0, 0);
         self.served += 1;
         let read = reply.and_then(|reply| Some((Metadata::parse(&self.origin, &subject, &reply)?, reply)));
         let Some(((metadata, consumer_sequence), reply)) = read else {
@@ -161,14 +161,16 @@ impl Arrivals {
         let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
         let pending = message.headers.as_ref().and_then(|headers| headers.get(PENDING_MESSAGES));
         let unserved = pending.and_then(|pending| pending.as_str().parse().ok());
-        self.credits.ended(turn, number.unwrap_or_default(), unserved);
+        let number = number.unwrap_or_default();
+        let allowed = self.credits.allowed_bytes(number);
+        self.credits.ended(turn, number, unserved);
         match request_end(status, message.description.as_deref().unwrap_or_default()) {
             RequestEnd::Unavailable(why) => {
                 self.unavailable.get_or_insert(why);
                 return;
             }
             RequestEnd::Expired => {}
-            RequestEnd::TooFewBytes => self.too_few_bytes = true,
+            RequestEnd::TooFewBytes => self.too_few_bytes = self.too_few_bytes.max(allowed.max(1)),
             RequestEnd::TooManyRequests => {
                 self.refusals += 1;
                 let pause = pause(self.refusals + 1, rand::random()).min(LONGEST_PAUSE);

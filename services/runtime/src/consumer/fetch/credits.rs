@@ -39,7 +39,7 @@ pub(super) struct Room {
     pub(super) capacity: usize,
     /// Those that are.
     pub(super) in_flight: usize,
-    /// Bytes that may still come, beside what is held and what is owed already.
+    /// Bytes that may be asked for, beside what is held and what is owed already.
     pub(super) bytes: usize,
     /// Whether something is owed without which nothing goes on: then one more is asked for where there is no room.
     pub(super) is_recovering: bool,
@@ -85,6 +85,11 @@ impl PullCredits {
     /// Bytes that may come with them.
     pub(super) fn outstanding_bytes(&self) -> usize {
         self.open.iter().map(|request| request.bytes).sum()
+    }
+
+    /// Bytes that a request still allowed, as far as is known which one was served.
+    pub(super) fn allowed_bytes(&self, number: u64) -> usize {
+        self.open.iter().find(|request| request.number == number).map_or(0, |request| request.bytes)
     }
 
     /// Requests that may be open at the server.

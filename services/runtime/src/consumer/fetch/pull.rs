@@ -152,14 +152,18 @@ impl Pull {
         self.last_request.filter(|_| self.owes()).map(|asked| asked + self.limits.expires)
     }
 
+    /// Bytes that may still come of what was asked for. What is owed for too long is written off.
+    pub(super) fn owed_bytes(&mut self) -> usize {
+        self.arrivals.credits.next_turn(Instant::now());
+        self.arrivals.credits.outstanding_bytes()
+    }
+
     /// Asks for as much as there is room for, beside what is held and what is owed.
     pub(super) async fn request(&mut self, room: Room) -> Result<(), async_nats::PublishError> {
         let now = Instant::now();
-        self.arrivals.credits.next_turn(now);
-        let bytes = room.bytes.saturating_sub(self.arrivals.credits.outstanding_bytes());
-        let is_full = bytes == 0 || room.in_flight >= room.capacity || self.arrivals.too_few_bytes;
+        let is_full = room.in_flight >= room.capacity || !self.may_fit(room);
         self.is_overdrawn = room.is_recovering && is_full;
-        let Some(RequestSize { count, bytes }) = self.request_size(Room { bytes, ..room }, now) else {
+        let Some(RequestSize { count, bytes }) = self.request_size(room, now) else {
             return Ok(());
         };
         let NewRequest { number, turn } =
@@ -181,7 +185,7 @@ impl Pull {
         if is_early || arrivals.credits.open_requests() >= limits.open_requests {
             return None;
         }
-        if self.is_overdrawn || arrivals.too_few_bytes || room.bytes == 0 {
+        if self.is_overdrawn || !self.may_fit(room) {
             // An event that is larger than all the room there is comes alone; so does what is owed. JetStream serves what is due again
             // before anything new.
             let may_ask = self.is_overdrawn || room.in_flight == 0;
@@ -191,6 +195,11 @@ impl Pull {
         let count = arrivals.credits.wanted(room).min(limits.batch);
         let bytes = room.bytes.min(limits.bytes).min(i32::MAX as usize);
         (count > 0).then_some(RequestSize { count, bytes: Some(bytes) })
+    }
+
+    /// Whether the next event may have room: there is some, and more than what was too little for it.
+    fn may_fit(&self, room: Room) -> bool {
+        room.bytes.min(self.limits.bytes) > self.arrivals.too_few_bytes
     }
 
     /// Until when a request is held back.
