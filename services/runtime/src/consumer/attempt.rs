@@ -55,7 +55,8 @@ impl Delivery {
             _ => consumer.redelivery.take(&metadata),
         };
         let PriorAttempts { first_delivered, calls, given_up } = prior;
-        let isolation = isolation(deliveries, retry);
+        // What was given up is called no more, so it ends no process.
+        let isolation = if given_up.is_some() { Isolation::None } else { isolation(deliveries, retry) };
         let given_up = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
         let too_often = (isolation == Isolation::NotCalled).then_some(Outcome::DeliveredTooOften(deliveries));
         let attempt = if in_place { 1 } else { deliveries };
