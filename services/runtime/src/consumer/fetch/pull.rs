@@ -23,8 +23,11 @@ use crate::{
 pub(super) const EXPIRES: Duration = Duration::from_secs(1);
 /// How much longer its end may take to be heard of.
 pub(super) const NO_ANSWER: Duration = Duration::from_secs(2);
-/// Time between two requests beyond the room that there is, for what is owed and may not be due yet.
-const OVERDRAFT_INTERVAL: Duration = Duration::from_millis(250);
+/// Requests in one ackWait beyond the room that there is, for what is owed: what is not due yet comes after that time at the latest, and
+/// until then each of them is served with something new.
+const OVERDRAFTS: u32 = 16;
+/// Shortest time between two of them.
+const MIN_OVERDRAFT_INTERVAL: Duration = Duration::from_millis(250);
 /// Shortest time between two requests where the consumer lets them be open for less than that.
 const MIN_REQUEST_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -68,18 +71,22 @@ struct RequestLimits {
     expires: Duration,
     bytes: usize,
     open_requests: usize,
+    /// Time between two requests beyond the room that there is.
+    overdraft_interval: Duration,
 }
 
 impl RequestLimits {
     /// What its configuration says, where 0 is no limit.
     fn new(config: &ConsumerConfig) -> Self {
         let limit = |value: i64| usize::try_from(value).ok().filter(|value| *value > 0).unwrap_or(usize::MAX);
+        let ack_wait = Duration::from_nanos(u64::try_from(config.ack_wait).unwrap_or_default());
         let expires = u64::try_from(config.max_expires).ok().filter(|nanoseconds| *nanoseconds > 0);
         Self {
             batch: limit(config.max_batch),
             expires: expires.map_or(EXPIRES, |nanoseconds| EXPIRES.min(Duration::from_nanos(nanoseconds))),
             bytes: limit(config.max_bytes),
             open_requests: limit(config.max_waiting),
+            overdraft_interval: MIN_OVERDRAFT_INTERVAL.max(ack_wait / OVERDRAFTS),
         }
     }
 }
@@ -205,7 +212,7 @@ impl Pull {
     /// Until when a request is held back.
     fn not_before(&self) -> Option<Instant> {
         let interval = if self.is_overdrawn && !self.arrivals.is_redelivering {
-            Some(OVERDRAFT_INTERVAL)
+            Some(self.limits.overdraft_interval)
         } else {
             Some(MIN_REQUEST_INTERVAL).filter(|interval| self.limits.expires < *interval)
         };
