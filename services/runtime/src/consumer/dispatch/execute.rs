@@ -235,7 +235,7 @@ impl<H: Handler> Dispatcher<H> {
     }
 
     /// JetStream said what is still owed: when that is nothing, everything goes on in the order of the stream.
-    pub(super) async fn go_on_with_recovery(&mut self, observation: &Arc<Observation>) {
+    pub(super) fn go_on_with_recovery(&mut self, observation: &Arc<Observation>) {
         let Some(order) = &mut self.order else { return };
         let in_flight = |counted: &_| self.in_flight.unsettled_within(counted);
         let now = Instant::now();

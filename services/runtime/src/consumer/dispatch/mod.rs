@@ -313,7 +313,7 @@ impl<H: Handler> Dispatcher<H> {
             self.doubted_at = None;
         }
         self.judge_acks(&observation).await;
-        self.go_on_with_recovery(&observation).await;
+        self.go_on_with_recovery(&observation);
     }
 
     /// Another consumer has the name now: it knows nothing of what its predecessor delivered.

@@ -193,10 +193,12 @@ impl<'a, H: Handler> Searcher<'a, H> {
         if self.waiting.contains(&(sequence, time)) {
             return;
         }
+        // It is held from now on: to keep a dead letter may take longer than ackWait.
+        self.waiting.push_back((sequence, time));
+        self.say_in_progress(sequence, time).await;
         // Where others wait already one of them tries, and not each.
-        if !self.waiting.is_empty() || !self.give_up(&event).await {
-            self.waiting.push_back((sequence, time));
-            self.hold().await;
+        if self.waiting.len() == 1 && self.give_up(&event).await {
+            self.waiting.clear();
         }
     }
 
@@ -250,7 +252,7 @@ impl<'a, H: Handler> Searcher<'a, H> {
         loop {
             tokio::select! {
                 done = &mut work => return done,
-                () = sleep(self.hold_interval()), if !self.waiting.is_empty() => self.say_in_progress().await,
+                () = sleep(self.hold_interval()), if !self.waiting.is_empty() => self.say_all_in_progress().await,
             }
         }
     }
@@ -263,15 +265,19 @@ impl<'a, H: Handler> Searcher<'a, H> {
 
     async fn hold(&mut self) {
         self.held_at = Instant::now();
-        self.say_in_progress().await;
+        self.say_all_in_progress().await;
     }
 
-    async fn say_in_progress(&self) {
-        let client = self.consumer.connection.client();
+    async fn say_all_in_progress(&self) {
         for (sequence, time) in &self.waiting {
-            // Where it cannot be sent the connection is lost, and everything is looked at again.
-            let _ = client.publish(self.ack_subject(*sequence, *time), IN_PROGRESS.into()).await;
+            self.say_in_progress(*sequence, *time).await;
         }
+    }
+
+    async fn say_in_progress(&self, sequence: u64, time: Timestamp) {
+        let client = self.consumer.connection.client();
+        // Where it cannot be sent the connection is lost, and everything is looked at again.
+        let _ = client.publish(self.ack_subject(sequence, time), IN_PROGRESS.into()).await;
     }
 
     fn hold_interval(&self) -> Duration {
