@@ -18,7 +18,7 @@ use jetwright_runtime::{Failure, Handler, Limits, Metadata, PublishOptions, Serv
 use jetwright_testing::await_until;
 use prometheus_client::registry::Registry;
 use prost::Message;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -312,7 +312,6 @@ async fn beside_itself(ordered: bool) {
     bench.create_consumer().await;
     bench.await_drained().await;
     assert_eq!(*beside.lock().unwrap(), Vec::<u64>::new());
-    println!("{} calls", handler.calls().len());
     let metrics = service.stop().await;
     assert!(!metrics.contains("jetwright_order_violations_total{"), "{metrics}");
 }
@@ -340,9 +339,7 @@ async fn a_stop_in_the_middle_of_a_recovery_gives_back_what_comes_meanwhile() {
     for value in 10..20 {
         publish_of(&publisher, 0, value).await;
     }
-    let stopping = Instant::now();
     service.stop().await;
-    println!("stopped after {:?}", stopping.elapsed());
     assert!(handler.calls().is_empty());
     // What was given back is there at once, in its order.
     let consumer = pull_consumer(&bench).await;
@@ -388,7 +385,9 @@ async fn events_that_were_purged_while_they_are_held_do_not_stand_for_those_that
     let mut sorted =
         [0, 1].map(|key| calls.iter().copied().filter(|value| value % 2 == key).collect::<Vec<_>>());
     let before = sorted.clone();
-    sorted.iter_mut().for_each(|of_key| of_key.sort_unstable());
+    for of_key in &mut sorted {
+        of_key.sort_unstable();
+    }
     assert_eq!(before, sorted);
     service.stop().await;
 }
@@ -420,7 +419,7 @@ async fn an_event_that_the_client_cannot_parse_may_come_again_after_its_end() {
     .await;
     let client = bench.nats.client().await;
     let reset = client.request("$JS.API.CONSUMER.RESET.numbers.tests", r#"{"seq":1}"#.into()).await.unwrap();
-    println!("{}", String::from_utf8_lossy(&reset.payload));
+    assert!(!String::from_utf8_lossy(&reset.payload).contains("error"), "{reset:?}");
     bench.publish(&publisher, 20..40).await;
     await_until("all others", SOON, async || match handler.values().len() {
         40 => Ok(()),
@@ -457,5 +456,278 @@ async fn events_that_the_client_cannot_parse_hold_up_no_other_while_dead_letters
     bench.create_dead_letters().await;
     bench.await_drained().await;
     assert_eq!(bench.dead_letters().await.len(), 3);
+    service.stop().await;
+}
+
+/// An event that was given up is tried no more, so it cannot end its process: however often it is delivered, it runs beside others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_given_up_and_comes_again_and_again_leaves_others_their_room() {
+    let mut bench = Bench::without_consumer().await.keeping_dead_letters().await;
+    bench.binding.max_ack_pending = 200;
+    bench.binding.retry.max_attempts = 1;
+    bench.create_consumer().await;
+    bench.jetstream.delete_stream("numbers-dlq").await.unwrap();
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let handler = Scripted::new(move |value, _| {
+        let gate = opened.clone();
+        async move {
+            match value {
+                0 => return Err(Failure::permanent("no")),
+                1 => gate.opened().await,
+                _ => {}
+            }
+            Ok(())
+        }
+    });
+    let service = bench.run(&handler).await;
+    bench.publish(&service.publisher, 0..1).await;
+    await_until("many deliveries", SOON, async || match bench.deliveries().await {
+        13.. => Ok(()),
+        deliveries => Err(deliveries),
+    })
+    .await;
+    bench.publish(&service.publisher, 1..2).await;
+    handler.await_calls(2).await;
+    let before = bench.deliveries().await;
+    await_until("another delivery of what was given up", SOON, async || match bench.deliveries().await {
+        deliveries if deliveries > before + 1 => Ok(()),
+        deliveries => Err(deliveries),
+    })
+    .await;
+    bench.publish(&service.publisher, 2..10).await;
+    await_until("the others", Duration::from_secs(5), async || match handler.values().len() {
+        10 => Ok(()),
+        values => Err(values),
+    })
+    .await;
+    gate.open();
+    bench.create_dead_letters().await;
+    bench.await_drained().await;
+    assert_eq!(
+        bench.dead_letters().await[0].headers.get("Dead-Letter-Reason").unwrap().as_str(),
+        "permanent"
+    );
+    service.stop().await;
+}
+
+/// A consumer that is deleted and made again all the time, with two processes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_consumer_that_is_made_again_all_the_time_loses_nothing() {
+    let mut bench = Bench::without_consumer().await.ack_wait(2000);
+    bench.binding.max_ack_pending = 1000;
+    bench.create_consumer().await;
+    let handler = Scripted::new(|_, _| async {
+        sleep(Duration::from_millis(5)).await;
+        Ok(())
+    });
+    let (one, two) = (bench.run(&handler).await, bench.run(&handler).await);
+    one.await_ready().await;
+    let publisher = bench.publisher().await;
+    let publishing = async {
+        for value in 0..600 {
+            publish_of(&publisher, value % 20, value).await;
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    let remaking = async {
+        for _ in 0..10 {
+            sleep(Duration::from_millis(200)).await;
+            bench.jetstream.delete_consumer_from_stream("tests", "numbers").await.unwrap();
+            bench.create_consumer().await;
+        }
+    };
+    tokio::join!(publishing, remaking);
+    bench.await_drained().await;
+    assert_eq!(handler.values().len(), 600);
+    one.stop().await;
+    two.stop().await;
+}
+
+/// Blocks its thread when it is dropped at its deadline.
+struct BlocksInDrop(Arc<AtomicUsize>);
+
+impl Handler for BlocksInDrop {
+    type Event = Number;
+    const BINDING: &'static str = "numbers";
+
+    async fn handle(&self, event: Number, _: &Metadata) -> Result<(), Failure> {
+        struct Blocks;
+        impl Drop for Blocks {
+            fn drop(&mut self) {
+                std::thread::sleep(Duration::from_secs(2));
+            }
+        }
+        if event.value == 0 {
+            let _blocks = Blocks;
+            sleep(Duration::from_mins(1)).await;
+        }
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_blocks_when_it_is_cleared_away_holds_up_no_other() {
+    let mut bench = Bench::without_consumer().await.ack_wait(1000).keeping_dead_letters().await;
+    bench.binding.handler_deadline = jetwright_crds::Duration::from_millis(500);
+    bench.create_consumer().await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let service = bench.run_handler(BlocksInDrop(Arc::clone(&calls)), Limits::default()).await;
+    bench.publish(&service.publisher, 0..50).await;
+    await_until("all others", SOON, async || match calls.load(Ordering::SeqCst) {
+        49 => Ok(()),
+        calls => Err(calls),
+    })
+    .await;
+    bench.await_drained().await;
+    assert_eq!(bench.dead_letters().await.len(), 1);
+    service.stop().await;
+}
+
+/// All that may be changed of a consumer but its filters: with those JetStream itself leaves events out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn edits_of_a_consumer_lose_no_event_and_no_order() {
+    let mut bench = Bench::without_consumer().await.ack_wait(2000).ordered();
+    bench.binding.max_ack_pending = 1000;
+    bench.create_consumer().await;
+    let handler = Scripted::new(|value, attempt| async move {
+        sleep(Duration::from_millis(20)).await;
+        if value % 17 == 0 && attempt == 1 { Err(Failure::transient("busy")) } else { Ok(()) }
+    });
+    let service = bench.run(&handler).await;
+    service.await_ready().await;
+    let stream = bench.jetstream.get_stream("numbers").await.unwrap();
+    let publishing = async {
+        for value in 0..1500 {
+            publish_of(&service.publisher, value % 20, value).await;
+            if value % 50 == 0 {
+                sleep(Duration::from_millis(100)).await;
+            }
+        }
+    };
+    let editing = async {
+        for round in 0..12_u64 {
+            sleep(Duration::from_millis(300)).await;
+            let config = consumer::pull::Config {
+                max_ack_pending: if round % 2 == 0 { 3 } else { 1000 },
+                ack_wait: Duration::from_millis(if round % 3 == 0 { 300 } else { 2000 }),
+
+                ..bench.consumer()
+            };
+            stream.update_consumer(config).await.unwrap();
+            if round % 4 == 1 {
+                let until = jiff::Timestamp::now() + Duration::from_millis(200);
+                let pause = format!("{{\"pause_until\":\"{until}\"}}");
+                bench
+                    .nats
+                    .client()
+                    .await
+                    .request("$JS.API.CONSUMER.PAUSE.numbers.tests", pause.into())
+                    .await
+                    .unwrap();
+            }
+        }
+    };
+    tokio::join!(publishing, editing);
+    bench.await_drained().await;
+    assert_eq!(handler.values().len(), 1500);
+    assert_eq!(inversions(&handler, 20), []);
+    let metrics = service.stop().await;
+    assert!(!metrics.contains("jetwright_order_violations_total{"), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_the_client_cannot_parse_hold_their_consumers_order_until_they_are_kept() {
+    let mut bench = Bench::without_consumer().await.ack_wait(2000).keeping_dead_letters().await.ordered();
+    bench.binding.max_ack_pending = 200;
+    let config = consumer::pull::Config {
+        filter_subjects: vec!["numbers.0".to_owned(), "numbers.1".to_owned()],
+        ..bench.consumer()
+    };
+    bench.jetstream.create_consumer_on_stream(config, "numbers").await.unwrap();
+    let full = async |full: bool| {
+        let mut config =
+            bench.jetstream.get_stream("numbers-dlq").await.unwrap().cached_info().config.clone();
+        (config.max_bytes, config.discard) = if full {
+            (10, async_nats::jetstream::stream::DiscardPolicy::New)
+        } else {
+            (-1, async_nats::jetstream::stream::DiscardPolicy::Old)
+        };
+        bench.jetstream.update_stream(config).await.unwrap();
+    };
+    full(true).await;
+    let publisher = bench.publisher().await;
+    for value in 0..40 {
+        publish_of(&publisher, value % 4, value).await;
+    }
+    for _ in 0..10 {
+        publish_foreign(&bench, "numbers.0").await;
+    }
+    for value in 40..80 {
+        publish_of(&publisher, value % 4, value).await;
+    }
+    let handler = Scripted::content();
+    let service = bench.run(&handler).await;
+    // Longer than ackWait.
+    sleep(Duration::from_secs(3)).await;
+    assert!(handler.calls().is_empty());
+    full(false).await;
+    bench.await_drained().await;
+    assert_eq!(handler.values(), (0..80).filter(|value| value % 4 < 2).collect::<Vec<_>>());
+    assert_eq!(inversions(&handler, 4), []);
+    assert_eq!(bench.dead_letters().await.len(), 10);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slow_events_of_a_short_ack_wait_are_handled_once() {
+    for (ordered, pending) in [(false, 1), (true, 1), (true, 16)] {
+        let mut bench = Bench::without_consumer().await.ack_wait(200);
+        if ordered {
+            bench = bench.ordered();
+        }
+        bench.binding.max_ack_pending = pending;
+        bench.create_consumer().await;
+        let handler = Scripted::new(|_, _| async {
+            sleep(Duration::from_millis(500)).await;
+            Ok(())
+        });
+        let service = bench.run(&handler).await;
+        for value in 0..6 {
+            publish_of(&service.publisher, 0, value).await;
+        }
+        bench.await_drained().await;
+        assert_eq!(handler.values().len(), 6);
+        assert_eq!(handler.calls().len(), 6);
+        service.stop().await;
+    }
+}
+
+/// What is new is not taken without end while something is owed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_recovery_few_new_events_are_taken_beyond_the_limit() {
+    const SIZE: usize = 200 * 1024;
+    let mut bench = Bench::without_consumer().await.ack_wait(20_000).ordered();
+    bench.binding.max_ack_pending = 10_000;
+    bench.create_consumer().await;
+    let publisher = bench.publisher().await;
+    let event = Sized { value: 0, filling: vec![7; SIZE] };
+    for key in 0..60 {
+        publisher.publish(&format!("numbers.{}", key % 5), &event, PublishOptions::default()).await.unwrap();
+    }
+    take_away(&bench, 1).await;
+    let limits = Limits { bytes: 2 * 1024 * 1024, ..Limits::default() };
+    let service = bench.run_handler(Waiting::<false>(Gate::default(), Arc::default()), limits).await;
+    let held = async || bench.consumer_info().await.num_ack_pending;
+    await_until("as many as it may hold", SOON, async || match held().await {
+        held if held >= 10 => Ok(()),
+        held => Err(held),
+    })
+    .await;
+    sleep(Duration::from_secs(5)).await;
+    let held = held().await;
+    // One is owed, ten have room, and in twenty seconds sixteen are taken beyond it.
+    assert!(held <= 1 + 10 + 6, "{held} events are held");
     service.stop().await;
 }
