@@ -731,3 +731,31 @@ async fn in_a_recovery_few_new_events_are_taken_beyond_the_limit() {
     assert!(held <= 1 + 10 + 6, "{held} events are held");
     service.stop().await;
 }
+
+/// Nothing can be delivered until somebody changes the limit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_is_larger_than_its_consumer_grants_is_not_asked_for_without_a_pause() {
+    let bench = Bench::without_consumer().await;
+    let config = consumer::pull::Config { max_bytes: 1000, ..bench.consumer() };
+    bench.jetstream.create_consumer_on_stream(config, "numbers").await.unwrap();
+    let (gate, calls) = (Gate::default(), Arc::new(AtomicUsize::new(0)));
+    gate.open();
+    let service = bench.run_handler(Waiting::<false>(gate, Arc::clone(&calls)), Limits::default()).await;
+    service.await_ready().await;
+    let event = Sized { value: 0, filling: vec![7; 10_000] };
+    service.publisher.publish("numbers.0", &event, PublishOptions::default()).await.unwrap();
+    let received =
+        async || bench.nats.monitor::<serde_json::Value>("/varz").await.unwrap()["in_msgs"].as_u64().unwrap();
+    let before = received().await;
+    sleep(Duration::from_secs(3)).await;
+    let requests = received().await - before;
+    assert!(requests < 200, "{requests} requests in 3 s");
+    let stream = bench.jetstream.get_stream("numbers").await.unwrap();
+    stream.update_consumer(bench.consumer()).await.unwrap();
+    // What is granted is learnt when the consumer is found again.
+    bench.nats.stop().await;
+    bench.nats.start_again().await;
+    bench.await_drained().await;
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    service.stop().await;
+}

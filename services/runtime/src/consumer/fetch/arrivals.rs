@@ -22,7 +22,7 @@ use crate::{Metadata, connection::pause, metadata::Origin};
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
 /// What the subjects begin with on which deliveries are acknowledged.
 const ACK_PREFIX: &str = "$JS.ACK.";
-/// Longest pause where the consumer has as many requests as it may have.
+/// Longest pause where the consumer has as many requests as it may have, or does not serve any.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// One delivery.
@@ -170,14 +170,22 @@ impl Arrivals {
                 return;
             }
             RequestEnd::Expired => {}
-            RequestEnd::TooFewBytes => self.too_few_bytes = self.too_few_bytes.max(allowed.max(1)),
-            RequestEnd::TooManyRequests => {
-                self.refusals += 1;
-                let pause = pause(self.refusals + 1, rand::random()).min(LONGEST_PAUSE);
-                self.not_before = Some(Instant::now() + pause);
+            RequestEnd::TooFewBytes if allowed > self.too_few_bytes => self.too_few_bytes = allowed,
+            // It was the most that may be asked for, where the consumer's own limit is too small for its events.
+            RequestEnd::TooFewBytes => {
+                self.too_few_bytes = self.too_few_bytes.max(1);
+                self.put_off();
             }
+            RequestEnd::TooManyRequests => self.put_off(),
         }
         self.ended = true;
         self.served += 1;
+    }
+
+    /// The next request is made later, and later each time.
+    fn put_off(&mut self) {
+        self.refusals += 1;
+        let pause = pause(self.refusals + 1, rand::random()).min(LONGEST_PAUSE);
+        self.not_before = Some(Instant::now() + pause);
     }
 }
