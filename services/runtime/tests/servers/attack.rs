@@ -759,3 +759,31 @@ async fn an_event_that_is_larger_than_its_consumer_grants_is_not_asked_for_witho
     assert_eq!(calls.load(Ordering::SeqCst), 1);
     service.stop().await;
 }
+
+/// Attempts take as long as JetStream waits, so that many events are delivered again while they are acknowledged.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_comes_again_while_it_is_acknowledged_is_not_handled_again() {
+    for ordered in [false, true] {
+        let mut bench = Bench::without_consumer().await.ack_wait(300);
+        if ordered {
+            bench = bench.ordered();
+        }
+        bench.binding.max_ack_pending = 1000;
+        bench.create_consumer().await;
+        // It is not told that these are in progress.
+        bench.binding.ack_wait = jetwright_crds::Duration::from_secs(60);
+        let handler = Scripted::new(|value, _| async move {
+            sleep(Duration::from_millis(290 + value % 20)).await;
+            Ok(())
+        });
+        let service = bench.run_within(&handler, Limits { concurrency: 500, ..Limits::default() }).await;
+        service.await_ready().await;
+        for value in 0..1000 {
+            publish_of(&service.publisher, value % 200, value).await;
+        }
+        bench.await_drained().await;
+        assert_eq!(handler.calls().len(), 1000, "ordered: {ordered}");
+        assert_eq!(inversions(&handler, 200), []);
+        service.stop().await;
+    }
+}
