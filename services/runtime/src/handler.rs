@@ -98,7 +98,8 @@ pub struct Limits {
     pub concurrency: u32,
     /// Bytes of events, with their headers, that this process takes from JetStream at once. All handlers of a process together hold
     /// no more than the largest of their limits, and none takes the part of another. An event that is larger than that is taken
-    /// alone; while the order of events is recovered what was delivered before is taken whatever its size.
+    /// alone; while the order of events is recovered what was delivered before is taken whatever its size, and until it comes up to
+    /// 16 events in an ackWait (of 4 s or more) that are new.
     pub bytes: usize,
     /// What is waited for once an event is handled.
     pub acknowledge: Acknowledge,

@@ -55,7 +55,8 @@ impl Delivery {
             _ => consumer.redelivery.take(&metadata),
         };
         let PriorAttempts { first_delivered, calls, given_up } = prior;
-        let isolation = isolation(deliveries, retry);
+        // What was given up is called no more, so it ends no process.
+        let isolation = if given_up.is_some() { Isolation::None } else { isolation(deliveries, retry) };
         let given_up = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
         let too_often = (isolation == Isolation::NotCalled).then_some(Outcome::DeliveredTooOften(deliveries));
         let attempt = if in_place { 1 } else { deliveries };
@@ -244,17 +245,10 @@ pub(super) async fn keep_foreign<H: Handler>(
     Ok(DEAD_LETTERED)
 }
 
-/// Counts and logs an event that the client cannot parse, and that will not come again.
-pub(super) fn record_foreign<H: Handler>(consumer: &ConsumerLoop<H>, event: &RawEvent) {
-    let (reason, why) = (Reason::Undecodable, event.unparsable());
-    let RawEvent { subject, sequence, .. } = event;
-    tracing::error!(
-        binding = H::BINDING,
-        subject,
-        sequence,
-        why,
-        "dead-lettered event that the NATS client cannot parse"
-    );
+/// Counts and logs an event that the client cannot parse, and whose delivery is terminated.
+pub(super) fn record_foreign<H: Handler>(consumer: &ConsumerLoop<H>, sequence: u64) {
+    let reason = Reason::Undecodable;
+    tracing::error!(binding = H::BINDING, sequence, "dead-lettered event that the NATS client cannot parse");
     if consumer.binding.dead_letters.is_some() {
         consumer.metrics.dead_lettered(reason);
     }

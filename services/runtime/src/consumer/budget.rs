@@ -1,24 +1,25 @@
 //! How many bytes a process holds of events, over all of its consumers. Pure.
 //!
 //! Half of the budget is shared out: each consumer has its part of it whatever the others hold. The other half is for whoever comes
-//! first. So all of them together never hold more, and none can starve another.
+//! first. What a consumer asked for counts as held, since it may come at any time. So all of them together never hold more, and none can
+//! starve another: what is free of the other half is granted in parts.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicUsize, Ordering},
 };
 
 /// The budget of one process. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ByteBudget(Arc<Shared>);
+pub(crate) struct ByteBudget(Arc<Mutex<Shared>>);
 
 #[derive(Debug, Default)]
 struct Shared {
     /// Bytes of the largest limit among the consumers.
-    limit: AtomicUsize,
-    consumers: AtomicUsize,
-    /// Bytes that consumers hold beyond their own parts.
-    borrowed: AtomicUsize,
+    limit: usize,
+    consumers: usize,
+    /// Bytes that consumers hold or asked for beyond their own parts.
+    borrowed: usize,
 }
 
 /// What one consumer holds of the budget.
@@ -28,67 +29,78 @@ pub(crate) struct ByteShare {
     /// The most that this consumer may hold.
     limit: usize,
     held: AtomicUsize,
+    /// What was asked for and has not come.
+    owed: AtomicUsize,
+    /// Changed under the lock alone.
     borrowed: AtomicUsize,
+}
+
+impl Shared {
+    /// What each consumer may hold whatever the others do.
+    fn own_part(&self) -> usize {
+        self.limit / 2 / self.consumers.max(1)
+    }
+
+    fn free(&self) -> usize {
+        (self.limit - self.own_part() * self.consumers).saturating_sub(self.borrowed)
+    }
 }
 
 impl ByteBudget {
     /// Adds a consumer that may hold so many bytes. The process may hold as many as the consumer that may hold most.
     pub(crate) fn share(&self, limit: usize) -> ByteShare {
-        self.0.limit.fetch_max(limit, Ordering::Relaxed);
-        self.0.consumers.fetch_add(1, Ordering::Relaxed);
-        ByteShare { budget: self.clone(), limit, held: AtomicUsize::new(0), borrowed: AtomicUsize::new(0) }
+        let mut shared = self.lock();
+        shared.limit = shared.limit.max(limit);
+        shared.consumers += 1;
+        let (held, owed, borrowed) = Default::default();
+        ByteShare { budget: self.clone(), limit, held, owed, borrowed }
     }
 
-    fn limit(&self) -> usize {
-        self.0.limit.load(Ordering::Relaxed)
-    }
-
-    /// What each consumer may hold whatever the others do.
-    fn own_part(&self) -> usize {
-        self.limit() / 2 / self.0.consumers.load(Ordering::Relaxed).max(1)
-    }
-
-    fn free(&self) -> usize {
-        let pool = self.limit() - self.own_part() * self.0.consumers.load(Ordering::Relaxed);
-        pool.saturating_sub(self.0.borrowed.load(Ordering::Relaxed))
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl ByteShare {
-    pub(crate) fn held(&self) -> usize {
-        self.held.load(Ordering::Relaxed)
+    /// Has as many bytes as may be asked for count as owed, beside those that are, and says how many these are.
+    pub(crate) fn reserve(&self, owed: usize) -> usize {
+        let mut shared = self.budget.lock();
+        self.owed.store(owed, Ordering::Relaxed);
+        self.settle_borrowed(&mut shared);
+        let taken = self.held.load(Ordering::Relaxed).saturating_add(owed);
+        // Who is alone has all of it.
+        let granted = shared.free() / shared.consumers.max(1);
+        let available = shared.own_part().saturating_sub(taken) + granted;
+        let available = available.min(self.limit.saturating_sub(taken));
+        self.owed.store(owed.saturating_add(available), Ordering::Relaxed);
+        self.settle_borrowed(&mut shared);
+        available
     }
 
-    /// How many bytes more may be held.
-    pub(crate) fn available(&self) -> usize {
-        let (held, own_part) = (self.held(), self.budget.own_part());
-        let available = own_part.saturating_sub(held) + self.budget.free();
-        available.min(self.limit.saturating_sub(held))
+    /// So many bytes may still come.
+    pub(crate) fn owe(&self, bytes: usize) {
+        self.owed.store(bytes, Ordering::Relaxed);
+        self.settle_borrowed(&mut self.budget.lock());
     }
 
     /// So many bytes came. They are held even where they are more than there was room for.
     pub(crate) fn take(&self, bytes: usize) {
         self.held.fetch_add(bytes, Ordering::Relaxed);
-        self.settle_borrowed();
+        self.settle_borrowed(&mut self.budget.lock());
     }
 
     /// So many are held no more.
     pub(crate) fn give_back(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
-        self.settle_borrowed();
+        self.settle_borrowed(&mut self.budget.lock());
     }
 
-    /// Brings what counts as borrowed up to what is held. Two threads that do so at once may leave it off by what they moved, until the
-    /// next change.
-    fn settle_borrowed(&self) {
-        let borrowed = self.held().saturating_sub(self.budget.own_part());
+    /// Brings what counts as borrowed up to what is held and owed.
+    fn settle_borrowed(&self, shared: &mut Shared) {
+        let taken = self.held.load(Ordering::Relaxed).saturating_add(self.owed.load(Ordering::Relaxed));
+        let borrowed = taken.saturating_sub(shared.own_part());
         let before = self.borrowed.swap(borrowed, Ordering::Relaxed);
-        let all = &self.budget.0.borrowed;
-        if borrowed > before {
-            all.fetch_add(borrowed - before, Ordering::Relaxed);
-        } else {
-            all.fetch_sub(before - borrowed, Ordering::Relaxed);
-        }
+        shared.borrowed = (shared.borrowed + borrowed).saturating_sub(before);
     }
 }
 
@@ -96,30 +108,58 @@ impl ByteShare {
 mod tests {
     use super::*;
 
+    /// What may be asked for now; nothing is.
+    fn available(share: &ByteShare) -> usize {
+        let available = share.reserve(0);
+        share.owe(0);
+        available
+    }
+
     #[test]
     fn one_consumer_has_all_of_it() {
         let budget = ByteBudget::default();
         let share = budget.share(1000);
-        assert_eq!(share.available(), 1000);
+        assert_eq!(available(&share), 1000);
         share.take(900);
-        assert_eq!(share.available(), 100);
+        assert_eq!(available(&share), 100);
         share.take(200);
-        assert_eq!(share.available(), 0);
+        assert_eq!(available(&share), 0);
         share.give_back(1100);
-        assert_eq!(share.available(), 1000);
+        assert_eq!(available(&share), 1000);
     }
 
     #[test]
-    fn each_of_several_has_its_part_and_one_may_have_the_rest() {
+    fn each_of_several_has_its_part_and_may_have_of_the_rest() {
         let budget = ByteBudget::default();
         let [greedy, other, small] = [1000, 1000, 100].map(|limit| budget.share(limit));
-        assert_eq!([&greedy, &other, &small].map(ByteShare::available), [668, 668, 100]);
+        // 166 each, and a third of the other 502.
+        assert_eq!([&greedy, &other, &small].map(available), [333, 333, 100]);
         greedy.take(668);
-        assert_eq!([&greedy, &other, &small].map(ByteShare::available), [0, 166, 100]);
-        other.take(166);
+        assert_eq!([&greedy, &other, &small].map(available), [0, 166, 100]);
         greedy.give_back(600);
-        assert_eq!([&greedy, &other].map(ByteShare::available), [600, 502]);
-        let held = [&greedy, &other, &small].map(ByteShare::held).iter().sum::<usize>();
-        assert!(held <= 1000);
+        assert_eq!([&greedy, &other, &small].map(available), [265, 333, 100]);
+    }
+
+    #[test]
+    fn what_several_ask_for_at_once_is_no_more_than_there_is() {
+        let budget = ByteBudget::default();
+        let shares = [(); 4].map(|()| budget.share(1000));
+        let mut owed = [0; 4];
+        for _ in 0..100 {
+            for (share, owed) in shares.iter().zip(&mut owed) {
+                *owed += share.reserve(*owed);
+                share.owe(*owed);
+            }
+        }
+        let all: usize = owed.iter().sum();
+        assert!((900..=1000).contains(&all), "{owed:?}");
+        // What came is not counted twice, and what did not come is there again.
+        shares[0].take(owed[0]);
+        for share in &shares {
+            share.owe(0);
+        }
+        assert!(available(&shares[1]) > 125);
+        shares[0].give_back(owed[0]);
+        assert_eq!(available(&shares[0]), 250);
     }
 }

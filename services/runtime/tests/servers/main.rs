@@ -3,6 +3,7 @@
 
 mod accounts;
 mod aggregate;
+mod attack;
 mod away;
 mod cluster;
 mod connection;

@@ -194,6 +194,11 @@ impl<H: Handler> Dispatcher<H> {
 
     /// JetStream knows how a delivery ended.
     fn settled(&mut self, slot: usize) {
+        if let Some(Held { sequence, time, state: State::Settling(ack), .. }) = self.in_flight.get(slot)
+            && ack.ends_event()
+        {
+            self.ended.insert(*sequence, *time, Instant::now());
+        }
         if let (Some(order), Some(Held { key: Some(key), sequence, state: State::Settling(ack), .. })) =
             (&mut self.order, self.in_flight.get(slot))
             && ack.ends_event()

@@ -71,6 +71,10 @@ impl<H: Handler> Dispatcher<H> {
         let State::Waiting(delivery) = mem::replace(&mut held.state, State::Running) else { return false };
         let now = Instant::now();
         if let Some(not_before) = delivery.not_before.filter(|not_before| *not_before > now) {
+            if self.last_begin.is_some() {
+                self.give_back(slot).await;
+                return false;
+            }
             self.pause(slot, not_before - now, delivery);
             return false;
         }
@@ -220,6 +224,7 @@ impl<H: Handler> Dispatcher<H> {
 
     /// Nothing is delivered any more: what is given back is for others, in the order of the stream.
     pub(super) async fn end_of_deliveries(&mut self) {
+        self.give_back_recovering().await;
         self.drained = true;
         for slot in self.in_flight.in_order(|held| matches!(held.state, State::Returned)) {
             self.settle(slot, &NAK_ON_SHUTDOWN).await;
@@ -235,9 +240,9 @@ impl<H: Handler> Dispatcher<H> {
     }
 
     /// JetStream said what is still owed: when that is nothing, everything goes on in the order of the stream.
-    pub(super) async fn go_on_with_recovery(&mut self, observation: &Arc<Observation>) {
+    pub(super) fn go_on_with_recovery(&mut self, observation: &Arc<Observation>) {
         let Some(order) = &mut self.order else { return };
-        let in_flight = |floor, delivered| self.in_flight.unsettled_between(floor, delivered);
+        let in_flight = |counted: &_| self.in_flight.unsettled_within(counted);
         let now = Instant::now();
         match order.recovery.observed(observation, in_flight) {
             Progress::Unchanged => {}
@@ -264,9 +269,6 @@ impl<H: Handler> Dispatcher<H> {
                 );
                 self.requeue();
                 self.consumer.recovering.store(false, Ordering::Relaxed);
-                if self.last_begin.is_some() {
-                    self.begin_stop().await;
-                }
             }
         }
     }

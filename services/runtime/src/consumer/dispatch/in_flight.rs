@@ -1,5 +1,7 @@
 //! The deliveries that are held, each in a slot of its own, and which event is in which slot.
 
+use std::ops::RangeInclusive;
+
 use async_nats::Subject;
 use jiff::Timestamp;
 use rustc_hash::FxHashMap;
@@ -20,7 +22,8 @@ pub(super) struct Held {
     pub(super) size: usize,
     /// Its place in the order, while it has one.
     pub(super) key: Option<u64>,
-    /// Another consumer has the name of the one that delivered it: it is neither handled nor acknowledged any more.
+    /// Another consumer has the name of the one that delivered it: unless that delivers it too, it is neither handled nor acknowledged
+    /// any more.
     pub(super) is_orphan: bool,
     /// When JetStream heard of it last.
     pub(super) in_progress_at: Instant,
@@ -81,12 +84,11 @@ impl InFlight {
         self.by_sequence.get(&sequence).copied()
     }
 
-    /// Its consumer is gone: another event may have its sequence.
+    /// Its consumer is gone. It is still found by its sequence, until another event has that: the next consumer may deliver it.
     pub(super) fn orphan(&mut self, slot: usize) {
-        let Some(held) = self.slots.get_mut(slot) else { return };
-        held.is_orphan = true;
-        let sequence = held.sequence;
-        self.forget(sequence, slot);
+        if let Some(held) = self.slots.get_mut(slot) {
+            held.is_orphan = true;
+        }
     }
 
     fn forget(&mut self, sequence: u64, slot: usize) {
@@ -119,11 +121,10 @@ impl InFlight {
         wanted.into_iter().map(|(_, slot)| slot).collect()
     }
 
-    /// Deliveries after one stream sequence and up to another for which no acknowledgement was sent.
-    pub(super) fn unsettled_between(&self, floor: u64, delivered: u64) -> u64 {
+    /// Deliveries of these stream sequences for which no acknowledgement was sent.
+    pub(super) fn unsettled_within(&self, sequences: &RangeInclusive<u64>) -> u64 {
         let is_unsettled = |held: &Held| {
-            let is_between = floor < held.sequence && held.sequence <= delivered;
-            is_between && !held.is_orphan && !matches!(held.state, State::Settling(_))
+            !held.is_orphan && sequences.contains(&held.sequence) && !matches!(held.state, State::Settling(_))
         };
         self.slots.iter().filter(|(_, held)| is_unsettled(held)).count().try_into().unwrap_or(u64::MAX)
     }

@@ -2,6 +2,7 @@
 //! ended.
 
 mod acks;
+mod ended;
 mod execute;
 mod in_flight;
 mod keyed_queue;
@@ -27,6 +28,7 @@ use tokio::{
 use tokio_util::time::DelayQueue;
 
 use self::{
+    ended::EndedEvents,
     in_flight::{Held, InFlight, State},
     keyed_queue::key,
     order::Order,
@@ -34,6 +36,7 @@ use self::{
 };
 use super::{
     ConsumerLoop,
+    ack::{PendingAck, Settlement},
     attempt::{AttemptResult, Delivery, process},
     fetch::{Delivered, Fetched, discovery::Observation},
     retry::Isolation,
@@ -51,6 +54,8 @@ pub(super) struct Dispatcher<H> {
     consumer: Arc<ConsumerLoop<H>>,
     workers: Workers<(usize, Box<Delivery>), (usize, AttemptResult)>,
     in_flight: InFlight,
+    /// What was delivered again before its end was heard of is not handled again.
+    ended: EndedEvents,
     order: Option<Order>,
     /// What may begin.
     next: VecDeque<usize>,
@@ -107,6 +112,7 @@ impl<H: Handler> Dispatcher<H> {
         Ok(Self {
             workers,
             in_flight: InFlight::default(),
+            ended: EndedEvents::default(),
             order: ordering.map(|ordering| Order::new(ordering.key_tokens, room, Instant::now())),
             next: VecDeque::new(),
             running: 0,
@@ -239,7 +245,12 @@ impl<H: Handler> Dispatcher<H> {
         }
         let key = self.order.as_ref().map(|order| key(&delivered.metadata.subject, &order.key_tokens));
         let (reply, size) = (delivered.reply.clone(), delivered.size);
-        let state = State::Waiting(Box::new(Delivery::new(&self.consumer, delivered, time)));
+        let has_ended = self.ended.contains(sequence, event_time, delivered.metadata.attempt);
+        let (key, state) = if has_ended {
+            (None, State::Settling(PendingAck::new(&Settlement::Ack, now)))
+        } else {
+            (key, State::Waiting(Box::new(Delivery::new(&self.consumer, delivered, time))))
+        };
         let held = Held {
             reply,
             sequence,
@@ -251,7 +262,9 @@ impl<H: Handler> Dispatcher<H> {
             state,
         };
         let slot = self.in_flight.insert(held);
-        self.enqueue(slot, key);
+        if !has_ended {
+            self.enqueue(slot, key);
+        }
     }
 
     /// Whether this event is still held; then it is settled as its newest delivery.
@@ -265,11 +278,12 @@ impl<H: Handler> Dispatcher<H> {
             }
             // Its acknowledgement was not heard.
             State::Settling(ack) => ack.repeat(now),
-            // It is being handled, and JetStream did not hear of it in time.
+            // It is being handled, and JetStream did not hear of it in time; or another consumer delivers it too.
             State::Waiting(_) | State::Paused(..) | State::Running | State::Returned => {}
         }
         held.reply = delivered.reply.clone();
         held.in_progress_at = now;
+        held.is_orphan = false;
         true
     }
 
@@ -313,7 +327,7 @@ impl<H: Handler> Dispatcher<H> {
             self.doubted_at = None;
         }
         self.judge_acks(&observation).await;
-        self.go_on_with_recovery(&observation).await;
+        self.go_on_with_recovery(&observation);
     }
 
     /// Another consumer has the name now: it knows nothing of what its predecessor delivered.

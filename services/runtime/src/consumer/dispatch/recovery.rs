@@ -5,7 +5,7 @@
 //! Nothing new begins until JetStream says that no delivery is unacknowledged but those that are in flight here. What comes meanwhile
 //! waits, and then everything goes on in the order of the stream.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use tokio::time::Instant;
 
@@ -109,19 +109,20 @@ impl Recovery {
         due
     }
 
-    /// JetStream answered. `in_flight` says how many deliveries between its ack floor and its newest delivery are here, without those for
-    /// which an acknowledgement was sent: JetStream may count those or not.
+    /// JetStream answered. `in_flight` says how many deliveries of these stream sequences are here, without those for which an
+    /// acknowledgement was sent: JetStream may count those or not. It does not count what is up to its ack floor, as after a purge.
     pub(super) fn observed(
         &mut self,
         observation: &Observation,
-        in_flight: impl FnOnce(u64, u64) -> u64,
+        in_flight: impl FnOnce(&RangeInclusive<u64>) -> u64,
     ) -> Progress {
         let Observation { info, asked_at, .. } = observation;
         if self.doubted_at.is_none_or(|doubted_at| *asked_at < doubted_at) {
             return Progress::Unchanged;
         }
         let ConsumerInfo { delivered, ack_floor, num_ack_pending, .. } = info;
-        let owed = num_ack_pending.saturating_sub(in_flight(ack_floor.stream_seq, delivered.stream_seq));
+        let counted = ack_floor.stream_seq + 1..=delivered.stream_seq;
+        let owed = num_ack_pending.saturating_sub(in_flight(&counted));
         if owed > 0 {
             return Progress::Owed(owed);
         }
@@ -137,8 +138,9 @@ mod tests {
 
     fn observation(asked_at: Instant, delivered: u64, num_ack_pending: u64) -> Observation {
         let pair = serde_json::json!({"consumer_seq": delivered, "stream_seq": delivered * 10});
+        let floor = serde_json::json!({"consumer_seq": 2, "stream_seq": 20});
         let info = serde_json::json!({
-            "created": "a", "delivered": pair, "ack_floor": pair, "num_ack_pending": num_ack_pending, "config": {},
+            "created": "a", "delivered": pair, "ack_floor": floor, "num_ack_pending": num_ack_pending, "config": {},
         });
         Observation { info: serde_json::from_value(info).unwrap(), asked_at, incarnation: 1 }
     }
@@ -146,7 +148,7 @@ mod tests {
     /// In order, after ten deliveries.
     fn in_order(now: Instant) -> Recovery {
         let mut recovery = Recovery::new(now);
-        assert_eq!(recovery.observed(&observation(now, 10, 0), |_, _| 0), Progress::Complete);
+        assert_eq!(recovery.observed(&observation(now, 10, 0), |_| 0), Progress::Complete);
         recovery
     }
 
@@ -176,7 +178,7 @@ mod tests {
         let owed = |recovery: &mut Recovery, in_flight: u64| {
             recovery.observed(
                 &observation(now, 14, 4),
-                |_, delivered| if delivered == 140 { in_flight } else { 99 },
+                |counted| if *counted == (21..=140) { in_flight } else { 99 },
             )
         };
         assert_eq!([owed(&mut recovery, 1), owed(&mut recovery, 3)], [Progress::Owed(3), Progress::Owed(1)]);
@@ -190,10 +192,10 @@ mod tests {
         let now = Instant::now();
         let mut recovery = in_order(now);
         recovery.doubt(Doubt::UnansweredAck, now + Duration::from_secs(1));
-        assert_eq!(recovery.observed(&observation(now, 10, 0), |_, _| 0), Progress::Unchanged);
+        assert_eq!(recovery.observed(&observation(now, 10, 0), |_| 0), Progress::Unchanged);
         assert!(recovery.is_active());
         let newer = observation(now + Duration::from_secs(2), 10, 0);
-        assert_eq!(recovery.observed(&newer, |_, _| 0), Progress::Complete);
+        assert_eq!(recovery.observed(&newer, |_| 0), Progress::Complete);
     }
 
     #[test]
@@ -203,7 +205,7 @@ mod tests {
         recovery.doubt(Doubt::Reconnect, now);
         assert_eq!([4, 5].map(|number| recovery.received(number)), [None, None]);
         assert_eq!(recovery.received(7), Some(Doubt::SequenceGap));
-        assert_eq!(recovery.observed(&observation(now, 7, 0), |_, _| 0), Progress::Complete);
+        assert_eq!(recovery.observed(&observation(now, 7, 0), |_| 0), Progress::Complete);
         assert_eq!(recovery.received(8), None);
     }
 

@@ -34,6 +34,8 @@ struct Newest {
     sequence: u64,
     is_running: bool,
     is_settled: bool,
+    /// It began before what is compared now.
+    is_of_before: bool,
 }
 
 /// What began last, by key.
@@ -46,10 +48,12 @@ impl OrderSentinel {
         if self.0.len() >= REMEMBERED_KEYS {
             self.0.retain(|_, newest| newest.is_running || !newest.is_settled);
         }
-        let newest = Newest { sequence, is_running: true, is_settled: false };
+        let newest = Newest { sequence, is_running: true, is_settled: false, is_of_before: false };
         let before = self.0.insert(key, newest)?;
         if before.is_running {
             Some(OrderViolation::Overlap)
+        } else if before.is_of_before {
+            None
         } else if sequence < before.sequence || (sequence == before.sequence && before.is_settled) {
             Some(OrderViolation::Back)
         } else if sequence > before.sequence && !before.is_settled {
@@ -78,7 +82,7 @@ impl OrderSentinel {
     pub(super) fn reset(&mut self) {
         self.0.retain(|_, newest| newest.is_running);
         for newest in self.0.values_mut() {
-            (newest.sequence, newest.is_settled) = (0, true);
+            newest.is_of_before = true;
         }
     }
 }
@@ -128,6 +132,15 @@ mod tests {
         sentinel.reset();
         assert_eq!(sentinel.begin(1, 3), None);
         assert_eq!(sentinel.begin(2, 7), Some(OrderViolation::Overlap));
+    }
+
+    #[test]
+    fn an_attempt_that_runs_over_a_reset_overlaps_with_none_after_its_end() {
+        let mut sentinel = OrderSentinel::default();
+        sentinel.begin(1, 5);
+        sentinel.reset();
+        sentinel.end(1, 5);
+        assert_eq!(sentinel.begin(1, 4), None);
     }
 
     #[test]

@@ -66,8 +66,6 @@ pub(super) struct Arrivals {
     pub(super) refused_bytes: usize,
     /// The newest delivery was not the first of its event.
     pub(super) is_redelivering: bool,
-    /// Deliveries beyond the room that there was, since the last that was not new.
-    pub(super) overdrafts: u32,
     /// How often the consumer answered as it should.
     pub(super) served: u64,
 }
@@ -86,7 +84,6 @@ impl Arrivals {
             average_size: ASSUMED_SIZE,
             refused_bytes: 0,
             is_redelivering: false,
-            overdrafts: 0,
             served: 0,
         }
     }
@@ -164,7 +161,6 @@ impl Arrivals {
             return None;
         };
         self.is_redelivering = metadata.attempt > 1;
-        self.overdrafts = if self.is_redelivering { 0 } else { self.overdrafts.saturating_add(1) };
         Some(Delivered { metadata, consumer_sequence, reply, headers, payload, size: length })
     }
 

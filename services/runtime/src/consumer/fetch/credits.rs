@@ -40,7 +40,7 @@ pub(super) struct Room {
     pub(super) capacity: usize,
     /// Those that are.
     pub(super) in_flight: usize,
-    /// Bytes that may still come, beside what is held and what is owed already.
+    /// Bytes that may be asked for, beside what is held and what is owed already.
     pub(super) bytes: usize,
     /// Whether something is owed without which nothing goes on: then one more is asked for where there is no room.
     pub(super) is_recovering: bool,

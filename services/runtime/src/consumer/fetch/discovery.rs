@@ -53,6 +53,8 @@ pub(in crate::consumer) struct ConsumerConfig {
     pub(in crate::consumer) max_expires: i64,
     pub(in crate::consumer) max_bytes: i64,
     pub(in crate::consumer) max_waiting: i64,
+    /// In nanoseconds.
+    pub(in crate::consumer) ack_wait: i64,
     filter_subject: String,
     filter_subjects: Vec<String>,
 }

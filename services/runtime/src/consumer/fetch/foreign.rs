@@ -7,7 +7,7 @@
 //! does the same, which does no harm.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     pin::pin,
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -38,6 +38,8 @@ const TERM_CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// Events whose dead letters cannot be kept, and that are held meanwhile. Nothing is pulled while there are more.
 const MAX_PENDING: usize = 1_000;
+/// Events that ended and are remembered.
+const MAX_ENDED: usize = 1_000;
 
 /// How far the scan is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,8 +83,9 @@ impl ForeignEvents {
 
 /// Scans whenever something is suspected. Never returns.
 pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
-    let (created, scanned_up_to, pending) = (String::new(), HashMap::new(), Vec::new());
-    let mut scanner = Scanner { consumer, created, scanned_up_to, pending };
+    let (created, scanned_up_to) = (String::new(), HashMap::new());
+    let (pending, ended) = (Vec::new(), VecDeque::new());
+    let mut scanner = Scanner { consumer, created, scanned_up_to, pending, ended };
     let retry_interval = scanner.hold_interval();
     loop {
         tokio::select! {
@@ -108,6 +111,8 @@ struct Scanner<'a, H> {
     scanned_up_to: HashMap<String, u64>,
     /// Those that the client cannot parse, and whose dead letters could not be kept.
     pending: Vec<ForeignEvent>,
+    /// Those that ended. They come again where the consumer is reset, or the termination was forgotten.
+    ended: VecDeque<ForeignEvent>,
 }
 
 /// An event that the client cannot parse.
@@ -143,6 +148,15 @@ impl<H: Handler> Scanner<'_, H> {
             self.created.clone_from(&info.created);
             self.scanned_up_to.clear();
             self.pending.clear();
+            self.ended.clear();
+        }
+        let unsettled = info.ack_floor.stream_seq + 1..=newest;
+        for event in self.ended.clone() {
+            if unsettled.contains(&event.sequence)
+                && let Some(event) = consumer.reader.raw(stream, event.sequence).await?
+            {
+                self.examine(event).await;
+            }
         }
         // Most often it is the one that was delivered last.
         if let Some(event) = consumer.reader.raw(stream, newest).await? {
@@ -180,7 +194,7 @@ impl<H: Handler> Scanner<'_, H> {
         }
         self.pending.push(foreign);
         if self.end_holding(&event).await {
-            self.pending.retain(|pending| pending.sequence != foreign.sequence);
+            self.note_end(foreign);
         }
         while self.pending.len() >= MAX_PENDING {
             sleep(self.hold_interval()).await;
@@ -207,8 +221,20 @@ impl<H: Handler> Scanner<'_, H> {
                 Err(_) => false,
             };
             if is_done {
-                self.pending.retain(|pending| pending.sequence != event.sequence);
+                self.note_end(event);
             }
+        }
+    }
+
+    fn note_end(&mut self, event: ForeignEvent) {
+        self.pending.retain(|pending| pending.sequence != event.sequence);
+        if self.ended.iter().any(|ended| ended.sequence == event.sequence) {
+            return;
+        }
+        attempt::record_foreign(self.consumer, event.sequence);
+        self.ended.push_back(event);
+        if self.ended.len() > MAX_ENDED {
+            self.ended.pop_front();
         }
     }
 
@@ -251,7 +277,6 @@ impl<H: Handler> Scanner<'_, H> {
             tracing::warn!(binding = H::BINDING, sequence, "failed to terminate a delivery, will retry");
             return false;
         }
-        attempt::record_foreign(self.consumer, event);
         true
     }
 

@@ -102,6 +102,7 @@ impl<H: Handler> Fetcher<'_, H> {
             tracing::info!(binding = H::BINDING, "consuming");
             let served = self.served();
             let stopped = self.fetch_while_available(&observation).await;
+            consumer.bytes.owe(0);
             let _ = self.outbound.send(Fetched::Doubt);
             consumer.is_serving.store(false, Ordering::Relaxed);
             consumer.proof.revoke();
@@ -175,10 +176,12 @@ impl<H: Handler> Fetcher<'_, H> {
             let room = Room {
                 capacity,
                 in_flight: consumer.in_flight(),
-                bytes: consumer.bytes.available(),
+                bytes: consumer.bytes.reserve(pull.owed_bytes()),
                 is_recovering: consumer.recovering.load(Ordering::Relaxed),
             };
-            if let Err(error) = pull.request(room).await {
+            let requested = pull.request(room).await;
+            consumer.bytes.owe(pull.owed_bytes());
+            if let Err(error) = requested {
                 return Stopped::Unavailable(error.to_string());
             }
             consumer.proof.hold_until(pull.open_until());

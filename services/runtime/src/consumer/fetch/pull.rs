@@ -26,10 +26,11 @@ pub(super) const EXPIRES: Duration = Duration::from_secs(1);
 pub(super) const NO_ANSWER: Duration = Duration::from_secs(2);
 /// Fewest bytes that a request allows, where there are as many.
 const MIN_REQUEST_BYTES: usize = 64 * 1024;
-/// Time between two requests beyond the room that there is, for what is owed and may not be due yet.
-const OVERDRAFT_INTERVAL: Duration = Duration::from_millis(250);
-/// It doubles with each that brings something new, to eight seconds.
-const MAX_OVERDRAFT_DOUBLINGS: u32 = 5;
+/// Requests in one ackWait beyond the room that there is, for what is owed: what is not due yet comes after that time at the latest, and
+/// until then each of them is served with something new.
+const OVERDRAFTS: u32 = 16;
+/// Shortest time between two of them.
+const MIN_OVERDRAFT_INTERVAL: Duration = Duration::from_millis(250);
 /// Shortest time between two requests where the consumer lets them be open for less than that.
 const MIN_REQUEST_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -75,18 +76,22 @@ struct RequestLimits {
     expires: Duration,
     bytes: usize,
     open_requests: usize,
+    /// Time between two requests beyond the room that there is.
+    overdraft_interval: Duration,
 }
 
 impl RequestLimits {
     /// What its configuration says, where 0 is no limit.
     fn new(config: &ConsumerConfig) -> Self {
         let limit = |value: i64| usize::try_from(value).ok().filter(|value| *value > 0).unwrap_or(usize::MAX);
+        let ack_wait = Duration::from_nanos(u64::try_from(config.ack_wait).unwrap_or_default());
         let expires = u64::try_from(config.max_expires).ok().filter(|nanoseconds| *nanoseconds > 0);
         Self {
             batch: limit(config.max_batch),
             expires: expires.map_or(EXPIRES, |nanoseconds| EXPIRES.min(Duration::from_nanos(nanoseconds))),
             bytes: limit(config.max_bytes),
             open_requests: limit(config.max_waiting),
+            overdraft_interval: MIN_OVERDRAFT_INTERVAL.max(ack_wait / OVERDRAFTS),
         }
     }
 }
@@ -159,18 +164,18 @@ impl Pull {
         self.last_request.filter(|_| self.owes()).map(|asked| asked + self.limits.expires)
     }
 
+    /// Bytes that may still come of what was asked for. What is owed for too long is written off.
+    pub(super) fn owed_bytes(&mut self) -> usize {
+        self.arrivals.credits.next_turn(Instant::now());
+        self.arrivals.credits.outstanding_bytes()
+    }
+
     /// Asks for as much as there is room for, beside what is held and what is owed.
     pub(super) async fn request(&mut self, room: Room) -> Result<(), async_nats::PublishError> {
         let now = Instant::now();
-        self.arrivals.credits.next_turn(now);
-        let bytes = room.bytes.saturating_sub(self.arrivals.credits.outstanding_bytes());
-        let is_full = bytes <= self.arrivals.refused_bytes || room.in_flight >= room.capacity;
-        let is_overdrawn = room.is_recovering && is_full;
-        if is_overdrawn && !self.is_overdrawn {
-            self.arrivals.overdrafts = 0;
-        }
-        self.is_overdrawn = is_overdrawn;
-        let Some(RequestSize { count, bytes }) = self.request_size(Room { bytes, ..room }, now) else {
+        let is_full = room.bytes <= self.arrivals.refused_bytes || room.in_flight >= room.capacity;
+        self.is_overdrawn = room.is_recovering && is_full;
+        let Some(RequestSize { count, bytes }) = self.request_size(room, now) else {
             return Ok(());
         };
         let NewRequest { number, turn } =
@@ -215,9 +220,7 @@ impl Pull {
     /// Until when a request is held back.
     fn not_before(&self) -> Option<Instant> {
         let interval = if self.is_overdrawn && !self.arrivals.is_redelivering {
-            // Each is one event more than there is room for, until what is owed is due.
-            let doublings = self.arrivals.overdrafts.min(MAX_OVERDRAFT_DOUBLINGS);
-            Some(OVERDRAFT_INTERVAL * 2_u32.pow(doublings))
+            Some(self.limits.overdraft_interval)
         } else {
             Some(MIN_REQUEST_INTERVAL).filter(|interval| self.limits.expires < *interval)
         };
