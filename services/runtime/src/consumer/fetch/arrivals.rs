@@ -62,6 +62,8 @@ pub(super) struct Arrivals {
     refusals: usize,
     /// What events have in bytes, lately.
     pub(super) average_size: usize,
+    /// Number of the newest request for one event with as many bytes as the consumer grants.
+    pub(super) lone_request: u64,
     /// The next event has more bytes than these: a request that had as many left was ended.
     pub(super) refused_bytes: usize,
     /// The newest delivery was not the first of its event.
@@ -82,6 +84,7 @@ impl Arrivals {
             not_before: None,
             refusals: 0,
             average_size: ASSUMED_SIZE,
+            lone_request: 0,
             refused_bytes: 0,
             is_redelivering: false,
             served: 0,
@@ -165,7 +168,7 @@ impl Arrivals {
     }
 
     fn request_ended(&mut self, turn: usize, message: &Message, status: StatusCode) {
-        let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
+        let number: Option<u64> = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
         let header = |name| message.headers.as_ref()?.get(name)?.as_str().parse().ok();
         let (unserved, pending_bytes) = (header(PENDING_MESSAGES), header(PENDING_BYTES));
         let allowed = self.credits.ended(turn, number.unwrap_or_default(), unserved);
@@ -175,24 +178,23 @@ impl Arrivals {
                 return;
             }
             RequestEnd::Expired => {}
-            RequestEnd::TooFewBytes => self.too_few_bytes(allowed, pending_bytes),
+            RequestEnd::TooFewBytes if number == Some(self.lone_request) => {
+                self.unavailable
+                    .get_or_insert("the next event is larger than maxBytes of the consumer".to_owned());
+                return;
+            }
+            RequestEnd::TooFewBytes => {
+                self.refused_bytes = pending_bytes.unwrap_or(allowed);
+                self.ended = true;
+                return;
+            }
             RequestEnd::TooManyRequests => self.hold_back(),
         }
         self.ended = true;
         self.served += 1;
     }
 
-    /// The next event did not fit into what was left of a request, which the server says. One that does not fit into a whole request
-    /// without a limit of this process is larger than the consumer grants, and no request is served any more.
-    fn too_few_bytes(&mut self, allowed: usize, left: Option<usize>) {
-        self.refused_bytes = left.unwrap_or(allowed);
-        if allowed == 0 {
-            self.hold_back();
-            self.unavailable
-                .get_or_insert("the next event is larger than maxBytes of the consumer".to_owned());
-        }
-    }
-
+    /// The next request is made later, and later each time.
     fn hold_back(&mut self) {
         self.refusals += 1;
         let pause = pause(self.refusals + 1, rand::random()).min(LONGEST_PAUSE);

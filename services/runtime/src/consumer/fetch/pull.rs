@@ -102,6 +102,8 @@ struct RequestSize {
     count: usize,
     /// `None` where one event may have any size.
     bytes: Option<usize>,
+    /// For one event, with as many bytes as the consumer grants.
+    is_lone: bool,
 }
 
 impl Pull {
@@ -175,11 +177,14 @@ impl Pull {
         let now = Instant::now();
         let is_full = room.bytes <= self.arrivals.refused_bytes || room.in_flight >= room.capacity;
         self.is_overdrawn = room.is_recovering && is_full;
-        let Some(RequestSize { count, bytes }) = self.request_size(room, now) else {
+        let Some(RequestSize { count, bytes, is_lone }) = self.request_size(room, now) else {
             return Ok(());
         };
         let NewRequest { number, turn } =
             self.arrivals.credits.request(count, bytes.unwrap_or_default(), now);
+        if is_lone {
+            self.arrivals.lone_request = number;
+        }
         (self.last_request, self.arrivals.not_before) = (Some(now), None);
         let expires = u64::try_from(self.limits.expires.as_nanos()).unwrap_or(u64::MAX);
         let mut request = serde_json::json!({"batch": count, "expires": expires});
@@ -197,19 +202,19 @@ impl Pull {
         if is_early || arrivals.credits.open_requests() >= limits.open_requests {
             return None;
         }
-        if self.is_overdrawn || room.bytes <= arrivals.refused_bytes {
+        if self.is_overdrawn || room.bytes.min(limits.bytes) <= arrivals.refused_bytes {
             // An event that is larger than all the room there is comes alone; so does what is owed. JetStream serves what is due again
             // before anything new.
             let may_ask = self.is_overdrawn || room.in_flight == 0;
             let bytes = Some(limits.bytes).filter(|bytes| *bytes < usize::MAX);
-            return (may_ask && !self.owes()).then_some(RequestSize { count: 1, bytes });
+            return (may_ask && !self.owes()).then_some(RequestSize { count: 1, bytes, is_lone: true });
         }
         let count = arrivals.credits.wanted(room).min(limits.batch);
         // Twice what is expected: the rest of the room is for requests that follow before this one is served.
         let expected = count.saturating_mul(arrivals.average_size).saturating_mul(2);
         let bytes = expected.max(MIN_REQUEST_BYTES).max(arrivals.refused_bytes.saturating_mul(2));
         let bytes = bytes.min(room.bytes).min(limits.bytes).min(i32::MAX as usize);
-        (count > 0).then_some(RequestSize { count, bytes: Some(bytes) })
+        (count > 0).then_some(RequestSize { count, bytes: Some(bytes), is_lone: false })
     }
 
     /// Whether the connection was lost or made again since pulling began on it.
