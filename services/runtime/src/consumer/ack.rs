@@ -1,4 +1,4 @@
-//! What JetStream is told of a delivery, in its words, and for how long. Pure.
+//! The acknowledgements of a delivery as the server reads them, and for how long each is sent. Pure.
 
 use std::time::Duration;
 
@@ -72,12 +72,12 @@ pub(super) struct PendingAck {
     repeated_for: Duration,
 }
 
-/// What is to be done about an acknowledgement.
+/// What an acknowledgement needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AckAction {
     /// Nothing now.
     Wait,
-    /// It is to be sent (again).
+    /// It is sent (again).
     Send {
         /// Nobody answered the last time.
         unanswered: bool,
@@ -163,13 +163,13 @@ impl PendingAck {
         self.next.get_or_insert(now);
     }
 
-    /// It is to be sent again at once: the event came again, so it was not heard.
+    /// Sends it again at once: the event came again, so it was not heard.
     pub(super) fn repeat(&mut self, now: Instant) {
         self.is_awaited = false;
         self.next = Some(now);
     }
 
-    /// What is to be done now.
+    /// What it needs now.
     pub(super) fn due(&mut self, now: Instant) -> AckAction {
         if let Some((first, again)) = self.deadlines
             && now >= if self.sent == 0 { first } else { again }
@@ -186,7 +186,7 @@ impl PendingAck {
         AckAction::Send { unanswered }
     }
 
-    /// JetStream said this of its consumer, asked at that time: of one sequence it tells only where everything before or after it is
+    /// JetStream said this of its consumer, asked at that time, which decides about one sequence only where everything before or after it is
     /// settled or unknown to it.
     pub(super) fn observed(&self, sequence: u64, info: &ConsumerInfo, asked_at: Instant) -> Fate {
         if self.unanswered_since.is_none_or(|since| asked_at < since) {

@@ -22,7 +22,7 @@ use crate::{
     read::RawEvent, trace,
 };
 
-/// What a termination says to whoever listens for it: the event is kept elsewhere.
+/// Reason of a termination in the server's advisory: the event is kept elsewhere.
 const DEAD_LETTERED: &str = "dead-lettered";
 
 /// An event as it was delivered.

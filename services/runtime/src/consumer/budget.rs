@@ -1,7 +1,7 @@
 //! How many bytes a process holds of events, over all of its consumers. Pure.
 //!
-//! Half of the budget is shared out: each consumer has its part of it whatever the others hold. The other half is for whoever comes
-//! first. What a consumer asked for counts as held, since it may come at any time. So all of them together never hold more, and none can
+//! Half of the budget is shared out: each consumer has its part of it whatever the others hold. The other half is first come, first
+//! served. What a consumer asked for counts as held, since it may come at any time. So all of them together never hold more, and none can
 //! starve another: what is free of the other half is granted in parts.
 
 use std::sync::{

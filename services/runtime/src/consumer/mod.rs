@@ -7,7 +7,7 @@
 //! | `workers` | the threads on which handlers run, and the watchdog over them |
 //! | `attempt`, `retry` | one attempt within its limits; what becomes of the event |
 //! | `dead_letter` | keeps what is given up; what is known of what comes again |
-//! | `ack` | what JetStream is told |
+//! | `ack` | the acknowledgements |
 //! | `budget` | the bytes that a process holds |
 
 mod ack;
@@ -247,7 +247,7 @@ pub(crate) async fn consume<H: Handler>(mut consumer: ConsumerLoop<H>, stop: Can
     };
     match ended {
         Some(Ok(())) => {}
-        Some(Err(error)) => tracing::error!(binding = H::BINDING, %error, "consuming ended by a fault"),
+        Some(Err(error)) => tracing::error!(binding = H::BINDING, %error, "stopped consuming after an internal fault"),
         None => {
             let abandoned = dispatcher.len();
             tracing::warn!(
@@ -274,7 +274,7 @@ mod tests {
         assert!(!proof.holds(now + PROOF_LIFETIME + Duration::from_millis(1)));
         proof.hold_until(Some(now + Duration::from_secs(1)));
         assert!(proof.holds(now + Duration::from_secs(1)));
-        // It was served whole: nobody tells of the consumer's end any more.
+        // It was served whole: the server reports the consumer's end no more.
         proof.hold_until(None);
         assert!(!proof.holds(now + Duration::from_secs(1)));
         proof.hold_until(Some(now + Duration::from_secs(1)));

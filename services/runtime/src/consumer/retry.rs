@@ -25,12 +25,12 @@ pub(crate) enum Outcome {
     GivenUp(Reason, String),
 }
 
-/// What is to be done with the event.
+/// What becomes of the event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// It is done.
     Done,
-    /// It is to be tried again, not before this time has passed.
+    /// It is tried again, not before this time has passed.
     Retry {
         /// Time until the next attempt.
         after: Duration,
@@ -60,7 +60,7 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    /// As logs, metrics and the server are told.
+    /// Its name in logs, metrics and advisories.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Permanent => "permanent",
@@ -74,7 +74,7 @@ impl Reason {
 /// Deliveries beyond the attempts that hand-overs, restarts and lost connections may cost an event.
 const SPARE_DELIVERIES: u32 = 10;
 
-/// Where an event is handled, by how often it was delivered. A delivery is no attempt: whoever gives one back, or dies, used none.
+/// Where an event is handled, by how often it was delivered. A delivery is no attempt: a process that gives one back, or dies, used none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Isolation {
     /// Beside others.

@@ -1,4 +1,4 @@
-//! Acknowledgements: JetStream is told how each delivery ended until it confirms that, and meanwhile that it is still being handled.
+//! Sends acknowledgements until JetStream confirms them, and in-progress acknowledgements while deliveries are handled.
 //!
 //! Nothing is acknowledged while it is in doubt which consumer would hear it: the server looks at names and the sequence alone, so an
 //! acknowledgement of a stream that was made again would settle another event.
@@ -143,7 +143,7 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// JetStream does not confirm. Silence says nothing about what it knows, so it is asked for its consumer, and told again.
+    /// JetStream does not confirm. Silence says nothing about what it knows, so the consumer is asked for, and the acknowledgement repeated.
     async fn unanswered(&mut self, slot: usize, now: Instant) {
         self.begin_recovery(Doubt::UnansweredAck, now);
         self.consumer.discovery.recheck();
@@ -183,7 +183,7 @@ impl<H: Handler> Dispatcher<H> {
         self.send_due_acks(now, Some(can_send)).await;
     }
 
-    /// The servers do not let this be said. The fetcher is told of it too, and the log is.
+    /// The servers do not permit an acknowledgement. The fetcher sees that too.
     pub(super) fn not_permitted(&mut self, reply: &str) {
         let is_settling = |held: &Held| matches!(held.state, State::Settling(_)) && *held.reply == *reply;
         let slot = self.in_flight.iter().find(|(_, held)| is_settling(held)).map(|(slot, _)| slot);
@@ -215,7 +215,7 @@ impl<H: Handler> Dispatcher<H> {
             binding = H::BINDING,
             sequence,
             why,
-            "let a delivery go unacknowledged; its event may come again"
+            "released delivery without confirmation; its event may come again"
         );
         self.consumer.metrics.ack_unconfirmed();
         self.release(slot);

@@ -62,7 +62,7 @@ pub(super) struct Recovery {
 }
 
 impl Recovery {
-    /// In doubt: whoever had the consumer before may have left deliveries unsettled.
+    /// In doubt: another process may have left deliveries unsettled.
     pub(super) fn new(now: Instant) -> Self {
         Self { expected: None, doubted_at: Some(now), began: now, next_info: now }
     }
@@ -100,7 +100,7 @@ impl Recovery {
         begins
     }
 
-    /// Whether JetStream is to be asked now.
+    /// Whether it is time to ask JetStream.
     pub(super) fn is_info_due(&mut self, now: Instant) -> bool {
         let due = self.is_active() && now >= self.next_info;
         if due {

@@ -91,7 +91,7 @@ impl Arrivals {
         }
     }
 
-    /// Begins anew on another connection, or after the consumer was away. What comes late still comes.
+    /// Forgets requests, on another connection or after the consumer was away. Late deliveries still arrive.
     pub(super) fn reset(&mut self) {
         self.credits.forget();
         (self.ended, self.unavailable, self.not_before, self.refused_bytes) = (false, None, None, 0);

@@ -1,5 +1,5 @@
 //! Asks JetStream for the consumer: waits until it is there, learns which one it is and what it still owes. One question is under way at
-//! a time, whoever wants to know. Never gives up.
+//! a time, for all parts of the loop. Never gives up.
 
 use std::{
     sync::{Arc, atomic::Ordering},

@@ -210,7 +210,7 @@ impl<H: Handler> Fetcher<'_, H> {
         }
     }
 
-    /// Whether the consumer is still the one whose deliveries are handed on. While no request is open nobody tells of its end, so it is
+    /// Whether the consumer is still the one whose deliveries are handed on. While no request is open the server does not report its end, so it is
     /// asked for before the next one.
     async fn is_proven(&self) -> bool {
         let Self { consumer, incarnation, .. } = self;
