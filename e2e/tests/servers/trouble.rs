@@ -186,7 +186,7 @@ async fn an_operator_that_dies_disturbs_no_service_and_changes_nothing_when_it_i
     let user = shop.register("ann@example.org").await;
     let before = made(&shop).await;
     // Beside the chart's seven streams are those of dead letters, of users and of orders.
-    assert_eq!(before.len(), 2 + 2 + 3 + 3 + 7 + 2, "{before:#?}");
+    assert_eq!(before.len(), 2 + 2 + 3 + 4 + 7 + 2, "{before:#?}");
     let (users, orders) = (shop.users.process().pid(), shop.orders.process().pid());
 
     shop.operator.process.kill();
@@ -194,7 +194,7 @@ async fn an_operator_that_dies_disturbs_no_service_and_changes_nothing_when_it_i
     shop.confirmed(&ids[0]).await;
 
     let second = shop.another_operator();
-    for (controller, objects) in [("stream", 9), ("consumer", 3)] {
+    for (controller, objects) in [("stream", 9), ("consumer", 4)] {
         let line =
             format!(r#"jetwright_operator_reconciles_total{{controller="{controller}",outcome="ok"}}"#);
         await_until(&format!("the next operator has looked at every {controller}"), SOON, async || {
@@ -244,7 +244,7 @@ async fn a_message_that_is_no_event_does_not_stop_the_stream_and_is_counted_and_
     for (sequence, why) in
         [(wrong, "payload is not a events.v1.OrderPlaced"), (bare, "header Event-Type is missing")]
     {
-        let told = |line: &&Value| line["message"] == "given up" && line["span"]["sequence"] == sequence;
+        let told = |line: &&Value| line["message"] == "gave up event" && line["span"]["sequence"] == sequence;
         let line = log.iter().find(told).unwrap_or_else(|| panic!("nothing of {sequence} in {log:?}"));
         assert_eq!(
             (&line["span"]["messaging.destination.name"], &line["level"]),

@@ -80,8 +80,10 @@ pub(crate) struct ConsumerLoop<H> {
     recovering: AtomicBool,
     /// Deliveries that this process holds.
     in_flight: AtomicUsize,
-    /// Rung when there is one less.
+    /// Rung when there is one less, and so few that more may be asked for.
     capacity_freed: Notify,
+    /// How many deliveries may be held at most for that.
+    room_at: AtomicUsize,
     redelivery: RedeliveryCache,
     breaker: CircuitBreaker,
     foreign: ForeignEvents,
@@ -165,6 +167,7 @@ impl<H: Handler> ConsumerLoop<H> {
             recovering: AtomicBool::new(binding_is_ordered),
             in_flight: AtomicUsize::default(),
             capacity_freed: Notify::new(),
+            room_at: AtomicUsize::new(usize::MAX),
             redelivery: RedeliveryCache::default(),
             breaker: CircuitBreaker::default(),
             foreign: ForeignEvents::default(),
@@ -201,9 +204,18 @@ impl<H> ConsumerLoop<H> {
 
     /// It is held no more.
     fn release_capacity(&self, bytes: usize) {
-        self.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.bytes.give_back(bytes);
-        self.capacity_freed.notify_one();
+        let left = self.in_flight.fetch_sub(1, Ordering::SeqCst) - 1;
+        // The fetcher would wake for every event otherwise, and ask for none.
+        if left <= self.room_at.load(Ordering::SeqCst) {
+            self.capacity_freed.notify_one();
+        }
+    }
+
+    /// More may be asked for when no more than so many deliveries are held; whether that is so already.
+    fn await_room(&self, room_at: usize) -> bool {
+        self.room_at.store(room_at, Ordering::SeqCst);
+        self.in_flight.load(Ordering::SeqCst) <= room_at
     }
 
     /// It is pulled from, and answers.
@@ -247,7 +259,9 @@ pub(crate) async fn consume<H: Handler>(mut consumer: ConsumerLoop<H>, stop: Can
     };
     match ended {
         Some(Ok(())) => {}
-        Some(Err(error)) => tracing::error!(binding = H::BINDING, %error, "stopped consuming after an internal fault"),
+        Some(Err(error)) => {
+            tracing::error!(binding = H::BINDING, %error, "stopped consuming after an internal fault");
+        }
         None => {
             let abandoned = dispatcher.len();
             tracing::warn!(

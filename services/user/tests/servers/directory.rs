@@ -111,7 +111,7 @@ async fn an_event_under_the_id_of_another_user_is_not_kept() {
     let user = service.register(ANN).await;
     bench.in_directory(user["id"].as_str().unwrap()).await;
     await_until("both to be given up", SOON, async || {
-        let given_up = service.process.log().matches("given up").count();
+        let given_up = service.process.log().matches("gave up event").count();
         if given_up == 2 { Ok(()) } else { Err(given_up) }
     })
     .await;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 /// How long a delivery may be under way beside the confirmation.
 const LIFETIME: Duration = Duration::from_secs(5);
 /// Events that are remembered at most.
-const MAX_EVENTS: usize = 65_536;
+const MAX_EVENTS: usize = 8_192;
 
 /// By sequence, with the time at which the event was stored.
 #[derive(Debug, Default)]

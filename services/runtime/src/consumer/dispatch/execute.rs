@@ -69,8 +69,10 @@ impl<H: Handler> Dispatcher<H> {
             return false;
         }
         let State::Waiting(delivery) = mem::replace(&mut held.state, State::Running) else { return false };
-        let now = Instant::now();
-        if let Some(not_before) = delivery.not_before.filter(|not_before| *not_before > now) {
+        if let Some(not_before) = delivery.not_before
+            && let now = Instant::now()
+            && not_before > now
+        {
             if self.last_begin.is_some() {
                 self.give_back(slot).await;
                 return false;

@@ -146,6 +146,11 @@ impl PullCredits {
         self.last_request.filter(|_| self.outstanding() > 0).map(|asked| asked + EXPIRES + NO_ANSWER)
     }
 
+    /// With how many deliveries in flight there is room enough to ask for more, where many are owed.
+    pub(super) fn room_at(&self, capacity: usize) -> usize {
+        capacity.saturating_sub(self.outstanding() + capacity.div_ceil(8))
+    }
+
     /// How much to ask for now: all the room there is, but not a few at a time while many are owed.
     pub(super) fn wanted(&self, room: Room) -> usize {
         let Room { capacity, in_flight, bytes, .. } = room;

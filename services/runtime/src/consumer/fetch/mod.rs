@@ -185,6 +185,11 @@ impl<H: Handler> Fetcher<'_, H> {
                 return Stopped::Unavailable(error.to_string());
             }
             consumer.proof.hold_until(pull.open_until());
+            let room_at = pull.room_at(room);
+            // Between the look at what is held and this, there may have come to be room; where any is enough, the bell was rung.
+            if consumer.await_room(room_at) && room_at < room.in_flight {
+                continue;
+            }
             let event = tokio::select! {
                 biased;
                 event = pull.next() => event,

@@ -195,6 +195,16 @@ impl Pull {
         self.client.publish_with_reply(self.subject.clone(), reply, request.to_string().into()).await
     }
 
+    /// With how many deliveries in flight it is worth to look again whether there is room.
+    pub(super) fn room_at(&self, room: Room) -> usize {
+        let is_bound_by_bytes = room.bytes <= self.arrivals.refused_bytes.max(MIN_REQUEST_BYTES);
+        if self.owes() && !is_bound_by_bytes {
+            self.arrivals.credits.room_at(room.capacity)
+        } else {
+            usize::MAX
+        }
+    }
+
     /// How much to ask for now, if anything.
     fn request_size(&self, room: Room, now: Instant) -> Option<RequestSize> {
         let Self { arrivals, limits, .. } = self;
