@@ -65,8 +65,7 @@ impl<H: Handler> Dispatcher<H> {
         ack.send(number, now);
         let (to, payload) = (reply.clone(), ack.payload.clone());
         let answer_to = format!("{}.{slot}.{number}", self.inbox);
-        let client = self.consumer.connection.client();
-        send(client.publish_with_reply(to, answer_to, payload)).await;
+        send(self.client.publish_with_reply(to, answer_to, payload)).await;
     }
 
     pub(super) fn confirmed_all(&mut self, first: &Message) {
@@ -155,8 +154,7 @@ impl<H: Handler> Dispatcher<H> {
     }
 
     async fn publish(&self, to: Subject, payload: bytes::Bytes) {
-        let client = self.consumer.connection.client();
-        send(client.publish(to, payload)).await;
+        send(self.client.publish(to, payload)).await;
     }
 
     /// What JetStream says of its consumer decides some acknowledgements that it did not confirm, and lets the others be sent.

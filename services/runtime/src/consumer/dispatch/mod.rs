@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::Subscriber;
+use async_nats::{Client, Subscriber};
 use futures::StreamExt;
 use jetwright_process::nats::{Violation, Watch};
 use jiff::Timestamp;
@@ -72,7 +72,8 @@ pub(super) struct Dispatcher<H> {
     /// Nothing is delivered any more.
     drained: bool,
     confirmations: Option<Subscriber>,
-    /// Of the client that has the subscription.
+    /// The client that has the subscription, and which one it is.
+    client: Client,
     generation: u64,
     inbox: String,
     ack_numbers: u64,
@@ -122,6 +123,7 @@ impl<H: Handler> Dispatcher<H> {
             last_begin: None,
             drained: false,
             confirmations: None,
+            client: consumer.connection.client(),
             generation: 0,
             inbox: String::new(),
             ack_numbers: 0,
@@ -184,10 +186,10 @@ impl<H: Handler> Dispatcher<H> {
     async fn subscribe(&mut self) {
         if self.confirmations.is_none() {
             self.generation = self.link.borrow().generation;
-            let client = self.consumer.connection.client();
-            self.inbox = client.new_inbox();
+            self.client = self.consumer.connection.client();
+            self.inbox = self.client.new_inbox();
             // Refused where the client is gone too.
-            self.confirmations = client.subscribe(format!("{}.*.*", self.inbox)).await.ok();
+            self.confirmations = self.client.subscribe(format!("{}.*.*", self.inbox)).await.ok();
         }
     }
 

@@ -28,6 +28,9 @@ impl<M> Default for Merge<M> {
 impl<M: Ordered> Merge<M> {
     /// What a look saw, with what was left of the one before.
     pub(super) fn first_look(&mut self, seen: Vec<M>) -> Vec<M> {
+        if self.ahead.is_empty() {
+            return seen;
+        }
         let mut first = mem::take(&mut self.ahead);
         first.extend(seen);
         first
