@@ -68,58 +68,6 @@ async fn take_away(bench: &Bench, events: usize) {
     }
 }
 
-/// A request that was served whole is open no more, however long it might have been.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn right_after_its_last_request_was_served_a_process_acknowledges_no_event_of_a_new_stream() {
-    for _ in 0..3 {
-        made_again_after_a_request_was_served().await;
-    }
-}
-
-async fn made_again_after_a_request_was_served() {
-    let mut bench = Bench::without_consumer().await;
-    bench.binding.max_ack_pending = 64;
-    bench.create_consumer().await;
-    let publisher = bench.publisher().await;
-    bench.publish(&publisher, 0..25).await;
-    let gate = Gate::default();
-    let first = Scripted::new(gate.before(|value| value < 100));
-    let limits = Limits { concurrency: 25, ..Limits::default() };
-    let first_pod = bench.run_within(&first, limits).await;
-    first.await_calls(25).await;
-    // What a start has in doubt is over, and a request might be open for longer.
-    sleep(Duration::from_millis(150)).await;
-
-    bench.jetstream.delete_stream("numbers").await.unwrap();
-    bench.create_stream().await;
-    bench.create_consumer().await;
-    let done = Arc::new(Mutex::new(Vec::new()));
-    let noted = Arc::clone(&done);
-    let second = Scripted::new(move |value, attempt| {
-        let noted = Arc::clone(&noted);
-        async move {
-            sleep(Duration::from_millis(700)).await;
-            if attempt == 1 {
-                return Err(Failure::transient("not yet"));
-            }
-            noted.lock().unwrap().push(value);
-            Ok(())
-        }
-    });
-    let second_pod = bench.run_within(&second, limits).await;
-    bench.publish(&publisher, 100..125).await;
-    second.await_calls(25).await;
-    gate.open();
-    bench.await_drained().await;
-    let mut handled = done.lock().unwrap().clone();
-    handled.extend(first.values().into_iter().filter(|value| *value >= 100));
-    handled.sort_unstable();
-    handled.dedup();
-    assert_eq!(handled, (100..125).collect::<Vec<_>>());
-    first_pod.stop().await;
-    second_pod.stop().await;
-}
-
 /// Waits, for the consumer of another name.
 struct Waiting<const OTHER: bool>(Gate, Arc<AtomicUsize>);
 

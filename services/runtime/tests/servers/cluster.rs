@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::{Bench, Number, SOON, Scripted};
 
 /// Three servers, with the stream `numbers` on all of them.
-async fn cluster() -> NatsCluster {
+pub async fn cluster() -> NatsCluster {
     let cluster = NatsCluster::start(3).await;
     let config = stream::Config {
         name: "numbers".to_owned(),

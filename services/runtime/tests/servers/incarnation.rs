@@ -17,51 +17,69 @@ use crate::support::{Bench, Gate, Number, SOON, Scripted, publish};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_held_of_a_stream_that_was_made_again_acknowledges_no_event_of_the_new_one() {
     for _ in 0..3 {
-        let mut bench = Bench::without_consumer().await;
-        bench.binding.max_ack_pending = 64;
-        bench.create_consumer().await;
-        let gate = Gate::default();
-        let first = Scripted::new(gate.before(|value| value < 100));
-        // As many as it may have at once: no pull request is open, of which it would hear that the consumer is gone.
-        let limits = Limits { concurrency: 25, ..Limits::default() };
-        let first_pod = bench.run_within(&first, limits).await;
-        first_pod.await_ready().await;
-        let publisher = bench.publisher().await;
-        bench.publish(&publisher, 0..25).await;
-        first.await_calls(25).await;
-        // Its last request was served whole, a moment ago.
-        sleep(Duration::from_millis(50)).await;
-
-        bench.jetstream.delete_stream("numbers").await.unwrap();
-        bench.create_stream().await;
-        bench.create_consumer().await;
-        let done = Arc::new(Mutex::new(Vec::new()));
-        let noted = Arc::clone(&done);
-        let second = Scripted::new(move |value, attempt| {
-            let noted = Arc::clone(&noted);
-            async move {
-                sleep(Duration::from_secs(1)).await;
-                if attempt == 1 {
-                    return Err(Failure::transient("not yet"));
-                }
-                noted.lock().unwrap().push(value);
-                Ok(())
-            }
-        });
-        let second_pod = bench.run_within(&second, limits).await;
-        bench.publish(&publisher, 100..125).await;
-        second.await_calls(25).await;
-        // The first pod acknowledges 25 deliveries of the stream that is gone.
-        gate.open();
-        bench.await_drained().await;
-        let mut handled = done.lock().unwrap().clone();
-        handled.extend(first.values().into_iter().filter(|value| *value >= 100));
-        handled.sort_unstable();
-        handled.dedup();
-        assert_eq!(handled, (100..125).collect::<Vec<_>>());
-        first_pod.stop().await;
-        second_pod.stop().await;
+        made_again(false, Duration::from_millis(50)).await;
     }
+}
+
+/// A process that is started with a backlog is served with all of its first request at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn right_after_its_last_request_was_served_a_process_acknowledges_no_event_of_a_new_stream() {
+    for _ in 0..3 {
+        made_again(true, Duration::from_millis(150)).await;
+    }
+}
+
+/// With events that wait before the process starts, or come later; and so long after it began them.
+async fn made_again(waits_already: bool, pause: Duration) {
+    let mut bench = Bench::without_consumer().await;
+    bench.binding.max_ack_pending = 64;
+    bench.create_consumer().await;
+    let publisher = bench.publisher().await;
+    if waits_already {
+        bench.publish(&publisher, 0..25).await;
+    }
+    let gate = Gate::default();
+    let first = Scripted::new(gate.before(|value| value < 100));
+    // As many as it may have at once: no pull request is open, of which it would hear that the consumer is gone.
+    let limits = Limits { concurrency: 25, ..Limits::default() };
+    let first_pod = bench.run_within(&first, limits).await;
+    if !waits_already {
+        first_pod.await_ready().await;
+        bench.publish(&publisher, 0..25).await;
+    }
+    first.await_calls(25).await;
+    // Its last request was served whole a moment ago, and might have been open for longer.
+    sleep(pause).await;
+
+    bench.jetstream.delete_stream("numbers").await.unwrap();
+    bench.create_stream().await;
+    bench.create_consumer().await;
+    let done = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&done);
+    let second = Scripted::new(move |value, attempt| {
+        let noted = Arc::clone(&noted);
+        async move {
+            sleep(Duration::from_secs(1)).await;
+            if attempt == 1 {
+                return Err(Failure::transient("not yet"));
+            }
+            noted.lock().unwrap().push(value);
+            Ok(())
+        }
+    });
+    let second_pod = bench.run_within(&second, limits).await;
+    bench.publish(&publisher, 100..125).await;
+    second.await_calls(25).await;
+    // The first pod acknowledges 25 deliveries of the stream that is gone.
+    gate.open();
+    bench.await_drained().await;
+    let mut handled = done.lock().unwrap().clone();
+    handled.extend(first.values().into_iter().filter(|value| *value >= 100));
+    handled.sort_unstable();
+    handled.dedup();
+    assert_eq!(handled, (100..125).collect::<Vec<_>>());
+    first_pod.stop().await;
+    second_pod.stop().await;
 }
 
 /// Publishes what it gets, and says whether that was taken for a duplicate.

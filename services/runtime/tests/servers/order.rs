@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::{AckKind, consumer, stream};
+use async_nats::jetstream::{AckKind, consumer};
 use futures::StreamExt;
 use jetwright_crds::environment::Ordering;
 use jetwright_process::health::Health;
@@ -20,6 +20,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    cluster::cluster,
     proxy::Proxy,
     support::{Bench, Call, Number, Running, SOON, Scripted, count, number_headers, publish_of, text_of},
 };
@@ -248,14 +249,7 @@ impl OnCluster {
 
 /// Three servers with the stream and its consumer on all of them, and the consumer's leader.
 async fn replicated(ack_wait: Duration) -> (NatsCluster, usize) {
-    let cluster = NatsCluster::start(3).await;
-    let config = stream::Config {
-        name: "numbers".to_owned(),
-        subjects: vec!["numbers.*".to_owned()],
-        num_replicas: 3,
-        ..Default::default()
-    };
-    cluster.create_stream(config).await;
+    let cluster = cluster().await;
     let config = consumer::pull::Config {
         durable_name: Some("tests".to_owned()),
         ack_wait,
