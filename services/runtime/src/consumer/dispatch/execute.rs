@@ -9,16 +9,13 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Alone, AttemptResult, BATCH, Delivery, Dispatcher, Held, Isolation, Observation, State,
+    Alone, AttemptResult, Delivery, Dispatcher, Held, Isolation, Observation, State,
     recovery::Progress,
 };
 use crate::{
     Handler,
     consumer::{ack::NAK_ON_SHUTDOWN, workers::WorkerPanic},
 };
-
-/// A slot, and what is done after its attempt.
-pub(super) type Finished = Result<(usize, AttemptResult), WorkerPanic>;
 
 /// Longest time between two attempts in one place. Timers have a bound, and what was meant beyond that hardly waits for its time.
 const LONGEST_PAUSE: Duration = Duration::from_hours(24 * 365);
@@ -113,19 +110,13 @@ impl<H: Handler> Dispatcher<H> {
         self.workers.begin((slot, delivery));
     }
 
-    /// Attempts ended.
+    /// Deals with the attempts that ended.
     ///
     /// # Errors
     ///
     /// Something other than a handler panicked.
-    pub(super) async fn finished(&mut self, first: Finished) -> Result<(), WorkerPanic> {
-        let mut finished = Some(first);
-        for _ in 0..BATCH {
-            let Some(result) = finished else { break };
-            self.attempt_ended(result?).await;
-            finished = self.workers.try_next();
-        }
-        if let Some(result) = finished {
+    pub(super) async fn finish_attempts(&mut self) -> Result<(), WorkerPanic> {
+        for result in self.workers.take_results() {
             self.attempt_ended(result?).await;
         }
         Ok(())

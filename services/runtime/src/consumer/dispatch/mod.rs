@@ -156,7 +156,7 @@ impl<H: Handler> Dispatcher<H> {
                 biased;
                 _ = tick.tick() => self.tick().await,
                 () = stop.cancelled(), if self.last_begin.is_none() => self.begin_stop().await,
-                Some(result) = self.workers.next() => self.finished(result).await?,
+                () = self.workers.ended() => {}
                 Some(paused) = self.paused.next() => self.resume(paused.into_inner()),
                 confirmation = next(&mut self.confirmations) => match confirmation {
                     Some(confirmation) => self.confirmed_all(&confirmation),
@@ -171,8 +171,10 @@ impl<H: Handler> Dispatcher<H> {
                 Ok(()) = self.observations.changed() => self.observed().await,
                 Violation::Publish(reply) = self.violations.any(is_about_acks) => self.not_permitted(&reply),
             }
+            self.finish_attempts().await?;
             self.give_back_recovering().await;
             self.begin_next().await;
+            self.workers.hand_over();
         }
         Ok(())
     }

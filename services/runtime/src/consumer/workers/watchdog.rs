@@ -63,6 +63,14 @@ impl Watchdog {
         since.map_or(Duration::ZERO, |since| self.began.elapsed().saturating_sub(since))
     }
 
+    /// Watches the thread while it polls an attempt.
+    pub(super) fn watch_poll<T>(self: &Arc<Self>, poll: impl FnOnce() -> T) -> T {
+        self.set_busy(true);
+        let polled = poll();
+        self.set_busy(false);
+        polled
+    }
+
     /// Notes that this thread is in the handler, or no more.
     fn set_busy(self: &Arc<Self>, is_busy: bool) {
         let id = Arc::as_ptr(self).addr();
@@ -106,25 +114,22 @@ fn watch(watchdog: &Weak<Watchdog>, health: &Health) {
 
 /// An attempt whose thread is watched while it is polled.
 pub(super) struct Watched<F> {
-    attempt: Pin<Box<F>>,
+    attempt: F,
     watchdog: Arc<Watchdog>,
 }
 
-impl<F: Future> Watched<F> {
+impl<F: Future + Unpin> Watched<F> {
     pub(super) fn new(attempt: F, watchdog: Arc<Watchdog>) -> Self {
-        Self { attempt: Box::pin(attempt), watchdog }
+        Self { attempt, watchdog }
     }
 }
 
-impl<F: Future> Future for Watched<F> {
+impl<F: Future + Unpin> Future for Watched<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let Self { attempt, watchdog } = &mut *self;
-        watchdog.set_busy(true);
-        let polled = attempt.as_mut().poll(context);
-        watchdog.set_busy(false);
-        polled
+        watchdog.watch_poll(|| Pin::new(attempt).poll(context))
     }
 }
 
