@@ -93,14 +93,19 @@ pub async fn settle(shop: ShopConfig, environment: Environment, order_id: Uuid) 
     let (_service, saga) = connect(&shop, environment, &Health::new(), &mut Registry::default()).await?;
     let (order_id, ports) = (order_id.to_string(), saga.fulfilment.ports.clone());
     let metadata = |event: &str, consumer: &str, sequence| Metadata {
-        subject: format!("{}.{order_id}.{event}", order::PREFIX),
-        stream: stream.as_str().into(),
-        consumer: consumer.into(),
-        event_consumer: consumer.into(),
+        subject: format!("{}.{order_id}.{event}", order::PREFIX).into(),
+        headers: HeaderMap::new(),
+        source: Arc::new(Source {
+            stream: stream.clone(),
+            consumer: consumer.to_owned(),
+            event_consumer: consumer.to_owned(),
+            epoch: 0,
+        }),
         sequence,
         time: Timestamp::now(),
         attempt: 1,
         is_last_attempt: true,
+        lag: 0,
     };
     let Some((order, placed)) = ports.load_order(&order_id).await.map_err(failed)? else {
         bail!("there is no order {order_id}");

@@ -52,7 +52,9 @@ where
     M: Message + Name + Default + 'static,
 {
     fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
-        if event_type == M::full_name() {
+        // Without the name as a new String, where the message is declared at the top of its package.
+        let name = event_type.strip_prefix(M::PACKAGE).and_then(|name| name.strip_prefix('.'));
+        if name == Some(M::NAME) || event_type == M::full_name() {
             decode(payload)
         } else {
             Err(Undecodable::unknown_type(event_type))

@@ -127,9 +127,9 @@ pub(crate) struct HandlerMetrics {
 
 /// Counts an attempt as in flight while it lives.
 #[derive(Debug)]
-pub(crate) struct InFlight(Gauge);
+pub(crate) struct InFlight<'a>(&'a Gauge);
 
-impl Drop for InFlight {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -236,9 +236,9 @@ impl Metrics {
 }
 
 impl HandlerMetrics {
-    pub(crate) fn begin(&self) -> InFlight {
+    pub(crate) fn begin(&self) -> InFlight<'_> {
         self.in_flight.inc();
-        InFlight(self.in_flight.clone())
+        InFlight(&self.in_flight)
     }
 
     pub(crate) fn took(&self, time: Duration) {

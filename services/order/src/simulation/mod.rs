@@ -260,13 +260,18 @@ impl Simulation {
 
 fn metadata(event: &str, attempt: u32, is_last_attempt: bool) -> Metadata {
     Metadata {
-        subject: format!("orders.{ORDER}.{event}"),
-        stream: "orders".into(),
-        consumer: "order".into(),
-        event_consumer: "order".into(),
+        subject: format!("orders.{ORDER}.{event}").into(),
+        headers: HeaderMap::new(),
+        source: Arc::new(Source {
+            stream: "orders".to_owned(),
+            consumer: "order".to_owned(),
+            event_consumer: "order".to_owned(),
+            epoch: 0,
+        }),
         sequence: 1,
         time: jiff::Timestamp::UNIX_EPOCH,
         attempt,
         is_last_attempt,
+        lag: 0,
     }
 }

@@ -3,7 +3,6 @@
 
 use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use async_nats::{HeaderMap, HeaderName};
 use bytes::Bytes;
 use futures::{FutureExt, poll};
 use jiff::Timestamp;
@@ -18,7 +17,7 @@ use super::{
     retry::{Decision, Isolation, Outcome, Reason, decide, is_last_attempt, isolation},
 };
 use crate::{
-    Error, ErrorKind, Event, Handler, Metadata, Undecodable, event::EVENT_TYPE, metrics::HandledOutcome,
+    Error, ErrorKind, Event, Handler, Metadata, Undecodable, event::EVENT_TYPE, metadata::header, metrics::HandledOutcome,
     read::RawEvent, trace,
 };
 
@@ -29,7 +28,6 @@ const DEAD_LETTERED: &str = "dead-lettered";
 #[derive(Debug)]
 pub(super) struct Delivery {
     pub(super) metadata: Arc<Metadata>,
-    pub(super) headers: Option<HeaderMap>,
     pub(super) payload: Bytes,
     /// Attempts begin again with every delivery, and go on here until they are used up.
     pub(super) in_place: bool,
@@ -47,7 +45,7 @@ pub(super) struct Delivery {
 impl Delivery {
     /// What was delivered at this time, and where it is acknowledged. In place, attempts count from 1 with each delivery.
     pub(super) fn new<H>(consumer: &ConsumerLoop<H>, delivered: Delivered, time: Timestamp) -> Self {
-        let Delivered { metadata, headers, payload, .. } = delivered;
+        let Delivered { mut metadata, payload, .. } = delivered;
         let (deliveries, retry) = (metadata.attempt, &consumer.binding.retry);
         let in_place = consumer.is_ordered();
         let prior = match deliveries {
@@ -62,9 +60,10 @@ impl Delivery {
         let attempt = if in_place { 1 } else { deliveries };
         let is_last_attempt =
             if in_place { attempt >= retry.max_attempts } else { is_last_attempt(deliveries, calls, retry) };
+        let known_only_here = Arc::make_mut(&mut metadata);
+        (known_only_here.attempt, known_only_here.is_last_attempt) = (attempt, is_last_attempt);
         Self {
-            metadata: Arc::new(Metadata { attempt, is_last_attempt, ..metadata }),
-            headers,
+            metadata,
             payload,
             in_place,
             isolation,
@@ -77,9 +76,9 @@ impl Delivery {
 
     /// Its next attempt is one in place.
     fn go_on_to_next_attempt(&mut self, max_attempts: u32) {
-        let attempt = self.metadata.attempt + 1;
-        let is_last_attempt = attempt >= max_attempts;
-        self.metadata = Arc::new(Metadata { attempt, is_last_attempt, ..(*self.metadata).clone() });
+        let metadata = Arc::make_mut(&mut self.metadata);
+        metadata.attempt += 1;
+        metadata.is_last_attempt = metadata.attempt >= max_attempts;
     }
 }
 
@@ -90,7 +89,6 @@ pub(super) enum AttemptResult {
     /// It is tried again in its place, not before this time has passed.
     RetryInPlace {
         after: Duration,
-        delivery: Box<Delivery>,
     },
 }
 
@@ -104,31 +102,32 @@ enum Ended {
     },
 }
 
-/// Makes one attempt.
+/// Makes one attempt. The delivery goes back to where it came from, also to be dropped: memory is freed at least cost there.
 pub(super) async fn process<H: Handler>(
     consumer: Arc<ConsumerLoop<H>>,
     mut delivery: Box<Delivery>,
-) -> AttemptResult {
+) -> (AttemptResult, Box<Delivery>) {
     let _in_flight = consumer.metrics.begin();
     let known = delivery.known.take();
     delivery.calls += u32::from(known.is_none());
-    let trace = trace::of_attempt(H::BINDING, &delivery.metadata, delivery.headers.as_ref());
+    let trace = trace::of_attempt(H::BINDING, &delivery.metadata);
     let ended = trace.around(pin!(try_once(&consumer, &delivery, known))).await;
-    match ended {
+    let result = match ended {
         Ended::Settled(settlement) => AttemptResult::Settle(settlement),
         Ended::Again { after, given_up } if delivery.in_place => {
             delivery.known = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
             if delivery.known.is_none() {
                 delivery.go_on_to_next_attempt(consumer.binding.retry.max_attempts);
             }
-            AttemptResult::RetryInPlace { after, delivery }
+            AttemptResult::RetryInPlace { after }
         }
         Ended::Again { after, given_up } => {
             let Delivery { first_delivered, calls, .. } = *delivery;
             consumer.redelivery.put(&delivery.metadata, PriorAttempts { first_delivered, calls, given_up });
             AttemptResult::Settle(Settlement::Nak { after })
         }
-    }
+    };
+    (result, delivery)
 }
 
 /// One attempt, unless it is known already what comes of it.
@@ -190,9 +189,8 @@ async fn handle<H: Handler>(consumer: &ConsumerLoop<H>, delivery: &Delivery, beg
 }
 
 fn decode<E: Event>(delivery: &Delivery) -> Result<E, Undecodable> {
-    let event_type = HeaderName::from_static(EVENT_TYPE);
-    let event_type = delivery.headers.as_ref().and_then(|headers| headers.get(event_type));
-    E::decode(event_type.ok_or_else(Undecodable::missing_type)?.as_str(), delivery.payload.clone())
+    let event_type = header(&delivery.metadata.headers, EVENT_TYPE).ok_or_else(Undecodable::missing_type)?;
+    E::decode(event_type, delivery.payload.clone())
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {
@@ -214,10 +212,10 @@ async fn dead_letter<H: Handler>(
     if !consumer.breaker.allow() {
         return Ended::Again { after, given_up: Some((reason, one_line(&error))) };
     }
-    let Delivery { metadata, headers, payload, first_delivered, .. } = delivery;
+    let Delivery { metadata, payload, first_delivered, .. } = delivery;
     let details =
         FailureDetails { reason, error, first_delivered: *first_delivered, failed_at: Timestamp::now() };
-    let original = Original::parsed(metadata, headers.as_ref(), payload);
+    let original = Original::parsed(metadata, payload);
     let kept = keep(&consumer.publisher, dead_letters, original, &details).await;
     // What one event has against it says nothing about others.
     let is_away = kept.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);

@@ -149,7 +149,7 @@ impl<P: Projection> Handler for Keeper<P> {
             return Err(Failure::permanent("its subject names no key"));
         };
         // Of a position in another stream nothing is known here.
-        let wanted = (*metadata.stream == *self.stream)
+        let wanted = (*metadata.source.stream == *self.stream)
             .then_some(Position { time: metadata.time, sequence: metadata.sequence });
         let kept = self.catch_up_among_others(key, wanted).await?;
         let Some(wanted) = wanted else { return Ok(()) };

@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Alone, AttemptResult, Delivery, Dispatcher, Held, Isolation, Observation, State,
+    Alone, AttemptResult, Attempted, Delivery, Dispatcher, Held, Isolation, Observation, State,
     recovery::Progress,
 };
 use crate::{
@@ -96,7 +96,7 @@ impl<H: Handler> Dispatcher<H> {
             let violation = order.sentinel.begin(*key, *sequence);
             self.consumer.metrics.order_checked(violation);
             if let Some(violation) = violation {
-                let (violation, subject) = (violation.as_str(), &delivery.metadata.subject);
+                let (violation, subject) = (violation.as_str(), delivery.metadata.subject.as_str());
                 tracing::error!(
                     binding = H::BINDING,
                     sequence,
@@ -122,7 +122,7 @@ impl<H: Handler> Dispatcher<H> {
         Ok(())
     }
 
-    async fn attempt_ended(&mut self, (slot, result): (usize, AttemptResult)) {
+    async fn attempt_ended(&mut self, Attempted { slot, result, delivery }: Attempted) {
         self.running -= 1;
         if self.alone == Alone::Running(slot) {
             self.alone = Alone::No;
@@ -140,7 +140,7 @@ impl<H: Handler> Dispatcher<H> {
         match result {
             AttemptResult::Settle(settlement) => self.settle(slot, &settlement).await,
             AttemptResult::RetryInPlace { .. } if self.last_begin.is_some() => self.give_back(slot).await,
-            AttemptResult::RetryInPlace { after, delivery } => self.pause(slot, after, delivery),
+            AttemptResult::RetryInPlace { after } => self.pause(slot, after, delivery),
         }
     }
 

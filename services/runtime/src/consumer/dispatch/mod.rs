@@ -52,7 +52,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// The deliveries that this process holds of one consumer.
 pub(super) struct Dispatcher<H> {
     consumer: Arc<ConsumerLoop<H>>,
-    workers: Workers<(usize, Box<Delivery>), (usize, AttemptResult)>,
+    workers: Workers<(usize, Box<Delivery>), Attempted>,
     in_flight: InFlight,
     /// What was delivered again before its end was heard of is not handled again.
     ended: EndedEvents,
@@ -87,6 +87,13 @@ pub(super) struct Dispatcher<H> {
     violations: Watch,
 }
 
+/// An attempt that ended.
+struct Attempted {
+    slot: usize,
+    result: AttemptResult,
+    delivery: Box<Delivery>,
+}
+
 /// Events that run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Alone {
@@ -106,13 +113,16 @@ impl<H: Handler> Dispatcher<H> {
         let working = Arc::clone(&consumer);
         let workers = Workers::start(H::BINDING, consumer.watchdog(), move |(slot, delivery)| {
             let consumer = Arc::clone(&working);
-            async move { (slot, process(consumer, delivery).await) }
+            async move {
+                let (result, delivery) = process(consumer, delivery).await;
+                Attempted { slot, result, delivery }
+            }
         })?;
         let ordering = consumer.binding.ordering.clone();
         let room = usize::try_from(consumer.limits.concurrency.max(1)).unwrap_or(usize::MAX);
         Ok(Self {
             workers,
-            in_flight: InFlight::default(),
+            in_flight: InFlight::with_capacity(consumer.capacity()),
             ended: EndedEvents::default(),
             order: ordering.map(|ordering| Order::new(ordering.key_tokens, room, Instant::now())),
             next: VecDeque::new(),

@@ -26,7 +26,7 @@ use self::{
     pull::{Pull, PullEvent},
 };
 use super::ConsumerLoop;
-use crate::{Handler, connection::pause, metadata::Origin};
+use crate::{Handler, Source, connection::pause};
 
 /// How often it is looked whether other consumers of the process have given bytes back.
 const BYTES_INTERVAL: Duration = Duration::from_millis(250);
@@ -140,12 +140,14 @@ impl<H: Handler> Fetcher<'_, H> {
         }
         if self.pull.is_none() {
             let binding = &self.consumer.binding;
-            let origin = Origin {
-                stream: binding.stream.as_str().into(),
-                consumer: binding.consumer.as_str().into(),
-                event_consumer: H::BINDING.into(),
+            let source = Source {
+                stream: binding.stream.clone(),
+                consumer: binding.consumer.clone(),
+                event_consumer: H::BINDING.to_owned(),
+                epoch: 0,
             };
-            self.pull = Some(Pull::open(&self.consumer.connection, origin, &observation.info.config).await?);
+            self.pull =
+                Some(Pull::open(&self.consumer.connection, source.into(), &observation.info.config).await?);
         }
         Ok(())
     }

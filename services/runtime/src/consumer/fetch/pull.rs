@@ -1,6 +1,7 @@
 //! Pull requests to one consumer: never for more than there is room for, and within what the consumer grants.
 
-use std::{future::poll_fn, time::Duration};
+use std::{
+    sync::Arc,future::poll_fn, time::Duration};
 
 use async_nats::Client;
 use jetwright_process::nats::{Violation, Watch};
@@ -17,7 +18,7 @@ use super::{
 };
 use crate::{
     connection::{Connection, Link},
-    metadata::Origin,
+    Source,
 };
 
 /// How long a request stays open at the server.
@@ -109,7 +110,7 @@ struct RequestSize {
 impl Pull {
     pub(super) async fn open(
         connection: &Connection,
-        origin: Origin,
+        source: Arc<Source>,
         config: &ConsumerConfig,
     ) -> Result<Self, async_nats::SubscribeError> {
         let (link, violations, mut subscriptions) = (connection.link(), connection.violations(), Vec::new());
@@ -119,13 +120,13 @@ impl Pull {
         for turn in 0..TURNS {
             subscriptions.push(client.subscribe(format!("{inbox}.{turn}.*")).await?);
         }
-        let Origin { stream, consumer, .. } = &origin;
+        let Source { stream, consumer, .. } = &*source;
         Ok(Self {
             generation,
             link,
             subject: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
             ack_infix: format!(".{stream}.{consumer}."),
-            arrivals: Arrivals::new(origin, subscriptions),
+            arrivals: Arrivals::new(source, subscriptions),
             client,
             violations,
             inbox,

@@ -10,8 +10,10 @@ use std::{
 use tokio::sync::Notify;
 
 /// Results for which the other side is woken once, at most.
-const MAX_UNANNOUNCED: usize = 32;
-/// A job that takes longer has its result announced at once, and no result waits longer for the job after it.
+const MAX_UNANNOUNCED: usize = 128;
+/// Longest time that a result waits for others to be announced with, beside the job that is done meanwhile.
+const MAX_WAIT: Duration = Duration::from_micros(200);
+/// A job that takes longer has its result announced at once: the next one may be as slow, or block its thread.
 const SLOW_JOB: Duration = Duration::from_micros(50);
 
 /// Jobs that no thread has begun, in their order.
@@ -119,7 +121,7 @@ impl Announcements {
         }
         self.unannounced += 1;
         let is_due = took > SLOW_JOB
-            || now.saturating_duration_since(self.since) > SLOW_JOB
+            || now.saturating_duration_since(self.since) > MAX_WAIT
             || self.unannounced >= MAX_UNANNOUNCED;
         if is_due {
             self.unannounced = 0;
@@ -156,8 +158,8 @@ mod tests {
         assert!(!ends_after(FAST));
         assert!(ends_after(SLOW_JOB * 2));
         // Each is fast, and the first has waited for the others.
-        let waited: Vec<_> = (0..5).map(|_| ends_after(SLOW_JOB * 2 / 5)).collect();
-        assert_eq!(waited, [false, false, false, true, false]);
+        let waited: Vec<_> = (0..6).map(|_| ends_after(MAX_WAIT / 4)).collect();
+        assert_eq!(waited, [false, false, false, false, false, true]);
     }
 
     #[test]
