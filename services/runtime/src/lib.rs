@@ -69,12 +69,12 @@ mod service;
 mod trace;
 
 pub use aggregate::{Aggregate, AggregateError, Aggregates, Decision, Loaded, NewEvent, Snapshot, Updated};
+pub use async_nats::{HeaderMap, Subject};
 pub use environment::Environment;
 pub use error::{Error, ErrorKind};
 pub use event::{CONTENT_TYPE, EVENT_TYPE, Event, PROTOBUF, Undecodable, decode};
 pub use handler::{Acknowledge, Failure, Handler, Limits, blocking};
 pub use key_value::{Entry, KeyValue};
-pub use async_nats::{HeaderMap, Subject};
 pub use metadata::{Metadata, Source};
 pub use projection::{Inapplicable, Projection, Rebuilt, Seen, View, ViewError};
 pub use publish::{Expected, PublishOptions, Published, Publisher};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use async_nats::{HeaderMap, HeaderValue, Subject};
+use async_nats::{HeaderMap, Subject};
 use jetwright_process::telemetry::Work;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
@@ -76,7 +76,8 @@ impl Metadata {
             9.. => &tokens[2..count],
             _ => return None,
         };
-        let [stream, consumer, delivered, sequence, consumer_sequence, nanoseconds, pending, ..] = tail else {
+        let [stream, consumer, delivered, sequence, consumer_sequence, nanoseconds, pending, ..] = tail
+        else {
             return None;
         };
         if *stream != source.stream || *consumer != source.consumer {
@@ -94,12 +95,6 @@ impl Metadata {
         };
         Some((metadata, consumer_sequence.parse().ok()?))
     }
-}
-
-/// The first value of a header. Most events have a handful of headers, among which comparing finds one sooner than hashing its name.
-pub(crate) fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let (_, values) = headers.iter().find(|(header, _)| AsRef::<str>::as_ref(*header) == name)?;
-    values.first().map(HeaderValue::as_str)
 }
 
 /// Most tokens of a reply subject after its beginning that are looked at (NATS ADR-15 has ten, and leaves room for more).
@@ -176,7 +171,11 @@ mod tests {
             "$JS.ACK.a.b.x.7.9.1.0",
             "$JS.ACK.orders.other.3.7.9.1795251600000000001.12",
         ] {
-            assert_eq!(Metadata::parse(&Metadata::example(7).source, "orders.42.placed".into(), None, reply), None, "{reply}");
+            assert_eq!(
+                Metadata::parse(&Metadata::example(7).source, "orders.42.placed".into(), None, reply),
+                None,
+                "{reply}"
+            );
         }
     }
 

@@ -22,7 +22,7 @@ use tracing::{
 };
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 
-use crate::{Metadata, metadata::header};
+use crate::Metadata;
 
 /// Headers of W3C Trace Context.
 const PARENT: &str = "traceparent";
@@ -83,9 +83,9 @@ impl Trace {
 
 /// The trace that headers name.
 fn extract(headers: &HeaderMap) -> Option<SpanContext> {
-    let parent = header(headers, PARENT)?;
-    let plain = match header(headers, STATE) {
-        None => plain(parent),
+    let parent = headers.get(HeaderName::from_static(PARENT))?;
+    let plain = match headers.get(HeaderName::from_static(STATE)) {
+        None => plain(parent.as_str()),
         Some(_) => None,
     };
     let context = plain.unwrap_or_else(|| {

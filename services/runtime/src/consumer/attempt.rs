@@ -3,6 +3,7 @@
 
 use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc, task::Poll, time::Duration};
 
+use async_nats::HeaderName;
 use bytes::Bytes;
 use futures::{FutureExt, poll};
 use jiff::Timestamp;
@@ -17,7 +18,7 @@ use super::{
     retry::{Decision, Isolation, Outcome, Reason, decide, is_last_attempt, isolation},
 };
 use crate::{
-    Error, ErrorKind, Event, Handler, Metadata, Undecodable, event::EVENT_TYPE, metadata::header, metrics::HandledOutcome,
+    Error, ErrorKind, Event, Handler, Metadata, Undecodable, event::EVENT_TYPE, metrics::HandledOutcome,
     read::RawEvent, trace,
 };
 
@@ -189,8 +190,8 @@ async fn handle<H: Handler>(consumer: &ConsumerLoop<H>, delivery: &Delivery, beg
 }
 
 fn decode<E: Event>(delivery: &Delivery) -> Result<E, Undecodable> {
-    let event_type = header(&delivery.metadata.headers, EVENT_TYPE).ok_or_else(Undecodable::missing_type)?;
-    E::decode(event_type, delivery.payload.clone())
+    let event_type = delivery.metadata.headers.get(HeaderName::from_static(EVENT_TYPE));
+    E::decode(event_type.ok_or_else(Undecodable::missing_type)?.as_str(), delivery.payload.clone())
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

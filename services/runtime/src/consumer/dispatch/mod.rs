@@ -30,7 +30,6 @@ use tokio_util::time::DelayQueue;
 use self::{
     ended::EndedEvents,
     in_flight::{Held, InFlight, State},
-    keyed_queue::key,
     order::Order,
     recovery::Doubt,
 };
@@ -257,9 +256,9 @@ impl<H: Handler> Dispatcher<H> {
                 return self.consumer.release_capacity(delivered.size);
             }
         }
-        let key = self.order.as_ref().map(|order| key(&delivered.metadata.subject, &order.key_tokens));
+        let key = self.order.as_ref().map(|order| order.key_tokens.key(&delivered.metadata.subject));
         let (reply, size) = (delivered.reply.clone(), delivered.size);
-        let has_ended = self.ended.contains(sequence, event_time, delivered.metadata.attempt);
+        let has_ended = self.ended.contains(sequence, event_time, delivered.metadata.attempt, now);
         let (key, state) = if has_ended {
             (None, State::Settling(PendingAck::new(&Settlement::Ack, now)))
         } else {

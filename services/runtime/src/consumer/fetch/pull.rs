@@ -1,7 +1,6 @@
 //! Pull requests to one consumer: never for more than there is room for, and within what the consumer grants.
 
-use std::{
-    sync::Arc,future::poll_fn, time::Duration};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use async_nats::Client;
 use jetwright_process::nats::{Violation, Watch};
@@ -17,8 +16,8 @@ use super::{
     discovery::ConsumerConfig,
 };
 use crate::{
-    connection::{Connection, Link},
     Source,
+    connection::{Connection, Link},
 };
 
 /// How long a request stays open at the server.
