@@ -358,6 +358,38 @@ async fn what_was_given_back_and_forgotten_by_a_change_of_leader_is_not_overtake
     assert!(!service.stop().await.contains("jetwright_order_violations_total{"));
 }
 
+/// Acknowledgements cross the changes: what was confirmed is delivered again beside its confirmation, and what was not is delivered later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_consumer_changes_its_leader_every_second_its_order_holds() {
+    const EVENTS: u64 = 6000;
+    let (cluster, leader) = replicated(Duration::from_secs(4)).await;
+    let url = cluster.servers()[(leader + 1) % 3].url().to_owned();
+    let handler = Scripted::new(|_, _| async {
+        sleep(Duration::from_millis(5)).await;
+        Ok(())
+    });
+    let service = OnCluster::run(&url, &handler, true, 4000).await;
+    let publisher = service.publisher.clone();
+    let publishing = tokio::spawn(async move {
+        for value in 0..EVENTS {
+            publish_of(&publisher, value % 20, value).await;
+            sleep(Duration::from_millis(1)).await;
+        }
+    });
+    let client = cluster.client().await;
+    for _ in 0..8 {
+        sleep(Duration::from_secs(1)).await;
+        // Refused while there is no leader.
+        let _ = client.request("$JS.API.CONSUMER.LEADER.STEPDOWN.numbers.tests", "".into()).await;
+    }
+    publishing.await.unwrap();
+    await_drained(&cluster).await;
+    assert_in_order(&handler, 20);
+    assert_eq!(handler.values().len() as u64, EVENTS);
+    let metrics = service.stop().await;
+    assert!(!metrics.contains("jetwright_order_violations_total{"), "{metrics}");
+}
+
 /// A server that is killed forgets acknowledgements, and delivers again as if for the first time, what is still being handled too.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_that_is_handled_is_not_handled_beside_itself_when_nats_is_killed() {
