@@ -6,7 +6,7 @@ use async_nats::{HeaderMap, HeaderValue, header};
 use bytes::Bytes;
 
 use crate::{
-    Error, ErrorKind, Published, Publisher, Reader, Recorded,
+    Error, ErrorKind, Published, Publisher, Reader, StoredEvent,
     metrics::WriteKind,
     publish::{Write, header_value, own_message_id},
     read::Pages,
@@ -119,7 +119,7 @@ impl KeyValue {
     }
 
     /// The key and the value in one of the [`pages`](Self::pages); `None` where the key was taken away.
-    pub(crate) fn entry<'a>(&self, recorded: &'a Recorded) -> Option<(&'a str, &'a [u8])> {
+    pub(crate) fn entry<'a>(&self, recorded: &'a StoredEvent) -> Option<(&'a str, &'a [u8])> {
         let key = recorded.subject.strip_prefix("$KV.")?.strip_prefix(&self.bucket)?.strip_prefix('.')?;
         has_value(recorded).then(|| (key, recorded.payload()))
     }
@@ -162,7 +162,7 @@ pub(crate) fn is_key(key: &str) -> bool {
 }
 
 /// A key that was taken away has a message that says so.
-fn has_value(recorded: &Recorded) -> bool {
+fn has_value(recorded: &StoredEvent) -> bool {
     recorded.header(OPERATION).is_none()
 }
 

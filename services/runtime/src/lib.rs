@@ -6,7 +6,7 @@
 //! use std::{process::ExitCode, sync::Arc};
 //!
 //! use jetwright_process::{admin, health::Health, metrics, shutdown::Shutdown, telemetry::Telemetry};
-//! use jetwright_runtime::{Environment, Failure, Handler, Metadata, PublishOptions, Publisher, Service};
+//! use jetwright_runtime::{Environment, HandlerError, Handler, Metadata, PublishOptions, Publisher, Service};
 //! use prometheus_client::registry::Registry;
 //! use tokio_util::sync::CancellationToken;
 //! # #[derive(Clone, PartialEq, prost::Message)] pub struct UserCreated { #[prost(string, tag = "1")] user_id: String }
@@ -20,9 +20,8 @@
 //!
 //! impl Handler for Greet {
 //!     type Event = UserCreated;
-//!     const BINDING: &'static str = "greetings";
 //!
-//!     async fn handle(&self, user: UserCreated, metadata: &Metadata) -> Result<(), Failure> {
+//!     async fn handle(&self, user: UserCreated, metadata: &Metadata) -> Result<(), HandlerError> {
 //!         let subject = format!("notifications.{}.welcome", user.user_id);
 //!         let options = PublishOptions { message_id: Some(metadata.message_id(0)), ..PublishOptions::default() };
 //!         self.publisher.publish(&subject, &Welcome {}, options).await?;
@@ -33,13 +32,13 @@
 //! #[tokio::main]
 //! async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
 //!     let telemetry = Telemetry::start("greetings")?; // logs, and traces where OTEL_EXPORTER_OTLP_ENDPOINT says
-//!     let environment = Environment::from_env(&[Greet::BINDING])?; // what the operator tells its pods
+//!     let environment = Environment::from_env(&["greetings"])?; // what the operator tells its pods
 //!     let (health, shutdown, ended) = (Health::new(), Shutdown::on_signals()?, CancellationToken::new());
 //!     let mut registry = Registry::default();
 //!     metrics::register(&mut registry, "greetings");
 //!     let mut service = Service::connect(environment, &health, &mut registry).await?;
 //!     let publisher = service.publisher();
-//!     service.handle(Greet { publisher })?;
+//!     service.handle("greetings", Greet { publisher })?;
 //!     // /livez, /readyz and /metrics, until all else has ended.
 //!     let admin = admin::bind(admin::address()?).await?;
 //!     let probes = tokio::spawn(admin.serve(health, Arc::new(registry), ended.clone()));
@@ -51,6 +50,7 @@
 //! ```
 
 mod aggregate;
+mod app;
 mod connection;
 mod consumer;
 pub mod environment;
@@ -69,14 +69,15 @@ mod service;
 mod trace;
 
 pub use aggregate::{Aggregate, AggregateError, Aggregates, Decision, Loaded, NewEvent, Snapshot, Updated};
+pub use app::{App, Setup};
 pub use async_nats::{HeaderMap, Subject};
 pub use environment::Environment;
 pub use error::{Error, ErrorKind};
-pub use event::{CONTENT_TYPE, EVENT_TYPE, Event, PROTOBUF, Undecodable, decode};
-pub use handler::{Acknowledge, Failure, Handler, Limits, blocking};
+pub use event::{CONTENT_TYPE, DecodeError, EVENT_TYPE, Event, PROTOBUF, decode};
+pub use handler::{AckMode, Handler, HandlerError, HandlerOptions, UnknownTypes, blocking};
 pub use key_value::{Entry, KeyValue};
 pub use metadata::{Metadata, Source};
-pub use projection::{Inapplicable, Projection, Rebuilt, Seen, View, ViewError};
+pub use projection::{ApplyError, Projection, Rebuilt, Versioned, View, ViewError};
 pub use publish::{Expected, PublishOptions, Published, Publisher};
-pub use read::{History, Position, Reader, Recorded};
+pub use read::{History, Position, Reader, StoredEvent};
 pub use service::{Service, ServiceError};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_nats::{HeaderMap, Subject};
-use jetwright_process::telemetry::Work;
+use jetwright_process::telemetry::LogFields;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
@@ -100,7 +100,7 @@ impl Metadata {
 /// Most tokens of a reply subject after its beginning that are looked at (NATS ADR-15 has ten, and leaves room for more).
 const LONGEST_REPLY: usize = 12;
 
-impl Work for Metadata {
+impl LogFields for Metadata {
     fn fields(&self) -> Map<String, Value> {
         let Self { subject, source, sequence, attempt, .. } = self;
         let field = |name: &str, value: Value| (name.to_owned(), value);

@@ -73,6 +73,7 @@ struct Recovery {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum HandledOutcome {
     Done,
+    Ignored,
     Retried,
     DeadLettered(crate::consumer::Reason),
 }
@@ -81,6 +82,7 @@ impl EncodeLabelValue for HandledOutcome {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
         let word = match self {
             Self::Done => "done",
+            Self::Ignored => "ignored",
             Self::Retried => "retried",
             Self::DeadLettered(reason) => reason.as_str(),
         };

@@ -30,7 +30,7 @@ use tokio::{
 };
 
 pub(crate) use self::raw::RawEvent;
-pub use self::recorded::{Position, Recorded};
+pub use self::recorded::{Position, StoredEvent};
 use self::unparsable::Unparsable;
 pub(crate) use self::{pages::Pages, shared::Shared};
 use crate::{Error, ErrorKind, connection::Connection};
@@ -60,7 +60,7 @@ pub struct Reader {
 #[derive(Clone, Debug, Default)]
 pub struct History {
     /// In the order in which they were stored.
-    pub events: Vec<Recorded>,
+    pub events: Vec<StoredEvent>,
 }
 
 impl History {
@@ -113,7 +113,7 @@ impl Reader {
     }
 
     /// The newest message of the stream under this subject, which may have wildcards, as the stream's leader has it.
-    pub(crate) async fn last(&self, stream: &str, subject: &str) -> Result<Option<Recorded>, Error> {
+    pub(crate) async fn last(&self, stream: &str, subject: &str) -> Result<Option<StoredEvent>, Error> {
         self.get(stream, subject, u64::MAX, &json!({"last_by_subj": subject})).await
     }
 
@@ -123,12 +123,12 @@ impl Reader {
         stream: &str,
         subject: &str,
         from: u64,
-    ) -> Result<Option<Recorded>, Error> {
+    ) -> Result<Option<StoredEvent>, Error> {
         self.get(stream, subject, from, &json!({"seq": from, "next_by_subj": subject})).await
     }
 
     /// The message of this sequence, as the stream's leader has it.
-    async fn at(&self, stream: &str, sequence: u64) -> Result<Option<Recorded>, Error> {
+    async fn at(&self, stream: &str, sequence: u64) -> Result<Option<StoredEvent>, Error> {
         self.get(stream, ">", sequence, &json!({"seq": sequence})).await
     }
 
@@ -139,8 +139,8 @@ impl Reader {
         subject: &str,
         from: u64,
         wanted: &Value,
-    ) -> Result<Option<Recorded>, Error> {
-        let found = self.get_raw(stream, subject, wanted).await?.map(Recorded::from);
+    ) -> Result<Option<StoredEvent>, Error> {
+        let found = self.get_raw(stream, subject, wanted).await?.map(StoredEvent::from);
         if let Some(event) = &found {
             self.unparsable.learn(stream, subject, from.min(event.sequence), event);
         }

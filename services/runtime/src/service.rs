@@ -9,12 +9,12 @@ use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Aggregate, Aggregates, Environment, Handler, KeyValue, Limits, Projection, Publisher, Reader, Rebuilt,
-    View,
+    Aggregate, Aggregates, Environment, Handler, HandlerOptions, KeyValue, Projection, Publisher, Reader,
+    Rebuilt, View,
     connection::Connection,
-    consumer::{ByteBudget, ConsumerDeps, ConsumerLoop, consume},
+    consumer::{ByteBudget, ConsumerDeps, ConsumerLoop, HandlerRunner, consume},
     metrics::Metrics,
-    projection::{self, Keeper},
+    projection::{self, Projector},
 };
 
 /// A service on NATS.
@@ -119,6 +119,24 @@ impl Service {
         Aggregates::new(stream, prefix, self.publisher(), self.reader())
     }
 
+    /// The stream whose events an EventConsumer delivers.
+    ///
+    /// # Errors
+    ///
+    /// The bindings file does not name the EventConsumer.
+    pub fn stream_of(&self, name: &'static str) -> Result<&str, ServiceError> {
+        Ok(&self.binding(name)?.stream)
+    }
+
+    /// How long its handler may take for one attempt.
+    ///
+    /// # Errors
+    ///
+    /// The bindings file does not name the EventConsumer.
+    pub fn handler_deadline_of(&self, name: &'static str) -> Result<Duration, ServiceError> {
+        Ok(self.binding(name)?.handler_deadline.0)
+    }
+
     /// State by key. The bucket need not exist yet; what asks it fails until it does.
     #[must_use]
     pub fn key_value(&self, bucket: &str) -> KeyValue {
@@ -129,10 +147,10 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// The bindings file does not name its EventConsumer, or a handler has it.
-    pub fn project<P: Projection>(&mut self) -> Result<&mut Self, ServiceError> {
-        let keeper = self.keeper::<P>()?;
-        self.handle(keeper)
+    /// The bindings file does not name this EventConsumer, or a handler has it.
+    pub fn project<P: Projection>(&mut self, name: &'static str) -> Result<&mut Self, ServiceError> {
+        let projector = self.projector::<P>(name)?;
+        self.handle(name, projector)
     }
 
     /// Reads a projection, whoever keeps it.
@@ -148,14 +166,14 @@ impl Service {
     /// # Errors
     ///
     /// The bindings file does not name its EventConsumer, or NATS was away for so long that a key could not be made.
-    pub async fn rebuild<P: Projection>(&self) -> Result<Rebuilt, ServiceError> {
-        let rebuilt = projection::rebuild(&self.keeper::<P>()?).await;
+    pub async fn rebuild<P: Projection>(&self, name: &'static str) -> Result<Rebuilt, ServiceError> {
+        let rebuilt = projection::rebuild(&self.projector::<P>(name)?).await;
         rebuilt.map_err(|source| ServiceError::Rebuild { bucket: P::BUCKET, source })
     }
 
-    fn keeper<P: Projection>(&self) -> Result<Keeper<P>, ServiceError> {
-        let stream = self.binding(P::BINDING)?.stream.clone();
-        Ok(Keeper::new(self.key_value(P::BUCKET), self.reader(), stream))
+    fn projector<P: Projection>(&self, name: &'static str) -> Result<Projector<P>, ServiceError> {
+        let stream = self.binding(name)?.stream.clone();
+        Ok(Projector::new(self.key_value(P::BUCKET), self.reader(), stream))
     }
 
     fn binding(&self, binding: &'static str) -> Result<&Binding, ServiceError> {
@@ -166,42 +184,42 @@ impl Service {
         })
     }
 
-    /// Adds a handler, which begins its work in [`run`](Self::run).
+    /// Adds the handler of the EventConsumer of this name. It begins its work in [`run`](Self::run).
     ///
     /// # Errors
     ///
-    /// The bindings file does not name its EventConsumer, or another handler has it.
-    pub fn handle<H: Handler>(&mut self, handler: H) -> Result<&mut Self, ServiceError> {
-        self.handle_within(handler, Limits::default())
+    /// The bindings file does not name the EventConsumer, or another handler has it.
+    pub fn handle<H: Handler>(&mut self, name: &'static str, handler: H) -> Result<&mut Self, ServiceError> {
+        self.handle_with(name, handler, HandlerOptions::default())
     }
 
-    /// Adds a handler with limits of its own.
+    /// Adds a handler with options of its own.
     ///
     /// # Errors
     ///
     /// The bindings file does not name its EventConsumer, or another handler has it.
-    pub fn handle_within<H: Handler>(
+    pub fn handle_with<H: Handler>(
         &mut self,
+        name: &'static str,
         handler: H,
-        limits: Limits,
+        options: HandlerOptions,
     ) -> Result<&mut Self, ServiceError> {
-        let binding = self.binding(H::BINDING)?;
-        if self.loops.iter().any(|(name, _)| *name == H::BINDING) {
-            return Err(ServiceError::TwoHandlers(H::BINDING));
+        let binding = self.binding(name)?;
+        if self.loops.iter().any(|(other, _)| *other == name) {
+            return Err(ServiceError::TwoHandlers(name));
         }
+        let tools = (self.publisher.clone(), self.metrics.handler(name));
+        let runner = HandlerRunner::new((name, handler), options, binding, tools);
+        runner.watchdog().watch(&self.health);
         let deps = ConsumerDeps {
             binding: binding.clone(),
-            limits,
             connection: self.connection.clone(),
-            publisher: self.publisher.clone(),
             reader: self.reader.clone(),
             budget: self.budget.clone(),
-            metrics: self.metrics.handler(H::BINDING),
-            gate: self.health.gate(&format!("consumer {}", H::BINDING), "not found yet"),
+            gate: self.health.gate(&format!("consumer {name}"), "not found yet"),
         };
-        let consumer = ConsumerLoop::new(handler, deps);
-        consumer.watchdog().watch(&self.health);
-        self.loops.push((H::BINDING, Box::new(move |stop| Box::pin(consume(consumer, stop)))));
+        let consumer = ConsumerLoop::new(runner, deps);
+        self.loops.push((name, Box::new(move |stop| Box::pin(consume(consumer, stop)))));
         Ok(self)
     }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_nats::{HeaderMap, HeaderName};
-use jetwright_process::telemetry::{Unrecorded, records};
+use jetwright_process::telemetry::{UnsampledSpan, records};
 use opentelemetry::{
     Context,
     propagation::{Extractor, TextMapPropagator},
@@ -47,13 +47,13 @@ pub(crate) enum Trace {
     /// With a span of its own.
     Recorded(Span),
     /// Without one, since nobody would record it.
-    Unrecorded(Unrecorded),
+    UnsampledSpan(UnsampledSpan),
 }
 
 /// The trace of one attempt at an event: that which the event's headers name, or a new one.
 pub(crate) fn of_attempt(binding: &str, metadata: &Arc<Metadata>) -> Trace {
     let parent = extract(&metadata.headers);
-    let unrecorded = |trace| Trace::Unrecorded(Unrecorded::new(trace, Arc::clone(metadata) as _));
+    let unrecorded = |trace| Trace::UnsampledSpan(UnsampledSpan::new(trace, Arc::clone(metadata) as _));
     match parent {
         Some(parent) if !records() || !parent.is_sampled() => unrecorded(parent),
         None if !records() => unrecorded(new_trace()),
@@ -74,7 +74,7 @@ impl Trace {
             let poll = || work.as_mut().poll(context);
             match &self {
                 Self::Recorded(span) => span.in_scope(poll),
-                Self::Unrecorded(unrecorded) => unrecorded.in_scope(poll),
+                Self::UnsampledSpan(unrecorded) => unrecorded.in_scope(poll),
             }
         })
         .await

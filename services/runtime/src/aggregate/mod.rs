@@ -21,7 +21,7 @@ use self::{
     snapshot::{Progress, Snapshots},
 };
 use crate::{
-    Error, ErrorKind, Event, Expected, Position, PublishOptions, Published, Publisher, Reader, Recorded,
+    Error, ErrorKind, Event, Expected, Position, PublishOptions, Published, Publisher, Reader, StoredEvent,
     read::Shared,
 };
 
@@ -29,7 +29,7 @@ use crate::{
 ///
 /// ```
 /// use bytes::Bytes;
-/// use jetwright_runtime::{Aggregate, Event, Recorded, Undecodable, decode};
+/// use jetwright_runtime::{Aggregate, Event, StoredEvent, DecodeError, decode};
 /// # #[derive(Clone, PartialEq, prost::Message)] pub struct Opened {}
 /// # impl prost::Name for Opened { const NAME: &'static str = "Opened"; const PACKAGE: &'static str = "events.v1"; }
 /// # #[derive(Clone, PartialEq, prost::Message)] pub struct Paid { #[prost(int64, tag = "1")] amount: i64 }
@@ -49,7 +49,7 @@ use crate::{
 /// }
 ///
 /// impl Event for AccountEvent {
-///     fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
+///     fn decode(event_type: &str, payload: Bytes) -> Result<Self, DecodeError> {
 ///         match event_type {
 ///             "events.v1.Opened" => decode(payload).map(Self::Opened),
 ///             "events.v1.Paid" => decode(payload).map(Self::Paid),
@@ -61,7 +61,7 @@ use crate::{
 /// impl Aggregate for Account {
 ///     type Event = AccountEvent;
 ///
-///     fn apply(&mut self, event: AccountEvent, _recorded: &Recorded) {
+///     fn apply(&mut self, event: AccountEvent, _recorded: &StoredEvent) {
 ///         match event {
 ///             AccountEvent::Opened(_) => self.open = true,
 ///             AccountEvent::Paid(paid) => self.balance += paid.amount,
@@ -76,7 +76,7 @@ pub trait Aggregate: Default + Clone + Send + Sync + 'static {
     type Event: Event;
 
     /// The state after this event. It happened, so there is nothing to refuse.
-    fn apply(&mut self, event: Self::Event, recorded: &Recorded);
+    fn apply(&mut self, event: Self::Event, recorded: &StoredEvent);
 }
 
 /// The aggregates of one kind: those under `<prefix>.<id>.>` of one stream. Clones share one connection.
@@ -149,7 +149,7 @@ impl<A: Aggregate> Aggregates<A> {
     /// An aggregate that is believed to have no events yet, without having looked: for one whose first event is to be
     /// written. Where it has some, [`append`](Self::append) says so.
     #[must_use]
-    pub fn presume_new(&self, id: &str) -> Loaded<A> {
+    pub fn assume_new(&self, id: &str) -> Loaded<A> {
         Loaded { id: id.to_owned(), state: A::default(), last_sequence: 0 }
     }
 

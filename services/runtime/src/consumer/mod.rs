@@ -5,6 +5,7 @@
 //! | `fetch` | waits for the consumer, pulls no more than there is room for, hands deliveries on in their order; gives up what the client cannot parse |
 //! | `dispatch` | holds what was delivered: begins it in order, keeps JetStream from giving it to others, acknowledges it until that is confirmed |
 //! | `workers` | the threads on which handlers run, and the watchdog over them |
+//! | `runner` | what belongs to a handler, whichever sources its events come from |
 //! | `attempt`, `retry` | one attempt within its limits; what becomes of the event |
 //! | `dead_letter` | keeps what is given up; what is known of what comes again |
 //! | `ack` | the acknowledgements |
@@ -17,6 +18,7 @@ mod dead_letter;
 mod dispatch;
 mod fetch;
 mod retry;
+mod runner;
 mod workers;
 
 use std::{
@@ -37,18 +39,18 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{
-    budget::ByteBudget, dispatch::sentinel::OrderViolation, retry::Reason, workers::Watchdog,
+    budget::ByteBudget, dispatch::sentinel::OrderViolation, retry::Reason, runner::HandlerRunner,
+    workers::Watchdog,
 };
 use self::{
     budget::ByteShare,
-    dead_letter::{breaker::CircuitBreaker, redelivery::RedeliveryCache},
     dispatch::Dispatcher,
     fetch::{
         discovery::{self, Discovery},
         foreign::{self, ForeignEvents},
     },
 };
-use crate::{Handler, Limits, Publisher, Reader, connection::Connection, metrics::HandlerMetrics};
+use crate::{Handler, Reader, Source, connection::Connection};
 
 /// Beyond a handler's deadline, what a stop leaves for an attempt that was still to arrive, and for acknowledgements.
 pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -60,17 +62,14 @@ const WAITING_PER_SLOT: u32 = 16;
 /// stream can be deleted and made again within milliseconds; asking for each acknowledgement would cost as much as it.
 const PROOF_LIFETIME: Duration = Duration::from_millis(20);
 
-/// A handler and what it consumes with.
+/// One source of a handler's events: a JetStream consumer, what this process holds of it, and what is known of it.
 pub(crate) struct ConsumerLoop<H> {
-    handler: H,
+    runner: Arc<HandlerRunner<H>>,
+    source: Arc<Source>,
     binding: Binding,
-    limits: Limits,
     connection: Connection,
-    publisher: Publisher,
     reader: Reader,
-    metrics: HandlerMetrics,
     gate: Gate,
-    watchdog: Arc<Watchdog>,
     discovery: Discovery,
     proof: Proof,
     bytes: ByteShare,
@@ -84,21 +83,16 @@ pub(crate) struct ConsumerLoop<H> {
     capacity_freed: Notify,
     /// How many deliveries may be held at most for that.
     room_at: AtomicUsize,
-    redelivery: RedeliveryCache,
-    breaker: CircuitBreaker,
     foreign: ForeignEvents,
     /// Cancelled when the program is to end.
     stop: CancellationToken,
 }
 
-/// What a consumer's loop is made of, beside its handler.
+/// What a consumer's loop is made of, beside what belongs to its handler.
 pub(crate) struct ConsumerDeps {
     pub(crate) binding: Binding,
-    pub(crate) limits: Limits,
     pub(crate) connection: Connection,
-    pub(crate) publisher: Publisher,
     pub(crate) reader: Reader,
-    pub(crate) metrics: HandlerMetrics,
     pub(crate) gate: Gate,
     pub(crate) budget: ByteBudget,
 }
@@ -147,48 +141,46 @@ impl Proof {
 }
 
 impl<H: Handler> ConsumerLoop<H> {
-    pub(crate) fn new(handler: H, deps: ConsumerDeps) -> Self {
-        let ConsumerDeps { binding, limits, connection, publisher, reader, metrics, gate, budget } = deps;
-        let binding_is_ordered = binding.ordering.is_some();
+    pub(crate) fn new(runner: HandlerRunner<H>, deps: ConsumerDeps) -> Self {
+        let ConsumerDeps { binding, connection, reader, gate, budget } = deps;
+        let source = Source {
+            stream: binding.stream.clone(),
+            consumer: binding.consumer.clone(),
+            event_consumer: runner.name.to_owned(),
+            epoch: 0,
+        };
         Self {
-            handler,
-            watchdog: Arc::new(Watchdog::new(H::BINDING, binding.handler_deadline.0)),
-            bytes: budget.share(limits.bytes),
+            bytes: budget.share(runner.options.bytes),
+            recovering: AtomicBool::new(runner.is_ordered),
+            runner: Arc::new(runner),
+            source: Arc::new(source),
             binding,
-            limits,
             connection,
-            publisher,
             reader,
-            metrics,
             gate,
             discovery: Discovery::default(),
             proof: Proof::new(),
             is_serving: AtomicBool::new(false),
-            recovering: AtomicBool::new(binding_is_ordered),
             in_flight: AtomicUsize::default(),
             capacity_freed: Notify::new(),
             room_at: AtomicUsize::new(usize::MAX),
-            redelivery: RedeliveryCache::default(),
-            breaker: CircuitBreaker::default(),
             foreign: ForeignEvents::default(),
             stop: CancellationToken::new(),
         }
     }
-
-    pub(crate) fn watchdog(&self) -> &Arc<Watchdog> {
-        &self.watchdog
-    }
 }
 
 impl<H> ConsumerLoop<H> {
-    fn is_ordered(&self) -> bool {
-        self.binding.ordering.is_some()
+    /// Name of the EventConsumer.
+    fn name(&self) -> &'static str {
+        self.runner.name
     }
 
     /// Deliveries that this process may hold at once.
     fn capacity(&self) -> usize {
-        let concurrency = self.limits.concurrency.max(1);
-        let held = if self.is_ordered() { concurrency.saturating_mul(WAITING_PER_SLOT) } else { concurrency };
+        let concurrency = self.runner.options.concurrency.max(1);
+        let held =
+            if self.runner.is_ordered { concurrency.saturating_mul(WAITING_PER_SLOT) } else { concurrency };
         usize::try_from(self.binding.max_ack_pending.min(held).max(1)).unwrap_or(usize::MAX)
     }
 
@@ -237,7 +229,7 @@ pub(crate) async fn consume<H: Handler>(mut consumer: ConsumerLoop<H>, stop: Can
     let mut dispatcher = match Dispatcher::open(Arc::clone(&consumer)) {
         Ok(dispatcher) => dispatcher,
         Err(error) => {
-            tracing::error!(binding = H::BINDING, %error, "failed to start the handler's threads");
+            tracing::error!(binding = consumer.name(), %error, "failed to start the handler's threads");
             return;
         }
     };
@@ -260,12 +252,12 @@ pub(crate) async fn consume<H: Handler>(mut consumer: ConsumerLoop<H>, stop: Can
     match ended {
         Some(Ok(())) => {}
         Some(Err(error)) => {
-            tracing::error!(binding = H::BINDING, %error, "stopped consuming after an internal fault");
+            tracing::error!(binding = consumer.name(), %error, "stopped consuming after an internal fault");
         }
         None => {
             let abandoned = dispatcher.len();
             tracing::warn!(
-                binding = H::BINDING,
+                binding = consumer.name(),
                 abandoned,
                 "stopped with attempts in flight; they are delivered again"
             );

@@ -8,7 +8,7 @@ use jetwright_process::nats::Violation;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::Recorded;
+use super::StoredEvent;
 use crate::connection::{Connection, pause};
 
 /// Most events of one page.
@@ -40,7 +40,7 @@ pub(super) enum Which {
 #[derive(Debug, Default)]
 pub(super) struct Page {
     /// In the order of the stream, as the server that answered has them: none where it is behind.
-    pub(super) events: Vec<Recorded>,
+    pub(super) events: Vec<StoredEvent>,
     /// More were wanted than were sent.
     pub(super) has_more: bool,
     /// Sequence of the newest message that this server had; known of the newest events of subjects alone.
@@ -93,7 +93,7 @@ async fn ask_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Answer,
         Violation::Publish(to) => *to == subject,
         Violation::Subscribe(to) => *to == inbox,
     };
-    let mut events: Vec<Recorded> = Vec::new();
+    let mut events: Vec<StoredEvent> = Vec::new();
     loop {
         let broken = tokio::select! {
             biased;
@@ -154,7 +154,7 @@ fn body(wanted: Wanted<'_>) -> Value {
 /// One message of an answer.
 #[derive(Debug)]
 enum Part {
-    Event(Recorded),
+    Event(StoredEvent),
     End {
         has_more: bool,
         up_to: Option<u64>,
@@ -197,7 +197,7 @@ fn read(message: Message, stream: &str, before: u64) -> Part {
         (_, last) => return Part::Broken(format!("a message names {last:?} as the one before it")),
     }
     let read = StreamMessage::try_from(message).map_err(|error| error.to_string());
-    read.and_then(Recorded::from_message).map_or_else(Part::NotOffered, Part::Event)
+    read.and_then(StoredEvent::from_message).map_or_else(Part::NotOffered, Part::Event)
 }
 
 /// What the server wrote into a header. It writes behind what the publisher wrote under the same name.
@@ -282,7 +282,7 @@ mod tests {
     fn an_event_with_a_status_is_an_event() {
         for status in [204, 404, 503] {
             let read = read(message(Some(status), &event("7", "3")), "numbers", 3);
-            assert!(matches!(read, Part::Event(Recorded { sequence: 7, .. })), "{status}: {read:?}");
+            assert!(matches!(read, Part::Event(StoredEvent { sequence: 7, .. })), "{status}: {read:?}");
         }
     }
 }

@@ -8,7 +8,7 @@
 use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
 
 use super::{
-    Reader, Recorded,
+    Reader, StoredEvent,
     direct::{PAGE_BYTES, PAGE_EVENTS},
     subject::matches,
 };
@@ -27,8 +27,8 @@ pub(super) async fn follow(
     stream: &str,
     filter: &str,
     from: u64,
-    newest: Recorded,
-) -> Result<Option<Vec<Recorded>>, Error> {
+    newest: StoredEvent,
+) -> Result<Option<Vec<StoredEvent>>, Error> {
     let (mut bytes, mut backwards) = (newest.size(), vec![newest]);
     loop {
         let Some(before) = backwards.last().and_then(|event| named(event, filter)) else { return Ok(None) };
@@ -51,7 +51,7 @@ pub(super) async fn follow(
 }
 
 /// The sequence of the event before this one under the filter; 0 where there was none.
-fn named(event: &Recorded, filter: &str) -> Option<u64> {
+fn named(event: &StoredEvent, filter: &str) -> Option<u64> {
     if event.is_unparsable() || event.header(EXPECTED_SUBJECT) != Some(filter) {
         return None;
     }
@@ -59,7 +59,7 @@ fn named(event: &Recorded, filter: &str) -> Option<u64> {
     (before < event.sequence).then_some(before)
 }
 
-fn is_worth_following(backwards: &[Recorded]) -> bool {
+fn is_worth_following(backwards: &[StoredEvent]) -> bool {
     let (Some(newest), Some(oldest)) = (backwards.first(), backwards.last()) else { return false };
     let messages = newest.sequence.saturating_sub(oldest.sequence);
     let events = u64::try_from(backwards.len()).unwrap_or(u64::MAX);
@@ -73,12 +73,12 @@ mod tests {
 
     use super::{super::raw::RawEvent, *};
 
-    fn event(sequence: u64, block: &str) -> Recorded {
+    fn event(sequence: u64, block: &str) -> StoredEvent {
         let (time, header_block) = (Timestamp::UNIX_EPOCH, Some(Bytes::from(block.to_owned())));
         RawEvent { subject: "a.b.c".to_owned(), sequence, time, header_block, payload: Bytes::new() }.into()
     }
 
-    fn appended(sequence: u64, before: &str, filter: &str) -> Recorded {
+    fn appended(sequence: u64, before: &str, filter: &str) -> StoredEvent {
         let headers = [NATS_EXPECTED_LAST_SUBJECT_SEQUENCE.as_ref(), EXPECTED_SUBJECT];
         let [last, subject] = headers;
         event(sequence, &format!("NATS/1.0\r\n{last}: {before}\r\n{subject}: {filter}\r\n\r\n"))

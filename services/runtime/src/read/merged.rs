@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 use tokio::time::Instant;
 
 use super::{
-    Reader, Recorded,
+    Reader, StoredEvent,
     direct::{self, Answer, Page, Wanted, Which},
 };
 
@@ -30,7 +30,7 @@ struct Subject {
     from: u64,
     /// Sequence of its newest event when the reading began.
     newest: u64,
-    ahead: VecDeque<Recorded>,
+    ahead: VecDeque<StoredEvent>,
 }
 
 /// What came of a step.
@@ -59,7 +59,7 @@ impl Merged {
             Answer::Page(page) if page.up_to.is_none_or(|up_to| up_to < newest) => Step::Behind,
             Answer::Page(Page { events, has_more: false, .. }) if events.len() <= SUBJECTS => {
                 let events = events.into_iter().filter(|event| event.sequence >= from);
-                let subject = |event: Recorded| {
+                let subject = |event: StoredEvent| {
                     let (name, newest) = (event.subject, event.sequence);
                     Subject { name, from, newest, ahead: VecDeque::new() }
                 };
@@ -76,7 +76,7 @@ impl Merged {
         reader: &Reader,
         stream: &str,
         deadline: Instant,
-    ) -> Result<Step<Vec<Recorded>>, String> {
+    ) -> Result<Step<Vec<StoredEvent>>, String> {
         let shares = self.subjects.len();
         let asking = self.subjects.iter_mut().filter(|subject| subject.is_wanting());
         let asking = asking.map(|subject| subject.ask(reader, stream, shares, deadline));
@@ -92,7 +92,7 @@ impl Merged {
     }
 
     /// What is known to come before everything that was not read yet.
-    fn take(&mut self) -> Vec<Recorded> {
+    fn take(&mut self) -> Vec<StoredEvent> {
         let unread = self.subjects.iter().filter(|subject| !subject.is_read());
         let known = unread.map(|subject| subject.ahead.back().map_or(0, |last| last.sequence)).min();
         let mut events = Vec::new();
@@ -137,7 +137,7 @@ impl Subject {
     }
 
     /// What is newer than the reading is left to the next one: an event of another subject may be before it.
-    fn read(&mut self, events: Vec<Recorded>) {
+    fn read(&mut self, events: Vec<StoredEvent>) {
         self.from = events.last().map_or(self.from, |last| last.sequence + 1);
         self.ahead.extend(events.into_iter().filter(|event| event.sequence <= self.newest));
     }
@@ -150,7 +150,7 @@ mod tests {
 
     use super::{super::raw::RawEvent, *};
 
-    fn events(subject: &str, sequences: &[u64]) -> Vec<Recorded> {
+    fn events(subject: &str, sequences: &[u64]) -> Vec<StoredEvent> {
         let event = |sequence| RawEvent {
             subject: subject.to_owned(),
             sequence,

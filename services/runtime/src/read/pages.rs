@@ -5,7 +5,7 @@ use std::{mem, time::Duration};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    BOUND, Position, Reader, Recorded,
+    BOUND, Position, Reader, StoredEvent,
     direct::{self, Answer, PAGE_EVENTS, Page, Wanted, Which},
     links,
     merged::{Merged, Step},
@@ -29,9 +29,9 @@ pub(crate) struct Pages<'a> {
     /// Sequence of the next event, or less.
     from: u64,
     /// The newest event of the stream's leader, asked for once unless it is gone.
-    newest: Option<Recorded>,
+    newest: Option<StoredEvent>,
     /// A page that was looked at already.
-    ahead: Option<Vec<Recorded>>,
+    ahead: Option<Vec<StoredEvent>>,
     way: Way,
     /// Of so many of the next events one may have ended the connection.
     suspects: usize,
@@ -85,14 +85,14 @@ impl Pages<'_> {
     }
 
     /// The next events, at least one; `None` after the newest.
-    pub(crate) async fn next(&mut self) -> Result<Option<Vec<Recorded>>, Error> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<StoredEvent>>, Error> {
         match self.ahead.take() {
             Some(page) if !page.is_empty() => Ok(Some(page)),
             _ => self.read().await,
         }
     }
 
-    async fn read(&mut self) -> Result<Option<Vec<Recorded>>, Error> {
+    async fn read(&mut self) -> Result<Option<Vec<StoredEvent>>, Error> {
         let deadline = Instant::now() + BOUND;
         let mut pause = PAUSE;
         while Instant::now() < deadline {
@@ -123,7 +123,7 @@ impl Pages<'_> {
     }
 
     /// The next events as whoever answers has them: none where it is behind.
-    async fn page(&mut self, newest: &Recorded, deadline: Instant) -> Result<Vec<Recorded>, Error> {
+    async fn page(&mut self, newest: &StoredEvent, deadline: Instant) -> Result<Vec<StoredEvent>, Error> {
         if newest.sequence == self.from {
             return Ok(vec![newest.clone()]);
         }
@@ -148,7 +148,11 @@ impl Pages<'_> {
     }
 
     /// All events that are left, where they name each other.
-    async fn followed(&self, newest: &Recorded, deadline: Instant) -> Result<Option<Vec<Recorded>>, Error> {
+    async fn followed(
+        &self,
+        newest: &StoredEvent,
+        deadline: Instant,
+    ) -> Result<Option<Vec<StoredEvent>>, Error> {
         let Self { reader, stream, filter, from, .. } = *self;
         if !is_some_of_many(filter) {
             return Ok(None);
@@ -165,7 +169,11 @@ impl Pages<'_> {
     }
 
     /// The next events as a server sends them.
-    async fn sent(&mut self, newest: &Recorded, deadline: Instant) -> Result<Step<Vec<Recorded>>, Error> {
+    async fn sent(
+        &mut self,
+        newest: &StoredEvent,
+        deadline: Instant,
+    ) -> Result<Step<Vec<StoredEvent>>, Error> {
         if matches!(self.way, Way::Unknown) {
             match self.choose(newest.sequence, deadline).await? {
                 Step::Done(way) => self.way = way,
@@ -202,7 +210,7 @@ impl Pages<'_> {
         })
     }
 
-    async fn under_filter(&self, deadline: Instant) -> Result<Step<Vec<Recorded>>, String> {
+    async fn under_filter(&self, deadline: Instant) -> Result<Step<Vec<StoredEvent>>, String> {
         let Self { reader, stream, filter, from, .. } = *self;
         let wanted = Wanted { stream, filter, which: Which::From { sequence: from, shares: 1 } };
         Ok(match direct::ask(&reader.connection, wanted, deadline).await? {
@@ -221,7 +229,7 @@ impl Pages<'_> {
     }
 
     /// What the leader has, asked for one after another.
-    async fn one_by_one(&mut self, deadline: Instant) -> Result<Vec<Recorded>, Error> {
+    async fn one_by_one(&mut self, deadline: Instant) -> Result<Vec<StoredEvent>, Error> {
         let (mut events, mut from) = (Vec::new(), self.from);
         while events.len() < ONE_BY_ONE && Instant::now() < deadline {
             let Some(event) = self.reader.next(self.stream, self.filter, from).await? else { break };

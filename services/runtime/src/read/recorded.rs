@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::raw::RawEvent;
-use crate::{Event, Undecodable, event::EVENT_TYPE};
+use crate::{DecodeError, Event, event::EVENT_TYPE};
 
 /// An event as its stream holds it.
 #[derive(Clone, Debug)]
-pub struct Recorded {
+pub struct StoredEvent {
     /// Subject under which it is stored; bytes of it that are not UTF-8 are U+FFFD.
     pub subject: String,
     /// Its sequence in the stream.
@@ -33,7 +33,7 @@ pub struct Position {
     pub sequence: u64,
 }
 
-impl Recorded {
+impl StoredEvent {
     /// The full name of its protobuf message; empty where the event does not say, or its headers cannot be read.
     #[must_use]
     pub fn event_type(&self) -> &str {
@@ -48,10 +48,10 @@ impl Recorded {
     /// # Errors
     ///
     /// It is of another type, or not readable.
-    pub fn decode<E: Event>(&self) -> Result<E, Undecodable> {
+    pub fn decode<E: Event>(&self) -> Result<E, DecodeError> {
         match &self.unparsable {
             None => E::decode(self.event_type(), self.payload.clone()),
-            Some(why) => Err(Undecodable::malformed(why)),
+            Some(why) => Err(DecodeError::malformed(why)),
         }
     }
 
@@ -96,7 +96,7 @@ impl Recorded {
     }
 }
 
-impl From<RawEvent> for Recorded {
+impl From<RawEvent> for StoredEvent {
     fn from(raw: RawEvent) -> Self {
         let (headers, unparsable) = (raw.readable_headers(), raw.unparsable_as_answer());
         let RawEvent { subject, sequence, time, payload, .. } = raw;
@@ -118,7 +118,7 @@ mod tests {
             header_block: Some(Bytes::from_static(block)),
             payload: Bytes::new(),
         };
-        let recorded = Recorded::from(raw);
+        let recorded = StoredEvent::from(raw);
         assert_eq!(recorded.event_type(), "");
         assert_eq!(
             recorded.decode::<()>().unwrap_err().to_string(),

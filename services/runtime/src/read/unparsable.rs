@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Recorded, subject::matches};
+use super::{StoredEvent, subject::matches};
 
 /// Events that are remembered in a process; beyond that the oldest is forgotten, and may cost its connection once more.
 const CAPACITY: usize = 4096;
@@ -28,8 +28,8 @@ impl Unparsable {
     }
 
     /// Learns from an event that was read as the first one under this filter from this sequence on.
-    pub(super) fn learn(&self, stream: &str, filter: &str, from: u64, event: &Recorded) {
-        let Recorded { subject, sequence, .. } = event;
+    pub(super) fn learn(&self, stream: &str, filter: &str, from: u64, event: &StoredEvent) {
+        let StoredEvent { subject, sequence, .. } = event;
         let mut known = self.known();
         // In a stream that was made again there may be others at their sequences, or none.
         let passed = |known: &Known| (from..=*sequence).contains(&known.sequence);
@@ -67,7 +67,7 @@ mod tests {
 
     use super::{super::raw::RawEvent, *};
 
-    fn event(subject: &str, sequence: u64, block: &'static [u8]) -> Recorded {
+    fn event(subject: &str, sequence: u64, block: &'static [u8]) -> StoredEvent {
         let (time, header_block) = (Timestamp::UNIX_EPOCH, Some(Bytes::from_static(block)));
         RawEvent { subject: subject.to_owned(), sequence, time, header_block, payload: Bytes::new() }.into()
     }

@@ -94,11 +94,11 @@ impl<H: Handler> Dispatcher<H> {
             && let Some(Held { key: Some(key), sequence, .. }) = self.in_flight.get(slot)
         {
             let violation = order.sentinel.begin(*key, *sequence);
-            self.consumer.metrics.order_checked(violation);
+            self.consumer.runner.metrics.order_checked(violation);
             if let Some(violation) = violation {
                 let (violation, subject) = (violation.as_str(), delivery.metadata.subject.as_str());
                 tracing::error!(
-                    binding = H::BINDING,
+                    binding = self.consumer.name(),
                     sequence,
                     subject,
                     violation,
@@ -244,7 +244,7 @@ impl<H: Handler> Dispatcher<H> {
                 if took >= self.recovery_logged_at + RECOVERY_LOG_INTERVAL {
                     self.recovery_logged_at = took;
                     tracing::warn!(
-                        binding = H::BINDING,
+                        binding = self.consumer.name(),
                         owed,
                         ?took,
                         "waiting for deliveries that are unacknowledged elsewhere, to keep the order of events"
@@ -255,7 +255,7 @@ impl<H: Handler> Dispatcher<H> {
                 let took = order.recovery.took(now);
                 self.recovery_logged_at = Duration::ZERO;
                 tracing::info!(
-                    binding = H::BINDING,
+                    binding = self.consumer.name(),
                     ?took,
                     held = self.in_flight.len(),
                     "recovered the order of events"

@@ -109,16 +109,16 @@ impl<H: Handler> Dispatcher<H> {
     ///
     /// The system gives the handler no threads.
     pub(super) fn open(consumer: Arc<ConsumerLoop<H>>) -> io::Result<Self> {
-        let working = Arc::clone(&consumer);
-        let workers = Workers::start(H::BINDING, consumer.watchdog(), move |(slot, delivery)| {
-            let consumer = Arc::clone(&working);
+        let runner = Arc::clone(&consumer.runner);
+        let workers = Workers::start(consumer.name(), &consumer.runner.watchdog, move |(slot, delivery)| {
+            let runner = Arc::clone(&runner);
             async move {
-                let (result, delivery) = process(consumer, delivery).await;
+                let (result, delivery) = process(runner, delivery).await;
                 Attempted { slot, result, delivery }
             }
         })?;
         let ordering = consumer.binding.ordering.clone();
-        let room = usize::try_from(consumer.limits.concurrency.max(1)).unwrap_or(usize::MAX);
+        let room = usize::try_from(consumer.runner.options.concurrency.max(1)).unwrap_or(usize::MAX);
         Ok(Self {
             workers,
             in_flight: InFlight::with_capacity(consumer.capacity()),
@@ -262,7 +262,7 @@ impl<H: Handler> Dispatcher<H> {
         let (key, state) = if has_ended {
             (None, State::Settling(PendingAck::new(&Settlement::Ack, now)))
         } else {
-            (key, State::Waiting(Box::new(Delivery::new(&self.consumer, delivered, time))))
+            (key, State::Waiting(Box::new(Delivery::new(&self.consumer.runner, delivered, time))))
         };
         let held = Held {
             reply,
@@ -312,8 +312,12 @@ impl<H: Handler> Dispatcher<H> {
     fn begin_recovery(&mut self, doubt: Doubt, now: Instant) {
         let Some(order) = &mut self.order else { return };
         if order.recovery.doubt(doubt, now) {
-            tracing::info!(binding = H::BINDING, cause = doubt.as_str(), "recovering the order of events");
-            self.consumer.metrics.recovery(doubt.as_str());
+            tracing::info!(
+                binding = self.consumer.name(),
+                cause = doubt.as_str(),
+                "recovering the order of events"
+            );
+            self.consumer.runner.metrics.recovery(doubt.as_str());
             self.consumer.recovering.store(true, atomic::Ordering::Relaxed);
             self.consumer.capacity_freed.notify_one();
             order.queue.clear_waiting();

@@ -133,7 +133,7 @@ impl<H: Handler> Scanner<'_, H> {
             }
             let Err(error) = self.scan(&observation.info).await else { return };
             let message = "failed to look for events that the NATS client cannot parse";
-            tracing::warn!(binding = H::BINDING, %error, "{message}");
+            tracing::warn!(binding = self.consumer.name(), %error, "{message}");
             if error.kind() == ErrorKind::Refused {
                 return;
             }
@@ -231,7 +231,7 @@ impl<H: Handler> Scanner<'_, H> {
         if self.ended.iter().any(|ended| ended.sequence == event.sequence) {
             return;
         }
-        attempt::record_foreign(self.consumer, event.sequence);
+        attempt::record_foreign(&self.consumer.runner, event.sequence);
         self.ended.push_back(event);
         if self.ended.len() > MAX_ENDED {
             self.ended.pop_front();
@@ -263,10 +263,10 @@ impl<H: Handler> Scanner<'_, H> {
             return true;
         }
         let sequence = event.sequence;
-        let reason = match attempt::keep_foreign(self.consumer, event).await {
+        let reason = match attempt::keep_foreign(&self.consumer.runner, &self.consumer.source, event).await {
             Ok(reason) => reason,
             Err(error) => {
-                tracing::error!(binding = H::BINDING, sequence, %error, "failed to keep a dead letter, will retry");
+                tracing::error!(binding = self.consumer.name(), sequence, %error, "failed to keep a dead letter, will retry");
                 return false;
             }
         };
@@ -274,7 +274,11 @@ impl<H: Handler> Scanner<'_, H> {
         let client = self.consumer.connection.client();
         let termination = client.request(self.ack_subject(foreign), Settlement::Term { reason }.payload());
         if !matches!(timeout(TERM_CONFIRM_TIMEOUT, termination).await, Ok(Ok(_))) {
-            tracing::warn!(binding = H::BINDING, sequence, "failed to terminate a delivery, will retry");
+            tracing::warn!(
+                binding = self.consumer.name(),
+                sequence,
+                "failed to terminate a delivery, will retry"
+            );
             return false;
         }
         true

@@ -26,7 +26,7 @@ use self::{
     pull::{Pull, PullEvent},
 };
 use super::ConsumerLoop;
-use crate::{Handler, Source, connection::pause};
+use crate::{Handler, connection::pause};
 
 /// How often it is looked whether other consumers of the process have given bytes back.
 const BYTES_INTERVAL: Duration = Duration::from_millis(250);
@@ -99,7 +99,7 @@ impl<H: Handler> Fetcher<'_, H> {
             if refused == 0 {
                 consumer.gate.open();
             }
-            tracing::info!(binding = H::BINDING, "consuming");
+            tracing::info!(binding = consumer.name(), "consuming");
             let served = self.served();
             let stopped = self.fetch_while_available(&observation).await;
             consumer.bytes.owe(0);
@@ -126,7 +126,7 @@ impl<H: Handler> Fetcher<'_, H> {
                 Stopped::PermissionDenied(violation) => violation.to_string(),
             };
             consumer.unavailable(&why);
-            tracing::warn!(binding = H::BINDING, why, "stopped pulling");
+            tracing::warn!(binding = consumer.name(), why, "stopped pulling");
             // It is there and may refuse every request, as where its configuration does not fit: then it is asked ever less.
             sleep(pause(refused, rand::random())).await;
         }
@@ -139,15 +139,8 @@ impl<H: Handler> Fetcher<'_, H> {
             (self.pull, self.incarnation) = (None, observation.incarnation);
         }
         if self.pull.is_none() {
-            let binding = &self.consumer.binding;
-            let source = Source {
-                stream: binding.stream.clone(),
-                consumer: binding.consumer.clone(),
-                event_consumer: H::BINDING.to_owned(),
-                epoch: 0,
-            };
-            self.pull =
-                Some(Pull::open(&self.consumer.connection, source.into(), &observation.info.config).await?);
+            let source = Arc::clone(&self.consumer.source);
+            self.pull = Some(Pull::open(&self.consumer.connection, source, &observation.info.config).await?);
         }
         Ok(())
     }

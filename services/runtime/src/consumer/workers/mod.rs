@@ -130,16 +130,15 @@ where
     async fn run(mut self) {
         let mut announcements = Announcements::new(Instant::now());
         loop {
-            let job = match self.jobs.try_next() {
-                Some((job, _)) => job,
-                None => {
-                    if announcements.idle() {
-                        self.results.announce();
-                    }
-                    let job = self.jobs.next().await;
-                    announcements.resumed(Instant::now());
-                    job
+            let job = if let Some((job, _)) = self.jobs.try_next() {
+                job
+            } else {
+                if announcements.idle() {
+                    self.results.announce();
                 }
+                let job = self.jobs.next().await;
+                announcements.resumed(Instant::now());
+                job
             };
             if let Some(result) = self.begin(job).await {
                 self.results.add(result);

@@ -4,17 +4,17 @@
 //! authorizes nothing.
 
 use jetwright_proto::events::v1::{OrderPlaced, PaymentAuthorized, PaymentDeclined, PaymentVoided};
-use jetwright_runtime::Failure;
+use jetwright_runtime::HandlerError;
 use jiff::Timestamp;
 
 use super::StepResult;
-use crate::{gateway::Decision, payments::PaymentEvent, ports::Ports};
+use crate::{gateway::Decision, payments::PaymentEvent, saga::ports::Ports};
 
 /// Refuses an order that cannot be paid; else gives the authorization's id.
 pub(super) async fn authorize<P: Ports>(
     ports: &P,
     order: &OrderPlaced,
-) -> Result<StepResult<String>, Failure> {
+) -> Result<StepResult<String>, HandlerError> {
     let OrderPlaced { order_id, amount, currency, .. } = order;
     let decision = ports.authorize(order_id, *amount, currency).await?;
     ports.record_payment(order_id, &decided(order, &decision, Timestamp::now())).await?;
@@ -26,7 +26,7 @@ pub(super) async fn authorize<P: Ports>(
 
 /// Voids what any attempt authorized for a rejected order, and keeps slower attempts from authorizing it later. The gateway is
 /// asked whatever is known: an attempt that authorized may have ended before it could record that.
-pub(super) async fn void<P: Ports>(ports: &P, order_id: &str, reason: &str) -> Result<(), Failure> {
+pub(super) async fn void<P: Ports>(ports: &P, order_id: &str, reason: &str) -> Result<(), HandlerError> {
     let authorization_id = ports.void(order_id).await?.unwrap_or_default();
     let event = PaymentVoided {
         order_id: order_id.to_owned(),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use jetwright_proto::events::v1::OrderRejectedNotification;
-use jetwright_runtime::Failure;
+use jetwright_runtime::HandlerError;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -18,7 +18,7 @@ use crate::{
     gateway::Decision,
     order::{Order, OrderResult},
     payments::PaymentEvent,
-    ports::{Ports, StockEntry},
+    saga::ports::{Ports, StockEntry},
     stock::Stock,
 };
 
@@ -35,7 +35,7 @@ pub(super) struct Pending {
 pub(super) struct Network {
     pub(super) world: World,
     pub(super) pending: Vec<Pending>,
-    pub(super) answers: BTreeMap<u64, Result<Answer, Failure>>,
+    pub(super) answers: BTreeMap<u64, Result<Answer, HandlerError>>,
     /// Requests that nobody waits for any more, and which take effect later.
     pub(super) late: Vec<Request>,
     /// Attempts whose steps are over by their deadline.
@@ -78,7 +78,7 @@ impl ModelPorts {
         self.network.lock().unwrap()
     }
 
-    async fn ask(&self, request: Request) -> Result<Answer, Failure> {
+    async fn ask(&self, request: Request) -> Result<Answer, HandlerError> {
         let id = {
             let mut network = self.network();
             network.requests += 1;
@@ -90,7 +90,7 @@ impl ModelPorts {
         poll_fn(|_| self.network().answers.remove(&id).map_or(Poll::Pending, Poll::Ready)).await
     }
 
-    async fn yes(&self, request: Request) -> Result<bool, Failure> {
+    async fn yes(&self, request: Request) -> Result<bool, HandlerError> {
         match self.ask(request).await? {
             Answer::Yes(yes) => Ok(yes),
             other => panic!("{other:?}"),
@@ -102,63 +102,63 @@ impl Ports for ModelPorts {
     type Version = u64;
     type Turn = ();
 
-    async fn load_order(&self, _: &str) -> Result<Option<(Order, u64)>, Failure> {
+    async fn load_order(&self, _: &str) -> Result<Option<(Order, u64)>, HandlerError> {
         match self.ask(Request::LoadOrder).await? {
             Answer::Order(order, version) => Ok(Some((order, version))),
             other => panic!("{other:?}"),
         }
     }
 
-    async fn is_current(&self, version: &u64) -> Result<bool, Failure> {
+    async fn is_current(&self, version: &u64) -> Result<bool, HandlerError> {
         self.yes(Request::IsCurrent(*version)).await
     }
 
-    async fn end_order(&self, version: &u64, result: &OrderResult) -> Result<bool, Failure> {
+    async fn end_order(&self, version: &u64, result: &OrderResult) -> Result<bool, HandlerError> {
         self.yes(Request::EndOrder(*version, result.clone())).await
     }
 
-    async fn user_exists(&self, _: Uuid) -> Result<bool, Failure> {
+    async fn user_exists(&self, _: Uuid) -> Result<bool, HandlerError> {
         self.yes(Request::UserExists).await
     }
 
-    async fn stock_turn(&self, _: &str) -> Result<(), Failure> {
+    async fn stock_turn(&self, _: &str) -> Result<(), HandlerError> {
         Ok(())
     }
 
-    async fn get_stock(&self, sku: &str) -> Result<Option<StockEntry>, Failure> {
+    async fn get_stock(&self, sku: &str) -> Result<Option<StockEntry>, HandlerError> {
         match self.ask(Request::GetStock(sku.to_owned())).await? {
             Answer::Stock(entry) => Ok(entry),
             other => panic!("{other:?}"),
         }
     }
 
-    async fn update_stock(&self, sku: &str, stock: &Stock, revision: u64) -> Result<bool, Failure> {
+    async fn update_stock(&self, sku: &str, stock: &Stock, revision: u64) -> Result<bool, HandlerError> {
         self.yes(Request::UpdateStock(sku.to_owned(), stock.clone(), revision)).await
     }
 
-    async fn restock(&self, _: &str) -> Result<bool, Failure> {
+    async fn restock(&self, _: &str) -> Result<bool, HandlerError> {
         self.yes(Request::Restock).await
     }
 
-    async fn authorize(&self, _: &str, _: i64, _: &str) -> Result<Decision, Failure> {
+    async fn authorize(&self, _: &str, _: i64, _: &str) -> Result<Decision, HandlerError> {
         match self.ask(Request::Authorize).await? {
             Answer::Decision(decision) => Ok(decision),
             other => panic!("{other:?}"),
         }
     }
 
-    async fn void(&self, _: &str) -> Result<Option<String>, Failure> {
+    async fn void(&self, _: &str) -> Result<Option<String>, HandlerError> {
         match self.ask(Request::Void).await? {
             Answer::Voided(id) => Ok(id),
             other => panic!("{other:?}"),
         }
     }
 
-    async fn record_payment(&self, _: &str, event: &PaymentEvent) -> Result<(), Failure> {
+    async fn record_payment(&self, _: &str, event: &PaymentEvent) -> Result<(), HandlerError> {
         self.ask(Request::RecordPayment(event.clone())).await.map(drop)
     }
 
-    async fn notify(&self, _: &OrderRejectedNotification, _: String) -> Result<(), Failure> {
+    async fn notify(&self, _: &OrderRejectedNotification, _: String) -> Result<(), HandlerError> {
         self.ask(Request::Notify).await.map(drop)
     }
 

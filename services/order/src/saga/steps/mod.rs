@@ -12,11 +12,11 @@ mod payment_authorization;
 mod user_validation;
 
 use jetwright_proto::events::v1::{FulfilmentStep, OrderPlaced};
-use jetwright_runtime::Failure;
+use jetwright_runtime::HandlerError;
 use tokio::time::Instant;
 
 pub use self::metrics::StepMetrics;
-use crate::ports::Ports;
+use crate::saga::ports::Ports;
 
 /// How a step ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ enum Interruption {
     /// A step refused.
     Refused(FulfilmentStep, String),
     /// A step could not decide.
-    Undecided(FulfilmentStep, Failure),
+    Undecided(FulfilmentStep, HandlerError),
 }
 
 /// The steps of one attempt at one order.
@@ -74,7 +74,7 @@ impl<P: Ports> Steps<'_, P> {
     /// # Errors
     ///
     /// The step that could not decide, and why.
-    pub async fn take(&self) -> Result<Verdict, (FulfilmentStep, Failure)> {
+    pub async fn take(&self) -> Result<Verdict, (FulfilmentStep, HandlerError)> {
         match self.pass_all().await {
             Ok(authorization_id) => Ok(Verdict::Passed { authorization_id }),
             Err(Interruption::Refused(step, reason)) => Ok(Verdict::Refused { step, reason }),
@@ -94,10 +94,10 @@ impl<P: Ports> Steps<'_, P> {
     async fn pass<T: Send>(
         &self,
         step: FulfilmentStep,
-        work: impl Future<Output = Result<StepResult<T>, Failure>> + Send,
+        work: impl Future<Output = Result<StepResult<T>, HandlerError>> + Send,
     ) -> Result<T, Interruption> {
         let bounded = self.ports.until(self.deadline, work);
-        let outcome = |result: &Option<Result<StepResult<T>, Failure>>| match result {
+        let outcome = |result: &Option<Result<StepResult<T>, HandlerError>>| match result {
             Some(Ok(StepResult::Passed(_))) => "passed",
             Some(Ok(StepResult::Refused(_))) => "refused",
             Some(Err(_)) | None => "failed",
@@ -107,7 +107,7 @@ impl<P: Ports> Steps<'_, P> {
             Some(Ok(StepResult::Refused(reason))) => Err(Interruption::Refused(step, reason)),
             Some(Err(failure)) => Err(Interruption::Undecided(step, failure)),
             None => {
-                let failure = Failure::transient("the attempt's time was over before the step decided");
+                let failure = HandlerError::transient("the attempt's time was over before the step decided");
                 Err(Interruption::Undecided(step, failure))
             }
         }
@@ -119,7 +119,7 @@ impl<P: Ports> Steps<'_, P> {
 /// # Errors
 ///
 /// The stock cannot be changed now.
-pub async fn complete<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<(), Failure> {
+pub async fn complete<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<(), HandlerError> {
     inventory_reservation::hand_out(ports, order).await
 }
 
@@ -128,7 +128,7 @@ pub async fn complete<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<(), Fa
 /// # Errors
 ///
 /// Something is not undone yet.
-pub async fn undo<P: Ports>(ports: &P, order: &OrderPlaced, reason: &str) -> Result<(), Failure> {
+pub async fn undo<P: Ports>(ports: &P, order: &OrderPlaced, reason: &str) -> Result<(), HandlerError> {
     let (released, voided) = tokio::join!(
         inventory_reservation::release(ports, order),
         payment_authorization::void(ports, &order.order_id, reason),

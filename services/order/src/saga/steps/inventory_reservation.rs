@@ -8,11 +8,11 @@
 //! and the order was already ended when it was asked for. No clock and no duplicate window has a part in this.
 
 use jetwright_proto::events::v1::{OrderLine, OrderPlaced};
-use jetwright_runtime::Failure;
+use jetwright_runtime::HandlerError;
 
 use super::StepResult;
 use crate::{
-    ports::{Ports, StockEntry},
+    saga::ports::{Ports, StockEntry},
     stock::{Change, Stock},
 };
 
@@ -32,7 +32,7 @@ pub(super) async fn reserve<P: Ports>(
     ports: &P,
     order: &OrderPlaced,
     version: &P::Version,
-) -> Result<StepResult<()>, Failure> {
+) -> Result<StepResult<()>, HandlerError> {
     for OrderLine { sku, quantity, .. } in &order.lines {
         let reserving = |stock: Stock| stock.reserve(&order.order_id, *quantity);
         if change(ports, sku, Some(version), reserving).await? == Changed::Short {
@@ -43,7 +43,7 @@ pub(super) async fn reserve<P: Ports>(
 }
 
 /// Gives back what any attempt set aside for a rejected order, and keeps slower attempts from setting more aside.
-pub(super) async fn release<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<(), Failure> {
+pub(super) async fn release<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<(), HandlerError> {
     for line in &order.lines {
         change(ports, &line.sku, None, |stock| stock.release(&order.order_id)).await?;
     }
@@ -51,7 +51,7 @@ pub(super) async fn release<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<
 }
 
 /// Hands out what was set aside for a confirmed order.
-pub(super) async fn hand_out<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<(), Failure> {
+pub(super) async fn hand_out<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<(), HandlerError> {
     for line in &order.lines {
         change(ports, &line.sku, None, |stock| stock.hand_out(&order.order_id)).await?;
     }
@@ -64,7 +64,7 @@ async fn change<P: Ports>(
     sku: &str,
     only_at: Option<&P::Version>,
     change: impl Fn(Stock) -> Change,
-) -> Result<Changed, Failure> {
+) -> Result<Changed, HandlerError> {
     let _turn = ports.stock_turn(sku).await?;
     for _ in 0..MAX_CONFLICTS {
         let Some(StockEntry { stock, revision }) = ports.get_stock(sku).await? else {
@@ -74,30 +74,30 @@ async fn change<P: Ports>(
             Change::To(stock) => stock,
             Change::None => return Ok(Changed::Done),
             Change::Short => return Ok(Changed::Short),
-            Change::Full => return Err(Failure::transient(format!("too many open orders of {sku}"))),
+            Change::Full => return Err(HandlerError::transient(format!("too many open orders of {sku}"))),
         };
         // After the stock was read and before it is written: see above.
         if let Some(version) = only_at
             && !ports.is_current(version).await?
         {
-            return Err(Failure::transient("another attempt has ended the order"));
+            return Err(HandlerError::transient("another attempt has ended the order"));
         }
         if ports.update_stock(sku, &stock, revision).await? {
             return Ok(Changed::Done);
         }
         ports.back_off().await;
     }
-    Err(Failure::transient(format!("too many orders of {sku} at once")))
+    Err(HandlerError::transient(format!("too many orders of {sku} at once")))
 }
 
 /// Where the stock has no entry, nothing is set aside. An article that is sold has lost its entry, as when the bucket was made
 /// again, and gets its first stock; one that is not sold has no pieces.
-async fn without_entry<P: Ports>(ports: &P, sku: &str, reserving: bool) -> Result<Changed, Failure> {
+async fn without_entry<P: Ports>(ports: &P, sku: &str, reserving: bool) -> Result<Changed, HandlerError> {
     if !reserving {
         return Ok(Changed::Done);
     }
     if !ports.restock(sku).await? {
         return Ok(Changed::Short);
     }
-    Err(Failure::transient(format!("{sku} had no stock and got its first one again")))
+    Err(HandlerError::transient(format!("{sku} had no stock and got its first one again")))
 }

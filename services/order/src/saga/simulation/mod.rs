@@ -14,14 +14,17 @@ use std::{
 };
 
 use jetwright_proto::events::v1::OrderRejected;
-use jetwright_runtime::{Failure, Handler, Metadata};
+use jetwright_runtime::{Handler, HandlerError, HeaderMap, Metadata, Source};
 use prometheus_client::registry::Registry;
 
 use self::{
     ports::{ModelPorts, Network, Pending},
     world::{ORDER, Request, World, placed},
 };
-use crate::{compensation::Compensation, fulfilment::Fulfilment, order::OrderResult, steps::StepMetrics};
+use crate::{
+    order::OrderResult, saga::compensation::Compensation, saga::fulfilment::Fulfilment,
+    saga::steps::StepMetrics,
+};
 
 /// Deliveries of the placed order until it becomes a dead letter.
 const MAX_ATTEMPTS: u32 = 3;
@@ -52,7 +55,7 @@ struct Attempt {
     id: u64,
     consumer: Consumer,
     is_last: bool,
-    work: Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>,
+    work: Pin<Box<dyn Future<Output = Result<(), HandlerError>> + Send>>,
 }
 
 /// One order, and everything that happens to it.
@@ -142,7 +145,7 @@ impl Simulation {
         &mut self,
         consumer: Consumer,
         is_last: bool,
-        work: Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>,
+        work: Pin<Box<dyn Future<Output = Result<(), HandlerError>> + Send>>,
     ) -> u64 {
         self.begun += 1;
         self.attempts.push(Attempt { id: self.begun, consumer, is_last, work });
@@ -164,7 +167,7 @@ impl Simulation {
         for (consumer, is_last, result) in ended {
             match (consumer, result) {
                 (Consumer::Fulfilment, Ok(())) => self.fulfilled = true,
-                (Consumer::Fulfilment, Err(Failure::Permanent(_))) => self.dead = true,
+                (Consumer::Fulfilment, Err(HandlerError::Permanent(_))) => self.dead = true,
                 (Consumer::Fulfilment, Err(_)) => self.dead |= is_last,
                 (Consumer::Compensation, Ok(())) => self.compensated = true,
                 (Consumer::Compensation, Err(_)) => {}
@@ -176,7 +179,7 @@ impl Simulation {
     fn serve(&mut self, index: usize, fate: Fate) {
         let mut network = self.network();
         let Pending { id, request, .. } = network.pending.remove(index);
-        let lost = Err(Failure::transient("no answer"));
+        let lost = Err(HandlerError::transient("no answer"));
         let is_for_gateway = matches!(request, Request::Authorize | Request::Void);
         let answer = match fate {
             _ if network.gateway_away && is_for_gateway => lost,

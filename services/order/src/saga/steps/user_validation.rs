@@ -2,13 +2,16 @@
 //! gap. Changes nothing, so there is nothing to undo.
 
 use jetwright_proto::events::v1::OrderPlaced;
-use jetwright_runtime::Failure;
+use jetwright_runtime::HandlerError;
 
 use super::StepResult;
-use crate::{order::id, ports::Ports};
+use crate::{order::id, saga::ports::Ports};
 
 /// Refuses an order of nobody.
-pub(super) async fn validate<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<StepResult<()>, Failure> {
+pub(super) async fn validate<P: Ports>(
+    ports: &P,
+    order: &OrderPlaced,
+) -> Result<StepResult<()>, HandlerError> {
     let exists = match id(&order.user_id) {
         Some(user_id) => ports.user_exists(user_id).await?,
         None => false,

@@ -2,12 +2,12 @@
 //! and notifies the user. What may be repeated is repeated: a release and a void of what is undone already change nothing.
 
 use jetwright_proto::events::v1::{OrderPlaced, OrderRejected, OrderRejectedNotification};
-use jetwright_runtime::{Failure, Handler, Metadata};
+use jetwright_runtime::{Handler, HandlerError, Metadata};
 
 use crate::{
     order::{OrderResult, is_of},
-    ports::Ports,
-    steps::undo,
+    saga::ports::Ports,
+    saga::steps::undo,
 };
 
 /// Undoes rejected orders.
@@ -19,14 +19,13 @@ pub struct Compensation<P> {
 
 impl<P: Ports> Handler for Compensation<P> {
     type Event = OrderRejected;
-    const BINDING: &'static str = "order-compensation";
 
-    async fn handle(&self, rejected: OrderRejected, metadata: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, rejected: OrderRejected, metadata: &Metadata) -> Result<(), HandlerError> {
         if !is_of(&metadata.subject, &rejected.order_id) {
-            return Err(Failure::permanent("order_id is not the subject's"));
+            return Err(HandlerError::permanent("order_id is not the subject's"));
         }
         let Some((order, _)) = self.ports.load_order(&rejected.order_id).await? else {
-            return Err(Failure::permanent("the rejected order was never placed"));
+            return Err(HandlerError::permanent("the rejected order was never placed"));
         };
         match order.end {
             Some(OrderResult::Rejected(_)) => {}
@@ -35,7 +34,7 @@ impl<P: Ports> Handler for Compensation<P> {
                 tracing::warn!(order_id = rejected.order_id, "ignoring the rejection of a confirmed order");
                 return Ok(());
             }
-            None => return Err(Failure::transient("the rejection is not in the order's stream yet")),
+            None => return Err(HandlerError::transient("the rejection is not in the order's stream yet")),
         }
         let undone = undo(&self.ports, &order.placed, &rejected.reason).await;
         if notifies(metadata.attempt, undone.is_ok()) {

@@ -1,10 +1,10 @@
-//! What the saga works with: everything that it reads and writes outside of itself. [`Adapters`](crate::adapters::Adapters)
+//! What the saga works with: everything that it reads and writes outside of itself. [`Adapters`](crate::saga::adapters::Adapters)
 //! are the real ones; tests run the same saga on a model of them.
 
 use std::future::Future;
 
 use jetwright_proto::events::v1::OrderRejectedNotification;
-use jetwright_runtime::Failure;
+use jetwright_runtime::HandlerError;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -36,27 +36,27 @@ pub trait Ports: Clone + Send + Sync + 'static {
     fn load_order(
         &self,
         order_id: &str,
-    ) -> impl Future<Output = Result<Option<(Order, Self::Version)>, Failure>> + Send;
+    ) -> impl Future<Output = Result<Option<(Order, Self::Version)>, HandlerError>> + Send;
 
     /// Whether the order has no event after this version, as the leader of its stream has it.
-    fn is_current(&self, version: &Self::Version) -> impl Future<Output = Result<bool, Failure>> + Send;
+    fn is_current(&self, version: &Self::Version) -> impl Future<Output = Result<bool, HandlerError>> + Send;
 
     /// Appends the last event of an order. `false` where the order has an event after this version: nothing is written.
     fn end_order(
         &self,
         version: &Self::Version,
         result: &OrderResult,
-    ) -> impl Future<Output = Result<bool, Failure>> + Send;
+    ) -> impl Future<Output = Result<bool, HandlerError>> + Send;
 
     /// Whether the user exists.
-    fn user_exists(&self, user_id: Uuid) -> impl Future<Output = Result<bool, Failure>> + Send;
+    fn user_exists(&self, user_id: Uuid) -> impl Future<Output = Result<bool, HandlerError>> + Send;
 
     /// Waits until no other change of this article is under way in this process, and keeps others waiting until what it returns
     /// is dropped. Saves conflicts; correctness does not need it.
-    fn stock_turn(&self, sku: &str) -> impl Future<Output = Result<Self::Turn, Failure>> + Send;
+    fn stock_turn(&self, sku: &str) -> impl Future<Output = Result<Self::Turn, HandlerError>> + Send;
 
     /// The stock of an article.
-    fn get_stock(&self, sku: &str) -> impl Future<Output = Result<Option<StockEntry>, Failure>> + Send;
+    fn get_stock(&self, sku: &str) -> impl Future<Output = Result<Option<StockEntry>, HandlerError>> + Send;
 
     /// Writes the stock of an article where it is still at this revision; else `false`.
     fn update_stock(
@@ -64,10 +64,10 @@ pub trait Ports: Clone + Send + Sync + 'static {
         sku: &str,
         stock: &Stock,
         revision: u64,
-    ) -> impl Future<Output = Result<bool, Failure>> + Send;
+    ) -> impl Future<Output = Result<bool, HandlerError>> + Send;
 
     /// Puts the first stock of an article in where it has none. `false` where the article is not sold.
-    fn restock(&self, sku: &str) -> impl Future<Output = Result<bool, Failure>> + Send;
+    fn restock(&self, sku: &str) -> impl Future<Output = Result<bool, HandlerError>> + Send;
 
     /// Authorizes an amount (minor units) under the order's id. The gateway decides once for an id, and never authorizes an id
     /// that was voided.
@@ -76,10 +76,10 @@ pub trait Ports: Clone + Send + Sync + 'static {
         order_id: &str,
         amount: i64,
         currency: &str,
-    ) -> impl Future<Output = Result<Decision, Failure>> + Send;
+    ) -> impl Future<Output = Result<Decision, HandlerError>> + Send;
 
     /// Voids what is or will be authorized under the order's id. Gives the id of the authorization, where there was one.
-    fn void(&self, order_id: &str) -> impl Future<Output = Result<Option<String>, Failure>> + Send;
+    fn void(&self, order_id: &str) -> impl Future<Output = Result<Option<String>, HandlerError>> + Send;
 
     /// Appends an event to the order's payment where the payment
     /// [accepts](crate::payments::Payment::accepts) it.
@@ -87,14 +87,14 @@ pub trait Ports: Clone + Send + Sync + 'static {
         &self,
         order_id: &str,
         event: &PaymentEvent,
-    ) -> impl Future<Output = Result<(), Failure>> + Send;
+    ) -> impl Future<Output = Result<(), HandlerError>> + Send;
 
     /// Notifies the user of a rejected order.
     fn notify(
         &self,
         notification: &OrderRejectedNotification,
         message_id: String,
-    ) -> impl Future<Output = Result<(), Failure>> + Send;
+    ) -> impl Future<Output = Result<(), HandlerError>> + Send;
 
     /// Waits a random moment after a lost compare-and-set.
     fn back_off(&self) -> impl Future<Output = ()> + Send;

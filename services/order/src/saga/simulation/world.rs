@@ -8,7 +8,7 @@ use crate::{
     gateway::Decision,
     order::{Order, OrderResult},
     payments::{Payment, PaymentEvent},
-    ports::StockEntry,
+    saga::ports::StockEntry,
     stock::Stock,
 };
 

@@ -10,19 +10,19 @@
 //! - What any attempt did for a rejected order is undone because of the stored rejection, by [`Compensation`]; and what a slow
 //!   attempt would do after that is refused by the stock and by the gateway.
 //!
-//! [`Compensation`]: crate::compensation::Compensation
+//! [`Compensation`]: crate::saga::compensation::Compensation
 
 use std::time::Duration;
 
 use jetwright_proto::events::v1::{FulfilmentStep, OrderConfirmed, OrderPlaced, OrderRejected};
-use jetwright_runtime::{Failure, Handler, Metadata};
+use jetwright_runtime::{Handler, HandlerError, Metadata};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::{
     order::{OrderResult, is_of},
-    ports::Ports,
-    steps::{StepMetrics, Steps, Verdict, complete},
+    saga::ports::Ports,
+    saga::steps::{StepMetrics, Steps, Verdict, complete},
 };
 
 /// The reason of a rejection where no attempt could decide the order.
@@ -47,15 +47,14 @@ pub struct Fulfilment<P> {
 
 impl<P: Ports> Handler for Fulfilment<P> {
     type Event = OrderPlaced;
-    const BINDING: &'static str = "order-fulfilment";
 
-    async fn handle(&self, placed: OrderPlaced, metadata: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, placed: OrderPlaced, metadata: &Metadata) -> Result<(), HandlerError> {
         let deadline = Instant::now() + time_for_steps(self.handler_deadline);
         if !is_of(&metadata.subject, &placed.order_id) {
-            return Err(Failure::permanent("order_id is not the subject's"));
+            return Err(HandlerError::permanent("order_id is not the subject's"));
         }
         let Some((order, version)) = self.ports.load_order(&placed.order_id).await? else {
-            return Err(Failure::transient("the order is not in its stream yet"));
+            return Err(HandlerError::transient("the order is not in its stream yet"));
         };
         let result = if let Some(result) = order.end {
             result
@@ -75,7 +74,7 @@ impl<P: Ports> Handler for Fulfilment<P> {
 
 impl<P: Ports> Fulfilment<P> {
     /// Writes the end of an order. Where another attempt was faster, its end counts.
-    async fn end(&self, mut version: P::Version, result: OrderResult) -> Result<OrderResult, Failure> {
+    async fn end(&self, mut version: P::Version, result: OrderResult) -> Result<OrderResult, HandlerError> {
         let order_id = result.order_id();
         for _ in 0..MAX_CONFLICTS {
             if self.ports.end_order(&version, &result).await? {
@@ -84,13 +83,13 @@ impl<P: Ports> Fulfilment<P> {
             }
             match self.ports.load_order(order_id).await? {
                 Some((order, _)) if order.end.is_some() => {
-                    return order.end.ok_or_else(|| Failure::transient("the order has no end"));
+                    return order.end.ok_or_else(|| HandlerError::transient("the order has no end"));
                 }
                 Some((_, now)) => version = now,
-                None => return Err(Failure::transient("the order is not in its stream any more")),
+                None => return Err(HandlerError::transient("the order is not in its stream any more")),
             }
         }
-        Err(Failure::transient("the order changes too often to be ended"))
+        Err(HandlerError::transient("the order changes too often to be ended"))
     }
 }
 
@@ -103,12 +102,12 @@ fn time_for_steps(handler_deadline: Duration) -> Duration {
 /// open with its pieces set aside because no attempt is left. Pure.
 fn verdict(
     order_id: &str,
-    taken: Result<Verdict, (FulfilmentStep, Failure)>,
+    taken: Result<Verdict, (FulfilmentStep, HandlerError)>,
     is_last_attempt: bool,
-) -> Result<Verdict, Failure> {
+) -> Result<Verdict, HandlerError> {
     match taken {
         Ok(verdict) => Ok(verdict),
-        Err((_, failure @ Failure::Transient(_))) if !is_last_attempt => Err(failure),
+        Err((_, failure @ HandlerError::Transient(_))) if !is_last_attempt => Err(failure),
         Err((step, failure)) => {
             tracing::error!(order_id, step = step.name(), %failure, "rejecting an order that no attempt could decide");
             Ok(Verdict::Refused { step, reason: UNDECIDED.to_owned() })
@@ -137,11 +136,11 @@ mod tests {
     fn an_order_that_could_not_be_decided_is_rejected_where_no_attempt_is_left() {
         let step = FulfilmentStep::PaymentAuthorization;
         let rejected = Ok(Verdict::Refused { step, reason: UNDECIDED.to_owned() });
-        let away = Failure::transient("away");
+        let away = HandlerError::transient("away");
         assert_eq!(verdict("o", Err((step, away.clone())), false), Err(away.clone()));
         assert_eq!(verdict("o", Err((step, away)), true), rejected);
         // A failure that no attempt mends waits for none.
-        assert_eq!(verdict("o", Err((step, Failure::permanent("never"))), false), rejected);
+        assert_eq!(verdict("o", Err((step, HandlerError::permanent("never"))), false), rejected);
         let passed = Verdict::Passed { authorization_id: "a".to_owned() };
         assert_eq!(verdict("o", Ok(passed.clone()), true), Ok(passed));
     }
