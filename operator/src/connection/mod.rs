@@ -11,10 +11,8 @@ use std::{
 };
 
 use async_nats::{ServerAddr, connection::State};
-use jetwright_process::{
-    configuration::Problems,
-    nats::{self, Credentials, Happening, Violation, Violations},
-};
+use jetwright_nats::{ConnectionEvent, Credentials, Violation, Violations, options};
+use jetwright_process::configuration::Problems;
 use rand::RngExt as _;
 use tokio::{
     sync::{Notify, watch},
@@ -110,7 +108,7 @@ impl Nats {
         let credentials =
             credentials.map(|folder| Credentials::open(CREDENTIALS_FLAG, folder)).transpose()?;
         let observing = observer.clone();
-        let (options, violations) = nats::options(credentials.as_ref(), CREDENTIALS_FLAG, move |happening| {
+        let (options, violations) = options(credentials.as_ref(), CREDENTIALS_FLAG, move |happening| {
             observing.observe(happening);
         });
         let servers: Vec<_> = settings.servers.split(',').map(str::trim).collect();
@@ -195,18 +193,18 @@ impl Observer {
         Self { link: watch::Sender::new(start), lost, metrics, was_deaf: AtomicBool::new(false) }
     }
 
-    fn observe(&self, happening: Happening<'_>) {
+    fn observe(&self, happening: ConnectionEvent<'_>) {
         match happening {
             // Where answers could not be heard before, that shows within moments, and is looked at every second.
-            Happening::Connected if self.was_deaf.swap(false, Ordering::Relaxed) => {}
-            Happening::Connected => self.set(true, None),
-            Happening::Disconnected => self.set(false, None),
-            Happening::Failed(why) => self.set(false, Some(why.into())),
-            Happening::Deaf(violation) => {
+            ConnectionEvent::Connected if self.was_deaf.swap(false, Ordering::Relaxed) => {}
+            ConnectionEvent::Connected => self.set(true, None),
+            ConnectionEvent::Disconnected => self.set(false, None),
+            ConnectionEvent::Failed(why) => self.set(false, Some(why.into())),
+            ConnectionEvent::InboxDenied(violation) => {
                 self.was_deaf.store(true, Ordering::Relaxed);
                 self.set(false, Some(deaf(violation)));
             }
-            Happening::Dropped => self.lost.notify_one(),
+            ConnectionEvent::SlowConsumer => self.lost.notify_one(),
         }
     }
 
@@ -239,9 +237,9 @@ async fn verify(client: async_nats::Client, violations: Violations, observer: Ar
     while !observer.link.is_closed() {
         second.tick().await;
         let connected = client.connection_state() == State::Connected;
-        let deaf = violations.deaf().filter(|_| connected).map(|violation| deaf(&violation));
+        let deaf = violations.inbox_denied().filter(|_| connected).map(|violation| deaf(&violation));
         observer.set(connected && deaf.is_none(), deaf);
-        if violations.stays_deaf() && client.force_reconnect().await.is_err() {
+        if violations.must_reconnect() && client.force_reconnect().await.is_err() {
             return;
         }
     }

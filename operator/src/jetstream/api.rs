@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use async_nats::{RequestError, RequestErrorKind};
-use jetwright_process::nats::Violations;
+use jetwright_nats::{Violation, Violations};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
@@ -251,13 +251,14 @@ impl Api {
         let malformed = |source| ApiError::Malformed { subject: subject.to_owned(), source };
         let unanswered = |why: String| ApiError::Unanswered { subject: subject.to_owned(), why };
         let payload = serde_json::to_vec(body).map_err(malformed)?;
-        let mut violations = self.violations.watch();
+        let mut violations = self.violations.subscribe();
+        let denied = |violation: &Violation| matches!(violation, Violation::Publish(to) if to == subject);
         let request = self.client.request(subject.to_owned(), payload.into());
         // On the heap, since every future around it would hold it.
         let answer = Box::pin(async {
             tokio::select! {
                 answer = request => answer.map_err(|error| unanswered(why(&error))),
-                violation = violations.publish_to(subject) => Err(unanswered(violation.to_string())),
+                violation = violations.next_matching(denied) => Err(unanswered(violation.to_string())),
             }
         });
         let late = |_| Err(unanswered(format!("no answer within {:?}", self.timeout)));

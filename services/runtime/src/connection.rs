@@ -10,10 +10,8 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use async_nats::{Client, ConnectError, HeaderMap, Subject, jetstream, message::OutboundMessage};
 use bytes::Bytes;
-use jetwright_process::{
-    health::Gate,
-    nats::{self, Violations},
-};
+use jetwright_nats::{ViolationReceiver, Violations};
+use jetwright_process::health::Gate;
 use serde::de::DeserializeOwned;
 use tokio::{
     sync::watch,
@@ -119,8 +117,8 @@ impl Connection {
     }
 
     /// What the servers do not permit, from now on.
-    pub(crate) fn violations(&self) -> nats::Watch {
-        self.violations.watch()
+    pub(crate) fn violations(&self) -> ViolationReceiver {
+        self.violations.subscribe()
     }
 
     /// Sends a request until there is a final answer or its deadline has passed. It may arrive more than once.

@@ -9,10 +9,8 @@ use async_nats::ServerAddr;
 use jetwright_crds::environment::{
     Bindings, JETWRIGHT_BINDINGS, NATS_CREDENTIALS, NATS_URL, OTEL_SERVICE_NAME,
 };
-use jetwright_process::{
-    configuration::{Problem, Problems},
-    nats::Credentials,
-};
+use jetwright_nats::Credentials;
+use jetwright_process::configuration::{Problem, Problems};
 
 /// The environment of a service, checked.
 #[derive(Clone, Debug)]

@@ -17,7 +17,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use futures::StreamExt;
-use jetwright_process::nats::{Violation, Watch};
+use jetwright_nats::{Violation, ViolationReceiver};
 use slab::Slab;
 use tokio::{
     sync::{Notify, oneshot},
@@ -201,7 +201,7 @@ impl RequestMux {
     }
 
     /// Hands replies to their requests until the subscription ends, which it does with its client alone.
-    pub(crate) async fn dispatch_replies(&self, mut replies: Subscriber, mut violations: Watch) {
+    pub(crate) async fn dispatch_replies(&self, mut replies: Subscriber, mut violations: ViolationReceiver) {
         let publish = |violation: &Violation| matches!(violation, Violation::Publish(_));
         loop {
             tokio::select! {
@@ -210,7 +210,7 @@ impl RequestMux {
                     Some(reply) => self.dispatch(reply),
                     None => return,
                 },
-                violation = violations.any(publish) => self.forbidden(&violation),
+                violation = violations.next_matching(publish) => self.forbidden(&violation),
             }
         }
     }

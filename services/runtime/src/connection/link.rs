@@ -6,7 +6,8 @@ use std::sync::{
 };
 
 use async_nats::connection::State;
-use jetwright_process::{health::Gate, nats::Happening};
+use jetwright_nats::ConnectionEvent;
+use jetwright_process::health::Gate;
 use tokio::sync::watch;
 
 use crate::{metrics::Metrics, requests::RequestMux};
@@ -67,19 +68,21 @@ impl Observer {
     }
 
     /// Applies an event of the client of this generation.
-    pub(super) fn observe(&self, generation: u64, happening: Happening<'_>) {
+    pub(super) fn observe(&self, generation: u64, event: ConnectionEvent<'_>) {
         let Some(mut current) = self.lock(generation) else { return };
-        match happening {
-            Happening::Connected if current.installed => self.connected(),
-            Happening::Disconnected if current.installed => self.disconnected(),
-            Happening::Connected => current.connected = true,
-            Happening::Disconnected => current.connected = false,
-            Happening::Failed(why) => self.gate.close(&format!("not connected to NATS: {why}")),
-            Happening::Deaf(violation) => {
+        match event {
+            ConnectionEvent::Connected if current.installed => self.connected(),
+            ConnectionEvent::Disconnected if current.installed => self.disconnected(),
+            ConnectionEvent::Connected => current.connected = true,
+            ConnectionEvent::Disconnected => current.connected = false,
+            ConnectionEvent::Failed(why) => self.gate.close(&format!("not connected to NATS: {why}")),
+            ConnectionEvent::InboxDenied(violation) => {
                 self.mux.deny_inbox(violation);
                 self.gate.close(&format!("the answers of NATS cannot be heard: {violation}"));
             }
-            Happening::Dropped => tracing::debug!("client dropped messages of a slow subscription"),
+            ConnectionEvent::SlowConsumer => {
+                tracing::debug!("client dropped messages of a slow subscription");
+            }
         }
     }
 
@@ -183,22 +186,22 @@ mod tests {
     fn an_ended_client_counts_no_more_and_its_successor_does() {
         let health = Health::new();
         let observer = observer(&health);
-        observer.observe(0, Happening::Connected);
+        observer.observe(0, ConnectionEvent::Connected);
         observer.client_ended(0, "it ended");
         let link = || *observer.link.borrow();
         assert_eq!(link(), Link { connected: false, epoch: 1, generation: 0 });
         assert!(format!("{:?}", health.ready()).contains("it ended"));
         // A late event, and the state in which the ended client stays.
-        observer.observe(0, Happening::Connected);
+        observer.observe(0, ConnectionEvent::Connected);
         for _ in 0..2 {
             assert!(!observer.compare(0, &State::Connected, true));
         }
         assert!(!link().connected && health.ready().is_err());
         // It connects before anybody can have it.
-        observer.observe(1, Happening::Connected);
+        observer.observe(1, ConnectionEvent::Connected);
         assert_eq!(link(), Link { connected: false, epoch: 1, generation: 0 });
         observer.client_installed(1);
-        observer.observe(0, Happening::Disconnected);
+        observer.observe(0, ConnectionEvent::Disconnected);
         observer.client_ended(0, "it ended again");
         assert_eq!(link(), Link { connected: true, epoch: 2, generation: 1 });
         assert!(health.ready().is_ok());

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use async_nats::{PublishErrorKind, jetstream};
 use bytes::Bytes;
-use jetwright_process::nats::Violation;
+use jetwright_nats::Violation;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::RequestError;

@@ -10,7 +10,7 @@ use std::{
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ServerAddr, Subscriber};
 use jetwright_crds::environment::NATS_CREDENTIALS;
-use jetwright_process::nats::{self, Credentials, Violations};
+use jetwright_nats::{Credentials, Violations, options_with};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -96,7 +96,7 @@ impl Supervisor {
     async fn run(&self, session: Session) -> &'static str {
         let Session { client, replies, generation } = session;
         let (mux, observer) = (Arc::clone(self.observer.mux()), Arc::clone(&self.observer));
-        let (dispatching, watch) = (Arc::clone(&mux), self.violations.watch());
+        let (dispatching, watch) = (Arc::clone(&mux), self.violations.subscribe());
         let (sender, violations) = (client.clone(), self.violations.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -136,12 +136,10 @@ impl Supervisor {
     /// Builds a client, which connects when NATS is there.
     async fn build(&self, generation: u64) -> Result<Session, ConnectError> {
         let observer = Arc::clone(&self.observer);
-        let options = nats::options_with(
-            &self.violations,
-            self.credentials.as_ref(),
-            NATS_CREDENTIALS,
-            move |happening| observer.observe(generation, happening),
-        );
+        let options =
+            options_with(&self.violations, self.credentials.as_ref(), NATS_CREDENTIALS, move |happening| {
+                observer.observe(generation, happening);
+            });
         let client = options
             .name(&self.name)
             .retry_on_initial_connect()
@@ -166,7 +164,7 @@ async fn poll_state(client: &Client, generation: u64, violations: &Violations, o
     loop {
         sleep(STATE_POLL_INTERVAL).await;
         differed = observer.compare(generation, &client.connection_state(), differed);
-        if violations.stays_deaf() && client.force_reconnect().await.is_err() {
+        if violations.must_reconnect() && client.force_reconnect().await.is_err() {
             return;
         }
     }

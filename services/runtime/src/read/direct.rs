@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::{Client, Message, StatusCode, jetstream::message::StreamMessage};
 use futures::StreamExt;
-use jetwright_process::nats::Violation;
+use jetwright_nats::Violation;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
@@ -116,7 +116,7 @@ async fn ask_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Answer,
                 Err(_) => "nobody answers".to_owned(),
             },
             _ = link.wait_for(|link| !link.connected || link.epoch != epoch) => return Ok(Answer::Lost),
-            violation = violations.any(concerns) => return Ok(Answer::NotPermitted(violation)),
+            violation = violations.next_matching(concerns) => return Ok(Answer::NotPermitted(violation)),
         };
         if events.is_empty() {
             return Err(broken);

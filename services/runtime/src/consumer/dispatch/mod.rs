@@ -19,7 +19,7 @@ use std::{
 
 use async_nats::{Client, Subscriber};
 use futures::StreamExt;
-use jetwright_process::nats::{Violation, Watch};
+use jetwright_nats::{Violation, ViolationReceiver};
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
@@ -84,7 +84,7 @@ pub(super) struct Dispatcher<H> {
     recovery_logged_at: Duration,
     /// Since when it is in doubt whether the consumer is the one that delivered what is held.
     doubted_at: Option<Instant>,
-    violations: Watch,
+    violations: ViolationReceiver,
 }
 
 /// Events that run alone.
@@ -169,7 +169,7 @@ impl<H: Handler> Dispatcher<H> {
                 },
                 Ok(()) = self.link.changed() => self.linked(),
                 Ok(()) = self.observations.changed() => self.observed().await,
-                Violation::Publish(reply) = self.violations.any(is_about_acks) => self.not_permitted(&reply),
+                Violation::Publish(reply) = self.violations.next_matching(is_about_acks) => self.not_permitted(&reply),
             }
             self.give_back_recovering().await;
             self.begin_next().await;

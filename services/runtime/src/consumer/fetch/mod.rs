@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use jetwright_process::nats::Violation;
+use jetwright_nats::Violation;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
