@@ -10,7 +10,10 @@ use async_nats::{
     AuthError, ClientError, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, Server,
 };
 
-use crate::{Credentials, Violation, Violations};
+use crate::{
+    credentials::Credentials,
+    violation::{Violation, Violations},
+};
 
 /// Unless the credentials name another one.
 const DEFAULT_INBOX_PREFIX: &str = "_INBOX";
@@ -35,24 +38,11 @@ pub enum ConnectionEvent<'a> {
     SlowConsumer,
 }
 
-/// Options of a connection that authenticates with the credentials as they are at each connect, and calls the listener with its events.
-/// `setting` is the flag or variable that names the credentials, for messages.
+/// Options of a client that authenticates with the credentials as they are at each connect, and calls the listener with its events.
+/// `setting` is the flag or variable that names the credentials, for messages. Receivers of the violations outlive the client.
 ///
 /// A failed attempt is followed by the next, also one whose credentials could not be read.
 pub fn options<F>(
-    credentials: Option<&Credentials>,
-    setting: &'static str,
-    listener: F,
-) -> (ConnectOptions, Violations)
-where
-    F: Fn(ConnectionEvent<'_>) + Send + Sync + 'static,
-{
-    let violations = Violations::new();
-    (options_with(&violations, credentials, setting, listener), violations)
-}
-
-/// The same for a client that replaces an ended one: receivers of these violations stay subscribed.
-pub fn options_with<F>(
     violations: &Violations,
     credentials: Option<&Credentials>,
     setting: &'static str,

@@ -108,7 +108,8 @@ impl Nats {
         let credentials =
             credentials.map(|folder| Credentials::open(CREDENTIALS_FLAG, folder)).transpose()?;
         let observing = observer.clone();
-        let (options, violations) = options(credentials.as_ref(), CREDENTIALS_FLAG, move |happening| {
+        let violations = Violations::new();
+        let options = options(&violations, credentials.as_ref(), CREDENTIALS_FLAG, move |happening| {
             observing.observe(happening);
         });
         let servers: Vec<_> = settings.servers.split(',').map(str::trim).collect();

@@ -29,6 +29,7 @@ use std::{
 
 use futures::FutureExt;
 use jetwright_crds::environment::Binding;
+use jetwright_nats::Connection;
 use jetwright_process::health::Gate;
 use tokio::{
     sync::{Notify, mpsc},
@@ -48,7 +49,7 @@ use self::{
         foreign::{self, ForeignEvents},
     },
 };
-use crate::{Handler, Limits, Publisher, Reader, connection::Connection, metrics::HandlerMetrics};
+use crate::{Handler, Limits, Publisher, Reader, metrics::HandlerMetrics};
 
 /// Beyond a handler's deadline, what a stop leaves for an attempt that was still to arrive, and for acknowledgements.
 pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);

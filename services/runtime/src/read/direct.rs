@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use async_nats::{Client, Message, StatusCode, jetstream::message::StreamMessage};
 use futures::StreamExt;
-use jetwright_nats::Violation;
+use jetwright_nats::{Connection, Violation, backoff::pause};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::Recorded;
-use crate::connection::{Connection, pause};
 
 /// Most events of one page.
 pub(super) const PAGE_EVENTS: usize = 1000;

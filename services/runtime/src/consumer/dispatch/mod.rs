@@ -19,7 +19,7 @@ use std::{
 
 use async_nats::{Client, Subscriber};
 use futures::StreamExt;
-use jetwright_nats::{Violation, ViolationReceiver};
+use jetwright_nats::{Link, Violation, ViolationReceiver};
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
@@ -42,7 +42,7 @@ use super::{
     retry::Isolation,
     workers::{WorkerPanic, Workers},
 };
-use crate::{Handler, connection::Link};
+use crate::Handler;
 
 /// Things of one kind that are done before those of another have their turn.
 const BATCH: usize = 64;

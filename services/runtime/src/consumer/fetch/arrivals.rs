@@ -8,6 +8,7 @@ use std::{
 use async_nats::{HeaderMap, Message, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
+use jetwright_nats::backoff::pause;
 use tokio::time::Instant;
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
     pull::PullEvent,
     status::{RequestEnd, request_end},
 };
-use crate::{Metadata, connection::pause, metadata::Origin};
+use crate::{Metadata, metadata::Origin};
 
 /// Header of a status that ends a request: how much of it was not served (NATS ADR-13).
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";

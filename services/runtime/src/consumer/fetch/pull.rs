@@ -3,7 +3,7 @@
 use std::{future::poll_fn, time::Duration};
 
 use async_nats::Client;
-use jetwright_nats::{Violation, ViolationReceiver};
+use jetwright_nats::{Connection, Link, Violation, ViolationReceiver};
 use tokio::{
     sync::watch,
     task::unconstrained,
@@ -15,10 +15,7 @@ use super::{
     credits::{NewRequest, Room, TURNS},
     discovery::ConsumerConfig,
 };
-use crate::{
-    connection::{Connection, Link},
-    metadata::Origin,
-};
+use crate::metadata::Origin;
 
 /// How long a request stays open at the server.
 pub(super) const EXPIRES: Duration = Duration::from_secs(1);

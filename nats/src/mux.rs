@@ -17,7 +17,6 @@ use async_nats::{
 };
 use bytes::Bytes;
 use futures::StreamExt;
-use jetwright_nats::{Violation, ViolationReceiver};
 use slab::Slab;
 use tokio::{
     sync::{Notify, oneshot},
@@ -25,25 +24,33 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use crate::violation::{Violation, ViolationReceiver};
+
 /// How often requests whose deadline has passed are removed.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(50);
 /// Length of the queue of unsent requests at which those that were given up are removed from it.
 const PRUNE_AT: usize = 4096;
 
 /// Why a request has no reply.
-#[derive(Debug)]
-pub(crate) enum NoReply {
+#[derive(Debug, thiserror::Error)]
+pub enum NoReply {
     /// There was no connection, and the request was not sent.
+    #[error("NATS is not connected")]
     NotConnected,
     /// The connection was lost; the request may have arrived.
+    #[error("the connection to NATS was lost")]
     Lost,
     /// No reply came in time; the request may have arrived.
+    #[error("NATS does not answer")]
     Silence,
     /// Nobody subscribes to its subject.
+    #[error("no stream takes it")]
     NoResponders,
     /// The servers do not permit to publish to its subject, or to subscribe to the inbox.
+    #[error(transparent)]
     Forbidden(Violation),
     /// The client does not take it.
+    #[error(transparent)]
     NotSent(PublishError),
 }
 

@@ -19,32 +19,32 @@ const PERMITS_PER_STREAM: usize = PERMITS / 2;
 const STREAMS: usize = 64;
 
 #[derive(Debug)]
-pub(super) struct Permits {
+pub(crate) struct Permits {
     all: Semaphore,
     streams: [Semaphore; STREAMS],
     hasher: RandomState,
 }
 
 /// Held while one request waits for its reply.
-pub(super) struct Permit<'a> {
+pub(crate) struct Permit<'a> {
     _stream: SemaphorePermit<'a>,
     _all: SemaphorePermit<'a>,
 }
 
 impl Permits {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let streams = array::from_fn(|_| Semaphore::new(PERMITS_PER_STREAM));
         Self { all: Semaphore::new(PERMITS), streams, hasher: RandomState::new() }
     }
 
     /// A permit, if there is one now.
-    pub(super) fn try_acquire(&self, stream: &str) -> Option<Permit<'_>> {
+    pub(crate) fn try_acquire(&self, stream: &str) -> Option<Permit<'_>> {
         let stream = self.stream(stream).try_acquire().ok()?;
         Some(Permit { _stream: stream, _all: self.all.try_acquire().ok()? })
     }
 
     /// Waits for a permit until the deadline.
-    pub(super) async fn acquire(&self, stream: &str, deadline: Instant) -> Option<Permit<'_>> {
+    pub(crate) async fn acquire(&self, stream: &str, deadline: Instant) -> Option<Permit<'_>> {
         let acquired = async {
             // That of the stream first: who waits for it must not hold one that others could use.
             let stream = self.stream(stream).acquire().await.ok()?;
@@ -63,7 +63,7 @@ impl Permits {
 
 /// The stream that a request is for, by its subject: the one that a request to JetStream's API names, or for a publish the first
 /// token, which is the same for all subjects of most streams.
-pub(super) fn stream_of(subject: &str) -> &str {
+pub(crate) fn stream_of(subject: &str) -> &str {
     let mut tokens = subject.split('.');
     let first = tokens.next().unwrap_or_default();
     if first != "$JS" {
