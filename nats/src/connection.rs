@@ -3,7 +3,7 @@
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
-use async_nats::{Client, ConnectError, Subject, message::OutboundMessage};
+use async_nats::{Client, ConnectError, ServerAddr, Subject, message::OutboundMessage};
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -13,6 +13,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
+    api_subjects::ApiSubjects,
     backoff::pause,
     mux::{NoReply, PendingReply, RequestMux, Submitted},
     observer::Observer,
@@ -30,6 +31,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug)]
 pub struct Connection {
     config: Arc<ConnectionConfig>,
+    api_subjects: Arc<ApiSubjects>,
     client: CurrentClient,
     link: watch::Receiver<Link>,
     state: watch::Receiver<ConnectionState>,
@@ -76,6 +78,7 @@ impl Connection {
     pub async fn open(config: ConnectionConfig) -> Result<Self, ConnectError> {
         let (observer, violations) = (Arc::new(Observer::new()), Violations::new());
         let config = Arc::new(config);
+        let api_subjects = Arc::new(ApiSubjects::new(config.domain.as_deref()));
         let supervisor = Supervisor::new(Arc::clone(&config), Arc::clone(&observer), violations.clone());
         let (client, supervising) = supervisor.start().await?;
         let mux = Arc::clone(observer.mux());
@@ -83,7 +86,18 @@ impl Connection {
         let tasks = [tokio::spawn(supervising), tokio::spawn(async move { expiring.expire().await })];
         let tasks = Arc::new(tasks.map(AbortOnDropHandle::new));
         let (link, state, permits) = (observer.link(), observer.state(), Arc::new(Permits::new()));
-        Ok(Self { config, client, link, state, violations, permits, mux, observer, _tasks: tasks })
+        Ok(Self {
+            config,
+            api_subjects,
+            client,
+            link,
+            state,
+            violations,
+            permits,
+            mux,
+            observer,
+            _tasks: tasks,
+        })
     }
 
     /// From now on a loss of the connection is no warning.
@@ -125,6 +139,19 @@ impl Connection {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.config.name
+    }
+
+    /// Where it connects to, for messages.
+    #[must_use]
+    pub fn servers(&self) -> String {
+        let servers: Vec<_> = self.config.servers.iter().map(ServerAddr::as_url_str).collect();
+        servers.join(", ")
+    }
+
+    /// The subjects of JetStream's API.
+    #[must_use]
+    pub fn api_subjects(&self) -> &ApiSubjects {
+        &self.api_subjects
     }
 
     /// Sends a request until there is a final answer or its deadline has passed. It may arrive more than once.

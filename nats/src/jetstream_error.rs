@@ -36,6 +36,16 @@ use Disposition::{Conflict, Refused, Retry, Unavailable};
 pub const STREAM_NOT_FOUND: u64 = 10059;
 /// The consumer does not exist.
 pub const CONSUMER_NOT_FOUND: u64 = 10014;
+/// A stream of this name exists with another configuration.
+pub const STREAM_NAME_IN_USE: u64 = 10058;
+/// More than one replica needs clustered servers.
+pub const REPLICAS_NEED_CLUSTER: u64 = 10074;
+/// The cluster has no servers for it; the text says why.
+pub const NO_SUITABLE_PEERS: u64 = 10005;
+/// Another stream of the account has subjects in common.
+pub const SUBJECTS_OVERLAP: u64 = 10065;
+/// A move or a scaling of the stream goes on.
+pub const RECONFIGURING: u64 = 10226;
 /// No message is there under this sequence or subject.
 pub const NO_MESSAGE_FOUND: u64 = 10037;
 /// The stream that took the publish is not the expected one.

@@ -38,6 +38,8 @@ pub struct ConnectionConfig {
     pub credentials: Option<Credentials>,
     /// The flag or variable that names the credentials, for messages.
     pub credentials_setting: &'static str,
+    /// JetStream's domain, where it is not that of the servers.
+    pub domain: Option<String>,
 }
 
 /// The client that is used now.
@@ -148,7 +150,7 @@ impl Supervisor {
     /// Builds a client, which connects when NATS is there.
     async fn build(&self, generation: u64) -> Result<Session, ConnectError> {
         let observer = Arc::clone(&self.observer);
-        let ConnectionConfig { name, servers, credentials, credentials_setting } = &*self.config;
+        let ConnectionConfig { name, servers, credentials, credentials_setting, .. } = &*self.config;
         let options = options(&self.violations, credentials.as_ref(), credentials_setting, move |event| {
             observer.observe(generation, event);
         });

@@ -92,6 +92,7 @@ impl Service {
             servers: environment.servers.clone(),
             credentials: environment.credentials.clone(),
             credentials_setting: NATS_CREDENTIALS,
+            domain: None,
         })
         .await?;
         tokio::spawn(readiness::follow(&connection, gate, metrics.clone()));

@@ -86,7 +86,7 @@ async fn ask_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Answer,
     let epoch =
         link.wait_for(|link| link.connected).await.map_err(|_| "the connection to NATS was lost")?.epoch;
     let mut violations = connection.violations();
-    let (client, subject) = (connection.client(), format!("$JS.API.DIRECT.GET.{}", wanted.stream));
+    let (client, subject) = (connection.client(), connection.api_subjects().direct_get(wanted.stream));
     let (inbox, mut answers) = request(&client, &subject, wanted).await.map_err(|error| error.to_string())?;
     let concerns = |violation: &Violation| match violation {
         Violation::Publish(to) => *to == subject,

@@ -8,7 +8,7 @@ use std::{borrow::Cow, str};
 use async_nats::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use bytes::Bytes;
 use data_encoding::BASE64;
-use jetwright_nats::{NO_MESSAGE_FOUND, Request, RequestError};
+use jetwright_nats::{Request, RequestError, jetstream_error::NO_MESSAGE_FOUND};
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -153,7 +153,7 @@ impl Reader {
     ) -> Result<Option<RawEvent>, Error> {
         let object = object(stream, about);
         let request = Request {
-            subject: format!("$JS.API.STREAM.MSG.GET.{stream}"),
+            subject: self.connection.api_subjects().get_message(stream),
             payload: wanted.to_string().into(),
             deadline: Instant::now() + BOUND,
         };

@@ -158,7 +158,7 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
 async fn ask(connection: &Connection, stream: &str, consumer: &str) -> Result<ConsumerInfo, String> {
     let object = format!("consumer {consumer} of stream {stream}");
     let request = Request {
-        subject: format!("$JS.API.CONSUMER.INFO.{stream}.{consumer}"),
+        subject: connection.api_subjects().consumer_info(stream, consumer),
         payload: bytes::Bytes::new(),
         deadline: Instant::now() + INFO_TIMEOUT,
     };

@@ -120,7 +120,7 @@ impl Pull {
         Ok(Self {
             generation,
             link,
-            subject: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
+            subject: connection.api_subjects().next_messages(stream, consumer),
             ack_infix: format!(".{stream}.{consumer}."),
             arrivals: Arrivals::new(origin, subscriptions),
             client,
