@@ -54,18 +54,18 @@ pub struct Request {
     pub deadline: Instant,
 }
 
-/// How long to wait for the reply to one request.
+/// How long one request may wait.
 #[derive(Clone, Copy, Debug)]
-struct Patience {
-    /// Until when it may wait for the connection.
+struct Timeouts {
+    /// For the connection, and altogether.
     deadline: Instant,
-    /// From the moment on at which there is a connection.
-    timeout: Duration,
+    /// For the reply, once there is a connection.
+    reply: Duration,
 }
 
-impl Patience {
-    fn reply_by(self) -> Instant {
-        self.deadline.min(Instant::now() + self.timeout)
+impl Timeouts {
+    fn reply_deadline(self) -> Instant {
+        self.deadline.min(Instant::now() + self.reply)
     }
 }
 
@@ -199,7 +199,7 @@ impl Connection {
         timeout: Duration,
     ) -> Result<Bytes, NoReply> {
         let message = OutboundMessage { subject: subject.into(), reply: None, payload, headers: None };
-        self.send(message, Patience { deadline: Instant::now() + timeout, timeout }).await
+        self.send(message, Timeouts { deadline: Instant::now() + timeout, reply: timeout }).await
     }
 
     /// Thousands of these may be under way, most of which only wait: what is seldom needed is boxed, and so is what is over soon.
@@ -216,24 +216,24 @@ impl Connection {
                 None => return Err(RequestError::Unavailable("too many requests wait already".into())),
             },
         };
-        let patience = Patience { deadline, timeout: REQUEST_TIMEOUT };
-        let reply = interpret(self.send(message(), patience).await);
+        let timeouts = Timeouts { deadline, reply: REQUEST_TIMEOUT };
+        let reply = interpret(self.send(message(), timeouts).await);
         drop(permit);
         match reply {
             Reply::Final(result) => result,
-            Reply::Retry(why) => Box::pin(self.retry(patience, stream, why, message)).await,
+            Reply::Retry(why) => Box::pin(self.retry(timeouts, stream, why, message)).await,
         }
     }
 
     /// Repeats a request that failed the first time.
     async fn retry<T: DeserializeOwned>(
         &self,
-        patience: Patience,
+        timeouts: Timeouts,
         stream: &str,
         mut why: Cow<'static, str>,
         message: &(impl Fn() -> OutboundMessage + Sync),
     ) -> Result<T, RequestError> {
-        let deadline = patience.deadline;
+        let deadline = timeouts.deadline;
         for attempt in 1.. {
             let next = Instant::now() + pause(attempt, rand::random());
             if next >= deadline {
@@ -242,7 +242,7 @@ impl Connection {
             // Others have its permit meanwhile.
             sleep_until(next).await;
             let Some(_permit) = self.permits.acquire(stream, deadline).await else { break };
-            why = match interpret(self.send(message(), patience).await) {
+            why = match interpret(self.send(message(), timeouts).await) {
                 Reply::Final(result) => return result,
                 Reply::Retry(why) => why,
             };
@@ -251,10 +251,10 @@ impl Connection {
     }
 
     /// Sends once, when NATS is connected. It ends as soon as that connection is lost, or the servers do not permit it.
-    async fn send(&self, message: OutboundMessage, patience: Patience) -> Result<Bytes, NoReply> {
-        let mut pending = match self.mux.submit(message, patience.reply_by()) {
+    async fn send(&self, message: OutboundMessage, timeouts: Timeouts) -> Result<Bytes, NoReply> {
+        let mut pending = match self.mux.submit(message, timeouts.reply_deadline()) {
             Submitted::Pending(pending) => pending,
-            Submitted::NotConnected(message) => Box::pin(self.submit_later(message, patience)).await?,
+            Submitted::NotConnected(message) => Box::pin(self.submit_later(message, timeouts)).await?,
             Submitted::InboxDenied(violation) => return Err(NoReply::Forbidden(violation)),
         };
         pending.reply().await
@@ -264,20 +264,20 @@ impl Connection {
     async fn submit_later(
         &self,
         mut message: OutboundMessage,
-        patience: Patience,
+        timeouts: Timeouts,
     ) -> Result<PendingReply<'_>, NoReply> {
         let mut link = self.link.clone();
         loop {
-            let Ok(Ok(_)) = timeout_at(patience.deadline, link.wait_for(|link| link.connected)).await else {
+            let Ok(Ok(_)) = timeout_at(timeouts.deadline, link.wait_for(|link| link.connected)).await else {
                 return Err(NoReply::NotConnected);
             };
-            message = match self.mux.submit(message, patience.reply_by()) {
+            message = match self.mux.submit(message, timeouts.reply_deadline()) {
                 Submitted::Pending(pending) => return Ok(pending),
                 Submitted::NotConnected(message) => message,
                 Submitted::InboxDenied(violation) => return Err(NoReply::Forbidden(violation)),
             };
             // The connection was lost in between.
-            let Ok(Ok(())) = timeout_at(patience.deadline, link.changed()).await else {
+            let Ok(Ok(())) = timeout_at(timeouts.deadline, link.changed()).await else {
                 return Err(NoReply::NotConnected);
             };
         }

@@ -25,8 +25,7 @@ const TLS_ERROR: &str = "TLS error";
 
 /// What happens to a connection.
 #[derive(Clone, Copy, Debug)]
-pub enum ConnectionEvent<'a> {
-    /// The connection is established; credentials were accepted.
+pub(crate) enum ConnectionEvent<'a> {
     Connected,
     /// The connection was lost or closed.
     Disconnected,
@@ -42,7 +41,7 @@ pub enum ConnectionEvent<'a> {
 /// `setting` is the flag or variable that names the credentials, for messages. Receivers of the violations outlive the client.
 ///
 /// A failed attempt is followed by the next, also one whose credentials could not be read.
-pub fn options<F>(
+pub(crate) fn options<F>(
     violations: &Violations,
     credentials: Option<&Credentials>,
     setting: &'static str,

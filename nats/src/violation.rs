@@ -41,8 +41,7 @@ impl fmt::Display for Violation {
 
 impl Violation {
     /// Reads an error of the server (sendErr in server/client.go of nats-server); `None` where it is about something else.
-    #[must_use]
-    pub fn read(error: &ServerError) -> Option<Self> {
+    pub(crate) fn read(error: &ServerError) -> Option<Self> {
         let ServerError::Other(text) = error else { return None };
         let lower = text.to_ascii_lowercase();
         let subject = || text.split('"').nth(1).map(str::to_owned);
@@ -69,7 +68,7 @@ impl Violation {
 
 /// The violations of one connection, whichever clients it had, for callers that wait for a reply that will not come. Clones share them.
 #[derive(Clone, Debug)]
-pub struct Violations {
+pub(crate) struct Violations {
     sender: broadcast::Sender<Violation>,
     /// Why no reply can arrive, and since when.
     inbox_denied: watch::Sender<Option<(Violation, Instant)>>,
@@ -88,8 +87,7 @@ impl Default for Violations {
 
 impl Violations {
     /// Without any violation yet.
-    #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             sender: broadcast::channel(BUFFERED).0,
             inbox_denied: watch::Sender::default(),
@@ -98,20 +96,17 @@ impl Violations {
     }
 
     /// Subscribes. Send what may be denied after this.
-    #[must_use]
-    pub fn subscribe(&self) -> ViolationReceiver {
+    pub(crate) fn subscribe(&self) -> ViolationReceiver {
         ViolationReceiver(self.sender.subscribe())
     }
 
     /// Why no reply can arrive on this connection, if none can.
-    #[must_use]
-    pub fn inbox_denied(&self) -> Option<Violation> {
+    pub(crate) fn inbox_denied(&self) -> Option<Violation> {
         self.inbox_denied.borrow().as_ref().map(|(violation, _)| violation.clone())
     }
 
     /// Whether the inbox has been denied for ten seconds, so that the connection must be renewed; true once in each ten seconds.
-    #[must_use]
-    pub fn must_reconnect(&self) -> bool {
+    pub(crate) fn must_reconnect(&self) -> bool {
         let mut is_due = false;
         self.inbox_denied.send_if_modified(|denied| {
             let denied = denied.as_mut().filter(|(_, since)| since.elapsed() >= INBOX_DENIED_RECONNECT);
