@@ -41,7 +41,10 @@ async fn ask(connection: &Connection, subject: &str) -> Result<Bytes, NoReply> {
 #[tokio::test]
 async fn a_request_ends_with_its_reply_or_with_the_reason_why_there_is_none() {
     let nats = NatsServer::builder()
-        .config("authorization: { users: [{user: u, password: p, permissions: {publish: {deny: [denied]}}}, {user: admin, password: admin}] }")
+        .config(
+            "authorization: { users: [{user: admin, password: admin}, \
+             {user: u, password: p, permissions: {publish: {deny: [denied]}}}] }",
+        )
         .start()
         .await;
     let secret = MountedSecret::new(&[("username", "u"), ("password", "p")]);
