@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jetwright_crds::conditions::Reason;
+use jetwright_nats::{Connection, ConnectionState};
 use kube::{
     Client,
     runtime::{controller::Action, events::Recorder},
@@ -11,7 +12,6 @@ use rand::RngExt as _;
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    connection::Nats,
     jetstream::Mirror,
     kubernetes::status::Wrote,
     memory::{Applied, Deletions, Failures, Key, Remade, Repairs, Written},
@@ -70,7 +70,7 @@ pub struct Context {
     /// What JetStream has.
     pub mirror: Mirror,
     /// The connection to NATS.
-    pub nats: Nats,
+    pub nats: Connection,
     /// The operator's metrics.
     pub metrics: Metrics,
     /// Name of this Kubernetes cluster, part of every identity.
@@ -113,10 +113,10 @@ impl Context {
     }
 
     fn disconnected(&self) -> Option<Waiting> {
-        let link = self.nats.link().borrow().clone();
-        link.away()?;
+        let state: ConnectionState = self.nats.state().borrow().clone();
+        state.disconnected_for()?;
         let servers = self.nats.servers();
-        let message = match (&link.why, link.was_connected) {
+        let message = match (&state.last_error, state.was_connected) {
             (Some(why), true) => {
                 format!("NATS at {servers}: {why}; everything is looked at again when it is back")
             }
@@ -142,7 +142,7 @@ impl Context {
 
     /// Whether NATS has been away for so long that the objects are to say so.
     fn tells_disconnected(&self) -> bool {
-        self.nats.link().borrow().away().is_some_and(|away| away >= DISCONNECTED_AFTER)
+        self.nats.state().borrow().disconnected_for().is_some_and(|time| time >= DISCONNECTED_AFTER)
     }
 
     /// When to look at an object again: rarely where nothing is known to change, since changes are told; soon where its status could

@@ -97,13 +97,13 @@ impl Metrics {
     }
 
     /// A request to JetStream ended.
-    pub fn api_request<T>(&self, verb: &'static str, answer: &Result<T, ApiError>) {
-        let outcome = match answer {
-            Ok(_) => "ok",
-            Err(error) if error.is_absence() => "not_found",
-            Err(ApiError::Refused { .. }) => "refused",
-            Err(ApiError::Unanswered { .. }) => "unanswered",
-            Err(ApiError::Malformed { .. }) => "malformed",
+    pub fn api_request(&self, verb: &'static str, error: Option<&ApiError>) {
+        let outcome = match error {
+            None => "ok",
+            Some(error) if error.is_absence() => "not_found",
+            Some(ApiError::Refused { .. }) => "refused",
+            Some(ApiError::Unanswered { .. }) => "unanswered",
+            Some(ApiError::Malformed { .. }) => "malformed",
         };
         self.requests.get_or_create(&Requested { verb, outcome }).inc();
     }

@@ -4,14 +4,14 @@
 use std::{error::Error as StdError, time::Duration};
 
 use jetwright_crds::conditions::Reason;
+use jetwright_nats::jetstream_error::{
+    NO_SUITABLE_PEERS, RECONFIGURING, REPLICAS_NEED_CLUSTER, STREAM_NAME_IN_USE,
+};
 use jiff::Timestamp;
 
 use crate::{
     identity::{Claim, Identity},
-    jetstream::{
-        ApiError, Config,
-        api::{NO_SUITABLE_PEERS, RECONFIGURING, REPLICAS_NEED_CLUSTER, STREAM_NAME_IN_USE},
-    },
+    jetstream::{ApiError, Config, remedy::remedy},
 };
 
 /// Something wrong with a spec.
@@ -276,7 +276,8 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
             parts.push(status.message.clone());
             break;
         }
-        parts.push(error.to_string());
+        let remedy = error.downcast_ref().map(remedy).unwrap_or_default();
+        parts.push(format!("{error}{remedy}"));
         next = error.source();
     }
     parts.join(": ")

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
+use jetwright_nats::Connection;
 use jetwright_process::{admin, health::Health, metrics as process_metrics, shutdown::Shutdown};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
@@ -14,9 +15,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     config::Arguments,
-    connection::Nats,
+    connection,
     context::Context,
-    controller, jetstream,
+    controller,
     jetstream::{Mirror, watch},
     leader::Leadership,
     memory::{Applied, Deletions, Failures, Remade, Repairs, Written},
@@ -68,7 +69,7 @@ async fn operate(
     let client = Client::try_default()
         .await
         .context("Kubernetes cannot be found: run in a cluster, or set KUBECONFIG")?;
-    let nats = Nats::connect(&arguments.connection()?, metrics).await?;
+    let nats = connection::open(&arguments.connection()?, metrics).await?;
     let reached = {
         let (nats, gate) = (nats.clone(), readiness.nats);
         tokio::spawn(async move { gate.open_when_reached(&nats).await })
@@ -85,7 +86,12 @@ async fn operate(
     result
 }
 
-async fn context(arguments: &Arguments, client: Client, nats: Nats, metrics: Metrics) -> Result<Context> {
+async fn context(
+    arguments: &Arguments,
+    client: Client,
+    nats: Connection,
+    metrics: Metrics,
+) -> Result<Context> {
     let cluster_name = match &arguments.controllers.cluster_name {
         Some(name) => name.clone(),
         None => uid_of_kube_system(&client)
@@ -93,7 +99,7 @@ async fn context(arguments: &Arguments, client: Client, nats: Nats, metrics: Met
             .context("the cluster's name is the uid of namespace kube-system, which cannot be read: set --cluster-name")?,
     };
     let timeout = arguments.nats.jetstream_timeout.into();
-    let api = jetstream::Api::new(&nats, timeout, metrics.clone());
+    let api = connection::api(&nats, timeout, metrics.clone());
     let reporter =
         Reporter { controller: "jetwright-operator".to_owned(), instance: std::env::var("HOSTNAME").ok() };
     Ok(Context {

@@ -300,7 +300,7 @@ impl Mirror {
     async fn refresh_by_list(&self, missed: &mut HashMap<String, Entry<StreamInfo>>) -> Result<(), ApiError> {
         let mut offset = 0;
         loop {
-            let streams = self.0.api.stream_page(offset).await?.streams.unwrap_or_default();
+            let streams: Vec<StreamInfo> = self.0.api.list_streams(offset).await?;
             if streams.is_empty() {
                 return Ok(());
             }

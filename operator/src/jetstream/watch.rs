@@ -11,13 +11,13 @@ use std::{
 };
 
 use futures::{StreamExt, stream};
+use jetwright_nats::{Connection, api_request};
 use rand::RngExt as _;
 use serde::Deserialize;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::mirror::{Change, ConsumerKey, Mirror};
-use crate::connection::Nats;
 
 /// Advisories that tell of streams and consumers, and the audit of the API.
 const SUBJECTS: [&str; 8] = [
@@ -57,27 +57,32 @@ enum About {
 
 /// Advisories from now on. They are to be listened to before anything is remembered, so that no change falls between the two;
 /// after a lost connection the client listens again before it asks for anything else.
-pub async fn advisories(nats: &Nats) -> Advisories {
-    let mut all = Vec::new();
+pub async fn advisories(nats: &Connection) -> Advisories {
+    let generation = nats.link().borrow().generation;
+    let (client, mut all) = (nats.client(), Vec::new());
     for subject in SUBJECTS {
-        match nats.client().subscribe(subject).await {
+        match client.subscribe(subject).await {
             Ok(messages) => all.push(messages),
             Err(error) => {
                 tracing::error!(subject, %error, "cannot listen; changes are found by comparison only");
             }
         }
     }
-    Advisories(stream::select_all(all))
+    Advisories { messages: stream::select_all(all), generation }
 }
 
 /// JetStream's advisories.
-pub struct Advisories(stream::SelectAll<async_nats::Subscriber>);
+pub struct Advisories {
+    messages: stream::SelectAll<async_nats::Subscriber>,
+    /// Of the client, or an earlier one.
+    generation: u64,
+}
 
 /// Runs until `stop`: follows advisories, and compares everything at each connect and at the interval.
 pub async fn run(
     advisories: Advisories,
     mirror: Mirror,
-    nats: Nats,
+    nats: Connection,
     compare_every: Interval,
     stop: CancellationToken,
 ) {
@@ -85,7 +90,7 @@ pub async fn run(
     let waiting = Waiting::default();
     let work = async {
         tokio::join!(
-            listen(advisories, nats.name(), &mirror, &waiting, names, nats.lost()),
+            follow(advisories, &nats, &mirror, &waiting, names),
             refresh(&mirror, &waiting, queue),
             compare(&mirror, &nats, compare_every),
         )
@@ -103,23 +108,43 @@ impl Waiting {
     }
 }
 
-async fn listen(
+/// Listens for as long as there is a client, and again with each that takes its place: advisories end with their client.
+async fn follow(
     mut advisories: Advisories,
-    own_name: &str,
+    nats: &Connection,
     mirror: &Mirror,
     waiting: &Waiting,
     names: mpsc::Sender<About>,
-    lost: &Notify,
 ) {
-    while let Some(message) = advisories.0.next().await {
-        let Some(about) = about(&message.subject, &message.payload, own_name) else { continue };
+    loop {
+        listen(&mut advisories, nats, mirror, waiting, &names).await;
+        let ended = advisories.generation;
+        if nats.link().wait_for(|link| link.generation != ended).await.is_err() {
+            return;
+        }
+        advisories = self::advisories(nats).await;
+        // What changed in between told nobody.
+        mirror.doubt_everything().await;
+        mirror.announce(Change::Everything);
+    }
+}
+
+async fn listen(
+    advisories: &mut Advisories,
+    nats: &Connection,
+    mirror: &Mirror,
+    waiting: &Waiting,
+    names: &mpsc::Sender<About>,
+) {
+    while let Some(message) = advisories.messages.next().await {
+        let Some(about) = about(&message.subject, &message.payload, nats.name()) else { continue };
         let known = match &about {
             About::Stream(name) => mirror.knows_stream(name),
             About::Consumer(key) => mirror.knows_consumer(key),
         };
         if known && waiting.names().insert(about.clone()) && names.try_send(about.clone()).is_err() {
             waiting.names().remove(&about);
-            lost.notify_one();
+            nats.slow_consumer().notify_one();
         }
     }
 }
@@ -143,17 +168,17 @@ async fn refresh(mirror: &Mirror, waiting: &Waiting, queue: mpsc::Receiver<About
     queue.for_each_concurrent(AT_ONCE, refresh_one).await;
 }
 
-async fn compare(mirror: &Mirror, nats: &Nats, interval: Interval) {
-    let mut link = nats.link();
+async fn compare(mirror: &Mirror, nats: &Connection, interval: Interval) {
+    let mut state = nats.state();
     loop {
         mirror.forget_unused(interval.forget);
         // Not within the next line: what is borrowed is locked, and the connection could not be told of while it is compared.
-        let connected = link.borrow_and_update().connected;
+        let connected = state.borrow_and_update().connected;
         let compared = compare_once(mirror, connected).await;
         let pause =
             if compared { interval.compare.mul_f64(rand::rng().random_range(1.0..1.2)) } else { TRY_AGAIN };
         tokio::select! {
-            changed = link.changed() => {
+            changed = state.changed() => {
                 if changed.is_err() {
                     return;
                 }
@@ -179,8 +204,8 @@ async fn compare_once(mirror: &Mirror, connected: bool) -> bool {
 }
 
 /// Ends when advisories were lost, but not so often that a flood of them would ask for ever more.
-async fn lost_advisories(nats: &Nats) {
-    nats.lost().notified().await;
+async fn lost_advisories(nats: &Connection) {
+    nats.slow_consumer().notified().await;
     tracing::warn!("advisories came faster than they were read; comparing everything");
     tokio::time::sleep(AFTER_LOSS).await;
 }
@@ -218,11 +243,9 @@ fn about(subject: &str, payload: &[u8], own_name: &str) -> Option<About> {
     }
 }
 
-/// What a request to the API changed: consumers have no advisory of their changes. A domain stands before `API`.
+/// What a request to the API changed: consumers have no advisory of their changes.
 fn audited(subject: &str) -> Option<About> {
-    let request = subject.strip_prefix("$JS.")?;
-    let request = request.strip_prefix("API.").or_else(|| Some(request.split_once(".API.")?.1))?;
-    let tokens: Vec<_> = request.split('.').collect();
+    let tokens: Vec<_> = api_request(subject)?.split('.').collect();
     match tokens[..] {
         ["CONSUMER", "CREATE" | "RESET", stream, name, ..]
         | ["CONSUMER", "DURABLE", "CREATE", stream, name] => {

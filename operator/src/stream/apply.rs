@@ -3,13 +3,12 @@
 
 use std::time::Duration;
 
+use jetwright_nats::jetstream_error::{NO_SUITABLE_PEERS, REPLICAS_NEED_CLUSTER};
+
 use super::dereference::Dereferenced;
 use crate::{
     context::Context,
-    jetstream::{
-        ApiError, Config, Seen, StreamInfo,
-        api::{NO_SUITABLE_PEERS, REPLICAS_NEED_CLUSTER},
-    },
+    jetstream::{ApiError, Config, Seen, StreamInfo},
     outcome::{Applied, Category, Done},
     plan::Plan,
 };

@@ -36,9 +36,8 @@ async fn main() -> ExitCode {
         None => app.run(Configuration::read(), setup).await,
         Some(Command::Rebuild) => app.run_command(Ok(()), rebuild).await,
         Some(Command::Settle { order_id }) => {
-            let settle = async |setup, settings: Configuration| {
-                Box::pin(settle(setup, settings.shop, order_id)).await
-            };
+            let settle =
+                async |setup, settings: Configuration| Box::pin(settle(setup, settings.shop, order_id)).await;
             app.run_command(Configuration::read(), settle).await
         }
     }

@@ -51,7 +51,6 @@
 
 mod aggregate;
 mod app;
-mod connection;
 mod consumer;
 pub mod environment;
 mod error;
@@ -64,7 +63,7 @@ mod problem;
 mod projection;
 mod publish;
 mod read;
-mod requests;
+mod readiness;
 mod service;
 mod trace;
 

@@ -204,11 +204,10 @@ impl Metrics {
         Self(Arc::new(families))
     }
 
-    pub(crate) fn connected(&self, connected: bool) {
+    /// Whether there is a connection, and how many were made since the last call.
+    pub(crate) fn connection(&self, connected: bool, made: u64) {
         self.0.connected.set(i64::from(connected));
-        if connected {
-            self.0.connections.inc();
-        }
+        self.0.connections.inc_by(made);
     }
 
     /// Counts a write that was stored (or was there already), or why it was not, and how long that took.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, header, message::OutboundMessage};
 use bytes::Bytes;
+use jetwright_nats::Connection;
 use prost::{Message, Name};
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -11,7 +12,6 @@ use tracing::Instrument;
 
 use crate::{
     Error, ErrorKind,
-    connection::Connection,
     event::{CONTENT_TYPE, EVENT_TYPE, PROTOBUF},
     metrics::{Metrics, WriteKind},
     trace,
@@ -171,7 +171,7 @@ impl Publisher {
     ) -> Result<Published, Error> {
         let begun = Instant::now();
         let published = self.connection.request_until(begun + BOUND, subject, stream, message).await;
-        let published = published.map_err(|error| error.into_error(subject));
+        let published = published.map_err(|error| Error::of_request(subject, &error));
         let outcome = published.as_ref().map(|stored: &Published| stored.duplicate).map_err(Error::kind);
         self.metrics.published(kind, outcome, begun.elapsed());
         published

@@ -23,6 +23,7 @@ use std::{
     time::Duration,
 };
 
+use jetwright_nats::Connection;
 use serde_json::{Value, json};
 use tokio::{
     sync::Semaphore,
@@ -33,7 +34,7 @@ pub(crate) use self::raw::RawEvent;
 pub use self::recorded::{Position, StoredEvent};
 use self::unparsable::Unparsable;
 pub(crate) use self::{pages::Pages, shared::Shared};
-use crate::{Error, ErrorKind, connection::Connection};
+use crate::{Error, ErrorKind};
 
 /// How long one request may take.
 const BOUND: Duration = Duration::from_secs(3);

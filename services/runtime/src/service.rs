@@ -2,7 +2,8 @@
 
 use std::{future::Future, pin::Pin, time::Duration};
 
-use jetwright_crds::environment::Binding;
+use jetwright_crds::environment::{Binding, NATS_CREDENTIALS};
+use jetwright_nats::{Connection, ConnectionConfig};
 use jetwright_process::health::Health;
 use prometheus_client::registry::Registry;
 use tokio::{task::JoinSet, time::timeout};
@@ -11,10 +12,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Aggregate, Aggregates, Environment, Handler, HandlerOptions, KeyValue, Projection, Publisher, Reader,
     Rebuilt, View,
-    connection::Connection,
     consumer::{ByteBudget, ConsumerDeps, ConsumerLoop, HandlerRunner, consume},
     metrics::Metrics,
     projection::{self, Projector},
+    readiness,
 };
 
 /// A service on NATS.
@@ -85,8 +86,16 @@ impl Service {
     ) -> Result<Self, ServiceError> {
         environment.warn_of_unknown_fields();
         let metrics = Metrics::register(registry);
-        let gate = health.gate("nats", "not connected to NATS yet");
-        let connection = Connection::open(&environment, gate, metrics.clone()).await?;
+        let gate = health.gate("nats", readiness::NOT_YET);
+        let connection = Connection::open(ConnectionConfig {
+            name: environment.name.clone(),
+            servers: environment.servers.clone(),
+            credentials: environment.credentials.clone(),
+            credentials_setting: NATS_CREDENTIALS,
+            domain: None,
+        })
+        .await?;
+        tokio::spawn(readiness::follow(&connection, gate, metrics.clone()));
         let publisher = Publisher::new(connection.clone(), metrics.clone());
         let (reader, health) = (Reader::new(connection.clone()), health.clone());
         Ok(Self {

@@ -31,6 +31,7 @@ use std::{
 
 use futures::FutureExt;
 use jetwright_crds::environment::Binding;
+use jetwright_nats::Connection;
 use jetwright_process::health::Gate;
 use tokio::{
     sync::{Notify, mpsc},
@@ -50,7 +51,7 @@ use self::{
         foreign::{self, ForeignEvents},
     },
 };
-use crate::{Handler, Reader, Source, connection::Connection};
+use crate::{Handler, Reader, Source};
 
 /// Beyond a handler's deadline, what a stop leaves for an attempt that was still to arrive, and for acknowledgements.
 pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);

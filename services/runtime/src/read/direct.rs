@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use async_nats::{Client, Message, StatusCode, jetstream::message::StreamMessage};
 use futures::StreamExt;
-use jetwright_process::nats::Violation;
+use jetwright_nats::{Connection, Violation, backoff::pause};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::StoredEvent;
-use crate::connection::{Connection, pause};
 
 /// Most events of one page.
 pub(super) const PAGE_EVENTS: usize = 1000;
@@ -87,7 +86,7 @@ async fn ask_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Answer,
     let epoch =
         link.wait_for(|link| link.connected).await.map_err(|_| "the connection to NATS was lost")?.epoch;
     let mut violations = connection.violations();
-    let (client, subject) = (connection.client(), format!("$JS.API.DIRECT.GET.{}", wanted.stream));
+    let (client, subject) = (connection.client(), connection.api_subjects().direct_get(wanted.stream));
     let (inbox, mut answers) = request(&client, &subject, wanted).await.map_err(|error| error.to_string())?;
     let concerns = |violation: &Violation| match violation {
         Violation::Publish(to) => *to == subject,
@@ -116,7 +115,7 @@ async fn ask_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Answer,
                 Err(_) => "nobody answers".to_owned(),
             },
             _ = link.wait_for(|link| !link.connected || link.epoch != epoch) => return Ok(Answer::Lost),
-            violation = violations.any(concerns) => return Ok(Answer::NotPermitted(violation)),
+            violation = violations.next_matching(concerns) => return Ok(Answer::NotPermitted(violation)),
         };
         if events.is_empty() {
             return Err(broken);

@@ -5,18 +5,16 @@
 
 use std::{borrow::Cow, str};
 
-use async_nats::{HeaderMap, HeaderName, HeaderValue, StatusCode, jetstream::ErrorCode};
+use async_nats::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use bytes::Bytes;
 use data_encoding::BASE64;
+use jetwright_nats::{Request, RequestError, jetstream_error::NO_MESSAGE_FOUND};
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::time::Instant;
 
 use super::{BOUND, Reader, object};
-use crate::{
-    Error, ErrorKind,
-    connection::{Request, RequestError},
-};
+use crate::{Error, ErrorKind};
 
 /// A message as its stream stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,20 +153,16 @@ impl Reader {
     ) -> Result<Option<RawEvent>, Error> {
         let object = object(stream, about);
         let request = Request {
-            subject: format!("$JS.API.STREAM.MSG.GET.{stream}"),
-            headers: None,
+            subject: self.connection.api_subjects().get_message(stream),
             payload: wanted.to_string().into(),
-            object: object.clone(),
             deadline: Instant::now() + BOUND,
         };
         match self.connection.request::<Answer>(request).await {
             Ok(Answer { message }) => RawEvent::try_from(message)
                 .map(Some)
                 .map_err(|error| Error::new(ErrorKind::Refused, object, error)),
-            Err(RequestError::Refused(error)) if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
-                Ok(None)
-            }
-            Err(other) => Err(other.into_error(&object)),
+            Err(RequestError::Refused(error)) if error.err_code == NO_MESSAGE_FOUND => Ok(None),
+            Err(other) => Err(Error::of_request(object, &other)),
         }
     }
 }

@@ -15,7 +15,7 @@ use futures::StreamExt;
 use jetwright_crds::environment::Binding;
 use jetwright_process::health::Health;
 use jetwright_runtime::{Handler, HandlerError, HandlerOptions, Metadata, PublishOptions, Service};
-use jetwright_testing::await_until;
+use jetwright_testing::{RawClient, await_until};
 use prometheus_client::registry::Registry;
 use prost::Message;
 use tokio::time::sleep;
@@ -23,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     proxy::Proxy,
-    raw::RawClient,
     support::{Bench, Gate, Number, SOON, Scripted, count, publish_of},
 };
 

@@ -7,7 +7,7 @@ use async_nats::{
     jetstream::{self, kv},
 };
 use jetwright_crds::environment::NATS_CREDENTIALS;
-use jetwright_process::nats::Credentials;
+use jetwright_nats::Credentials;
 use jetwright_runtime::ErrorKind;
 use jetwright_testing::{Authority, Folder, JwtAccount, MountedSecret, NatsServer, await_until};
 

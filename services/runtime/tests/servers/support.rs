@@ -16,7 +16,8 @@ use jetwright_crds::{
     Duration as Text, dead_letter,
     environment::{Backoff, Binding, Bindings, DeadLetters, HANDLER_DEADLINE, Ordering, Retry},
 };
-use jetwright_process::{health::Health, nats::Credentials};
+use jetwright_nats::Credentials;
+use jetwright_process::health::Health;
 use jetwright_runtime::{
     Environment, Handler, HandlerError, HandlerOptions, KeyValue, Metadata, PublishOptions, Published,
     Publisher, Reader, Service, ServiceError,

@@ -19,7 +19,7 @@ use std::{
 
 use async_nats::{Client, Subscriber};
 use futures::StreamExt;
-use jetwright_process::nats::{Violation, Watch};
+use jetwright_nats::{Link, Violation, ViolationReceiver};
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
@@ -41,7 +41,7 @@ use super::{
     retry::Isolation,
     workers::{WorkerPanic, Workers},
 };
-use crate::{Handler, connection::Link};
+use crate::Handler;
 
 /// Things of one kind that are done before those of another have their turn.
 const BATCH: usize = 64;
@@ -83,7 +83,7 @@ pub(super) struct Dispatcher<H> {
     recovery_logged_at: Duration,
     /// Since when it is in doubt whether the consumer is the one that delivered what is held.
     doubted_at: Option<Instant>,
-    violations: Watch,
+    violations: ViolationReceiver,
 }
 
 /// An attempt that ended.
@@ -178,7 +178,7 @@ impl<H: Handler> Dispatcher<H> {
                 },
                 Ok(()) = self.link.changed() => self.linked(),
                 Ok(()) = self.observations.changed() => self.observed().await,
-                Violation::Publish(reply) = self.violations.any(is_about_acks) => self.not_permitted(&reply),
+                Violation::Publish(reply) = self.violations.next_matching(is_about_acks) => self.not_permitted(&reply),
             }
             self.finish_attempts().await?;
             self.give_back_recovering().await;

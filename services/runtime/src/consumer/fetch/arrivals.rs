@@ -9,6 +9,7 @@ use std::{
 use async_nats::{Message, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
+use jetwright_nats::backoff::pause;
 use tokio::time::Instant;
 
 use super::{
@@ -17,7 +18,7 @@ use super::{
     pull::PullEvent,
     status::{RequestEnd, request_end},
 };
-use crate::{Metadata, Source, connection::pause};
+use crate::{Metadata, Source};
 
 /// Header of a status that ends a request: how much of it was not served (NATS ADR-13).
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";

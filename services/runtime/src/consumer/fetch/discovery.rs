@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use jetwright_nats::{Connection, Request, RequestError, backoff::pause};
 use serde::Deserialize;
 use tokio::{
     sync::{Notify, watch},
@@ -13,10 +14,7 @@ use tokio::{
 };
 
 use super::super::ConsumerLoop;
-use crate::{
-    Handler,
-    connection::{Connection, Request, RequestError, pause},
-};
+use crate::{Error, Handler};
 
 /// How long one question may take.
 const INFO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -160,17 +158,15 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
 async fn ask(connection: &Connection, stream: &str, consumer: &str) -> Result<ConsumerInfo, String> {
     let object = format!("consumer {consumer} of stream {stream}");
     let request = Request {
-        subject: format!("$JS.API.CONSUMER.INFO.{stream}.{consumer}"),
-        headers: None,
+        subject: connection.api_subjects().consumer_info(stream, consumer),
         payload: bytes::Bytes::new(),
-        object: object.clone(),
         deadline: Instant::now() + INFO_TIMEOUT,
     };
     match connection.request(request).await {
         Ok(info) => Ok(info),
         // 10059 and 10014: not found; the description says which.
         Err(RequestError::Refused(error)) => Err(format!("{object}: {error}")),
-        Err(other) => Err(other.into_error(&object).to_string()),
+        Err(other) => Err(Error::of_request(object, &other).to_string()),
     }
 }
 

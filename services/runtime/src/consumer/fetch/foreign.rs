@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use jetwright_nats::backoff::pause;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, sleep, sleep_until, timeout},
@@ -26,7 +27,7 @@ use super::{
     },
     discovery::ConsumerInfo,
 };
-use crate::{Error, ErrorKind, Handler, connection::pause, read::RawEvent};
+use crate::{Error, ErrorKind, Handler, read::RawEvent};
 
 /// Events that are read before any is pulled.
 const INITIAL_SCAN_EVENTS: usize = 2_000;

@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use jetwright_process::nats::Violation;
+use jetwright_nats::{Violation, backoff::pause};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
@@ -26,7 +26,7 @@ use self::{
     pull::{Pull, PullEvent},
 };
 use super::ConsumerLoop;
-use crate::{Handler, connection::pause};
+use crate::Handler;
 
 /// How often it is looked whether other consumers of the process have given bytes back.
 const BYTES_INTERVAL: Duration = Duration::from_millis(250);

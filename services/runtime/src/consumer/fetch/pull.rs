@@ -3,7 +3,7 @@
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use async_nats::Client;
-use jetwright_process::nats::{Violation, Watch};
+use jetwright_nats::{Connection, Link, Violation, ViolationReceiver};
 use tokio::{
     sync::watch,
     task::unconstrained,
@@ -15,10 +15,7 @@ use super::{
     credits::{NewRequest, Room, TURNS},
     discovery::ConsumerConfig,
 };
-use crate::{
-    Source,
-    connection::{Connection, Link},
-};
+use crate::Source;
 
 /// How long a request stays open at the server.
 pub(super) const EXPIRES: Duration = Duration::from_secs(1);
@@ -40,7 +37,7 @@ pub(super) struct Pull {
     /// Of the client that has the subscriptions.
     generation: u64,
     link: watch::Receiver<Link>,
-    violations: Watch,
+    violations: ViolationReceiver,
     inbox: String,
     subject: String,
     /// Stands in the subjects on which deliveries are acknowledged.
@@ -123,7 +120,7 @@ impl Pull {
         Ok(Self {
             generation,
             link,
-            subject: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
+            subject: connection.api_subjects().next_messages(stream, consumer),
             ack_infix: format!(".{stream}.{consumer}."),
             arrivals: Arrivals::new(source, subscriptions),
             client,
@@ -141,7 +138,7 @@ impl Pull {
     /// is room for, rather than what NATS sent be left to wait for ackWait.
     pub(super) fn resume(&mut self, config: &ConsumerConfig) -> bool {
         self.arrivals.reset();
-        self.violations.forget();
+        self.violations.clear();
         (self.limits, self.last_request) = (RequestLimits::new(config), None);
         self.link.borrow_and_update().connected
     }
@@ -260,7 +257,7 @@ impl Pull {
             // be seen before an earlier one. What comes is bounded by what was asked for.
             event = unconstrained(poll_fn(|context| arrivals.poll_next(context))) => event,
             _ = link.changed() => PullEvent::Disconnected,
-            violation = violations.any(concerns) => PullEvent::PermissionDenied(violation),
+            violation = violations.next_matching(concerns) => PullEvent::PermissionDenied(violation),
             () = at(unanswered) => PullEvent::Unavailable("the consumer does not answer".to_owned()),
             () = at(wake_up) => PullEvent::MayRequest,
         };

@@ -9,15 +9,14 @@ use std::{
 };
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ServerAddr, Subscriber};
-use jetwright_crds::environment::NATS_CREDENTIALS;
-use jetwright_process::nats::{self, Credentials, Violations};
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
 
-use super::{link::Observer, pause};
-use crate::environment::Environment;
+use crate::{
+    backoff::pause, credentials::Credentials, events::options, observer::Observer, violation::Violations,
+};
 
 /// A server that leaves two of these unanswered is considered dead.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
@@ -28,12 +27,27 @@ const STABLE_AFTER: Duration = Duration::from_secs(30);
 /// How long an ended client may take to close what is left of it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// Where NATS is, and who the program is there.
+#[derive(Clone, Debug)]
+pub struct ConnectionConfig {
+    /// Name that the connection carries, as NATS' own reports show it.
+    pub name: String,
+    /// Addresses of the servers; at least one.
+    pub servers: Vec<ServerAddr>,
+    /// Absent where the servers ask for nothing.
+    pub credentials: Option<Credentials>,
+    /// The flag or variable that names the credentials, for messages.
+    pub credentials_setting: &'static str,
+    /// JetStream's domain, where it is not that of the servers.
+    pub domain: Option<String>,
+}
+
 /// The client that is used now.
 #[derive(Clone, Debug)]
-pub(super) struct CurrentClient(Arc<RwLock<Client>>);
+pub(crate) struct CurrentClient(Arc<RwLock<Client>>);
 
 impl CurrentClient {
-    pub(super) fn get(&self) -> Client {
+    pub(crate) fn get(&self) -> Client {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -44,10 +58,8 @@ impl CurrentClient {
 
 /// Builds clients, all with the same options.
 #[derive(Debug)]
-pub(super) struct Supervisor {
-    name: String,
-    servers: Vec<ServerAddr>,
-    credentials: Option<Credentials>,
+pub(crate) struct Supervisor {
+    config: Arc<ConnectionConfig>,
     violations: Violations,
     observer: Arc<Observer>,
 }
@@ -61,14 +73,16 @@ struct Session {
 }
 
 impl Supervisor {
-    pub(super) fn new(environment: &Environment, observer: Arc<Observer>, violations: Violations) -> Self {
-        let Environment { name, servers, credentials, .. } = environment;
-        let (name, servers, credentials) = (name.clone(), servers.clone(), credentials.clone());
-        Self { name, servers, credentials, violations, observer }
+    pub(crate) fn new(
+        config: Arc<ConnectionConfig>,
+        observer: Arc<Observer>,
+        violations: Violations,
+    ) -> Self {
+        Self { config, violations, observer }
     }
 
     /// Builds the first client. The future keeps a client running for as long as it is polled, and never returns.
-    pub(super) async fn start(self) -> Result<(CurrentClient, impl Future<Output = ()>), ConnectError> {
+    pub(crate) async fn start(self) -> Result<(CurrentClient, impl Future<Output = ()>), ConnectError> {
         let first = self.build(0).await?;
         let current = CurrentClient(Arc::new(RwLock::new(first.client.clone())));
         let using = current.clone();
@@ -96,7 +110,7 @@ impl Supervisor {
     async fn run(&self, session: Session) -> &'static str {
         let Session { client, replies, generation } = session;
         let (mux, observer) = (Arc::clone(self.observer.mux()), Arc::clone(&self.observer));
-        let (dispatching, watch) = (Arc::clone(&mux), self.violations.watch());
+        let (dispatching, receiver) = (Arc::clone(&mux), self.violations.subscribe());
         let (sender, violations) = (client.clone(), self.violations.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
@@ -104,7 +118,7 @@ impl Supervisor {
             "the client takes no more requests"
         });
         tasks.spawn(async move {
-            dispatching.dispatch_replies(replies, watch).await;
+            dispatching.dispatch_replies(replies, receiver).await;
             "the client ended its subscriptions"
         });
         tasks.spawn(async move {
@@ -126,7 +140,7 @@ impl Supervisor {
                 Err(error) => {
                     let reason = format!("failed to build a client: {error}");
                     tracing::warn!(reason, "not connected to NATS, will retry");
-                    self.observer.not_built(&reason);
+                    self.observer.failed(&reason);
                 }
             }
             attempt = attempt.saturating_add(1);
@@ -136,18 +150,16 @@ impl Supervisor {
     /// Builds a client, which connects when NATS is there.
     async fn build(&self, generation: u64) -> Result<Session, ConnectError> {
         let observer = Arc::clone(&self.observer);
-        let options = nats::options_with(
-            &self.violations,
-            self.credentials.as_ref(),
-            NATS_CREDENTIALS,
-            move |happening| observer.observe(generation, happening),
-        );
+        let ConnectionConfig { name, servers, credentials, credentials_setting, .. } = &*self.config;
+        let options = options(&self.violations, credentials.as_ref(), credentials_setting, move |event| {
+            observer.observe(generation, event);
+        });
         let client = options
-            .name(&self.name)
+            .name(name)
             .retry_on_initial_connect()
             .ping_interval(PING_INTERVAL)
             .reconnect_delay_callback(|attempt| pause(attempt, rand::random()))
-            .connect(self.servers.as_slice())
+            .connect(servers.as_slice())
             .await?;
         let replies = self.observer.mux().subscribe(&client).await;
         let replies = replies.map_err(|error| ConnectError::with_source(ConnectErrorKind::Io, error))?;
@@ -162,11 +174,10 @@ fn count_short_lived(before: usize, lasted: Duration) -> usize {
 
 /// Returns when the client does not take a command.
 async fn poll_state(client: &Client, generation: u64, violations: &Violations, observer: &Observer) {
-    let mut differed = false;
     loop {
         sleep(STATE_POLL_INTERVAL).await;
-        differed = observer.compare(generation, &client.connection_state(), differed);
-        if violations.stays_deaf() && client.force_reconnect().await.is_err() {
+        observer.poll(generation, &client.connection_state(), violations.inbox_denied().as_ref());
+        if violations.must_reconnect() && client.force_reconnect().await.is_err() {
             return;
         }
     }

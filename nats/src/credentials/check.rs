@@ -1,4 +1,4 @@
-//! What the files of a folder mean: how the program authenticates, or what is wrong with them. Pure.
+//! What the files of a folder mean. In: the files. Out: how the program authenticates, or every error in them. Pure.
 
 use std::fmt;
 
@@ -8,11 +8,12 @@ use super::files::{
     AUTHORITIES, CERTIFICATE, CERTIFICATE_KEY, CREDENTIALS, Files, INBOX_PREFIX, KEY, PASSWORD, TOKEN, USER,
 };
 
-const ONE_WAY: &str = "expected exactly one of user.creds, username with password, token, and nkey";
+const EXPECTED_ONE_METHOD: &str =
+    "expected exactly one of user.creds, username with password, token, and nkey";
 
-/// How a program says who it is. Its `Debug` tells no secret.
+/// How the program authenticates. Its `Debug` shows no secret.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum AuthMethod {
     /// A JWT and the seed of the key that it names.
     Jwt { jwt: String, seed: String },
     /// A user's name and password.
@@ -21,32 +22,31 @@ pub(super) enum Way {
     Token(String),
     /// The seed of a user's key.
     Key(String),
-    /// Not at all, or by the client certificate alone.
+    /// By the client certificate alone, or not at all.
     Certificate,
 }
 
-/// What was found in a folder.
+/// What a folder holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
-    pub(super) way: Way,
-    /// Whether the servers' certificates come from authorities of the folder.
+    pub(super) method: AuthMethod,
+    /// Whether it has the authorities of the servers' certificates.
     pub(super) authorities: bool,
-    /// Whether there is a client certificate.
+    /// Whether it has a client certificate.
     pub(super) certificate: bool,
     pub(super) inbox_prefix: Option<String>,
 }
 
-/// One thing that is wrong. It tells no content.
+/// One thing that is wrong. It shows no content.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Mistake {
-    /// The file, or none where it is the folder.
+pub(super) struct CredentialError {
+    /// `None` where it is the folder.
     pub(super) file: Option<&'static str>,
     pub(super) found: String,
-    /// What belongs there.
     pub(super) expected: String,
 }
 
-impl Way {
+impl AuthMethod {
     /// The files that it comes from, for messages.
     pub(super) fn as_str(&self) -> &'static str {
         match self {
@@ -59,30 +59,30 @@ impl Way {
     }
 }
 
-impl fmt::Debug for Way {
+impl fmt::Debug for AuthMethod {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.as_str())
     }
 }
 
-/// Judges what a folder holds, and tells everything that is wrong at once.
-pub(super) fn check(files: &Files) -> Result<Found, Vec<Mistake>> {
-    let mut mistakes: Vec<_> = files.known.keys().filter_map(|name| unusable(name, files)).collect();
-    let way = way(files).map_err(|mistake| mistakes.extend(mistake));
-    let certificate = pair(files, CERTIFICATE, CERTIFICATE_KEY).map_err(|mistake| mistakes.push(mistake));
-    match (way, certificate) {
-        (Ok(way), Ok(certificate)) if mistakes.is_empty() => Ok(Found {
-            way,
+/// Checks what a folder holds, and returns every error at once.
+pub(super) fn check(files: &Files) -> Result<Found, Vec<CredentialError>> {
+    let mut errors: Vec<_> = files.known.keys().filter_map(|name| unusable(name, files)).collect();
+    let method = auth_method(files).map_err(|error| errors.extend(error));
+    let certificate = pair(files, CERTIFICATE, CERTIFICATE_KEY).map_err(|error| errors.push(error));
+    match (method, certificate) {
+        (Ok(method), Ok(certificate)) if errors.is_empty() => Ok(Found {
+            method,
             authorities: files.known.contains_key(AUTHORITIES),
             certificate: certificate.is_some(),
             inbox_prefix: text(files, INBOX_PREFIX).map(str::to_owned),
         }),
-        _ => Err(mistakes),
+        _ => Err(errors),
     }
 }
 
-fn mistake(file: &'static str, found: impl Into<String>, expected: impl Into<String>) -> Mistake {
-    Mistake { file: Some(file), found: found.into(), expected: expected.into() }
+fn invalid(file: &'static str, found: impl Into<String>, expected: impl Into<String>) -> CredentialError {
+    CredentialError { file: Some(file), found: found.into(), expected: expected.into() }
 }
 
 /// A file's content, where it can be read.
@@ -90,13 +90,13 @@ fn text<'a>(files: &'a Files, name: &str) -> Option<&'a str> {
     files.known.get(name)?.as_deref().ok()
 }
 
-/// What is wrong with a file by itself.
-fn unusable(name: &'static str, files: &Files) -> Option<Mistake> {
+/// What is wrong with one file.
+fn unusable(name: &'static str, files: &Files) -> Option<CredentialError> {
     let content = match files.known.get(name)? {
         Ok(content) => content,
         Err(why) => {
             let expected = "expected a text that this program's user may read";
-            return Some(mistake(name, format!("cannot be read: {why}"), expected));
+            return Some(invalid(name, format!("cannot be read: {why}"), expected));
         }
     };
     let (holds, expected) = match name {
@@ -117,45 +117,49 @@ fn unusable(name: &'static str, files: &Files) -> Option<Mistake> {
         _ => (true, "expected it to hold something, or not to exist"),
     };
     if content.is_empty() {
-        return Some(mistake(name, "empty", expected));
+        return Some(invalid(name, "empty", expected));
     }
-    (!holds).then(|| mistake(name, "not in the form that it is to have", expected))
+    (!holds).then(|| invalid(name, "not in the expected form", expected))
 }
 
-/// The one way that the files tell; no mistakes beside those of the files themselves where its file is unusable.
-fn way(files: &Files) -> Result<Way, Option<Mistake>> {
+/// The one method that there are files for. The error is `None` where its file is unusable, which is an error of that file.
+fn auth_method(files: &Files) -> Result<AuthMethod, Option<CredentialError>> {
     let has = |name: &str| files.known.contains_key(name);
-    let ways: Vec<_> = [
+    let methods: Vec<_> = [
         (CREDENTIALS, has(CREDENTIALS)),
         (USER, has(USER) || has(PASSWORD)),
         (TOKEN, has(TOKEN)),
         (KEY, has(KEY)),
     ]
     .into_iter()
-    .filter_map(|(way, there)| there.then_some(way))
+    .filter_map(|(method, there)| there.then_some(method))
     .collect();
     let content = |name| text(files, name).ok_or(None);
-    match ways[..] {
+    match methods[..] {
         [CREDENTIALS] => {
             let (jwt, seed) = jwt_and_seed(content(CREDENTIALS)?).ok_or(None)?;
-            Ok(Way::Jwt { jwt: jwt.to_owned(), seed: seed.to_owned() })
+            Ok(AuthMethod::Jwt { jwt: jwt.to_owned(), seed: seed.to_owned() })
         }
-        [TOKEN] => Ok(Way::Token(content(TOKEN)?.to_owned())),
-        [KEY] => Ok(Way::Key(content(KEY)?.trim().to_owned())),
+        [TOKEN] => Ok(AuthMethod::Token(content(TOKEN)?.to_owned())),
+        [KEY] => Ok(AuthMethod::Key(content(KEY)?.trim().to_owned())),
         [_] => {
             let (user, password) = pair(files, USER, PASSWORD)?.ok_or(None)?;
-            Ok(Way::Password { user: user.to_owned(), password: password.to_owned() })
+            Ok(AuthMethod::Password { user: user.to_owned(), password: password.to_owned() })
         }
-        [] if has(AUTHORITIES) || has(CERTIFICATE) => Ok(Way::Certificate),
-        [] => Err(Some(Mistake { file: None, found: nothing(&files.others), expected: ONE_WAY.to_owned() })),
+        [] if has(AUTHORITIES) || has(CERTIFICATE) => Ok(AuthMethod::Certificate),
+        [] => Err(Some(CredentialError {
+            file: None,
+            found: no_method(&files.others),
+            expected: EXPECTED_ONE_METHOD.to_owned(),
+        })),
         _ => {
-            let found = format!("several ways to authenticate: {}", ways.join(", "));
-            Err(Some(Mistake { file: None, found, expected: ONE_WAY.to_owned() }))
+            let found = format!("several ways to authenticate: {}", methods.join(", "));
+            Err(Some(CredentialError { file: None, found, expected: EXPECTED_ONE_METHOD.to_owned() }))
         }
     }
 }
 
-fn nothing(others: &[String]) -> String {
+fn no_method(others: &[String]) -> String {
     let shown: Vec<_> = others.iter().take(5).map(String::as_str).collect();
     match shown[..] {
         [] => "no way to authenticate".to_owned(),
@@ -163,13 +167,13 @@ fn nothing(others: &[String]) -> String {
     }
 }
 
-/// The contents of two files that mean something together only; None where there is neither.
+/// The contents of two files that go together; `None` where neither is there.
 fn pair<'a>(
     files: &'a Files,
     one: &'static str,
     other: &'static str,
-) -> Result<Option<(&'a str, &'a str)>, Mistake> {
-    let missing = |name, beside| mistake(name, "missing", format!("expected it beside {beside}"));
+) -> Result<Option<(&'a str, &'a str)>, CredentialError> {
+    let missing = |name, beside| invalid(name, "missing", format!("expected it beside {beside}"));
     match (files.known.contains_key(one), files.known.contains_key(other)) {
         (true, false) => Err(missing(other, one)),
         (false, true) => Err(missing(one, other)),
@@ -202,20 +206,20 @@ mod tests {
         Files { known, others: Vec::new() }
     }
 
-    /// The way that files without anything else tell.
-    fn way_of(contents: &[(&'static str, &str)]) -> Way {
-        let Found { way, authorities, certificate, inbox_prefix } = check(&files(contents)).unwrap();
+    /// The method of these files, which hold nothing else.
+    fn method_of(contents: &[(&'static str, &str)]) -> AuthMethod {
+        let Found { method, authorities, certificate, inbox_prefix } = check(&files(contents)).unwrap();
         assert_eq!((authorities, certificate, inbox_prefix), (false, false, None));
-        way
+        method
     }
 
-    /// Everything that is wrong, as it is told.
+    /// Every error, as text.
     fn wrong(files: &Files) -> Vec<String> {
-        let mistakes = check(files).unwrap_err();
-        let told = |mistake: Mistake| {
-            format!("{}: {}; {}", mistake.file.unwrap_or("folder"), mistake.found, mistake.expected)
+        let errors = check(files).unwrap_err();
+        let told = |error: CredentialError| {
+            format!("{}: {}; {}", error.file.unwrap_or("folder"), error.found, error.expected)
         };
-        mistakes.into_iter().map(told).collect()
+        errors.into_iter().map(told).collect()
     }
 
     fn seed() -> String {
@@ -233,12 +237,12 @@ mod tests {
     #[test]
     fn each_way_to_authenticate_is_known_by_its_files() {
         let seed = seed();
-        let password = Way::Password { user: "op".into(), password: " p:w ".into() };
-        assert_eq!(way_of(&[(USER, "op"), (PASSWORD, " p:w ")]), password);
-        assert_eq!(way_of(&[(TOKEN, "t")]), Way::Token("t".into()));
-        assert_eq!(way_of(&[(KEY, &seed)]), Way::Key(seed.clone()));
-        let jwt = Way::Jwt { jwt: "e30.e30.x".into(), seed: seed.clone() };
-        assert_eq!(way_of(&[(CREDENTIALS, &credentials("e30.e30.x", &seed))]), jwt);
+        let password = AuthMethod::Password { user: "op".into(), password: " p:w ".into() };
+        assert_eq!(method_of(&[(USER, "op"), (PASSWORD, " p:w ")]), password);
+        assert_eq!(method_of(&[(TOKEN, "t")]), AuthMethod::Token("t".into()));
+        assert_eq!(method_of(&[(KEY, &seed)]), AuthMethod::Key(seed.clone()));
+        let jwt = AuthMethod::Jwt { jwt: "e30.e30.x".into(), seed: seed.clone() };
+        assert_eq!(method_of(&[(CREDENTIALS, &credentials("e30.e30.x", &seed))]), jwt);
     }
 
     #[test]
@@ -250,27 +254,34 @@ mod tests {
         ];
         let all = [&[authorities, (TOKEN, "t"), (INBOX_PREFIX, "_INBOX_a.b")], &certificate[..]].concat();
         let token = Found {
-            way: Way::Token("t".into()),
+            method: AuthMethod::Token("t".into()),
             authorities: true,
             certificate: true,
             inbox_prefix: Some("_INBOX_a.b".into()),
         };
         assert_eq!(check(&files(&all)), Ok(token));
-        let alone =
-            Found { way: Way::Certificate, authorities: false, certificate: true, inbox_prefix: None };
+        let alone = Found {
+            method: AuthMethod::Certificate,
+            authorities: false,
+            certificate: true,
+            inbox_prefix: None,
+        };
         assert_eq!(check(&files(&certificate)), Ok(alone));
         assert!(check(&files(&[authorities])).is_ok());
     }
 
     #[test]
     fn nothing_and_several_ways_are_told_with_the_names_of_the_files() {
-        assert_eq!(wrong(&files(&[])), [format!("folder: no way to authenticate; {ONE_WAY}")]);
+        assert_eq!(wrong(&files(&[])), [format!("folder: no way to authenticate; {EXPECTED_ONE_METHOD}")]);
         let misspelt = Files { others: vec!["user.cred".into()], ..files(&[(INBOX_PREFIX, "a")]) };
-        assert_eq!(wrong(&misspelt), [format!("folder: no way to authenticate, but user.cred; {ONE_WAY}")]);
+        assert_eq!(
+            wrong(&misspelt),
+            [format!("folder: no way to authenticate, but user.cred; {EXPECTED_ONE_METHOD}")]
+        );
         let several = files(&[(PASSWORD, "p"), (USER, "u"), (TOKEN, "t")]);
         assert_eq!(
             wrong(&several),
-            [format!("folder: several ways to authenticate: username, token; {ONE_WAY}")]
+            [format!("folder: several ways to authenticate: username, token; {EXPECTED_ONE_METHOD}")]
         );
     }
 
@@ -295,8 +306,8 @@ mod tests {
         assert_eq!(
             told,
             [
-                "ca.crt: not in the form that it is to have; expected certificates in PEM",
-                "inbox-prefix: not in the form that it is to have; expected a subject without wildcards and blanks, such as _INBOX_orders",
+                "ca.crt: not in the expected form; expected certificates in PEM",
+                "inbox-prefix: not in the expected form; expected a subject without wildcards and blanks, such as _INBOX_orders",
                 "password: cannot be read: Permission denied (os error 13); expected a text that this program's user may read",
                 "username: empty; expected it to hold something, or not to exist",
             ]
@@ -313,15 +324,16 @@ mod tests {
             let told = wrong(&files(&[(name, content)]));
             assert_eq!(told.len(), 1, "{told:?}");
             assert!(
-                told[0].starts_with(&format!("{name}: not in the form")) && !told[0].contains(content),
+                told[0].starts_with(&format!("{name}: not in the expected form"))
+                    && !told[0].contains(content),
                 "{told:?}"
             );
         }
     }
 
     #[test]
-    fn a_way_shows_no_secret() {
-        let way = Way::Password { user: "u".into(), password: "hunter2".into() };
-        assert_eq!(format!("{way:?}"), "username and password");
+    fn an_authentication_method_shows_no_secret() {
+        let method = AuthMethod::Password { user: "u".into(), password: "hunter2".into() };
+        assert_eq!(format!("{method:?}"), "username and password");
     }
 }

@@ -17,7 +17,6 @@ use async_nats::{
 };
 use bytes::Bytes;
 use futures::StreamExt;
-use jetwright_process::nats::{Violation, Watch};
 use slab::Slab;
 use tokio::{
     sync::{Notify, oneshot},
@@ -25,25 +24,33 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use crate::violation::{Violation, ViolationReceiver};
+
 /// How often requests whose deadline has passed are removed.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(50);
 /// Length of the queue of unsent requests at which those that were given up are removed from it.
 const PRUNE_AT: usize = 4096;
 
 /// Why a request has no reply.
-#[derive(Debug)]
-pub(crate) enum NoReply {
+#[derive(Debug, thiserror::Error)]
+pub enum NoReply {
     /// There was no connection, and the request was not sent.
+    #[error("NATS is not connected")]
     NotConnected,
     /// The connection was lost; the request may have arrived.
+    #[error("the connection to NATS was lost")]
     Lost,
     /// No reply came in time; the request may have arrived.
+    #[error("NATS does not answer")]
     Silence,
     /// Nobody subscribes to its subject.
+    #[error("no stream takes it")]
     NoResponders,
     /// The servers do not permit to publish to its subject, or to subscribe to the inbox.
+    #[error(transparent)]
     Forbidden(Violation),
     /// The client does not take it.
+    #[error(transparent)]
     NotSent(PublishError),
 }
 
@@ -55,7 +62,7 @@ type Reply = Result<Bytes, NoReply>;
 pub(crate) struct RequestMux {
     /// Prefix of the subjects of replies; a request's place and number follow. Set by the first subscription.
     inbox: OnceLock<String>,
-    table: Mutex<Table>,
+    pending: Mutex<Pending>,
     hasher: RandomState,
     /// Notified when the queue of unsent requests is not empty any more.
     unsent: Notify,
@@ -64,7 +71,7 @@ pub(crate) struct RequestMux {
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct Pending {
     connected: bool,
     /// Why no reply can arrive on this connection.
     inbox_denied: Option<Violation>,
@@ -89,14 +96,14 @@ struct Waiting {
     reply_tx: oneshot::Sender<Reply>,
 }
 
-/// A request's place in the table. Dropping it gives the request up.
+/// A request's place in the pending. Dropping it gives the request up.
 #[derive(Debug)]
 pub(crate) struct PendingReply<'a> {
     mux: &'a RequestMux,
     place: usize,
     number: u64,
     reply_rx: oneshot::Receiver<Reply>,
-    /// It has left the table.
+    /// It has left the pending.
     done: bool,
 }
 
@@ -119,41 +126,41 @@ impl RequestMux {
 
     /// There is a new connection.
     pub(crate) fn connected(&self) {
-        let mut table = self.table();
-        (table.connected, table.inbox_denied) = (true, None);
-        table.end(|_| Some(NoReply::Lost));
+        let mut pending = self.pending();
+        (pending.connected, pending.inbox_denied) = (true, None);
+        pending.end(|_| Some(NoReply::Lost));
     }
 
     /// The connection was lost, and its requests with it.
     pub(crate) fn disconnected(&self) {
-        let mut table = self.table();
-        table.connected = false;
-        table.end(|_| Some(NoReply::Lost));
+        let mut pending = self.pending();
+        pending.connected = false;
+        pending.end(|_| Some(NoReply::Lost));
     }
 
     /// No reply can arrive on this connection.
     pub(crate) fn deny_inbox(&self, violation: &Violation) {
-        let mut table = self.table();
-        table.inbox_denied = Some(violation.clone());
-        table.end(|_| Some(NoReply::Forbidden(violation.clone())));
+        let mut pending = self.pending();
+        pending.inbox_denied = Some(violation.clone());
+        pending.end(|_| Some(NoReply::Forbidden(violation.clone())));
     }
 
     /// Queues a request, if there is a connection.
     pub(crate) fn submit(&self, message: OutboundMessage, deadline: Instant) -> Submitted<'_> {
         let (reply_tx, reply_rx) = oneshot::channel();
         let subject = self.hash(&message.subject);
-        let mut table = self.table();
-        if let Some(violation) = &table.inbox_denied {
+        let mut pending = self.pending();
+        if let Some(violation) = &pending.inbox_denied {
             return Submitted::InboxDenied(violation.clone());
         }
-        if !table.connected {
+        if !pending.connected {
             return Submitted::NotConnected(message);
         }
         let (place, number) =
-            table.enter(Waiting { number: 0, subject, message: Some(message), deadline, reply_tx });
-        let idle = !mem::replace(&mut table.sending, true);
-        let unattended = !mem::replace(&mut table.expiring, true);
-        drop(table);
+            pending.enter(Waiting { number: 0, subject, message: Some(message), deadline, reply_tx });
+        let idle = !mem::replace(&mut pending.sending, true);
+        let unattended = !mem::replace(&mut pending.expiring, true);
+        drop(pending);
         if idle {
             self.unsent.notify_one();
         }
@@ -175,7 +182,7 @@ impl RequestMux {
                 // It waits while the client has too much to write already.
                 let Err(error) = client.publish_message(message).await else { continue };
                 let ended = error.kind() == PublishErrorKind::Send;
-                if let Some(Waiting { reply_tx, .. }) = self.table().take(place, number) {
+                if let Some(Waiting { reply_tx, .. }) = self.pending().take(place, number) {
                     let _ = reply_tx.send(Err(NoReply::NotSent(error)));
                 }
                 if ended {
@@ -189,19 +196,19 @@ impl RequestMux {
     }
 
     fn next_to_send(&self) -> Option<(usize, u64, OutboundMessage)> {
-        let mut table = self.table();
-        while let Some((place, number)) = table.unsent.pop_front() {
+        let mut pending = self.pending();
+        while let Some((place, number)) = pending.unsent.pop_front() {
             // It may have been given up.
-            if let Some(message) = table.get(place, number).and_then(|waiting| waiting.message.take()) {
+            if let Some(message) = pending.get(place, number).and_then(|waiting| waiting.message.take()) {
                 return Some((place, number, message));
             }
         }
-        table.sending = false;
+        pending.sending = false;
         None
     }
 
     /// Hands replies to their requests until the subscription ends, which it does with its client alone.
-    pub(crate) async fn dispatch_replies(&self, mut replies: Subscriber, mut violations: Watch) {
+    pub(crate) async fn dispatch_replies(&self, mut replies: Subscriber, mut violations: ViolationReceiver) {
         let publish = |violation: &Violation| matches!(violation, Violation::Publish(_));
         loop {
             tokio::select! {
@@ -210,7 +217,7 @@ impl RequestMux {
                     Some(reply) => self.dispatch(reply),
                     None => return,
                 },
-                violation = violations.any(publish) => self.forbidden(&violation),
+                violation = violations.next_matching(publish) => self.forbidden(&violation),
             }
         }
     }
@@ -221,10 +228,10 @@ impl RequestMux {
             self.busy.notified().await;
             loop {
                 sleep(EXPIRY_INTERVAL).await;
-                let (now, mut table) = (Instant::now(), self.table());
-                table.end(|waiting| (waiting.deadline <= now).then_some(NoReply::Silence));
-                table.expiring = !table.waiting.is_empty();
-                if !table.expiring {
+                let (now, mut pending) = (Instant::now(), self.pending());
+                pending.end(|waiting| (waiting.deadline <= now).then_some(NoReply::Silence));
+                pending.expiring = !pending.waiting.is_empty();
+                if !pending.expiring {
                     break;
                 }
             }
@@ -237,7 +244,7 @@ impl RequestMux {
         let (Some(Ok(number)), Some(Ok(place))) = (number.map(str::parse), place.map(str::parse)) else {
             return;
         };
-        let Some(Waiting { reply_tx, .. }) = self.table().take(place, number) else { return };
+        let Some(Waiting { reply_tx, .. }) = self.pending().take(place, number) else { return };
         let reply = match reply.status {
             Some(StatusCode::NO_RESPONDERS) => Err(NoReply::NoResponders),
             _ => Ok(reply.payload),
@@ -250,19 +257,19 @@ impl RequestMux {
         let Violation::Publish(subject) = violation else { return };
         let subject = self.hash(subject);
         let why = || NoReply::Forbidden(violation.clone());
-        self.table().end(|waiting| (waiting.subject == subject).then(why));
+        self.pending().end(|waiting| (waiting.subject == subject).then(why));
     }
 
     fn hash(&self, subject: &str) -> u64 {
         self.hasher.hash_one(subject)
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Table {
+impl Pending {
     /// Gives a request its number and its place, and queues it.
     fn enter(&mut self, waiting: Waiting) -> (usize, u64) {
         self.numbers += 1;
@@ -308,7 +315,7 @@ impl PendingReply<'_> {
 impl Drop for PendingReply<'_> {
     fn drop(&mut self) {
         if !self.done {
-            self.mux.table().take(self.place, self.number);
+            self.mux.pending().take(self.place, self.number);
         }
     }
 }
@@ -370,7 +377,7 @@ mod tests {
     }
 
     fn waiting(mux: &RequestMux) -> usize {
-        mux.table().waiting.len()
+        mux.pending().waiting.len()
     }
 
     #[tokio::test]
@@ -422,7 +429,7 @@ mod tests {
         for _ in 0..3 * PRUNE_AT {
             drop(submit(&mux, "b"));
         }
-        assert!(mux.table().unsent.len() <= PRUNE_AT);
+        assert!(mux.pending().unsent.len() <= PRUNE_AT);
         assert_eq!(mux.next_to_send().map(|(_, number, _)| number), Some(kept.number));
     }
 
@@ -468,7 +475,7 @@ mod tests {
             assert!(begun.elapsed() >= EXPIRY_INTERVAL && received(&mut later).is_none());
             drop(later);
             // Until the task sleeps, from which the next request has to wake it.
-            while mux.table().expiring {
+            while mux.pending().expiring {
                 sleep(EXPIRY_INTERVAL).await;
             }
         }

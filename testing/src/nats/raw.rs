@@ -1,5 +1,7 @@
 //! A client of NATS that sends what no library would.
 
+use std::io;
+
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{
@@ -8,6 +10,8 @@ use tokio::{
     },
 };
 
+/// A connection without a client library.
+#[derive(Debug)]
 pub struct RawClient {
     read: BufReader<OwnedReadHalf>,
     write: OwnedWriteHalf,
@@ -16,7 +20,7 @@ pub struct RawClient {
 impl RawClient {
     /// Connects to the server of this `nats://` URL.
     pub async fn connect(url: &str) -> Self {
-        let stream = TcpStream::connect(url.trim_start_matches("nats://")).await.unwrap();
+        let stream = worked(TcpStream::connect(url.trim_start_matches("nats://")).await);
         let (read, write) = stream.into_split();
         let mut client = Self { read: BufReader::new(read), write };
         client.write(b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\n").await;
@@ -35,6 +39,7 @@ impl RawClient {
         self.flush().await;
     }
 
+    /// Subscribes, and returns when the server has it.
     pub async fn subscribe(&mut self, subject: &str) {
         self.write(format!("SUB {subject} 1\r\n").as_bytes()).await;
         self.flush().await;
@@ -47,8 +52,8 @@ impl RawClient {
             let words: Vec<_> = line.split_whitespace().collect();
             let [kind @ ("MSG" | "HMSG"), _, _, reply, .., size] = words[..] else { continue };
             assert!(words.len() == if kind == "MSG" { 5 } else { 6 }, "no reply subject: {line}");
-            let mut body = vec![0; size.parse::<usize>().unwrap() + 2];
-            self.read.read_exact(&mut body).await.unwrap();
+            let mut body = vec![0; worked(size.parse::<usize>().map_err(io::Error::other)) + 2];
+            worked(self.read.read_exact(&mut body).await);
             return reply.to_owned();
         }
     }
@@ -65,11 +70,15 @@ impl RawClient {
 
     async fn line(&mut self) -> String {
         let mut line = String::new();
-        assert_ne!(self.read.read_line(&mut line).await.unwrap(), 0, "the server closed the connection");
+        assert_ne!(worked(self.read.read_line(&mut line).await), 0, "the server closed the connection");
         line
     }
 
     async fn write(&mut self, bytes: &[u8]) {
-        self.write.write_all(bytes).await.unwrap();
+        worked(self.write.write_all(bytes).await);
     }
+}
+
+fn worked<T>(result: io::Result<T>) -> T {
+    result.unwrap_or_else(|error| panic!("the connection to NATS: {error}"))
 }

@@ -11,6 +11,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use crate::api_subjects::api_request;
+
 /// Requests that wait for their replies at once.
 const PERMITS: usize = 2048;
 /// Of these, the requests of one stream.
@@ -19,32 +21,32 @@ const PERMITS_PER_STREAM: usize = PERMITS / 2;
 const STREAMS: usize = 64;
 
 #[derive(Debug)]
-pub(super) struct Permits {
+pub(crate) struct Permits {
     all: Semaphore,
     streams: [Semaphore; STREAMS],
     hasher: RandomState,
 }
 
 /// Held while one request waits for its reply.
-pub(super) struct Permit<'a> {
+pub(crate) struct Permit<'a> {
     _stream: SemaphorePermit<'a>,
     _all: SemaphorePermit<'a>,
 }
 
 impl Permits {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let streams = array::from_fn(|_| Semaphore::new(PERMITS_PER_STREAM));
         Self { all: Semaphore::new(PERMITS), streams, hasher: RandomState::new() }
     }
 
     /// A permit, if there is one now.
-    pub(super) fn try_acquire(&self, stream: &str) -> Option<Permit<'_>> {
+    pub(crate) fn try_acquire(&self, stream: &str) -> Option<Permit<'_>> {
         let stream = self.stream(stream).try_acquire().ok()?;
         Some(Permit { _stream: stream, _all: self.all.try_acquire().ok()? })
     }
 
     /// Waits for a permit until the deadline.
-    pub(super) async fn acquire(&self, stream: &str, deadline: Instant) -> Option<Permit<'_>> {
+    pub(crate) async fn acquire(&self, stream: &str, deadline: Instant) -> Option<Permit<'_>> {
         let acquired = async {
             // That of the stream first: who waits for it must not hold one that others could use.
             let stream = self.stream(stream).acquire().await.ok()?;
@@ -63,15 +65,13 @@ impl Permits {
 
 /// The stream that a request is for, by its subject: the one that a request to JetStream's API names, or for a publish the first
 /// token, which is the same for all subjects of most streams.
-pub(super) fn stream_of(subject: &str) -> &str {
-    let mut tokens = subject.split('.');
-    let first = tokens.next().unwrap_or_default();
-    if first != "$JS" {
-        return first;
-    }
-    // $JS.API.CONSUMER.INFO.<stream>.<consumer>, $JS.API.STREAM.MSG.GET.<stream>
-    let named = tokens.nth(2).and_then(|verb| if verb == "MSG" { tokens.nth(1) } else { tokens.next() });
-    named.unwrap_or(first)
+pub(crate) fn stream_of<'a>(subject: &'a str) -> &'a str {
+    let first = |subject: &'a str| subject.split_once('.').map_or(subject, |(first, _)| first);
+    let Some(request) = api_request(subject) else { return first(subject) };
+    // CONSUMER.INFO.<stream>.<consumer>, STREAM.MSG.GET.<stream>
+    let mut tokens = request.split('.').skip(1);
+    let named = tokens.next().and_then(|verb| if verb == "MSG" { tokens.nth(1) } else { tokens.next() });
+    named.unwrap_or_else(|| first(subject))
 }
 
 #[cfg(test)]
@@ -87,6 +87,7 @@ mod tests {
             ("orders", "orders"),
             ("$JS.API.STREAM.MSG.GET.orders", "orders"),
             ("$JS.API.CONSUMER.INFO.orders.fulfilment", "orders"),
+            ("$JS.hub.API.CONSUMER.INFO.orders.fulfilment", "orders"),
             ("$JS.API.INFO", "$JS"),
         ] {
             assert_eq!(stream_of(subject), stream, "{subject}");
