@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     DecodeError, Error, ErrorKind, Event, Handler, Metadata, Source, event::EVENT_TYPE,
-    metrics::HandledOutcome, read::RawEvent, trace,
+    metrics::HandledOutcome, store::RawEvent, trace,
 };
 
 /// Reason of a termination in the server's advisory: the event is kept elsewhere.

@@ -23,7 +23,7 @@ use super::super::{
     source::ConsumerLoop,
     suspicion::Scan,
 };
-use crate::{Error, ErrorKind, Handler, read::RawEvent};
+use crate::{Error, ErrorKind, Handler, store::RawEvent};
 
 /// Events that are read before any is pulled.
 const INITIAL_SCAN_EVENTS: usize = 2_000;
