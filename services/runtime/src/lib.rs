@@ -58,16 +58,17 @@ mod consumer;
 pub mod environment;
 mod error;
 mod event;
+#[cfg(test)]
+mod guide;
 mod handler;
-mod key_value;
 mod metadata;
 mod metrics;
 mod problem;
 mod projection;
 mod publish;
-mod read;
 mod readiness;
 mod service;
+mod store;
 mod trace;
 
 pub use aggregate::{Aggregate, AggregateError, Aggregates, Decision, Loaded, NewEvent, Snapshot, Updated};
@@ -77,40 +78,8 @@ pub use environment::Environment;
 pub use error::{Error, ErrorKind};
 pub use event::{CONTENT_TYPE, DecodeError, EVENT_TYPE, Event, PROTOBUF, decode};
 pub use handler::{AckMode, Handler, HandlerError, HandlerOptions, UnknownTypes, blocking};
-pub use key_value::{Entry, KeyValue};
 pub use metadata::{Metadata, Source};
 pub use projection::{ApplyError, Projection, Rebuilt, Versioned, View, ViewError};
 pub use publish::{Expected, PublishOptions, Published, Publisher};
-pub use read::{History, Position, Reader, StoredEvent};
 pub use service::{Service, ServiceError};
-
-#[cfg(test)]
-mod tests {
-    const GUIDE: &str = include_str!("../../../docs/writing-a-service.md");
-
-    fn blocks(language: &str) -> impl Iterator<Item = &'static str> {
-        let begin = format!("\n```{language}\n");
-        let ends: Vec<_> =
-            GUIDE.match_indices(&begin).map(|(at, found)| &GUIDE[at + found.len()..]).collect();
-        ends.into_iter().filter_map(|rest| rest.split_once("```").map(|(block, _)| block))
-    }
-
-    #[test]
-    fn the_code_of_the_guide_is_cut_out_of_its_example() {
-        let example = include_str!("../examples/club.rs");
-        assert!(blocks("rust").count() >= 6);
-        for block in blocks("rust") {
-            assert!(example.contains(block), "examples/club.rs does not have: {block}");
-        }
-    }
-
-    #[test]
-    fn the_manifest_of_the_guide_is_cut_out_of_its_example() {
-        let example = include_str!("../../../docs/examples/club.yaml");
-        let mut manifests = blocks("yaml").filter(|block| block.starts_with("apiVersion")).peekable();
-        assert!(manifests.peek().is_some());
-        for block in manifests {
-            assert!(example.contains(block), "docs/examples/club.yaml does not have: {block}");
-        }
-    }
-}
+pub use store::{Entry, History, KeyValue, Position, Reader, StoredEvent};

@@ -18,7 +18,7 @@ use crate::{
     count::{Count, now},
     event::{Measured, headers},
     job::{Acknowledge, Job, Kind, Report, Watch},
-    party::CONSUMER,
+    setting::CONSUMER,
 };
 
 pub async fn run(url: String, job: Job) -> Report {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{party::Tracing, process};
+use crate::{process, setting::Tracing};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Job {

@@ -18,13 +18,14 @@ mod job;
 mod ours;
 mod party;
 mod process;
+mod setting;
 mod tell;
 mod world;
 
 use std::env;
 
 use job::{Acknowledge, Job, Kind};
-use party::Tracing;
+use setting::Tracing;
 use tell::{Turns, grouped, rate, tell_latency, tell_memory};
 use world::World;
 

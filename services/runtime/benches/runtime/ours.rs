@@ -32,7 +32,7 @@ use crate::{
     count::{Count, now},
     event::{Measured, trace},
     job::{self, Job, Kind, Report, Watch},
-    party::{ACK_WAIT, CONSUMER},
+    setting::{ACK_WAIT, CONSUMER},
 };
 
 /// What the log says of an event that is to fail.

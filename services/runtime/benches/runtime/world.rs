@@ -10,8 +10,9 @@ use jetwright_testing::{NatsServer, await_until};
 use crate::{
     bare,
     job::{Job, Kind, Report},
-    party::{ACK_WAIT, CONSUMER, Party},
+    party::Party,
     process::processor_seconds,
+    setting::{ACK_WAIT, CONSUMER},
 };
 
 /// How long the server may take to note the last acknowledgements.

@@ -14,12 +14,12 @@ use super::{
     HandlerRunner,
     ack::Settlement,
     dead_letter::{FailureDetails, Original, keep, one_line, redelivery::PriorAttempts},
-    fetch::Delivered,
+    delivery::Delivered,
     retry::{Decision, Isolation, Outcome, Reason, decide, is_last_attempt, isolation},
 };
 use crate::{
     DecodeError, Error, ErrorKind, Event, Handler, Metadata, Source, event::EVENT_TYPE,
-    metrics::HandledOutcome, read::RawEvent, trace,
+    metrics::HandledOutcome, store::RawEvent, trace,
 };
 
 /// Reason of a termination in the server's advisory: the event is kept elsewhere.
@@ -226,7 +226,7 @@ async fn dead_letter<H: Handler>(
         tracing::error!(binding = runner.name, %error, ?after, "failed to keep a dead letter, will retry");
         return Ended::Again { after, given_up: Some((reason, one_line(&details.error))) };
     }
-    runner.metrics.dead_lettered(reason);
+    runner.metrics.dead_lettered(reason.as_str());
     Ended::Settled(Settlement::Term { reason: DEAD_LETTERED })
 }
 
@@ -251,9 +251,9 @@ pub(super) fn record_foreign<H: Handler>(runner: &HandlerRunner<H>, sequence: u6
     let reason = Reason::Undecodable;
     tracing::error!(binding = runner.name, sequence, "dead-lettered event that the NATS client cannot parse");
     if runner.dead_letters.is_some() {
-        runner.metrics.dead_lettered(reason);
+        runner.metrics.dead_lettered(reason.as_str());
     }
-    runner.metrics.handled(HandledOutcome::DeadLettered(reason));
+    runner.metrics.handled(HandledOutcome::DeadLettered(reason.as_str()));
 }
 
 /// Counts and logs the decision.
@@ -273,7 +273,7 @@ fn record<H: Handler>(runner: &HandlerRunner<H>, metadata: &Metadata, decision: 
         Decision::DeadLetter { reason, error } => {
             trace::failed(&Span::current(), reason.as_str(), error);
             tracing::error!(binding, attempt, reason = reason.as_str(), error, "gave up event");
-            HandledOutcome::DeadLettered(*reason)
+            HandledOutcome::DeadLettered(reason.as_str())
         }
     };
     runner.metrics.handled(outcome);

@@ -6,8 +6,8 @@ use std::{sync::Arc, time::Duration};
 use jetwright_crds::environment::{Binding, DeadLetters, Retry};
 
 use super::{
-    Watchdog,
     dead_letter::{breaker::CircuitBreaker, redelivery::RedeliveryCache},
+    workers::Watchdog,
 };
 use crate::{DecodeError, HandlerOptions, Publisher, UnknownTypes, metrics::HandlerMetrics};
 
