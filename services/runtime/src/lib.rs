@@ -65,6 +65,7 @@ mod publish;
 mod read;
 mod readiness;
 mod service;
+mod subject;
 mod trace;
 
 pub use aggregate::{Aggregate, AggregateError, Aggregates, Decision, Loaded, NewEvent, Snapshot, Updated};

@@ -12,16 +12,13 @@ use tracing::Instrument;
 
 use crate::{
     Error, ErrorKind,
-    event::{CONTENT_TYPE, EVENT_TYPE, PROTOBUF},
+    event::{CONTENT_TYPE, EVENT_TYPE, EXPECTED_SUBJECT, PROTOBUF},
     metrics::{Metrics, WriteKind},
     trace,
 };
 
 /// How long a publish may take altogether, retries included.
 const BOUND: Duration = Duration::from_secs(5);
-
-/// Header that names the subjects over which an expected sequence is checked (NATS ADR-50; nats-server 2.12).
-pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
 /// Publishes events. Clones share one connection.
 #[derive(Clone, Debug)]

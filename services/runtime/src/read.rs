@@ -14,7 +14,6 @@ mod pages;
 mod raw;
 mod recorded;
 mod shared;
-mod subject;
 mod unparsable;
 
 use std::{

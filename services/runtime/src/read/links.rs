@@ -10,9 +10,8 @@ use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
 use super::{
     Reader, StoredEvent,
     direct::{PAGE_BYTES, PAGE_EVENTS},
-    subject::matches,
 };
-use crate::{Error, publish::EXPECTED_SUBJECT};
+use crate::{Error, event::EXPECTED_SUBJECT, subject::matches};
 
 /// Events that are followed wherever they are.
 const FEW: usize = 4;

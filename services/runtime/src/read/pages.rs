@@ -10,9 +10,8 @@ use super::{
     links,
     merged::{Merged, Step},
     object,
-    subject::is_some_of_many,
 };
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, subject::is_some_of_many};
 
 /// Events of a page that are asked of the leader one by one.
 const ONE_BY_ONE: usize = 100;
