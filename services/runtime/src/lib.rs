@@ -66,6 +66,7 @@ mod read;
 mod readiness;
 mod service;
 mod subject;
+pub mod testing;
 mod trace;
 
 pub use aggregate::{Aggregate, AggregateError, Aggregates, Decision, Loaded, NewEvent, Snapshot, Updated};
