@@ -10,6 +10,7 @@
 //! | `dead_letter` | keeps what is given up; what is known of what comes again |
 //! | `ack` | the acknowledgements |
 //! | `budget` | the bytes that a process holds |
+//! | `test_runner`, `probe` | attempts without a consumer, for tests of handlers |
 
 mod ack;
 mod attempt;
@@ -17,8 +18,10 @@ mod budget;
 mod dead_letter;
 mod dispatch;
 mod fetch;
+mod probe;
 mod retry;
 mod runner;
+mod test_runner;
 mod workers;
 
 use std::{
@@ -40,7 +43,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{
-    budget::ByteBudget, dispatch::sentinel::OrderViolation, retry::Reason, runner::HandlerRunner,
+    budget::ByteBudget,
+    dispatch::sentinel::OrderViolation,
+    retry::{Decision, Reason},
+    runner::HandlerRunner,
+    test_runner::{DeliveryEnd, ObservedAttempt, TestRunner},
     workers::Watchdog,
 };
 use self::{

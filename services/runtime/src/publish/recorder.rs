@@ -21,7 +21,8 @@ pub(crate) struct Recorder(Mutex<Recording>);
 #[derive(Debug, Default)]
 struct Recording {
     messages: Vec<RecordedMessage>,
-    faults: VecDeque<Fault>,
+    /// How publishes fail, and how many of them.
+    faults: VecDeque<(usize, Fault)>,
 }
 
 /// A message that was stored.
@@ -54,7 +55,7 @@ pub(crate) enum Fault {
 impl Recorder {
     /// The next publishes, so many after those that fail already, fail in this way.
     pub(crate) fn fail_next(&self, times: usize, fault: Fault) {
-        self.recording().faults.extend((0..times).map(|_| fault));
+        self.recording().faults.push_back((times, fault));
     }
 
     /// Everything that was stored, in its order.
@@ -69,7 +70,7 @@ impl Recorder {
         message: OutboundMessage,
     ) -> Result<Stored, RequestError> {
         let mut recording = self.recording();
-        match recording.faults.pop_front() {
+        match recording.next_fault() {
             None => recording.store(stream, message),
             Some(Fault::Unavailable) => {
                 Err(RequestError::Unavailable("the test has this publish fail".into()))
@@ -87,6 +88,13 @@ impl Recorder {
 }
 
 impl Recording {
+    fn next_fault(&mut self) -> Option<Fault> {
+        self.faults.retain(|(times, _)| *times > 0);
+        let (times, fault) = self.faults.front_mut()?;
+        *times -= 1;
+        Some(*fault)
+    }
+
     /// As a server does it for a stream of one replica: the expected sequence is compared before the message id is looked for.
     fn store(&mut self, stream: Option<&str>, message: OutboundMessage) -> Result<Stored, RequestError> {
         let OutboundMessage { subject, payload, headers, .. } = message;

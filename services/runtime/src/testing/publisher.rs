@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn publishes_fail_as_they_are_told_to_and_store_nothing_or_lose_their_answer() {
+    async fn a_publish_that_fails_stores_nothing_or_loses_its_answer() {
         let recorded = RecordedPublisher::new();
         let publisher = recorded.publisher();
         let publish = async || publisher.publish("mails.1.welcome", &ann(), with_id("a")).await;
