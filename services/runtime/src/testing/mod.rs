@@ -1,8 +1,8 @@
-//! Runs a handler against events, without a server: for the tests of a service.
+//! Runs a handler or a projection against events, without a server: for the tests of a service.
 //!
 //! A [`HandlerTest`] calls a handler as the runtime does in a pod. The same code decodes an event, bounds an attempt by its deadline, catches a
 //! panic, decides whether and when the event is tried again, says which attempt is the last, and writes dead letters. A
-//! [`RecordedPublisher`] gives the handler its [`Publisher`](crate::Publisher), and shows what was published with it.
+//! [`RecordedPublisher`] gives the handler its [`Publisher`](crate::Publisher), and shows what was published with it. [`project`] makes the entry of a projection.
 //!
 //! ```
 //! use std::time::Duration;
@@ -61,12 +61,14 @@
 
 mod event;
 mod handler;
+mod projection;
 mod publisher;
 mod settled;
 
 pub use self::{
     event::{TestEvent, event, raw_event, untyped_event},
     handler::HandlerTest,
+    projection::{Projected, project},
     publisher::{RecordedEvent, RecordedPublisher},
     settled::Settled,
 };
