@@ -48,6 +48,8 @@
 //!     Ok(telemetry.finish(result))
 //! }
 //! ```
+//!
+//! [`testing`] runs a handler against events without a server, with the runtime's own decisions about retries and dead letters.
 
 mod aggregate;
 mod app;
