@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{ErrorKind, consumer::OrderViolation};
+use crate::ErrorKind;
 
 /// How a write ends that is as it should be.
 const STORED: &str = "stored";
@@ -75,7 +75,8 @@ pub(crate) enum HandledOutcome {
     Done,
     Ignored,
     Retried,
-    DeadLettered(crate::consumer::Reason),
+    /// For this reason.
+    DeadLettered(&'static str),
 }
 
 impl EncodeLabelValue for HandledOutcome {
@@ -84,7 +85,7 @@ impl EncodeLabelValue for HandledOutcome {
             Self::Done => "done",
             Self::Ignored => "ignored",
             Self::Retried => "retried",
-            Self::DeadLettered(reason) => reason.as_str(),
+            Self::DeadLettered(reason) => reason,
         };
         EncodeLabelValue::encode(&word, encoder)
     }
@@ -256,11 +257,11 @@ impl HandlerMetrics {
     }
 
     /// Counts an attempt that was checked against the order, and what is against it.
-    pub(crate) fn order_checked(&self, violation: Option<OrderViolation>) {
+    pub(crate) fn order_checked(&self, violation: Option<&'static str>) {
         let Self { all, binding, order_checked, .. } = self;
         order_checked.inc();
         if let Some(violation) = violation {
-            all.0.order_violations.get_or_create(&Violation { binding, kind: violation.as_str() }).inc();
+            all.0.order_violations.get_or_create(&Violation { binding, kind: violation }).inc();
         }
     }
 
@@ -270,9 +271,9 @@ impl HandlerMetrics {
     }
 
     /// Counts a dead letter that is kept.
-    pub(crate) fn dead_lettered(&self, reason: crate::consumer::Reason) {
+    pub(crate) fn dead_lettered(&self, reason: &'static str) {
         let Self { all, binding, .. } = self;
-        all.0.dead_letters.get_or_create(&DeadLetter { binding, reason: reason.as_str() }).inc();
+        all.0.dead_letters.get_or_create(&DeadLetter { binding, reason }).inc();
     }
 
     /// Counts a delivery that was let go without JetStream's word.

@@ -22,7 +22,7 @@ use self::{
 };
 use crate::{
     Error, ErrorKind, Event, Expected, Position, PublishOptions, Published, Publisher, Reader, StoredEvent,
-    read::Shared,
+    store::Shared,
 };
 
 /// A state that is made of events.

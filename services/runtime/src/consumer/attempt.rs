@@ -14,12 +14,12 @@ use super::{
     HandlerRunner,
     ack::Settlement,
     dead_letter::{FailureDetails, Original, keep, one_line, redelivery::PriorAttempts},
-    fetch::Delivered,
+    delivery::Delivered,
     retry::{Decision, Isolation, Outcome, Reason, is_last_attempt, isolation},
 };
 use crate::{
     DecodeError, Error, ErrorKind, Event, Handler, Metadata, Source, event::EVENT_TYPE,
-    metrics::HandledOutcome, read::RawEvent, trace,
+    metrics::HandledOutcome, store::RawEvent, trace,
 };
 
 /// Reason of a termination in the server's advisory: the event is kept elsewhere.
@@ -165,7 +165,8 @@ async fn handle<H: Handler>(runner: &HandlerRunner<H>, delivery: &Delivery, begu
     let deadline = runner.deadline;
     // What a service wrote is called within the caught future alone, its decoding included, and cleared away there.
     let handled = AssertUnwindSafe(async {
-        let mut handling = pin!(async {
+        // A handler's future may have any size, and what has it inside is moved on its way to a thread.
+        let mut handling = Box::pin(async {
             let event = match decode::<H::Event>(delivery) {
                 Ok(event) => event,
                 Err(why) if runner.ignores(&why) => return Outcome::Ignored,
@@ -176,7 +177,7 @@ async fn handle<H: Handler>(runner: &HandlerRunner<H>, delivery: &Delivery, begu
                 Err(failure) => Outcome::Failed(failure),
             }
         });
-        match poll!(handling.as_mut()) {
+        match poll!(&mut handling) {
             Poll::Ready(outcome) => outcome,
             // Most need no timer, and every attempt would carry the room for it.
             Poll::Pending => {
@@ -226,7 +227,7 @@ async fn dead_letter<H: Handler>(
         tracing::error!(binding = runner.name, %error, ?after, "failed to keep a dead letter, will retry");
         return Ended::Again { after, given_up: Some((reason, one_line(&details.error))) };
     }
-    runner.metrics.dead_lettered(reason);
+    runner.metrics.dead_lettered(reason.as_str());
     Ended::Settled(Settlement::Term { reason: DEAD_LETTERED })
 }
 
@@ -251,9 +252,9 @@ pub(super) fn record_foreign<H: Handler>(runner: &HandlerRunner<H>, sequence: u6
     let reason = Reason::Undecodable;
     tracing::error!(binding = runner.name, sequence, "dead-lettered event that the NATS client cannot parse");
     if runner.dead_letters.is_some() {
-        runner.metrics.dead_lettered(reason);
+        runner.metrics.dead_lettered(reason.as_str());
     }
-    runner.metrics.handled(HandledOutcome::DeadLettered(reason));
+    runner.metrics.handled(HandledOutcome::DeadLettered(reason.as_str()));
 }
 
 /// Counts and logs the decision.
@@ -273,7 +274,7 @@ fn record<H: Handler>(runner: &HandlerRunner<H>, metadata: &Metadata, decision: 
         Decision::DeadLetter { reason, error } => {
             trace::failed(&Span::current(), reason.as_str(), error);
             tracing::error!(binding, attempt, reason = reason.as_str(), error, "gave up event");
-            HandledOutcome::DeadLettered(*reason)
+            HandledOutcome::DeadLettered(reason.as_str())
         }
     };
     runner.metrics.handled(outcome);

@@ -6,10 +6,10 @@ use std::{sync::Arc, time::Duration};
 use jetwright_crds::environment::{Binding, DeadLetters, Retry};
 
 use super::{
-    Watchdog,
     dead_letter::{breaker::CircuitBreaker, redelivery::RedeliveryCache},
     probe::Probe,
     retry::{Decision, Outcome, decide},
+    workers::Watchdog,
 };
 use crate::{DecodeError, HandlerOptions, Publisher, UnknownTypes, metrics::HandlerMetrics};
 

@@ -12,7 +12,7 @@ use super::{
     ack::Settlement,
     attempt::{AttemptResult, Delivery, process},
     dead_letter::redelivery::PriorAttempts,
-    fetch::Delivered,
+    delivery::Delivered,
     probe::Probe,
     retry::Decision,
 };

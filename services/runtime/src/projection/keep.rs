@@ -10,8 +10,7 @@ use super::{
 };
 use crate::{
     Error, ErrorKind, Handler, HandlerError, KeyValue, Metadata, Position, Reader,
-    key_value::is_key,
-    read::{Pages, Shared},
+    store::{Pages, Shared, is_key},
 };
 
 /// How often a key is brought up to date against others who do the same, before its event is tried again as a whole.

@@ -17,7 +17,7 @@ use super::{
     entry::{Fold, is_of},
     keep::{Projector, key_of},
 };
-use crate::{Error, ErrorKind, StoredEvent, read::Pages};
+use crate::{Error, ErrorKind, StoredEvent, store::Pages};
 
 /// How often a key is tried, against others who write it and while NATS is away.
 const TRIES: u32 = 10;

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use super::retry::Reason;
 use crate::{
-    Error, ErrorKind, Metadata, Publisher, metrics::WriteKind, publish::Write, read::RawEvent, trace,
+    Error, ErrorKind, Metadata, Publisher, metrics::WriteKind, publish::Write, store::RawEvent, trace,
 };
 
 /// Header that says how long a message is kept (NATS ADR-43); its stream has to allow it.

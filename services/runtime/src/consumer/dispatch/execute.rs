@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     Alone, AttemptResult, Attempted, Delivery, Dispatcher, Held, Isolation, Observation, State,
-    recovery::Progress,
+    recovery::Progress, sentinel::OrderViolation,
 };
 use crate::{
     Handler,
@@ -94,7 +94,7 @@ impl<H: Handler> Dispatcher<H> {
             && let Some(Held { key: Some(key), sequence, .. }) = self.in_flight.get(slot)
         {
             let violation = order.sentinel.begin(*key, *sequence);
-            self.consumer.runner.metrics.order_checked(violation);
+            self.consumer.runner.metrics.order_checked(violation.map(OrderViolation::as_str));
             if let Some(violation) = violation {
                 let (violation, subject) = (violation.as_str(), delivery.metadata.subject.as_str());
                 tracing::error!(

@@ -2,9 +2,11 @@
 //! ended.
 
 mod acks;
+mod doubt;
 mod ended;
 mod execute;
 mod in_flight;
+mod intake;
 mod keyed_queue;
 mod order;
 mod recovery;
@@ -13,14 +15,13 @@ pub(crate) mod sentinel;
 use std::{
     collections::{HashSet, VecDeque},
     io,
-    sync::{Arc, atomic},
+    sync::Arc,
     time::Duration,
 };
 
 use async_nats::{Client, Subscriber};
 use futures::StreamExt;
 use jetwright_nats::{Link, Violation, ViolationReceiver};
-use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval},
@@ -31,14 +32,13 @@ use self::{
     ended::EndedEvents,
     in_flight::{Held, InFlight, State},
     order::Order,
-    recovery::Doubt,
 };
 use super::{
-    ConsumerLoop,
-    ack::{PendingAck, Settlement},
     attempt::{AttemptResult, Delivery, process},
-    fetch::{Delivered, Fetched, discovery::Observation},
+    fetch::Fetched,
+    observation::Observation,
     retry::Isolation,
+    source::ConsumerLoop,
     workers::{WorkerPanic, Workers},
 };
 use crate::Handler;
@@ -212,191 +212,6 @@ impl<H: Handler> Dispatcher<H> {
             && order.recovery.is_info_due(now)
         {
             self.consumer.discovery.recheck();
-        }
-    }
-
-    fn receive_some(&mut self, first: Fetched, inbound: &mut mpsc::UnboundedReceiver<Fetched>) {
-        let (now, time) = (Instant::now(), Timestamp::now());
-        self.receive(first, now, time);
-        for _ in 1..BATCH {
-            let Ok(fetched) = inbound.try_recv() else { return };
-            self.receive(fetched, now, time);
-        }
-    }
-
-    fn receive(&mut self, fetched: Fetched, now: Instant, time: Timestamp) {
-        match fetched {
-            Fetched::Doubt => self.doubt_consumer(now),
-            Fetched::Deliveries { incarnation, deliveries } => {
-                self.note_incarnation(incarnation);
-                for delivered in deliveries {
-                    if incarnation < self.incarnation {
-                        self.consumer.release_capacity(delivered.size);
-                        continue;
-                    }
-                    self.take(delivered, now, time);
-                }
-            }
-        }
-    }
-
-    fn take(&mut self, delivered: Delivered, now: Instant, time: Timestamp) {
-        let (sequence, event_time) = (delivered.metadata.sequence, delivered.metadata.time);
-        let doubt =
-            self.order.as_mut().and_then(|order| order.recovery.received(delivered.consumer_sequence));
-        if let Some(doubt) = doubt {
-            self.begin_recovery(doubt, now);
-        }
-        if let Some(slot) = self.in_flight.find(sequence) {
-            let is_same = self.in_flight.get(slot).is_some_and(|held| held.time == event_time);
-            if !is_same {
-                // Another event has its sequence: the stream was made again.
-                self.drop_predecessor(slot);
-            } else if self.redelivered(slot, &delivered, now) {
-                return self.consumer.release_capacity(delivered.size);
-            }
-        }
-        let key = self.order.as_ref().map(|order| order.key_tokens.key(&delivered.metadata.subject));
-        let (reply, size) = (delivered.reply.clone(), delivered.size);
-        let has_ended = self.ended.contains(sequence, event_time, delivered.metadata.attempt, now);
-        let (key, state) = if has_ended {
-            (None, State::Settling(PendingAck::new(&Settlement::Ack, now)))
-        } else {
-            (key, State::Waiting(Box::new(Delivery::new(&self.consumer.runner, delivered, time))))
-        };
-        let held = Held {
-            reply,
-            sequence,
-            time: event_time,
-            size,
-            key,
-            is_orphan: false,
-            in_progress_at: now,
-            state,
-        };
-        let slot = self.in_flight.insert(held);
-        if !has_ended {
-            self.enqueue(slot, key);
-        }
-    }
-
-    /// Whether this event is still held; then it is settled as its newest delivery.
-    fn redelivered(&mut self, slot: usize, delivered: &Delivered, now: Instant) -> bool {
-        let Some(held) = self.in_flight.get_mut(slot) else { return false };
-        match &mut held.state {
-            // It was given back, and the confirmation of that was lost.
-            State::Settling(ack) if ack.is_done_by_redelivery() => {
-                self.release(slot);
-                return false;
-            }
-            // Its acknowledgement was not heard.
-            State::Settling(ack) => ack.repeat(now),
-            // It is being handled, and JetStream did not hear of it in time; or another consumer delivers it too.
-            State::Waiting(_) | State::Paused(..) | State::Running | State::Returned => {}
-        }
-        held.reply = delivered.reply.clone();
-        held.in_progress_at = now;
-        held.is_orphan = false;
-        true
-    }
-
-    /// Begins an acknowledgement's and a recovery's doubt: the consumer may be gone, or another one may have its name.
-    fn doubt_consumer(&mut self, now: Instant) {
-        self.doubted_at = Some(now);
-        self.consumer.proof.revoke();
-        self.consumer.discovery.recheck();
-        self.in_flight.acks().for_each(|(_, _, ack)| ack.suspend());
-    }
-
-    /// Nothing new begins until everything that was delivered is here.
-    fn begin_recovery(&mut self, doubt: Doubt, now: Instant) {
-        let Some(order) = &mut self.order else { return };
-        if order.recovery.doubt(doubt, now) {
-            tracing::info!(
-                binding = self.consumer.name(),
-                cause = doubt.as_str(),
-                "recovering the order of events"
-            );
-            self.consumer.runner.metrics.recovery(doubt.as_str());
-            self.consumer.recovering.store(true, atomic::Ordering::Relaxed);
-            self.consumer.capacity_freed.notify_one();
-            order.queue.clear_waiting();
-            if let Alone::Waiting(slot) = self.alone {
-                self.alone = Alone::No;
-                self.next.push_back(slot);
-            }
-            // Those that were about to begin have not.
-            for slot in self.next.drain(..) {
-                if let Some(Held { key: Some(key), .. }) = self.in_flight.get(slot) {
-                    order.queue.complete(*key);
-                }
-            }
-        }
-        self.consumer.discovery.recheck();
-    }
-
-    /// JetStream said which consumer there is, and what it still waits for.
-    async fn observed(&mut self) {
-        let Some(observation) = self.observations.borrow_and_update().clone() else { return };
-        self.note_incarnation(observation.incarnation);
-        self.consumer.proof.renew(observation.asked_at);
-        if self.doubted_at.is_some_and(|doubted_at| observation.asked_at >= doubted_at) {
-            self.doubted_at = None;
-        }
-        self.judge_acks(&observation).await;
-        self.go_on_with_recovery(&observation);
-    }
-
-    /// Another consumer has the name now: it knows nothing of what its predecessor delivered.
-    fn note_incarnation(&mut self, incarnation: u64) {
-        if incarnation <= self.incarnation {
-            return;
-        }
-        let is_first = self.incarnation == 0;
-        self.incarnation = incarnation;
-        if is_first {
-            return;
-        }
-        for slot in self.in_flight.in_order(|_| true) {
-            self.drop_predecessor(slot);
-        }
-        if let Some(order) = &mut self.order {
-            order.sentinel.reset();
-        }
-        self.begin_recovery(Doubt::Reconnect, Instant::now());
-        // Those that had not begun; the queue knows them no more.
-        if self.order.is_some() {
-            let is_waiting = |held: &Held| held.is_orphan && matches!(held.state, State::Waiting(_));
-            for slot in self.in_flight.in_order(is_waiting) {
-                // One of its key may still run, and keeps its place.
-                if let Some(held) = self.in_flight.get_mut(slot) {
-                    held.key = None;
-                }
-                self.give_up(slot, "the consumer was made again");
-            }
-        }
-    }
-
-    /// The connection was lost or made again: answers to what was sent before do not come, and what was sent last may not have been heard.
-    fn linked(&mut self) {
-        let Link { connected, generation, .. } = *self.link.borrow_and_update();
-        if generation != self.generation {
-            self.confirmations = None;
-        }
-        let now = Instant::now();
-        let half = self.consumer.binding.ack_wait.0 / 2;
-        for (_, held) in self.in_flight.iter_mut() {
-            match &mut held.state {
-                State::Settling(ack) => ack.suspend(),
-                _ => held.in_progress_at = now.checked_sub(half).unwrap_or(held.in_progress_at),
-            }
-        }
-        self.doubt_consumer(now);
-        if connected {
-            if let Some(order) = &mut self.order {
-                order.sentinel.reset();
-            }
-            self.begin_recovery(Doubt::Reconnect, now);
         }
     }
 }

@@ -6,19 +6,17 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{Message, StatusCode, Subject, Subscriber};
-use bytes::Bytes;
+use async_nats::{Message, StatusCode, Subscriber};
 use futures::StreamExt;
-use jetwright_nats::backoff::pause;
+use jetwright_nats::{Violation, backoff::pause};
 use tokio::time::Instant;
 
 use super::{
     credits::PullCredits,
     merge::{Merge, Ordered},
-    pull::PullEvent,
     status::{RequestEnd, request_end},
 };
-use crate::{Metadata, Source};
+use crate::{Metadata, Source, consumer::delivery::Delivered};
 
 /// Header of a status that ends a request: how much of it was not served (NATS ADR-13).
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
@@ -30,22 +28,27 @@ const ASSUMED_SIZE: usize = 1024;
 /// Longest pause where the consumer has as many requests as it may have.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// One delivery.
-#[derive(Debug)]
-pub(in crate::consumer) struct Delivered {
-    pub(in crate::consumer) metadata: Arc<Metadata>,
-    pub(in crate::consumer) consumer_sequence: u64,
-    /// Where it is acknowledged.
-    pub(in crate::consumer) reply: Subject,
-    pub(in crate::consumer) payload: Bytes,
-    /// In bytes, with headers and subjects.
-    pub(in crate::consumer) size: usize,
-}
-
 impl Ordered for Delivered {
     fn consumer_sequence(&self) -> u64 {
         self.consumer_sequence
     }
+}
+
+/// What came of requests.
+pub(super) enum PullEvent {
+    Deliveries(Vec<Delivered>),
+    /// A request ended as requests do.
+    Ended,
+    /// A request that was held back may be made now.
+    MayRequest,
+    /// The consumer is not there, or does not answer, and why that is believed.
+    Unavailable(String),
+    /// The connection was lost.
+    Disconnected,
+    /// The client is gone for good, and what was subscribed with it.
+    Closed,
+    /// The servers do not permit to pull from it, to receive its deliveries, or to acknowledge them.
+    PermissionDenied(Violation),
 }
 
 /// The subscriptions of one consumer.

@@ -19,13 +19,8 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-pub(super) use self::arrivals::Delivered;
-use self::{
-    credits::Room,
-    discovery::Observation,
-    pull::{Pull, PullEvent},
-};
-use super::ConsumerLoop;
+use self::{arrivals::PullEvent, credits::Room, pull::Pull};
+use super::{delivery::Delivered, observation::Observation, source::ConsumerLoop};
 use crate::Handler;
 
 /// How often it is looked whether other consumers of the process have given bytes back.
@@ -90,7 +85,7 @@ impl<H: Handler> Fetcher<'_, H> {
             // A consumer that is not there, or not there any more, is waited for; so is the connection.
             let observation = consumer.discovery.wait_for_consumer().await;
             // What the client cannot parse would end the connection again.
-            consumer.foreign.await_initial_scan().await;
+            consumer.suspicion.await_initial_scan().await;
             if let Err(error) = self.open(&observation).await {
                 consumer.unavailable(&error.to_string());
                 sleep(pause(2, rand::random())).await;
@@ -115,11 +110,11 @@ impl<H: Handler> Fetcher<'_, H> {
             let why = match stopped {
                 Stopped::Unavailable(why) => why,
                 Stopped::Disconnected => {
-                    consumer.foreign.suspect();
+                    consumer.suspicion.suspect();
                     "the connection to NATS was lost".to_owned()
                 }
                 Stopped::Closed => {
-                    consumer.foreign.suspect();
+                    consumer.suspicion.suspect();
                     self.pull = None;
                     "the NATS client was closed".to_owned()
                 }
@@ -167,7 +162,7 @@ impl<H: Handler> Fetcher<'_, H> {
             if pull.is_disconnected() {
                 return Stopped::Disconnected;
             }
-            let capacity = consumer.foreign.limit(consumer.capacity());
+            let capacity = consumer.suspicion.limit(consumer.capacity());
             let room = Room {
                 capacity,
                 in_flight: consumer.in_flight(),

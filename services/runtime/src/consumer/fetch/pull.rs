@@ -11,16 +11,12 @@ use tokio::{
 };
 
 use super::{
-    arrivals::{Arrivals, Delivered},
-    credits::{NewRequest, Room, TURNS},
-    discovery::ConsumerConfig,
+    super::{delivery::Delivered, observation::ConsumerConfig},
+    arrivals::{Arrivals, PullEvent},
+    credits::{EXPIRES, NewRequest, Room, TURNS},
 };
 use crate::Source;
 
-/// How long a request stays open at the server.
-pub(super) const EXPIRES: Duration = Duration::from_secs(1);
-/// How much longer its end may take to be heard of.
-pub(super) const NO_ANSWER: Duration = Duration::from_secs(2);
 /// Fewest bytes that a request allows, where there are as many.
 const MIN_REQUEST_BYTES: usize = 64 * 1024;
 /// Requests in one ackWait beyond the room that there is, for what is owed: what is not due yet comes after that time at the latest, and
@@ -47,23 +43,6 @@ pub(super) struct Pull {
     last_request: Option<Instant>,
     /// There is no room, and something is owed.
     is_overdrawn: bool,
-}
-
-/// What came of requests.
-pub(super) enum PullEvent {
-    Deliveries(Vec<Delivered>),
-    /// A request ended as requests do.
-    Ended,
-    /// A request that was held back may be made now.
-    MayRequest,
-    /// The consumer is not there, or does not answer, and why that is believed.
-    Unavailable(String),
-    /// The connection was lost.
-    Disconnected,
-    /// The client is gone for good, and what was subscribed with it.
-    Closed,
-    /// The servers do not permit to pull from it, to receive its deliveries, or to acknowledge them.
-    PermissionDenied(Violation),
 }
 
 /// The most that a consumer grants.

@@ -9,8 +9,9 @@ use futures::future::try_join_all;
 use tokio::time::Instant;
 
 use super::{
-    Reader, StoredEvent,
-    direct::{self, Answer, Page, Wanted, Which},
+    direct_get::{self, Answer, Page, Wanted, Which},
+    reader::Reader,
+    stored_event::StoredEvent,
 };
 
 /// Subjects that are read beside each other, of which each has its share of a page in memory.
@@ -55,7 +56,7 @@ impl Merged {
         deadline: Instant,
     ) -> Result<Step<Self>, String> {
         let wanted = Wanted { stream, filter, which: Which::NewestOfSubjects(SUBJECTS + 1) };
-        Ok(match direct::ask(&reader.connection, wanted, deadline).await? {
+        Ok(match direct_get::ask(&reader.connection, wanted, deadline).await? {
             Answer::Page(page) if page.up_to.is_none_or(|up_to| up_to < newest) => Step::Behind,
             Answer::Page(Page { events, has_more: false, .. }) if events.len() <= SUBJECTS => {
                 let events = events.into_iter().filter(|event| event.sequence >= from);
@@ -125,7 +126,7 @@ impl Subject {
     ) -> Result<Step<()>, String> {
         let which = Which::From { sequence: self.from, shares };
         let wanted = Wanted { stream, filter: &self.name, which };
-        Ok(match direct::ask(&reader.connection, wanted, deadline).await? {
+        Ok(match direct_get::ask(&reader.connection, wanted, deadline).await? {
             Answer::Page(Page { events, .. }) if events.is_empty() => Step::Behind,
             Answer::Page(Page { events, .. }) => {
                 self.read(events);

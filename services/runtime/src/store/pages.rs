@@ -5,11 +5,11 @@ use std::{mem, time::Duration};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
-    BOUND, Position, Reader, StoredEvent,
-    direct::{self, Answer, PAGE_EVENTS, Page, Wanted, Which},
+    direct_get::{self, Answer, PAGE_EVENTS, Page, Wanted, Which},
     links,
     merged::{Merged, Step},
-    object,
+    reader::{BOUND, Reader, object},
+    stored_event::{Position, StoredEvent},
 };
 use crate::{Error, ErrorKind, subject::is_some_of_many};
 
@@ -212,7 +212,7 @@ impl Pages<'_> {
     async fn under_filter(&self, deadline: Instant) -> Result<Step<Vec<StoredEvent>>, String> {
         let Self { reader, stream, filter, from, .. } = *self;
         let wanted = Wanted { stream, filter, which: Which::From { sequence: from, shares: 1 } };
-        Ok(match direct::ask(&reader.connection, wanted, deadline).await? {
+        Ok(match direct_get::ask(&reader.connection, wanted, deadline).await? {
             Answer::Page(Page { events, .. }) => Step::Done(events),
             Answer::Lost => Step::Lost,
             Answer::NotOffered(why) => {

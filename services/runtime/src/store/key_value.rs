@@ -9,7 +9,7 @@ use crate::{
     Error, ErrorKind, Published, Publisher, Reader, StoredEvent,
     metrics::WriteKind,
     publish::{Write, header_value, own_message_id},
-    read::Pages,
+    store::Pages,
 };
 
 /// Header by which an entry says that it takes one away.

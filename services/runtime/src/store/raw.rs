@@ -8,13 +8,8 @@ use std::{borrow::Cow, str};
 use async_nats::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use bytes::Bytes;
 use data_encoding::BASE64;
-use jetwright_nats::{Request, RequestError, jetstream_error::NO_MESSAGE_FOUND};
 use jiff::Timestamp;
 use serde::Deserialize;
-use tokio::time::Instant;
-
-use super::{BOUND, Reader, object};
-use crate::{Error, ErrorKind};
 
 /// A message as its stream stores it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,12 +24,12 @@ pub(crate) struct RawEvent {
 }
 
 #[derive(Deserialize)]
-struct Answer {
-    message: Stored,
+pub(super) struct Answer {
+    pub(super) message: Stored,
 }
 
 #[derive(Deserialize)]
-struct Stored {
+pub(super) struct Stored {
     subject: String,
     seq: u64,
     time: Timestamp,
@@ -126,44 +121,6 @@ impl TryFrom<Stored> for RawEvent {
         let header_block = if hdrs.is_empty() { None } else { Some(BASE64.decode(hdrs.as_bytes())?.into()) };
         let payload = BASE64.decode(data.as_bytes())?.into();
         Ok(Self { subject, sequence: seq, time, header_block, payload })
-    }
-}
-
-impl Reader {
-    /// The message of this sequence, as the stream's leader has it; `None` where it is gone.
-    pub(crate) async fn raw(&self, stream: &str, sequence: u64) -> Result<Option<RawEvent>, Error> {
-        self.get_raw(stream, &format!("sequence {sequence}"), &serde_json::json!({ "seq": sequence })).await
-    }
-
-    /// The first message under this subject, which may have wildcards, that has at least this sequence, as the stream's leader has it.
-    pub(crate) async fn next_raw(
-        &self,
-        stream: &str,
-        subject: &str,
-        from: u64,
-    ) -> Result<Option<RawEvent>, Error> {
-        self.get_raw(stream, subject, &serde_json::json!({"seq": from, "next_by_subj": subject})).await
-    }
-
-    pub(super) async fn get_raw(
-        &self,
-        stream: &str,
-        about: &str,
-        wanted: &serde_json::Value,
-    ) -> Result<Option<RawEvent>, Error> {
-        let object = object(stream, about);
-        let request = Request {
-            subject: self.connection.api_subjects().get_message(stream),
-            payload: wanted.to_string().into(),
-            deadline: Instant::now() + BOUND,
-        };
-        match self.connection.request::<Answer>(request).await {
-            Ok(Answer { message }) => RawEvent::try_from(message)
-                .map(Some)
-                .map_err(|error| Error::new(ErrorKind::Refused, object, error)),
-            Err(RequestError::Refused(error)) if error.err_code == NO_MESSAGE_FOUND => Ok(None),
-            Err(other) => Err(Error::of_request(object, &other)),
-        }
     }
 }
 

@@ -8,8 +8,9 @@
 use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
 
 use super::{
-    Reader, StoredEvent,
-    direct::{PAGE_BYTES, PAGE_EVENTS},
+    direct_get::{PAGE_BYTES, PAGE_EVENTS},
+    reader::Reader,
+    stored_event::StoredEvent,
 };
 use crate::{Error, event::EXPECTED_SUBJECT, subject::matches};
 
