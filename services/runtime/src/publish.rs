@@ -86,7 +86,7 @@ pub struct Published {
     /// Its sequence there.
     #[serde(rename = "seq")]
     pub sequence: u64,
-    /// It was there already under this message id, and nothing was stored now.
+    /// The stream had it already under this message id, and stored nothing now.
     #[serde(default)]
     pub duplicate: bool,
 }
@@ -120,13 +120,12 @@ impl Publisher {
 
     /// Publishes an event and awaits JetStream's word that it is stored. The current span's context travels with it.
     ///
-    /// What fails for the moment (no connection, no leader, another write in flight) is tried again for at most five
-    /// seconds.
+    /// What may pass (no connection, no leader, another write in flight) is repeated for at most five seconds.
     ///
     /// # Errors
     ///
-    /// [`Conflict`](crate::ErrorKind::Conflict) where the expected sequence is not the newest (it may be this event
-    /// itself, stored by a try whose answer was lost: who reads again sees that it is there),
+    /// [`Conflict`](crate::ErrorKind::Conflict) where the expected sequence is not the newest (the newest may be this event itself, if
+    /// the answer to a first try was lost: a caller that reads again finds it there),
     /// [`Unavailable`](crate::ErrorKind::Unavailable) where the time is over, and
     /// [`Refused`](crate::ErrorKind::Refused) where JetStream says no, where another stream than the expected one has the
     /// subject, or where an option is empty or cannot be sent as it is.

@@ -24,7 +24,7 @@ pub enum AggregateError {
 }
 
 impl AggregateError {
-    /// Whether the aggregate has newer events than whoever decided had seen.
+    /// Whether the aggregate has newer events than the writer had seen.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::JetStream(error) if error.kind() == ErrorKind::Conflict)

@@ -9,19 +9,19 @@ use super::{Aggregate, AggregateError, Aggregates, Loaded, NewEvent};
 /// How often it is decided before a conflict is told. Each means that somebody else's event was stored.
 const TRIES: u32 = 10;
 
-/// What is to become of an aggregate, with an answer for whoever asked.
+/// What a decision does to an aggregate, with an output for its caller.
 #[derive(Debug)]
 pub enum Decision<T> {
-    /// This is to happen.
+    /// Append this event.
     Append(NewEvent, T),
-    /// Nothing is to happen.
+    /// Append nothing.
     NoOp(T),
 }
 
-/// What became of an aggregate.
+/// What an update did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Updated<T> {
-    /// The answer of the decision that counts.
+    /// The output of the last decision.
     pub output: T,
     /// Whether it appended an event; `false` too where one was there already under a message id that the decision gave it, which may
     /// be this one, stored by a try whose answer was lost.
@@ -76,7 +76,7 @@ impl<A: Aggregate> Aggregates<A> {
     }
 
     /// As [`update`](Self::update), deciding first on what was loaded already, or is
-    /// [presumed](Self::assume_new).
+    /// [assumed](Self::assume_new).
     ///
     /// # Errors
     ///

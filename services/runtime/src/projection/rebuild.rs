@@ -28,14 +28,14 @@ const REMEMBERED: usize = 100_000;
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_secs(5);
 
-/// What a rebuild came to.
+/// What a rebuild did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rebuilt {
     /// Events of the stream that were looked at for their keys.
     pub events: u64,
-    /// Keys that were made anew.
+    /// Keys whose entries were made again.
     pub made: u64,
-    /// Keys that were taken away, since the stream has no events of them that can be applied.
+    /// Keys that were removed, since the stream has no events of them that can be applied.
     pub removed: u64,
 }
 

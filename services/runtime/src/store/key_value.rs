@@ -103,7 +103,7 @@ impl KeyValue {
         Ok((!stored.duplicate).then_some(stored.sequence))
     }
 
-    /// Takes the key away where it is still at this revision.
+    /// Deletes the key where it is still at this revision.
     ///
     /// # Errors
     ///
