@@ -65,3 +65,26 @@ impl Users {
         Ok(!history.events.is_empty())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use jetwright_runtime::testing::{self, Projected};
+
+    use super::*;
+
+    const ID: &str = "0193f0a6-7d2b-7c3e-8a4f-0123456789ab";
+
+    fn created(user_id: &str) -> UserCreated {
+        UserCreated { user_id: user_id.to_owned(), email: "ann@example.org".to_owned(), created_at: 1 }
+    }
+
+    #[test]
+    fn a_user_is_known_once_it_is_created_under_its_own_subject() {
+        let subject = format!("users.{ID}.created");
+        let another = created("0193f0a6-7d2b-7c3e-8a4f-000000000000");
+        let events = [testing::event(&subject, &another), testing::event(&subject, &created(ID))];
+        let skipped = vec![(1, "user_id is not the subject's".to_owned())];
+        let expected = Projected { entry: Some(KnownUser {}), skipped };
+        assert_eq!(testing::project::<OrderUsers>(events), expected);
+    }
+}

@@ -9,6 +9,8 @@ pub const EVENT_TYPE: &str = "Event-Type";
 pub const CONTENT_TYPE: &str = "Content-Type";
 /// The one encoding of events.
 pub const PROTOBUF: &str = "application/protobuf";
+/// Header that names the subjects over which an expected sequence is checked (NATS ADR-50; nats-server 2.12).
+pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
 /// What can be read from an event's type and payload.
 ///

@@ -1,33 +1,44 @@
 //! Publishing events: with a message id and the trace's context, and the server's word that they are kept.
 
-use std::time::Duration;
+pub(crate) mod recorder;
+
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, header, message::OutboundMessage};
 use bytes::Bytes;
 use jetwright_nats::Connection;
+use prometheus_client::registry::Registry;
 use prost::{Message, Name};
 use serde::Deserialize;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use self::recorder::{Recorder, Stored};
 use crate::{
     Error, ErrorKind,
-    event::{CONTENT_TYPE, EVENT_TYPE, PROTOBUF},
+    event::{CONTENT_TYPE, EVENT_TYPE, EXPECTED_SUBJECT, PROTOBUF},
     metrics::{Metrics, WriteKind},
     trace,
 };
 
 /// How long a publish may take altogether, retries included.
 const BOUND: Duration = Duration::from_secs(5);
-
-/// Header that names the subjects over which an expected sequence is checked (NATS ADR-50; nats-server 2.12).
-pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+/// The largest message that a server takes where its configuration does not say (`max_payload`), in bytes.
+const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
 
 /// Publishes events. Clones share one connection.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    connection: Connection,
+    target: Target,
     metrics: Metrics,
+}
+
+/// What stores the events.
+#[derive(Clone, Debug)]
+enum Target {
+    JetStream(Connection),
+    /// Memory, in a test of a handler.
+    Recorder(Arc<Recorder>),
 }
 
 /// How an event is published.
@@ -80,6 +91,12 @@ pub struct Published {
     pub duplicate: bool,
 }
 
+impl From<Stored> for Published {
+    fn from(Stored { stream, sequence, duplicate }: Stored) -> Self {
+        Self { stream, sequence, duplicate }
+    }
+}
+
 /// What is written where.
 pub(crate) struct Write<'a> {
     pub(crate) kind: WriteKind,
@@ -92,7 +109,13 @@ pub(crate) struct Write<'a> {
 
 impl Publisher {
     pub(crate) fn new(connection: Connection, metrics: Metrics) -> Self {
-        Self { connection, metrics }
+        Self { target: Target::JetStream(connection), metrics }
+    }
+
+    /// Stores in memory.
+    pub(crate) fn recording(recorder: Arc<Recorder>) -> Self {
+        let metrics = Metrics::register(&mut Registry::default());
+        Self { target: Target::Recorder(recorder), metrics }
     }
 
     /// Publishes an event and awaits JetStream's word that it is stored. The current span's context travels with it.
@@ -143,7 +166,10 @@ impl Publisher {
 
     /// The largest message that the server takes, in bytes, with its headers.
     pub(crate) fn max_payload(&self) -> usize {
-        self.connection.client().max_payload()
+        match &self.target {
+            Target::JetStream(connection) => connection.client().max_payload(),
+            Target::Recorder(_) => DEFAULT_MAX_PAYLOAD,
+        }
     }
 
     /// Stores a message of any kind.
@@ -169,7 +195,12 @@ impl Publisher {
         message: &(impl Fn() -> OutboundMessage + Sync),
     ) -> Result<Published, Error> {
         let begun = Instant::now();
-        let published = self.connection.request_until(begun + BOUND, subject, stream, message).await;
+        let published = match &self.target {
+            Target::JetStream(connection) => {
+                connection.request_until(begun + BOUND, subject, stream, message).await
+            }
+            Target::Recorder(recorder) => recorder.store(stream, message()).map(Published::from),
+        };
         let published = published.map_err(|error| Error::of_request(subject, &error));
         let outcome = published.as_ref().map(|stored: &Published| stored.duplicate).map_err(Error::kind);
         self.metrics.published(kind, outcome, begun.elapsed());

@@ -15,7 +15,7 @@ use super::{
     ack::Settlement,
     dead_letter::{FailureDetails, Original, keep, one_line, redelivery::PriorAttempts},
     delivery::Delivered,
-    retry::{Decision, Isolation, Outcome, Reason, decide, is_last_attempt, isolation},
+    retry::{Decision, Isolation, Outcome, Reason, is_last_attempt, isolation},
 };
 use crate::{
     DecodeError, Error, ErrorKind, Event, Handler, Metadata, Source, event::EVENT_TYPE,
@@ -76,7 +76,7 @@ impl Delivery {
     }
 
     /// Its next attempt is one in place.
-    fn go_on_to_next_attempt(&mut self, max_attempts: u32) {
+    pub(super) fn go_on_to_next_attempt(&mut self, max_attempts: u32) {
         let metadata = Arc::make_mut(&mut self.metadata);
         metadata.attempt += 1;
         metadata.is_last_attempt = metadata.attempt >= max_attempts;
@@ -146,7 +146,7 @@ async fn try_once<H: Handler>(
     let Metadata { attempt, is_last_attempt, .. } = *delivery.metadata;
     let decision = match outcome {
         Outcome::Done => Decision::Done,
-        outcome => decide(outcome, attempt, is_last_attempt, &runner.retry, rand::random()),
+        outcome => runner.decide(outcome, attempt, is_last_attempt),
     };
     if !was_recorded {
         record(runner, &delivery.metadata, &decision, begun);

@@ -10,6 +10,7 @@
 //! | `dead_letter` | keeps what is given up; what is known of what comes again |
 //! | `ack` | the acknowledgements |
 //! | `budget` | the bytes that a process holds |
+//! | `test_runner`, `probe` | attempts without a consumer, for tests of handlers |
 
 mod ack;
 mod attempt;
@@ -19,11 +20,13 @@ mod delivery;
 mod dispatch;
 mod fetch;
 mod observation;
+mod probe;
 mod proof;
 mod retry;
 mod runner;
 mod source;
 mod suspicion;
+mod test_runner;
 mod workers;
 
 use std::{sync::Arc, time::Duration};
@@ -37,8 +40,10 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{
     budget::ByteBudget,
+    retry::Decision,
     runner::HandlerRunner,
     source::{ConsumerDeps, ConsumerLoop},
+    test_runner::{DeliveryEnd, ObservedAttempt, TestRunner},
 };
 use self::{
     dispatch::Dispatcher,

@@ -7,6 +7,8 @@ use jetwright_crds::environment::{Binding, DeadLetters, Retry};
 
 use super::{
     dead_letter::{breaker::CircuitBreaker, redelivery::RedeliveryCache},
+    probe::Probe,
+    retry::{Decision, Outcome, decide},
     workers::Watchdog,
 };
 use crate::{DecodeError, HandlerOptions, Publisher, UnknownTypes, metrics::HandlerMetrics};
@@ -30,6 +32,8 @@ pub(crate) struct HandlerRunner<H> {
     pub(super) redelivery: RedeliveryCache,
     pub(super) breaker: CircuitBreaker,
     pub(super) watchdog: Arc<Watchdog>,
+    /// Of a test; production has none.
+    pub(super) probe: Option<Arc<Probe>>,
 }
 
 impl<H> HandlerRunner<H> {
@@ -53,7 +57,18 @@ impl<H> HandlerRunner<H> {
             redelivery: RedeliveryCache::default(),
             breaker: CircuitBreaker::default(),
             watchdog: Arc::new(Watchdog::new(name, deadline)),
+            probe: None,
         }
+    }
+
+    /// Decides what becomes of an event that the handler is not content with.
+    pub(super) fn decide(&self, outcome: Outcome, attempt: u32, is_last_attempt: bool) -> Decision {
+        let jitter = if self.probe.is_some() { Probe::JITTER } else { rand::random() };
+        let decision = decide(outcome, attempt, is_last_attempt, &self.retry, jitter);
+        if let Some(probe) = &self.probe {
+            probe.record(&decision);
+        }
+        decision
     }
 
     /// Whether an event that cannot be decoded for this reason is not for the handler.

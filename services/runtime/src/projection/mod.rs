@@ -5,13 +5,14 @@
 mod entry;
 mod keep;
 mod rebuild;
+mod testing;
 mod view;
 
 use std::fmt;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-pub(crate) use self::{keep::Projector, rebuild::rebuild};
+pub(crate) use self::{keep::Projector, rebuild::rebuild, testing::fold};
 pub use self::{
     rebuild::Rebuilt,
     view::{Versioned, View, ViewError},

@@ -11,9 +11,8 @@ use super::{
     direct_get::{PAGE_BYTES, PAGE_EVENTS},
     reader::Reader,
     stored_event::StoredEvent,
-    subject::matches,
 };
-use crate::{Error, publish::EXPECTED_SUBJECT};
+use crate::{Error, event::EXPECTED_SUBJECT, subject::matches};
 
 /// Events that are followed wherever they are.
 const FEW: usize = 4;

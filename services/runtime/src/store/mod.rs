@@ -19,7 +19,6 @@ mod raw;
 mod reader;
 mod shared;
 mod stored_event;
-mod subject;
 mod unparsable;
 
 pub use self::{

@@ -10,9 +10,8 @@ use super::{
     merged::{Merged, Step},
     reader::{BOUND, Reader, object},
     stored_event::{Position, StoredEvent},
-    subject::is_some_of_many,
 };
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, subject::is_some_of_many};
 
 /// Events of a page that are asked of the leader one by one.
 const ONE_BY_ONE: usize = 100;

@@ -83,6 +83,16 @@ impl StoredEvent {
         self.subject.len() + self.payload.len()
     }
 
+    /// One that is in no stream.
+    pub(crate) fn new(
+        subject: String,
+        Position { time, sequence }: Position,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Self {
+        Self { subject, sequence, time, headers, payload, unparsable: None }
+    }
+
     pub(super) fn from_message(message: StreamMessage) -> Result<Self, String> {
         let nanoseconds = message.time.unix_timestamp_nanos();
         Ok(Self {

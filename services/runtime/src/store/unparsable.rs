@@ -5,7 +5,8 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::{StoredEvent, subject::matches};
+use super::StoredEvent;
+use crate::subject::matches;
 
 /// Events that are remembered in a process; beyond that the oldest is forgotten, and may cost its connection once more.
 const CAPACITY: usize = 4096;

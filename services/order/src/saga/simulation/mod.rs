@@ -1,6 +1,7 @@
 //! The saga on a model: any interleaving of its attempts, with kills, lost and late answers and time-outs between any two of
 //! their requests. The saga is the one that runs in production; only its ports are the model's.
 
+mod delivered;
 mod ports;
 mod properties;
 mod scenarios;
@@ -18,7 +19,7 @@ use jetwright_runtime::{Handler, HandlerError, HeaderMap, Metadata, Source};
 use prometheus_client::registry::Registry;
 
 use self::{
-    ports::{ModelPorts, Network, Pending},
+    ports::{ModelPorts, Network, Pending, no_answer},
     world::{ORDER, Request, World, placed},
 };
 use crate::{
@@ -179,11 +180,10 @@ impl Simulation {
     fn serve(&mut self, index: usize, fate: Fate) {
         let mut network = self.network();
         let Pending { id, request, .. } = network.pending.remove(index);
-        let lost = Err(HandlerError::transient("no answer"));
-        let is_for_gateway = matches!(request, Request::Authorize | Request::Void);
+        let lost = Err(no_answer());
         let answer = match fate {
-            _ if network.gateway_away && is_for_gateway => lost,
-            Fate::Answered => Ok(network.world.serve(&request)),
+            _ if network.is_away(&request) => lost,
+            Fate::Answered => network.answer(&request),
             Fate::AnswerLost => {
                 network.world.serve(&request);
                 lost

@@ -42,14 +42,40 @@ pub(super) struct Network {
     pub(super) timed_out: BTreeSet<u64>,
     /// The gateway answers nothing and decides nothing.
     pub(super) gateway_away: bool,
+    /// Requests are answered when they are made, and none waits for the simulation.
+    pub(super) answers_at_once: bool,
     requests: u64,
 }
 
 impl Network {
     pub(super) fn new(world: World) -> Self {
         let (pending, answers, late, timed_out) = Default::default();
-        Self { world, pending, answers, late, timed_out, gateway_away: false, requests: 0 }
+        Self {
+            world,
+            pending,
+            answers,
+            late,
+            timed_out,
+            gateway_away: false,
+            answers_at_once: false,
+            requests: 0,
+        }
     }
+
+    /// Serves a request, where there is somebody who does.
+    pub(super) fn answer(&mut self, request: &Request) -> Result<Answer, HandlerError> {
+        if self.is_away(request) { Err(no_answer()) } else { Ok(self.world.serve(request)) }
+    }
+
+    /// Whether nobody serves the request.
+    pub(super) fn is_away(&self, request: &Request) -> bool {
+        self.gateway_away && matches!(request, Request::Authorize | Request::Void)
+    }
+}
+
+/// What the caller of a port has where its answer does not come.
+pub(super) fn no_answer() -> HandlerError {
+    HandlerError::transient("no answer")
 }
 
 #[derive(Clone, Debug)]
@@ -81,6 +107,9 @@ impl ModelPorts {
     async fn ask(&self, request: Request) -> Result<Answer, HandlerError> {
         let id = {
             let mut network = self.network();
+            if network.answers_at_once {
+                return network.answer(&request);
+            }
             network.requests += 1;
             let (id, attempt) = (network.requests, self.attempt);
             network.pending.push(Pending { id, attempt, request });
@@ -105,6 +134,7 @@ impl Ports for ModelPorts {
     async fn load_order(&self, _: &str) -> Result<Option<(Order, u64)>, HandlerError> {
         match self.ask(Request::LoadOrder).await? {
             Answer::Order(order, version) => Ok(Some((order, version))),
+            Answer::NotPlaced => Ok(None),
             other => panic!("{other:?}"),
         }
     }
