@@ -1,4 +1,7 @@
-//! EventConsumer: a durable JetStream consumer, and the Deployment that consumes.
+//! EventConsumer: a durable JetStream consumer, and the Deployment that consumes. What its fields are where they are left out is in
+//! `defaults`.
+
+mod defaults;
 
 use k8s_openapi::{
     api::core::v1::ServicePort,
@@ -124,7 +127,10 @@ pub struct EventConsumerSpec {
 }
 
 /// Where a new consumer begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
+#[strum(serialize_all = "snake_case")]
 #[schemars(transform = crate::common::described_by_field)]
 pub enum DeliverPolicy {
     /// With the first message that the stream has.

@@ -5,6 +5,7 @@
 pub mod dead_letter;
 pub mod duration;
 pub mod environment;
+pub mod labels;
 
 pub use duration::Duration;
 
@@ -16,6 +17,8 @@ pub mod conditions;
 pub mod consumer;
 #[cfg(feature = "resources")]
 pub mod manifests;
+#[cfg(feature = "resources")]
+pub mod names;
 #[cfg(feature = "resources")]
 pub mod size;
 #[cfg(feature = "resources")]

@@ -1,4 +1,6 @@
-//! EventStream: a JetStream stream.
+//! EventStream: a JetStream stream. What its fields are where they are left out is in `defaults`.
+
+mod defaults;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -6,6 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{DeletionPolicy, Duration, Size};
+
+pub use defaults::Replicas;
 
 /// What a subject that a stream listens to must look like: tokens between dots, `*` for one token, `>` for the rest.
 pub const SUBJECT_PATTERN: &str = r"^(>|(\*|[^\s.*>]+)(\.(\*|[^\s.*>]+))*(\.>)?)$";
@@ -136,7 +140,10 @@ pub enum Profile {
 }
 
 /// What lets JetStream remove a message.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
+#[strum(serialize_all = "lowercase")]
 #[schemars(transform = crate::common::described_by_field)]
 pub enum Retention {
     /// The limits alone.
@@ -149,7 +156,10 @@ pub enum Retention {
 }
 
 /// Where messages are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
+#[strum(serialize_all = "lowercase")]
 #[schemars(transform = crate::common::described_by_field)]
 pub enum Storage {
     /// On disk.
@@ -160,7 +170,10 @@ pub enum Storage {
 }
 
 /// What happens when a limit is reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
+#[strum(serialize_all = "lowercase")]
 #[schemars(transform = crate::common::described_by_field)]
 pub enum Discard {
     /// The oldest message goes.
