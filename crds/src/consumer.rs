@@ -302,8 +302,8 @@ pub struct EventConsumerStatus {
     /// The consumer in JetStream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer: Option<ConsumerState>,
-    /// Messages of the stream that were not delivered yet; a figure as of the operator's last look, at most a --compare-interval
-    /// and a --figures-interval old while NATS is connected.
+    /// Messages of the stream that were not delivered yet; a figure as of the operator's last look, at most a --jetstream-resync-interval
+    /// and a --status-stats-interval old while NATS is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<u64>,
     /// Messages delivered and not acknowledged yet; a figure as old as lag.

@@ -6,6 +6,7 @@ pub mod dead_letter;
 pub mod duration;
 pub mod environment;
 pub mod labels;
+pub mod marks;
 
 pub use duration::Duration;
 

@@ -101,6 +101,12 @@ pub fn dead_letter_object(source: &str) -> String {
     dead_letter::stream(source)
 }
 
+/// Name of the EventStream whose consumers' dead letters an EventStream of this name would keep.
+#[must_use]
+pub fn dead_letter_source(object: &str) -> Option<&str> {
+    object.strip_suffix(dead_letter::stream("").as_str())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +137,7 @@ mod tests {
             subjects: "jetwright.dlq.ORDERS.>".into(),
         };
         assert_eq!(DeadLetterNames::of("orders", "ORDERS"), Ok(expected));
+        assert_eq!((dead_letter_source("orders-dlq"), dead_letter_source("orders")), (Some("orders"), None));
     }
 
     #[test]

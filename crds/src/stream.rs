@@ -83,8 +83,8 @@ pub struct EventStreamSpec {
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub subjects: Vec<String>,
 
-    /// What lets JetStream remove a message: the Limits alone, the Interest of all consumers once each has acknowledged it, or, as
-    /// in a WorkQueue, its one acknowledgement. Default: Limits. Changes between Limits and Interest only.
+    /// Retention policy. Limits: messages are removed only by limits. Interest: removed once every consumer has acknowledged them.
+    /// WorkQueue: removed once acknowledged. Default: Limits. Changes between Limits and Interest only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
 
@@ -218,8 +218,8 @@ pub struct EventStreamStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
-    /// The stream as JetStream had it at the operator's last look; its figures are at most a --compare-interval and a
-    /// --figures-interval old while NATS is connected.
+    /// The stream as JetStream had it at the operator's last look; its figures are at most a --jetstream-resync-interval and a
+    /// --status-stats-interval old while NATS is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamState>,
     /// Highest sequence that the stream, or one that it took the place of, was seen to have. A stream that vanished is made again

@@ -10,16 +10,16 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::config::LeaderArguments;
+use crate::args::LeaderArgs;
 
-/// How long a lease holds after its holder was last heard of, in seconds.
-const LEASE: u64 = 15;
+/// How long a lease holds after its holder renewed it last, in seconds.
+const LEASE_SECONDS: u64 = 15;
 /// How long before its end the holder renews it, in seconds.
-const RENEW_BEFORE: u64 = 5;
-/// Time between two looks at the lease, and the longest that one may take.
-const LOOK: Duration = Duration::from_secs(2);
+const RENEW_BEFORE_SECONDS: u64 = 5;
+/// Time between two reads of the lease, and the longest that one may take.
+const LEASE_POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a stopping leader waits for its lease to be given back.
-const RELEASE: Duration = Duration::from_secs(3);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why leadership cannot be asked for.
 #[derive(Debug, thiserror::Error)]
@@ -47,14 +47,15 @@ impl Leadership {
     /// When the Lease cannot be made or read.
     pub async fn acquire(
         client: Client,
-        arguments: &LeaderArguments,
+        args: &LeaderArgs,
         stop: &CancellationToken,
     ) -> Result<Option<Self>, Error> {
         let namespace =
-            arguments.lease_namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
-        let name = arguments.lease_name.clone();
+            args.leader_elect_namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+        let name = args.lease_name.clone();
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "operator".to_owned());
-        let identity = arguments.identity.clone().unwrap_or_else(|| format!("{host}-{}", Uuid::new_v4()));
+        let identity =
+            args.leader_elect_identity.clone().unwrap_or_else(|| format!("{host}-{}", Uuid::new_v4()));
         tracing::info!(namespace, name, identity, "waiting for leadership");
         let lease = Api::namespaced(client.clone(), &namespace);
         let failed = |source| Error { namespace: namespace.clone(), name: name.clone(), source };
@@ -62,8 +63,8 @@ impl Leadership {
             let manager = LeaseManagerBuilder::new(client.clone(), &name)
                 .with_namespace(&namespace)
                 .with_identity(&identity)
-                .with_duration(LEASE)
-                .with_grace(RENEW_BEFORE)
+                .with_duration(LEASE_SECONDS)
+                .with_grace(RENEW_BEFORE_SECONDS)
                 .build()
                 .await
                 .map_err(failed)?;
@@ -92,8 +93,10 @@ impl Leadership {
     /// Gives the lease back, so that the next one need not wait for its end.
     pub async fn release(self) {
         drop(self.held);
-        if tokio::time::timeout(RELEASE, self.task).await.is_err() {
-            tracing::warn!("the lease was not given back; the next leader waits {LEASE} s for its end");
+        if tokio::time::timeout(RELEASE_TIMEOUT, self.task).await.is_err() {
+            tracing::warn!(
+                "failed to release the lease; the next leader waits {LEASE_SECONDS} s for its end"
+            );
         }
     }
 }
@@ -101,8 +104,10 @@ impl Leadership {
 /// Ends when nobody holds the lease.
 async fn vacated(lease: &Api<Lease>, name: &str) {
     loop {
-        tokio::time::sleep(LOOK).await;
-        let Ok(Ok(found)) = tokio::time::timeout(LOOK, lease.get(name)).await else { continue };
+        tokio::time::sleep(LEASE_POLL_INTERVAL).await;
+        let Ok(Ok(found)) = tokio::time::timeout(LEASE_POLL_INTERVAL, lease.get(name)).await else {
+            continue;
+        };
         if found.spec.and_then(|spec| spec.holder_identity).is_none_or(|holder| holder.is_empty()) {
             return;
         }
@@ -112,10 +117,12 @@ async fn vacated(lease: &Api<Lease>, name: &str) {
 /// Ends when the lease was not seen to be this process's for so long that another may hold it.
 async fn unseen(lease: &Api<Lease>, name: &str, identity: &str) {
     let mut seen = Instant::now();
-    while seen.elapsed() < Duration::from_secs(LEASE - RENEW_BEFORE) {
-        tokio::time::sleep(LOOK).await;
+    while seen.elapsed() < Duration::from_secs(LEASE_SECONDS - RENEW_BEFORE_SECONDS) {
+        tokio::time::sleep(LEASE_POLL_INTERVAL).await;
         let asked = Instant::now();
-        let Ok(Ok(found)) = tokio::time::timeout(LOOK, lease.get(name)).await else { continue };
+        let Ok(Ok(found)) = tokio::time::timeout(LEASE_POLL_INTERVAL, lease.get(name)).await else {
+            continue;
+        };
         if found.spec.and_then(|spec| spec.holder_identity).as_deref() != Some(identity) {
             return;
         }

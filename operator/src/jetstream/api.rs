@@ -10,7 +10,10 @@ use jetwright_process::nats::Violations;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
-use super::{Config, ConsumerInfo, StreamInfo, info::StreamPage};
+use super::{
+    config::Config,
+    info::{ConsumerInfo, StreamInfo, StreamPage},
+};
 use crate::{connection::Nats, metrics::Metrics};
 
 /// Error code of an answer that says that the stream does not exist.

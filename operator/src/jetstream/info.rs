@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
-use super::Config;
-use crate::outcome::Created;
+use super::config::Config;
+use crate::outcome::CreationTime;
 
 /// A stream as JetStream describes it.
 #[derive(Clone, Debug, Deserialize)]
@@ -18,13 +18,13 @@ pub struct StreamInfo {
     pub cluster: Option<ClusterInfo>,
 }
 
-impl Created for StreamInfo {
+impl CreationTime for StreamInfo {
     fn created(&self) -> &str {
         &self.created
     }
 }
 
-impl Created for ConsumerInfo {
+impl CreationTime for ConsumerInfo {
     fn created(&self) -> &str {
         &self.created
     }
@@ -40,7 +40,7 @@ impl StreamInfo {
 
     /// What an object's status is about; the rest changes without a meaning to anybody.
     #[must_use]
-    pub fn essence(&self) -> impl PartialEq + use<'_> {
+    pub fn status_view(&self) -> impl PartialEq + use<'_> {
         (
             &self.config,
             &self.created,
@@ -53,7 +53,7 @@ impl StreamInfo {
 impl ConsumerInfo {
     /// What an object's status is about; the rest changes without a meaning to anybody.
     #[must_use]
-    pub fn essence(&self) -> impl PartialEq + use<'_> {
+    pub fn status_view(&self) -> impl PartialEq + use<'_> {
         (&self.config, &self.created, self.num_pending, self.num_ack_pending, self.num_redelivered)
     }
 }

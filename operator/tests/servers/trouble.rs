@@ -150,7 +150,7 @@ async fn without_the_advisories_the_comparison_finds_what_others_changed() {
     let nats = jetwright_testing::NatsServer::builder().config(config).start().await;
     let secret = jetwright_testing::MountedSecret::new(&[("username", "operator"), ("password", "pw")]);
     let folder = format!("--nats-credentials-folder={}", secret.path().display());
-    let world = World::with(nats, &[&folder, "--compare-interval=1s"]).await;
+    let world = World::with(nats, &[&folder, "--jetstream-resync-interval=1s"]).await;
     world.stream("orders", "subjects: [orders.*]").await;
     world.await_ready::<EventStream>("orders").await;
     let edited = async_nats::jetstream::stream::Config { max_messages: 3, ..world.config("orders").await };
@@ -164,7 +164,7 @@ async fn without_the_advisories_the_comparison_finds_what_others_changed() {
 async fn the_figures_in_a_status_follow_what_happens_in_the_stream() {
     let world = World::with(
         jetwright_testing::NatsServer::start().await,
-        &["--compare-interval=1s", "--figures-interval=1s"],
+        &["--jetstream-resync-interval=1s", "--status-stats-interval=1s"],
     )
     .await;
     world.stream("orders", "subjects: [orders.*]").await;

@@ -1,6 +1,7 @@
 //! The pods of an EventConsumer, as far as an API server alone goes: nothing runs them here.
 
 mod interruptions;
+mod no_op;
 mod permissions;
 mod pods;
 
@@ -320,7 +321,7 @@ async fn every_object_under_a_name_that_the_workload_needs_is_told_with_what_to_
         world.consumer(consumer, SPEC).await;
         let message =
             world.await_condition::<EventConsumer>(consumer, "WorkloadReady", "False", "NameConflict").await;
-        let told = format!("{kind} {name} exists and is not this EventConsumer's: {remedy}");
+        let told = format!("{kind} {name} exists and is not owned by this EventConsumer: {remedy}");
         assert!(message.contains(&told), "{message}");
         world.delete::<EventConsumer>(consumer).await;
         world.await_gone::<EventConsumer>(consumer).await;
