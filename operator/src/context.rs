@@ -92,7 +92,7 @@ impl Context {
         };
         let deferred = match status {
             StatusWrite::Deferred(delay) => Some(delay),
-            StatusWrite::Written | StatusWrite::Unchanged => None,
+            StatusWrite::Written(_) | StatusWrite::Unchanged => None,
         };
         let delay =
             [pending, deferred, workload].into_iter().flatten().fold(self.settings.resync, Duration::min);

@@ -14,6 +14,8 @@ use crate::error::ErrorClass;
 /// Maximum drift corrections of one resource per [`REPAIR_WINDOW`].
 const MAX_REPAIRS: u32 = 20;
 const REPAIR_WINDOW: Duration = Duration::from_mins(1);
+/// How long an own write is waited for: without a bound, an object whose resource versions start over would never be reconciled.
+const MAX_WATCH_LAG: Duration = Duration::from_secs(10);
 /// Time without use after which the state of an object is dropped; longer than any pause between two reconciles.
 const TTL: Duration = Duration::from_hours(2);
 
@@ -65,6 +67,8 @@ struct ObjectState {
     /// Which recreation was reported last: a reconcile that does not see yet what the one before it wrote notices it once more.
     last_recreated: Option<String>,
     last_status_write: Option<Instant>,
+    /// The resource version that the object has since.
+    written_version: Option<u64>,
     /// What was applied as this object, where the operator applies it.
     applied: Option<Fingerprint>,
     /// A read proved that the object does not exist; its watch reports its creation.
@@ -153,8 +157,19 @@ impl ObjectStates {
         interval.checked_sub(last.elapsed()).filter(|left| !left.is_zero())
     }
 
-    pub fn status_written(&self, key: &ObjectKey) {
-        self.with(key, |state| state.last_status_write = Some(Instant::now()));
+    /// The status was written; the object has this resource version since.
+    pub fn status_written(&self, key: &ObjectKey, version: Option<u64>) {
+        self.with(key, |state| {
+            (state.last_status_write, state.written_version) = (Some(Instant::now()), version);
+        });
+    }
+
+    /// Whether a copy of an object is older than what this process wrote a moment ago: its watch brings a newer one.
+    pub fn is_stale(&self, key: &ObjectKey, version: Option<u64>) -> bool {
+        self.read(key, |state| {
+            let recent = state.last_status_write.is_some_and(|written| written.elapsed() < MAX_WATCH_LAG);
+            recent && version.zip(state.written_version).is_some_and(|(copy, written)| copy < written)
+        })
     }
 
     /// What was applied last as this object.
@@ -240,10 +255,21 @@ mod tests {
         let states = ObjectStates::default();
         let minute = Duration::from_mins(1);
         assert_eq!(states.status_write_delay(&key(), minute), None);
-        states.status_written(&key());
+        states.status_written(&key(), None);
         assert_eq!(states.status_write_delay(&key(), minute), Some(minute));
         tokio::time::advance(minute).await;
         assert_eq!(states.status_write_delay(&key(), minute), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_that_is_older_than_the_last_write_is_stale_for_a_moment() {
+        let states = ObjectStates::default();
+        assert!(!states.is_stale(&key(), Some(1)));
+        states.status_written(&key(), Some(7));
+        let stale = |version| states.is_stale(&key(), version);
+        assert_eq!([Some(6), Some(7), Some(8), None].map(stale), [true, false, false, false]);
+        tokio::time::advance(MAX_WATCH_LAG).await;
+        assert!(!states.is_stale(&key(), Some(6)));
     }
 
     #[test]

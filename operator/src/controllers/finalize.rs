@@ -108,7 +108,7 @@ where
         let after = status::with_summary_conditions(before.clone(), &summary, object.meta().generation);
         if after == before { StatusUpdate::Unchanged } else { StatusUpdate::Write(after) }
     };
-    if status::write(api, object, &(), update).await? == StatusWrite::Written {
+    if let StatusWrite::Written(_) = status::write(api, object, &(), update).await? {
         tracing::info!(reason = reason.as_str(), message = summary.message, "deletion waits");
     }
     Ok(())

@@ -30,12 +30,14 @@ use crate::{
     context::Context,
     error::{ErrorClass, ReconcileError, error_chain},
     jetstream::asset::{Consumer, ConsumerKey, Stream},
-    kubernetes::{invalid_object, scopes::Scope, stores::Name, watched::Watched},
+    kubernetes::{invalid_object, scopes::Scope, status::resource_version, stores::Name, watched::Watched},
     object_state::ObjectKey,
 };
 
 /// Longest time that one reconcile may take: the Kubernetes client alone would try for many minutes.
 const RECONCILE_TIMEOUT: Duration = Duration::from_mins(1);
+/// Delay before an object is reconciled whose watch has not brought what was written last.
+const STALE_DELAY: Duration = Duration::from_millis(100);
 /// Wake-ups that wait for a controller to take them over.
 const MAX_QUEUED: usize = 1024;
 
@@ -157,6 +159,9 @@ where
         generation = object.meta().generation,
     );
     let work = async {
+        if context.states.is_stale(&key(&object), resource_version(object.as_ref())) {
+            return Ok(Action::requeue(STALE_DELAY));
+        }
         let _running = context.running.token();
         let started = Instant::now();
         let result = match object.as_ref() {

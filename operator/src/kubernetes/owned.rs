@@ -36,7 +36,7 @@ pub const FIELD_MANAGER: &str = "jetwright";
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Owned {
     pub uid: String,
-    resource_version: String,
+    resource_version: Option<u64>,
     /// Which object controls it.
     controller: Option<OwnerReference>,
     /// Hash of which object it is, and what of it is ours: Kubernetes keeps which fields are, and takes a field from us when another
@@ -52,7 +52,7 @@ impl Owned {
         let controller = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         Self {
             uid: meta.uid.clone().unwrap_or_default(),
-            resource_version: meta.resource_version.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.as_ref().and_then(|version| version.parse().ok()),
             controller: controller.cloned(),
             managed: managed(meta),
             deployment: None,
@@ -77,11 +77,10 @@ impl Owned {
         self.controller.as_ref().is_some_and(|controller| controller.uid == uid)
     }
 
-    /// Whether it is older than another copy of the same object. Resource versions are compared as numbers, as the API server's own
-    /// clients do.
+    /// Whether it is older than another copy of the same object.
     fn is_older_than(&self, other: &Self) -> bool {
-        let number = |owned: &Self| owned.resource_version.parse::<u64>().ok();
-        self.uid == other.uid && number(self).zip(number(other)).is_some_and(|(mine, others)| mine < others)
+        let versions = self.resource_version.zip(other.resource_version);
+        self.uid == other.uid && versions.is_some_and(|(mine, others)| mine < others)
     }
 }
 
@@ -302,7 +301,7 @@ mod tests {
         for version in ["11", "12"] {
             assert!(handle(&mut follower, Event::Apply(config_map("a", "1", version))).is_empty());
         }
-        assert_eq!(objects.get(&key).unwrap().resource_version, "12");
+        assert_eq!(objects.get(&key).unwrap().resource_version, Some(12));
         assert_eq!(handle(&mut follower, Event::Apply(config_map("a", "1", "13"))), fulfilment());
         // The end of one that has been replaced is no end of its successor.
         assert!(objects.insert(key.clone(), owned("a", "2", "15")));

@@ -172,7 +172,8 @@ pub enum StatusUpdate<S> {
 /// What became of a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatusWrite {
-    Written,
+    /// The object has this resource version since.
+    Written(Option<u64>),
     Unchanged,
     /// It has to be written after this time.
     Deferred(Duration),
@@ -205,7 +206,7 @@ where
         match write_once(api, seen, kind, &status).await {
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(StatusWrite::Unchanged),
             Err(kube::Error::Api(status)) if status.code == 409 => {}
-            written => return written.map(|()| StatusWrite::Written),
+            written => return written.map(StatusWrite::Written),
         }
         let Some(found) = api.get_opt(&object.name_any()).await? else { return Ok(StatusWrite::Unchanged) };
         let (before, now) = (object.meta(), found.meta());
@@ -222,7 +223,7 @@ async fn write_once<K>(
     object: &K,
     kind: &K::DynamicType,
     status: &impl Serialize,
-) -> Result<(), kube::Error>
+) -> Result<Option<u64>, kube::Error>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
 {
@@ -234,5 +235,11 @@ where
         "status": status,
     });
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch_status(&object.name_any(), &params, &Patch::Apply(patch)).await.map(drop)
+    let written = api.patch_status(&object.name_any(), &params, &Patch::Apply(patch)).await?;
+    Ok(resource_version(&written))
+}
+
+/// An object's resource version as a number, by which of two copies the newer is told, as the API server's own clients do.
+pub fn resource_version<K: Resource>(object: &K) -> Option<u64> {
+    object.meta().resource_version.as_ref()?.parse().ok()
 }

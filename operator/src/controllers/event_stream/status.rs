@@ -90,8 +90,8 @@ pub async fn write(
     context: &Context,
 ) -> std::result::Result<StatusWrite, kube::Error> {
     let written = status::write(api, object, &(), |object| update(object, result, context)).await?;
-    if written == StatusWrite::Written {
-        context.states.status_written(&ObjectKey::of(object));
+    if let StatusWrite::Written(version) = written {
+        context.states.status_written(&ObjectKey::of(object), version);
     }
     Ok(written)
 }
