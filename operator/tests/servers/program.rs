@@ -151,6 +151,20 @@ async fn of_two_operators_one_leads_and_the_other_takes_over() {
 }
 
 #[tokio::test]
+async fn a_leader_that_is_killed_is_replaced_when_its_lease_has_stood_still_for_as_long_as_it_holds() {
+    let election = ["--leader-elect=true", "--leader-elect-namespace=default", "--lease-name=killed"];
+    let world = World::with(NatsServer::start().await, &election).await;
+    world.stream("first", "subjects: [first]").await;
+    world.await_ready::<EventStream>("first").await;
+    let standby = world.another_operator(&election);
+    standby.await_log("waiting for leadership", SOON).await;
+    world.operator.signal("KILL");
+    standby.await_log("\"reconciling\"", Duration::from_secs(25)).await;
+    world.stream("second", "subjects: [second]").await;
+    world.await_ready::<EventStream>("second").await;
+}
+
+#[tokio::test]
 async fn a_namespace_that_its_connection_does_not_serve_says_which_flag_to_set() {
     let nats = NatsServer::start().await;
     let world = World::with(nats, &["--default-connection-namespaces=elsewhere"]).await;
