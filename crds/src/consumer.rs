@@ -2,20 +2,22 @@
 //! `defaults`.
 
 mod defaults;
+mod template;
 
 use k8s_openapi::{
     api::core::v1::ServicePort,
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use kube::{CustomResource, KubeSchema};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::{
     DeletionPolicy, Duration, NameRef,
     stream::{Drift, NAME_PATTERN, SUBJECT_PATTERN},
 };
+
+pub use template::PodTemplate;
 
 /// An EventConsumer is a durable JetStream consumer and, where it has a workload, the Deployment that consumes.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -212,8 +214,7 @@ pub struct Workload {
     /// The pod, as in a Deployment. Its first container gets the environment that Jetwright's runtime reads
     /// (JETWRIGHT_BINDINGS, NATS_URL, OTEL_…) and, where it has none, probes and a restricted security context. What is set
     /// here wins, but for the labels app.kubernetes.io/name, app.kubernetes.io/managed-by and jetwright.dev/workload.
-    #[schemars(schema_with = "template_schema")]
-    pub template: Value,
+    pub template: PodTemplate,
 
     /// A Service in front of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -244,47 +245,6 @@ pub struct WorkloadService {
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["port".to_owned()]))]
     pub ports: Vec<ServicePort>,
-}
-
-/// A whole PodTemplateSpec has more schema than an annotation may hold, so only what the operator itself relies on is told
-/// here. The API server judges the rest when the Deployment is applied.
-fn template_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "object",
-        "required": ["spec"],
-        "x-kubernetes-preserve-unknown-fields": true,
-        "properties": {
-            "spec": {
-                "description": "The pod's spec, as in a Deployment.",
-                "type": "object",
-                "required": ["containers"],
-                "x-kubernetes-preserve-unknown-fields": true,
-                "properties": {
-                    "containers": {
-                        "description": "The pod's containers; the first is the program that consumes.",
-                        "type": "array",
-                        "minItems": 1,
-                        "maxItems": 32,
-                        "x-kubernetes-list-type": "map",
-                        "x-kubernetes-list-map-keys": ["name"],
-                        "items": {
-                            "type": "object",
-                            "required": ["name"],
-                            "x-kubernetes-preserve-unknown-fields": true,
-                            "properties": {
-                                "name": {
-                                    "description": "Name of the container in its pod.",
-                                    "type": "string",
-                                    "minLength": 1,
-                                    "maxLength": 63
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    })
 }
 
 /// What the operator found and did.

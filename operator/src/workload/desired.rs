@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::field_error::FieldError;
 
-/// What every pod is told, beside what its EventConsumer declares.
+/// What every pod is given, beside what its EventConsumer declares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkloadSettings {
     /// Addresses of NATS as pods reach it.
@@ -47,7 +47,7 @@ pub fn desired(
     bindings: Bindings,
 ) -> Result<Desired, Vec<FieldError>> {
     let Workload { replicas, template, service, credentials } = workload;
-    let Value::Object(template) = template else {
+    let Value::Object(template) = template.to_json() else {
         return Err(vec![FieldError::new(
             "spec.workload.template",
             "it is no pod template: it needs a spec with containers",
@@ -63,7 +63,7 @@ pub fn desired(
         namespace: object.namespace().unwrap_or_default(),
         owner,
         replicas: *replicas,
-        template: template.clone(),
+        template,
         service_ports: service.as_ref().map(|service| service.ports.clone()),
         credentials: credentials.as_ref().map(|credentials| credentials.secret_ref.name.clone()),
         bindings,
