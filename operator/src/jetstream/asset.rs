@@ -4,6 +4,7 @@
 use std::{fmt::Debug, future::Future, hash::Hash};
 
 use jetwright_crds::stream::Replicas;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
     api::{Api, ApiError},
@@ -24,7 +25,7 @@ pub trait Asset: Debug + Send + Sync + Sized + 'static {
     const REMEDY: &'static str;
 
     type Key: Clone + Debug + Eq + Hash + Send + Sync;
-    type Info: Clone + Debug + CreationTime + Send + Sync;
+    type Info: Clone + Debug + CreationTime + Serialize + DeserializeOwned + Send + Sync;
 
     fn name(key: &Self::Key) -> &str;
     /// The thing in words.

@@ -118,7 +118,7 @@ impl Cache {
         // it does.
         if matches!(entry.entry, CacheEntry::Stale) {
             let answer = A::info(self.api(), key).await?;
-            entry.set(answer);
+            entry.set(answer.as_ref());
         }
         Ok(entry)
     }
@@ -135,7 +135,7 @@ impl Cache {
     ) -> Result<(), ApiError> {
         let before = std::mem::take(&mut entry.entry);
         let answer = A::info(self.api(), key).await?;
-        self.take_over(key, &before, answer, entry);
+        self.take_over(key, &before, answer.as_ref(), entry);
         Ok(())
     }
 
@@ -144,7 +144,7 @@ impl Cache {
         &self,
         key: &A::Key,
         before: &CacheEntry<A::Info>,
-        answer: Option<A::Info>,
+        answer: Option<&A::Info>,
         entry: &mut Slot<A>,
     ) {
         entry.set(answer);
@@ -252,7 +252,7 @@ impl Cache {
                 if let Some(entry) = missed.remove(&name) {
                     let mut entry = entry.lock().await;
                     let before = std::mem::take(&mut entry.entry);
-                    self.take_over(&name, &before, Some(info), &mut entry);
+                    self.take_over(&name, &before, Some(&info), &mut entry);
                 }
             }
         }

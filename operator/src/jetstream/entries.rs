@@ -3,11 +3,13 @@
 use std::{
     collections::HashMap,
     hash::{DefaultHasher, Hash, Hasher},
+    marker::PhantomData,
     sync::Arc,
     time::Duration,
 };
 
 use parking_lot::Mutex;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedMutexGuard},
     time::Instant,
@@ -15,6 +17,21 @@ use tokio::{
 
 use super::{asset::Asset, history::History};
 use crate::outcome::CreationTime as _;
+
+/// A description of a stream or consumer as one JSON text: as a tree of values it takes many times the memory, and there are thousands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packed<T>(Box<[u8]>, PhantomData<fn() -> T>);
+
+impl<T: Serialize + DeserializeOwned> Packed<T> {
+    /// None for what cannot be written as JSON.
+    fn new(info: &T) -> Option<Self> {
+        Some(Self(serde_json::to_vec(info).ok()?.into(), PhantomData))
+    }
+
+    fn unpack(&self) -> Option<T> {
+        serde_json::from_slice(&self.0).ok()
+    }
+}
 
 /// What is known of a stream or a consumer.
 #[derive(Clone, Debug, Default)]
@@ -25,7 +42,7 @@ pub enum CacheEntry<T> {
     /// JetStream said that it does not exist.
     Absent,
     /// It is as JetStream last described it.
-    Present(Arc<T>),
+    Present(Packed<T>),
 }
 
 /// An entry, with what was seen of the thing before.
@@ -45,9 +62,9 @@ impl<A: Asset> Default for Slot<A> {
 impl<A: Asset> Slot<A> {
     /// What JetStream has, where it has it.
     #[must_use]
-    pub fn present(&self) -> Option<&A::Info> {
+    pub fn present(&self) -> Option<A::Info> {
         match &self.entry {
-            CacheEntry::Present(info) => Some(info),
+            CacheEntry::Present(info) => info.unpack(),
             CacheEntry::Stale | CacheEntry::Absent => None,
         }
     }
@@ -58,14 +75,17 @@ impl<A: Asset> Slot<A> {
     }
 
     /// Takes over what JetStream said.
-    pub fn set(&mut self, answer: Option<A::Info>) {
+    pub fn set(&mut self, answer: Option<&A::Info>) {
         let mut hasher = DefaultHasher::new();
-        if let Some(info) = &answer {
+        if let Some(info) = answer {
             self.history.observe(A::config(info), info.created(), A::last_sequence(info));
             (info.created(), A::config(info).to_string()).hash(&mut hasher);
         }
         self.seen = Some(hasher.finish());
-        self.entry = answer.map_or(CacheEntry::Absent, |info| CacheEntry::Present(Arc::new(info)));
+        self.entry = match answer {
+            None => CacheEntry::Absent,
+            Some(info) => Packed::new(info).map_or(CacheEntry::Stale, CacheEntry::Present),
+        };
     }
 
     /// What was known is perhaps no longer so.
@@ -120,9 +140,17 @@ impl<A: Asset> Entries<A> {
 }
 
 /// Whether what is known is the same in this respect.
-pub fn same<T>(before: &CacheEntry<T>, after: &CacheEntry<T>, respect: impl Fn(&T, &T) -> bool) -> bool {
+pub fn same<T: Serialize + DeserializeOwned>(
+    before: &CacheEntry<T>,
+    after: &CacheEntry<T>,
+    respect: impl Fn(&T, &T) -> bool,
+) -> bool {
     match (before, after) {
-        (CacheEntry::Present(before), CacheEntry::Present(after)) => respect(before, after),
+        (CacheEntry::Present(before), CacheEntry::Present(after)) => {
+            // Most are the same in every respect.
+            before.0 == after.0
+                || before.unpack().zip(after.unpack()).is_some_and(|(before, after)| respect(&before, &after))
+        }
         (CacheEntry::Absent, CacheEntry::Absent) => true,
         _ => false,
     }

@@ -70,17 +70,17 @@ pub async fn ensure<A: Cached>(
     let failed = |source| Error::reading::<A>(&desired.key, source);
     let recorded = situation.recorded;
     let mut entry = cache.lock::<A>(&desired.key).await.map_err(failed)?;
-    let mut todo = plan(desired, entry.present(), entry.history(), recorded);
+    let mut todo = plan(desired, entry.present().as_ref(), entry.history(), recorded);
     if todo.writes() {
         // What is written is decided on what JetStream has now, not on what it had when it was read last.
         cache.refresh_locked::<A>(&desired.key, &mut entry).await.map_err(failed)?;
-        todo = plan(desired, entry.present(), entry.history(), recorded);
+        todo = plan(desired, entry.present().as_ref(), entry.history(), recorded);
         if let Some(pending) = throttle(&todo) {
             return Ok(Outcome::Pending(pending));
         }
     }
     let result = apply::<A>(cache, desired, todo, situation.age, &mut entry).await?;
-    Ok(Outcome::Reconciled(Reconciled::new(result, entry.present(), recorded)))
+    Ok(Outcome::Reconciled(Reconciled::new(result, entry.present().as_ref(), recorded)))
 }
 
 /// Carries a plan out, and decides nothing.
@@ -100,7 +100,7 @@ async fn apply<A: Cached>(
             // Whatever happened, what was known before is no longer so.
             entry.invalidate();
             let info = created.map_err(|source| Error::new::<A>("create", key, source))?;
-            entry.set(Some(info));
+            entry.set(Some(&info));
             A::created(cache, key);
             Ok(OperationResult::Created)
         }
@@ -109,7 +109,7 @@ async fn apply<A: Cached>(
                 entry.invalidate();
                 let updated = A::update(cache.api(), key, step).await;
                 let action = || format!("update {} of", fields.join(", "));
-                entry.set(Some(updated.map_err(|source| Error::new::<A>(action(), key, source))?));
+                entry.set(Some(&updated.map_err(|source| Error::new::<A>(action(), key, source))?));
             }
             Ok(if drift { OperationResult::Corrected(fields) } else { OperationResult::Updated(fields) })
         }
@@ -156,7 +156,7 @@ pub async fn finalize<A: Cached>(cache: &Cache, key: &A::Key, owner: &Owner) -> 
     let mut entry = cache.lock::<A>(key).await.map_err(failed)?;
     cache.refresh_locked::<A>(key, &mut entry).await.map_err(failed)?;
     let Some(info) = entry.present() else { return Ok(()) };
-    let actual = (A::config(info), info.created());
+    let actual = (A::config(&info), info.created());
     if applied_generation(owner, (A::KIND, A::name(key)), actual, entry.history()).is_ok() {
         A::delete(cache.api(), key).await.map_err(failed)?;
         cache.refresh_locked::<A>(key, &mut entry).await.map_err(failed)?;
