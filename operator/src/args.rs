@@ -19,7 +19,7 @@ pub struct Args {
     /// NATS, as the operator reaches it.
     #[command(flatten, next_help_heading = "NATS")]
     pub nats: NatsArgs,
-    /// What the pods of workloads are told.
+    /// What the pods of workloads are given.
     #[command(flatten, next_help_heading = "Workloads")]
     pub workloads: WorkloadArgs,
     /// What is looked after, and how.
@@ -49,7 +49,7 @@ pub struct NatsArgs {
     pub jetstream_timeout: Duration,
 }
 
-/// What the pods of workloads are told.
+/// What the pods of workloads are given.
 #[derive(Clone, Debug, ArgGroup)]
 pub struct WorkloadArgs {
     /// Addresses of the servers as pods reach them. Default: --nats-url.
@@ -93,7 +93,7 @@ pub struct ControllerArgs {
     /// How often every object is reconciled although nothing seemed to change.
     #[arg(long, env = "JETWRIGHT_RESYNC_INTERVAL", default_value = "10m", value_name = "DURATION", value_parser = at_least_a_second)]
     pub resync_interval: Duration,
-    /// How long a deletion is tried while NATS cannot be reached, before the object is let go and the stream or consumer left.
+    /// How long a deletion is tried while NATS cannot be reached, before the finalizer is removed and the stream or consumer stays.
     #[arg(long, env = "JETWRIGHT_DELETION_TIMEOUT", default_value = "10m", value_name = "DURATION", value_parser = at_least_a_second)]
     deletion_timeout: Duration,
     /// Reconciles of each kind at once; with --namespaces, in each of them.
@@ -273,7 +273,7 @@ fn at_least_a_second(text: &str) -> Result<Duration, String> {
     if duration < Duration::from_secs(1) { Err("it has to be 1s at least".to_owned()) } else { Ok(duration) }
 }
 
-/// Reads a time that ends before what is made meanwhile counts as left behind.
+/// Reads a time that ends before what a check creates counts as left by an earlier one.
 fn up_to_5_minutes(text: &str) -> Result<Duration, String> {
     let duration = at_least_a_second(text)?;
     if duration > Duration::from_secs(300) { Err("it has to be 5m at most".to_owned()) } else { Ok(duration) }

@@ -24,7 +24,7 @@ use crate::{
 /// How the controllers behave.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// What pods are told.
+    /// What pods are given.
     pub workloads: WorkloadSettings,
     /// How often every object is reconciled although nothing seemed to change.
     pub resync: Duration,

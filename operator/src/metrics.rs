@@ -74,41 +74,36 @@ impl Metrics {
             leader: Gauge::default(),
             scopes_ready: Family::default(),
         };
-        let registry = registry.sub_registry_with_prefix("jetwright_operator");
-        registry.register("reconciles", "Reconciles by controller and outcome", metrics.reconciles.clone());
-        registry.register(
-            "reconcile_duration_seconds",
-            "Time that reconciles took",
-            metrics.durations.clone(),
-        );
+        metrics.register_with(registry.sub_registry_with_prefix("jetwright_operator"));
+        metrics
+    }
+
+    fn register_with(&self, registry: &mut Registry) {
+        registry.register("reconciles", "Reconciles by controller and outcome", self.reconciles.clone());
+        registry.register("reconcile_duration_seconds", "Time that reconciles took", self.durations.clone());
         registry.register(
             "drift_corrections",
             "Changes by other writers that were corrected",
-            metrics.drift_corrections.clone(),
+            self.drift_corrections.clone(),
         );
         registry.register(
             "stream_recreations",
             "Streams that were gone and were recreated, empty",
-            metrics.stream_recreations.clone(),
+            self.stream_recreations.clone(),
         );
-        registry.register(
-            "jetstream_api_requests",
-            "Requests to JetStream's API",
-            metrics.api_requests.clone(),
-        );
+        registry.register("jetstream_api_requests", "Requests to JetStream's API", self.api_requests.clone());
         registry.register(
             "kubernetes_requests",
             "Requests to the API server of Kubernetes",
-            metrics.kubernetes_requests.clone(),
+            self.kubernetes_requests.clone(),
         );
-        registry.register("nats_connected", "1 while NATS is connected", metrics.connected.clone());
-        registry.register("leader", "1 while this process is the one that acts", metrics.leader.clone());
+        registry.register("nats_connected", "1 while NATS is connected", self.connected.clone());
+        registry.register("leader", "1 while this process is the one that acts", self.leader.clone());
         registry.register(
             "scope_ready",
             "1 while all watches of a scope (a namespace, or * for all) work and have brought everything once",
-            metrics.scopes_ready.clone(),
+            self.scopes_ready.clone(),
         );
-        metrics
     }
 
     /// A reconcile ended.

@@ -10,9 +10,9 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 /// Schemas are published some moments after they are served.
-const PUBLISHED: Duration = Duration::from_secs(10);
-/// Time between two looks.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time between two reads.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 /// Missing fields that a message names.
 const NAMED: usize = 5;
 
@@ -33,7 +33,7 @@ pub async fn compare(client: &Client, end: Instant) -> Compared {
         Ok(known) => known,
         Err(error) => return Compared::Unknown(error.to_string()),
     };
-    let end = end.min(Instant::now() + PUBLISHED);
+    let end = end.min(Instant::now() + PUBLISH_TIMEOUT);
     loop {
         let compared = match published(client, &known).await {
             Ok(document) => judge(&known, &document),
@@ -42,7 +42,7 @@ pub async fn compare(client: &Client, end: Instant) -> Compared {
         if compared == Compared::Same || Instant::now() >= end {
             return compared;
         }
-        sleep(LOOK_AGAIN).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 

@@ -21,11 +21,11 @@ use crate::{
     readiness::{self, UPGRADE_DEFINITIONS},
 };
 
-/// What is older was left behind by a run that was killed; none takes so long.
-const LEFT_BEHIND: SignedDuration = SignedDuration::from_mins(10);
+/// What is older was left by a run that was killed; none takes so long.
+const MAX_RUN: SignedDuration = SignedDuration::from_mins(10);
 
 /// How long Kubernetes may take to answer after that.
-const ANSWER: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why an installation does not work, or nobody knows.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +59,7 @@ pub enum Error {
     #[error("Kubernetes does not answer")]
     Unanswered,
     /// The EventStream was not ready in time.
-    #[error("EventStream {name} was not ready in time{}; {}", told(state), what_to_do(state, namespace))]
+    #[error("EventStream {name} was not ready in time{}; {}", cause(state), what_to_do(state, namespace))]
     NotReady {
         /// The object.
         name: String,
@@ -76,7 +76,7 @@ pub enum Error {
     Left(#[from] Left),
 }
 
-fn told(state: &State) -> String {
+fn cause(state: &State) -> String {
     match state {
         State::NotReady { reason, message } => format!(" ({reason}: {message})"),
         State::Ready | State::Unseen => String::new(),
@@ -108,7 +108,7 @@ pub async fn run(namespace: Option<String>, within: Duration, stop: &Cancellatio
     };
     tokio::select! {
         () = stop.cancelled() => return Err(Error::Interrupted),
-        prepared = timeout_at(end + ANSWER, prepared) => prepared.map_err(|_| Error::Unanswered)??,
+        prepared = timeout_at(end + REQUEST_TIMEOUT, prepared) => prepared.map_err(|_| Error::Unanswered)??,
     }
 
     let object = probe::object(rand::random());
@@ -200,7 +200,7 @@ async fn remove_left_behind(api: &Api<EventStream>, namespace: &str) {
 }
 
 fn is_left_behind(created: Option<Timestamp>, now: Timestamp) -> bool {
-    created.is_some_and(|created| now.duration_since(created) > LEFT_BEHIND)
+    created.is_some_and(|created| now.duration_since(created) > MAX_RUN)
 }
 
 #[cfg(test)]

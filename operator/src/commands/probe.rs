@@ -20,15 +20,15 @@ use crate::kubernetes::finalizer;
 /// First tokens of the subject that the stream has.
 const SUBJECT: &str = "jetwright.verify";
 /// Accounts can ask of every stream how large it may get.
-const LARGEST: Size = Size(64 * 1024);
+const MAX_BYTES: Size = Size(64 * 1024);
 /// Time between two looks.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How long Kubernetes may take to answer one request.
-const ANSWER: Duration = Duration::from_secs(5);
-/// How long the operator may take to let the object go.
-const LET_GO: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the operator may take to remove the finalizer.
+const FINALIZER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the object may take to go with nothing left to hold it.
-const GO: Duration = Duration::from_secs(5);
+const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What an EventStream's newest generation has come to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub enum State {
 pub enum Removed {
     /// The operator has cleaned up, or there was nothing to clean up.
     Whole,
-    /// The operator did not act. It had told of no stream, so the object was let go without it.
+    /// The operator did not act. Its status names no stream, so the finalizer was removed without it.
     WithoutOperator,
 }
 
@@ -69,7 +69,7 @@ pub enum Left {
         /// What Kubernetes said.
         source: kube::Error,
     },
-    /// It is to be deleted, but its stream is in JetStream.
+    /// It is being deleted, but its stream is in JetStream.
     #[error(
         "EventStream {name} is marked for deletion and still there, since its stream is in JetStream: it goes when the operator \
          reaches NATS, or gives that up (--deletion-timeout)"
@@ -99,7 +99,7 @@ pub fn object(random: u32) -> EventStream {
         retention: None,
         storage: Some(Storage::Memory),
         replicas: None,
-        limits: Some(Limits { max_bytes: Some(LARGEST), ..Limits::default() }),
+        limits: Some(Limits { max_bytes: Some(MAX_BYTES), ..Limits::default() }),
         discard: None,
         duplicate_window: None,
         allow_direct: None,
@@ -117,7 +117,7 @@ pub fn object(random: u32) -> EventStream {
 ///
 /// When Kubernetes refuses; None where it does not answer.
 pub async fn make(api: &Api<EventStream>, object: &EventStream) -> Result<EventStream, Option<kube::Error>> {
-    match timeout(ANSWER, api.create(&PostParams::default(), object)).await {
+    match timeout(REQUEST_TIMEOUT, api.create(&PostParams::default(), object)).await {
         Ok(created) => created.map_err(Some),
         Err(_) => Err(None),
     }
@@ -138,7 +138,7 @@ pub fn state(object: &EventStream) -> State {
 pub async fn await_ready(api: &Api<EventStream>, name: &str, end: Instant) -> Result<(), State> {
     let mut last = State::Unseen;
     loop {
-        if let Ok(Ok(object)) = timeout(ANSWER, api.get(name)).await {
+        if let Ok(Ok(object)) = timeout(REQUEST_TIMEOUT, api.get(name)).await {
             let state = state(&object);
             match &state {
                 State::Ready => return Ok(()),
@@ -152,7 +152,7 @@ pub async fn await_ready(api: &Api<EventStream>, name: &str, end: Instant) -> Re
         if Instant::now() >= end {
             return Err(last);
         }
-        sleep(LOOK_AGAIN).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -162,17 +162,17 @@ pub async fn await_ready(api: &Api<EventStream>, name: &str, end: Instant) -> Re
 ///
 /// When it is still there.
 pub async fn remove(api: &Api<EventStream>, namespace: &str, name: &str) -> Result<Removed, Left> {
-    match delete(api, name, LET_GO).await {
+    match delete(api, name, FINALIZER_TIMEOUT).await {
         Deletion::Gone => return Ok(Removed::Whole),
         Deletion::Pending(object) if is_unmade(&object) => {
-            // A conflict, or no answer, leaves the object there, which is told below.
-            let _ = timeout(ANSWER, finalizer::set(api, &object, false)).await;
+            // A conflict, or no answer, leaves the object there, which is reported below.
+            let _ = timeout(REQUEST_TIMEOUT, finalizer::set(api, &object, false)).await;
         }
         Deletion::Pending(_) => return Err(Left::Held { name: name.to_owned() }),
         Deletion::Failed(None) => {}
         Deletion::Failed(Some(source)) => return Err(undeleted(namespace, name, source)),
     }
-    match delete(api, name, GO).await {
+    match delete(api, name, DELETE_TIMEOUT).await {
         Deletion::Gone => Ok(Removed::WithoutOperator),
         Deletion::Pending(_) => Err(Left::Held { name: name.to_owned() }),
         Deletion::Failed(Some(source)) => Err(undeleted(namespace, name, source)),
@@ -186,7 +186,7 @@ fn undeleted(namespace: &str, name: &str, source: kube::Error) -> Left {
     Left::Undeleted { name: name.to_owned(), namespace: namespace.to_owned(), source }
 }
 
-/// Whether the operator never told of a stream of this object.
+/// Whether no status ever named a stream of this object.
 fn is_unmade(object: &EventStream) -> bool {
     object.status.as_ref().is_none_or(|status| status.stream.is_none())
 }
@@ -202,7 +202,7 @@ enum Deletion {
 async fn delete(api: &Api<EventStream>, name: &str, bound: Duration) -> Deletion {
     let end = Instant::now() + bound;
     loop {
-        let last = match timeout(ANSWER, api.delete(name, &DeleteParams::default())).await {
+        let last = match timeout(REQUEST_TIMEOUT, api.delete(name, &DeleteParams::default())).await {
             Ok(Ok(answer)) => match answer.left() {
                 Some(object) => Deletion::Pending(Box::new(object)),
                 None => Deletion::Gone,
@@ -214,7 +214,7 @@ async fn delete(api: &Api<EventStream>, name: &str, bound: Duration) -> Deletion
         if matches!(last, Deletion::Gone) || Instant::now() >= end {
             return last;
         }
-        sleep(LOOK_AGAIN).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 

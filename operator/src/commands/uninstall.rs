@@ -1,4 +1,4 @@
-//! Checks that nothing is left that only a running operator can let go: without it, such objects could not be deleted, and neither
+//! Checks that nothing is left whose finalizer only a running operator removes: without it, such objects could not be deleted, and neither
 //! their namespaces nor their definitions. Reads from Kubernetes.
 
 use std::{collections::BTreeMap, fmt::Debug, time::Duration};
@@ -19,7 +19,7 @@ use crate::{
 /// Objects that are named; the others are counted.
 const NAMED: usize = 20;
 /// How long it may take.
-const BOUND: Duration = Duration::from_mins(1);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Why the operator cannot be uninstalled yet, or nobody knows.
 #[derive(Debug, thiserror::Error)]
@@ -65,7 +65,7 @@ pub async fn run(namespaces: &Namespaces, stop: &CancellationToken) -> Result<()
     let client = client().await?;
     let found = tokio::select! {
         () = stop.cancelled() => return Err(Error::Interrupted),
-        found = timeout(BOUND, find(&client, namespaces)) => found.map_err(|_| Error::Unanswered)??,
+        found = timeout(TIMEOUT, find(&client, namespaces)) => found.map_err(|_| Error::Unanswered)??,
     };
     report(&found).into_iter().for_each(say);
     if found.is_empty() { Ok(()) } else { Err(Error::Held(found.len())) }

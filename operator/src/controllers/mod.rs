@@ -164,21 +164,7 @@ where
         }
         let _running = context.running.token();
         let started = Instant::now();
-        let result = match object.as_ref() {
-            Watched::Valid(object) => {
-                let limited =
-                    tokio::time::timeout(RECONCILE_TIMEOUT, reconcile(object.clone(), context.clone()));
-                let result = limited.await.map_err(|_| ReconcileFailure::TimedOut);
-                result.and_then(|result| result.map_err(ReconcileFailure::of))
-            }
-            Watched::Invalid(invalid) => {
-                let reported = invalid_object::report::<K>(invalid, &context.client, &context.recorder).await;
-                reported.map_err(|error| ReconcileFailure::Failed {
-                    class: ErrorClass::of_kubernetes(&error),
-                    source: Box::new(error),
-                })
-            }
-        };
+        let result = run_once(&object, &context, reconcile).await;
         let outcome = result.as_ref().map_or_else(|failure| failure.class().into(), |_| "ok");
         context.metrics.reconciled(controller, outcome, started.elapsed());
         match &result {
@@ -191,6 +177,33 @@ where
         result
     };
     work.instrument(span).await
+}
+
+/// One reconcile, bounded, or what is said of an object that cannot be read.
+async fn run_once<K, F, E>(
+    object: &Watched<K>,
+    context: &Arc<Context>,
+    reconcile: impl Fn(Arc<K>, Arc<Context>) -> F,
+) -> Result<Action, ReconcileFailure>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug,
+    F: Future<Output = Result<Action, E>>,
+    E: ReconcileError,
+{
+    match object {
+        Watched::Valid(object) => {
+            let limited = tokio::time::timeout(RECONCILE_TIMEOUT, reconcile(object.clone(), context.clone()));
+            let result = limited.await.map_err(|_| ReconcileFailure::TimedOut);
+            result.and_then(|result| result.map_err(ReconcileFailure::of))
+        }
+        Watched::Invalid(invalid) => {
+            let reported = invalid_object::report::<K>(invalid, &context.client, &context.recorder).await;
+            reported.map_err(|error| ReconcileFailure::Failed {
+                class: ErrorClass::of_kubernetes(&error),
+                source: Box::new(error),
+            })
+        }
+    }
 }
 
 fn error_policy<K>(

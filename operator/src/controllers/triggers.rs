@@ -40,7 +40,7 @@ impl Wakeups {
     /// An EventStream was touched. A consumer waits for its stream to be ready, and for that of its dead letters; the figures in their
     /// statuses do not matter to it.
     pub fn of_stream(&mut self, touched: &Touched<EventStream>, consumers: &Objects<EventConsumer>) {
-        if let Some(after) = touched.after.as_ref().filter(|_| is_declared_anew(touched)) {
+        if let Some(after) = touched.after.as_ref().filter(|_| declaration_changed(touched)) {
             self.streams.insert(name_of(after));
         }
         let Some(object) = touched.after.as_ref().or(touched.before.as_ref()) else { return };
@@ -60,7 +60,7 @@ impl Wakeups {
 
     /// An EventConsumer was touched. The one whose pods it uses, and those that use its own, depend on some of its conditions.
     pub fn of_consumer(&mut self, touched: &Touched<EventConsumer>, consumers: &Objects<EventConsumer>) {
-        if let Some(after) = touched.after.as_ref().filter(|_| is_declared_anew(touched)) {
+        if let Some(after) = touched.after.as_ref().filter(|_| declaration_changed(touched)) {
             self.consumers.insert(name_of(after));
         }
         if touched.before.as_ref().map(readiness) == touched.after.as_ref().map(readiness) {
@@ -106,7 +106,7 @@ fn host_of(object: &EventConsumer) -> Option<Name> {
 }
 
 /// Whether anything but the status and the metadata of others changed.
-fn is_declared_anew<K: Resource<DynamicType = ()> + Clone>(touched: &Touched<K>) -> bool {
+fn declaration_changed<K: Resource<DynamicType = ()> + Clone>(touched: &Touched<K>) -> bool {
     let declaration = |object: &Watched<K>| {
         let meta = object.meta();
         let deleted = meta.deletion_timestamp.is_some();
@@ -115,7 +115,7 @@ fn is_declared_anew<K: Resource<DynamicType = ()> + Clone>(touched: &Touched<K>)
     touched.before.as_ref().map(declaration) != touched.after.as_ref().map(declaration)
 }
 
-/// Changes when an EventStream is declared anew, is reconciled as it is declared, becomes ready, stops being so, or is being deleted; and
+/// Changes when an EventStream's declaration changes, when it is reconciled as declared, becomes ready, stops being so, or is being deleted; and
 /// with its replicas, which those of its dead letters follow.
 fn usability(object: &Watched<EventStream>) -> u64 {
     let status = object.valid().and_then(|object| object.status.as_ref());

@@ -46,7 +46,7 @@ pub enum Progress {
     Settled,
     /// Work goes on.
     Reconciling,
-    /// Nothing, until somebody changes something.
+    /// Nothing, until a user changes something.
     Stalled,
 }
 
@@ -62,7 +62,7 @@ impl ConditionSummary {
         }
     }
 
-    /// Something waits for somebody's change.
+    /// Something waits for a change by a user.
     #[must_use]
     pub fn stalled(reason: Reason, message: impl Into<String>) -> Self {
         Self { ready: Some(false), reason, message: message.into(), progress: Progress::Stalled }
@@ -84,7 +84,7 @@ impl ConditionSummary {
         }
     }
 
-    /// The condition by itself, as a part of a larger verdict.
+    /// The condition by itself, as a part of a larger summary.
     #[must_use]
     pub fn state(&self) -> State {
         State { status: self.ready, reason: self.reason, message: self.message.clone() }

@@ -256,7 +256,7 @@ mod tests {
             assert_eq!(changed, [(namespace.to_owned(), "fulfilment".to_owned())]);
             assert_eq!(scope.handle_event(Event::InitDone), []);
         }
-        // The watch of one namespace begins anew, and the pod went meanwhile.
+        // The watch of one namespace starts again, and the pod went meanwhile.
         scopes[0].handle_event(Event::Init);
         assert_eq!(scopes[0].handle_event(Event::InitDone), [workload()]);
         assert_eq!(pods.known(None), [(("bank".to_owned(), "fulfilment".to_owned()), "a".to_owned())]);

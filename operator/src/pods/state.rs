@@ -31,7 +31,7 @@ pub struct PodState {
 pub enum Condition {
     /// It runs, or is on its way.
     Healthy,
-    /// Its node prepares it: volumes, network. What goes wrong with that is told in events alone.
+    /// Its node prepares it: volumes, network. Only events say what goes wrong with that.
     Initializing,
     /// It does not come up.
     Failing(PodFailure),
@@ -111,7 +111,7 @@ fn of_container(pod: &str, container: &ContainerStatus) -> Option<PodFailure> {
         ) => {
             let (image, words) = (&container.image, pull_words(waiting?));
             let message = format!(
-                "{place}: image {image} cannot be pulled: {words}. Correct it in spec.workload.template, or see to the registry and to \
+                "{place}: image {image} cannot be pulled: {words}. Correct it in spec.workload.template, or check the registry and \
                  imagePullSecrets"
             );
             Some(PodFailure::new(Reason::ImagePull, message))
@@ -185,7 +185,7 @@ fn shortened(text: &str) -> String {
 /// What the events of a pod that its node prepares say is wrong with it; the newest counts.
 pub fn setup_failure(pod: &str, events: &[Event]) -> Option<PodFailure> {
     let of_setup = events.iter().filter_map(|event| Some((event, setup_reason(event.reason.as_deref()?)?)));
-    let (event, reason) = of_setup.max_by_key(|(event, _)| (names_cause(event), told_at(event)))?;
+    let (event, reason) = of_setup.max_by_key(|(event, _)| (names_cause(event), reported_at(event)))?;
     let words = words(event.message.as_deref(), event.reason.as_deref().unwrap_or_default());
     let message = match reason {
         Reason::VolumeMount => format!(
@@ -193,7 +193,7 @@ pub fn setup_failure(pod: &str, events: &[Event]) -> Option<PodFailure> {
              spec.workload.template"
         ),
         _ => format!(
-            "pod {pod} cannot be set up on its node: {words}. See to the node and the cluster's network"
+            "pod {pod} cannot be set up on its node: {words}. Check the node and the cluster's network"
         ),
     };
     Some(PodFailure::new(reason, message))
@@ -212,8 +212,8 @@ fn names_cause(event: &Event) -> bool {
     !event.message.as_deref().is_some_and(|text| text.starts_with("Unable to attach or mount volumes"))
 }
 
-/// When an event was told last, in microseconds since 1970.
-fn told_at(event: &Event) -> i64 {
+/// When an event was reported last, in microseconds since 1970.
+fn reported_at(event: &Event) -> i64 {
     let series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref());
     let seconds = event.last_timestamp.as_ref().map(|time| time.0.as_microsecond());
     let micro = series.or(event.event_time.as_ref()).map(|time| time.0.as_microsecond());
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn an_image_that_cannot_be_pulled_is_named_with_the_kubelets_words() {
         let expected = "pod p1, container app: image shop/order:1 cannot be pulled: not found. Correct it in \
-                        spec.workload.template, or see to the registry and to imagePullSecrets";
+                        spec.workload.template, or check the registry and imagePullSecrets";
         // While the kubelet waits for its next try it says the same in another way.
         for (reason, message) in [
             ("ErrImagePull", "not found"),
@@ -316,7 +316,7 @@ mod tests {
         let waiting = "state: {waiting: {reason: CrashLoopBackOff}}";
         assert_eq!(looping, trouble(&format!("ready: false, restartCount: 2, {LAST}, {waiting}")));
         assert_eq!(of_app(&format!("ready: true, restartCount: 2, {LAST}, {up}")), Condition::Healthy);
-        // One that ended once, or after a long time, just begins anew.
+        // One that ended once, or after a long time, just starts again.
         assert_eq!(of_app(&format!("ready: false, restartCount: 1, {LAST}, {up}")), Condition::Healthy);
         let long = LAST.replace("00:00:03Z", "00:10:00Z");
         assert_eq!(of_app(&format!("ready: false, restartCount: 7, {long}, {up}")), Condition::Healthy);

@@ -1,4 +1,4 @@
-//! In: the desired workload. Out: the objects that are to be. Pure.
+//! In: the desired workload. Out: the objects that it consists of. Pure.
 
 use std::collections::BTreeMap;
 
@@ -29,9 +29,9 @@ const MAX_UNAVAILABLE: i32 = 1;
 pub struct Objects {
     /// The bindings file.
     pub bindings: ConfigMap,
-    /// Who the pods are to Kubernetes; None where the template names somebody.
+    /// Who the pods are to Kubernetes; None where the template names an account.
     pub service_account: Option<ServiceAccount>,
-    /// The Service, if there is to be one.
+    /// The Service, if one is declared.
     pub service: Option<Service>,
     /// How many pods may be taken away at once.
     pub disruption_budget: PodDisruptionBudget,

@@ -21,7 +21,7 @@ use super::desired::{Desired, WorkloadSettings};
 const BINDINGS_VOLUME: &str = "jetwright";
 /// Name of the volume with the credentials.
 const CREDENTIALS_VOLUME: &str = "jetwright-credentials";
-/// The credentials' files may be read by whoever the containers run as: nobody else is in the pod.
+/// The credentials' files may be read by every user that a container runs as: the pod has no others.
 const READABLE: i32 = 0o444;
 /// Variable with the name of the pod, for OpenTelemetry's attributes.
 const POD_NAME: &str = "JETWRIGHT_POD_NAME";

@@ -55,6 +55,7 @@ async fn a_reconcile_that_changes_nothing_asks_neither_kubernetes_nor_nats() {
     .await;
 
     let (asked, reconciled) = (requests(&world).await, reconciles(&world).await);
+    assert!(asked.0 > 0.0 && asked.1 > 0.0, "requests are counted: {asked:?}");
     // An edit that means nothing: the finalizers change, the declaration does not.
     for finalizers in [json!(["other/one"]), Value::Null] {
         let keep = |finalizer: &str| match &finalizers {
