@@ -160,3 +160,21 @@ fn signals<'a>(scope: &'a Arc<Scope>, context: &'a Context) -> (Signals<'a>, usi
     let numbered = all.map(|(source, signals)| signals.map(move |signal| (source, signal)).boxed());
     (stream::select_all(numbered), count)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_keeps_failing_makes_its_scope_unready_until_it_works() {
+        let mut failures = Failures::default();
+        failures.add(0);
+        assert!(!failures.persist(), "one failure is none");
+        tokio::time::advance(WATCH_GRACE).await;
+        failures.add(0);
+        failures.add(1);
+        assert!(failures.persist());
+        tokio::time::advance(WATCH_RECOVERED).await;
+        assert!(!failures.persist());
+    }
+}

@@ -169,6 +169,9 @@ impl<'a> Applier<'a> {
         {
             return Ok(current.clone());
         }
+        if self.states.applied(&key).is_none() && current.is_some() {
+            self.applying.startup.acquire().await;
+        }
         self.states.set_applied(&key, None);
         let applied: K = self.patch(&key, desired.clone(), current.and_then(|current| current.uid())).await?;
         self.states.set_applied(&key, Some(Fingerprint { desired: hash, observed: observe(&applied) }));
