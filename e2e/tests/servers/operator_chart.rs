@@ -56,6 +56,21 @@ fn is_newer(control_plane: &ControlPlane) -> bool {
     definition.unwrap().lines().any(|line| line.contains("NEWER") && !line.contains('{'))
 }
 
+#[test]
+fn a_packaged_chart_carries_the_definitions() {
+    let folder = Folder::new("package");
+    let destination = folder.path().to_str().unwrap();
+    helm(None, &["package", "../charts/jetwright", "--destination", destination]).unwrap();
+    let package = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    let template = |chart: &str| {
+        let definitions = ["template", RELEASE, chart, "--show-only", "templates/crds.yaml"];
+        helm(None, &[&definitions[..], &VALUES].concat()).unwrap()
+    };
+    let packaged = template(package.to_str().unwrap());
+    assert_eq!(packaged.matches("kind: CustomResourceDefinition").count(), 2);
+    assert_eq!(packaged, template("../charts/jetwright"));
+}
+
 #[tokio::test]
 async fn kubernetes_takes_all_that_every_set_of_values_makes_where_pod_security_is_restricted() {
     let control_plane = control_plane().await;
