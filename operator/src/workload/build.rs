@@ -153,6 +153,7 @@ pub(super) mod tests {
             owner: OwnerReference { name: "fulfilment".into(), ..OwnerReference::default() },
             replicas: 2,
             template: serde_saphyr::from_str(template).unwrap(),
+            admin_port: 9090,
             service_ports: None,
             credentials: None,
             bindings: Bindings { bindings: BTreeMap::from([("fulfilment".into(), binding)]) },

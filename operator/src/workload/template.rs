@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use jetwright_crds::{
     environment::{
-        ADMIN_PORT, BINDINGS_FILE, BINDINGS_FOLDER, JETWRIGHT_ADMIN_ADDRESS, JETWRIGHT_BINDINGS,
-        NATS_CREDENTIALS, NATS_CREDENTIALS_FOLDER, NATS_URL, OTEL_EXPORTER_OTLP_ENDPOINT,
-        OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME,
+        BINDINGS_FILE, BINDINGS_FOLDER, JETWRIGHT_ADMIN_ADDRESS, JETWRIGHT_BINDINGS, NATS_CREDENTIALS,
+        NATS_CREDENTIALS_FOLDER, NATS_URL, OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_RESOURCE_ATTRIBUTES,
+        OTEL_SERVICE_NAME,
     },
     labels::{APP_NAME, BINDINGS_HASH, JETWRIGHT, MANAGED_BY, WORKLOAD},
 };
@@ -31,6 +31,12 @@ pub fn sets_service_account(template: &Map<String, Value>) -> bool {
     let spec = template.get("spec");
     let named = |field: &str| spec.and_then(|spec| spec.get(field)).and_then(Value::as_str);
     ["serviceAccountName", "serviceAccount"].into_iter().filter_map(named).any(|name| !name.is_empty())
+}
+
+/// Name of the admin port: `admin`, unless the template has a port of that name.
+fn admin_port_name(container: &Map<String, Value>) -> &'static str {
+    let ports = container.get("ports").and_then(Value::as_array).into_iter().flatten();
+    if ports.into_iter().any(|port| port["name"] == "admin") { "jetwright-admin" } else { "admin" }
 }
 
 /// The labels of a workload's objects.
@@ -83,14 +89,10 @@ fn inject_runtime(container: &mut Map<String, Value>, desired: &Desired, setting
         let credentials = mount(CREDENTIALS_VOLUME, NATS_CREDENTIALS_FOLDER);
         push_default(container, "volumeMounts", "mountPath", credentials);
     }
-    push_default(
-        container,
-        "ports",
-        "containerPort",
-        json!({ "name": "admin", "containerPort": ADMIN_PORT }),
-    );
-    set_default(container, "livenessProbe", json!({ "httpGet": { "path": "/livez", "port": ADMIN_PORT } }));
-    let readiness = json!({ "httpGet": { "path": "/readyz", "port": ADMIN_PORT }, "periodSeconds": 2 });
+    let (name, port) = (admin_port_name(container), desired.admin_port);
+    push_default(container, "ports", "containerPort", json!({ "name": name, "containerPort": port }));
+    set_default(container, "livenessProbe", json!({ "httpGet": { "path": "/livez", "port": port } }));
+    let readiness = json!({ "httpGet": { "path": "/readyz", "port": port }, "periodSeconds": 2 });
     set_default(container, "readinessProbe", readiness);
     // The last lines of its log tell why it ended.
     set_default(container, "terminationMessagePolicy", json!("FallbackToLogsOnError"));
@@ -112,7 +114,7 @@ fn variables(desired: &Desired, settings: &WorkloadSettings) -> Vec<Value> {
     let plain = |name: &str, value: &str| json!({ "name": name, "value": value });
     let mut variables = vec![
         plain(JETWRIGHT_BINDINGS, &format!("{BINDINGS_FOLDER}/{BINDINGS_FILE}")),
-        plain(JETWRIGHT_ADMIN_ADDRESS, &format!("0.0.0.0:{ADMIN_PORT}")),
+        plain(JETWRIGHT_ADMIN_ADDRESS, &format!("0.0.0.0:{}", desired.admin_port)),
         plain(NATS_URL, &settings.nats_url),
         // Before the attributes, which refer to it.
         json!({ "name": POD_NAME, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } }),
@@ -250,6 +252,19 @@ mod tests {
             (&container["securityContext"], &container["fromTheFuture"]),
             (&json!({}), &json!({"x": 1}))
         );
+    }
+
+    #[test]
+    fn the_admin_port_is_probed_and_takes_no_name_that_is_taken() {
+        let template = "{spec: {containers: [{name: app, ports: [{name: admin, containerPort: 7}]}]}}";
+        let moved = made(&Desired { admin_port: 9191, ..desired(template) });
+        let container = &moved["spec"]["containers"][0];
+        assert_eq!(
+            container["ports"],
+            json!([{"name": "admin", "containerPort": 7}, {"name": "jetwright-admin", "containerPort": 9191}])
+        );
+        assert_eq!(container["livenessProbe"]["httpGet"]["port"], json!(9191));
+        assert_eq!(container["readinessProbe"]["httpGet"]["port"], json!(9191));
     }
 
     #[test]
