@@ -10,29 +10,14 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     context::Context,
-    error::{ErrorClass, ReconcileError},
     kubernetes::{
+        apply::Error,
         scopes::Scope,
         stores::{IndexKey, Objects},
         watched::Watched,
     },
     object_state::ObjectKey,
 };
-
-/// Why an object could not be read.
-#[derive(Debug, thiserror::Error)]
-#[error("failed to read {kind} {name}")]
-pub struct Error {
-    kind: &'static str,
-    name: String,
-    source: kube::Error,
-}
-
-impl ReconcileError for Error {
-    fn class(&self) -> ErrorClass {
-        ErrorClass::of_kubernetes(&self.source)
-    }
-}
 
 /// What the reconcile of an EventConsumer depends on.
 #[derive(Clone, Debug)]
@@ -132,7 +117,7 @@ impl Reader<'_> {
             Some(Watched::Invalid(_)) | None => {}
         }
         let api: Api<K> = Api::namespaced(self.context.client.clone(), self.namespace);
-        let failed = |source| Error { kind: key.kind, name: name.to_owned(), source };
+        let failed = |source| Error::Kubernetes { kind: key.kind, name: name.to_owned(), source };
         let found = api.get_opt(name).await.map_err(failed)?;
         if found.is_none() {
             states.set_absent(&key, true);

@@ -45,8 +45,8 @@ use crate::{
 /// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error(transparent)]
-    Inputs(#[from] inputs::Error),
+    #[error("failed to read what the object refers to")]
+    Inputs(#[source] apply::Error),
     #[error(transparent)]
     Consumer(#[from] reconcile::Error),
     #[error("failed to apply the EventStream of the dead letters")]
@@ -68,9 +68,8 @@ pub enum Error {
 impl ReconcileError for Error {
     fn class(&self) -> ErrorClass {
         match self {
-            Self::Inputs(error) => error.class(),
             Self::Consumer(error) => error.class(),
-            Self::DeadLetters(error) | Self::Workload(error) => error.class(),
+            Self::Inputs(error) | Self::DeadLetters(error) | Self::Workload(error) => error.class(),
             Self::Bindings(_) => ErrorClass::Terminal,
             Self::Pods(error) | Self::Finalizer(error) | Self::Release(error) | Self::Status(error) => {
                 ErrorClass::of_kubernetes(error)
@@ -95,7 +94,7 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
         return Ok(Action::await_change());
     }
     let Some(scope) = context.scopes.of(&owner.namespace) else { return Ok(Action::await_change()) };
-    let inputs = inputs::read(&object, scope, &context).await?;
+    let inputs = inputs::read(&object, scope, &context).await.map_err(Error::Inputs)?;
     let applier = Applier::new(&context.applying, &context.states, object.as_ref());
     let results = status::Results {
         consumer: ensure_consumer(&object, &owner, &inputs, &context).await.map_err(Error::Consumer),
@@ -279,7 +278,7 @@ async fn consumer_key(
     }
     let reference = &object.spec.stream_ref.name;
     let stream = match context.scopes.of(&owner.namespace) {
-        Some(scope) => inputs::read(object, scope, context).await?.stream,
+        Some(scope) => inputs::read(object, scope, context).await.map_err(Error::Inputs)?.stream,
         None => None,
     };
     Ok(ConsumerKey { stream: stream.map_or_else(|| reference.clone(), |stream| stream.stream_name()), name })

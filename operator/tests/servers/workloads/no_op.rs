@@ -27,24 +27,56 @@ async fn reconciles(world: &World) -> f64 {
     sum(world, "jetwright_operator_reconciles_total", "no label").await
 }
 
-#[tokio::test]
-async fn a_reconcile_that_changes_nothing_asks_neither_kubernetes_nor_nats() {
-    // Everything is compared with JetStream now and then, which is no reconcile.
-    let world = World::with(NatsServer::start().await, &["--jetstream-resync-interval=1h"]).await;
+/// One workload with a guest, all ready.
+async fn with_workload(flags: &[&str]) -> World {
+    let world = World::with(NatsServer::start().await, flags).await;
     world.stream("orders", "subjects: [orders.*.*]").await;
     world.consumer("fulfilment", SPEC).await;
     world.consumer("mails", "{streamRef: {name: orders}, workloadRef: {name: fulfilment}}").await;
-    world.consumer("plain", "streamRef: {name: orders}").await;
-    world.consumer("lost", "streamRef: {name: nowhere}").await;
     await_deployment(&world, "the deployment", |_| true).await;
     await_bound(&world, &["fulfilment", "mails"]).await;
     run_pods(&world).await;
     for name in ["orders", "orders-dlq"] {
         world.await_ready::<EventStream>(name).await;
     }
-    for name in ["fulfilment", "mails", "plain"] {
+    for name in ["fulfilment", "mails"] {
         world.await_ready::<EventConsumer>(name).await;
     }
+    world
+}
+
+#[tokio::test]
+async fn figures_in_statuses_cost_their_writes_and_no_reads() {
+    let world = with_workload(&["--jetstream-resync-interval=1s", "--status-stats-interval=1s"]).await;
+    let reads = || sum(&world, "jetwright_operator_kubernetes_requests_total{verb=\"get\"", "no label");
+    await_until("it has come to rest", SOON, || async {
+        let before = reads().await;
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        let after = reads().await;
+        if after.to_bits() == before.to_bits() { Ok(()) } else { Err(format!("{before} {after}")) }
+    })
+    .await;
+    let before = reads().await;
+    for number in 1..=3 {
+        world.jetstream.publish("orders.1.placed", "x".into()).await.unwrap().await.unwrap();
+        await_until("the message is in the statuses", SOON, || async {
+            let stream =
+                world.streams().get("orders").await.unwrap().status.unwrap().stream.unwrap().messages;
+            let lag = world.consumers().get("mails").await.unwrap().status.unwrap().lag.unwrap();
+            if (stream, lag) == (number, number) { Ok(()) } else { Err(format!("{stream} {lag}")) }
+        })
+        .await;
+    }
+    assert!((reads().await - before).abs() < 0.5, "{} reads", reads().await - before);
+}
+
+#[tokio::test]
+async fn a_reconcile_that_changes_nothing_asks_neither_kubernetes_nor_nats() {
+    // Everything is compared with JetStream now and then, which is no reconcile.
+    let world = with_workload(&["--jetstream-resync-interval=1h"]).await;
+    world.consumer("plain", "streamRef: {name: orders}").await;
+    world.consumer("lost", "streamRef: {name: nowhere}").await;
+    world.await_ready::<EventConsumer>("plain").await;
     world.await_condition::<EventConsumer>("lost", "Stalled", "True", "NotFound").await;
     await_until("it has come to rest", SOON, || async {
         let before = (requests(&world).await, reconciles(&world).await);
