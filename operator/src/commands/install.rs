@@ -47,23 +47,14 @@ pub enum Error {
     },
     /// The EventStream could not be made.
     #[error("EventStream {name} could not be made in namespace {namespace}")]
-    Make {
-        /// The object.
-        name: String,
-        /// Its namespace.
-        namespace: String,
-        /// What Kubernetes said.
-        source: kube::Error,
-    },
+    Make { name: String, namespace: String, source: kube::Error },
     /// Kubernetes does not answer.
     #[error("Kubernetes does not answer")]
     Unanswered,
     /// The EventStream was not ready in time.
     #[error("EventStream {name} was not ready in time{}; {}", cause(state), what_to_do(state, namespace))]
     NotReady {
-        /// The object.
         name: String,
-        /// Its namespace.
         namespace: String,
         /// What it had come to.
         state: State,

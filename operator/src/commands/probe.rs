@@ -61,33 +61,18 @@ pub enum Removed {
 pub enum Left {
     /// Kubernetes does not delete it.
     #[error("EventStream {name} could not be deleted: kubectl delete eventstream {name} -n {namespace}")]
-    Undeleted {
-        /// The object.
-        name: String,
-        /// Its namespace.
-        namespace: String,
-        /// What Kubernetes said.
-        source: kube::Error,
-    },
+    Undeleted { name: String, namespace: String, source: kube::Error },
     /// It is being deleted, but its stream is in JetStream.
     #[error(
         "EventStream {name} is marked for deletion and still there, since its stream is in JetStream: it goes when the operator \
          reaches NATS, or gives that up (--deletion-timeout)"
     )]
-    Held {
-        /// The object.
-        name: String,
-    },
+    Held { name: String },
     /// Kubernetes did not say anything in time.
     #[error(
         "Kubernetes does not answer, so EventStream {name} may be left: kubectl delete eventstream {name} -n {namespace}"
     )]
-    Unanswered {
-        /// The object.
-        name: String,
-        /// Its namespace.
-        namespace: String,
-    },
+    Unanswered { name: String, namespace: String },
 }
 
 /// An EventStream of this name, in memory, for a subject of its own.

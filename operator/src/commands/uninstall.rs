@@ -30,11 +30,9 @@ pub enum Error {
     /// A kind cannot be listed.
     #[error("{kind}s cannot be listed ({scope})")]
     List {
-        /// The kind.
         kind: String,
         /// Where.
         scope: String,
-        /// What Kubernetes said.
         source: kube::Error,
     },
     /// Kubernetes does not answer.

@@ -111,6 +111,39 @@ async fn an_edit_that_wipes_the_metadata_is_put_right_too() {
 }
 
 #[tokio::test]
+async fn a_stream_whose_metadata_were_wiped_while_no_operator_ran_is_nobodys_whatever_a_status_says() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.operator.signal("TERM");
+    world.operator.wait_exit(SOON).await;
+    let mut edited = world.config("orders").await;
+    edited.metadata.clear();
+    world.jetstream.update_stream(edited).await.unwrap();
+    let _next = world.another_operator(&[]);
+    let message = world.await_condition::<EventStream>("orders", "Stalled", "True", "NameConflict").await;
+    assert!(message.contains("not created by Jetwright and was not modified"), "{message}");
+    assert!(!world.config("orders").await.metadata.contains_key("jetwright.dev/owner"));
+}
+
+#[tokio::test]
+async fn a_cluster_that_gets_another_name_keeps_what_it_made_under_its_former_one() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.operator.signal("TERM");
+    world.operator.wait_exit(SOON).await;
+    let _renamed = world.another_operator(&["--cluster-name=renamed", "--former-cluster-names=test"]);
+    let owner = |config: &Config| config.metadata["jetwright.dev/owner"].clone();
+    let of = |cluster: &str| format!("{cluster}/{}/orders", world.namespace.name());
+    // The mark is written together with a real change.
+    world.stream("orders", "{subjects: [orders.*], limits: {maxMessages: 5}}").await;
+    world.await_config("orders", |config| config.max_messages == 5 && owner(config) == of("renamed")).await;
+    world.await_ready::<EventStream>("orders").await;
+    assert_eq!(world.events("orders", "NameConflict").await, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn metadata_of_others_stay() {
     let world = World::start().await;
     world.stream("orders", "subjects: [orders.*]").await;
