@@ -182,7 +182,7 @@ impl Bench {
         tell_times("repeated request", took);
     }
 
-    async fn seen(&self) -> Seen {
+    async fn seen(&self) -> Versioned {
         let shop = &self.shop;
         let processes = [
             ("nats-server", shop.nats.process().pid()),
@@ -194,7 +194,7 @@ impl Bench {
         ];
         let metrics = reqwest::get(format!("{}/metrics", shop.orders.url(ADMIN_PORT))).await.unwrap();
         let metrics = metrics.text().await.unwrap();
-        Seen { processor: processes.map(|(name, pid)| (name, processor_seconds(pid))).into(), metrics }
+        Versioned { processor: processes.map(|(name, pid)| (name, processor_seconds(pid))).into(), metrics }
     }
 }
 
@@ -228,12 +228,12 @@ impl Run {
 }
 
 /// What programs and steps have used by now.
-struct Seen {
+struct Versioned {
     processor: Vec<(&'static str, f64)>,
     metrics: String,
 }
 
-impl Seen {
+impl Versioned {
     fn tell_since(&self, later: &Self, requests: usize) {
         for ((name, before), (_, after)) in self.processor.iter().zip(&later.processor) {
             let each = (after - before) * 1e6 / as_float(requests);

@@ -2,9 +2,9 @@
 
 use std::{collections::BTreeSet, ffi::OsString, net::SocketAddr, path::PathBuf};
 
-use async_nats::ServerAddr;
 use clap::{ArgAction, Args as ArgGroup, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 use jetwright_crds::{Duration, duration::ParseDurationError};
+use jetwright_nats::{AddressError, parse_addresses};
 
 use crate::{connection, context::Settings, namespaces::Namespaces, workload::desired::WorkloadSettings};
 
@@ -205,12 +205,11 @@ impl Args {
     ///
     /// An address, of the pods' too, has a user or a password in it. (The parser would repeat it in its message.)
     pub fn connection(&self) -> Result<connection::Settings, connection::Error> {
-        connection::without_users("--nats-url", &self.nats.nats_url)?;
         if let Some(url) = &self.workloads.workload_nats_url {
-            connection::without_users("--workload-nats-url", url)?;
+            connection::servers("--workload-nats-url", url)?;
         }
         Ok(connection::Settings {
-            servers: self.nats.nats_url.clone(),
+            servers: connection::servers("--nats-url", &self.nats.nats_url)?,
             credentials: self.nats.nats_credentials_folder.clone(),
         })
     }
@@ -248,11 +247,10 @@ fn renamed(line: &[OsString]) -> Option<(&'static str, &'static str)> {
 
 /// Takes addresses of NATS servers separated by commas, and refuses what is none.
 fn servers(text: &str) -> Result<String, String> {
-    for server in text.split(',').map(str::trim) {
-        let address: Result<ServerAddr, _> = server.parse();
+    for address in parse_addresses(text) {
         match address {
-            Ok(address) if !server.is_empty() && !address.host().is_empty() => {}
-            Ok(_) => return Err("an address has no host: write it as nats://host:4222".to_owned()),
+            // The parser would repeat the address, with its password, in its message: it is refused later.
+            Ok(_) | Err(AddressError::HasUser) => {}
             Err(error) => return Err(format!("{error}: write it as nats://host:4222")),
         }
     }

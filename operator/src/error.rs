@@ -2,11 +2,13 @@
 
 use std::error::Error as StdError;
 
+use jetwright_nats::{
+    ApiError,
+    jetstream_error::{NO_SUITABLE_PEERS, RECONFIGURING, REPLICAS_NEED_CLUSTER, STREAM_NAME_IN_USE},
+};
 use strum::IntoStaticStr;
 
-use crate::jetstream::api::{
-    ApiError, NO_SUITABLE_PEERS, RECONFIGURING, REPLICAS_NEED_CLUSTER, STREAM_NAME_IN_USE,
-};
+use crate::jetstream::remedy::remedy;
 
 /// The API server's words for server-side apply with a field that the kind does not have (typed.AsTyped in structured-merge-diff).
 const UNKNOWN_FIELD: &str = "failed to create typed patch object";
@@ -71,7 +73,7 @@ pub fn error_chain(error: &(dyn StdError + 'static)) -> String {
             parts.push(status.message.clone());
             break;
         }
-        let text = error.to_string();
+        let text = format!("{error}{}", error.downcast_ref().map(remedy).unwrap_or_default());
         // A transparent error repeats its source.
         if parts.last() != Some(&text) {
             parts.push(text);

@@ -15,12 +15,11 @@ use tower::util::MapRequestLayer;
 
 use crate::{
     args::Args,
-    connection::Nats,
+    connection,
     context::Context,
     controllers,
     jetstream::{
         advisories::Intervals,
-        api::Api as JetStreamApi,
         cache::Cache,
         connections::{Connection, Connections},
         ownership::ClusterNames,
@@ -77,7 +76,7 @@ async fn operate(args: &Args, metrics: &Metrics, health: &Health, stop: &Cancell
     let readiness = Readiness::new(health);
     let client =
         client(metrics).await.context("Kubernetes cannot be found: run in a cluster, or set KUBECONFIG")?;
-    let nats = Nats::connect(&args.connection()?, metrics).await?;
+    let nats = connection::open(&args.connection()?, metrics).await?;
     let reached = {
         let (nats, gate) = (nats.clone(), readiness.nats);
         tokio::spawn(async move { gate.open_when_reached(&nats).await })
@@ -105,8 +104,13 @@ async fn client(metrics: &Metrics) -> Result<Client> {
     Ok(kube::client::ClientBuilder::try_from(config)?.with_layer(&count).build())
 }
 
-async fn context(args: &Args, client: Client, nats: Nats, metrics: Metrics) -> Result<Context> {
-    let api = JetStreamApi::new(&nats, args.nats.jetstream_timeout.into(), metrics.clone());
+async fn context(
+    args: &Args,
+    client: Client,
+    nats: jetwright_nats::Connection,
+    metrics: Metrics,
+) -> Result<Context> {
+    let api = connection::api(&nats, args.nats.jetstream_timeout.into(), metrics.clone());
     let serves = args.controllers.default_connection_namespaces.clone();
     let reporter =
         Reporter { controller: "jetwright-operator".to_owned(), instance: std::env::var("HOSTNAME").ok() };

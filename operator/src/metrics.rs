@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::jetstream::api::ApiError;
+use jetwright_nats::ApiError;
 
 /// Upper bounds of the buckets of a reconcile's duration, in seconds.
 const SECONDS: [f64; 10] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0];
@@ -124,13 +124,13 @@ impl Metrics {
     }
 
     /// A request to JetStream ended.
-    pub fn api_request<T>(&self, verb: &'static str, answer: &Result<T, ApiError>) {
-        let outcome = match answer {
-            Ok(_) => "ok",
-            Err(error) if error.is_absence() => "not_found",
-            Err(ApiError::Refused { .. }) => "refused",
-            Err(ApiError::Unanswered { .. }) => "unanswered",
-            Err(ApiError::Malformed { .. }) => "malformed",
+    pub fn api_request(&self, verb: &'static str, error: Option<&ApiError>) {
+        let outcome = match error {
+            None => "ok",
+            Some(error) if error.is_absence() => "not_found",
+            Some(ApiError::Refused { .. }) => "refused",
+            Some(ApiError::Unanswered { .. }) => "unanswered",
+            Some(ApiError::Malformed { .. }) => "malformed",
         };
         self.api_requests.get_or_create(&Requested { verb, outcome }).inc();
     }

@@ -3,12 +3,13 @@
 use std::{fmt::Debug, time::Duration};
 
 use jetwright_crds::{EventConsumer, EventStream};
+use jetwright_nats::Connection;
 use jetwright_process::health::{Gate, Health};
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, Resource, api::ListParams};
 use serde::de::DeserializeOwned;
 
-use crate::{connection::Nats, error::error_chain, namespaces::Namespaces};
+use crate::{error::error_chain, namespaces::Namespaces};
 
 /// How the definitions come to the version that this program knows.
 pub const UPGRADE_DEFINITIONS: &str = "upgrade the chart with its value crds.install=true, or else kubectl apply -f crds/manifests of \
@@ -58,16 +59,16 @@ impl Definitions {
 
 impl Reached {
     /// Waits until NATS is reached, and says meanwhile why it is not.
-    pub async fn open_when_reached(&self, nats: &Nats) {
-        let mut links = nats.link();
+    pub async fn open_when_reached(&self, nats: &Connection) {
+        let mut states = nats.state();
         loop {
-            let link = links.borrow_and_update().clone();
-            match link.why {
-                _ if link.connected => return self.0.open(),
-                Some(why) => self.0.close(&format!("NATS was not reached yet: {why}")),
+            let state = states.borrow_and_update().clone();
+            match state.last_error {
+                _ if state.connected => return self.0.open(),
+                Some(error) => self.0.close(&format!("NATS was not reached yet: {error}")),
                 None => {}
             }
-            if links.changed().await.is_err() {
+            if states.changed().await.is_err() {
                 return;
             }
         }

@@ -45,7 +45,7 @@ pub use awaiting::await_until;
 pub use certificates::{Authority, Certified};
 pub use folder::Folder;
 pub use kubernetes::{ControlPlane, Namespace};
-pub use nats::{JwtAccount, NatsCluster, NatsServer, NatsServerBuilder};
+pub use nats::{JwtAccount, NatsCluster, NatsServer, NatsServerBuilder, RawClient};
 pub use port::free_port;
 pub use process::{Process, ProcessBuilder};
 pub use program::{Program, binary, target_folder};

@@ -6,17 +6,17 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
+use jetwright_nats::{Connection, api_request};
 use parking_lot::Mutex;
 use rand::RngExt as _;
 use serde::Deserialize;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     asset::{Consumer, ConsumerKey, Stream},
     cache::{Cache, Change},
 };
-use crate::connection::Nats;
 
 /// Advisories of streams and consumers, and the audit of the API.
 const SUBJECTS: [&str; 8] = [
@@ -61,22 +61,27 @@ impl Target {
 }
 
 /// JetStream's advisories.
-pub struct Advisories(stream::SelectAll<async_nats::Subscriber>);
+pub struct Advisories {
+    messages: stream::SelectAll<async_nats::Subscriber>,
+    /// Of the client that subscribed, or of an earlier one.
+    generation: u64,
+}
 
 impl Advisories {
     /// Advisories from now on. Subscribe before anything is cached, so that no change falls between the two; after a lost connection the
     /// client subscribes again before it asks for anything else.
-    pub async fn subscribe(nats: &Nats) -> Self {
-        let mut all = Vec::new();
+    pub async fn subscribe(nats: &Connection) -> Self {
+        let generation = nats.link().borrow().generation;
+        let (client, mut all) = (nats.client(), Vec::new());
         for subject in SUBJECTS {
-            match nats.client().subscribe(subject).await {
+            match client.subscribe(subject).await {
                 Ok(messages) => all.push(messages),
                 Err(error) => {
                     tracing::error!(subject, %error, "failed to subscribe; a resync alone finds changes");
                 }
             }
         }
-        Self(stream::select_all(all))
+        Self { messages: stream::select_all(all), generation }
     }
 }
 
@@ -84,16 +89,16 @@ impl Advisories {
 pub async fn run(
     advisories: Advisories,
     cache: &Cache,
-    nats: &Nats,
+    nats: &Connection,
     intervals: Intervals,
     stop: &CancellationToken,
 ) {
     let (targets, queue) = mpsc::channel(MAX_PENDING_TARGETS);
     let pending = PendingSet::default();
-    let listener = Listener { cache, pending: &pending, targets, lost: nats.lost() };
+    let listener = Listener { cache, nats, pending: &pending, targets };
     let work = async {
         tokio::join!(
-            listener.listen(advisories, nats.name()),
+            listener.follow(advisories),
             refresh(cache, &pending, queue),
             resync(cache, nats, intervals),
         )
@@ -107,15 +112,30 @@ struct PendingSet(Arc<Mutex<HashSet<Target>>>);
 
 struct Listener<'a> {
     cache: &'a Cache,
+    nats: &'a Connection,
     pending: &'a PendingSet,
     targets: mpsc::Sender<Target>,
-    lost: &'a Notify,
 }
 
 impl Listener<'_> {
-    async fn listen(self, mut advisories: Advisories, own_name: &str) {
-        while let Some(message) = advisories.0.next().await {
-            let Some(target) = target(&message.subject, &message.payload, own_name) else { continue };
+    /// Listens for as long as there is a client, and again with each that takes its place: subscriptions end with their client.
+    async fn follow(self, mut advisories: Advisories) {
+        loop {
+            self.listen(&mut advisories).await;
+            let ended = advisories.generation;
+            if self.nats.link().wait_for(|link| link.generation != ended).await.is_err() {
+                return;
+            }
+            advisories = Advisories::subscribe(self.nats).await;
+            // What changed in between was not announced.
+            self.cache.invalidate_all().await;
+            self.cache.notify(Change::Everything);
+        }
+    }
+
+    async fn listen(&self, advisories: &mut Advisories) {
+        while let Some(message) = advisories.messages.next().await {
+            let Some(target) = target(&message.subject, &message.payload, self.nats.name()) else { continue };
             let known = match &target {
                 Target::Stream(name) => self.cache.knows::<Stream>(name),
                 Target::Consumer(key) => self.cache.knows::<Consumer>(key),
@@ -125,7 +145,7 @@ impl Listener<'_> {
                 && self.targets.try_send(target.clone()).is_err()
             {
                 self.pending.0.lock().remove(&target);
-                self.lost.notify_one();
+                self.nats.slow_consumer().notify_one();
             }
         }
     }
@@ -150,19 +170,19 @@ async fn refresh(cache: &Cache, pending: &PendingSet, queue: mpsc::Receiver<Targ
     queue.for_each_concurrent(MAX_CONCURRENT_REQUESTS, refresh_one).await;
 }
 
-async fn resync(cache: &Cache, nats: &Nats, intervals: Intervals) {
-    let mut link = nats.link();
+async fn resync(cache: &Cache, nats: &Connection, intervals: Intervals) {
+    let mut state = nats.state();
     loop {
         cache.evict_idle(intervals.idle);
         // Not within the next line: what is borrowed is locked, and the connection could not report changes meanwhile.
-        let connected = link.borrow_and_update().connected;
+        let connected = state.borrow_and_update().connected;
         let pause = if resync_once(cache, connected).await {
             intervals.resync.mul_f64(rand::rng().random_range(1.0..1.2))
         } else {
             RESYNC_RETRY_DELAY
         };
         tokio::select! {
-            changed = link.changed() => {
+            changed = state.changed() => {
                 if changed.is_err() {
                     return;
                 }
@@ -188,8 +208,8 @@ async fn resync_once(cache: &Cache, connected: bool) -> bool {
 }
 
 /// Ends when advisories were lost, but not so often that a flood of them would ask for ever more.
-async fn lost_advisories(nats: &Nats) {
-    nats.lost().notified().await;
+async fn lost_advisories(nats: &Connection) {
+    nats.slow_consumer().notified().await;
     tracing::warn!("lost advisories, which came faster than they were read; comparing everything");
     tokio::time::sleep(RESYNC_DELAY_AFTER_LOSS).await;
 }
@@ -227,11 +247,9 @@ fn target(subject: &str, payload: &[u8], own_name: &str) -> Option<Target> {
     }
 }
 
-/// What a request to the API changed: consumers have no advisory of their changes. A domain stands before `API`.
+/// What a request to the API changed: consumers have no advisory of their changes.
 fn target_of_api_audit(subject: &str) -> Option<Target> {
-    let request = subject.strip_prefix("$JS.")?;
-    let request = request.strip_prefix("API.").or_else(|| Some(request.split_once(".API.")?.1))?;
-    let tokens: Vec<_> = request.split('.').collect();
+    let tokens: Vec<_> = api_request(subject)?.split('.').collect();
     match tokens[..] {
         ["CONSUMER", "CREATE" | "RESET", stream, name, ..]
         | ["CONSUMER", "DURABLE", "CREATE", stream, name] => Some(Target::consumer(stream, name)),

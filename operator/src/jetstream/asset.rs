@@ -4,10 +4,10 @@
 use std::{fmt::Debug, future::Future, hash::Hash};
 
 use jetwright_crds::stream::Replicas;
+use jetwright_nats::{Api, ApiError};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    api::{Api, ApiError},
     config::{Config, Field},
     consumer_config,
     info::{ConsumerInfo, StreamInfo},

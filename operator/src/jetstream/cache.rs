@@ -7,10 +7,10 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::{Stream as Items, StreamExt, future, stream};
+use jetwright_nats::{Api, ApiError};
 use tokio::sync::broadcast;
 
 use super::{
-    api::{Api, ApiError},
     asset::{Asset, Consumer, ConsumerKey, Stream},
     entries::{CacheEntry, Entries, Entry, EntryGuard, Slot, same},
     info::StreamInfo,
@@ -242,7 +242,7 @@ impl Cache {
     async fn refresh_by_list(&self, missed: &mut HashMap<String, Entry<Stream>>) -> Result<(), ApiError> {
         let mut offset = 0;
         loop {
-            let streams = self.api().stream_page(offset).await?.streams.unwrap_or_default();
+            let streams: Vec<StreamInfo> = self.api().list_streams(offset).await?;
             if streams.is_empty() {
                 return Ok(());
             }

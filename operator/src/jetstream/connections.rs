@@ -10,14 +10,14 @@ use super::{
     advisories::{self, Advisories, Intervals},
     cache::Cache,
 };
-use crate::{connection::Nats, namespaces::Namespaces, outcome::Pending};
+use crate::{namespaces::Namespaces, outcome::Pending};
 
 /// How long NATS is away before the objects say so.
 const DISCONNECT_GRACE: Duration = Duration::from_secs(10);
 
 /// A connection to NATS.
 pub struct Connection {
-    pub nats: Nats,
+    pub nats: jetwright_nats::Connection,
     /// What JetStream has over it.
     pub cache: Cache,
     /// Namespaces that may use it.
@@ -34,15 +34,15 @@ impl Connection {
     /// How long to wait before an object says that NATS is away: the connection may come back at once.
     #[must_use]
     pub fn disconnect_grace(&self) -> Option<Duration> {
-        let away = self.nats.link().borrow().away().unwrap_or_default();
+        let away = self.nats.state().borrow().disconnected_for().unwrap_or_default();
         (away < DISCONNECT_GRACE).then_some(DISCONNECT_GRACE)
     }
 
     fn disconnected(&self) -> Option<Pending> {
-        let link = self.nats.link().borrow().clone();
-        link.away()?;
+        let state = self.nats.state().borrow().clone();
+        state.disconnected_for()?;
         let servers = self.nats.servers();
-        let message = match (&link.why, link.was_connected) {
+        let message = match (&state.last_error, state.was_connected) {
             (Some(why), true) => format!(
                 "disconnected from NATS at {servers}: {why}. All resources are re-checked after reconnecting"
             ),

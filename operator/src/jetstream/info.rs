@@ -105,11 +105,3 @@ pub struct ConsumerInfo {
     #[serde(default)]
     pub num_redelivered: u64,
 }
-
-/// One page of the list of streams.
-#[derive(Debug, Default, Deserialize)]
-pub struct StreamPage {
-    /// Streams of this page; those whose servers did not answer are not among them.
-    #[serde(default)]
-    pub streams: Option<Vec<StreamInfo>>,
-}

@@ -2,10 +2,9 @@
 //!
 //! [`asset`] is what streams and consumers have in common, [`stream_config`] and [`consumer_config`] are the tables of their fields;
 //! [`reconcile`] carries out what [`plan`] decides from [`diff`] and [`ownership`]; [`cache`] holds what JetStream has, kept true by
-//! [`advisories`]; [`api`] speaks `$JS.API` as JSON and keeps fields that it does not know.
+//! [`advisories`]. The crate for NATS speaks `$JS.API`, and [`config`] keeps fields that it does not know.
 
 pub mod advisories;
-pub mod api;
 pub mod asset;
 pub mod cache;
 pub mod config;
@@ -18,5 +17,6 @@ pub mod info;
 pub mod ownership;
 pub mod plan;
 pub mod reconcile;
+pub mod remedy;
 pub mod stream_config;
 pub mod subjects;

@@ -3,8 +3,12 @@
 
 use std::time::Duration;
 
+use jetwright_nats::{
+    Api, ApiError,
+    jetstream_error::{NO_SUITABLE_PEERS, REPLICAS_NEED_CLUSTER},
+};
+
 use super::{
-    api::{Api, ApiError, NO_SUITABLE_PEERS, REPLICAS_NEED_CLUSTER},
     asset::{Asset, Desired},
     cache::{Cache, Cached},
     config::Config,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream};
 use jetwright_crds::{EventConsumer, EventStream};
-use jetwright_testing::await_until;
+use jetwright_testing::{NatsServer, RawClient, await_until};
 use kube::api::ListParams;
 
 use crate::world::{SOON, World, conditions};
@@ -107,6 +107,35 @@ async fn changes_made_while_the_operator_was_cut_off_are_put_right_when_it_is_ba
     world.jetstream.update_stream(edited).await.unwrap();
     let _next = world.another_operator(&[]);
     world.await_config("orders", |config| config.max_messages == -1).await;
+}
+
+/// The lone carriage return is no end of a line to the server, and makes the task of the client that receives it panic (async-nats
+/// 0.51).
+const POISON: &[u8] = b"NATS/1.0\r\nNote: a\rb\r\n\r\n";
+
+#[tokio::test]
+async fn when_its_client_ends_for_good_the_operator_goes_on_with_another() {
+    let world = World::with(NatsServer::start().await, &["--jetstream-resync-interval=1h"]).await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    let mut raw = RawClient::connect(world.nats.url()).await;
+    for round in 1..=2 {
+        raw.publish("$JS.EVENT.ADVISORY.STREAM.UPDATED.orders", POISON, b"").await;
+        await_until("another client", SOON, async || {
+            let rebuilt = world.operator.log().matches("rebuilding NATS client").count();
+            if rebuilt == round { Ok(()) } else { Err(format!("{rebuilt} of {round}")) }
+        })
+        .await;
+        // What is declared is created, and what others change is heard of and corrected.
+        let name = format!("more{round}");
+        world.stream(&name, &format!("subjects: [{name}]")).await;
+        world.await_ready::<EventStream>(&name).await;
+        let edited = async_nats::jetstream::stream::Config { max_messages: 3, ..world.config(&name).await };
+        world.jetstream.update_stream(edited).await.unwrap();
+        world.await_config(&name, |config| config.max_messages == -1).await;
+    }
+    assert_eq!(world.admin("/readyz").await.unwrap().0, 200);
+    assert!(world.admin("/metrics").await.unwrap().1.contains("jetwright_operator_nats_connected 1"));
 }
 
 #[tokio::test]

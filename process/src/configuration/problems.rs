@@ -52,7 +52,7 @@ impl Problems {
     /// # Errors
     ///
     /// Either has mistakes.
-    pub fn both<A, B>(one: Result<A, Self>, other: Result<B, Self>) -> Result<(A, B), Self> {
+    pub fn zip<A, B>(one: Result<A, Self>, other: Result<B, Self>) -> Result<(A, B), Self> {
         match (one, other) {
             (Ok(one), Ok(other)) => Ok((one, other)),
             (Err(problems), Ok(_)) | (Ok(_), Err(problems)) => Err(problems),

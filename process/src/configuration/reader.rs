@@ -320,9 +320,9 @@ mod tests {
             found: "missing".into(),
             expected: "expected b".into(),
         };
-        let both = Problems::both::<u8, u8>(Err(one.clone().into()), Err(one.clone().into())).unwrap_err();
+        let both = Problems::zip::<u8, u8>(Err(one.clone().into()), Err(one.clone().into())).unwrap_err();
         assert_eq!(both.to_string(), "a: missing; expected b\na: missing; expected b");
-        assert_eq!(Problems::both::<u8, u8>(Ok(1), Err(one.clone().into())), Err(one.into()));
-        assert_eq!(Problems::both(Ok(1), Ok("b")), Ok((1, "b")));
+        assert_eq!(Problems::zip::<u8, u8>(Ok(1), Err(one.clone().into())), Err(one.into()));
+        assert_eq!(Problems::zip(Ok(1), Ok("b")), Ok((1, "b")));
     }
 }

@@ -175,7 +175,7 @@ pub(crate) mod tests {
     use serde_json::Value;
     use tracing::subscriber::{DefaultGuard, Interest, set_default};
 
-    use super::super::unrecorded::{Unrecorded, Work};
+    use super::super::unrecorded::{LogFields, UnsampledSpan};
     use super::*;
 
     /// Keeps lines from being switched off for good. Whether anybody wants a line is found out when it is first reached, by
@@ -256,7 +256,7 @@ pub(crate) mod tests {
 
     struct Mails;
 
-    impl Work for Mails {
+    impl LogFields for Mails {
         fn fields(&self) -> serde_json::Map<String, Value> {
             serde_json::Map::from_iter([
                 ("name".to_owned(), "handle".into()),
@@ -271,7 +271,7 @@ pub(crate) mod tests {
         let _guard = output.subscribe();
         let (trace, span) = (TraceId::from(7_u128), SpanId::from(9_u64));
         let parent = SpanContext::new(trace, span, TraceFlags::default(), true, TraceState::default());
-        Unrecorded::new(parent, Arc::new(Mails)).in_scope(|| {
+        UnsampledSpan::new(parent, Arc::new(Mails)).in_scope(|| {
             tracing::info!("one");
             tracing::info_span!("inner").in_scope(|| tracing::info!("two"));
         });

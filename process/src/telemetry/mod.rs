@@ -26,7 +26,7 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 
 use crate::configuration::{Problem, Problems};
 use log::Log;
-pub use unrecorded::{Unrecorded, Work, records};
+pub use unrecorded::{LogFields, UnsampledSpan, records};
 
 /// How long [`Telemetry::shutdown`] waits for the collector.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! Work of which no span is made, because nobody would record it. Its trace goes on in what it asks of others, and its log lines
+//! LogFields of which no span is made, because nobody would record it. Its trace goes on in what it asks of others, and its log lines
 //! say what they would say within its span, at a small part of a span's cost.
 
 use std::sync::{
@@ -27,26 +27,26 @@ pub(super) fn set_records(records: bool) {
 }
 
 /// What is worked on, as log lines tell it under `span`.
-pub trait Work: Send + Sync + 'static {
+pub trait LogFields: Send + Sync + 'static {
     /// The fields, with `name` among them.
     fn fields(&self) -> Map<String, Value>;
 }
 
 task_local! {
     /// What this thread works on now.
-    static WORK: Arc<dyn Work>;
+    static WORK: Arc<dyn LogFields>;
 }
 
-/// Work that is part of a trace, without a span of its own.
-pub struct Unrecorded {
+/// LogFields that is part of a trace, without a span of its own.
+pub struct UnsampledSpan {
     trace: Context,
-    work: Arc<dyn Work>,
+    work: Arc<dyn LogFields>,
 }
 
-impl Unrecorded {
-    /// Work that is part of this trace.
+impl UnsampledSpan {
+    /// LogFields that is part of this trace.
     #[must_use]
-    pub fn new(trace: SpanContext, work: Arc<dyn Work>) -> Self {
+    pub fn new(trace: SpanContext, work: Arc<dyn LogFields>) -> Self {
         Self { trace: Context::new().with_remote_span_context(trace), work }
     }
 

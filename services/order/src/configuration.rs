@@ -2,10 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use jetwright_process::{
-    admin,
-    configuration::{self, Problem, Problems, Reader},
-};
+use jetwright_process::configuration::{self, Problem, Problems, Reader};
 
 use crate::catalogue::Catalogue;
 
@@ -16,8 +13,6 @@ const PREFIX: &str = "ORDERS";
 pub struct Configuration {
     /// `http.address` (`ORDERS_HTTP_ADDRESS`): where orders are placed (default `0.0.0.0:8080`).
     pub http_address: SocketAddr,
-    /// Where the probes and metrics are (`JETWRIGHT_ADMIN_ADDRESS`).
-    pub admin_address: SocketAddr,
     /// What the shop sells, and how it is paid.
     pub shop: ShopConfig,
 }
@@ -43,13 +38,11 @@ impl Configuration {
     ///
     /// Every mistake.
     pub fn read() -> Result<Self, Problems> {
-        let own = Reader::open(configuration::file(PREFIX).as_deref(), PREFIX).and_then(own);
-        let ((http_address, shop), admin_address) = Problems::both(own, admin::address())?;
-        Ok(Self { http_address, admin_address, shop })
+        Reader::open(configuration::file(PREFIX).as_deref(), PREFIX).and_then(read)
     }
 }
 
-fn own(mut reader: Reader) -> Result<(SocketAddr, ShopConfig), Problems> {
+fn read(mut reader: Reader) -> Result<Configuration, Problems> {
     let http_address = reader.value("http.address", SocketAddr::from(([0, 0, 0, 0], 8080)));
     let catalogue = reader.value("catalogue", Catalogue::default());
     let currency = reader.value("currency", "EUR".to_owned());
@@ -62,9 +55,10 @@ fn own(mut reader: Reader) -> Result<(SocketAddr, ShopConfig), Problems> {
         let expected = "expected 1 to 20000, less than what one attempt may take";
         reader.refuse("payments.timeoutMilliseconds", format_args!("found {milliseconds}"), expected);
     }
-    let ((), payments_url) = Problems::both(reader.finish(), payments_url)?;
+    let ((), payments_url) = Problems::zip(reader.finish(), payments_url)?;
     let payments_timeout = Duration::from_millis(milliseconds);
-    Ok((http_address, ShopConfig { catalogue, currency, payments_url, payments_timeout }))
+    let shop = ShopConfig { catalogue, currency, payments_url, payments_timeout };
+    Ok(Configuration { http_address, shop })
 }
 
 /// The gateway's address. It may hold a password, so of a wrong one only what is wrong with it is told.

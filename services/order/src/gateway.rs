@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use jetwright_process::http::inject;
-use jetwright_runtime::Failure;
+use jetwright_runtime::HandlerError;
 use reqwest::{RequestBuilder, Url, redirect::Policy};
 use serde::{Deserialize, de::DeserializeOwned};
 use tracing::{Instrument, Span, field::Empty};
@@ -84,9 +84,14 @@ impl Gateway {
     /// # Errors
     ///
     /// Permanent where the gateway understood and will never take this payment (422), else Transient.
-    pub async fn authorize(&self, order_id: &str, amount: i64, currency: &str) -> Result<Decision, Failure> {
+    pub async fn authorize(
+        &self,
+        order_id: &str,
+        amount: i64,
+        currency: &str,
+    ) -> Result<Decision, HandlerError> {
         let body = serde_json::json!({"amount": amount, "currency": currency});
-        let key = HeaderValue::try_from(order_id).map_err(Failure::permanent)?;
+        let key = HeaderValue::try_from(order_id).map_err(HandlerError::permanent)?;
         let request = self.post(&["authorizations"]).header("idempotency-key", key).json(&body);
         let answer = self.send("authorize", request).await?;
         match answer.status {
@@ -106,10 +111,10 @@ impl Gateway {
     /// # Errors
     ///
     /// Transient, whatever the gateway answers: an amount that may be authorized is voided until that succeeds.
-    pub async fn void(&self, order_id: &str) -> Result<Option<String>, Failure> {
+    pub async fn void(&self, order_id: &str) -> Result<Option<String>, HandlerError> {
         let answer = self.send("void", self.post(&["authorizations", order_id, "void"])).await?;
         if !answer.status.is_success() {
-            return Err(Failure::transient(refusal(answer.status)));
+            return Err(HandlerError::transient(refusal(answer.status)));
         }
         let voided: Option<Voided> = serde_json::from_slice(&answer.body).ok();
         Ok(voided
@@ -126,7 +131,7 @@ impl Gateway {
         self.client.post(url)
     }
 
-    async fn send(&self, name: &'static str, request: RequestBuilder) -> Result<Answer, Failure> {
+    async fn send(&self, name: &'static str, request: RequestBuilder) -> Result<Answer, HandlerError> {
         let span = tracing::info_span!(
             "payment gateway",
             otel.name = format!("gateway {name}"),
@@ -145,7 +150,7 @@ impl Gateway {
             if let Some(error) = failure(&answer) {
                 Span::current().record("otel.status_code", "error").record("error.type", error);
             }
-            answer.map_err(Failure::transient)
+            answer.map_err(HandlerError::transient)
         }
         .instrument(span)
         .await
@@ -166,9 +171,9 @@ async fn exchange(request: RequestBuilder) -> Result<Answer, NoAnswer> {
 }
 
 impl Answer {
-    fn read<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+    fn read<T: DeserializeOwned>(&self) -> Result<T, HandlerError> {
         serde_json::from_slice(&self.body).map_err(|error| {
-            Failure::transient(format!(
+            HandlerError::transient(format!(
                 "the payment gateway's answer {} cannot be read: {error}",
                 self.status
             ))
@@ -198,9 +203,13 @@ fn failure(answer: &Result<Answer, NoAnswer>) -> Option<&str> {
 
 /// Only 422 speaks of the payment itself; every other status may be another one once somebody has mended the settings,
 /// the credential or the gateway.
-fn refused(status: StatusCode) -> Failure {
+fn refused(status: StatusCode) -> HandlerError {
     let why = refusal(status);
-    if status == StatusCode::UNPROCESSABLE_ENTITY { Failure::Permanent(why) } else { Failure::Transient(why) }
+    if status == StatusCode::UNPROCESSABLE_ENTITY {
+        HandlerError::Permanent(why)
+    } else {
+        HandlerError::Transient(why)
+    }
 }
 
 fn refusal(status: StatusCode) -> String {
@@ -239,13 +248,13 @@ mod tests {
             let status = StatusCode::from_u16(status).unwrap();
             let gateway = gateway(status, "{}").await;
             let authorized = gateway.authorize("o", 1, "EUR").await;
-            assert!(matches!(authorized, Err(Failure::Transient(_))), "{status}: {authorized:?}");
+            assert!(matches!(authorized, Err(HandlerError::Transient(_))), "{status}: {authorized:?}");
             let voided = gateway.void("o").await;
-            assert!(matches!(voided, Err(Failure::Transient(_))), "{status}: {voided:?}");
+            assert!(matches!(voided, Err(HandlerError::Transient(_))), "{status}: {voided:?}");
         }
         let gateway = gateway(StatusCode::UNPROCESSABLE_ENTITY, "{}").await;
-        assert!(matches!(gateway.authorize("o", 1, "EUR").await, Err(Failure::Permanent(_))));
-        assert!(matches!(gateway.void("o").await, Err(Failure::Transient(_))));
+        assert!(matches!(gateway.authorize("o", 1, "EUR").await, Err(HandlerError::Permanent(_))));
+        assert!(matches!(gateway.void("o").await, Err(HandlerError::Transient(_))));
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use jetwright_process::health::Gate;
-use jetwright_runtime::{Entry, Error, ErrorKind, Failure, KeyValue};
+use jetwright_runtime::{Entry, Error, ErrorKind, HandlerError, KeyValue};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{family::Family, gauge::Gauge},
@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     catalogue::{Article, Catalogue},
-    ports::StockEntry,
+    saga::ports::StockEntry,
     stock::Stock,
 };
 
@@ -53,12 +53,12 @@ pub struct Turn(#[allow(dead_code, reason = "its drop ends the turn")] Option<Ow
 
 impl Turns {
     /// Waits for the article's turn; an article that is not sold has none.
-    async fn take(&self, sku: &str) -> Result<Turn, Failure> {
+    async fn take(&self, sku: &str) -> Result<Turn, HandlerError> {
         let Some(turn) = self.0.get(sku) else { return Ok(Turn(None)) };
         let taken = timeout(TURN_TIMEOUT, Arc::clone(turn).lock_owned()).await;
         taken
             .map(|guard| Turn(Some(guard)))
-            .map_err(|_| Failure::transient(format!("too many changes of {sku} wait for NATS")))
+            .map_err(|_| HandlerError::transient(format!("too many changes of {sku} wait for NATS")))
     }
 }
 
@@ -87,7 +87,7 @@ impl Inventory {
 
     /// Puts the first stock of an article in where it has none, as when the bucket was made again. `false` where the article
     /// is not sold.
-    pub(crate) async fn restock(&self, sku: &str) -> Result<bool, Failure> {
+    pub(crate) async fn restock(&self, sku: &str) -> Result<bool, HandlerError> {
         let Some(article) = self.catalogue.get(sku) else { return Ok(false) };
         self.put_first(sku, article).await?;
         Ok(true)
@@ -101,22 +101,23 @@ impl Inventory {
         }
     }
 
-    pub(crate) async fn turn(&self, sku: &str) -> Result<Turn, Failure> {
+    pub(crate) async fn turn(&self, sku: &str) -> Result<Turn, HandlerError> {
         self.turns.take(sku).await
     }
 
-    pub(crate) async fn get(&self, sku: &str) -> Result<Option<StockEntry>, Failure> {
+    pub(crate) async fn get(&self, sku: &str) -> Result<Option<StockEntry>, HandlerError> {
         let Some(Entry { value, revision }) = self.bucket.get(sku).await? else { return Ok(None) };
         // A later program may have written what this one cannot read, so that is no fault of the order.
-        let stock = serde_json::from_slice(&value)
-            .map_err(|error| Failure::transient(format!("failed to read the stock of {sku}: {error}")))?;
+        let stock = serde_json::from_slice(&value).map_err(|error| {
+            HandlerError::transient(format!("failed to read the stock of {sku}: {error}"))
+        })?;
         self.record_open(sku, &stock);
         Ok(Some(StockEntry { stock, revision }))
     }
 
     /// `false` where the stock is at another revision.
-    pub(crate) async fn update(&self, sku: &str, stock: &Stock, revision: u64) -> Result<bool, Failure> {
-        let value = serde_json::to_vec(stock).map_err(Failure::permanent)?;
+    pub(crate) async fn update(&self, sku: &str, stock: &Stock, revision: u64) -> Result<bool, HandlerError> {
+        let value = serde_json::to_vec(stock).map_err(HandlerError::permanent)?;
         match self.bucket.update(sku, value, revision).await {
             Ok(_) => {
                 self.record_open(sku, stock);
@@ -141,7 +142,7 @@ mod tests {
     async fn a_change_whose_turn_does_not_come_gives_up_in_time() {
         let turns = Turns([("mug".to_owned(), Arc::default())].into());
         let first = turns.take("mug").await.unwrap();
-        assert!(matches!(turns.take("mug").await, Err(Failure::Transient(_))));
+        assert!(matches!(turns.take("mug").await, Err(HandlerError::Transient(_))));
         drop(first);
         assert!(turns.take("mug").await.unwrap().0.is_some());
         assert!(turns.take("pin").await.unwrap().0.is_none());

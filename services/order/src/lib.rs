@@ -6,14 +6,11 @@
 //! | `GET /orders/{id}` | 200: its state and what happened when |
 //!
 //! With an `Idempotency-Key` the same order is placed once, however often it is sent. What happens then is a saga: the consumer
-//! `order-fulfilment` takes the order through three [steps] to one of two ends, and the consumer `order-compensation` undoes
+//! `order-fulfilment` takes the order through three [steps](saga::steps) to one of two ends, and the consumer `order-compensation` undoes
 //! the steps of rejected orders.
 
-pub mod adapters;
 pub mod catalogue;
-pub mod compensation;
 pub mod configuration;
-pub mod fulfilment;
 pub mod gateway;
 pub mod http;
 pub mod inventory;
@@ -21,69 +18,61 @@ pub mod order;
 pub mod orders;
 pub mod payments;
 pub mod placement;
-pub mod ports;
-mod saga;
-#[cfg(test)]
-mod simulation;
-pub mod steps;
+pub mod saga;
 pub mod stock;
 pub mod users;
 
 use axum::Router;
-use jetwright_process::{health::Health, http::HttpMetrics};
-use jetwright_runtime::{Environment, Handler, Projection, Rebuilt, Service};
-use prometheus_client::registry::Registry;
-use tokio::task::JoinHandle;
+use jetwright_process::http::HttpMetrics;
+use jetwright_runtime::Setup;
 
-pub use self::saga::settle;
+pub use self::{configuration::Configuration, saga::settle};
 use crate::{
-    adapters::Adapters, compensation::Compensation, configuration::ShopConfig, fulfilment::Fulfilment,
-    http::AppState, users::OrderUsers,
+    configuration::ShopConfig,
+    http::AppState,
+    saga::{COMPENSATION, FULFILMENT, Saga},
+    users::OrderUsers,
 };
 
-/// The EventConsumers whose events the service consumes.
-pub const BINDINGS: [&str; 3] =
-    [OrderUsers::BINDING, Fulfilment::<Adapters>::BINDING, Compensation::<Adapters>::BINDING];
+/// The EventConsumers whose events the service handles.
+pub const EVENT_CONSUMERS: [&str; 3] = [USERS, FULFILMENT, COMPENSATION];
 
-/// The service, made and not running yet.
-pub struct OrderService {
-    /// Consumes, once it runs.
-    pub service: Service,
-    /// Answers, once it is served.
-    pub router: Router,
-    /// Puts the first stock in.
-    pub seeding: JoinHandle<()>,
+/// Keeps what is known of users.
+const USERS: &str = "order-users";
+
+/// Sets the service up.
+///
+/// # Errors
+///
+/// The address is taken, the bindings lack one of its consumers, or a client cannot be made.
+pub async fn setup(setup: &mut Setup, configuration: Configuration) -> anyhow::Result<()> {
+    let router = handlers_and_routes(setup, configuration.shop)?;
+    setup.serve_http(configuration.http_address, router).await
 }
 
-/// Makes the service.
+/// Adds the handlers, and makes the routes.
 ///
 /// # Errors
 ///
 /// The bindings lack one of its consumers, or a client cannot be made.
-pub async fn make(
-    shop: ShopConfig,
-    environment: Environment,
-    health: &Health,
-    registry: &mut Registry,
-) -> anyhow::Result<OrderService> {
-    let (mut service, saga) = saga::connect(&shop, environment, health, registry).await?;
-    let (orders, inventory) = (saga.fulfilment.ports.orders.clone(), saga.fulfilment.ports.inventory.clone());
-    service.project::<OrderUsers>()?;
-    service.handle(saga.fulfilment)?;
-    service.handle(saga.compensation)?;
+pub fn handlers_and_routes(setup: &mut Setup, shop: ShopConfig) -> anyhow::Result<Router> {
+    let Saga { fulfilment, compensation } = Saga::new(setup, &shop)?;
+    let (orders, inventory) = (fulfilment.ports.orders.clone(), fulfilment.ports.inventory.clone());
+    setup.service.project::<OrderUsers>(USERS)?;
+    setup.service.handle(FULFILMENT, fulfilment)?;
+    setup.service.handle(COMPENSATION, compensation)?;
 
-    let gate = health.gate("stock", "not put in yet");
-    let seeding = tokio::spawn(async move { inventory.seed(gate).await });
-    let router = http::router(AppState { orders, shop }, HttpMetrics::register(registry));
-    Ok(OrderService { service, router, seeding })
+    let gate = setup.health.gate("stock", "not put in yet");
+    setup.spawn(async move { inventory.seed(gate).await });
+    Ok(http::router(AppState { orders, shop }, HttpMetrics::register(&mut setup.registry)))
 }
 
-/// Makes what is known of users anew from their stream, while services keep it.
+/// Rebuilds what is known of users from their stream, while services keep it.
 ///
 /// # Errors
 ///
 /// The bindings do not name the consumer `order-users`, or NATS was away for too long.
-pub async fn rebuild(environment: Environment) -> anyhow::Result<Rebuilt> {
-    let service = Service::connect(environment, &Health::new(), &mut Registry::default()).await?;
-    Ok(service.rebuild::<OrderUsers>().await?)
+pub async fn rebuild(setup: Setup, (): ()) -> anyhow::Result<()> {
+    setup.service.rebuild::<OrderUsers>(USERS).await?;
+    Ok(())
 }

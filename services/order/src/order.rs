@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use jetwright_proto::events::v1::{OrderConfirmed, OrderPlaced, OrderRejected};
-use jetwright_runtime::{Aggregate, Event, Recorded, Undecodable, decode};
+use jetwright_runtime::{Aggregate, DecodeError, Event, StoredEvent, decode};
 use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
@@ -44,7 +44,7 @@ pub enum OrderEvent {
 }
 
 impl Event for OrderEvent {
-    fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
+    fn decode(event_type: &str, payload: Bytes) -> Result<Self, DecodeError> {
         match event_type {
             "events.v1.OrderPlaced" => decode(payload).map(Self::Placed),
             "events.v1.OrderConfirmed" => decode(payload).map(OrderResult::Confirmed).map(Self::Ended),
@@ -109,7 +109,7 @@ impl Order {
 impl Aggregate for OrderAggregate {
     type Event = OrderEvent;
 
-    fn apply(&mut self, event: OrderEvent, recorded: &Recorded) {
+    fn apply(&mut self, event: OrderEvent, recorded: &StoredEvent) {
         // orders.<order id>.<event>, with the partition behind it where the stream has partitions.
         let name = recorded.subject.split('.').nth(2).unwrap_or_default().to_owned();
         self.timeline.push(TimelineEntry { event: name, time: recorded.time, sequence: recorded.sequence });

@@ -34,14 +34,14 @@ impl Orders {
     /// The stream cannot take it now, or at all, or what was ordered before cannot be read.
     pub async fn place(&self, placed: &OrderPlaced) -> Result<Option<OrderPlaced>, AggregateError> {
         // Most are new, so the first write expects that without having looked.
-        let presumed = self.events.presume_new(&placed.order_id);
+        let presumed = self.events.assume_new(&placed.order_id);
         let placing = self.events.update_from(presumed, |aggregate| {
             Ok::<_, AggregateError>(match &aggregate.order {
                 None => Decision::Append(NewEvent::new("placed", placed.clone()), None),
-                Some(before) => Decision::Nothing(Some(before.placed.clone())),
+                Some(before) => Decision::NoOp(Some(before.placed.clone())),
             })
         });
-        Ok(placing.await?.answer)
+        Ok(placing.await?.output)
     }
 
     /// Whether an order has no event after what was loaded, as the leader of the stream has it.

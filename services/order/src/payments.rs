@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use jetwright_proto::events::v1::{PaymentAuthorized, PaymentDeclined, PaymentVoided};
-use jetwright_runtime::{Aggregate, Event, NewEvent, Recorded, Undecodable, decode};
+use jetwright_runtime::{Aggregate, DecodeError, Event, NewEvent, StoredEvent, decode};
 
 /// JetStream stream of payments.
 pub const STREAM: &str = "payments";
@@ -34,7 +34,7 @@ pub enum PaymentEvent {
 }
 
 impl Event for PaymentEvent {
-    fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
+    fn decode(event_type: &str, payload: Bytes) -> Result<Self, DecodeError> {
         match event_type {
             "events.v1.PaymentAuthorized" => decode(payload).map(Self::Authorized),
             "events.v1.PaymentDeclined" => decode(payload).map(Self::Declined),
@@ -80,7 +80,7 @@ impl Payment {
 impl Aggregate for Payment {
     type Event = PaymentEvent;
 
-    fn apply(&mut self, event: PaymentEvent, _recorded: &Recorded) {
+    fn apply(&mut self, event: PaymentEvent, _recorded: &StoredEvent) {
         self.record(&event);
     }
 }

@@ -1,7 +1,7 @@
 //! The users that this service knows: a projection of their events, kept by its own consumer.
 
 use jetwright_proto::events::v1::UserCreated;
-use jetwright_runtime::{Failure, Inapplicable, Projection, Reader, Recorded, View};
+use jetwright_runtime::{ApplyError, HandlerError, Projection, Reader, StoredEvent, View};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -17,7 +17,6 @@ pub struct KnownUser {}
 impl Projection for OrderUsers {
     type Event = UserCreated;
     type Entry = KnownUser;
-    const BINDING: &'static str = "order-users";
     const BUCKET: &'static str = "order-users";
 
     fn key(subject: &str) -> Option<&str> {
@@ -31,10 +30,10 @@ impl Projection for OrderUsers {
     fn apply(
         _: Option<KnownUser>,
         user: UserCreated,
-        recorded: &Recorded,
-    ) -> Result<Option<KnownUser>, Inapplicable> {
+        recorded: &StoredEvent,
+    ) -> Result<Option<KnownUser>, ApplyError> {
         if !is_of(&recorded.subject, &user.user_id) {
-            return Err(Inapplicable::new("user_id is not the subject's"));
+            return Err(ApplyError::new("user_id is not the subject's"));
         }
         Ok(Some(KnownUser {}))
     }
@@ -57,7 +56,7 @@ impl Users {
     /// # Errors
     ///
     /// Neither can be read now.
-    pub async fn exists(&self, user_id: Uuid) -> Result<bool, Failure> {
+    pub async fn exists(&self, user_id: Uuid) -> Result<bool, HandlerError> {
         let user_id = user_id.to_string();
         if self.known.get(&user_id).await?.is_some_and(|seen| seen.entry.is_some()) {
             return Ok(true);

@@ -37,7 +37,7 @@ impl Configuration {
     /// Reads all settings.
     pub(crate) fn read() -> Result<Self, Problems> {
         let reader = Reader::open(configuration::file(PREFIX).as_deref(), PREFIX);
-        let (own, admin_address) = Problems::both(reader.and_then(Self::own), admin::address())?;
+        let (own, admin_address) = Problems::zip(reader.and_then(Self::own), admin::address())?;
         Ok(Self { admin_address, ..own })
     }
 

@@ -42,7 +42,7 @@ struct Arguments {}
 #[tokio::main]
 async fn main() -> ExitCode {
     Arguments::parse();
-    let started = Problems::both(Configuration::read(), Telemetry::start("payment-simulator"));
+    let started = Problems::zip(Configuration::read(), Telemetry::start("payment-simulator"));
     let (configuration, telemetry) = match started {
         Ok(started) => started,
         Err(problems) => return problems.report(),

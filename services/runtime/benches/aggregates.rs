@@ -19,7 +19,7 @@ use jetwright_crds::{
 };
 use jetwright_process::health::Health;
 use jetwright_runtime::{
-    Aggregate, Aggregates, Environment, Inapplicable, NewEvent, Projection, Recorded, Service, Snapshot,
+    Aggregate, Aggregates, ApplyError, Environment, NewEvent, Projection, Service, Snapshot, StoredEvent,
 };
 use jetwright_testing::{NatsServer, await_until};
 use prometheus_client::registry::Registry;
@@ -62,7 +62,7 @@ struct Account {
 impl Aggregate for Account {
     type Event = Paid;
 
-    fn apply(&mut self, paid: Paid, _recorded: &Recorded) {
+    fn apply(&mut self, paid: Paid, _recorded: &StoredEvent) {
         self.balance += paid.amount;
         self.payments += 1;
         if self.payments.is_multiple_of(1000) {
@@ -80,7 +80,6 @@ struct Balances;
 impl Projection for Balances {
     type Event = Paid;
     type Entry = i64;
-    const BINDING: &'static str = "balances";
     const BUCKET: &'static str = "balances";
 
     fn key(subject: &str) -> Option<&str> {
@@ -91,7 +90,7 @@ impl Projection for Balances {
         format!("accounts.{id}.>")
     }
 
-    fn apply(balance: Option<i64>, paid: Paid, _: &Recorded) -> Result<Option<i64>, Inapplicable> {
+    fn apply(balance: Option<i64>, paid: Paid, _: &StoredEvent) -> Result<Option<i64>, ApplyError> {
         Ok(Some(balance.unwrap_or_default() + paid.amount))
     }
 }
@@ -145,7 +144,7 @@ async fn measure() {
 
     pay(&jetstream, (0..KEYS).map(|key| format!("accounts.key-{key}.paid"))).await;
     let begun = Instant::now();
-    let rebuilt = service.rebuild::<Balances>().await.unwrap();
+    let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
     let (made, took) = (rebuilt.made, begun.elapsed());
     println!("rebuild of {made} keys from {} events, {:.2} s", rebuilt.events, took.as_secs_f64());
     beside_others(&jetstream, &service.aggregates("many", "many")).await;

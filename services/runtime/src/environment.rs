@@ -9,10 +9,8 @@ use async_nats::ServerAddr;
 use jetwright_crds::environment::{
     Bindings, JETWRIGHT_BINDINGS, NATS_CREDENTIALS, NATS_URL, OTEL_SERVICE_NAME,
 };
-use jetwright_process::{
-    configuration::{Problem, Problems},
-    nats::Credentials,
-};
+use jetwright_nats::{AddressError, Credentials, parse_addresses};
+use jetwright_process::configuration::{Problem, Problems};
 
 /// The environment of a service, checked.
 #[derive(Clone, Debug)]
@@ -103,19 +101,14 @@ fn servers(text: Option<&str>, problems: &mut Vec<Problem>) -> Vec<ServerAddr> {
         return Vec::new();
     };
     let mut servers = Vec::new();
-    for address in text.split(',').map(str::trim) {
-        match address.parse::<ServerAddr>() {
-            // The client would not use it (async-nats 0.51), and the environment is no place for it.
-            Ok(server) if server.has_user_pass() => {
+    for address in parse_addresses(text) {
+        match address {
+            Ok(server) => servers.push(server),
+            Err(error @ AddressError::HasUser) => {
                 let expected = format!("expected it in the files of {NATS_CREDENTIALS}");
-                problems.push(problem(NATS_URL, None, "an address has a user, password or token", &expected));
+                problems.push(problem(NATS_URL, None, error.to_string(), &expected));
             }
-            Ok(server) if !address.is_empty() => servers.push(server),
-            // The text may hold a password, so only the reason is told.
-            Ok(_) => problems.push(problem(NATS_URL, None, "an address is empty", expected)),
-            Err(error) => {
-                problems.push(problem(NATS_URL, None, format!("an address is wrong: {error}"), expected));
-            }
+            Err(error) => problems.push(problem(NATS_URL, None, error.to_string(), expected)),
         }
     }
     servers

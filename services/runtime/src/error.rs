@@ -1,10 +1,8 @@
 //! How a request to JetStream fails.
 
-mod disposition;
-
 use std::fmt;
 
-pub(crate) use self::disposition::{Disposition, classify};
+use jetwright_nats::{Disposition, RequestError};
 
 /// A request to JetStream that failed: what was asked of which subject, stream or key, and why it was not done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +48,16 @@ impl fmt::Display for ErrorKind {
 impl Error {
     pub(crate) fn new(kind: ErrorKind, object: impl Into<String>, reason: impl fmt::Display) -> Self {
         Self { kind, object: object.into(), reason: reason.to_string() }
+    }
+
+    /// The error of a request that failed.
+    pub(crate) fn of_request(object: impl Into<String>, error: &RequestError) -> Self {
+        let kind = match error.disposition() {
+            Disposition::Conflict => ErrorKind::Conflict,
+            Disposition::Unavailable | Disposition::Retry => ErrorKind::Unavailable,
+            Disposition::Refused => ErrorKind::Refused,
+        };
+        Self::new(kind, object, error)
     }
 
     /// What a caller can do about it.

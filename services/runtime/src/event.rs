@@ -16,7 +16,7 @@ pub const PROTOBUF: &str = "application/protobuf";
 ///
 /// ```
 /// use bytes::Bytes;
-/// use jetwright_runtime::{Event, Undecodable, decode};
+/// use jetwright_runtime::{Event, DecodeError, decode};
 /// # #[derive(Clone, PartialEq, prost::Message)] pub struct UserCreated {}
 /// # impl prost::Name for UserCreated { const NAME: &'static str = "UserCreated"; const PACKAGE: &'static str = "events.v1"; }
 /// # #[derive(Clone, PartialEq, prost::Message)] pub struct UserDeleted {}
@@ -28,11 +28,11 @@ pub const PROTOBUF: &str = "application/protobuf";
 /// }
 ///
 /// impl Event for UserEvent {
-///     fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
+///     fn decode(event_type: &str, payload: Bytes) -> Result<Self, DecodeError> {
 ///         match event_type {
 ///             "events.v1.UserCreated" => decode(payload).map(Self::Created),
 ///             "events.v1.UserDeleted" => decode(payload).map(Self::Deleted),
-///             other => Err(Undecodable::unknown_type(other)),
+///             other => Err(DecodeError::unknown_type(other)),
 ///         }
 ///     }
 /// }
@@ -44,18 +44,20 @@ pub trait Event: Sized + Send + 'static {
     /// # Errors
     ///
     /// The type is not one of those that are known here, or the payload is not of that type.
-    fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable>;
+    fn decode(event_type: &str, payload: Bytes) -> Result<Self, DecodeError>;
 }
 
 impl<M> Event for M
 where
     M: Message + Name + Default + 'static,
 {
-    fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
-        if event_type == M::full_name() {
+    fn decode(event_type: &str, payload: Bytes) -> Result<Self, DecodeError> {
+        // Without the name as a new String, where the message is declared at the top of its package.
+        let name = event_type.strip_prefix(M::PACKAGE).and_then(|name| name.strip_prefix('.'));
+        if name == Some(M::NAME) || event_type == M::full_name() {
             decode(payload)
         } else {
-            Err(Undecodable::unknown_type(event_type))
+            Err(DecodeError::unknown_type(event_type))
         }
     }
 }
@@ -65,32 +67,45 @@ where
 /// # Errors
 ///
 /// The payload is not of that type.
-pub fn decode<M>(payload: Bytes) -> Result<M, Undecodable>
+pub fn decode<M>(payload: Bytes) -> Result<M, DecodeError>
 where
     M: Message + Name + Default,
 {
-    M::decode(payload).map_err(|error| Undecodable(format!("payload is not a {}: {error}", M::full_name())))
+    M::decode(payload)
+        .map_err(|error| DecodeError::malformed(format_args!("payload is not a {}: {error}", M::full_name())))
 }
 
 /// Why an event could not be read. Trying again would not help.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct Undecodable(String);
+#[error("{reason}")]
+pub struct DecodeError {
+    reason: String,
+    is_unknown_type: bool,
+}
 
-impl Undecodable {
+impl DecodeError {
     /// The event is of a type that its reader does not know.
     #[must_use]
     pub fn unknown_type(event_type: &str) -> Self {
-        Self(format!("event type {event_type:?} is not handled here"))
+        Self {
+            is_unknown_type: true,
+            ..Self::malformed(format_args!("event type {event_type:?} is not handled here"))
+        }
     }
 
     /// The event is of a known type, and what it says cannot be.
     #[must_use]
     pub fn malformed(why: impl std::fmt::Display) -> Self {
-        Self(why.to_string())
+        Self { reason: why.to_string(), is_unknown_type: false }
+    }
+
+    /// Whether another reader may know the event's type.
+    #[must_use]
+    pub fn is_unknown_type(&self) -> bool {
+        self.is_unknown_type
     }
 
     pub(crate) fn missing_type() -> Self {
-        Self(format!("header {EVENT_TYPE} is missing"))
+        Self::malformed(format_args!("header {EVENT_TYPE} is missing"))
     }
 }

@@ -1,12 +1,12 @@
 //! What a service writes: its handlers.
 
-use std::{fmt, future::Future};
+use std::{fmt, future::Future, time::Duration};
 
 use tokio::task::spawn_blocking;
 
 use crate::{Event, Metadata};
 
-/// Handles the events of one EventConsumer.
+/// Handles the events of one EventConsumer, by whose name [`Service::handle`](crate::Service::handle) adds it.
 ///
 /// Everything around it is the runtime's: pulling, decoding, tracing, acknowledging, trying again. A handler may be
 /// called more than once with the same event (after a lost acknowledgement, a restart, a failure), so its effects must
@@ -14,7 +14,7 @@ use crate::{Event, Metadata};
 /// id comes from [`Metadata::message_id`].
 ///
 /// ```
-/// use jetwright_runtime::{Failure, Handler, Metadata};
+/// use jetwright_runtime::{HandlerError, Handler, Metadata};
 /// # #[derive(Clone, PartialEq, prost::Message)] pub struct UserCreated { #[prost(string, tag = "2")] email: String }
 /// # impl prost::Name for UserCreated { const NAME: &'static str = "UserCreated"; const PACKAGE: &'static str = "events.v1"; }
 ///
@@ -22,11 +22,10 @@ use crate::{Event, Metadata};
 ///
 /// impl Handler for Greet {
 ///     type Event = UserCreated;
-///     const BINDING: &'static str = "greetings";
 ///
-///     async fn handle(&self, user: UserCreated, metadata: &Metadata) -> Result<(), Failure> {
+///     async fn handle(&self, user: UserCreated, metadata: &Metadata) -> Result<(), HandlerError> {
 ///         if user.email.is_empty() {
-///             return Err(Failure::permanent("a user without an address"));
+///             return Err(HandlerError::permanent("a user without an address"));
 ///         }
 ///         println!("hello {}, number {}", user.email, metadata.sequence);
 ///         Ok(())
@@ -37,53 +36,58 @@ pub trait Handler: Send + Sync + 'static {
     /// What is handled: a protobuf message, or an enum of several.
     type Event: Event;
 
-    /// Name of the EventConsumer, by which the operator's bindings file names the JetStream consumer.
-    const BINDING: &'static str;
-
     /// Handles one event.
     ///
     /// # Errors
     ///
-    /// [`Failure::Transient`] where trying again may help, [`Failure::Permanent`] where it cannot.
+    /// [`HandlerError::Transient`] where trying again may help, [`HandlerError::Permanent`] where it cannot.
     fn handle(
         &self,
         event: Self::Event,
         metadata: &Metadata,
-    ) -> impl Future<Output = Result<(), Failure>> + Send;
+    ) -> impl Future<Output = Result<(), HandlerError>> + Send;
 }
 
 /// Why an event was not handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// Something that may pass: the event is delivered again after a delay, until its attempts are used up.
+pub enum HandlerError {
+    /// Something that may pass: the event is tried again after the delay of its EventConsumer, until its attempts are used up.
     Transient(String),
-    /// Something that trying again cannot mend.
+    /// Something that passes after a known time: the event is tried again after exactly this delay, until its attempts are used up.
+    RetryAfter(Duration, String),
+    /// Something that trying again cannot change: the event becomes a dead letter at once.
     Permanent(String),
 }
 
-impl Failure {
+impl HandlerError {
     /// Something that may pass.
     pub fn transient(why: impl fmt::Display) -> Self {
         Self::Transient(why.to_string())
     }
 
-    /// Something that trying again cannot mend.
+    /// Something that passes after a known time, such as what a `Retry-After` header names.
+    pub fn retry_after(after: Duration, why: impl fmt::Display) -> Self {
+        Self::RetryAfter(after, why.to_string())
+    }
+
+    /// Something that trying again cannot change.
     pub fn permanent(why: impl fmt::Display) -> Self {
         Self::Permanent(why.to_string())
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for HandlerError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Transient(why) => write!(formatter, "transient: {why}"),
+            Self::RetryAfter(after, why) => write!(formatter, "transient, to retry after {after:?}: {why}"),
             Self::Permanent(why) => write!(formatter, "permanent: {why}"),
         }
     }
 }
 
 /// A request to JetStream that failed may succeed later, or see newer state: it is worth another attempt.
-impl From<crate::Error> for Failure {
+impl From<crate::Error> for HandlerError {
     fn from(error: crate::Error) -> Self {
         Self::transient(error)
     }
@@ -92,36 +96,54 @@ impl From<crate::Error> for Failure {
 /// How a handler's events are taken and acknowledged. How long one attempt may take is the binding's: `spec.handlerDeadline` of the
 /// EventConsumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Events that are handled at once by this process. It takes no more from JetStream than that, or where the binding keeps order,
-    /// 16 times as many, which wait for those of their key; and never more than the consumer's `maxAckPending`.
+pub struct HandlerOptions {
+    /// Events that this process handles at once. It takes no more than that from JetStream, or in order 16 times as many, which wait for
+    /// earlier events of their key; and never more than the consumer's `maxAckPending`. Default: 64.
     pub concurrency: u32,
     /// Bytes of events, with their headers, that this process takes from JetStream at once. All handlers of a process together hold
-    /// no more than the largest of their limits, and none takes the part of another. An event that is larger than that is taken
-    /// alone; while the order of events is recovered what was delivered before is taken whatever its size, and until it comes up to
-    /// 16 events in an ackWait (of 4 s or more) that are new.
+    /// no more than the largest of their limits, and each has a part of it that the others cannot use. An event larger than the limit
+    /// is taken alone. While the order of events is recovered, deliveries that are owed are taken whatever their size, and until they
+    /// come up to 16 new events in an `ackWait` of 4 s or more. Default: 32 MiB.
     pub bytes: usize,
-    /// What is waited for once an event is handled.
-    pub acknowledge: Acknowledge,
+    /// When an event that was handled counts as acknowledged.
+    pub ack_mode: AckMode,
+    /// What happens to events whose types the handler does not know.
+    pub unknown_types: UnknownTypes,
+}
+
+/// What happens to events whose types a handler does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum UnknownTypes {
+    /// They become dead letters, from which they can be handled once a newer version knows them. Nothing is lost where a publisher is
+    /// updated before its consumers.
+    #[default]
+    DeadLetter,
+    /// They are acknowledged and counted as `ignored`: for a handler of some of the types under its subjects.
+    Ignore,
 }
 
 /// When an event that was handled counts as acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Acknowledge {
+pub enum AckMode {
     /// When JetStream confirms it. An acknowledgement that was lost is sent again.
     #[default]
     Confirmed,
     /// When it is sent. One that is lost has the event delivered and handled again after `ackWait`: for handlers to which that
     /// matters less than speed. What was not handled is settled with confirmation all the same.
-    Sent,
+    FireAndForget,
 }
 
 /// Of all handlers of a process together: a pod of 128 MiB has room for it.
 const DEFAULT_BYTES: usize = 32 * 1024 * 1024;
 
-impl Default for Limits {
+impl Default for HandlerOptions {
     fn default() -> Self {
-        Self { concurrency: 64, bytes: DEFAULT_BYTES, acknowledge: Acknowledge::default() }
+        Self {
+            concurrency: 64,
+            bytes: DEFAULT_BYTES,
+            ack_mode: AckMode::default(),
+            unknown_types: UnknownTypes::default(),
+        }
     }
 }
 
@@ -131,7 +153,7 @@ impl Default for Limits {
 /// has its process restarted. The code goes on to its end even where the attempt is given up at its deadline.
 ///
 /// ```
-/// # async fn handle() -> Result<(), jetwright_runtime::Failure> {
+/// # async fn handle() -> Result<(), jetwright_runtime::HandlerError> {
 /// let sum = jetwright_runtime::blocking(|| (1..=1_000_000_u64).sum::<u64>()).await?;
 /// # assert_eq!(sum, 500_000_500_000);
 /// # Ok(())
@@ -141,9 +163,11 @@ impl Default for Limits {
 ///
 /// # Errors
 ///
-/// [`Failure::Transient`] where the code panics.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+/// [`HandlerError::Transient`] where the code panics.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, HandlerError> {
     spawn_blocking(work)
         .await
-        .map_err(|error| Failure::transient(format_args!("blocking code failed: {error}")))
+        .map_err(|error| HandlerError::transient(format_args!("blocking code failed: {error}")))
 }

@@ -2,21 +2,20 @@
 
 use std::sync::Arc;
 
-use jetwright_process::telemetry::Work;
+use async_nats::{HeaderMap, Subject};
+use jetwright_process::telemetry::LogFields;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-/// Where an event comes from and how often it was delivered.
+/// What is known of an event beside its content: where it is, what delivered it, and which attempt this is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metadata {
     /// Subject under which the event is stored.
-    pub subject: String,
-    /// JetStream stream that holds it.
-    pub stream: Arc<str>,
-    /// JetStream consumer that delivered it.
-    pub consumer: Arc<str>,
-    /// EventConsumer that this one is, or is a part of.
-    pub event_consumer: Arc<str>,
+    pub subject: Subject,
+    /// The event's headers; none where it has none.
+    pub headers: HeaderMap,
+    /// What delivered it.
+    pub source: Arc<Source>,
     /// Its sequence in the stream.
     pub sequence: u64,
     /// When JetStream stored it.
@@ -27,14 +26,22 @@ pub struct Metadata {
     /// Whether the event becomes a dead letter if this attempt fails, whatever it fails with. An event that was only handed over from
     /// process to process is not at its last attempt before this process has called the handler with it.
     pub is_last_attempt: bool,
+    /// Events that the consumer had still to deliver when it delivered this one.
+    pub lag: u64,
 }
 
 /// The stream and the consumer whose deliveries are read.
-#[derive(Clone, Debug)]
-pub(crate) struct Origin {
-    pub(crate) stream: Arc<str>,
-    pub(crate) consumer: Arc<str>,
-    pub(crate) event_consumer: Arc<str>,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    /// JetStream stream that holds the events.
+    pub stream: String,
+    /// JetStream consumer that delivers them.
+    pub consumer: String,
+    /// EventConsumer that this consumer is, or is a part of.
+    pub event_consumer: String,
+    /// Grows whenever another process takes over a part of the EventConsumer that one process at a time handles; 0 where its processes
+    /// share all events.
+    pub epoch: u64,
 }
 
 impl Metadata {
@@ -44,40 +51,47 @@ impl Metadata {
     /// for every other event, also where a stream was made again and its sequences begin again, and for every other EventConsumer.
     #[must_use]
     pub fn message_id(&self, index: u32) -> String {
-        let Self { stream, sequence, time, event_consumer, .. } = self;
+        let Self { source, sequence, time, .. } = self;
+        let Source { stream, event_consumer, .. } = &**source;
         format!("{stream}/{sequence}-{}/{event_consumer}/{index}", time.as_nanosecond())
     }
 
     /// Reads the reply subject of a delivery: `$JS.ACK.<domain>.<account>.<stream>.<consumer>.<delivered>.<stream
     /// sequence>.<consumer sequence>.<nanoseconds>.<pending>[.<token>]`, or the older form without domain and account
     /// (NATS ADR-15). With it comes the consumer sequence: the number of the delivery.
-    pub(crate) fn parse(origin: &Origin, subject: &str, reply: &str) -> Option<(Self, u64)> {
+    pub(crate) fn parse(
+        source: &Arc<Source>,
+        subject: Subject,
+        headers: Option<HeaderMap>,
+        reply: &str,
+    ) -> Option<(Self, u64)> {
         let mut tokens = [""; LONGEST_REPLY];
         let mut count = 0;
         for (place, token) in tokens.iter_mut().zip(reply.strip_prefix("$JS.ACK.")?.split('.')) {
-            (*place, count) = (token, count + 1);
+            *place = token;
+            count += 1;
         }
         let tail = match count {
             7 => &tokens[..7],
             9.. => &tokens[2..count],
             _ => return None,
         };
-        let [stream, consumer, delivered, sequence, consumer_sequence, nanoseconds, ..] = tail else {
+        let [stream, consumer, delivered, sequence, consumer_sequence, nanoseconds, pending, ..] = tail
+        else {
             return None;
         };
-        if **stream != *origin.stream || **consumer != *origin.consumer {
+        if *stream != source.stream || *consumer != source.consumer {
             return None;
         }
-        let Origin { stream, consumer, event_consumer } = origin.clone();
         let metadata = Self {
-            subject: subject.to_owned(),
-            stream,
-            consumer,
-            event_consumer,
+            subject,
+            headers: headers.unwrap_or_default(),
+            source: Arc::clone(source),
             sequence: sequence.parse().ok()?,
             time: Timestamp::from_nanosecond(nanoseconds.parse::<i64>().ok()?.into()).ok()?,
             attempt: delivered.parse::<u64>().ok()?.try_into().unwrap_or(u32::MAX),
             is_last_attempt: false,
+            lag: pending.parse().ok()?,
         };
         Some((metadata, consumer_sequence.parse().ok()?))
     }
@@ -86,14 +100,14 @@ impl Metadata {
 /// Most tokens of a reply subject after its beginning that are looked at (NATS ADR-15 has ten, and leaves room for more).
 const LONGEST_REPLY: usize = 12;
 
-impl Work for Metadata {
+impl LogFields for Metadata {
     fn fields(&self) -> Map<String, Value> {
-        let Self { subject, stream, consumer, sequence, attempt, .. } = self;
+        let Self { subject, source, sequence, attempt, .. } = self;
         let field = |name: &str, value: Value| (name.to_owned(), value);
         Map::from_iter([
             field("name", "handle".into()),
-            field("stream", (**stream).into()),
-            field("consumer", (**consumer).into()),
+            field("stream", source.stream.as_str().into()),
+            field("consumer", source.consumer.as_str().into()),
             field("sequence", (*sequence).into()),
             field("attempt", (*attempt).into()),
             field("messaging.destination.name", subject.as_str().into()),
@@ -102,39 +116,46 @@ impl Work for Metadata {
 }
 
 #[cfg(test)]
+impl Metadata {
+    /// Of the first delivery of an event.
+    pub(crate) fn example(sequence: u64) -> Self {
+        let source = Source {
+            stream: "orders".to_owned(),
+            consumer: "fulfilment".to_owned(),
+            event_consumer: "order-fulfilment".to_owned(),
+            epoch: 0,
+        };
+        Self {
+            subject: "orders.42.placed".into(),
+            headers: HeaderMap::new(),
+            source: Arc::new(source),
+            sequence,
+            time: Timestamp::UNIX_EPOCH,
+            attempt: 1,
+            is_last_attempt: false,
+            lag: 0,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
-    fn origin() -> Origin {
-        Origin {
-            stream: "orders".into(),
-            consumer: "fulfilment".into(),
-            event_consumer: "order-fulfilment".into(),
-        }
-    }
-
     fn third_delivery() -> Metadata {
-        Metadata {
-            subject: "orders.42.placed".to_owned(),
-            stream: "orders".into(),
-            consumer: "fulfilment".into(),
-            event_consumer: "order-fulfilment".into(),
-            sequence: 7,
-            time: "2026-11-21T09:00:00.000000001Z".parse().unwrap(),
-            attempt: 3,
-            is_last_attempt: false,
-        }
+        let time = "2026-11-21T09:00:00.000000001Z".parse().unwrap();
+        Metadata { time, attempt: 3, lag: 12, ..Metadata::example(7) }
     }
 
     #[test]
     fn both_forms_of_the_reply_subject_are_read() {
         for reply in [
-            "$JS.ACK.orders.fulfilment.3.7.9.1795251600000000001.0",
-            "$JS.ACK._.hash.orders.fulfilment.3.7.9.1795251600000000001.0",
-            "$JS.ACK.hub.hash.orders.fulfilment.3.7.9.1795251600000000001.0.token",
+            "$JS.ACK.orders.fulfilment.3.7.9.1795251600000000001.12",
+            "$JS.ACK._.hash.orders.fulfilment.3.7.9.1795251600000000001.12",
+            "$JS.ACK.hub.hash.orders.fulfilment.3.7.9.1795251600000000001.12.token",
         ] {
             assert_eq!(
-                Metadata::parse(&origin(), "orders.42.placed", reply),
+                Metadata::parse(&Metadata::example(7).source, "orders.42.placed".into(), None, reply),
                 Some((third_delivery(), 9)),
                 "{reply}"
             );
@@ -148,9 +169,13 @@ mod tests {
             "_INBOX.1.2",
             "$JS.ACK.orders.fulfilment.3.7",
             "$JS.ACK.a.b.x.7.9.1.0",
-            "$JS.ACK.orders.other.3.7.9.1795251600000000001.0",
+            "$JS.ACK.orders.other.3.7.9.1795251600000000001.12",
         ] {
-            assert_eq!(Metadata::parse(&origin(), "orders.42.placed", reply), None, "{reply}");
+            assert_eq!(
+                Metadata::parse(&Metadata::example(7).source, "orders.42.placed".into(), None, reply),
+                None,
+                "{reply}"
+            );
         }
     }
 

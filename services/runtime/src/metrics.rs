@@ -13,7 +13,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{ErrorKind, consumer::OrderViolation};
+use crate::ErrorKind;
 
 /// How a write ends that is as it should be.
 const STORED: &str = "stored";
@@ -73,16 +73,19 @@ struct Recovery {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum HandledOutcome {
     Done,
+    Ignored,
     Retried,
-    DeadLettered(crate::consumer::Reason),
+    /// For this reason.
+    DeadLettered(&'static str),
 }
 
 impl EncodeLabelValue for HandledOutcome {
     fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
         let word = match self {
             Self::Done => "done",
+            Self::Ignored => "ignored",
             Self::Retried => "retried",
-            Self::DeadLettered(reason) => reason.as_str(),
+            Self::DeadLettered(reason) => reason,
         };
         EncodeLabelValue::encode(&word, encoder)
     }
@@ -127,9 +130,9 @@ pub(crate) struct HandlerMetrics {
 
 /// Counts an attempt as in flight while it lives.
 #[derive(Debug)]
-pub(crate) struct InFlight(Gauge);
+pub(crate) struct InFlight<'a>(&'a Gauge);
 
-impl Drop for InFlight {
+impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -202,11 +205,10 @@ impl Metrics {
         Self(Arc::new(families))
     }
 
-    pub(crate) fn connected(&self, connected: bool) {
+    /// Whether there is a connection, and how many were made since the last call.
+    pub(crate) fn connection(&self, connected: bool, made: u64) {
         self.0.connected.set(i64::from(connected));
-        if connected {
-            self.0.connections.inc();
-        }
+        self.0.connections.inc_by(made);
     }
 
     /// Counts a write that was stored (or was there already), or why it was not, and how long that took.
@@ -236,9 +238,9 @@ impl Metrics {
 }
 
 impl HandlerMetrics {
-    pub(crate) fn begin(&self) -> InFlight {
+    pub(crate) fn begin(&self) -> InFlight<'_> {
         self.in_flight.inc();
-        InFlight(self.in_flight.clone())
+        InFlight(&self.in_flight)
     }
 
     pub(crate) fn took(&self, time: Duration) {
@@ -255,11 +257,11 @@ impl HandlerMetrics {
     }
 
     /// Counts an attempt that was checked against the order, and what is against it.
-    pub(crate) fn order_checked(&self, violation: Option<OrderViolation>) {
+    pub(crate) fn order_checked(&self, violation: Option<&'static str>) {
         let Self { all, binding, order_checked, .. } = self;
         order_checked.inc();
         if let Some(violation) = violation {
-            all.0.order_violations.get_or_create(&Violation { binding, kind: violation.as_str() }).inc();
+            all.0.order_violations.get_or_create(&Violation { binding, kind: violation }).inc();
         }
     }
 
@@ -269,9 +271,9 @@ impl HandlerMetrics {
     }
 
     /// Counts a dead letter that is kept.
-    pub(crate) fn dead_lettered(&self, reason: crate::consumer::Reason) {
+    pub(crate) fn dead_lettered(&self, reason: &'static str) {
         let Self { all, binding, .. } = self;
-        all.0.dead_letters.get_or_create(&DeadLetter { binding, reason: reason.as_str() }).inc();
+        all.0.dead_letters.get_or_create(&DeadLetter { binding, reason }).inc();
     }
 
     /// Counts a delivery that was let go without JetStream's word.

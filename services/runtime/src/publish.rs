@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, header, message::OutboundMessage};
 use bytes::Bytes;
+use jetwright_nats::Connection;
 use prost::{Message, Name};
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -11,7 +12,6 @@ use tracing::Instrument;
 
 use crate::{
     Error, ErrorKind,
-    connection::Connection,
     event::{CONTENT_TYPE, EVENT_TYPE, PROTOBUF},
     metrics::{Metrics, WriteKind},
     trace,
@@ -75,7 +75,7 @@ pub struct Published {
     /// Its sequence there.
     #[serde(rename = "seq")]
     pub sequence: u64,
-    /// It was there already under this message id, and nothing was stored now.
+    /// The stream had it already under this message id, and stored nothing now.
     #[serde(default)]
     pub duplicate: bool,
 }
@@ -97,13 +97,12 @@ impl Publisher {
 
     /// Publishes an event and awaits JetStream's word that it is stored. The current span's context travels with it.
     ///
-    /// What fails for the moment (no connection, no leader, another write in flight) is tried again for at most five
-    /// seconds.
+    /// What may pass (no connection, no leader, another write in flight) is repeated for at most five seconds.
     ///
     /// # Errors
     ///
-    /// [`Conflict`](crate::ErrorKind::Conflict) where the expected sequence is not the newest (it may be this event
-    /// itself, stored by a try whose answer was lost: who reads again sees that it is there),
+    /// [`Conflict`](crate::ErrorKind::Conflict) where the expected sequence is not the newest (the newest may be this event itself, if
+    /// the answer to a first try was lost: a caller that reads again finds it there),
     /// [`Unavailable`](crate::ErrorKind::Unavailable) where the time is over, and
     /// [`Refused`](crate::ErrorKind::Refused) where JetStream says no, where another stream than the expected one has the
     /// subject, or where an option is empty or cannot be sent as it is.
@@ -171,7 +170,7 @@ impl Publisher {
     ) -> Result<Published, Error> {
         let begun = Instant::now();
         let published = self.connection.request_until(begun + BOUND, subject, stream, message).await;
-        let published = published.map_err(|error| error.into_error(subject));
+        let published = published.map_err(|error| Error::of_request(subject, &error));
         let outcome = published.as_ref().map(|stored: &Published| stored.duplicate).map_err(Error::kind);
         self.metrics.published(kind, outcome, begun.elapsed());
         published

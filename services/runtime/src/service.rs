@@ -2,19 +2,20 @@
 
 use std::{future::Future, pin::Pin, time::Duration};
 
-use jetwright_crds::environment::Binding;
+use jetwright_crds::environment::{Binding, NATS_CREDENTIALS};
+use jetwright_nats::{Connection, ConnectionConfig};
 use jetwright_process::health::Health;
 use prometheus_client::registry::Registry;
 use tokio::{task::JoinSet, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Aggregate, Aggregates, Environment, Handler, KeyValue, Limits, Projection, Publisher, Reader, Rebuilt,
-    View,
-    connection::Connection,
-    consumer::{ByteBudget, ConsumerDeps, ConsumerLoop, consume},
+    Aggregate, Aggregates, Environment, Handler, HandlerOptions, KeyValue, Projection, Publisher, Reader,
+    Rebuilt, View,
+    consumer::{ByteBudget, ConsumerDeps, ConsumerLoop, HandlerRunner, consume},
     metrics::Metrics,
-    projection::{self, Keeper},
+    projection::{self, Projector},
+    readiness,
 };
 
 /// A service on NATS.
@@ -49,10 +50,10 @@ pub enum ServiceError {
     /// Two handlers ask for one EventConsumer.
     #[error("two handlers for the binding {0:?}")]
     TwoHandlers(&'static str),
-    /// A projection was not made anew to its end.
+    /// The rebuild of a projection failed.
     #[error("the bucket {bucket} was not made anew to its end")]
     Rebuild {
-        /// The projection's.
+        /// Bucket of the projection.
         bucket: &'static str,
         /// What failed.
         source: crate::Error,
@@ -85,8 +86,16 @@ impl Service {
     ) -> Result<Self, ServiceError> {
         environment.warn_of_unknown_fields();
         let metrics = Metrics::register(registry);
-        let gate = health.gate("nats", "not connected to NATS yet");
-        let connection = Connection::open(&environment, gate, metrics.clone()).await?;
+        let gate = health.gate("nats", readiness::NOT_YET);
+        let connection = Connection::open(ConnectionConfig {
+            name: environment.name.clone(),
+            servers: environment.servers.clone(),
+            credentials: environment.credentials.clone(),
+            credentials_setting: NATS_CREDENTIALS,
+            domain: None,
+        })
+        .await?;
+        tokio::spawn(readiness::follow(&connection, gate, metrics.clone()));
         let publisher = Publisher::new(connection.clone(), metrics.clone());
         let (reader, health) = (Reader::new(connection.clone()), health.clone());
         Ok(Self {
@@ -119,43 +128,61 @@ impl Service {
         Aggregates::new(stream, prefix, self.publisher(), self.reader())
     }
 
-    /// State by key. The bucket need not exist yet; what asks it fails until it does.
+    /// The stream whose events an EventConsumer delivers.
+    ///
+    /// # Errors
+    ///
+    /// The bindings file does not name the EventConsumer.
+    pub fn stream_of(&self, name: &'static str) -> Result<&str, ServiceError> {
+        Ok(&self.binding(name)?.stream)
+    }
+
+    /// How long its handler may take for one attempt.
+    ///
+    /// # Errors
+    ///
+    /// The bindings file does not name the EventConsumer.
+    pub fn handler_deadline_of(&self, name: &'static str) -> Result<Duration, ServiceError> {
+        Ok(self.binding(name)?.handler_deadline.0)
+    }
+
+    /// State by key. The bucket need not exist yet; requests fail until it does.
     #[must_use]
     pub fn key_value(&self, bucket: &str) -> KeyValue {
         KeyValue::new(bucket, self.publisher(), self.reader())
     }
 
-    /// Adds a projection, which is kept from [`run`](Self::run) on.
+    /// Adds a projection, which the EventConsumer of this name delivers for. It is kept from [`run`](Self::run) on.
     ///
     /// # Errors
     ///
-    /// The bindings file does not name its EventConsumer, or a handler has it.
-    pub fn project<P: Projection>(&mut self) -> Result<&mut Self, ServiceError> {
-        let keeper = self.keeper::<P>()?;
-        self.handle(keeper)
+    /// The bindings file does not name this EventConsumer, or a handler has it.
+    pub fn project<P: Projection>(&mut self, name: &'static str) -> Result<&mut Self, ServiceError> {
+        let projector = self.projector::<P>(name)?;
+        self.handle(name, projector)
     }
 
-    /// Reads a projection, whoever keeps it.
+    /// Reads a projection, which this program or another one keeps.
     #[must_use]
     pub fn view<P: Projection>(&self) -> View<P> {
         View::new(self.key_value(P::BUCKET))
     }
 
-    /// Makes a projection anew from its stream, while whoever keeps it goes on: each key from its own history, so that what is
-    /// read meanwhile is as it was before or as it will be. Keys without events are taken away. It may be interrupted, and run
-    /// again from the beginning. The log tells how far it is.
+    /// Makes all entries of a projection again from its stream, while programs go on keeping it: each key from its whole history, so
+    /// that a reader sees the entry as it was before or as it will be. Keys without events are removed. It may be interrupted, and
+    /// run again from the beginning. The log says how far it is.
     ///
     /// # Errors
     ///
-    /// The bindings file does not name its EventConsumer, or NATS was away for so long that a key could not be made.
-    pub async fn rebuild<P: Projection>(&self) -> Result<Rebuilt, ServiceError> {
-        let rebuilt = projection::rebuild(&self.keeper::<P>()?).await;
+    /// The bindings file does not name this EventConsumer, or NATS was away for so long that a key could not be made.
+    pub async fn rebuild<P: Projection>(&self, name: &'static str) -> Result<Rebuilt, ServiceError> {
+        let rebuilt = projection::rebuild(&self.projector::<P>(name)?).await;
         rebuilt.map_err(|source| ServiceError::Rebuild { bucket: P::BUCKET, source })
     }
 
-    fn keeper<P: Projection>(&self) -> Result<Keeper<P>, ServiceError> {
-        let stream = self.binding(P::BINDING)?.stream.clone();
-        Ok(Keeper::new(self.key_value(P::BUCKET), self.reader(), stream))
+    fn projector<P: Projection>(&self, name: &'static str) -> Result<Projector<P>, ServiceError> {
+        let stream = self.binding(name)?.stream.clone();
+        Ok(Projector::new(self.key_value(P::BUCKET), self.reader(), stream))
     }
 
     fn binding(&self, binding: &'static str) -> Result<&Binding, ServiceError> {
@@ -166,42 +193,42 @@ impl Service {
         })
     }
 
-    /// Adds a handler, which begins its work in [`run`](Self::run).
+    /// Adds the handler of the EventConsumer of this name. It begins its work in [`run`](Self::run).
     ///
     /// # Errors
     ///
-    /// The bindings file does not name its EventConsumer, or another handler has it.
-    pub fn handle<H: Handler>(&mut self, handler: H) -> Result<&mut Self, ServiceError> {
-        self.handle_within(handler, Limits::default())
+    /// The bindings file does not name the EventConsumer, or another handler has it.
+    pub fn handle<H: Handler>(&mut self, name: &'static str, handler: H) -> Result<&mut Self, ServiceError> {
+        self.handle_with(name, handler, HandlerOptions::default())
     }
 
-    /// Adds a handler with limits of its own.
+    /// Adds a handler with options of its own.
     ///
     /// # Errors
     ///
     /// The bindings file does not name its EventConsumer, or another handler has it.
-    pub fn handle_within<H: Handler>(
+    pub fn handle_with<H: Handler>(
         &mut self,
+        name: &'static str,
         handler: H,
-        limits: Limits,
+        options: HandlerOptions,
     ) -> Result<&mut Self, ServiceError> {
-        let binding = self.binding(H::BINDING)?;
-        if self.loops.iter().any(|(name, _)| *name == H::BINDING) {
-            return Err(ServiceError::TwoHandlers(H::BINDING));
+        let binding = self.binding(name)?;
+        if self.loops.iter().any(|(other, _)| *other == name) {
+            return Err(ServiceError::TwoHandlers(name));
         }
+        let tools = (self.publisher.clone(), self.metrics.handler(name));
+        let runner = HandlerRunner::new((name, handler), options, binding, tools);
+        runner.watchdog().watch(&self.health);
         let deps = ConsumerDeps {
             binding: binding.clone(),
-            limits,
             connection: self.connection.clone(),
-            publisher: self.publisher.clone(),
             reader: self.reader.clone(),
             budget: self.budget.clone(),
-            metrics: self.metrics.handler(H::BINDING),
-            gate: self.health.gate(&format!("consumer {}", H::BINDING), "not found yet"),
+            gate: self.health.gate(&format!("consumer {name}"), "not found yet"),
         };
-        let consumer = ConsumerLoop::new(handler, deps);
-        consumer.watchdog().watch(&self.health);
-        self.loops.push((H::BINDING, Box::new(move |stop| Box::pin(consume(consumer, stop)))));
+        let consumer = ConsumerLoop::new(runner, deps);
+        self.loops.push((name, Box::new(move |stop| Box::pin(consume(consumer, stop)))));
         Ok(self)
     }
 
@@ -213,7 +240,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// A consuming task ended before it was to, which only a restart mends; the others are stopped first.
+    /// A consuming task ended too early, which only a restart repairs; the others are stopped first.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServiceError> {
         let Self { connection, health, loops, .. } = self;
         let stop = shutdown.child_token();

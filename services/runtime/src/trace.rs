@@ -9,7 +9,7 @@ use std::{
 };
 
 use async_nats::{HeaderMap, HeaderName};
-use jetwright_process::telemetry::{Unrecorded, records};
+use jetwright_process::telemetry::{UnsampledSpan, records};
 use opentelemetry::{
     Context,
     propagation::{Extractor, TextMapPropagator},
@@ -47,13 +47,13 @@ pub(crate) enum Trace {
     /// With a span of its own.
     Recorded(Span),
     /// Without one, since nobody would record it.
-    Unrecorded(Unrecorded),
+    UnsampledSpan(UnsampledSpan),
 }
 
 /// The trace of one attempt at an event: that which the event's headers name, or a new one.
-pub(crate) fn of_attempt(binding: &str, metadata: &Arc<Metadata>, headers: Option<&HeaderMap>) -> Trace {
-    let parent = headers.and_then(extract);
-    let unrecorded = |trace| Trace::Unrecorded(Unrecorded::new(trace, Arc::clone(metadata) as _));
+pub(crate) fn of_attempt(binding: &str, metadata: &Arc<Metadata>) -> Trace {
+    let parent = extract(&metadata.headers);
+    let unrecorded = |trace| Trace::UnsampledSpan(UnsampledSpan::new(trace, Arc::clone(metadata) as _));
     match parent {
         Some(parent) if !records() || !parent.is_sampled() => unrecorded(parent),
         None if !records() => unrecorded(new_trace()),
@@ -74,7 +74,7 @@ impl Trace {
             let poll = || work.as_mut().poll(context);
             match &self {
                 Self::Recorded(span) => span.in_scope(poll),
-                Self::Unrecorded(unrecorded) => unrecorded.in_scope(poll),
+                Self::UnsampledSpan(unrecorded) => unrecorded.in_scope(poll),
             }
         })
         .await
@@ -177,7 +177,7 @@ fn publish_span(subject: &str, event_type: &str) -> Span {
 }
 
 fn attempt_span(binding: &str, metadata: &Metadata) -> Span {
-    let Metadata { subject, stream, consumer, sequence, attempt, .. } = metadata;
+    let Metadata { subject, source, sequence, attempt, .. } = metadata;
     tracing::info_span!(
         "handle",
         otel.name = format!("process {binding}"),
@@ -188,10 +188,10 @@ fn attempt_span(binding: &str, metadata: &Metadata) -> Span {
         messaging.system = "nats",
         messaging.operation.name = "process",
         messaging.operation.type = "process",
-        messaging.destination.name = subject,
-        messaging.destination.subscription.name = &**consumer,
-        messaging.message.id = format!("{stream}/{sequence}"),
-        stream = &**stream,
+        messaging.destination.name = subject.as_str(),
+        messaging.destination.subscription.name = source.consumer,
+        messaging.message.id = format!("{}/{sequence}", source.stream),
+        stream = source.stream,
         sequence,
         attempt,
     )
@@ -214,19 +214,6 @@ mod tests {
 
     use super::*;
 
-    fn metadata() -> Arc<Metadata> {
-        Arc::new(Metadata {
-            subject: "orders.42.placed".to_owned(),
-            stream: "orders".into(),
-            consumer: "fulfilment".into(),
-            event_consumer: "order-fulfilment".into(),
-            sequence: 7,
-            time: jiff::Timestamp::UNIX_EPOCH,
-            attempt: 2,
-            is_last_attempt: false,
-        })
-    }
-
     #[tokio::test]
     async fn a_sampled_attempt_is_a_span_of_its_trace_in_the_words_of_the_conventions() {
         let exporter = InMemorySpanExporter::default();
@@ -238,7 +225,8 @@ mod tests {
             let flags = TraceFlags::default().with_sampled(sampled);
             let mut headers = HeaderMap::new();
             inject(&SpanContext::new(ids.0, ids.1, flags, true, TraceState::default()), &mut headers);
-            of_attempt("order-fulfilment", &metadata(), Some(&headers))
+            let metadata = Metadata { headers, attempt: 2, ..Metadata::example(7) };
+            of_attempt("order-fulfilment", &Arc::new(metadata))
         });
         for trace in traces {
             trace.around(pin!(async { failed(&Span::current(), "transient", &"busy") })).await;

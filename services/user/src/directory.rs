@@ -1,6 +1,6 @@
 //! The directory: users by id as they are read, kept from their events by the service's own consumer.
 
-use jetwright_runtime::{Inapplicable, Projection, Recorded};
+use jetwright_runtime::{ApplyError, Projection, StoredEvent};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -32,7 +32,6 @@ impl From<User> for Contact {
 impl Projection for Directory {
     type Event = UserEvent;
     type Entry = Contact;
-    const BINDING: &'static str = "user-directory";
     const BUCKET: &'static str = "user-directory";
 
     fn key(subject: &str) -> Option<&str> {
@@ -46,11 +45,11 @@ impl Projection for Directory {
     fn apply(
         contact: Option<Contact>,
         event: UserEvent,
-        recorded: &Recorded,
-    ) -> Result<Option<Contact>, Inapplicable> {
+        recorded: &StoredEvent,
+    ) -> Result<Option<Contact>, ApplyError> {
         match event {
             UserEvent::Created(user) if Self::key(&recorded.subject) != Some(&user.id.to_string()) => {
-                Err(Inapplicable::new("user_id is not the subject's"))
+                Err(ApplyError::new("user_id is not the subject's"))
             }
             // Being created twice changes nothing.
             UserEvent::Created(user) => Ok(Some(contact.unwrap_or_else(|| user.into()))),

@@ -11,75 +11,41 @@ mod http;
 mod user;
 mod users;
 
-use std::sync::Arc;
-
-use anyhow::Context;
-use jetwright_process::health::Health;
-use jetwright_process::http::{Drain, HttpMetrics};
-use jetwright_process::shutdown::Shutdown;
-use jetwright_process::{admin, metrics};
-use jetwright_runtime::{Environment, Projection, Rebuilt, Service};
-use prometheus_client::registry::Registry;
-use tokio_util::sync::CancellationToken;
+use jetwright_process::http::HttpMetrics;
+use jetwright_runtime::Setup;
 
 pub use configuration::Configuration;
 
 use crate::directory::Directory;
 use crate::users::Users;
 
-/// The EventConsumers whose events the service consumes.
-pub const BINDINGS: [&str; 1] = [Directory::BINDING];
+/// The EventConsumers whose events the service handles.
+pub const EVENT_CONSUMERS: [&str; 1] = [DIRECTORY];
 
-/// Runs the service until a signal ends it.
+/// Keeps the directory.
+const DIRECTORY: &str = "user-directory";
+
+/// Sets the service up.
 ///
 /// # Errors
 ///
-/// An address is taken, the bindings do not name the consumer `user-directory`, or a task ended that never should.
-pub async fn run(configuration: Configuration) -> anyhow::Result<()> {
-    let Configuration { http_address, admin_address, environment } = configuration;
-    let shutdown = Shutdown::on_signals().context("signals")?;
-    let health = Health::new();
-    let mut registry = Registry::default();
-    metrics::register(&mut registry, "jetwright-user-service");
-    let http_metrics = HttpMetrics::register(&mut registry);
-
-    let server =
-        jetwright_process::http::bind(http_address).await.with_context(|| format!("bind {http_address}"))?;
-    let admin = admin::bind(admin_address).await.with_context(|| format!("bind {admin_address}"))?;
-    tracing::info!(http = %server.local_address()?, admin = %admin.local_address()?, "serving");
-
-    // Without the binding the service does not start: project says so below.
-    let binding = environment.bindings.bindings.get(Directory::BINDING);
-    let stream = binding.map_or_else(String::new, |binding| binding.stream.clone());
-    let mut service = Service::connect(environment, &health, &mut registry).await?;
+/// The address is taken, or the bindings do not name the consumer `user-directory`.
+pub async fn setup(setup: &mut Setup, configuration: Configuration) -> anyhow::Result<()> {
+    let service = &mut setup.service;
+    let stream = service.stream_of(DIRECTORY)?.to_owned();
     let users = Users::new(service.aggregates(&stream, user::PREFIX), service.view());
-    service.project::<Directory>()?;
+    service.project::<Directory>(DIRECTORY)?;
 
-    let finished = CancellationToken::new();
-    let probes = tokio::spawn(admin.serve(health, Arc::new(registry), finished.clone()));
-    let stop = shutdown.token();
-    let serving = server.serve(http::router(users, http_metrics), stop.clone(), Drain::BEHIND_SERVICE);
-    let (http_ended, consuming_ended) =
-        tokio::join!(then_stop(serving, &shutdown), then_stop(service.run(stop), &shutdown));
-    finished.cancel();
-    probes.await?.context("probes")?;
-    http_ended.context("serve HTTP")?;
-    consuming_ended.context("consume")
+    let router = http::router(users, HttpMetrics::register(&mut setup.registry));
+    setup.serve_http(configuration.http_address, router).await
 }
 
-/// Makes the directory anew from the stream of users, while services keep it.
+/// Rebuilds the directory from the stream of users, while services keep it.
 ///
 /// # Errors
 ///
 /// The bindings do not name the consumer `user-directory`, or NATS was away for too long.
-pub async fn rebuild(environment: Environment) -> anyhow::Result<Rebuilt> {
-    let service = Service::connect(environment, &Health::new(), &mut Registry::default()).await?;
-    Ok(service.rebuild::<Directory>().await?)
-}
-
-/// Where one half of the service ends, the other is not to go on alone.
-async fn then_stop<T>(half: impl Future<Output = T>, shutdown: &Shutdown) -> T {
-    let ended = half.await;
-    shutdown.trigger();
-    ended
+pub async fn rebuild(setup: Setup, (): ()) -> anyhow::Result<()> {
+    setup.service.rebuild::<Directory>(DIRECTORY).await?;
+    Ok(())
 }

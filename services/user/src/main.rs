@@ -3,15 +3,13 @@
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use jetwright_process::configuration::Problems;
-use jetwright_process::telemetry::Telemetry;
-use jetwright_runtime::Environment;
-use jetwright_user_service::{BINDINGS, Configuration, rebuild, run};
+use jetwright_runtime::App;
+use jetwright_user_service::{Configuration, EVENT_CONSUMERS, rebuild, setup};
 
 /// Registers users, and shows them.
 ///
 /// Settings come from the environment, and from the YAML file that USERS_CONFIG_FILE names. NATS_URL and JETWRIGHT_BINDINGS are
-/// required, which the operator sets in its pods; docs/services.md tells of all.
+/// required, which the operator sets in its pods; docs/services.md lists all.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
@@ -21,22 +19,15 @@ struct Arguments {
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 enum Command {
-    /// Make the bucket user-directory anew from the stream of users, while the service goes on
+    /// Rebuild the bucket user-directory from the stream of users, while the service goes on
     Rebuild,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let app = App::new("user-service", &EVENT_CONSUMERS);
     match Arguments::parse().command {
-        None => match Problems::both(Configuration::read(), Telemetry::start("user-service")) {
-            Ok((configuration, telemetry)) => telemetry.finish(run(configuration).await),
-            Err(problems) => problems.report(),
-        },
-        Some(Command::Rebuild) => {
-            match Problems::both(Environment::from_env(&BINDINGS), Telemetry::start("user-service")) {
-                Ok((environment, telemetry)) => telemetry.finish(rebuild(environment).await.map(drop)),
-                Err(problems) => problems.report(),
-            }
-        }
+        None => app.run(Configuration::read(), setup).await,
+        Some(Command::Rebuild) => app.run_command(Ok(()), rebuild).await,
     }
 }

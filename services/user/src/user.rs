@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 use jetwright_proto::events::v1::UserCreated;
-use jetwright_runtime::{Aggregate, Event, Recorded, Undecodable, decode};
+use jetwright_runtime::{Aggregate, DecodeError, Event, StoredEvent, decode};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -87,11 +87,11 @@ pub(crate) fn id(key: Option<&str>) -> Uuid {
 }
 
 impl Event for UserEvent {
-    fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
+    fn decode(event_type: &str, payload: Bytes) -> Result<Self, DecodeError> {
         match event_type {
             "events.v1.UserCreated" => {
                 let user = User::try_from(&decode::<UserCreated>(payload)?);
-                user.map(Self::Created).map_err(Undecodable::malformed)
+                user.map(Self::Created).map_err(DecodeError::malformed)
             }
             _ => Ok(Self::Later),
         }
@@ -101,7 +101,7 @@ impl Event for UserEvent {
 impl Aggregate for Registration {
     type Event = UserEvent;
 
-    fn apply(&mut self, event: UserEvent, _recorded: &Recorded) {
+    fn apply(&mut self, event: UserEvent, _recorded: &StoredEvent) {
         match event {
             // Being created twice changes nothing.
             UserEvent::Created(user) => {
@@ -220,7 +220,7 @@ mod tests {
         UserCreated { user_id, email: "ann@example.org".into(), created_at: 1_725_000_000_512 }
     }
 
-    fn read(event: &UserCreated) -> Result<UserEvent, Undecodable> {
+    fn read(event: &UserCreated) -> Result<UserEvent, DecodeError> {
         UserEvent::decode("events.v1.UserCreated", event.encode_to_vec().into())
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jetwright_runtime::{AggregateError, Aggregates, Decision, NewEvent, Seen, View, ViewError};
+use jetwright_runtime::{AggregateError, Aggregates, Decision, NewEvent, Versioned, View, ViewError};
 use uuid::Uuid;
 
 use crate::directory::Directory;
@@ -53,17 +53,17 @@ impl Users {
     ///
     /// Most who register are new, so the first write expects that without having looked; JetStream says where it is not so.
     pub(crate) async fn register(&self, command: &Register) -> Result<Registered, UsersError> {
-        let presumed = self.events.presume_new(&command.id.to_string());
+        let presumed = self.events.assume_new(&command.id.to_string());
         let decide = |registration: &Registration| -> Result<Decision<User>, UsersError> {
             Ok(match user::decide(registration.user.as_ref(), command)? {
                 user::Decision::Append(event, user) => {
                     Decision::Append(NewEvent::new("created", event), user)
                 }
-                user::Decision::Unchanged(user) => Decision::Nothing(user),
+                user::Decision::Unchanged(user) => Decision::NoOp(user),
             })
         };
         let updated = self.events.update_from(presumed, decide).await?;
-        Ok(Registered { user: updated.answer, new: updated.appended, sequence: updated.sequence })
+        Ok(Registered { user: updated.output, new: updated.appended, sequence: updated.sequence })
     }
 
     /// The user, if there is one, with its event of this sequence in it. The directory may be behind, or away, so the stream
@@ -71,7 +71,7 @@ impl Users {
     pub(crate) async fn get(&self, id: Uuid, minimum_sequence: u64) -> Result<Option<Known>, UsersError> {
         let key = id.to_string();
         match self.directory.get_at_least(&key, minimum_sequence, Duration::ZERO).await {
-            Ok(Some(Seen { entry: Some(contact), position })) => {
+            Ok(Some(Versioned { entry: Some(contact), position })) => {
                 return Ok(Some(Known { user: contact.user(id), sequence: position.sequence }));
             }
             Ok(_) | Err(ViewError::Behind { .. }) => {}

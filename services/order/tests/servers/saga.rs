@@ -1,11 +1,11 @@
 //! What the attempts at one order leave when they fail, are killed, or are slower than others.
 
 use jetwright_order_service::{
-    fulfilment::UNDECIDED,
     gateway::Decision,
     order::OrderResult,
-    ports::Ports,
-    steps::{StepMetrics, Steps},
+    saga::fulfilment::UNDECIDED,
+    saga::ports::Ports,
+    saga::steps::{StepMetrics, Steps},
 };
 use jetwright_proto::events::v1::OrderConfirmed;
 use jetwright_runtime::PublishOptions;

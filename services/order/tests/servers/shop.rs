@@ -8,23 +8,20 @@ use jetwright_crds::{
     environment::{Backoff, Binding, Bindings, HANDLER_DEADLINE, Retry},
 };
 use jetwright_order_service::{
-    OrderService,
-    adapters::Adapters,
     catalogue::Catalogue,
     configuration,
     gateway::Gateway,
+    handlers_and_routes,
     inventory::{self, Inventory},
-    make, order,
+    order,
     orders::Orders,
     payments,
+    saga::adapters::Adapters,
     users::Users,
 };
-use jetwright_process::{
-    health::Health,
-    http::{Drain, bind},
-};
+use jetwright_process::{health::Health, http::Drain};
 use jetwright_proto::events::v1::UserCreated;
-use jetwright_runtime::{Environment, PublishOptions, Publisher, Service};
+use jetwright_runtime::{Environment, PublishOptions, Publisher, Service, Setup};
 use jetwright_testing::{NatsServer, await_until};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use serde_json::{Value, json};
@@ -134,19 +131,16 @@ impl Shop {
             payments_url: self.payments_url.parse().unwrap(),
             payments_timeout: Duration::from_secs(2),
         };
-        let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
-        let OrderService { service, router, seeding } =
-            make(settings, environment, &health, &mut registry).await.unwrap();
-        let server = bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
-        let url = format!("http://{}", server.local_address().unwrap());
-        let serving = tokio::spawn(server.serve(router, stop.clone(), Drain::at_once(SOON)));
-        let consuming = tokio::spawn(service.run(stop.clone()));
+        let mut setup = Setup::connect(environment).await.unwrap();
+        let router = handlers_and_routes(&mut setup, settings).unwrap();
+        setup.serve_http("127.0.0.1:0".parse().unwrap(), router).await.unwrap();
+        let url = format!("http://{}", setup.http_address().unwrap().unwrap());
+        let (health, registry) = (setup.health.clone(), std::mem::take(&mut setup.registry));
+        let stop = CancellationToken::new();
+        let running = setup.run(stop.clone(), Drain::at_once(SOON));
+        let tasks = tokio::spawn(async move { running.await.unwrap() });
+        // The stock is there then, too.
         await_until("readiness", SOON, async || health.ready().map_err(|why| format!("{why:?}"))).await;
-        seeding.await.unwrap();
-        let tasks = tokio::spawn(async move {
-            serving.await.unwrap().unwrap();
-            consuming.await.unwrap().unwrap();
-        });
         Running { url, client: reqwest::Client::new(), registry, stop, tasks }
     }
 

@@ -4,7 +4,7 @@ use async_nats::HeaderMap;
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use prost::Name;
 
-use crate::{KEYS, party::Tracing};
+use crate::{KEYS, setting::Tracing};
 
 /// 256 bytes in protobuf.
 #[derive(Clone, PartialEq, prost::Message)]

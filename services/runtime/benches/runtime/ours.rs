@@ -15,8 +15,8 @@ use jetwright_crds::{
 };
 use jetwright_process::health::Health;
 use jetwright_runtime::{
-    Acknowledge, Environment, ErrorKind, Failure, Handler, Limits, Metadata, PublishOptions, Publisher,
-    Service,
+    AckMode, Environment, ErrorKind, Handler, HandlerError, HandlerOptions, Metadata, PublishOptions,
+    Publisher, Service,
 };
 use opentelemetry::{
     Context,
@@ -32,7 +32,8 @@ use crate::{
     count::{Count, now},
     event::{Measured, trace},
     job::{self, Job, Kind, Report, Watch},
-    party::{ACK_WAIT, CONSUMER},
+    requests,
+    setting::{ACK_WAIT, CONSUMER},
 };
 
 /// What the log says of an event that is to fail.
@@ -44,11 +45,10 @@ struct Counting(Arc<Count>);
 
 impl Handler for Counting {
     type Event = Measured;
-    const BINDING: &'static str = "measured";
 
-    async fn handle(&self, event: Measured, _: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, event: Measured, _: &Metadata) -> Result<(), HandlerError> {
         if !self.0.counts(&event) {
-            return Err(Failure::transient(FAILURE));
+            return Err(HandlerError::transient(FAILURE));
         }
         self.0.handled(&event);
         Ok(())
@@ -59,6 +59,7 @@ pub async fn run(url: String, job: Job) -> Report {
     match job.kind {
         Kind::Consume { .. } => consume(&url, &job, async {}).await,
         Kind::Publish => publish(&connect(&url, &job).await.publisher(), &job).await,
+        Kind::Request => requests::over_mux(url, &job).await,
         Kind::Both { rate, burst } => {
             // As two programs would, each over a connection of its own.
             let load = Arc::new(Load::new(connect(&url, &job).await.publisher(), job.clone()));
@@ -89,7 +90,7 @@ async fn connect(url: &str, job: &Job) -> Service {
         name: "benches".to_owned(),
         servers: vec![url.parse().unwrap()],
         credentials: None,
-        bindings: Bindings { bindings: [(Counting::BINDING.to_owned(), binding)].into() },
+        bindings: Bindings { bindings: [("measured".to_owned(), binding)].into() },
         unknown_fields: Vec::new(),
     };
     Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()
@@ -97,12 +98,13 @@ async fn connect(url: &str, job: &Job) -> Service {
 
 async fn consume(url: &str, job: &Job, meanwhile: impl Future<Output = ()>) -> Report {
     let (mut service, count) = (connect(url, job).await, Arc::new(Count::new(job)));
-    let acknowledge = match job.acknowledge() {
-        job::Acknowledge::Sent => Acknowledge::Sent,
-        job::Acknowledge::Confirmed => Acknowledge::Confirmed,
+    let ack_mode = match job.acknowledge() {
+        job::Acknowledge::Sent => AckMode::FireAndForget,
+        job::Acknowledge::Confirmed => AckMode::Confirmed,
     };
-    let limits = Limits { concurrency: job.in_flight.min(IN_FLIGHT), acknowledge, ..Limits::default() };
-    service.handle_within(Counting(Arc::clone(&count)), limits).unwrap();
+    let options =
+        HandlerOptions { concurrency: job.in_flight.min(IN_FLIGHT), ack_mode, ..HandlerOptions::default() };
+    service.handle_with("measured", Counting(Arc::clone(&count)), options).unwrap();
     let stop = CancellationToken::new();
     let running = tokio::spawn(service.run(stop.clone()));
     meanwhile.await;

@@ -2,7 +2,7 @@
 
 use jetwright_process::http::Problem;
 
-use crate::{Error, ErrorKind, Failure, Recorded, Undecodable};
+use crate::{DecodeError, Error, ErrorKind, HandlerError, StoredEvent};
 
 /// Why an aggregate is not loaded or not changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -19,25 +19,25 @@ pub enum AggregateError {
         sequence: u64,
         /// What is wrong with it.
         #[source]
-        source: Undecodable,
+        source: DecodeError,
     },
 }
 
 impl AggregateError {
-    /// Whether the aggregate has newer events than whoever decided had seen.
+    /// Whether the aggregate has newer events than the writer had seen.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::JetStream(error) if error.kind() == ErrorKind::Conflict)
     }
 }
 
-pub(super) fn unreadable(recorded: &Recorded) -> impl FnOnce(Undecodable) -> AggregateError {
+pub(super) fn unreadable(recorded: &StoredEvent) -> impl FnOnce(DecodeError) -> AggregateError {
     let (subject, sequence) = (recorded.subject.clone(), recorded.sequence);
     move |source| AggregateError::Unreadable { subject, sequence, source }
 }
 
 /// A request may succeed later; an event that cannot be read stays so.
-impl From<AggregateError> for Failure {
+impl From<AggregateError> for HandlerError {
     fn from(error: AggregateError) -> Self {
         match error {
             AggregateError::JetStream(error) => error.into(),

@@ -21,15 +21,15 @@ use self::{
     snapshot::{Progress, Snapshots},
 };
 use crate::{
-    Error, ErrorKind, Event, Expected, Position, PublishOptions, Published, Publisher, Reader, Recorded,
-    read::Shared,
+    Error, ErrorKind, Event, Expected, Position, PublishOptions, Published, Publisher, Reader, StoredEvent,
+    store::Shared,
 };
 
 /// A state that is made of events.
 ///
 /// ```
 /// use bytes::Bytes;
-/// use jetwright_runtime::{Aggregate, Event, Recorded, Undecodable, decode};
+/// use jetwright_runtime::{Aggregate, Event, StoredEvent, DecodeError, decode};
 /// # #[derive(Clone, PartialEq, prost::Message)] pub struct Opened {}
 /// # impl prost::Name for Opened { const NAME: &'static str = "Opened"; const PACKAGE: &'static str = "events.v1"; }
 /// # #[derive(Clone, PartialEq, prost::Message)] pub struct Paid { #[prost(int64, tag = "1")] amount: i64 }
@@ -49,7 +49,7 @@ use crate::{
 /// }
 ///
 /// impl Event for AccountEvent {
-///     fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
+///     fn decode(event_type: &str, payload: Bytes) -> Result<Self, DecodeError> {
 ///         match event_type {
 ///             "events.v1.Opened" => decode(payload).map(Self::Opened),
 ///             "events.v1.Paid" => decode(payload).map(Self::Paid),
@@ -61,7 +61,7 @@ use crate::{
 /// impl Aggregate for Account {
 ///     type Event = AccountEvent;
 ///
-///     fn apply(&mut self, event: AccountEvent, _recorded: &Recorded) {
+///     fn apply(&mut self, event: AccountEvent, _recorded: &StoredEvent) {
 ///         match event {
 ///             AccountEvent::Opened(_) => self.open = true,
 ///             AccountEvent::Paid(paid) => self.balance += paid.amount,
@@ -76,7 +76,7 @@ pub trait Aggregate: Default + Clone + Send + Sync + 'static {
     type Event: Event;
 
     /// The state after this event. It happened, so there is nothing to refuse.
-    fn apply(&mut self, event: Self::Event, recorded: &Recorded);
+    fn apply(&mut self, event: Self::Event, recorded: &StoredEvent);
 }
 
 /// The aggregates of one kind: those under `<prefix>.<id>.>` of one stream. Clones share one connection.
@@ -146,10 +146,10 @@ impl<A: Aggregate> Aggregates<A> {
         Self { stream, prefix, publisher, reader, snapshots: None, loads: Arc::default() }
     }
 
-    /// An aggregate that is believed to have no events yet, without having looked: for one whose first event is to be
-    /// written. Where it has some, [`append`](Self::append) says so.
+    /// An aggregate that is assumed to have no events yet, without a look at the stream: for writing the first one. If it has events,
+    /// [`append`](Self::append) returns a conflict.
     #[must_use]
-    pub fn presume_new(&self, id: &str) -> Loaded<A> {
+    pub fn assume_new(&self, id: &str) -> Loaded<A> {
         Loaded { id: id.to_owned(), state: A::default(), last_sequence: 0 }
     }
 
@@ -204,8 +204,8 @@ impl<A: Aggregate> Aggregates<A> {
         Ok(Loaded { id: id.to_owned(), state, last_sequence })
     }
 
-    /// Appends an event where the aggregate has none that is newer than what was loaded. An event that was stored, and whose answer
-    /// was lost, is found there and not taken for somebody else's.
+    /// Appends an event if the aggregate has none that is newer than what was loaded. An event that was stored, and whose answer was
+    /// lost, is recognised by its message id and not taken for another writer's.
     ///
     /// # Errors
     ///

@@ -9,20 +9,20 @@ use super::{Aggregate, AggregateError, Aggregates, Loaded, NewEvent};
 /// How often it is decided before a conflict is told. Each means that somebody else's event was stored.
 const TRIES: u32 = 10;
 
-/// What is to become of an aggregate, with an answer for whoever asked.
+/// What a decision does to an aggregate, with an output for its caller.
 #[derive(Debug)]
 pub enum Decision<T> {
-    /// This is to happen.
+    /// Append this event.
     Append(NewEvent, T),
-    /// Nothing is to happen.
-    Nothing(T),
+    /// Append nothing.
+    NoOp(T),
 }
 
-/// What became of an aggregate.
+/// What an update did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Updated<T> {
-    /// The answer of the decision that counts.
-    pub answer: T,
+    /// The output of the last decision.
+    pub output: T,
     /// Whether it appended an event; `false` too where one was there already under a message id that the decision gave it, which may
     /// be this one, stored by a try whose answer was lost.
     pub appended: bool,
@@ -35,11 +35,11 @@ impl<A: Aggregate> Aggregates<A> {
     /// decides again, ten times at most. So `decide` looks at nothing but the state, and changes nothing.
     ///
     /// ```no_run
-    /// # use jetwright_runtime::{Aggregate, AggregateError, Aggregates, Decision, NewEvent, Recorded};
+    /// # use jetwright_runtime::{Aggregate, AggregateError, Aggregates, Decision, NewEvent, StoredEvent};
     /// # #[derive(Clone, PartialEq, prost::Message)] pub struct Paid { #[prost(int64, tag = "1")] amount: i64 }
     /// # impl prost::Name for Paid { const NAME: &'static str = "Paid"; const PACKAGE: &'static str = "events.v1"; }
     /// # #[derive(Clone, Default)] struct Account { balance: i64 }
-    /// # impl Aggregate for Account { type Event = Paid; fn apply(&mut self, paid: Paid, _: &Recorded) { self.balance += paid.amount } }
+    /// # impl Aggregate for Account { type Event = Paid; fn apply(&mut self, paid: Paid, _: &StoredEvent) { self.balance += paid.amount } }
     /// #[derive(Debug, thiserror::Error)]
     /// enum PaymentError {
     ///     #[error("there are only {0}")]
@@ -56,7 +56,7 @@ impl<A: Aggregate> Aggregates<A> {
     ///         }
     ///         Ok(Decision::Append(NewEvent::new("paid", Paid { amount: -amount }), left))
     ///     });
-    ///     Ok(updated.await?.answer)
+    ///     Ok(updated.await?.output)
     /// }
     /// ```
     ///
@@ -76,7 +76,7 @@ impl<A: Aggregate> Aggregates<A> {
     }
 
     /// As [`update`](Self::update), deciding first on what was loaded already, or is
-    /// [presumed](Self::presume_new).
+    /// [assumed](Self::assume_new).
     ///
     /// # Errors
     ///
@@ -91,16 +91,16 @@ impl<A: Aggregate> Aggregates<A> {
     {
         let mut tries = 1;
         loop {
-            let (event, answer) = match decide(loaded.state())? {
-                Decision::Append(event, answer) => (event, answer),
-                Decision::Nothing(answer) => {
-                    return Ok(Updated { answer, appended: false, sequence: loaded.last_sequence() });
+            let (event, output) = match decide(loaded.state())? {
+                Decision::Append(event, output) => (event, output),
+                Decision::NoOp(output) => {
+                    return Ok(Updated { output, appended: false, sequence: loaded.last_sequence() });
                 }
             };
             match self.append(&loaded, event).await.map_err(AggregateError::from) {
                 Ok(published) => {
                     let (appended, sequence) = (!published.duplicate, published.sequence);
-                    return Ok(Updated { answer, appended, sequence });
+                    return Ok(Updated { output, appended, sequence });
                 }
                 Err(conflict) if conflict.is_conflict() && tries < TRIES => {
                     sleep(pause(tries, rand::random())).await;

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use jetwright_nats::backoff::pause;
 use tokio::time::Instant;
 
-use super::fetch::discovery::ConsumerInfo;
-use crate::connection::pause;
+use super::observation::ConsumerInfo;
 
 /// How long JetStream may take to confirm before an acknowledgement is sent again; longer each time, up to the longest.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);

@@ -3,7 +3,7 @@
 
 use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use async_nats::{HeaderMap, HeaderName};
+use async_nats::HeaderName;
 use bytes::Bytes;
 use futures::{FutureExt, poll};
 use jiff::Timestamp;
@@ -11,15 +11,15 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 
 use super::{
-    ConsumerLoop,
+    HandlerRunner,
     ack::Settlement,
     dead_letter::{FailureDetails, Original, keep, one_line, redelivery::PriorAttempts},
-    fetch::Delivered,
+    delivery::Delivered,
     retry::{Decision, Isolation, Outcome, Reason, decide, is_last_attempt, isolation},
 };
 use crate::{
-    Error, ErrorKind, Event, Handler, Metadata, Undecodable, event::EVENT_TYPE, metrics::HandledOutcome,
-    read::RawEvent, trace,
+    DecodeError, Error, ErrorKind, Event, Handler, Metadata, Source, event::EVENT_TYPE,
+    metrics::HandledOutcome, store::RawEvent, trace,
 };
 
 /// Reason of a termination in the server's advisory: the event is kept elsewhere.
@@ -29,7 +29,6 @@ const DEAD_LETTERED: &str = "dead-lettered";
 #[derive(Debug)]
 pub(super) struct Delivery {
     pub(super) metadata: Arc<Metadata>,
-    pub(super) headers: Option<HeaderMap>,
     pub(super) payload: Bytes,
     /// Attempts begin again with every delivery, and go on here until they are used up.
     pub(super) in_place: bool,
@@ -46,13 +45,13 @@ pub(super) struct Delivery {
 
 impl Delivery {
     /// What was delivered at this time, and where it is acknowledged. In place, attempts count from 1 with each delivery.
-    pub(super) fn new<H>(consumer: &ConsumerLoop<H>, delivered: Delivered, time: Timestamp) -> Self {
-        let Delivered { metadata, headers, payload, .. } = delivered;
-        let (deliveries, retry) = (metadata.attempt, &consumer.binding.retry);
-        let in_place = consumer.is_ordered();
+    pub(super) fn new<H>(runner: &HandlerRunner<H>, delivered: Delivered, time: Timestamp) -> Self {
+        let Delivered { mut metadata, payload, .. } = delivered;
+        let (deliveries, retry) = (metadata.attempt, &runner.retry);
+        let in_place = runner.is_ordered;
         let prior = match deliveries {
             1 => PriorAttempts { first_delivered: Some(time), ..PriorAttempts::default() },
-            _ => consumer.redelivery.take(&metadata),
+            _ => runner.redelivery.take(&metadata),
         };
         let PriorAttempts { first_delivered, calls, given_up } = prior;
         // What was given up is called no more, so it ends no process.
@@ -62,9 +61,10 @@ impl Delivery {
         let attempt = if in_place { 1 } else { deliveries };
         let is_last_attempt =
             if in_place { attempt >= retry.max_attempts } else { is_last_attempt(deliveries, calls, retry) };
+        let known_only_here = Arc::make_mut(&mut metadata);
+        (known_only_here.attempt, known_only_here.is_last_attempt) = (attempt, is_last_attempt);
         Self {
-            metadata: Arc::new(Metadata { attempt, is_last_attempt, ..metadata }),
-            headers,
+            metadata,
             payload,
             in_place,
             isolation,
@@ -77,9 +77,9 @@ impl Delivery {
 
     /// Its next attempt is one in place.
     fn go_on_to_next_attempt(&mut self, max_attempts: u32) {
-        let attempt = self.metadata.attempt + 1;
-        let is_last_attempt = attempt >= max_attempts;
-        self.metadata = Arc::new(Metadata { attempt, is_last_attempt, ..(*self.metadata).clone() });
+        let metadata = Arc::make_mut(&mut self.metadata);
+        metadata.attempt += 1;
+        metadata.is_last_attempt = metadata.attempt >= max_attempts;
     }
 }
 
@@ -90,7 +90,6 @@ pub(super) enum AttemptResult {
     /// It is tried again in its place, not before this time has passed.
     RetryInPlace {
         after: Duration,
-        delivery: Box<Delivery>,
     },
 }
 
@@ -104,36 +103,37 @@ enum Ended {
     },
 }
 
-/// Makes one attempt.
+/// Makes one attempt. The delivery goes back to where it came from, also to be dropped: memory is freed at least cost there.
 pub(super) async fn process<H: Handler>(
-    consumer: Arc<ConsumerLoop<H>>,
+    runner: Arc<HandlerRunner<H>>,
     mut delivery: Box<Delivery>,
-) -> AttemptResult {
-    let _in_flight = consumer.metrics.begin();
+) -> (AttemptResult, Box<Delivery>) {
+    let _in_flight = runner.metrics.begin();
     let known = delivery.known.take();
     delivery.calls += u32::from(known.is_none());
-    let trace = trace::of_attempt(H::BINDING, &delivery.metadata, delivery.headers.as_ref());
-    let ended = trace.around(pin!(try_once(&consumer, &delivery, known))).await;
-    match ended {
+    let trace = trace::of_attempt(runner.name, &delivery.metadata);
+    let ended = trace.around(pin!(try_once(&runner, &delivery, known))).await;
+    let result = match ended {
         Ended::Settled(settlement) => AttemptResult::Settle(settlement),
         Ended::Again { after, given_up } if delivery.in_place => {
             delivery.known = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
             if delivery.known.is_none() {
-                delivery.go_on_to_next_attempt(consumer.binding.retry.max_attempts);
+                delivery.go_on_to_next_attempt(runner.retry.max_attempts);
             }
-            AttemptResult::RetryInPlace { after, delivery }
+            AttemptResult::RetryInPlace { after }
         }
         Ended::Again { after, given_up } => {
             let Delivery { first_delivered, calls, .. } = *delivery;
-            consumer.redelivery.put(&delivery.metadata, PriorAttempts { first_delivered, calls, given_up });
+            runner.redelivery.put(&delivery.metadata, PriorAttempts { first_delivered, calls, given_up });
             AttemptResult::Settle(Settlement::Nak { after })
         }
-    }
+    };
+    (result, delivery)
 }
 
 /// One attempt, unless it is known already what comes of it.
 async fn try_once<H: Handler>(
-    consumer: &ConsumerLoop<H>,
+    runner: &HandlerRunner<H>,
     delivery: &Delivery,
     known: Option<Outcome>,
 ) -> Ended {
@@ -141,41 +141,43 @@ async fn try_once<H: Handler>(
     let was_recorded = matches!(known, Some(Outcome::GivenUp(..)));
     let outcome = match known {
         Some(outcome) => outcome,
-        None => handle(consumer, delivery, begun).await,
+        None => handle(runner, delivery, begun).await,
     };
     let Metadata { attempt, is_last_attempt, .. } = *delivery.metadata;
     let decision = match outcome {
         Outcome::Done => Decision::Done,
-        outcome => decide(outcome, attempt, is_last_attempt, &consumer.binding.retry, rand::random()),
+        outcome => decide(outcome, attempt, is_last_attempt, &runner.retry, rand::random()),
     };
     if !was_recorded {
-        record(consumer, &delivery.metadata, &decision, begun);
+        record(runner, &delivery.metadata, &decision, begun);
     }
     match decision {
-        Decision::Done => Ended::Settled(Settlement::Ack),
+        Decision::Done | Decision::Ignored => Ended::Settled(Settlement::Ack),
         Decision::Retry { after, .. } => Ended::Again { after, given_up: None },
         // Seldom, and large: every attempt would carry the room for it.
         Decision::DeadLetter { reason, error } => {
-            Box::pin(dead_letter(consumer, delivery, reason, error)).await
+            Box::pin(dead_letter(runner, delivery, reason, error)).await
         }
     }
 }
 
-async fn handle<H: Handler>(consumer: &ConsumerLoop<H>, delivery: &Delivery, begun: Instant) -> Outcome {
-    let deadline = consumer.binding.handler_deadline.0;
+async fn handle<H: Handler>(runner: &HandlerRunner<H>, delivery: &Delivery, begun: Instant) -> Outcome {
+    let deadline = runner.deadline;
     // What a service wrote is called within the caught future alone, its decoding included, and cleared away there.
     let handled = AssertUnwindSafe(async {
-        let mut handling = pin!(async {
+        // A handler's future may have any size, and what has it inside is moved on its way to a thread.
+        let mut handling = Box::pin(async {
             let event = match decode::<H::Event>(delivery) {
                 Ok(event) => event,
+                Err(why) if runner.ignores(&why) => return Outcome::Ignored,
                 Err(why) => return Outcome::Undecodable(why),
             };
-            match consumer.handler.handle(event, &delivery.metadata).await {
+            match runner.handler.handle(event, &delivery.metadata).await {
                 Ok(()) => Outcome::Done,
                 Err(failure) => Outcome::Failed(failure),
             }
         });
-        match poll!(handling.as_mut()) {
+        match poll!(&mut handling) {
             Poll::Ready(outcome) => outcome,
             // Most need no timer, and every attempt would carry the room for it.
             Poll::Pending => {
@@ -185,14 +187,13 @@ async fn handle<H: Handler>(consumer: &ConsumerLoop<H>, delivery: &Delivery, beg
     });
     let handled = handled.catch_unwind().await;
     let outcome = handled.unwrap_or_else(|panic| Outcome::Panicked(panic_message(panic.as_ref())));
-    consumer.metrics.took(begun.elapsed());
+    runner.metrics.took(begun.elapsed());
     outcome
 }
 
-fn decode<E: Event>(delivery: &Delivery) -> Result<E, Undecodable> {
-    let event_type = HeaderName::from_static(EVENT_TYPE);
-    let event_type = delivery.headers.as_ref().and_then(|headers| headers.get(event_type));
-    E::decode(event_type.ok_or_else(Undecodable::missing_type)?.as_str(), delivery.payload.clone())
+fn decode<E: Event>(delivery: &Delivery) -> Result<E, DecodeError> {
+    let event_type = delivery.metadata.headers.get(HeaderName::from_static(EVENT_TYPE));
+    E::decode(event_type.ok_or_else(DecodeError::missing_type)?.as_str(), delivery.payload.clone())
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {
@@ -202,67 +203,69 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
 
 /// Gives an event up: keeps it first, where that is wanted. While it cannot be kept it is not given up.
 async fn dead_letter<H: Handler>(
-    consumer: &ConsumerLoop<H>,
+    runner: &HandlerRunner<H>,
     delivery: &Delivery,
     reason: Reason,
     error: String,
 ) -> Ended {
-    let Some(dead_letters) = &consumer.binding.dead_letters else {
+    let Some(dead_letters) = &runner.dead_letters else {
         return Ended::Settled(Settlement::Term { reason: reason.as_str() });
     };
-    let after = consumer.binding.retry.backoff.max.0;
-    if !consumer.breaker.allow() {
+    let after = runner.retry.backoff.max.0;
+    if !runner.breaker.allow() {
         return Ended::Again { after, given_up: Some((reason, one_line(&error))) };
     }
-    let Delivery { metadata, headers, payload, first_delivered, .. } = delivery;
+    let Delivery { metadata, payload, first_delivered, .. } = delivery;
     let details =
         FailureDetails { reason, error, first_delivered: *first_delivered, failed_at: Timestamp::now() };
-    let original = Original::parsed(metadata, headers.as_ref(), payload);
-    let kept = keep(&consumer.publisher, dead_letters, original, &details).await;
+    let original = Original::parsed(metadata, payload);
+    let kept = keep(&runner.publisher, dead_letters, original, &details).await;
     // What one event has against it says nothing about others.
     let is_away = kept.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);
-    consumer.breaker.record(!is_away);
+    runner.breaker.record(!is_away);
     if let Err(error) = kept {
-        tracing::error!(binding = H::BINDING, %error, ?after, "failed to keep a dead letter, will retry");
+        tracing::error!(binding = runner.name, %error, ?after, "failed to keep a dead letter, will retry");
         return Ended::Again { after, given_up: Some((reason, one_line(&details.error))) };
     }
-    consumer.metrics.dead_lettered(reason);
+    runner.metrics.dead_lettered(reason.as_str());
     Ended::Settled(Settlement::Term { reason: DEAD_LETTERED })
 }
 
 /// Keeps the bytes of an event that the client cannot parse, where that is wanted. Says with which reason its delivery is terminated.
 pub(super) async fn keep_foreign<H: Handler>(
-    consumer: &ConsumerLoop<H>,
+    runner: &HandlerRunner<H>,
+    source: &Source,
     event: &RawEvent,
 ) -> Result<&'static str, Error> {
-    let (binding, reason) = (&consumer.binding, Reason::Undecodable);
-    let Some(dead_letters) = &binding.dead_letters else { return Ok(reason.as_str()) };
+    let reason = Reason::Undecodable;
+    let Some(dead_letters) = &runner.dead_letters else { return Ok(reason.as_str()) };
     let why = event.unparsable().unwrap_or_default();
     let (error, failed_at) = (format!("the NATS client cannot parse it: {why}"), Timestamp::now());
     let details = FailureDetails { reason, error, first_delivered: None, failed_at };
-    let original = Original::raw(&binding.stream, &binding.consumer, event);
-    keep(&consumer.publisher, dead_letters, original, &details).await?;
+    let original = Original::raw(&source.stream, &source.consumer, event);
+    keep(&runner.publisher, dead_letters, original, &details).await?;
     Ok(DEAD_LETTERED)
 }
 
 /// Counts and logs an event that the client cannot parse, and whose delivery is terminated.
-pub(super) fn record_foreign<H: Handler>(consumer: &ConsumerLoop<H>, sequence: u64) {
+pub(super) fn record_foreign<H: Handler>(runner: &HandlerRunner<H>, sequence: u64) {
     let reason = Reason::Undecodable;
-    tracing::error!(binding = H::BINDING, sequence, "dead-lettered event that the NATS client cannot parse");
-    if consumer.binding.dead_letters.is_some() {
-        consumer.metrics.dead_lettered(reason);
+    tracing::error!(binding = runner.name, sequence, "dead-lettered event that the NATS client cannot parse");
+    if runner.dead_letters.is_some() {
+        runner.metrics.dead_lettered(reason.as_str());
     }
-    consumer.metrics.handled(HandledOutcome::DeadLettered(reason));
+    runner.metrics.handled(HandledOutcome::DeadLettered(reason.as_str()));
 }
 
 /// Counts and logs the decision.
-fn record<H: Handler>(consumer: &ConsumerLoop<H>, metadata: &Metadata, decision: &Decision, begun: Instant) {
-    let (binding, attempt) = (H::BINDING, metadata.attempt);
+fn record<H: Handler>(runner: &HandlerRunner<H>, metadata: &Metadata, decision: &Decision, begun: Instant) {
+    let (binding, attempt) = (runner.name, metadata.attempt);
     let outcome = match decision {
         Decision::Done => {
             tracing::debug!(binding, took_ms = milliseconds(begun.elapsed()), "handled");
             HandledOutcome::Done
         }
+        Decision::Ignored => HandledOutcome::Ignored,
         Decision::Retry { after, error } => {
             trace::failed(&Span::current(), "transient", error);
             tracing::warn!(binding, attempt, ?after, error, "handler failed, will retry");
@@ -271,10 +274,10 @@ fn record<H: Handler>(consumer: &ConsumerLoop<H>, metadata: &Metadata, decision:
         Decision::DeadLetter { reason, error } => {
             trace::failed(&Span::current(), reason.as_str(), error);
             tracing::error!(binding, attempt, reason = reason.as_str(), error, "gave up event");
-            HandledOutcome::DeadLettered(*reason)
+            HandledOutcome::DeadLettered(reason.as_str())
         }
     };
-    consumer.metrics.handled(outcome);
+    runner.metrics.handled(outcome);
 }
 
 fn milliseconds(duration: Duration) -> f64 {

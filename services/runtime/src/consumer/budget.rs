@@ -92,7 +92,10 @@ impl ByteShare {
     /// So many are held no more.
     pub(crate) fn give_back(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
-        self.settle_borrowed(&mut self.budget.lock());
+        // Where nothing is borrowed there is nothing to give back to others.
+        if self.borrowed.load(Ordering::Relaxed) > 0 {
+            self.settle_borrowed(&mut self.budget.lock());
+        }
     }
 
     /// Brings what counts as borrowed up to what is held and owed.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jetwright_crds::environment::Retry;
 
-use crate::{Failure, Undecodable};
+use crate::{DecodeError, HandlerError};
 
 /// What came of one delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,9 +12,11 @@ pub(crate) enum Outcome {
     /// The handler is content.
     Done,
     /// The handler said no.
-    Failed(Failure),
+    Failed(HandlerError),
     /// The payload or its type could not be read; the handler never saw it.
-    Undecodable(Undecodable),
+    Undecodable(DecodeError),
+    /// Its type is unknown, and the handler's options have such events ignored.
+    Ignored,
     /// The handler panicked.
     Panicked(String),
     /// The handler took longer than it may.
@@ -30,6 +32,8 @@ pub(crate) enum Outcome {
 pub(crate) enum Decision {
     /// It is done.
     Done,
+    /// It is not for this handler.
+    Ignored,
     /// It is tried again, not before this time has passed.
     Retry {
         /// Time until the next attempt.
@@ -114,9 +118,11 @@ pub(crate) fn decide(
     retry: &Retry,
     jitter: f64,
 ) -> Decision {
+    let mut asked_for = None;
     let error = match outcome {
         Outcome::Done => return Decision::Done,
-        Outcome::Failed(Failure::Permanent(why)) => {
+        Outcome::Ignored => return Decision::Ignored,
+        Outcome::Failed(HandlerError::Permanent(why)) => {
             return Decision::DeadLetter { reason: Reason::Permanent, error: why };
         }
         Outcome::Undecodable(why) => {
@@ -127,14 +133,18 @@ pub(crate) fn decide(
             return Decision::DeadLetter { reason: Reason::DeliveredTooOften, error };
         }
         Outcome::GivenUp(reason, error) => return Decision::DeadLetter { reason, error },
-        Outcome::Failed(Failure::Transient(why)) => why,
+        Outcome::Failed(HandlerError::Transient(why)) => why,
+        Outcome::Failed(HandlerError::RetryAfter(after, why)) => {
+            asked_for = Some(after);
+            why
+        }
         Outcome::Panicked(message) => format!("the handler panicked: {message}"),
         Outcome::TimedOut(deadline) => format!("the handler took longer than {deadline:?}"),
     };
     if is_last_attempt {
         return Decision::DeadLetter { reason: Reason::LastAttempt, error };
     }
-    Decision::Retry { after: delay(attempt, retry, jitter), error }
+    Decision::Retry { after: asked_for.unwrap_or_else(|| delay(attempt, retry, jitter)), error }
 }
 
 /// The delay after this attempt: exponential up to the longest, then between half and the whole of it, so that events
@@ -166,7 +176,7 @@ mod tests {
     }
 
     fn transient() -> Outcome {
-        Outcome::Failed(Failure::transient("busy"))
+        Outcome::Failed(HandlerError::transient("busy"))
     }
 
     fn retry(milliseconds: u64, error: &str) -> Decision {
@@ -196,13 +206,28 @@ mod tests {
 
     #[test]
     fn a_permanent_failure_is_given_up_at_once() {
-        let permanent = Outcome::Failed(Failure::permanent("no such thing"));
+        let permanent = Outcome::Failed(HandlerError::permanent("no such thing"));
         assert_eq!(decided(permanent, 1), dead_letter(Reason::Permanent, "no such thing"));
     }
 
     #[test]
+    fn a_failure_that_names_its_time_is_tried_again_then_while_attempts_are_left() {
+        let busy = || Outcome::Failed(HandlerError::retry_after(Duration::from_secs(7), "busy"));
+        assert_eq!(decided(busy(), 1), retry(7000, "busy"));
+        assert_eq!(decided(busy(), 3), dead_letter(Reason::LastAttempt, "busy"));
+    }
+
+    #[test]
+    fn what_is_not_for_the_handler_is_ignored_also_at_the_last_attempt() {
+        assert_eq!(
+            [1, 3].map(|attempt| decided(Outcome::Ignored, attempt)),
+            [const { Decision::Ignored }; 2]
+        );
+    }
+
+    #[test]
     fn what_cannot_be_read_is_given_up_at_once() {
-        let outcome = Outcome::Undecodable(Undecodable::unknown_type("x.Y"));
+        let outcome = Outcome::Undecodable(DecodeError::unknown_type("x.Y"));
         let expected = dead_letter(Reason::Undecodable, "event type \"x.Y\" is not handled here");
         assert_eq!(decided(outcome, 1), expected);
     }

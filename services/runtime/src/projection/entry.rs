@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Projection;
-use crate::{Position, Recorded};
+use crate::{Position, StoredEvent};
 
 /// Events that could not be applied, of which the newest are remembered until their own delivery was told.
 const SKIPPED: usize = 32;
@@ -13,7 +13,7 @@ const REASON: usize = 200;
 /// An entry, as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(bound(deserialize = "E: Deserialize<'de>"))]
-pub(super) struct Kept<E> {
+pub(super) struct StoredEntry<E> {
     /// The newest event of the key that was looked at.
     #[serde(flatten)]
     pub(super) position: Position,
@@ -41,7 +41,7 @@ struct Mark {
     rebuild: Option<String>,
 }
 
-impl<E> Kept<E> {
+impl<E> StoredEntry<E> {
     /// Why the event of this sequence could not be applied, if so.
     pub(super) fn skipped(&self, sequence: u64) -> Option<&str> {
         let skipped = self.skipped.iter().find(|skipped| skipped.sequence == sequence)?;
@@ -50,7 +50,7 @@ impl<E> Kept<E> {
 
     /// Whether the event at this position was looked at already, as far as positions tell: where clocks of servers differ, or
     /// the stream was made again, a higher sequence may have an earlier time.
-    pub(super) fn is_past(&self, position: Position) -> bool {
+    pub(super) fn covers(&self, position: Position) -> bool {
         position.sequence <= self.position.sequence && position.time <= self.position.time
     }
 }
@@ -72,13 +72,13 @@ impl<P: Projection> Fold<P> {
     }
 
     /// After the events that made this.
-    pub(super) fn after(kept: Kept<P::Entry>) -> Self {
-        let Kept { position, entry, skipped, rebuild: _ } = kept;
+    pub(super) fn after(kept: StoredEntry<P::Entry>) -> Self {
+        let StoredEntry { position, entry, skipped, rebuild: _ } = kept;
         Self { entry, skipped, position: Some(position), events: 0, applied: true }
     }
 
     /// After these events too. What cannot be read or applied is passed over: it fails in its own delivery.
-    pub(super) fn advance(&mut self, events: &[Recorded]) {
+    pub(super) fn advance(&mut self, events: &[StoredEvent]) {
         for recorded in events {
             self.apply(recorded);
             self.position = Some(recorded.position());
@@ -86,8 +86,8 @@ impl<P: Projection> Fold<P> {
         }
     }
 
-    fn apply(&mut self, recorded: &Recorded) {
-        let Recorded { subject, sequence, .. } = recorded;
+    fn apply(&mut self, recorded: &StoredEvent) {
+        let StoredEvent { subject, sequence, .. } = recorded;
         match recorded.decode::<P::Event>() {
             Ok(event) => match P::apply(self.entry.clone(), event, recorded) {
                 Ok(entry) => (self.entry, self.applied) = (entry, true),
@@ -119,22 +119,22 @@ impl<P: Projection> Fold<P> {
     }
 
     /// What they made by now, where an event could be applied.
-    pub(super) fn so_far(&self, rebuild: Option<&String>) -> Option<Kept<P::Entry>> {
+    pub(super) fn so_far(&self, rebuild: Option<&String>) -> Option<StoredEntry<P::Entry>> {
         let Self { entry, skipped, position, .. } = self;
         let (entry, skipped, rebuild) = (entry.clone(), skipped.clone(), rebuild.cloned());
         (self.applied && self.events > 0).then_some(())?;
-        Some(Kept { position: (*position)?, entry, skipped, rebuild })
+        Some(StoredEntry { position: (*position)?, entry, skipped, rebuild })
     }
 
     /// What they made; `None` where there were none.
-    pub(super) fn finish(self, rebuild: Option<String>) -> Option<Kept<P::Entry>> {
+    pub(super) fn finish(self, rebuild: Option<String>) -> Option<StoredEntry<P::Entry>> {
         let Self { entry, skipped, position, .. } = self;
-        Some(Kept { position: position?, entry, skipped, rebuild })
+        Some(StoredEntry { position: position?, entry, skipped, rebuild })
     }
 }
 
 /// Reads an entry. One that is not readable, as one of another program, counts as none.
-pub(super) fn parse<P: Projection>(key: &str, value: &[u8]) -> Option<Kept<P::Entry>> {
+pub(super) fn parse<P: Projection>(key: &str, value: &[u8]) -> Option<StoredEntry<P::Entry>> {
     let parsed = serde_json::from_slice(value);
     parsed.inspect_err(|error| tracing::warn!(bucket = P::BUCKET, key, %error, "an unreadable entry")).ok()
 }
@@ -152,19 +152,20 @@ mod tests {
         Position { time: jiff::Timestamp::from_second(seconds).unwrap(), sequence }
     }
 
-    fn kept(position: Position) -> Kept<u64> {
-        Kept { position, entry: Some(7), skipped: Vec::new(), rebuild: None }
+    fn kept(position: Position) -> StoredEntry<u64> {
+        StoredEntry { position, entry: Some(7), skipped: Vec::new(), rebuild: None }
     }
 
     #[test]
     fn an_entry_is_json_with_its_position() {
         let text = r#"{"time":"1970-01-01T00:00:05Z","sequence":3,"entry":7}"#;
         assert_eq!(serde_json::to_string(&kept(position(5, 3))).unwrap(), text);
-        assert_eq!(serde_json::from_str::<Kept<u64>>(text).unwrap(), kept(position(5, 3)));
+        assert_eq!(serde_json::from_str::<StoredEntry<u64>>(text).unwrap(), kept(position(5, 3)));
         let ended = r#"{"time":"1970-01-01T00:00:05Z","sequence":3,"entry":null,"rebuild":"a"}"#;
-        assert_eq!(serde_json::from_str::<Kept<u64>>(ended).unwrap().entry, None);
+        assert_eq!(serde_json::from_str::<StoredEntry<u64>>(ended).unwrap().entry, None);
         assert!(
-            serde_json::from_str::<Kept<u64>>(r#"{"time":"1970-01-01T00:00:05Z","sequence":3}"#).is_err()
+            serde_json::from_str::<StoredEntry<u64>>(r#"{"time":"1970-01-01T00:00:05Z","sequence":3}"#)
+                .is_err()
         );
         assert!(
             is_of(ended.as_bytes(), "a") && !is_of(ended.as_bytes(), "b") && !is_of(text.as_bytes(), "a")
@@ -174,8 +175,8 @@ mod tests {
     #[test]
     fn only_what_is_earlier_by_time_and_by_sequence_was_surely_looked_at() {
         let kept = kept(position(5, 3));
-        assert!(kept.is_past(position(5, 3)) && kept.is_past(position(4, 2)));
+        assert!(kept.covers(position(5, 3)) && kept.covers(position(4, 2)));
         // The stream was made again, or a server with a slow clock leads it now.
-        assert!(!kept.is_past(position(6, 1)) && !kept.is_past(position(4, 4)));
+        assert!(!kept.covers(position(6, 1)) && !kept.covers(position(4, 4)));
     }
 }

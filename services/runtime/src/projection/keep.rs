@@ -6,12 +6,11 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     Projection,
-    entry::{Fold, Kept, parse},
+    entry::{Fold, StoredEntry, parse},
 };
 use crate::{
-    Error, ErrorKind, Failure, Handler, KeyValue, Metadata, Position, Reader,
-    key_value::is_key,
-    read::{Pages, Shared},
+    Error, ErrorKind, Handler, HandlerError, KeyValue, Metadata, Position, Reader,
+    store::{Pages, Shared, is_key},
 };
 
 /// How often a key is brought up to date against others who do the same, before its event is tried again as a whole.
@@ -20,29 +19,33 @@ const TRIES: u32 = 5;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Keeps the entries of one projection. Clones share one connection.
-pub(crate) struct Keeper<P: Projection> {
+pub(crate) struct Projector<P: Projection> {
     pub(super) bucket: KeyValue,
     pub(super) reader: Reader,
     /// The stream of its events.
     pub(super) stream: String,
     /// Keys that are being brought up to date.
-    keys: Shared<Result<Option<Kept<P::Entry>>, Error>>,
+    keys: Shared<Result<Option<StoredEntry<P::Entry>>, Error>>,
     projection: PhantomData<fn() -> P>,
 }
 
-impl<P: Projection> Keeper<P> {
+impl<P: Projection> Projector<P> {
     pub(crate) fn new(bucket: KeyValue, reader: Reader, stream: String) -> Self {
         Self { bucket, reader, stream, keys: Shared::default(), projection: PhantomData }
     }
 
     /// Brings a key's entry up to what its stream has, unless it is past this position already, and returns it. Of two that do
     /// so at once, one is told of a conflict.
-    async fn catch_up(&self, key: &str, wanted: Option<Position>) -> Result<Option<Kept<P::Entry>>, Error> {
+    async fn catch_up(
+        &self,
+        key: &str,
+        wanted: Option<Position>,
+    ) -> Result<Option<StoredEntry<P::Entry>>, Error> {
         // Before the stream is looked at, so that what is read there is never less than what is in the entry.
         let found = self.bucket.get(key).await?;
         let before = found.as_ref().and_then(|found| parse::<P>(key, &found.value));
         if let (Some(before), Some(wanted)) = (&before, wanted)
-            && before.is_past(wanted)
+            && before.covers(wanted)
         {
             return Ok(Some(before.clone()));
         }
@@ -50,7 +53,7 @@ impl<P: Projection> Keeper<P> {
         let filter = P::filter(key);
         let mut pages = self.reader.pages(&self.stream, &filter);
         let mut fold = match before {
-            Some(before) if self.goes_on(&mut pages, before.position).await? => Fold::<P>::after(before),
+            Some(before) if self.can_resume(&mut pages, before.position).await? => Fold::<P>::after(before),
             _ => Fold::new(),
         };
         let (mut revision, mut written) = (found.as_ref().map_or(0, |found| found.revision), Instant::now());
@@ -73,7 +76,7 @@ impl<P: Projection> Keeper<P> {
 
     /// Whether the stream is still the one that an entry was made of, so that it is to be brought up from its position; then the
     /// pages go on there, and else they begin with the first.
-    async fn goes_on(&self, pages: &mut Pages<'_>, position: Position) -> Result<bool, Error> {
+    async fn can_resume(&self, pages: &mut Pages<'_>, position: Position) -> Result<bool, Error> {
         if pages.resume_after(position).await? {
             return Ok(true);
         }
@@ -88,7 +91,12 @@ impl<P: Projection> Keeper<P> {
         Ok(!made_again)
     }
 
-    pub(super) async fn write(&self, key: &str, kept: &Kept<P::Entry>, revision: u64) -> Result<u64, Error> {
+    pub(super) async fn write(
+        &self,
+        key: &str,
+        kept: &StoredEntry<P::Entry>,
+        revision: u64,
+    ) -> Result<u64, Error> {
         let value = serde_json::to_vec(kept).map_err(|error| {
             Error::new(ErrorKind::Refused, format!("bucket {}, key {key}", P::BUCKET), error)
         })?;
@@ -103,7 +111,7 @@ impl<P: Projection> Keeper<P> {
         &self,
         key: &str,
         wanted: Option<Position>,
-    ) -> Result<Option<Kept<P::Entry>>, Error> {
+    ) -> Result<Option<StoredEntry<P::Entry>>, Error> {
         loop {
             let mut own = false;
             let work = async {
@@ -112,7 +120,7 @@ impl<P: Projection> Keeper<P> {
             };
             let kept = self.keys.run(key, work).await?;
             // Another delivery's work ends where that one's event is in the entry already.
-            if own || wanted.is_none_or(|wanted| kept.as_ref().is_some_and(|kept| kept.is_past(wanted))) {
+            if own || wanted.is_none_or(|wanted| kept.as_ref().is_some_and(|kept| kept.covers(wanted))) {
                 return Ok(kept);
             }
         }
@@ -122,7 +130,7 @@ impl<P: Projection> Keeper<P> {
         &self,
         key: &str,
         wanted: Option<Position>,
-    ) -> Result<Option<Kept<P::Entry>>, Error> {
+    ) -> Result<Option<StoredEntry<P::Entry>>, Error> {
         for _ in 1..TRIES {
             match self.catch_up(key, wanted).await {
                 Err(error) if error.kind() == ErrorKind::Conflict => {
@@ -140,29 +148,28 @@ pub(super) fn key_of<P: Projection>(subject: &str) -> Option<&str> {
     P::key(subject).filter(|key| is_key(key))
 }
 
-impl<P: Projection> Handler for Keeper<P> {
+impl<P: Projection> Handler for Projector<P> {
     type Event = P::Event;
-    const BINDING: &'static str = P::BINDING;
 
-    async fn handle(&self, _event: P::Event, metadata: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, _event: P::Event, metadata: &Metadata) -> Result<(), HandlerError> {
         let Some(key) = key_of::<P>(&metadata.subject) else {
-            return Err(Failure::permanent("its subject names no key"));
+            return Err(HandlerError::permanent("its subject names no key"));
         };
         // Of a position in another stream nothing is known here.
-        let wanted = (*metadata.stream == *self.stream)
+        let wanted = (*metadata.source.stream == *self.stream)
             .then_some(Position { time: metadata.time, sequence: metadata.sequence });
         let kept = self.catch_up_among_others(key, wanted).await?;
         let Some(wanted) = wanted else { return Ok(()) };
         match kept {
             Some(kept) if kept.position.sequence >= wanted.sequence => {
                 if let Some(why) = kept.skipped(wanted.sequence) {
-                    return Err(Failure::permanent(why));
+                    return Err(HandlerError::permanent(why));
                 }
                 let (bucket, sequence) = (P::BUCKET, kept.position.sequence);
                 tracing::info!(bucket, key, sequence, "projected");
                 Ok(())
             }
-            _ => Err(Failure::transient(format_args!(
+            _ => Err(HandlerError::transient(format_args!(
                 "its stream has nothing of this sequence under {}",
                 P::filter(key)
             ))),

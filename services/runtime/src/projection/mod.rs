@@ -11,17 +11,17 @@ use std::fmt;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-pub(crate) use self::{keep::Keeper, rebuild::rebuild};
+pub(crate) use self::{keep::Projector, rebuild::rebuild};
 pub use self::{
     rebuild::Rebuilt,
-    view::{Seen, View, ViewError},
+    view::{Versioned, View, ViewError},
 };
-use crate::{Event, Recorded};
+use crate::{Event, StoredEvent};
 
 /// Entries by key, made of events.
 ///
 /// ```no_run
-/// use jetwright_runtime::{Inapplicable, Projection, Recorded, Service};
+/// use jetwright_runtime::{ApplyError, Projection, StoredEvent, Service};
 /// use serde::{Deserialize, Serialize};
 /// # #[derive(Clone, PartialEq, prost::Message)] pub struct UserCreated { #[prost(string, tag = "2")] email: String }
 /// # impl prost::Name for UserCreated { const NAME: &'static str = "UserCreated"; const PACKAGE: &'static str = "events.v1"; }
@@ -36,7 +36,6 @@ use crate::{Event, Recorded};
 /// impl Projection for Directory {
 ///     type Event = UserCreated;
 ///     type Entry = Contact;
-///     const BINDING: &'static str = "user-directory";
 ///     const BUCKET: &'static str = "user-directory";
 ///
 ///     fn key(subject: &str) -> Option<&str> {
@@ -47,16 +46,16 @@ use crate::{Event, Recorded};
 ///         format!("users.{id}.>")
 ///     }
 ///
-///     fn apply(_: Option<Contact>, user: UserCreated, _: &Recorded) -> Result<Option<Contact>, Inapplicable> {
+///     fn apply(_: Option<Contact>, user: UserCreated, _: &StoredEvent) -> Result<Option<Contact>, ApplyError> {
 ///         if user.email.is_empty() {
-///             return Err(Inapplicable::new("a user without an address"));
+///             return Err(ApplyError::new("a user without an address"));
 ///         }
 ///         Ok(Some(Contact { email: user.email }))
 ///     }
 /// }
 ///
 /// # fn project(service: &mut Service) -> Result<(), jetwright_runtime::ServiceError> {
-/// service.project::<Directory>()?;
+/// service.project::<Directory>("user-directory")?;
 /// let view = service.view::<Directory>();
 /// # Ok(())
 /// # }
@@ -68,9 +67,6 @@ pub trait Projection: Send + Sync + 'static {
     /// What is kept of a key, as JSON.
     type Entry: Clone + Serialize + DeserializeOwned + Send + Sync + 'static;
 
-    /// Name of the EventConsumer that delivers its events.
-    const BINDING: &'static str;
-
     /// Name of the bucket that holds its entries, and nothing else.
     const BUCKET: &'static str;
 
@@ -78,27 +74,28 @@ pub trait Projection: Send + Sync + 'static {
     /// `-/_=.`.
     fn key(subject: &str) -> Option<&str>;
 
-    /// The subject of all events about a key, with wildcards: its history.
+    /// The subject of all events about a key, with wildcards: the key's history.
     fn filter(key: &str) -> String;
 
-    /// The entry after this event, being what it is; `None` where it ends. The same entry and event always make the same.
+    /// The entry after this event; `None` ends it. It depends on its arguments alone: the same entry and event always make the
+    /// same result.
     ///
     /// # Errors
     ///
-    /// The event cannot be. Its delivery fails for good, and the entry goes on without it.
+    /// The event cannot be applied. Its delivery becomes a dead letter, and the entry goes on without it.
     fn apply(
         entry: Option<Self::Entry>,
         event: Self::Event,
-        recorded: &Recorded,
-    ) -> Result<Option<Self::Entry>, Inapplicable>;
+        recorded: &StoredEvent,
+    ) -> Result<Option<Self::Entry>, ApplyError>;
 }
 
 /// Why an event can be read and not applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Inapplicable(String);
+pub struct ApplyError(String);
 
-impl Inapplicable {
+impl ApplyError {
     /// For this reason.
     #[must_use]
     pub fn new(why: impl fmt::Display) -> Self {

@@ -15,9 +15,9 @@ use tokio::time::{Instant, sleep};
 use super::{
     Projection,
     entry::{Fold, is_of},
-    keep::{Keeper, key_of},
+    keep::{Projector, key_of},
 };
-use crate::{Error, ErrorKind, Recorded, read::Pages};
+use crate::{Error, ErrorKind, StoredEvent, store::Pages};
 
 /// How often a key is tried, against others who write it and while NATS is away.
 const TRIES: u32 = 10;
@@ -28,15 +28,15 @@ const REMEMBERED: usize = 100_000;
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_secs(5);
 
-/// What a rebuild came to.
+/// What a rebuild did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rebuilt {
     /// Events of the stream that were looked at for their keys.
     pub events: u64,
-    /// Keys that were made anew.
+    /// Keys whose entries were made again.
     pub made: u64,
-    /// Keys that were taken away, since the stream has no events of them that can be applied.
-    pub taken_away: u64,
+    /// Keys that were removed, since the stream has no events of them that can be applied.
+    pub removed: u64,
 }
 
 /// What became of one key.
@@ -45,12 +45,12 @@ enum Key {
     Made,
     TakenAway,
     /// There is nothing to be done, or it was done already.
-    Left,
+    Unchanged,
 }
 
 /// A rebuild that is under way.
 struct Rebuild<'a, P: Projection> {
-    keeper: &'a Keeper<P>,
+    keeper: &'a Projector<P>,
     /// Its mark.
     id: String,
     /// Keys that were made, so that most need not be looked at again.
@@ -60,15 +60,15 @@ struct Rebuild<'a, P: Projection> {
 }
 
 /// Makes all keys anew, and takes those away that have no events.
-pub(crate) async fn rebuild<P: Projection>(keeper: &Keeper<P>) -> Result<Rebuilt, Error> {
+pub(crate) async fn rebuild<P: Projection>(keeper: &Projector<P>) -> Result<Rebuilt, Error> {
     let id = format!("{:016x}", rand::random::<u64>());
     tracing::info!(bucket = P::BUCKET, stream = keeper.stream, rebuild = id, "is being made anew");
     let (made, so_far, told) = (HashSet::new(), Rebuilt::default(), Instant::now());
     let mut rebuild = Rebuild { keeper, id, made, so_far, told };
     rebuild.over_stream().await?;
     rebuild.over_bucket().await?;
-    let Rebuilt { events, made, taken_away } = rebuild.so_far;
-    tracing::info!(bucket = P::BUCKET, events, made, taken_away, "was made anew");
+    let Rebuilt { events, made, removed } = rebuild.so_far;
+    tracing::info!(bucket = P::BUCKET, events, made, removed, "was made anew");
     Ok(rebuild.so_far)
 }
 
@@ -109,8 +109,8 @@ impl<P: Projection> Rebuild<'_, P> {
         for (key, became) in made {
             match became {
                 Key::Made => self.so_far.made += 1,
-                Key::TakenAway => self.so_far.taken_away += 1,
-                Key::Left => {}
+                Key::TakenAway => self.so_far.removed += 1,
+                Key::Unchanged => {}
             }
             if self.made.len() >= REMEMBERED {
                 self.made.clear();
@@ -123,14 +123,14 @@ impl<P: Projection> Rebuild<'_, P> {
     fn tell(&mut self, sequence: u64, of: u64) {
         if self.told.elapsed() >= PROGRESS {
             self.told = Instant::now();
-            let Rebuilt { events, made, taken_away } = self.so_far;
-            tracing::info!(bucket = P::BUCKET, sequence, of, events, made, taken_away, "is being made anew");
+            let Rebuilt { events, made, removed } = self.so_far;
+            tracing::info!(bucket = P::BUCKET, sequence, of, events, made, removed, "is being made anew");
         }
     }
 }
 
 /// The next page, asked for again while NATS is away.
-async fn next(pages: &mut Pages<'_>) -> Result<Option<Vec<Recorded>>, Error> {
+async fn next(pages: &mut Pages<'_>) -> Result<Option<Vec<StoredEvent>>, Error> {
     for attempt in 1..TRIES {
         match pages.next().await {
             Err(error) if error.kind() == ErrorKind::Unavailable => {
@@ -144,9 +144,13 @@ async fn next(pages: &mut Pages<'_>) -> Result<Option<Vec<Recorded>>, Error> {
 }
 
 /// Makes a key anew, again where somebody else writes it too or NATS is away.
-async fn remake_among_others<P: Projection>(keeper: &Keeper<P>, key: &str, id: &str) -> Result<Key, Error> {
+async fn remake_among_others<P: Projection>(
+    keeper: &Projector<P>,
+    key: &str,
+    id: &str,
+) -> Result<Key, Error> {
     for attempt in 1..TRIES {
-        match remake(keeper, key, id).await {
+        match rebuild_key(keeper, key, id).await {
             Err(error) if error.kind() != ErrorKind::Refused => {
                 tracing::debug!(bucket = P::BUCKET, key, %error, "tried again");
                 let longest = if error.kind() == ErrorKind::Conflict { 20 } else { 500 };
@@ -155,14 +159,14 @@ async fn remake_among_others<P: Projection>(keeper: &Keeper<P>, key: &str, id: &
             done => return done,
         }
     }
-    remake(keeper, key, id).await
+    rebuild_key(keeper, key, id).await
 }
 
-async fn remake<P: Projection>(keeper: &Keeper<P>, key: &str, id: &str) -> Result<Key, Error> {
+async fn rebuild_key<P: Projection>(keeper: &Projector<P>, key: &str, id: &str) -> Result<Key, Error> {
     // Before the stream is looked at, so that a delivery that comes meanwhile makes the write below a conflict.
     let found = keeper.bucket.get(key).await?;
     if found.as_ref().is_some_and(|found| is_of(&found.value, id)) {
-        return Ok(Key::Left);
+        return Ok(Key::Unchanged);
     }
     let filter = P::filter(key);
     let (mut pages, mut fold) = (keeper.reader.pages(&keeper.stream, &filter), Fold::<P>::new());
@@ -171,7 +175,7 @@ async fn remake<P: Projection>(keeper: &Keeper<P>, key: &str, id: &str) -> Resul
     }
     let kept = if fold.is_nothing() { None } else { fold.finish(Some(id.to_owned())) };
     match (found, kept) {
-        (None, None) => Ok(Key::Left),
+        (None, None) => Ok(Key::Unchanged),
         (Some(found), None) => keeper.bucket.delete(key, found.revision).await.map(|()| Key::TakenAway),
         (found, Some(kept)) => {
             let revision = found.map_or(0, |found| found.revision);

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::{
     Projection,
-    entry::{Kept, parse},
+    entry::{StoredEntry, parse},
 };
 use crate::{Error, KeyValue, Position};
 
@@ -23,7 +23,7 @@ pub struct View<P> {
 
 /// What a projection knows of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen<E> {
+pub struct Versioned<E> {
     /// What the key's events made; `None` where it has ended.
     pub entry: Option<E>,
     /// The newest of the key's events that is in it.
@@ -73,10 +73,10 @@ impl<P: Projection> View<P> {
     /// # Errors
     ///
     /// As of [`KeyValue::get`].
-    pub async fn get(&self, key: &str) -> Result<Option<Seen<P::Entry>>, Error> {
+    pub async fn get(&self, key: &str) -> Result<Option<Versioned<P::Entry>>, Error> {
         let found = self.bucket.get(key).await?;
         let kept = found.and_then(|found| parse::<P>(key, &found.value));
-        Ok(kept.map(|Kept { position, entry, .. }| Seen { entry, position }))
+        Ok(kept.map(|StoredEntry { position, entry, .. }| Versioned { entry, position }))
     }
 
     /// What is known of a key with its event of this sequence in it, such as one that the caller has just appended: waits
@@ -92,7 +92,7 @@ impl<P: Projection> View<P> {
         key: &str,
         minimum_sequence: u64,
         within: Duration,
-    ) -> Result<Option<Seen<P::Entry>>, ViewError> {
+    ) -> Result<Option<Versioned<P::Entry>>, ViewError> {
         let (deadline, mut pause) = (Instant::now() + within, PAUSE);
         loop {
             let seen = self.get(key).await?;

@@ -17,8 +17,8 @@ use jetwright_crds::{
 };
 use jetwright_process::health::Health;
 use jetwright_runtime::{
-    Aggregate, Aggregates, Environment, Event, Inapplicable, NewEvent, Projection, Recorded, Service,
-    ServiceError, Snapshot, Undecodable, decode,
+    Aggregate, Aggregates, ApplyError, DecodeError, Environment, Event, NewEvent, Projection, Service,
+    ServiceError, Snapshot, StoredEvent, decode,
 };
 use jetwright_testing::{NatsServer, await_until};
 use prometheus_client::{encoding::text::encode, registry::Registry};
@@ -57,11 +57,11 @@ pub enum AccountEvent {
 }
 
 impl Event for AccountEvent {
-    fn decode(event_type: &str, payload: Bytes) -> Result<Self, Undecodable> {
+    fn decode(event_type: &str, payload: Bytes) -> Result<Self, DecodeError> {
         match event_type {
             "tests.v1.Paid" => decode(payload).map(Self::Paid),
             "tests.v1.Closed" => decode(payload).map(Self::Closed),
-            other => Err(Undecodable::unknown_type(other)),
+            other => Err(DecodeError::unknown_type(other)),
         }
     }
 }
@@ -81,7 +81,7 @@ impl Account {
 impl Aggregate for Account {
     type Event = AccountEvent;
 
-    fn apply(&mut self, event: AccountEvent, _recorded: &Recorded) {
+    fn apply(&mut self, event: AccountEvent, _recorded: &StoredEvent) {
         *self = match event {
             AccountEvent::Paid(paid) => self.paid(paid),
             AccountEvent::Closed(_) => Self::default(),
@@ -99,7 +99,6 @@ pub struct Balances;
 impl Projection for Balances {
     type Event = AccountEvent;
     type Entry = Account;
-    const BINDING: &'static str = "balances";
     const BUCKET: &'static str = "balances";
 
     fn key(subject: &str) -> Option<&str> {
@@ -114,10 +113,10 @@ impl Projection for Balances {
     fn apply(
         entry: Option<Account>,
         event: AccountEvent,
-        _recorded: &Recorded,
-    ) -> Result<Option<Account>, Inapplicable> {
+        _recorded: &StoredEvent,
+    ) -> Result<Option<Account>, ApplyError> {
         match event {
-            AccountEvent::Paid(Paid { amount: 0 }) => Err(Inapplicable::new("nothing was paid")),
+            AccountEvent::Paid(Paid { amount: 0 }) => Err(ApplyError::new("nothing was paid")),
             AccountEvent::Paid(paid) => Ok(Some(entry.unwrap_or_default().paid(paid))),
             AccountEvent::Closed(_) => Ok(None),
         }
@@ -296,7 +295,7 @@ impl<S> Bank<S> {
     pub async fn keep(&self) -> Keeping {
         let (mut registry, stop) = (Registry::default(), CancellationToken::new());
         let mut service = self.registered(&mut registry).await;
-        service.project::<Balances>().unwrap();
+        service.project::<Balances>("balances").unwrap();
         let task = tokio::spawn(service.run(stop.clone()));
         Keeping { registry, stop, task }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use async_nats::jetstream::{kv, stream};
 use futures::future::join_all;
 use jetwright_runtime::{
-    Aggregate, AggregateError, Aggregates, Decision, ErrorKind, NewEvent, Recorded, Snapshot,
+    Aggregate, AggregateError, Aggregates, Decision, ErrorKind, NewEvent, Snapshot, StoredEvent,
 };
 use jetwright_testing::{NatsCluster, NatsServer, await_until};
 use serde::{Deserialize, Serialize};
@@ -23,14 +23,14 @@ async fn an_aggregate_is_its_events_and_whoever_saw_less_is_told() {
     let none = accounts.load("ann").await.unwrap();
     assert_eq!((none.last_sequence(), none.state()), (0, &Account::default()));
     let first = accounts.append(&none, paid(10)).await.unwrap();
-    accounts.append(&accounts.presume_new("bob"), paid(1)).await.unwrap();
+    accounts.append(&accounts.assume_new("bob"), paid(1)).await.unwrap();
     let ann = accounts.load("ann").await.unwrap();
     assert_eq!((ann.last_sequence(), ann.state()), (first.sequence, &Account { balance: 10, payments: 1 }));
 
-    for stale in [none, accounts.presume_new("ann")] {
+    for stale in [none, accounts.assume_new("ann")] {
         assert_eq!(accounts.append(&stale, paid(5)).await.unwrap_err().kind(), ErrorKind::Conflict);
     }
-    accounts.append(&accounts.presume_new("eve"), paid(1)).await.unwrap();
+    accounts.append(&accounts.assume_new("eve"), paid(1)).await.unwrap();
     assert!(accounts.is_current(&ann).await.unwrap());
     accounts.append(&ann, paid(-3)).await.unwrap();
     assert!(!accounts.is_current(&ann).await.unwrap());
@@ -47,7 +47,7 @@ async fn what_is_no_token_of_a_subject_is_no_id_and_no_name() {
         let Err(AggregateError::JetStream(error)) = accounts.load(wrong).await else { panic!("{wrong:?}") };
         assert_eq!(error.kind(), ErrorKind::Refused);
         let named = NewEvent::new(wrong.to_owned(), Paid { amount: 1 });
-        let refused = accounts.append(&accounts.presume_new("ann"), named).await.unwrap_err();
+        let refused = accounts.append(&accounts.assume_new("ann"), named).await.unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::Refused);
     }
     let service = bank.service().await;
@@ -80,7 +80,7 @@ async fn of_many_who_decide_at_once_each_event_is_stored_once_and_on_what_was_be
                 match updated.await {
                     Ok(updated) => {
                         assert!(updated.appended);
-                        sequences.push((updated.sequence, updated.answer));
+                        sequences.push((updated.sequence, updated.output));
                     }
                     Err(error) => assert!(error.is_conflict(), "{error}"),
                 }
@@ -113,7 +113,7 @@ async fn what_was_stored_and_its_answer_lost_is_not_decided_once_more() {
         let updated = updated.await.unwrap();
         assert_eq!(proxy.left_to_lose(), 0, "no answer was lost");
         // Under an id that others may know, it may have been theirs.
-        assert_eq!((updated.answer, updated.appended), (before, message_id.is_none()));
+        assert_eq!((updated.output, updated.appended), (before, message_id.is_none()));
     }
     assert_eq!(accounts.load("ann").await.unwrap().into_state(), Account { balance: 10, payments: 2 });
 }
@@ -132,10 +132,10 @@ async fn a_decision_for_nothing_appends_nothing_and_a_refusal_is_the_callers() {
     bank.pay("ann", [4]).await;
     let accounts = bank.accounts().await;
     let nothing = accounts
-        .update("ann", |account| Ok::<_, AggregateError>(Decision::Nothing(account.balance)))
+        .update("ann", |account| Ok::<_, AggregateError>(Decision::NoOp(account.balance)))
         .await
         .unwrap();
-    assert_eq!((nothing.answer, nothing.appended, nothing.sequence), (4, false, 1));
+    assert_eq!((nothing.output, nothing.appended, nothing.sequence), (4, false, 1));
     let refused = accounts.update("ann", |_| Err::<Decision<()>, _>(Refusal::Short)).await;
     assert_eq!(refused, Err(Refusal::Short));
     assert_eq!(accounts.load("ann").await.unwrap().last_sequence(), 1);
@@ -167,7 +167,7 @@ async fn an_event_under_a_message_id_is_appended_once() {
             let event = paid(1).with_message_id("a delivery");
             Ok::<_, AggregateError>(match account.payments {
                 0 => Decision::Append(event, ()),
-                _ => Decision::Nothing(()),
+                _ => Decision::NoOp(()),
             })
         };
         let updated = accounts.update("ann", pay_once).await.unwrap();
@@ -182,7 +182,7 @@ async fn an_event_is_not_stored_in_a_stream_that_is_not_the_aggregates() {
     bank.jetstream.create_stream(others).await.unwrap();
     let service = bank.service().await;
     let accounts: Aggregates<Account> = service.aggregates("others", "accounts");
-    let refused = accounts.append(&accounts.presume_new("ann"), paid(1)).await.unwrap_err();
+    let refused = accounts.append(&accounts.assume_new("ann"), paid(1)).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Refused);
     assert!(
         refused.to_string().contains("stream accounts has this subject and is not the expected one"),
@@ -201,7 +201,7 @@ async fn on_a_stream_with_partitions_aggregates_are_the_same() {
     });
     let bank = Bank::with(partitioned).await;
     let accounts = bank.accounts().await;
-    let stale = accounts.presume_new("ann");
+    let stale = accounts.assume_new("ann");
     for amount in [10, -3] {
         let updated = accounts.update("ann", |_| Ok::<_, AggregateError>(Decision::Append(paid(amount), ())));
         assert!(updated.await.unwrap().appended);
@@ -213,7 +213,7 @@ async fn on_a_stream_with_partitions_aggregates_are_the_same() {
     // Of those who create it at once, one does.
     let creations = (0..8).map(|_| accounts.append(&stale, paid(1)));
     assert!(join_all(creations).await.iter().all(Result::is_err));
-    let bob = accounts.presume_new("bob");
+    let bob = accounts.assume_new("bob");
     let created = join_all((0..8).map(|_| accounts.append(&bob, paid(1)))).await;
     assert_eq!(created.iter().filter(|created| created.is_ok()).count(), 1, "{created:?}");
 }
@@ -394,7 +394,7 @@ async fn a_snapshot_of_another_version_is_not_looked_at() {
     impl Aggregate for Later {
         type Event = AccountEvent;
 
-        fn apply(&mut self, event: AccountEvent, recorded: &Recorded) {
+        fn apply(&mut self, event: AccountEvent, recorded: &StoredEvent) {
             self.0.apply(event, recorded);
         }
     }

@@ -14,8 +14,8 @@ use async_nats::jetstream::consumer;
 use futures::StreamExt;
 use jetwright_crds::environment::Binding;
 use jetwright_process::health::Health;
-use jetwright_runtime::{Failure, Handler, Limits, Metadata, PublishOptions, Service};
-use jetwright_testing::await_until;
+use jetwright_runtime::{Handler, HandlerError, HandlerOptions, Metadata, PublishOptions, Service};
+use jetwright_testing::{RawClient, await_until};
 use prometheus_client::registry::Registry;
 use prost::Message;
 use tokio::time::sleep;
@@ -23,7 +23,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     proxy::Proxy,
-    raw::RawClient,
     support::{Bench, Gate, Number, SOON, Scripted, count, publish_of},
 };
 
@@ -68,25 +67,13 @@ async fn take_away(bench: &Bench, events: usize) {
     }
 }
 
-/// Waits, for the consumer of another name.
-struct Waiting<const OTHER: bool>(Gate, Arc<AtomicUsize>);
+/// Waits.
+struct Waiting(Gate, Arc<AtomicUsize>);
 
-impl Handler for Waiting<false> {
+impl Handler for Waiting {
     type Event = Sized;
-    const BINDING: &'static str = "numbers";
 
-    async fn handle(&self, _: Sized, _: &Metadata) -> Result<(), Failure> {
-        self.1.fetch_add(1, Ordering::SeqCst);
-        self.0.opened().await;
-        Ok(())
-    }
-}
-
-impl Handler for Waiting<true> {
-    type Event = Sized;
-    const BINDING: &'static str = "others";
-
-    async fn handle(&self, _: Sized, _: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, _: Sized, _: &Metadata) -> Result<(), HandlerError> {
         self.1.fetch_add(1, Ordering::SeqCst);
         self.0.opened().await;
         Ok(())
@@ -113,9 +100,9 @@ async fn two_handlers_that_ask_at_once_hold_no_more_bytes_than_the_limit() {
     let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
     let mut service = Service::connect(environment, &health, &mut registry).await.unwrap();
     let (gate, calls) = (Gate::default(), Arc::new(AtomicUsize::new(0)));
-    let limits = Limits { bytes: BYTES, ..Limits::default() };
-    service.handle_within(Waiting::<false>(gate.clone(), Arc::clone(&calls)), limits).unwrap();
-    service.handle_within(Waiting::<true>(gate.clone(), Arc::clone(&calls)), limits).unwrap();
+    let limits = HandlerOptions { bytes: BYTES, ..HandlerOptions::default() };
+    service.handle_with("numbers", Waiting(gate.clone(), Arc::clone(&calls)), limits).unwrap();
+    service.handle_with("others", Waiting(gate.clone(), Arc::clone(&calls)), limits).unwrap();
     let running = tokio::spawn(service.run(stop.clone()));
     let held = async || {
         let mut held = 0;
@@ -151,9 +138,8 @@ async fn an_event_that_did_not_fit_comes_when_there_is_room_and_not_when_all_els
     struct FirstWaits(Gate, Arc<AtomicUsize>);
     impl Handler for FirstWaits {
         type Event = Sized;
-        const BINDING: &'static str = "numbers";
 
-        async fn handle(&self, event: Sized, _: &Metadata) -> Result<(), Failure> {
+        async fn handle(&self, event: Sized, _: &Metadata) -> Result<(), HandlerError> {
             if event.value == 0 {
                 self.0.opened().await;
             }
@@ -170,7 +156,7 @@ async fn an_event_that_did_not_fit_comes_when_there_is_room_and_not_when_all_els
         publisher.publish(&format!("numbers.{value}"), &event, PublishOptions::default()).await.unwrap();
     }
     let (gate, calls) = (Gate::default(), Arc::new(AtomicUsize::new(0)));
-    let limits = Limits { bytes: 1024 * 1024, ..Limits::default() };
+    let limits = HandlerOptions { bytes: 1024 * 1024, ..HandlerOptions::default() };
     let service = bench.run_handler(FirstWaits(gate.clone(), Arc::clone(&calls)), limits).await;
     await_until("all others", Duration::from_secs(10), async || match calls.load(Ordering::SeqCst) {
         9 => Ok(()),
@@ -421,7 +407,7 @@ async fn what_was_given_up_and_comes_again_and_again_leaves_others_their_room() 
         let gate = opened.clone();
         async move {
             match value {
-                0 => return Err(Failure::permanent("no")),
+                0 => return Err(HandlerError::permanent("no")),
                 1 => gate.opened().await,
                 _ => {}
             }
@@ -497,9 +483,8 @@ struct BlocksInDrop(Arc<AtomicUsize>);
 
 impl Handler for BlocksInDrop {
     type Event = Number;
-    const BINDING: &'static str = "numbers";
 
-    async fn handle(&self, event: Number, _: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, event: Number, _: &Metadata) -> Result<(), HandlerError> {
         struct Blocks;
         impl Drop for Blocks {
             fn drop(&mut self) {
@@ -521,7 +506,7 @@ async fn a_handler_that_blocks_when_it_is_cleared_away_holds_up_no_other() {
     bench.binding.handler_deadline = jetwright_crds::Duration::from_millis(500);
     bench.create_consumer().await;
     let calls = Arc::new(AtomicUsize::new(0));
-    let service = bench.run_handler(BlocksInDrop(Arc::clone(&calls)), Limits::default()).await;
+    let service = bench.run_handler(BlocksInDrop(Arc::clone(&calls)), HandlerOptions::default()).await;
     bench.publish(&service.publisher, 0..50).await;
     await_until("all others", SOON, async || match calls.load(Ordering::SeqCst) {
         49 => Ok(()),
@@ -541,7 +526,7 @@ async fn edits_of_a_consumer_lose_no_event_and_no_order() {
     bench.create_consumer().await;
     let handler = Scripted::new(|value, attempt| async move {
         sleep(Duration::from_millis(20)).await;
-        if value % 17 == 0 && attempt == 1 { Err(Failure::transient("busy")) } else { Ok(()) }
+        if value % 17 == 0 && attempt == 1 { Err(HandlerError::transient("busy")) } else { Ok(()) }
     });
     let service = bench.run(&handler).await;
     service.await_ready().await;
@@ -665,8 +650,8 @@ async fn in_a_recovery_few_new_events_are_taken_beyond_the_limit() {
         publisher.publish(&format!("numbers.{}", key % 5), &event, PublishOptions::default()).await.unwrap();
     }
     take_away(&bench, 1).await;
-    let limits = Limits { bytes: 2 * 1024 * 1024, ..Limits::default() };
-    let service = bench.run_handler(Waiting::<false>(Gate::default(), Arc::default()), limits).await;
+    let limits = HandlerOptions { bytes: 2 * 1024 * 1024, ..HandlerOptions::default() };
+    let service = bench.run_handler(Waiting(Gate::default(), Arc::default()), limits).await;
     let held = async || bench.consumer_info().await.num_ack_pending;
     await_until("as many as it may hold", SOON, async || match held().await {
         held if held >= 10 => Ok(()),
@@ -688,7 +673,7 @@ async fn an_event_that_is_larger_than_its_consumer_grants_is_not_asked_for_witho
     bench.jetstream.create_consumer_on_stream(config, "numbers").await.unwrap();
     let (gate, calls) = (Gate::default(), Arc::new(AtomicUsize::new(0)));
     gate.open();
-    let service = bench.run_handler(Waiting::<false>(gate, Arc::clone(&calls)), Limits::default()).await;
+    let service = bench.run_handler(Waiting(gate, Arc::clone(&calls)), HandlerOptions::default()).await;
     service.await_ready().await;
     let event = Sized { value: 0, filling: vec![7; 10_000] };
     service.publisher.publish("numbers.0", &event, PublishOptions::default()).await.unwrap();
@@ -724,7 +709,9 @@ async fn an_event_that_comes_again_while_it_is_acknowledged_is_not_handled_again
             sleep(Duration::from_millis(290 + value % 20)).await;
             Ok(())
         });
-        let service = bench.run_within(&handler, Limits { concurrency: 500, ..Limits::default() }).await;
+        let service = bench
+            .run_within(&handler, HandlerOptions { concurrency: 500, ..HandlerOptions::default() })
+            .await;
         service.await_ready().await;
         for value in 0..1000 {
             publish_of(&service.publisher, value % 200, value).await;

@@ -8,7 +8,7 @@ use jetwright_crds::{
     environment::{Bindings, DeadLetters},
 };
 use jetwright_process::health::Health;
-use jetwright_runtime::{Environment, Failure, PublishOptions, Service};
+use jetwright_runtime::{Environment, HandlerError, PublishOptions, Service};
 use jetwright_testing::{NatsCluster, await_until};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
@@ -63,7 +63,7 @@ async fn of_two_who_give_one_event_up_at_once_one_keeps_its_dead_letter() {
     }
     // Two consumers stand for two pods of one consumer that are both given everything: what they keep has one name.
     let (handler, stop) =
-        (Scripted::new(|_, _| async { Err(Failure::permanent("no")) }), CancellationToken::new());
+        (Scripted::new(|_, _| async { Err(HandlerError::permanent("no")) }), CancellationToken::new());
     let mut running = Vec::new();
     for consumer in ["one", "other"] {
         let config = consumer::pull::Config {
@@ -78,7 +78,7 @@ async fn of_two_who_give_one_event_up_at_once_one_keeps_its_dead_letter() {
         binding.dead_letters =
             Some(DeadLetters { prefix: dead_letter::prefix("numbers", "tests"), max_age: None });
         let mut service = service_with(&cluster, bindings).await;
-        service.handle(handler.clone()).unwrap();
+        service.handle("numbers", handler.clone()).unwrap();
         running.push(tokio::spawn(service.run(stop.clone())));
     }
     for consumer in ["one", "other"] {
@@ -134,7 +134,7 @@ async fn the_death_of_a_leader_under_load_loses_nothing_that_was_acknowledged() 
         tokio::time::sleep(Duration::from_millis(5)).await;
         Ok(())
     });
-    service.handle(handler.clone()).unwrap();
+    service.handle("numbers", handler.clone()).unwrap();
     let publisher = service.publisher();
     let running = tokio::spawn(service.run(stop.clone()));
 

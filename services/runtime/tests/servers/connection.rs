@@ -1,10 +1,9 @@
 use async_nats::jetstream::stream;
 use jetwright_runtime::Published;
-use jetwright_testing::await_until;
+use jetwright_testing::{RawClient, await_until};
 
 use crate::{
     proxy::Proxy,
-    raw::RawClient,
     support::{Bench, Gate, Running, SOON, Scripted, publish},
 };
 

@@ -12,7 +12,9 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use jetwright_crds::{Duration as Text, environment::Binding};
 use jetwright_process::health::Health;
-use jetwright_runtime::{Acknowledge, Event, Failure, Handler, Limits, Metadata, Service, Undecodable};
+use jetwright_runtime::{
+    AckMode, DecodeError, Event, Handler, HandlerError, HandlerOptions, Metadata, Service, UnknownTypes,
+};
 use jetwright_testing::await_until;
 use prometheus_client::registry::Registry;
 use prost::Message;
@@ -42,7 +44,7 @@ async fn what_is_handled_is_acknowledged_and_delivered_once() {
 async fn a_transient_failure_is_tried_again_after_a_growing_delay() {
     let bench = Bench::start().await;
     let handler = Scripted::new(|_, attempt| async move {
-        if attempt < 3 { Err(Failure::transient("not yet")) } else { Ok(()) }
+        if attempt < 3 { Err(HandlerError::transient("not yet")) } else { Ok(()) }
     });
     let service = bench.run(&handler).await;
     bench.publish(&service.publisher, 7..8).await;
@@ -63,7 +65,7 @@ async fn attempts_and_their_delays_go_on_after_a_restart() {
     bench.binding.retry.backoff.initial = Text::from_secs(2);
     bench.binding.retry.backoff.max = Text::from_secs(2);
     let handler = Scripted::new(|_, attempt| async move {
-        if attempt == 1 { Err(Failure::transient("busy")) } else { Ok(()) }
+        if attempt == 1 { Err(HandlerError::transient("busy")) } else { Ok(()) }
     });
     let service = bench.run(&handler).await;
     bench.publish(&service.publisher, 0..1).await;
@@ -92,7 +94,7 @@ async fn losing_confirmations() -> (Bench, Proxy) {
 async fn a_retry_whose_confirmation_is_lost_is_the_next_attempt_when_it_comes() {
     let (bench, proxy) = losing_confirmations().await;
     let handler = Scripted::new(|_, attempt| async move {
-        if attempt == 1 { Err(Failure::transient("busy")) } else { Ok(()) }
+        if attempt == 1 { Err(HandlerError::transient("busy")) } else { Ok(()) }
     });
     let service = bench.run(&handler).await;
     proxy.lose(1);
@@ -122,14 +124,52 @@ async fn acknowledgements_that_are_only_sent_arrive_and_failures_are_tried_again
     bench.binding.max_ack_pending = 1000;
     bench.create_consumer().await;
     let handler = Scripted::new(|value, attempt| async move {
-        if value % 10 == 0 && attempt == 1 { Err(Failure::transient("busy")) } else { Ok(()) }
+        if value % 10 == 0 && attempt == 1 { Err(HandlerError::transient("busy")) } else { Ok(()) }
     });
-    let limits = Limits { acknowledge: Acknowledge::Sent, ..Limits::default() };
+    let limits = HandlerOptions { ack_mode: AckMode::FireAndForget, ..HandlerOptions::default() };
     let service = bench.run_within(&handler, limits).await;
     bench.publish(&service.publisher, 0..500).await;
     bench.await_drained().await;
     assert_eq!((handler.values().len(), handler.calls().len()), (500, 550));
     service.stop().await;
+}
+
+#[tokio::test]
+async fn a_failure_that_names_its_time_is_tried_again_then_whether_order_is_kept_or_not() {
+    for bench in [Bench::start().await, Bench::start().await.ordered()] {
+        let handler = Scripted::new(|_, attempt| async move {
+            let after = Duration::from_millis(1500);
+            if attempt == 1 { Err(HandlerError::retry_after(after, "come again later")) } else { Ok(()) }
+        });
+        let service = bench.run(&handler).await;
+        bench.publish(&service.publisher, 0..1).await;
+        bench.await_drained().await;
+        assert_eq!(handler.attempts(), [(0, 1), (0, 2)]);
+        let [first, second] = [0, 1].map(|call| handler.calls()[call].at);
+        assert!(second - first >= Duration::from_millis(1500), "{:?}", second - first);
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn an_event_of_an_unknown_type_is_given_up_or_ignored_as_the_handler_says() {
+    for (unknown_types, outcome) in
+        [(UnknownTypes::DeadLetter, "undecodable"), (UnknownTypes::Ignore, "ignored")]
+    {
+        let bench = Bench::start().await;
+        let handler = Scripted::content();
+        let options = HandlerOptions { unknown_types, ..HandlerOptions::default() };
+        let service = bench.run_within(&handler, options).await;
+        let mut headers = HeaderMap::new();
+        headers.insert("Event-Type", "events.v2.Number");
+        let stored = bench.jetstream.publish_with_headers("numbers.0", headers, "".into()).await.unwrap();
+        stored.await.unwrap();
+        bench.publish(&service.publisher, 1..2).await;
+        bench.await_drained().await;
+        assert_eq!(handler.values(), [1]);
+        assert_eq!(service.handled(outcome), 1);
+        service.stop().await;
+    }
 }
 
 /// Leaves something behind that panics when it is cleared away.
@@ -145,9 +185,8 @@ impl Drop for Shell {
 
 impl Handler for Bomber {
     type Event = Number;
-    const BINDING: &'static str = "numbers";
 
-    async fn handle(&self, event: Number, metadata: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, event: Number, metadata: &Metadata) -> Result<(), HandlerError> {
         self.0.fetch_add(1, Ordering::SeqCst);
         if event.value == 0 && metadata.attempt == 1 {
             let _shell = Shell;
@@ -164,7 +203,7 @@ async fn a_panic_when_an_attempt_is_cleared_away_costs_that_attempt_alone() {
         bench.binding.handler_deadline = Text::from_millis(200);
         bench.create_consumer().await;
         let calls = Arc::default();
-        let service = bench.run_handler(Bomber(Arc::clone(&calls)), Limits::default()).await;
+        let service = bench.run_handler(Bomber(Arc::clone(&calls)), HandlerOptions::default()).await;
         bench.publish(&service.publisher, 0..10).await;
         bench.await_drained().await;
         assert_eq!(calls.load(Ordering::SeqCst), 11);
@@ -173,13 +212,38 @@ async fn a_panic_when_an_attempt_is_cleared_away_costs_that_attempt_alone() {
     }
 }
 
+/// Keeps a quarter of a MiB while it waits.
+struct Large;
+
+impl Handler for Large {
+    type Event = Number;
+
+    async fn handle(&self, event: Number, _: &Metadata) -> Result<(), HandlerError> {
+        let kept = [u8::try_from(event.value).unwrap(); 256 * 1024];
+        tokio::task::yield_now().await;
+        if kept.iter().any(|byte| u64::from(*byte) != event.value) {
+            return Err(HandlerError::permanent("the memory changed"));
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_handler_whose_future_is_large_does_not_overflow_the_stack_of_its_thread() {
+    let bench = Bench::start().await;
+    let service = bench.run_handler(Large, HandlerOptions::default()).await;
+    bench.publish(&service.publisher, 0..20).await;
+    bench.await_drained().await;
+    assert_eq!(service.handled("done"), 20);
+    service.stop().await;
+}
+
 struct Letters;
 
 impl Handler for Letters {
     type Event = Number;
-    const BINDING: &'static str = "letters";
 
-    async fn handle(&self, _: Number, _: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, _: Number, _: &Metadata) -> Result<(), HandlerError> {
         Ok(())
     }
 }
@@ -193,7 +257,7 @@ async fn of_two_handlers_one_whose_consumer_is_missing_does_not_hold_the_other()
     let (health, stop, handler) = (Health::new(), CancellationToken::new(), Scripted::content());
     let mut service = Service::connect(environment, &health, &mut Registry::default()).await.unwrap();
     let publisher = service.publisher();
-    service.handle(handler.clone()).unwrap().handle(Letters).unwrap();
+    service.handle("numbers", handler.clone()).unwrap().handle("letters", Letters).unwrap();
     let running = tokio::spawn(service.run(stop.clone()));
     bench.publish(&publisher, 0..10).await;
     bench.await_drained().await;
@@ -208,7 +272,7 @@ async fn of_two_handlers_one_whose_consumer_is_missing_does_not_hold_the_other()
 async fn the_last_attempt_ends_an_event_and_is_counted() {
     let bench = Bench::start().await;
     let handler = Scripted::new(|value, _| async move {
-        if value == 1 { Err(Failure::transient("never")) } else { Ok(()) }
+        if value == 1 { Err(HandlerError::transient("never")) } else { Ok(()) }
     });
     let service = bench.run(&handler).await;
     bench.publish(&service.publisher, 0..3).await;
@@ -222,7 +286,7 @@ async fn the_last_attempt_ends_an_event_and_is_counted() {
 #[tokio::test]
 async fn a_permanent_failure_is_not_tried_again() {
     let bench = Bench::start().await;
-    let handler = Scripted::new(|_, _| async { Err(Failure::permanent("no")) });
+    let handler = Scripted::new(|_, _| async { Err(HandlerError::permanent("no")) });
     let service = bench.run(&handler).await;
     bench.publish(&service.publisher, 0..1).await;
     handler.await_calls(1).await;
@@ -277,7 +341,7 @@ async fn a_panic_costs_one_attempt_and_nothing_else() {
 struct Bomb;
 
 impl Event for Bomb {
-    fn decode(event_type: &str, _: Bytes) -> Result<Self, Undecodable> {
+    fn decode(event_type: &str, _: Bytes) -> Result<Self, DecodeError> {
         assert!(event_type.is_empty(), "it went off");
         Ok(Self)
     }
@@ -287,9 +351,8 @@ struct Explosive;
 
 impl Handler for Explosive {
     type Event = Bomb;
-    const BINDING: &'static str = "numbers";
 
-    async fn handle(&self, _: Bomb, _: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, _: Bomb, _: &Metadata) -> Result<(), HandlerError> {
         Ok(())
     }
 }
@@ -297,7 +360,7 @@ impl Handler for Explosive {
 #[tokio::test]
 async fn a_panic_while_an_event_is_read_costs_that_event_alone() {
     let bench = Bench::start().await.keeping_dead_letters().await;
-    let service = bench.run_handler(Explosive, Limits::default()).await;
+    let service = bench.run_handler(Explosive, HandlerOptions::default()).await;
     publish(&service.publisher, 1).await;
     await_until("its dead letter", SOON, async || match bench.dead_letters().await.len() {
         1 => Ok(()),
@@ -364,7 +427,7 @@ async fn no_more_is_held_than_the_limit_and_one_that_waits_holds_nobody_else() {
     });
     let publisher = bench.publisher().await;
     bench.publish(&publisher, 0..200).await;
-    let limits = Limits { concurrency: 4, ..Limits::default() };
+    let limits = HandlerOptions { concurrency: 4, ..HandlerOptions::default() };
     let service = bench.run_within(&handler, limits).await;
     await_until("all but the slow one", SOON, async || {
         let info = bench.consumer_info().await;
@@ -486,7 +549,7 @@ async fn a_stream_that_is_made_again_during_an_attempt_loses_nothing_by_its_sett
                 (1, _) => of_old.opened().await,
                 (2, 1) => {
                     of_new.opened().await;
-                    return Err(Failure::transient("once more"));
+                    return Err(HandlerError::transient("once more"));
                 }
                 _ => {}
             }
@@ -560,7 +623,7 @@ async fn an_event_that_was_handed_over_more_often_than_it_may_be_tried_is_handle
         .unwrap();
     bench.give_back(9).await;
     let handler = Scripted::new(|_, attempt| async move {
-        if attempt == 10 { Err(Failure::transient("once")) } else { Ok(()) }
+        if attempt == 10 { Err(HandlerError::transient("once")) } else { Ok(()) }
     });
     let service = bench.run(&handler).await;
     handler.await_calls(2).await;

@@ -7,7 +7,7 @@ use async_nats::{
     jetstream::{self, kv},
 };
 use jetwright_crds::environment::NATS_CREDENTIALS;
-use jetwright_process::nats::Credentials;
+use jetwright_nats::Credentials;
 use jetwright_runtime::ErrorKind;
 use jetwright_testing::{Authority, Folder, JwtAccount, MountedSecret, NatsServer, await_until};
 
@@ -77,7 +77,7 @@ async fn the_permissions_in_the_documentation_are_enough_for_all_that_a_service_
     bench.credentials = Some(opened(&secret));
     // The first attempt fails, so that the event is also put off.
     let handler = Scripted::new(|_, attempt| async move {
-        if attempt == 1 { Err(jetwright_runtime::Failure::transient("not yet")) } else { Ok(()) }
+        if attempt == 1 { Err(jetwright_runtime::HandlerError::transient("not yet")) } else { Ok(()) }
     });
     let service = bench.run(&handler).await;
     works(&service, &handler, 1).await;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use async_nats::{HeaderMap, jetstream::message::StreamMessage};
 use futures::StreamExt;
 use jetwright_crds::{Duration as Text, dead_letter};
-use jetwright_runtime::{Failure, Limits};
+use jetwright_runtime::{HandlerError, HandlerOptions};
 use jetwright_testing::await_until;
 use jiff::Timestamp;
 use tokio::time::sleep;
@@ -34,8 +34,8 @@ fn failing(value: u64) -> Answer {
     assert!(value != 3, "three");
     Box::pin(async move {
         match value {
-            1 => Err(Failure::permanent("no such user")),
-            2 => Err(Failure::transient("busy")),
+            1 => Err(HandlerError::permanent("no such user")),
+            2 => Err(HandlerError::transient("busy")),
             4 => std::future::pending().await,
             _ => Ok(()),
         }
@@ -123,7 +123,7 @@ async fn a_dead_letter_is_the_original_and_where_it_came_from() {
     headers.insert("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     let sent = bench.jetstream.publish_with_headers("numbers.7", headers, vec![8, 7].into());
     let sequence = sent.await.unwrap().await.unwrap().sequence;
-    let handler = Scripted::new(|_, _| async { Err(Failure::permanent("no")) });
+    let handler = Scripted::new(|_, _| async { Err(HandlerError::permanent("no")) });
     let service = bench.run(&handler).await;
     bench.await_drained().await;
     let letters = bench.dead_letters().await;
@@ -147,7 +147,7 @@ async fn a_dead_letter_is_the_original_and_where_it_came_from() {
 #[tokio::test]
 async fn two_consumers_that_fail_one_event_make_two_dead_letters() {
     let mut bench = Bench::start().await.keeping_dead_letters().await;
-    let handler = Scripted::new(|_, _| async { Err(Failure::permanent("no")) });
+    let handler = Scripted::new(|_, _| async { Err(HandlerError::permanent("no")) });
     let service = bench.run(&handler).await;
     // With a message id, which a copy of it would be taken for.
     publish(&service.publisher, 1).await;
@@ -172,10 +172,9 @@ async fn two_consumers_that_fail_one_event_make_two_dead_letters() {
 async fn while_dead_letters_cannot_be_kept_nothing_is_given_up() {
     let bench = Bench::start().await.keeping_dead_letters().await;
     bench.jetstream.delete_stream(dead_letter::stream("numbers")).await.unwrap();
-    let handler =
-        Scripted::new(
-            |value, _| async move { if value == 0 { Err(Failure::permanent("no")) } else { Ok(()) } },
-        );
+    let handler = Scripted::new(|value, _| async move {
+        if value == 0 { Err(HandlerError::permanent("no")) } else { Ok(()) }
+    });
     let service = bench.run(&handler).await;
     bench.publish(&service.publisher, 0..10).await;
     // Those that can be handled are, whatever becomes of the other.
@@ -212,14 +211,14 @@ async fn while_dead_letters_cannot_be_kept_they_do_not_take_the_room_of_good_eve
     bench.binding.max_ack_pending = 1000;
     bench.create_consumer().await;
     bench.jetstream.delete_stream(dead_letter::stream("numbers")).await.unwrap();
-    let handler =
-        Scripted::new(
-            |value, _| async move { if value < 200 { Err(Failure::permanent("no")) } else { Ok(()) } },
-        );
+    let handler = Scripted::new(|value, _| async move {
+        if value < 200 { Err(HandlerError::permanent("no")) } else { Ok(()) }
+    });
     let publisher = bench.publisher().await;
     bench.publish(&publisher, 0..210).await;
     // Each dead letter takes five seconds until it cannot be kept.
-    let service = bench.run_within(&handler, Limits { concurrency: 4, ..Limits::default() }).await;
+    let service =
+        bench.run_within(&handler, HandlerOptions { concurrency: 4, ..HandlerOptions::default() }).await;
     await_until("the good ones", SOON, async || match service.handled("done") {
         10 => Ok(()),
         other => Err(other),
@@ -235,7 +234,7 @@ async fn while_dead_letters_cannot_be_kept_they_do_not_take_the_room_of_good_eve
 #[tokio::test]
 async fn a_dead_letter_says_when_its_event_came_first() {
     let bench = Bench::start().await.keeping_dead_letters().await;
-    let handler = Scripted::new(|_, _| async { Err(Failure::transient("busy")) });
+    let handler = Scripted::new(|_, _| async { Err(HandlerError::transient("busy")) });
     let service = bench.run(&handler).await;
     let begun = Timestamp::now();
     publish(&service.publisher, 1).await;
@@ -258,7 +257,7 @@ async fn a_dead_letter_whose_confirmation_is_lost_with_the_process_is_there_once
     let proxy = Proxy::before(bench.nats.url(), |_, payload| payload.contains("numbers-dlq")).await;
     let direct = std::mem::replace(&mut bench.url, proxy.url.clone());
     proxy.lose(1000);
-    let handler = Scripted::new(|_, _| async { Err(Failure::permanent("no")) });
+    let handler = Scripted::new(|_, _| async { Err(HandlerError::permanent("no")) });
     let mortal = bench.run_mortal(&handler);
     bench.url = direct;
     let publisher = bench.publisher().await;
@@ -297,8 +296,8 @@ async fn however_often_processes_and_nats_are_killed_each_bad_event_is_one_dead_
         sleep(Duration::from_millis(value % 5)).await;
         match value % 3 {
             0 => Ok(()),
-            1 => Err(Failure::permanent("no")),
-            _ => Err(Failure::transient("busy")),
+            1 => Err(HandlerError::permanent("no")),
+            _ => Err(HandlerError::transient("busy")),
         }
     });
     for round in 0..12 {
@@ -334,7 +333,7 @@ async fn events_that_fail_again_and_again_do_not_hold_up_those_that_do_not() {
     bench.binding.retry.backoff.max = Text::from_secs(60);
     bench.create_consumer().await;
     let handler = Scripted::new(|value, _| async move {
-        if value < 2000 { Err(Failure::transient("busy")) } else { Ok(()) }
+        if value < 2000 { Err(HandlerError::transient("busy")) } else { Ok(()) }
     });
     let publisher = bench.publisher().await;
     bench.publish(&publisher, 0..2100).await;

@@ -11,7 +11,7 @@ use std::{
 use async_nats::jetstream::stream;
 use jetwright_process::health::Health;
 use jetwright_runtime::{
-    ErrorKind, Expected, Failure, Handler, KeyValue, Metadata, PublishOptions, Publisher, Service,
+    ErrorKind, Expected, Handler, HandlerError, KeyValue, Metadata, PublishOptions, Publisher, Service,
 };
 use jetwright_testing::await_until;
 use prometheus_client::registry::Registry;
@@ -34,7 +34,7 @@ struct Effects {
 
 impl Effects {
     /// Once within the duplicate window of the stream.
-    async fn mail(&self, number: u64, metadata: &Metadata) -> Result<(), Failure> {
+    async fn mail(&self, number: u64, metadata: &Metadata) -> Result<(), HandlerError> {
         let options =
             PublishOptions { message_id: Some(metadata.message_id(0)), ..PublishOptions::default() };
         self.publisher.publish(&format!("mails.{number}"), &Number { value: number }, options).await?;
@@ -42,7 +42,7 @@ impl Effects {
     }
 
     /// Once for ever: nobody has booked it before.
-    async fn book(&self, number: u64) -> Result<(), Failure> {
+    async fn book(&self, number: u64) -> Result<(), HandlerError> {
         let expected = Some(Expected::none(format!("bookings.{number}.>")));
         let options = PublishOptions { expected, ..PublishOptions::default() };
         let subject = format!("bookings.{number}.made");
@@ -53,7 +53,7 @@ impl Effects {
     }
 
     /// Once for ever: what was counted is kept with the sum.
-    async fn count(&self, number: u64) -> Result<(), Failure> {
+    async fn count(&self, number: u64) -> Result<(), HandlerError> {
         loop {
             let entry = self.state.get("counted").await?;
             let text = entry
@@ -79,9 +79,8 @@ impl Effects {
 
 impl Handler for Effects {
     type Event = Number;
-    const BINDING: &'static str = "numbers";
 
-    async fn handle(&self, event: Number, metadata: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, event: Number, metadata: &Metadata) -> Result<(), HandlerError> {
         self.mail(event.value, metadata).await?;
         self.book(event.value).await?;
         self.count(event.value).await?;
@@ -103,7 +102,9 @@ fn run(bench: &Bench, ends_before_the_acknowledgement: bool) -> (Mortal, Arc<Ato
         let mut service =
             Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap();
         let (publisher, state) = (service.publisher(), service.key_value("state"));
-        service.handle(Effects { publisher, state, had: counter, ends_before_the_acknowledgement }).unwrap();
+        service
+            .handle("numbers", Effects { publisher, state, had: counter, ends_before_the_acknowledgement })
+            .unwrap();
         service.run(CancellationToken::new()).await
     });
     (Mortal::of(runtime), had)

@@ -3,13 +3,10 @@
 use std::collections::BTreeSet;
 
 use data_encoding::BASE64;
-use jetwright_testing::await_until;
+use jetwright_testing::{RawClient, await_until};
 use prost::Message;
 
-use crate::{
-    raw::RawClient,
-    support::{Bench, Number, Running, SOON, Scripted, count},
-};
+use crate::support::{Bench, Number, Running, SOON, Scripted, count};
 
 /// Publishes a header block as it is.
 async fn publish_raw(bench: &Bench, subject: &[u8], header_block: &[u8], payload: &[u8]) {

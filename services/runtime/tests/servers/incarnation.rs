@@ -6,7 +6,7 @@ use std::{
 };
 
 use async_nats::jetstream::stream;
-use jetwright_runtime::{Failure, Handler, Limits, Metadata, PublishOptions, Publisher};
+use jetwright_runtime::{Handler, HandlerError, HandlerOptions, Metadata, PublishOptions, Publisher};
 use jetwright_testing::await_until;
 use tokio::time::sleep;
 
@@ -41,7 +41,7 @@ async fn made_again(waits_already: bool, pause: Duration) {
     let gate = Gate::default();
     let first = Scripted::new(gate.before(|value| value < 100));
     // As many as it may have at once: no pull request is open, of which it would hear that the consumer is gone.
-    let limits = Limits { concurrency: 25, ..Limits::default() };
+    let limits = HandlerOptions { concurrency: 25, ..HandlerOptions::default() };
     let first_pod = bench.run_within(&first, limits).await;
     if !waits_already {
         first_pod.await_ready().await;
@@ -61,7 +61,7 @@ async fn made_again(waits_already: bool, pause: Duration) {
         async move {
             sleep(Duration::from_secs(1)).await;
             if attempt == 1 {
-                return Err(Failure::transient("not yet"));
+                return Err(HandlerError::transient("not yet"));
             }
             noted.lock().unwrap().push(value);
             Ok(())
@@ -87,9 +87,8 @@ struct Forward(Publisher, Arc<Mutex<Vec<(u64, bool)>>>);
 
 impl Handler for Forward {
     type Event = Number;
-    const BINDING: &'static str = "numbers";
 
-    async fn handle(&self, event: Number, metadata: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, event: Number, metadata: &Metadata) -> Result<(), HandlerError> {
         let options =
             PublishOptions { message_id: Some(metadata.message_id(0)), ..PublishOptions::default() };
         let published = self.0.publish(&format!("mails.{}", event.value), &event, options).await?;
@@ -109,7 +108,8 @@ async fn an_effect_of_an_event_of_a_stream_that_was_made_again_is_not_taken_for_
     bench.jetstream.create_stream(mails).await.unwrap();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let publisher = bench.publisher().await;
-    let service = bench.run_handler(Forward(publisher.clone(), Arc::clone(&seen)), Limits::default()).await;
+    let service =
+        bench.run_handler(Forward(publisher.clone(), Arc::clone(&seen)), HandlerOptions::default()).await;
     let await_seen = async |count: usize| {
         await_until("the effects", SOON, async || match seen.lock().unwrap().len() {
             seen if seen == count => Ok(()),

@@ -11,7 +11,7 @@ use std::{
 
 use jetwright_crds::Duration as Text;
 use jetwright_process::health::Health;
-use jetwright_runtime::{Failure, Handler, Limits, Metadata, PublishOptions, Service};
+use jetwright_runtime::{Handler, HandlerError, HandlerOptions, Metadata, PublishOptions, Service};
 use jetwright_testing::await_until;
 use prometheus_client::registry::Registry;
 use tokio::time::sleep;
@@ -35,9 +35,8 @@ struct Held(Gate, Arc<AtomicUsize>);
 
 impl Handler for Held {
     type Event = Large;
-    const BINDING: &'static str = "numbers";
 
-    async fn handle(&self, _: Large, _: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, _: Large, _: &Metadata) -> Result<(), HandlerError> {
         self.1.fetch_add(1, Ordering::SeqCst);
         self.0.opened().await;
         Ok(())
@@ -59,7 +58,7 @@ async fn no_more_bytes_are_held(ordered: bool) {
         publisher.publish(&format!("numbers.{}", key % 5), &event, PublishOptions::default()).await.unwrap();
     }
     let (gate, calls) = (Gate::default(), Arc::new(AtomicUsize::new(0)));
-    let limits = Limits { bytes: BYTES, ..Limits::default() };
+    let limits = HandlerOptions { bytes: BYTES, ..HandlerOptions::default() };
     let service = bench.run_handler(Held(gate.clone(), Arc::clone(&calls)), limits).await;
     await_until("as many as it may hold", SOON, async || match bench.consumer_info().await.num_ack_pending {
         held if held >= BYTES / SIZE - 2 => Ok(()),
@@ -98,7 +97,7 @@ async fn events_that_are_larger_than_the_limit_are_handled_one_at_a_time() {
     }
     let (gate, calls) = (Gate::default(), Arc::new(AtomicUsize::new(0)));
     gate.open();
-    let limits = Limits { bytes: 10_000, ..Limits::default() };
+    let limits = HandlerOptions { bytes: 10_000, ..HandlerOptions::default() };
     let service = bench.run_handler(Held(gate, Arc::clone(&calls)), limits).await;
     bench.await_drained().await;
     assert_eq!(calls.load(Ordering::SeqCst), 10);
@@ -110,9 +109,8 @@ struct Blocking(Duration);
 
 impl Handler for Blocking {
     type Event = Number;
-    const BINDING: &'static str = "blocking";
 
-    async fn handle(&self, _: Number, _: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, _: Number, _: &Metadata) -> Result<(), HandlerError> {
         thread::sleep(self.0);
         Ok(())
     }
@@ -136,8 +134,8 @@ async fn a_handler_that_blocks_its_threads_holds_up_no_other_and_fails_liveness(
     let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
     let mut service = Service::connect(environment, &health, &mut registry).await.unwrap();
     let handler = Scripted::content();
-    service.handle(Blocking(Duration::from_secs(20))).unwrap();
-    service.handle(handler.clone()).unwrap();
+    service.handle("blocking", Blocking(Duration::from_secs(20))).unwrap();
+    service.handle("numbers", handler.clone()).unwrap();
     let publisher = service.publisher();
     let running = tokio::spawn(service.run(stop.clone()));
     for value in 0..40 {
@@ -165,9 +163,8 @@ async fn blocking_code_has_threads_of_its_own() {
     struct Offloading(Arc<AtomicUsize>);
     impl Handler for Offloading {
         type Event = Number;
-        const BINDING: &'static str = "numbers";
 
-        async fn handle(&self, event: Number, _: &Metadata) -> Result<(), Failure> {
+        async fn handle(&self, event: Number, _: &Metadata) -> Result<(), HandlerError> {
             let calls = Arc::clone(&self.0);
             jetwright_runtime::blocking(move || {
                 thread::sleep(Duration::from_millis(if event.value == 0 { 3000 } else { 10 }));
@@ -178,7 +175,7 @@ async fn blocking_code_has_threads_of_its_own() {
     }
     let bench = Bench::start().await;
     let calls = Arc::new(AtomicUsize::new(0));
-    let service = bench.run_handler(Offloading(Arc::clone(&calls)), Limits::default()).await;
+    let service = bench.run_handler(Offloading(Arc::clone(&calls)), HandlerOptions::default()).await;
     bench.publish(&service.publisher, 0..12).await;
     await_until("all but the slow one", SOON, async || match calls.load(Ordering::SeqCst) {
         11.. => Ok(()),

@@ -19,7 +19,6 @@ mod ordering;
 mod projection;
 mod proxy;
 mod publish;
-mod raw;
 mod reading;
 mod state;
 mod support;

@@ -9,7 +9,7 @@ use async_nats::jetstream::{AckKind, consumer};
 use futures::StreamExt;
 use jetwright_crds::environment::Ordering;
 use jetwright_process::health::Health;
-use jetwright_runtime::{Environment, Limits, Service};
+use jetwright_runtime::{Environment, HandlerOptions, Service};
 use jetwright_testing::{NatsCluster, await_until};
 use prometheus_client::registry::Registry;
 use prost::Message;
@@ -66,7 +66,8 @@ async fn bursts(concurrency: u32, size: u64, every: Duration, rounds: u64) {
     const KEYS: u64 = 4;
     let bench = ordered().await;
     let handler = Scripted::content();
-    let service = bench.run_within(&handler, Limits { concurrency, ..Limits::default() }).await;
+    let service =
+        bench.run_within(&handler, HandlerOptions { concurrency, ..HandlerOptions::default() }).await;
     service.await_ready().await;
     let client = bench.nats.client().await;
     for value in 0..size * rounds {
@@ -102,7 +103,8 @@ async fn small_bursts_one_at_a_time_keep_the_order_of_each_key() {
 async fn one_event_at_a_time_begins_in_the_order_of_deliveries() {
     let bench = Bench::start().await;
     let handler = Scripted::content();
-    let service = bench.run_within(&handler, Limits { concurrency: 1, ..Limits::default() }).await;
+    let service =
+        bench.run_within(&handler, HandlerOptions { concurrency: 1, ..HandlerOptions::default() }).await;
     for value in 0..2000 {
         publish_of(&service.publisher, 0, value).await;
     }
@@ -130,7 +132,8 @@ async fn losing_deliveries(concurrency: u32) {
     let proxy = Proxy::before(&bench.url, |words, _| words.contains("$JS.ACK.")).await;
     bench.url.clone_from(&proxy.url);
     let handler = Scripted::content();
-    let service = bench.run_within(&handler, Limits { concurrency, ..Limits::default() }).await;
+    let service =
+        bench.run_within(&handler, HandlerOptions { concurrency, ..HandlerOptions::default() }).await;
     service.await_ready().await;
     let publisher = service.publisher.clone();
     for value in 0..50 {
@@ -233,7 +236,7 @@ impl OnCluster {
         };
         let (mut registry, stop) = (Registry::default(), CancellationToken::new());
         let mut service = Service::connect(environment, &Health::new(), &mut registry).await.unwrap();
-        service.handle(handler.clone()).unwrap();
+        service.handle("numbers", handler.clone()).unwrap();
         let (publisher, stopping) = (service.publisher(), stop.clone());
         let task = tokio::spawn(async move { service.run(stopping).await.unwrap() });
         let registry = std::sync::Arc::new(std::sync::Mutex::new(registry));
@@ -356,6 +359,38 @@ async fn what_was_given_back_and_forgotten_by_a_change_of_leader_is_not_overtake
     assert_in_order(&handler, 2);
     assert_eq!(handler.values().len(), 400);
     assert!(!service.stop().await.contains("jetwright_order_violations_total{"));
+}
+
+/// Acknowledgements cross the changes: what was confirmed is delivered again beside its confirmation, and what was not is delivered later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_consumer_changes_its_leader_every_second_its_order_holds() {
+    const EVENTS: u64 = 6000;
+    let (cluster, leader) = replicated(Duration::from_secs(4)).await;
+    let url = cluster.servers()[(leader + 1) % 3].url().to_owned();
+    let handler = Scripted::new(|_, _| async {
+        sleep(Duration::from_millis(5)).await;
+        Ok(())
+    });
+    let service = OnCluster::run(&url, &handler, true, 4000).await;
+    let publisher = service.publisher.clone();
+    let publishing = tokio::spawn(async move {
+        for value in 0..EVENTS {
+            publish_of(&publisher, value % 20, value).await;
+            sleep(Duration::from_millis(1)).await;
+        }
+    });
+    let client = cluster.client().await;
+    for _ in 0..8 {
+        sleep(Duration::from_secs(1)).await;
+        // Refused while there is no leader.
+        let _ = client.request("$JS.API.CONSUMER.LEADER.STEPDOWN.numbers.tests", "".into()).await;
+    }
+    publishing.await.unwrap();
+    await_drained(&cluster).await;
+    assert_in_order(&handler, 20);
+    assert_eq!(handler.values().len() as u64, EVENTS);
+    let metrics = service.stop().await;
+    assert!(!metrics.contains("jetwright_order_violations_total{"), "{metrics}");
 }
 
 /// A server that is killed forgets acknowledgements, and delivers again as if for the first time, what is still being handled too.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use jetwright_crds::Duration as Text;
-use jetwright_runtime::{Failure, Limits};
+use jetwright_runtime::{HandlerError, HandlerOptions};
 use jetwright_testing::await_until;
 use tokio::time::sleep;
 
@@ -27,9 +27,9 @@ async fn events_of_a_key_are_handled_in_the_order_of_the_stream_whatever_fails()
     let handler = Scripted::new(|value, attempt| async move {
         sleep(Duration::from_millis(value * 7 % 5)).await;
         match value % 11 {
-            0 if attempt < 3 => Err(Failure::transient("busy")),
-            1 => Err(Failure::permanent("no")),
-            2 => Err(Failure::transient("never")),
+            0 if attempt < 3 => Err(HandlerError::transient("busy")),
+            1 => Err(HandlerError::permanent("no")),
+            2 => Err(HandlerError::transient("never")),
             _ => Ok(()),
         }
     });
@@ -62,7 +62,7 @@ async fn a_key_that_is_tried_again_holds_no_other_key() {
     let open = gate.clone();
     let handler = Scripted::new(move |value, _| {
         let open = open.clone();
-        async move { if value == 0 && !open.is_open() { Err(Failure::transient("not yet")) } else { Ok(()) } }
+        async move { if value == 0 && !open.is_open() { Err(HandlerError::transient("not yet")) } else { Ok(()) } }
     });
     bench.binding.retry.max_attempts = 1000;
     let service = bench.run(&handler).await;
@@ -91,11 +91,11 @@ async fn keys_that_are_tried_again_leave_their_room_to_others() {
     bench.binding.retry.backoff.initial = Text::from_secs(60);
     bench.binding.retry.backoff.max = Text::from_secs(60);
     bench.create_consumer().await;
-    let handler =
-        Scripted::new(
-            |value, _| async move { if value < 8 { Err(Failure::transient("busy")) } else { Ok(()) } },
-        );
-    let service = bench.run_within(&handler, Limits { concurrency: 4, ..Limits::default() }).await;
+    let handler = Scripted::new(|value, _| async move {
+        if value < 8 { Err(HandlerError::transient("busy")) } else { Ok(()) }
+    });
+    let service =
+        bench.run_within(&handler, HandlerOptions { concurrency: 4, ..HandlerOptions::default() }).await;
     for value in 0..40 {
         publish_of(&service.publisher, value, value).await;
     }
@@ -115,7 +115,7 @@ async fn what_is_tried_again_in_its_place_is_not_given_to_others_meanwhile() {
     bench.binding.retry.backoff.max = Text::from_millis(1000);
     bench.create_consumer().await;
     let handler = Scripted::new(|value, attempt| async move {
-        if value == 0 && attempt < 3 { Err(Failure::transient("not yet")) } else { Ok(()) }
+        if value == 0 && attempt < 3 { Err(HandlerError::transient("not yet")) } else { Ok(()) }
     });
     let service = bench.run(&handler).await;
     for value in 0..10 {
@@ -145,7 +145,8 @@ async fn no_more_keys_are_handled_at_once_than_the_limit() {
             Ok(())
         }
     });
-    let service = bench.run_within(&handler, Limits { concurrency: 4, ..Limits::default() }).await;
+    let service =
+        bench.run_within(&handler, HandlerOptions { concurrency: 4, ..HandlerOptions::default() }).await;
     for value in 0..40 {
         publish_of(&service.publisher, value, value).await;
     }
@@ -203,7 +204,7 @@ async fn what_comes_during_a_stop_is_not_handled_before_what_of_its_key_was_give
         bench.binding.retry.backoff.max = Text::from_secs(60);
         bench.create_consumer().await;
         let handler = Scripted::new(|value, _| async move {
-            if value == 0 { Err(Failure::transient("busy")) } else { Ok(()) }
+            if value == 0 { Err(HandlerError::transient("busy")) } else { Ok(()) }
         });
         let publisher = bench.publisher().await;
         let service = bench.run(&handler).await;
@@ -257,7 +258,7 @@ async fn a_stop_does_not_wait_for_what_waits_for_its_next_attempt() {
     bench.binding.retry.backoff.initial = Text::from_secs(60);
     bench.binding.retry.backoff.max = Text::from_secs(60);
     bench.create_consumer().await;
-    let handler = Scripted::new(|_, _| async { Err(Failure::transient("busy")) });
+    let handler = Scripted::new(|_, _| async { Err(HandlerError::transient("busy")) });
     let service = bench.run(&handler).await;
     publish_of(&service.publisher, 0, 0).await;
     publish_of(&service.publisher, 0, 1).await;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::jetstream::{kv, stream};
-use jetwright_runtime::{Decision, Seen, Service, View, ViewError};
+use jetwright_runtime::{Decision, Service, Versioned, View, ViewError};
 use jetwright_testing::{NatsCluster, await_until};
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ async fn bank() -> (Bank, kv::Store, Service) {
 }
 
 /// What is known of an account.
-async fn seen(view: &View<Balances>, id: &str) -> Option<Seen<Account>> {
+async fn seen(view: &View<Balances>, id: &str) -> Option<Versioned<Account>> {
     view.get(id).await.unwrap()
 }
 
@@ -255,7 +255,7 @@ async fn a_rebuild_makes_every_entry_what_its_events_say_while_it_is_being_kept(
                 bank.pay(&format!("new-{round}"), [1]).await;
             }
         },
-        service.rebuild::<Balances>()
+        service.rebuild::<Balances>("balances")
     );
     let ((), rebuilt) = (paying, rebuilding.unwrap());
     bank.await_delivered().await;
@@ -267,12 +267,12 @@ async fn a_rebuild_makes_every_entry_what_its_events_say_while_it_is_being_kept(
         assert_eq!(seen(&view, &format!("new-{round}")).await.unwrap().entry, Some(account(1, 1)));
     }
     assert_eq!(seen(&view, "ghost").await, None);
-    assert!(rebuilt.events >= 800 && rebuilt.made >= 40 && rebuilt.taken_away == 1, "{rebuilt:?}");
+    assert!(rebuilt.events >= 800 && rebuilt.made >= 40 && rebuilt.removed == 1, "{rebuilt:?}");
     keeping.stop().await;
 
     // Again, with nobody beside it: every account once.
-    let rebuilt = service.rebuild::<Balances>().await.unwrap();
-    assert_eq!((rebuilt.events, rebuilt.made, rebuilt.taken_away), (1210, 50, 0));
+    let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
+    assert_eq!((rebuilt.events, rebuilt.made, rebuilt.removed), (1210, 50, 0));
 }
 
 #[tokio::test]
@@ -280,7 +280,7 @@ async fn a_rebuild_that_was_killed_is_run_again() {
     let (bank, bucket, service) = bank().await;
     let ids: Vec<_> = (0..2000).map(|id| format!("account-{id}")).collect();
     bank.pay_each(ids.iter().map(|id| (id, 2))).await;
-    let interrupted = service.rebuild::<Balances>();
+    let interrupted = service.rebuild::<Balances>("balances");
     // As long as it runs, and no longer.
     let some = async { while bank.stored("KV_balances").await < 50 {} };
     tokio::select! {
@@ -289,8 +289,8 @@ async fn a_rebuild_that_was_killed_is_run_again() {
     }
     assert!(bank.stored("KV_balances").await < 2000, "all were made");
     falsify(&bucket, &ids[0]).await;
-    let rebuilt = service.rebuild::<Balances>().await.unwrap();
-    assert_eq!((rebuilt.events, rebuilt.made, rebuilt.taken_away), (2000, 2000, 0));
+    let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
+    assert_eq!((rebuilt.events, rebuilt.made, rebuilt.removed), (2000, 2000, 0));
     let view = service.view::<Balances>();
     for id in &ids {
         assert_eq!(seen(&view, id).await.unwrap().entry, Some(account(2, 1)), "{id}");
@@ -307,8 +307,8 @@ async fn a_rebuild_leaves_out_what_is_no_key_and_works_on_streams_that_are_read_
     bank.close("bob").await;
     bank.pay("nobody", [0]).await;
     let service = bank.service().await;
-    let rebuilt = service.rebuild::<Balances>().await.unwrap();
-    assert_eq!((rebuilt.events, rebuilt.made, rebuilt.taken_away), (7, 2, 0));
+    let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
+    assert_eq!((rebuilt.events, rebuilt.made, rebuilt.removed), (7, 2, 0));
     let view = service.view::<Balances>();
     assert_eq!(seen(&view, "ann").await.unwrap().entry, Some(account(3, 2)));
     assert_eq!(seen(&view, "bob").await.unwrap().entry, None);
@@ -326,7 +326,7 @@ async fn a_rebuild_goes_on_when_a_leader_dies() {
     let ids: Vec<_> = (0..1500).map(|id| format!("account-{id}")).collect();
     bank.pay_each(ids.iter().map(|id| (id, 2))).await;
     let service = bank.service().await;
-    let (rebuilt, ()) = tokio::join!(service.rebuild::<Balances>(), async {
+    let (rebuilt, ()) = tokio::join!(service.rebuild::<Balances>("balances"), async {
         while bank.stored("KV_balances").await < 50 {}
         cluster.servers()[cluster.stream_leader("KV_balances").await].kill();
     });

@@ -5,7 +5,7 @@ use futures::future::join_all;
 use jetwright_crds::dead_letter;
 use jetwright_process::health::Health;
 use jetwright_runtime::{
-    ErrorKind, Expected, Failure, Handler, Metadata, PublishOptions, Published, Service,
+    ErrorKind, Expected, Handler, HandlerError, Metadata, PublishOptions, Published, Service,
 };
 use jetwright_testing::{NatsServer, await_until};
 use opentelemetry::trace::{TraceContextExt, TraceId};
@@ -157,7 +157,7 @@ async fn a_dead_letter_is_not_kept_by_a_stream_that_captured_its_subject() {
     let kept_in = dead_letter::stream("numbers");
     bench.jetstream.delete_stream(&kept_in).await.unwrap();
     let mut thief = thief(&bench, "jetwright.dlq.>").await;
-    let service = bench.run(&Scripted::new(|_, _| async { Err(Failure::permanent("bad")) })).await;
+    let service = bench.run(&Scripted::new(|_, _| async { Err(HandlerError::permanent("bad")) })).await;
     publish(&service.publisher, 1).await;
     let refused = r#"jetwright_publishes_total{kind="dead-letter",outcome="refused"}"#;
     await_until("a refused dead letter", SOON, async || {
@@ -335,11 +335,10 @@ struct Tracing(mpsc::UnboundedSender<TraceId>);
 
 impl Handler for Tracing {
     type Event = Number;
-    const BINDING: &'static str = "numbers";
 
-    async fn handle(&self, _: Number, metadata: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, _: Number, metadata: &Metadata) -> Result<(), HandlerError> {
         self.0.send(current_trace()).unwrap();
-        if metadata.attempt == 1 { Err(Failure::transient("once more")) } else { Ok(()) }
+        if metadata.attempt == 1 { Err(HandlerError::transient("once more")) } else { Ok(()) }
     }
 }
 
@@ -353,7 +352,7 @@ async fn the_trace_of_the_publisher_goes_on_in_every_attempt() {
     let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
     let mut service = Service::connect(bench.environment(), &health, &mut registry).await.unwrap();
     let (sender, mut traces) = mpsc::unbounded_channel();
-    service.handle(Tracing(sender)).unwrap();
+    service.handle("numbers", Tracing(sender)).unwrap();
     let publisher = service.publisher();
     let running = tokio::spawn(service.run(stop.clone()));
 

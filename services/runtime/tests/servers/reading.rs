@@ -311,7 +311,7 @@ async fn a_projection_passes_over_what_no_client_can_be_sent() {
     let mut registry = Registry::default();
     let service = bank.registered(&mut registry).await;
     for _ in 0..2 {
-        let rebuilt = service.rebuild::<Balances>().await.unwrap();
+        let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
         assert_eq!((rebuilt.events, rebuilt.made), (41, 1));
     }
     assert!(connections(&registry) <= 2, "{} connections", connections(&registry));

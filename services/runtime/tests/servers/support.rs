@@ -16,10 +16,11 @@ use jetwright_crds::{
     Duration as Text, dead_letter,
     environment::{Backoff, Binding, Bindings, DeadLetters, HANDLER_DEADLINE, Ordering, Retry},
 };
-use jetwright_process::{health::Health, nats::Credentials};
+use jetwright_nats::Credentials;
+use jetwright_process::health::Health;
 use jetwright_runtime::{
-    Environment, Failure, Handler, KeyValue, Limits, Metadata, PublishOptions, Published, Publisher, Reader,
-    Service, ServiceError,
+    Environment, Handler, HandlerError, HandlerOptions, KeyValue, Metadata, PublishOptions, Published,
+    Publisher, Reader, Service, ServiceError,
 };
 use jetwright_testing::{NatsServer, await_until};
 use opentelemetry::trace::TracerProvider;
@@ -42,7 +43,7 @@ impl Name for Number {
     const PACKAGE: &'static str = "tests.v1";
 }
 
-pub type Answer = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+pub type Answer = Pin<Box<dyn Future<Output = Result<(), HandlerError>> + Send>>;
 
 /// One call of the handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ pub struct Scripted {
 impl Scripted {
     pub fn new<F>(answer: impl Fn(u64, u32) -> F + Send + Sync + 'static) -> Self
     where
-        F: Future<Output = Result<(), Failure>> + Send + 'static,
+        F: Future<Output = Result<(), HandlerError>> + Send + 'static,
     {
         Self {
             calls: Arc::default(),
@@ -103,9 +104,8 @@ impl Scripted {
 
 impl Handler for Scripted {
     type Event = Number;
-    const BINDING: &'static str = "numbers";
 
-    async fn handle(&self, event: Number, metadata: &Metadata) -> Result<(), Failure> {
+    async fn handle(&self, event: Number, metadata: &Metadata) -> Result<(), HandlerError> {
         let call = Call { value: event.value, attempt: metadata.attempt, at: Instant::now() };
         self.calls.lock().unwrap().push(call);
         (self.answer)(event.value, metadata.attempt).await
@@ -290,17 +290,17 @@ impl Bench {
     }
 
     pub async fn run(&self, handler: &Scripted) -> Running {
-        self.run_within(handler, Limits::default()).await
+        self.run_within(handler, HandlerOptions::default()).await
     }
 
-    pub async fn run_within(&self, handler: &Scripted, limits: Limits) -> Running {
+    pub async fn run_within(&self, handler: &Scripted, limits: HandlerOptions) -> Running {
         self.run_handler(handler.clone(), limits).await
     }
 
-    pub async fn run_handler(&self, handler: impl Handler, limits: Limits) -> Running {
+    pub async fn run_handler(&self, handler: impl Handler, limits: HandlerOptions) -> Running {
         let (health, mut registry, stop) = (Health::new(), Registry::default(), CancellationToken::new());
         let mut service = Service::connect(self.environment(), &health, &mut registry).await.unwrap();
-        service.handle_within(handler, limits).unwrap();
+        service.handle_with("numbers", handler, limits).unwrap();
         let (publisher, reader, state) = (service.publisher(), service.reader(), service.key_value("state"));
         let task = tokio::spawn(service.run(stop.clone()));
         Running { health, publisher, reader, state, registry, stop, task }
@@ -313,7 +313,7 @@ impl Bench {
         runtime.spawn(async move {
             let (health, mut registry) = (Health::new(), Registry::default());
             let mut service = Service::connect(environment, &health, &mut registry).await.unwrap();
-            service.handle(handler).unwrap();
+            service.handle("numbers", handler).unwrap();
             service.run(CancellationToken::new()).await
         });
         Mortal::of(runtime)

@@ -182,7 +182,7 @@ async fn one_command_makes_the_directory_anew() {
     assert_eq!(rebuild.wait_exit(SOON).await.code(), Some(0), "{}", rebuild.log());
     let told = rebuild.await_log("was made anew", SOON).await;
     let told: Value = serde_json::from_str(&told).unwrap();
-    let counts = ["events", "made", "taken_away"].map(|name| told[name].as_u64().unwrap());
+    let counts = ["events", "made", "removed"].map(|name| told[name].as_u64().unwrap());
     assert_eq!(counts, [1, 1, 1], "{told}");
     let (entry, _) = bench.in_directory(id).await;
     assert_eq!(entry["entry"], json!({"email": ANN, "created_at": user["created_at"]}));

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use super::retry::Reason;
 use crate::{
-    Error, ErrorKind, Metadata, Publisher, metrics::WriteKind, publish::Write, read::RawEvent, trace,
+    Error, ErrorKind, Metadata, Publisher, metrics::WriteKind, publish::Write, store::RawEvent, trace,
 };
 
 /// Header that says how long a message is kept (NATS ADR-43); its stream has to allow it.
@@ -58,21 +58,21 @@ pub(super) struct Original<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Headers<'a> {
     /// As the client parsed them.
-    Parsed(Option<&'a HeaderMap>),
+    Parsed(&'a HeaderMap),
     /// As the stream stores them, from the version line on.
     Block(Option<&'a Bytes>),
 }
 
 impl<'a> Original<'a> {
-    pub(super) fn parsed(metadata: &'a Metadata, headers: Option<&'a HeaderMap>, payload: &'a Bytes) -> Self {
+    pub(super) fn parsed(metadata: &'a Metadata, payload: &'a Bytes) -> Self {
         Self {
-            stream: &metadata.stream,
-            consumer: &metadata.consumer,
+            stream: &metadata.source.stream,
+            consumer: &metadata.source.consumer,
             subject: &metadata.subject,
             sequence: metadata.sequence,
             time: metadata.time,
             attempts: metadata.attempt,
-            headers: Headers::Parsed(headers),
+            headers: Headers::Parsed(&metadata.headers),
             payload,
         }
     }
@@ -181,7 +181,7 @@ fn add_original_headers(headers: &mut HeaderMap, original: Headers<'_>) {
             return;
         }
     };
-    for (name, values) in parsed.into_iter().flat_map(HeaderMap::iter) {
+    for (name, values) in parsed.iter() {
         let own: &str = name.as_ref();
         // Those of a dead letter that is consumed in its turn are about another event.
         if own.starts_with("Dead-Letter-") {
@@ -216,19 +216,6 @@ mod tests {
 
     const MAX_PAYLOAD: usize = 1 << 20;
 
-    fn metadata() -> Metadata {
-        Metadata {
-            subject: "orders.42.placed".to_owned(),
-            stream: "orders".into(),
-            consumer: "fulfilment".into(),
-            event_consumer: "order-fulfilment".into(),
-            sequence: 7,
-            time: "2026-11-21T09:00:00.000000001Z".parse().unwrap(),
-            attempt: 3,
-            is_last_attempt: true,
-        }
-    }
-
     fn details(error: &str) -> FailureDetails {
         let failed_at = "2026-11-21T09:00:05Z".parse().unwrap();
         FailureDetails {
@@ -262,8 +249,10 @@ mod tests {
         before.insert("nats-expected-stream", "orders");
         before.append("Color", "red");
         before.append("Color", "blue");
-        let (metadata, payload) = (metadata(), Bytes::from_static(b"event"));
-        let original = Original::parsed(&metadata, Some(&before), &payload);
+        let time = "2026-11-21T09:00:00.000000001Z".parse().unwrap();
+        let metadata = Metadata { time, headers: before, attempt: 3, ..Metadata::example(7) };
+        let payload = Bytes::from_static(b"event");
+        let original = Original::parsed(&metadata, &payload);
         let (headers, kept) =
             letter(original, &details("first line\r\nNats-Rollup: all"), &HeaderMap::new(), MAX_PAYLOAD);
         let expected = [

@@ -59,28 +59,18 @@ mod tests {
     #[test]
     fn the_newest_are_remembered_once() {
         let cache = RedeliveryCache::default();
-        let metadata = |sequence| Metadata {
-            subject: "orders.42.placed".to_owned(),
-            stream: "orders".into(),
-            consumer: "fulfilment".into(),
-            event_consumer: "order-fulfilment".into(),
-            sequence,
-            time: Timestamp::UNIX_EPOCH,
-            attempt: 1,
-            is_last_attempt: false,
-        };
         let given_up = |sequence: u64| {
             let given_up = Some((Reason::Permanent, sequence.to_string()));
             PriorAttempts { first_delivered: None, calls: 1, given_up }
         };
         let most = u64::try_from(MAX_EVENTS).unwrap();
         for sequence in 0..=most {
-            cache.put(&metadata(sequence), given_up(sequence));
+            cache.put(&Metadata::example(sequence), given_up(sequence));
         }
-        assert_eq!(cache.take(&metadata(0)), PriorAttempts::default());
-        assert_eq!(cache.take(&metadata(most)), given_up(most));
-        assert_eq!(cache.take(&metadata(most)), PriorAttempts::default());
-        let made_again = Metadata { time: Timestamp::MAX, ..metadata(7) };
+        assert_eq!(cache.take(&Metadata::example(0)), PriorAttempts::default());
+        assert_eq!(cache.take(&Metadata::example(most)), given_up(most));
+        assert_eq!(cache.take(&Metadata::example(most)), PriorAttempts::default());
+        let made_again = Metadata { time: Timestamp::MAX, ..Metadata::example(7) };
         assert_eq!(cache.take(&made_again), PriorAttempts::default());
     }
 }

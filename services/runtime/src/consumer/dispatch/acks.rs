@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{BATCH, Dispatcher, Held, Observation, State, recovery::Doubt};
 use crate::{
-    Acknowledge, Handler,
+    AckMode, Handler,
     consumer::ack::{AckAction, Fate, IN_PROGRESS, PendingAck, Settlement},
 };
 
@@ -23,7 +23,8 @@ impl<H: Handler> Dispatcher<H> {
         let now = Instant::now();
         let can_send = self.can_send(now);
         let Some(held) = self.in_flight.get_mut(slot) else { return };
-        let is_unconfirmed = self.consumer.limits.acknowledge == Acknowledge::Sent && held.key.is_none();
+        let is_unconfirmed =
+            self.consumer.runner.options.ack_mode == AckMode::FireAndForget && held.key.is_none();
         if can_send && is_unconfirmed && *settlement == Settlement::Ack {
             let reply = held.reply.clone();
             self.publish(reply, settlement.payload()).await;
@@ -210,12 +211,12 @@ impl<H: Handler> Dispatcher<H> {
     pub(super) fn give_up(&mut self, slot: usize, why: &str) {
         let sequence = self.in_flight.get(slot).map(|held| held.sequence);
         tracing::warn!(
-            binding = H::BINDING,
+            binding = self.consumer.name(),
             sequence,
             why,
             "released delivery without confirmation; its event may come again"
         );
-        self.consumer.metrics.ack_unconfirmed();
+        self.consumer.runner.metrics.ack_unconfirmed();
         self.release(slot);
     }
 

@@ -1,43 +1,51 @@
 //! Events whose end JetStream has confirmed just now. One that was delivered again before the server had heard of its end arrives behind
 //! the confirmation, and behind later events of its key. Pure.
 
-use std::{collections::VecDeque, time::Duration};
+use std::time::Duration;
 
 use jiff::Timestamp;
-use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
 /// How long a delivery may be under way beside the confirmation.
 const LIFETIME: Duration = Duration::from_secs(5);
-/// Events that are remembered at most.
-const MAX_EVENTS: usize = 8_192;
+/// Events that are remembered at most. A prime: whatever part of a stream a consumer has, its sequences spread over all places.
+const MAX_EVENTS: u64 = 8_191;
 
-/// By sequence, with the time at which the event was stored.
-#[derive(Debug, Default)]
-pub(super) struct EndedEvents {
-    events: FxHashMap<u64, Timestamp>,
-    /// Oldest first.
-    by_age: VecDeque<(Instant, u64)>,
+/// One event whose end was confirmed.
+#[derive(Clone, Copy, Debug)]
+struct Ended {
+    sequence: u64,
+    /// When the event was stored.
+    time: Timestamp,
+    at: Instant,
 }
+
+/// Each in a place that its sequence gives; a later event takes it over.
+#[derive(Debug, Default)]
+pub(super) struct EndedEvents(Vec<Option<Ended>>);
 
 impl EndedEvents {
     /// JetStream confirmed that this event does not come again.
     pub(super) fn insert(&mut self, sequence: u64, time: Timestamp, now: Instant) {
-        while let Some((ended_at, oldest)) = self.by_age.front().copied()
-            && (now >= ended_at + LIFETIME || self.by_age.len() >= MAX_EVENTS)
-        {
-            self.by_age.pop_front();
-            self.events.remove(&oldest);
+        if self.0.is_empty() {
+            self.0 = (0..MAX_EVENTS).map(|_| None).collect();
         }
-        self.events.insert(sequence, time);
-        self.by_age.push_back((now, sequence));
+        if let Some(place) = self.0.get_mut(place(sequence)) {
+            *place = Some(Ended { sequence, time, at: now });
+        }
     }
 
     /// Whether a delivery is of such an event. One that counts as the first of its event is not: somebody reset the consumer, or a server
     /// forgot what it had delivered.
-    pub(super) fn contains(&self, sequence: u64, time: Timestamp, attempt: u32) -> bool {
-        attempt > 1 && self.events.get(&sequence) == Some(&time)
+    pub(super) fn contains(&self, sequence: u64, time: Timestamp, attempt: u32, now: Instant) -> bool {
+        let is_it =
+            |ended: &Ended| ended.sequence == sequence && ended.time == time && now < ended.at + LIFETIME;
+        attempt > 1 && self.0.get(place(sequence)).is_some_and(|ended| ended.as_ref().is_some_and(is_it))
     }
+}
+
+fn place(sequence: u64) -> usize {
+    usize::try_from(sequence % MAX_EVENTS).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -48,14 +56,15 @@ mod tests {
     fn an_event_that_ended_just_now_is_known_when_it_is_delivered_again() {
         let (mut ended, now) = (EndedEvents::default(), Instant::now());
         let time = Timestamp::UNIX_EPOCH;
+        assert!(!ended.contains(7, time, 2, now));
         ended.insert(7, time, now);
-        assert!(ended.contains(7, time, 2));
-        assert!(
-            !ended.contains(7, time, 1)
-                && !ended.contains(8, time, 2)
-                && !ended.contains(7, Timestamp::MAX, 2)
-        );
-        ended.insert(8, time, now + LIFETIME);
-        assert!(!ended.contains(7, time, 2) && ended.contains(8, time, 2));
+        let nearly = now + LIFETIME - Duration::from_millis(1);
+        assert!(ended.contains(7, time, 2, nearly) && !ended.contains(7, time, 2, now + LIFETIME));
+        // It was reset, is another event, or one of another stream of the name.
+        for (sequence, time, attempt) in [(7, time, 1), (8, time, 2), (7, Timestamp::MAX, 2)] {
+            assert!(!ended.contains(sequence, time, attempt, now), "{sequence} {time} {attempt}");
+        }
+        ended.insert(7 + MAX_EVENTS, time, now);
+        assert!(!ended.contains(7, time, 2, now) && ended.contains(7 + MAX_EVENTS, time, 2, now));
     }
 }

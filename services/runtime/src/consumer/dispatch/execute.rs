@@ -9,16 +9,13 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Alone, AttemptResult, BATCH, Delivery, Dispatcher, Held, Isolation, Observation, State,
-    recovery::Progress,
+    Alone, AttemptResult, Attempted, Delivery, Dispatcher, Held, Isolation, Observation, State,
+    recovery::Progress, sentinel::OrderViolation,
 };
 use crate::{
     Handler,
     consumer::{ack::NAK_ON_SHUTDOWN, workers::WorkerPanic},
 };
-
-/// A slot, and what is done after its attempt.
-pub(super) type Finished = Result<(usize, AttemptResult), WorkerPanic>;
 
 /// Longest time between two attempts in one place. Timers have a bound, and what was meant beyond that hardly waits for its time.
 const LONGEST_PAUSE: Duration = Duration::from_hours(24 * 365);
@@ -97,11 +94,11 @@ impl<H: Handler> Dispatcher<H> {
             && let Some(Held { key: Some(key), sequence, .. }) = self.in_flight.get(slot)
         {
             let violation = order.sentinel.begin(*key, *sequence);
-            self.consumer.metrics.order_checked(violation);
+            self.consumer.runner.metrics.order_checked(violation.map(OrderViolation::as_str));
             if let Some(violation) = violation {
-                let (violation, subject) = (violation.as_str(), &delivery.metadata.subject);
+                let (violation, subject) = (violation.as_str(), delivery.metadata.subject.as_str());
                 tracing::error!(
-                    binding = H::BINDING,
+                    binding = self.consumer.name(),
                     sequence,
                     subject,
                     violation,
@@ -113,25 +110,19 @@ impl<H: Handler> Dispatcher<H> {
         self.workers.begin((slot, delivery));
     }
 
-    /// Attempts ended.
+    /// Deals with the attempts that ended.
     ///
     /// # Errors
     ///
     /// Something other than a handler panicked.
-    pub(super) async fn finished(&mut self, first: Finished) -> Result<(), WorkerPanic> {
-        let mut finished = Some(first);
-        for _ in 0..BATCH {
-            let Some(result) = finished else { break };
-            self.attempt_ended(result?).await;
-            finished = self.workers.try_next();
-        }
-        if let Some(result) = finished {
+    pub(super) async fn finish_attempts(&mut self) -> Result<(), WorkerPanic> {
+        for result in self.workers.take_results() {
             self.attempt_ended(result?).await;
         }
         Ok(())
     }
 
-    async fn attempt_ended(&mut self, (slot, result): (usize, AttemptResult)) {
+    async fn attempt_ended(&mut self, Attempted { slot, result, delivery }: Attempted) {
         self.running -= 1;
         if self.alone == Alone::Running(slot) {
             self.alone = Alone::No;
@@ -149,7 +140,7 @@ impl<H: Handler> Dispatcher<H> {
         match result {
             AttemptResult::Settle(settlement) => self.settle(slot, &settlement).await,
             AttemptResult::RetryInPlace { .. } if self.last_begin.is_some() => self.give_back(slot).await,
-            AttemptResult::RetryInPlace { after, delivery } => self.pause(slot, after, delivery),
+            AttemptResult::RetryInPlace { after } => self.pause(slot, after, delivery),
         }
     }
 
@@ -253,7 +244,7 @@ impl<H: Handler> Dispatcher<H> {
                 if took >= self.recovery_logged_at + RECOVERY_LOG_INTERVAL {
                     self.recovery_logged_at = took;
                     tracing::warn!(
-                        binding = H::BINDING,
+                        binding = self.consumer.name(),
                         owed,
                         ?took,
                         "waiting for deliveries that are unacknowledged elsewhere, to keep the order of events"
@@ -264,7 +255,7 @@ impl<H: Handler> Dispatcher<H> {
                 let took = order.recovery.took(now);
                 self.recovery_logged_at = Duration::ZERO;
                 tracing::info!(
-                    binding = H::BINDING,
+                    binding = self.consumer.name(),
                     ?took,
                     held = self.in_flight.len(),
                     "recovered the order of events"

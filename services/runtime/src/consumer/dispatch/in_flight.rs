@@ -4,12 +4,15 @@ use std::ops::RangeInclusive;
 
 use async_nats::Subject;
 use jiff::Timestamp;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxBuildHasher, FxHashMap};
 use slab::Slab;
 use tokio::time::Instant;
 use tokio_util::time::delay_queue;
 
 use super::super::{ack::PendingAck, attempt::Delivery};
+
+/// Deliveries for which there is memory before they come.
+const MAX_PREALLOCATED: usize = 2_048;
 
 /// One delivery.
 pub(super) struct Held {
@@ -42,7 +45,6 @@ pub(super) enum State {
 }
 
 /// All of them. An event is held once.
-#[derive(Default)]
 pub(super) struct InFlight {
     slots: Slab<Held>,
     /// Sequences are numbers of the server's own making: no publisher can have them collide.
@@ -50,6 +52,14 @@ pub(super) struct InFlight {
 }
 
 impl InFlight {
+    /// With memory for so many.
+    pub(super) fn with_capacity(capacity: usize) -> Self {
+        let capacity = capacity.min(MAX_PREALLOCATED);
+        // Twice as many: a table that is nearly full is cleaned up again and again.
+        let by_sequence = FxHashMap::with_capacity_and_hasher(2 * capacity, FxBuildHasher);
+        Self { slots: Slab::with_capacity(capacity), by_sequence }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.slots.len()
     }

@@ -1,14 +1,16 @@
 //! In which order the deliveries of ordered consumers begin. Pure: slots of deliveries in, the slot of the one that may begin out.
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
-    hash::{DefaultHasher, Hash, Hasher},
+    collections::{VecDeque, hash_map::Entry},
+    hash::{BuildHasher, Hash, Hasher, RandomState},
 };
+
+use rustc_hash::FxHashMap;
 
 /// The deliveries of each key one after another, and no more than a number of keys at once.
 #[derive(Debug)]
 pub(super) struct KeyedQueue {
-    lanes: HashMap<u64, Lane>,
+    lanes: FxHashMap<u64, Lane>,
     /// Keys whose next delivery has no room yet. They take turns.
     ready: VecDeque<u64>,
     room: usize,
@@ -35,7 +37,7 @@ enum LaneState {
 impl KeyedQueue {
     /// With room for so many keys at once.
     pub(super) fn new(room: usize) -> Self {
-        Self { lanes: HashMap::new(), ready: VecDeque::new(), room }
+        Self { lanes: FxHashMap::default(), ready: VecDeque::new(), room }
     }
 
     /// Adds a delivery; whether it may begin now.
@@ -127,15 +129,30 @@ impl KeyedQueue {
     }
 }
 
-/// The key of a subject: these tokens of it. Two keys with one hash share a lane, which only makes them slower.
-pub(super) fn key(subject: &str, tokens: &[u32]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for (position, token) in (0..).zip(subject.split('.')) {
-        if tokens.contains(&position) {
-            token.hash(&mut hasher);
-        }
+/// Which tokens of a subject are its key.
+#[derive(Debug)]
+pub(super) struct KeyTokens {
+    /// Counted from 0.
+    positions: Vec<u32>,
+    /// Of this process alone: no publisher can have keys collide, so tables by key need no hash of their own that withstands it.
+    hasher: RandomState,
+}
+
+impl KeyTokens {
+    pub(super) fn new(positions: Vec<u32>) -> Self {
+        Self { positions, hasher: RandomState::new() }
     }
-    hasher.finish()
+
+    /// The key of a subject. Two keys with one hash share a lane, which only makes them slower.
+    pub(super) fn key(&self, subject: &str) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        for (position, token) in (0..).zip(subject.split('.')) {
+            if self.positions.contains(&position) {
+                token.hash(&mut hasher);
+            }
+        }
+        hasher.finish()
+    }
 }
 
 #[cfg(test)]
@@ -202,8 +219,9 @@ mod tests {
 
     #[test]
     fn a_key_is_some_tokens_of_a_subject() {
-        assert_eq!(key("orders.42.placed", &[1]), key("orders.42.confirmed.7", &[1]));
-        assert_ne!(key("orders.42.placed", &[1]), key("orders.43.placed", &[1]));
-        assert_ne!(key("a.b.c", &[0, 1]), key("a.c.b", &[0, 1]));
+        let (one, two) = (KeyTokens::new(vec![1]), KeyTokens::new(vec![0, 1]));
+        assert_eq!(one.key("orders.42.placed"), one.key("orders.42.confirmed.7"));
+        assert_ne!(one.key("orders.42.placed"), one.key("orders.43.placed"));
+        assert_ne!(two.key("a.b.c"), two.key("a.c.b"));
     }
 }

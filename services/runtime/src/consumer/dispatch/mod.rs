@@ -2,9 +2,11 @@
 //! ended.
 
 mod acks;
+mod doubt;
 mod ended;
 mod execute;
 mod in_flight;
+mod intake;
 mod keyed_queue;
 mod order;
 mod recovery;
@@ -13,14 +15,13 @@ pub(crate) mod sentinel;
 use std::{
     collections::{HashSet, VecDeque},
     io,
-    sync::{Arc, atomic},
+    sync::Arc,
     time::Duration,
 };
 
 use async_nats::{Client, Subscriber};
 use futures::StreamExt;
-use jetwright_process::nats::{Violation, Watch};
-use jiff::Timestamp;
+use jetwright_nats::{Link, Violation, ViolationReceiver};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval},
@@ -30,19 +31,17 @@ use tokio_util::time::DelayQueue;
 use self::{
     ended::EndedEvents,
     in_flight::{Held, InFlight, State},
-    keyed_queue::key,
     order::Order,
-    recovery::Doubt,
 };
 use super::{
-    ConsumerLoop,
-    ack::{PendingAck, Settlement},
     attempt::{AttemptResult, Delivery, process},
-    fetch::{Delivered, Fetched, discovery::Observation},
+    fetch::Fetched,
+    observation::Observation,
     retry::Isolation,
+    source::ConsumerLoop,
     workers::{WorkerPanic, Workers},
 };
-use crate::{Handler, connection::Link};
+use crate::Handler;
 
 /// Things of one kind that are done before those of another have their turn.
 const BATCH: usize = 64;
@@ -52,7 +51,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// The deliveries that this process holds of one consumer.
 pub(super) struct Dispatcher<H> {
     consumer: Arc<ConsumerLoop<H>>,
-    workers: Workers<(usize, Box<Delivery>), (usize, AttemptResult)>,
+    workers: Workers<(usize, Box<Delivery>), Attempted>,
     in_flight: InFlight,
     /// What was delivered again before its end was heard of is not handled again.
     ended: EndedEvents,
@@ -84,7 +83,14 @@ pub(super) struct Dispatcher<H> {
     recovery_logged_at: Duration,
     /// Since when it is in doubt whether the consumer is the one that delivered what is held.
     doubted_at: Option<Instant>,
-    violations: Watch,
+    violations: ViolationReceiver,
+}
+
+/// An attempt that ended.
+struct Attempted {
+    slot: usize,
+    result: AttemptResult,
+    delivery: Box<Delivery>,
 }
 
 /// Events that run alone.
@@ -103,16 +109,19 @@ impl<H: Handler> Dispatcher<H> {
     ///
     /// The system gives the handler no threads.
     pub(super) fn open(consumer: Arc<ConsumerLoop<H>>) -> io::Result<Self> {
-        let working = Arc::clone(&consumer);
-        let workers = Workers::start(H::BINDING, consumer.watchdog(), move |(slot, delivery)| {
-            let consumer = Arc::clone(&working);
-            async move { (slot, process(consumer, delivery).await) }
+        let runner = Arc::clone(&consumer.runner);
+        let workers = Workers::start(consumer.name(), &consumer.runner.watchdog, move |(slot, delivery)| {
+            let runner = Arc::clone(&runner);
+            async move {
+                let (result, delivery) = process(runner, delivery).await;
+                Attempted { slot, result, delivery }
+            }
         })?;
         let ordering = consumer.binding.ordering.clone();
-        let room = usize::try_from(consumer.limits.concurrency.max(1)).unwrap_or(usize::MAX);
+        let room = usize::try_from(consumer.runner.options.concurrency.max(1)).unwrap_or(usize::MAX);
         Ok(Self {
             workers,
-            in_flight: InFlight::default(),
+            in_flight: InFlight::with_capacity(consumer.capacity()),
             ended: EndedEvents::default(),
             order: ordering.map(|ordering| Order::new(ordering.key_tokens, room, Instant::now())),
             next: VecDeque::new(),
@@ -156,7 +165,7 @@ impl<H: Handler> Dispatcher<H> {
                 biased;
                 _ = tick.tick() => self.tick().await,
                 () = stop.cancelled(), if self.last_begin.is_none() => self.begin_stop().await,
-                Some(result) = self.workers.next() => self.finished(result).await?,
+                () = self.workers.ended() => {}
                 Some(paused) = self.paused.next() => self.resume(paused.into_inner()),
                 confirmation = next(&mut self.confirmations) => match confirmation {
                     Some(confirmation) => self.confirmed_all(&confirmation),
@@ -169,10 +178,12 @@ impl<H: Handler> Dispatcher<H> {
                 },
                 Ok(()) = self.link.changed() => self.linked(),
                 Ok(()) = self.observations.changed() => self.observed().await,
-                Violation::Publish(reply) = self.violations.any(is_about_acks) => self.not_permitted(&reply),
+                Violation::Publish(reply) = self.violations.next_matching(is_about_acks) => self.not_permitted(&reply),
             }
+            self.finish_attempts().await?;
             self.give_back_recovering().await;
             self.begin_next().await;
+            self.workers.hand_over();
         }
         Ok(())
     }
@@ -201,187 +212,6 @@ impl<H: Handler> Dispatcher<H> {
             && order.recovery.is_info_due(now)
         {
             self.consumer.discovery.recheck();
-        }
-    }
-
-    fn receive_some(&mut self, first: Fetched, inbound: &mut mpsc::UnboundedReceiver<Fetched>) {
-        let (now, time) = (Instant::now(), Timestamp::now());
-        self.receive(first, now, time);
-        for _ in 1..BATCH {
-            let Ok(fetched) = inbound.try_recv() else { return };
-            self.receive(fetched, now, time);
-        }
-    }
-
-    fn receive(&mut self, fetched: Fetched, now: Instant, time: Timestamp) {
-        match fetched {
-            Fetched::Doubt => self.doubt_consumer(now),
-            Fetched::Deliveries { incarnation, deliveries } => {
-                self.note_incarnation(incarnation);
-                for delivered in deliveries {
-                    if incarnation < self.incarnation {
-                        self.consumer.release_capacity(delivered.size);
-                        continue;
-                    }
-                    self.take(delivered, now, time);
-                }
-            }
-        }
-    }
-
-    fn take(&mut self, delivered: Delivered, now: Instant, time: Timestamp) {
-        let (sequence, event_time) = (delivered.metadata.sequence, delivered.metadata.time);
-        let doubt =
-            self.order.as_mut().and_then(|order| order.recovery.received(delivered.consumer_sequence));
-        if let Some(doubt) = doubt {
-            self.begin_recovery(doubt, now);
-        }
-        if let Some(slot) = self.in_flight.find(sequence) {
-            let is_same = self.in_flight.get(slot).is_some_and(|held| held.time == event_time);
-            if !is_same {
-                // Another event has its sequence: the stream was made again.
-                self.drop_predecessor(slot);
-            } else if self.redelivered(slot, &delivered, now) {
-                return self.consumer.release_capacity(delivered.size);
-            }
-        }
-        let key = self.order.as_ref().map(|order| key(&delivered.metadata.subject, &order.key_tokens));
-        let (reply, size) = (delivered.reply.clone(), delivered.size);
-        let has_ended = self.ended.contains(sequence, event_time, delivered.metadata.attempt);
-        let (key, state) = if has_ended {
-            (None, State::Settling(PendingAck::new(&Settlement::Ack, now)))
-        } else {
-            (key, State::Waiting(Box::new(Delivery::new(&self.consumer, delivered, time))))
-        };
-        let held = Held {
-            reply,
-            sequence,
-            time: event_time,
-            size,
-            key,
-            is_orphan: false,
-            in_progress_at: now,
-            state,
-        };
-        let slot = self.in_flight.insert(held);
-        if !has_ended {
-            self.enqueue(slot, key);
-        }
-    }
-
-    /// Whether this event is still held; then it is settled as its newest delivery.
-    fn redelivered(&mut self, slot: usize, delivered: &Delivered, now: Instant) -> bool {
-        let Some(held) = self.in_flight.get_mut(slot) else { return false };
-        match &mut held.state {
-            // It was given back, and the confirmation of that was lost.
-            State::Settling(ack) if ack.is_done_by_redelivery() => {
-                self.release(slot);
-                return false;
-            }
-            // Its acknowledgement was not heard.
-            State::Settling(ack) => ack.repeat(now),
-            // It is being handled, and JetStream did not hear of it in time; or another consumer delivers it too.
-            State::Waiting(_) | State::Paused(..) | State::Running | State::Returned => {}
-        }
-        held.reply = delivered.reply.clone();
-        held.in_progress_at = now;
-        held.is_orphan = false;
-        true
-    }
-
-    /// Begins an acknowledgement's and a recovery's doubt: the consumer may be gone, or another one may have its name.
-    fn doubt_consumer(&mut self, now: Instant) {
-        self.doubted_at = Some(now);
-        self.consumer.proof.revoke();
-        self.consumer.discovery.recheck();
-        self.in_flight.acks().for_each(|(_, _, ack)| ack.suspend());
-    }
-
-    /// Nothing new begins until everything that was delivered is here.
-    fn begin_recovery(&mut self, doubt: Doubt, now: Instant) {
-        let Some(order) = &mut self.order else { return };
-        if order.recovery.doubt(doubt, now) {
-            tracing::info!(binding = H::BINDING, cause = doubt.as_str(), "recovering the order of events");
-            self.consumer.metrics.recovery(doubt.as_str());
-            self.consumer.recovering.store(true, atomic::Ordering::Relaxed);
-            self.consumer.capacity_freed.notify_one();
-            order.queue.clear_waiting();
-            if let Alone::Waiting(slot) = self.alone {
-                self.alone = Alone::No;
-                self.next.push_back(slot);
-            }
-            // Those that were about to begin have not.
-            for slot in self.next.drain(..) {
-                if let Some(Held { key: Some(key), .. }) = self.in_flight.get(slot) {
-                    order.queue.complete(*key);
-                }
-            }
-        }
-        self.consumer.discovery.recheck();
-    }
-
-    /// JetStream said which consumer there is, and what it still waits for.
-    async fn observed(&mut self) {
-        let Some(observation) = self.observations.borrow_and_update().clone() else { return };
-        self.note_incarnation(observation.incarnation);
-        self.consumer.proof.renew(observation.asked_at);
-        if self.doubted_at.is_some_and(|doubted_at| observation.asked_at >= doubted_at) {
-            self.doubted_at = None;
-        }
-        self.judge_acks(&observation).await;
-        self.go_on_with_recovery(&observation);
-    }
-
-    /// Another consumer has the name now: it knows nothing of what its predecessor delivered.
-    fn note_incarnation(&mut self, incarnation: u64) {
-        if incarnation <= self.incarnation {
-            return;
-        }
-        let is_first = self.incarnation == 0;
-        self.incarnation = incarnation;
-        if is_first {
-            return;
-        }
-        for slot in self.in_flight.in_order(|_| true) {
-            self.drop_predecessor(slot);
-        }
-        if let Some(order) = &mut self.order {
-            order.sentinel.reset();
-        }
-        self.begin_recovery(Doubt::Reconnect, Instant::now());
-        // Those that had not begun; the queue knows them no more.
-        if self.order.is_some() {
-            let is_waiting = |held: &Held| held.is_orphan && matches!(held.state, State::Waiting(_));
-            for slot in self.in_flight.in_order(is_waiting) {
-                // One of its key may still run, and keeps its place.
-                if let Some(held) = self.in_flight.get_mut(slot) {
-                    held.key = None;
-                }
-                self.give_up(slot, "the consumer was made again");
-            }
-        }
-    }
-
-    /// The connection was lost or made again: answers to what was sent before do not come, and what was sent last may not have been heard.
-    fn linked(&mut self) {
-        let Link { connected, generation, .. } = *self.link.borrow_and_update();
-        if generation != self.generation {
-            self.confirmations = None;
-        }
-        let now = Instant::now();
-        let half = self.consumer.binding.ack_wait.0 / 2;
-        for (_, held) in self.in_flight.iter_mut() {
-            match &mut held.state {
-                State::Settling(ack) => ack.suspend(),
-                _ => held.in_progress_at = now.checked_sub(half).unwrap_or(held.in_progress_at),
-            }
-        }
-        self.doubt_consumer(now);
-        if connected {
-            if let Some(order) = &mut self.order {
-                order.sentinel.reset();
-            }
-            self.begin_recovery(Doubt::Reconnect, now);
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use tokio::time::Instant;
 
-use super::super::fetch::discovery::{ConsumerInfo, Observation};
+use super::super::observation::{ConsumerInfo, Observation};
 
 /// How often JetStream is asked what is still owed.
 const INFO_INTERVAL: Duration = Duration::from_millis(250);

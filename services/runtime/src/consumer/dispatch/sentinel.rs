@@ -1,7 +1,7 @@
 //! Watches in production that the events of a key begin in order, one at a time. It decides nothing: what it finds is a fault of this
 //! program, or of a server that forgot an acknowledgement, and is counted. Pure.
 
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 /// Keys that are remembered, before those of which nothing is unsettled are forgotten.
 const REMEMBERED_KEYS: usize = 65_536;
@@ -40,7 +40,7 @@ struct Newest {
 
 /// What began last, by key.
 #[derive(Debug, Default)]
-pub(super) struct OrderSentinel(HashMap<u64, Newest>);
+pub(super) struct OrderSentinel(FxHashMap<u64, Newest>);
 
 impl OrderSentinel {
     /// An attempt begins. One more attempt of the newest event of its key is as it should be.

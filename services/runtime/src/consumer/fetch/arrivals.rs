@@ -1,22 +1,22 @@
 //! What arrives from a consumer: its deliveries in their order, and the ends of pull requests.
 
 use std::{
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use async_nats::{HeaderMap, Message, StatusCode, Subject, Subscriber};
-use bytes::Bytes;
+use async_nats::{Message, StatusCode, Subscriber};
 use futures::StreamExt;
+use jetwright_nats::{Violation, backoff::pause};
 use tokio::time::Instant;
 
 use super::{
     credits::PullCredits,
     merge::{Merge, Ordered},
-    pull::PullEvent,
     status::{RequestEnd, request_end},
 };
-use crate::{Metadata, connection::pause, metadata::Origin};
+use crate::{Metadata, Source, consumer::delivery::Delivered};
 
 /// Header of a status that ends a request: how much of it was not served (NATS ADR-13).
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
@@ -28,28 +28,32 @@ const ASSUMED_SIZE: usize = 1024;
 /// Longest pause where the consumer has as many requests as it may have.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// One delivery.
-#[derive(Debug)]
-pub(in crate::consumer) struct Delivered {
-    pub(in crate::consumer) metadata: Metadata,
-    pub(in crate::consumer) consumer_sequence: u64,
-    /// Where it is acknowledged.
-    pub(in crate::consumer) reply: Subject,
-    pub(in crate::consumer) headers: Option<HeaderMap>,
-    pub(in crate::consumer) payload: Bytes,
-    /// In bytes, with headers and subjects.
-    pub(in crate::consumer) size: usize,
-}
-
 impl Ordered for Delivered {
     fn consumer_sequence(&self) -> u64 {
         self.consumer_sequence
     }
 }
 
+/// What came of requests.
+pub(super) enum PullEvent {
+    Deliveries(Vec<Delivered>),
+    /// A request ended as requests do.
+    Ended,
+    /// A request that was held back may be made now.
+    MayRequest,
+    /// The consumer is not there, or does not answer, and why that is believed.
+    Unavailable(String),
+    /// The connection was lost.
+    Disconnected,
+    /// The client is gone for good, and what was subscribed with it.
+    Closed,
+    /// The servers do not permit to pull from it, to receive its deliveries, or to acknowledge them.
+    PermissionDenied(Violation),
+}
+
 /// The subscriptions of one consumer.
 pub(super) struct Arrivals {
-    origin: Origin,
+    source: Arc<Source>,
     /// By turn.
     subscriptions: Vec<Subscriber>,
     merge: Merge<Delivered>,
@@ -73,9 +77,9 @@ pub(super) struct Arrivals {
 }
 
 impl Arrivals {
-    pub(super) fn new(origin: Origin, subscriptions: Vec<Subscriber>) -> Self {
+    pub(super) fn new(source: Arc<Source>, subscriptions: Vec<Subscriber>) -> Self {
         Self {
-            origin,
+            source,
             subscriptions,
             merge: Merge::default(),
             credits: PullCredits::default(),
@@ -158,13 +162,14 @@ impl Arrivals {
         (self.refused_bytes, self.refusals) = (0, 0);
         self.average_size = (self.average_size * 7 + length) / 8;
         self.served += 1;
-        let read = reply.and_then(|reply| Some((Metadata::parse(&self.origin, &subject, &reply)?, reply)));
-        let Some(((metadata, consumer_sequence), reply)) = read else {
-            tracing::error!(%subject, "ignored a message that is no delivery of the consumer");
+        let reply = reply?;
+        let Some((metadata, consumer_sequence)) = Metadata::parse(&self.source, subject, headers, &reply)
+        else {
+            tracing::error!(%reply, "ignored a message that is no delivery of the consumer");
             return None;
         };
         self.is_redelivering = metadata.attempt > 1;
-        Some(Delivered { metadata, consumer_sequence, reply, headers, payload, size: length })
+        Some(Delivered { metadata: Arc::new(metadata), consumer_sequence, reply, payload, size: length })
     }
 
     fn request_ended(&mut self, turn: usize, message: &Message, status: StatusCode) {

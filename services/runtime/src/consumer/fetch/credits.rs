@@ -8,8 +8,10 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-use super::pull::{EXPIRES, NO_ANSWER};
-
+/// How long a request stays open at the server.
+pub(super) const EXPIRES: Duration = Duration::from_secs(1);
+/// How much longer its end may take to be heard of.
+pub(super) const NO_ANSWER: Duration = Duration::from_secs(2);
 /// Subscriptions over which requests are spread.
 pub(super) const TURNS: usize = 4;
 const TURN: Duration = Duration::from_secs(1);

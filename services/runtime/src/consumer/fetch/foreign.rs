@@ -9,24 +9,21 @@
 use std::{
     collections::{HashMap, VecDeque},
     pin::pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::Ordering,
     time::Duration,
 };
 
-use tokio::{
-    sync::{Notify, watch},
-    time::{Instant, sleep, sleep_until, timeout},
-};
+use jetwright_nats::backoff::pause;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::{
-    super::{
-        ConsumerLoop,
-        ack::{IN_PROGRESS, Settlement},
-        attempt,
-    },
-    discovery::ConsumerInfo,
+use super::super::{
+    ack::{IN_PROGRESS, Settlement},
+    attempt,
+    observation::ConsumerInfo,
+    source::ConsumerLoop,
+    suspicion::Scan,
 };
-use crate::{Error, ErrorKind, Handler, connection::pause, read::RawEvent};
+use crate::{Error, ErrorKind, Handler, store::RawEvent};
 
 /// Events that are read before any is pulled.
 const INITIAL_SCAN_EVENTS: usize = 2_000;
@@ -41,46 +38,6 @@ const MAX_PENDING: usize = 1_000;
 /// Events that ended and are remembered.
 const MAX_ENDED: usize = 1_000;
 
-/// How far the scan is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Scan {
-    /// Nothing is suspected.
-    #[default]
-    Idle,
-    /// Nothing is pulled.
-    Blocking,
-    /// One event is pulled at a time.
-    Background,
-}
-
-/// What is suspected of one consumer's deliveries.
-#[derive(Debug, Default)]
-pub(in crate::consumer) struct ForeignEvents {
-    scan: watch::Sender<Scan>,
-    suspected: Notify,
-    suspicions: AtomicU64,
-}
-
-impl ForeignEvents {
-    /// The connection ended, perhaps by one of the deliveries.
-    pub(super) fn suspect(&self) {
-        self.suspicions.fetch_add(1, Ordering::SeqCst);
-        self.scan.send_replace(Scan::Blocking);
-        self.suspected.notify_one();
-    }
-
-    /// Returns when more may be pulled.
-    pub(super) async fn await_initial_scan(&self) {
-        // Refused only when this is gone.
-        let _ = self.scan.subscribe().wait_for(|scan| *scan != Scan::Blocking).await;
-    }
-
-    /// How many events may be held, of so many.
-    pub(super) fn limit(&self, capacity: usize) -> usize {
-        if *self.scan.borrow() == Scan::Idle { capacity } else { 1 }
-    }
-}
-
 /// Scans whenever something is suspected. Never returns.
 pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
     let (created, scanned_up_to) = (String::new(), HashMap::new());
@@ -89,12 +46,12 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
     let retry_interval = scanner.hold_interval();
     loop {
         tokio::select! {
-            () = consumer.foreign.suspected.notified() => {
-                let suspicions = consumer.foreign.suspicions.load(Ordering::SeqCst);
+            () = consumer.suspicion.suspected.notified() => {
+                let suspicions = consumer.suspicion.suspicions.load(Ordering::SeqCst);
                 scanner.scan_to_the_end().await;
                 // It may be suspected again meanwhile.
-                if consumer.foreign.suspicions.load(Ordering::SeqCst) == suspicions {
-                    consumer.foreign.scan.send_replace(Scan::Idle);
+                if consumer.suspicion.suspicions.load(Ordering::SeqCst) == suspicions {
+                    consumer.suspicion.scan.send_replace(Scan::Idle);
                     consumer.capacity_freed.notify_one();
                 }
             }
@@ -133,7 +90,7 @@ impl<H: Handler> Scanner<'_, H> {
             }
             let Err(error) = self.scan(&observation.info).await else { return };
             let message = "failed to look for events that the NATS client cannot parse";
-            tracing::warn!(binding = H::BINDING, %error, "{message}");
+            tracing::warn!(binding = self.consumer.name(), %error, "{message}");
             if error.kind() == ErrorKind::Refused {
                 return;
             }
@@ -176,7 +133,7 @@ impl<H: Handler> Scanner<'_, H> {
                 self.examine(event).await;
                 scanned += 1;
                 if scanned == INITIAL_SCAN_EVENTS {
-                    consumer.foreign.scan.send_replace(Scan::Background);
+                    consumer.suspicion.scan.send_replace(Scan::Background);
                 }
                 not_before += MIN_INTERVAL;
                 sleep_until(not_before).await;
@@ -231,7 +188,7 @@ impl<H: Handler> Scanner<'_, H> {
         if self.ended.iter().any(|ended| ended.sequence == event.sequence) {
             return;
         }
-        attempt::record_foreign(self.consumer, event.sequence);
+        attempt::record_foreign(&self.consumer.runner, event.sequence);
         self.ended.push_back(event);
         if self.ended.len() > MAX_ENDED {
             self.ended.pop_front();
@@ -263,10 +220,10 @@ impl<H: Handler> Scanner<'_, H> {
             return true;
         }
         let sequence = event.sequence;
-        let reason = match attempt::keep_foreign(self.consumer, event).await {
+        let reason = match attempt::keep_foreign(&self.consumer.runner, &self.consumer.source, event).await {
             Ok(reason) => reason,
             Err(error) => {
-                tracing::error!(binding = H::BINDING, sequence, %error, "failed to keep a dead letter, will retry");
+                tracing::error!(binding = self.consumer.name(), sequence, %error, "failed to keep a dead letter, will retry");
                 return false;
             }
         };
@@ -274,7 +231,11 @@ impl<H: Handler> Scanner<'_, H> {
         let client = self.consumer.connection.client();
         let termination = client.request(self.ack_subject(foreign), Settlement::Term { reason }.payload());
         if !matches!(timeout(TERM_CONFIRM_TIMEOUT, termination).await, Ok(Ok(_))) {
-            tracing::warn!(binding = H::BINDING, sequence, "failed to terminate a delivery, will retry");
+            tracing::warn!(
+                binding = self.consumer.name(),
+                sequence,
+                "failed to terminate a delivery, will retry"
+            );
             return false;
         }
         true

@@ -13,20 +13,15 @@ use std::{
     time::Duration,
 };
 
-use jetwright_process::nats::Violation;
+use jetwright_nats::{Violation, backoff::pause};
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
 };
 
-pub(super) use self::arrivals::Delivered;
-use self::{
-    credits::Room,
-    discovery::Observation,
-    pull::{Pull, PullEvent},
-};
-use super::ConsumerLoop;
-use crate::{Handler, connection::pause, metadata::Origin};
+use self::{arrivals::PullEvent, credits::Room, pull::Pull};
+use super::{delivery::Delivered, observation::Observation, source::ConsumerLoop};
+use crate::Handler;
 
 /// How often it is looked whether other consumers of the process have given bytes back.
 const BYTES_INTERVAL: Duration = Duration::from_millis(250);
@@ -90,7 +85,7 @@ impl<H: Handler> Fetcher<'_, H> {
             // A consumer that is not there, or not there any more, is waited for; so is the connection.
             let observation = consumer.discovery.wait_for_consumer().await;
             // What the client cannot parse would end the connection again.
-            consumer.foreign.await_initial_scan().await;
+            consumer.suspicion.await_initial_scan().await;
             if let Err(error) = self.open(&observation).await {
                 consumer.unavailable(&error.to_string());
                 sleep(pause(2, rand::random())).await;
@@ -99,7 +94,7 @@ impl<H: Handler> Fetcher<'_, H> {
             if refused == 0 {
                 consumer.gate.open();
             }
-            tracing::info!(binding = H::BINDING, "consuming");
+            tracing::info!(binding = consumer.name(), "consuming");
             let served = self.served();
             let stopped = self.fetch_while_available(&observation).await;
             consumer.bytes.owe(0);
@@ -115,18 +110,18 @@ impl<H: Handler> Fetcher<'_, H> {
             let why = match stopped {
                 Stopped::Unavailable(why) => why,
                 Stopped::Disconnected => {
-                    consumer.foreign.suspect();
+                    consumer.suspicion.suspect();
                     "the connection to NATS was lost".to_owned()
                 }
                 Stopped::Closed => {
-                    consumer.foreign.suspect();
+                    consumer.suspicion.suspect();
                     self.pull = None;
                     "the NATS client was closed".to_owned()
                 }
                 Stopped::PermissionDenied(violation) => violation.to_string(),
             };
             consumer.unavailable(&why);
-            tracing::warn!(binding = H::BINDING, why, "stopped pulling");
+            tracing::warn!(binding = consumer.name(), why, "stopped pulling");
             // It is there and may refuse every request, as where its configuration does not fit: then it is asked ever less.
             sleep(pause(refused, rand::random())).await;
         }
@@ -139,13 +134,8 @@ impl<H: Handler> Fetcher<'_, H> {
             (self.pull, self.incarnation) = (None, observation.incarnation);
         }
         if self.pull.is_none() {
-            let binding = &self.consumer.binding;
-            let origin = Origin {
-                stream: binding.stream.as_str().into(),
-                consumer: binding.consumer.as_str().into(),
-                event_consumer: H::BINDING.into(),
-            };
-            self.pull = Some(Pull::open(&self.consumer.connection, origin, &observation.info.config).await?);
+            let source = Arc::clone(&self.consumer.source);
+            self.pull = Some(Pull::open(&self.consumer.connection, source, &observation.info.config).await?);
         }
         Ok(())
     }
@@ -172,7 +162,7 @@ impl<H: Handler> Fetcher<'_, H> {
             if pull.is_disconnected() {
                 return Stopped::Disconnected;
             }
-            let capacity = consumer.foreign.limit(consumer.capacity());
+            let capacity = consumer.suspicion.limit(consumer.capacity());
             let room = Room {
                 capacity,
                 in_flight: consumer.in_flight(),

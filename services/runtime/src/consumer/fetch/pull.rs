@@ -1,9 +1,9 @@
 //! Pull requests to one consumer: never for more than there is room for, and within what the consumer grants.
 
-use std::{future::poll_fn, time::Duration};
+use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use async_nats::Client;
-use jetwright_process::nats::{Violation, Watch};
+use jetwright_nats::{Connection, Link, Violation, ViolationReceiver};
 use tokio::{
     sync::watch,
     task::unconstrained,
@@ -11,19 +11,12 @@ use tokio::{
 };
 
 use super::{
-    arrivals::{Arrivals, Delivered},
-    credits::{NewRequest, Room, TURNS},
-    discovery::ConsumerConfig,
+    super::{delivery::Delivered, observation::ConsumerConfig},
+    arrivals::{Arrivals, PullEvent},
+    credits::{EXPIRES, NewRequest, Room, TURNS},
 };
-use crate::{
-    connection::{Connection, Link},
-    metadata::Origin,
-};
+use crate::Source;
 
-/// How long a request stays open at the server.
-pub(super) const EXPIRES: Duration = Duration::from_secs(1);
-/// How much longer its end may take to be heard of.
-pub(super) const NO_ANSWER: Duration = Duration::from_secs(2);
 /// Fewest bytes that a request allows, where there are as many.
 const MIN_REQUEST_BYTES: usize = 64 * 1024;
 /// Requests in one ackWait beyond the room that there is, for what is owed: what is not due yet comes after that time at the latest, and
@@ -40,7 +33,7 @@ pub(super) struct Pull {
     /// Of the client that has the subscriptions.
     generation: u64,
     link: watch::Receiver<Link>,
-    violations: Watch,
+    violations: ViolationReceiver,
     inbox: String,
     subject: String,
     /// Stands in the subjects on which deliveries are acknowledged.
@@ -50,23 +43,6 @@ pub(super) struct Pull {
     last_request: Option<Instant>,
     /// There is no room, and something is owed.
     is_overdrawn: bool,
-}
-
-/// What came of requests.
-pub(super) enum PullEvent {
-    Deliveries(Vec<Delivered>),
-    /// A request ended as requests do.
-    Ended,
-    /// A request that was held back may be made now.
-    MayRequest,
-    /// The consumer is not there, or does not answer, and why that is believed.
-    Unavailable(String),
-    /// The connection was lost.
-    Disconnected,
-    /// The client is gone for good, and what was subscribed with it.
-    Closed,
-    /// The servers do not permit to pull from it, to receive its deliveries, or to acknowledge them.
-    PermissionDenied(Violation),
 }
 
 /// The most that a consumer grants.
@@ -109,7 +85,7 @@ struct RequestSize {
 impl Pull {
     pub(super) async fn open(
         connection: &Connection,
-        origin: Origin,
+        source: Arc<Source>,
         config: &ConsumerConfig,
     ) -> Result<Self, async_nats::SubscribeError> {
         let (link, violations, mut subscriptions) = (connection.link(), connection.violations(), Vec::new());
@@ -119,13 +95,13 @@ impl Pull {
         for turn in 0..TURNS {
             subscriptions.push(client.subscribe(format!("{inbox}.{turn}.*")).await?);
         }
-        let Origin { stream, consumer, .. } = &origin;
+        let Source { stream, consumer, .. } = &*source;
         Ok(Self {
             generation,
             link,
-            subject: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"),
+            subject: connection.api_subjects().next_messages(stream, consumer),
             ack_infix: format!(".{stream}.{consumer}."),
-            arrivals: Arrivals::new(origin, subscriptions),
+            arrivals: Arrivals::new(source, subscriptions),
             client,
             violations,
             inbox,
@@ -141,7 +117,7 @@ impl Pull {
     /// is room for, rather than what NATS sent be left to wait for ackWait.
     pub(super) fn resume(&mut self, config: &ConsumerConfig) -> bool {
         self.arrivals.reset();
-        self.violations.forget();
+        self.violations.clear();
         (self.limits, self.last_request) = (RequestLimits::new(config), None);
         self.link.borrow_and_update().connected
     }
@@ -260,7 +236,7 @@ impl Pull {
             // be seen before an earlier one. What comes is bounded by what was asked for.
             event = unconstrained(poll_fn(|context| arrivals.poll_next(context))) => event,
             _ = link.changed() => PullEvent::Disconnected,
-            violation = violations.any(concerns) => PullEvent::PermissionDenied(violation),
+            violation = violations.next_matching(concerns) => PullEvent::PermissionDenied(violation),
             () = at(unanswered) => PullEvent::Unavailable("the consumer does not answer".to_owned()),
             () = at(wake_up) => PullEvent::MayRequest,
         };

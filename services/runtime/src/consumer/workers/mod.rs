@@ -1,19 +1,28 @@
 //! Threads of a handler's own, on which its attempts run. A handler that blocks its thread holds up attempts of the same handler alone:
 //! acknowledgements, other handlers, HTTP and the stop run elsewhere.
 
+mod queue;
 mod watchdog;
 
-use std::{future::Future, io, panic::AssertUnwindSafe, sync::Arc, task::Poll, thread};
-
-use async_channel::{Receiver, Sender};
-use futures::{FutureExt, poll};
-use tokio::{
-    runtime::{Builder, Runtime},
-    sync::mpsc,
+use std::{
+    future::{Future, poll_fn},
+    io, mem,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    task::Poll,
+    thread,
+    time::Instant,
 };
 
+use futures::FutureExt;
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::ReusableBoxFuture;
+
 pub(crate) use self::watchdog::Watchdog;
-use self::watchdog::Watched;
+use self::{
+    queue::{Announcements, Jobs, Results},
+    watchdog::Watched,
+};
 
 /// Threads of each handler, where the machine has fewer cores: one that blocks leaves another.
 const MIN_THREADS: usize = 2;
@@ -23,10 +32,14 @@ const MIN_THREADS: usize = 2;
 #[error("an attempt panicked outside of its handler")]
 pub(super) struct WorkerPanic;
 
+type Ended<R> = Result<R, WorkerPanic>;
+
 /// The threads of one handler.
 pub(super) struct Workers<J, R> {
-    jobs: Sender<J>,
-    results: mpsc::UnboundedReceiver<Result<R, WorkerPanic>>,
+    /// Jobs that are not handed over yet.
+    new: Vec<J>,
+    jobs: Arc<Jobs<J>>,
+    results: Arc<Results<Ended<R>>>,
     /// `None` only while it is dropped.
     runtime: Option<Runtime>,
 }
@@ -53,30 +66,38 @@ impl<J: Send + 'static, R: Send + 'static> Workers<J, R> {
             .thread_name(format!("handler {name}"))
             .enable_all()
             .build()?;
-        let (jobs, queue) = async_channel::unbounded();
-        let (done, results) = mpsc::unbounded_channel();
+        let (jobs, results) = (Arc::<Jobs<J>>::default(), Arc::<Results<_>>::default());
         for _ in 0..threads {
-            let (queue, done) = (queue.clone(), done.clone());
-            let (watchdog, work) = (Arc::clone(watchdog), work.clone());
-            runtime.spawn(work_off(queue, done, watchdog, work));
+            let worker = Worker {
+                jobs: Arc::clone(&jobs),
+                results: Arc::clone(&results),
+                watchdog: Arc::clone(watchdog),
+                work: work.clone(),
+                attempt: None,
+            };
+            runtime.spawn(worker.run());
         }
-        Ok(Self { jobs, results, runtime: Some(runtime) })
+        Ok(Self { new: Vec::new(), jobs, results, runtime: Some(runtime) })
     }
 
-    /// Has a job begun when a thread is free.
-    pub(super) fn begin(&self, job: J) {
-        // Refused only while this is dropped.
-        let _ = self.jobs.try_send(job);
+    /// Has a job begun when a thread is free, after [`hand_over`](Self::hand_over).
+    pub(super) fn begin(&mut self, job: J) {
+        self.new.push(job);
     }
 
-    /// The next result. May be dropped and called again without loss.
-    pub(super) async fn next(&mut self) -> Option<Result<R, WorkerPanic>> {
-        self.results.recv().await
+    /// Hands the jobs over that are new.
+    pub(super) fn hand_over(&mut self) {
+        self.jobs.extend(&mut self.new);
     }
 
-    /// A result that is there already.
-    pub(super) fn try_next(&mut self) -> Option<Result<R, WorkerPanic>> {
-        self.results.try_recv().ok()
+    /// Waits until there are results. May be dropped and called again without loss.
+    pub(super) async fn ended(&self) {
+        self.results.announced().await;
+    }
+
+    /// The results that are there.
+    pub(super) fn take_results(&self) -> Vec<Ended<R>> {
+        self.results.take()
     }
 }
 
@@ -89,32 +110,71 @@ impl<J, R> Drop for Workers<J, R> {
     }
 }
 
-/// Begins one job after another. Most jobs end when they are polled first; one that does not goes on as a task of its own.
-async fn work_off<J, R, F>(
-    queue: Receiver<J>,
-    done: mpsc::UnboundedSender<Result<R, WorkerPanic>>,
+/// One thread, which begins one job after another.
+struct Worker<J, R, W> {
+    jobs: Arc<Jobs<J>>,
+    results: Arc<Results<Ended<R>>>,
     watchdog: Arc<Watchdog>,
-    work: impl Fn(J) -> F,
-) where
+    work: W,
+    /// Room for the next attempt, or `None` after one that goes on elsewhere: attempts are large, and most end at once.
+    attempt: Option<ReusableBoxFuture<'static, Ended<R>>>,
+}
+
+impl<J, R, F, W> Worker<J, R, W>
+where
+    J: Send + 'static,
     R: Send + 'static,
     F: Future<Output = R> + Send + 'static,
+    W: Fn(J) -> F,
 {
-    while let Ok(job) = queue.recv().await {
-        let attempt = AssertUnwindSafe(work(job)).catch_unwind().map(|ended| ended.map_err(|_| WorkerPanic));
-        let mut working = Watched::new(attempt, Arc::clone(&watchdog));
-        match poll!(&mut working) {
-            Poll::Ready(result) => drop(done.send(result)),
-            Poll::Pending => {
-                let done = done.clone();
-                tokio::spawn(async move { drop(done.send(working.await)) });
+    async fn run(mut self) {
+        let mut announcements = Announcements::new(Instant::now());
+        loop {
+            let job = if let Some((job, _)) = self.jobs.try_next() {
+                job
+            } else {
+                if announcements.idle() {
+                    self.results.announce();
+                }
+                let job = self.jobs.next().await;
+                announcements.resumed(Instant::now());
+                job
+            };
+            if let Some(result) = self.begin(job).await {
+                self.results.add(result);
+                if announcements.ended(Instant::now()) {
+                    self.results.announce();
+                }
             }
         }
+    }
+
+    /// Begins a job. Most end when they are polled first; one that does not goes on as a task of its own.
+    async fn begin(&mut self, job: J) -> Option<Ended<R>> {
+        let attempt = AssertUnwindSafe((self.work)(job)).catch_unwind();
+        let attempt = attempt.map(|ended| ended.map_err(|_| WorkerPanic));
+        match &mut self.attempt {
+            Some(room) => room.set(attempt),
+            None => self.attempt = Some(ReusableBoxFuture::new(attempt)),
+        }
+        let running = self.attempt.as_mut()?;
+        let polled = poll_fn(|context| Poll::Ready(self.watchdog.watch_poll(|| running.poll(context))));
+        if let Poll::Ready(result) = polled.await {
+            return Some(result);
+        }
+        let attempt = Watched::new(mem::take(&mut self.attempt)?, Arc::clone(&self.watchdog));
+        let results = Arc::clone(&self.results);
+        tokio::spawn(async move {
+            results.add(attempt.await);
+            results.announce();
+        });
+        None
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, time::Duration};
+    use std::{collections::BTreeSet, ops::Range, time::Duration};
 
     use super::*;
 
@@ -125,6 +185,16 @@ mod tests {
         Workers::start("tests", &Arc::new(Watchdog::new("tests", Duration::from_mins(1))), work).unwrap()
     }
 
+    fn begin_all(workers: &mut Workers<u32, u32>, jobs: Range<u32>) {
+        jobs.for_each(|job| workers.begin(job));
+        workers.hand_over();
+    }
+
+    async fn next(workers: &Workers<u32, u32>) -> Vec<Ended<u32>> {
+        workers.ended().await;
+        workers.take_results()
+    }
+
     #[tokio::test]
     async fn every_job_is_done_whether_it_waits_or_not() {
         let mut workers = workers(|job| async move {
@@ -133,12 +203,12 @@ mod tests {
             }
             job
         });
-        (0..200).for_each(|job| workers.begin(job));
+        begin_all(&mut workers, 0..200);
         let mut done = BTreeSet::new();
         while done.len() < 200 {
-            done.extend(workers.next().await.map(Result::unwrap));
+            done.extend(next(&workers).await.into_iter().map(Result::unwrap));
         }
-        assert!(workers.try_next().is_none());
+        assert!(workers.take_results().is_empty());
     }
 
     #[tokio::test]
@@ -147,13 +217,15 @@ mod tests {
             assert_ne!(job, 1, "no such job");
             job
         });
-        (0..3).for_each(|job| workers.begin(job));
+        begin_all(&mut workers, 0..3);
         let mut done = BTreeSet::new();
         let mut panics = 0;
         while done.len() + panics < 3 {
-            match workers.next().await.unwrap() {
-                Ok(job) => drop(done.insert(job)),
-                Err(WorkerPanic) => panics += 1,
+            for result in next(&workers).await {
+                match result {
+                    Ok(job) => drop(done.insert(job)),
+                    Err(WorkerPanic) => panics += 1,
+                }
             }
         }
         assert_eq!((done, panics), (BTreeSet::from([0, 2]), 1));
@@ -167,10 +239,10 @@ mod tests {
             }
             job
         });
-        (0..20).for_each(|job| workers.begin(job));
+        begin_all(&mut workers, 0..20);
         let mut done = BTreeSet::new();
         while done.len() < 19 {
-            done.extend(workers.next().await.map(Result::unwrap));
+            done.extend(next(&workers).await.into_iter().map(Result::unwrap));
         }
         assert!(!done.contains(&0));
     }

@@ -10,7 +10,7 @@ use std::{
     },
     task::{Context, Poll},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use jetwright_process::health::Health;
@@ -27,10 +27,12 @@ pub(crate) struct Watchdog {
     /// How long an attempt may take.
     deadline: Duration,
     threads: Mutex<Vec<Weak<BusySince>>>,
-    began: Instant,
+    /// Looks at the threads, from 1. Time is counted in them: an attempt need not read a clock, and a process that stood still as a whole
+    /// has not been blocked.
+    checks: AtomicU64,
 }
 
-/// Since when a thread is in a handler, in milliseconds after the watchdog began, plus one; 0 while it is not.
+/// After which look a thread entered the handler; 0 while it is not in it.
 #[derive(Debug, Default)]
 struct BusySince(AtomicU64);
 
@@ -41,7 +43,7 @@ thread_local! {
 
 impl Watchdog {
     pub(crate) fn new(handler: &'static str, deadline: Duration) -> Self {
-        Self { handler, deadline, threads: Mutex::default(), began: Instant::now() }
+        Self { handler, deadline, threads: Mutex::default(), checks: AtomicU64::new(1) }
     }
 
     /// Watches until the handler's threads are gone: a thread that is blocked for longer than a handler may take fails liveness, since
@@ -58,19 +60,23 @@ impl Watchdog {
     fn blocked_for(&self) -> Duration {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         let since = threads.iter().filter_map(Weak::upgrade).map(|thread| thread.0.load(Ordering::Relaxed));
-        let since = since.filter(|since| *since > 0).min();
-        let since = since.map(|since| Duration::from_millis(since - 1));
-        since.map_or(Duration::ZERO, |since| self.began.elapsed().saturating_sub(since))
+        let Some(since) = since.filter(|since| *since > 0).min() else { return Duration::ZERO };
+        let checks = self.checks.load(Ordering::Relaxed).saturating_sub(since);
+        CHECK_INTERVAL.saturating_mul(u32::try_from(checks).unwrap_or(u32::MAX))
+    }
+
+    /// Watches the thread while it polls an attempt.
+    pub(super) fn watch_poll<T>(self: &Arc<Self>, poll: impl FnOnce() -> T) -> T {
+        self.set_busy(true);
+        let polled = poll();
+        self.set_busy(false);
+        polled
     }
 
     /// Notes that this thread is in the handler, or no more.
     fn set_busy(self: &Arc<Self>, is_busy: bool) {
         let id = Arc::as_ptr(self).addr();
-        let now = if is_busy {
-            u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
-        } else {
-            0
-        };
+        let now = if is_busy { self.checks.load(Ordering::Relaxed) } else { 0 };
         BUSY_SINCE.with_borrow_mut(|watched| match watched {
             Some((watchdog, busy_since)) if *watchdog == id => busy_since.0.store(now, Ordering::Relaxed),
             _ => {
@@ -85,12 +91,10 @@ impl Watchdog {
 }
 
 fn watch(watchdog: &Weak<Watchdog>, health: &Health) {
-    // A process that stood still as a whole finds everything late when it goes on: only what is late twice in a row is blocked.
-    let mut was_late = false;
     while let Some(watchdog) = watchdog.upgrade() {
+        watchdog.checks.fetch_add(1, Ordering::Relaxed);
         let blocked_for = watchdog.blocked_for();
-        let is_late = blocked_for > watchdog.deadline + BLOCKING_MARGIN;
-        if is_late && was_late {
+        if blocked_for > watchdog.deadline + BLOCKING_MARGIN {
             let reason = format!(
                 "the handler has blocked a thread for {} s; run blocking code with jetwright_runtime::blocking",
                 blocked_for.as_secs()
@@ -98,7 +102,6 @@ fn watch(watchdog: &Weak<Watchdog>, health: &Health) {
             health.fail(&format!("handler {}", watchdog.handler), &reason);
             return;
         }
-        was_late = is_late;
         drop(watchdog);
         thread::sleep(CHECK_INTERVAL);
     }
@@ -106,25 +109,22 @@ fn watch(watchdog: &Weak<Watchdog>, health: &Health) {
 
 /// An attempt whose thread is watched while it is polled.
 pub(super) struct Watched<F> {
-    attempt: Pin<Box<F>>,
+    attempt: F,
     watchdog: Arc<Watchdog>,
 }
 
-impl<F: Future> Watched<F> {
+impl<F: Future + Unpin> Watched<F> {
     pub(super) fn new(attempt: F, watchdog: Arc<Watchdog>) -> Self {
-        Self { attempt: Box::pin(attempt), watchdog }
+        Self { attempt, watchdog }
     }
 }
 
-impl<F: Future> Future for Watched<F> {
+impl<F: Future + Unpin> Future for Watched<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let Self { attempt, watchdog } = &mut *self;
-        watchdog.set_busy(true);
-        let polled = attempt.as_mut().poll(context);
-        watchdog.set_busy(false);
-        polled
+        watchdog.watch_poll(|| Pin::new(attempt).poll(context))
     }
 }
 
@@ -133,12 +133,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_stays_in_a_handler_is_found_by_the_handlers_name() {
+    fn a_thread_that_stays_in_a_handler_is_found() {
         let watchdog = Arc::new(Watchdog::new("mails", Duration::ZERO));
         assert_eq!(watchdog.blocked_for(), Duration::ZERO);
         watchdog.set_busy(true);
-        thread::sleep(Duration::from_millis(20));
-        assert!(watchdog.blocked_for() >= Duration::from_millis(15));
+        assert_eq!(watchdog.blocked_for(), Duration::ZERO);
+        watchdog.checks.fetch_add(3, Ordering::Relaxed);
+        assert_eq!(watchdog.blocked_for(), CHECK_INTERVAL * 3);
         watchdog.set_busy(false);
         assert_eq!(watchdog.blocked_for(), Duration::ZERO);
     }
@@ -148,12 +149,8 @@ mod tests {
         let (watchdog, health) = (Arc::new(Watchdog::new("mails", Duration::ZERO)), Health::new());
         watchdog.set_busy(true);
         // As if it had been for a long time.
-        let long_ago = Arc::new(Watchdog {
-            began: Instant::now().checked_sub(BLOCKING_MARGIN * 2).unwrap(),
-            threads: Mutex::new(watchdog.threads.lock().unwrap().clone()),
-            ..Watchdog::new("mails", Duration::ZERO)
-        });
-        watch(&Arc::downgrade(&long_ago), &health);
+        watchdog.checks.fetch_add(20, Ordering::Relaxed);
+        watch(&Arc::downgrade(&watchdog), &health);
         let reasons = health.live().unwrap_err();
         assert_eq!(reasons[0].0, "handler mails");
         assert!(reasons[0].1.contains("has blocked a thread for 10 s"), "{reasons:?}");

@@ -1,0 +1,258 @@
+//! JetStream's API: requests and answers as JSON, each sent once and bounded in time. Does I/O and decides nothing.
+//!
+//! The types of async-nats drop fields that they do not know, so that reading, changing and writing back would remove newer settings.
+//! Here configurations are what the caller can write, and answers what the caller reads of them.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+
+use crate::{
+    connection::Connection,
+    jetstream_error::{CONSUMER_NOT_FOUND, JetStreamError, STREAM_NOT_FOUND},
+    mux::NoReply,
+    reply::read,
+};
+
+/// Least time to wait for a list: with a server away the cluster takes 4 s to answer one.
+const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a request to JetStream failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ApiError {
+    /// No answer: NATS or JetStream is away, or slow. The request may have been executed all the same.
+    #[error("JetStream did not answer {subject}: {why}")]
+    Unanswered {
+        /// Subject of the request.
+        subject: String,
+        /// What was seen instead.
+        why: String,
+    },
+    /// JetStream answered with an error.
+    #[error("JetStream refused: {description} ({code}/{err_code})")]
+    Refused {
+        /// Subject of the request.
+        subject: String,
+        /// As of HTTP; from 500 on the error is the server's own.
+        code: u64,
+        /// JetStream's error code (server/errors.json of nats-server).
+        err_code: u64,
+        /// The server's text.
+        description: String,
+    },
+    /// The answer is not what JetStream answers.
+    #[error("the answer to {subject} could not be read")]
+    Malformed {
+        /// Subject of the request.
+        subject: String,
+        /// What could not be read.
+        source: serde_json::Error,
+    },
+}
+
+impl ApiError {
+    /// Whether JetStream said that there is no such stream or consumer.
+    #[must_use]
+    pub fn is_absence(&self) -> bool {
+        matches!(self, Self::Refused { err_code: STREAM_NOT_FOUND | CONSUMER_NOT_FOUND, .. })
+    }
+
+    /// JetStream's error code, where it answered with one.
+    #[must_use]
+    pub fn err_code(&self) -> Option<u64> {
+        match self {
+            Self::Refused { err_code, .. } => Some(*err_code),
+            Self::Unanswered { .. } | Self::Malformed { .. } => None,
+        }
+    }
+}
+
+/// Called with the verb of each request, and with its error where it failed.
+type Observe = dyn Fn(&'static str, Option<&ApiError>) + Send + Sync;
+
+/// JetStream's API over one connection. Answers are read as what the caller wants to know of them. Clones share the connection.
+#[derive(Clone)]
+pub struct Api {
+    connection: Connection,
+    timeout: Duration,
+    observe: Arc<Observe>,
+}
+
+impl Api {
+    /// An API that waits for each answer for at most `timeout`, and calls `observe` with the verb of each request and its error.
+    #[must_use]
+    pub fn new(
+        connection: &Connection,
+        timeout: Duration,
+        observe: impl Fn(&'static str, Option<&ApiError>) + Send + Sync + 'static,
+    ) -> Self {
+        Self { connection: connection.clone(), timeout, observe: Arc::new(observe) }
+    }
+
+    /// The stream of this name, or `None` where JetStream says that there is none.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer or refuses.
+    pub async fn stream_info<I: DeserializeOwned>(&self, name: &str) -> Result<Option<I>, ApiError> {
+        absent_is_none(self.request("STREAM.INFO", &[name], &json!({})).await)
+    }
+
+    /// One page of streams with their configurations and states, 256 at most. Streams whose servers did not answer are not on it.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer or refuses.
+    pub async fn list_streams<I: DeserializeOwned>(&self, offset: usize) -> Result<Vec<I>, ApiError> {
+        #[derive(Deserialize)]
+        struct Page<I> {
+            streams: Option<Vec<I>>,
+        }
+        let patient = Self { timeout: self.timeout.max(LIST_TIMEOUT), ..self.clone() };
+        let page: Page<I> = patient.request("STREAM.LIST", &[], &json!({ "offset": offset })).await?;
+        Ok(page.streams.unwrap_or_default())
+    }
+
+    /// Creates a stream.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer or refuses.
+    pub async fn create_stream<I: DeserializeOwned>(
+        &self,
+        name: &str,
+        config: &(impl Serialize + Sync),
+    ) -> Result<I, ApiError> {
+        self.request("STREAM.CREATE", &[name], config).await
+    }
+
+    /// Changes a stream's configuration, whole.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer or refuses.
+    pub async fn update_stream<I: DeserializeOwned>(
+        &self,
+        name: &str,
+        config: &(impl Serialize + Sync),
+    ) -> Result<I, ApiError> {
+        self.request("STREAM.UPDATE", &[name], config).await
+    }
+
+    /// Deletes a stream with all that is in it; false where there was none.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer or refuses. Unanswered, it may take effect later: ask again.
+    pub async fn delete_stream(&self, name: &str) -> Result<bool, ApiError> {
+        let answer: Result<Value, _> = self.request("STREAM.DELETE", &[name], &json!({})).await;
+        absent_is_none(answer).map(|deleted| deleted.is_some())
+    }
+
+    /// The consumer of this name, or `None` where JetStream says that it or its stream does not exist.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer or refuses.
+    pub async fn consumer_info<I: DeserializeOwned>(
+        &self,
+        stream: &str,
+        name: &str,
+    ) -> Result<Option<I>, ApiError> {
+        absent_is_none(self.request("CONSUMER.INFO", &[stream, name], &json!({})).await)
+    }
+
+    /// Creates a durable consumer; refused where one of the name exists with another configuration.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer or refuses.
+    pub async fn create_consumer<I: DeserializeOwned>(
+        &self,
+        stream: &str,
+        name: &str,
+        config: &(impl Serialize + Sync),
+    ) -> Result<I, ApiError> {
+        let body = json!({ "stream_name": stream, "config": config, "action": "create" });
+        self.request("CONSUMER.CREATE", &[stream, name], &body).await
+    }
+
+    /// Changes a durable consumer's configuration, whole.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer or refuses.
+    pub async fn update_consumer<I: DeserializeOwned>(
+        &self,
+        stream: &str,
+        name: &str,
+        config: &(impl Serialize + Sync),
+    ) -> Result<I, ApiError> {
+        let body = json!({ "stream_name": stream, "config": config, "action": "update" });
+        self.request("CONSUMER.CREATE", &[stream, name], &body).await
+    }
+
+    /// Deletes a consumer; false where there was none.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer or refuses. Unanswered, it may take effect later: ask again.
+    pub async fn delete_consumer(&self, stream: &str, name: &str) -> Result<bool, ApiError> {
+        let answer: Result<Value, _> = self.request("CONSUMER.DELETE", &[stream, name], &json!({})).await;
+        absent_is_none(answer).map(|deleted| deleted.is_some())
+    }
+
+    async fn request<T: DeserializeOwned>(
+        &self,
+        verb: &'static str,
+        names: &[&str],
+        body: &(impl Serialize + Sync),
+    ) -> Result<T, ApiError> {
+        let subject = self.connection.api_subjects().request(verb, names);
+        let answer = self.exchange(&subject, body).await;
+        (self.observe)(verb, answer.as_ref().err());
+        answer
+    }
+
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        subject: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<T, ApiError> {
+        let malformed = |source| ApiError::Malformed { subject: subject.to_owned(), source };
+        let payload = serde_json::to_vec(body).map_err(malformed)?;
+        // On the heap, since every future around it would hold it.
+        let reply = Box::pin(self.connection.request_once(subject.to_owned(), payload.into(), self.timeout));
+        let reply = reply.await.map_err(|no_reply| {
+            let why = self.describe(&no_reply);
+            ApiError::Unanswered { subject: subject.to_owned(), why }
+        })?;
+        read(&reply).map_err(malformed)?.map_err(|refusal| {
+            let JetStreamError { code, err_code, description } = refusal.error;
+            ApiError::Refused { subject: subject.to_owned(), code, err_code, description }
+        })
+    }
+
+    fn describe(&self, no_reply: &NoReply) -> String {
+        match no_reply {
+            NoReply::Silence => format!("no answer within {:?}", self.timeout),
+            NoReply::NoResponders => "JetStream is not there, or this account may not use it".to_owned(),
+            other => other.to_string(),
+        }
+    }
+}
+
+impl fmt::Debug for Api {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Api").field("connection", &self.connection).finish_non_exhaustive()
+    }
+}
+
+fn absent_is_none<T>(answer: Result<T, ApiError>) -> Result<Option<T>, ApiError> {
+    match answer {
+        Ok(there) => Ok(Some(there)),
+        Err(error) if error.is_absence() => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,30 @@
+//! The one way to connect to NATS and to ask it: credentials, permissions, a connection that comes back by itself, requests that many
+//! callers send over one inbox, and JetStream's API. It knows nothing of Kubernetes or the services.
+
+mod address;
+mod api;
+mod api_subjects;
+pub mod backoff;
+mod connection;
+mod credentials;
+mod events;
+pub mod jetstream_error;
+mod mux;
+mod observer;
+mod permits;
+mod reply;
+mod state;
+mod supervisor;
+mod violation;
+
+pub use address::{AddressError, parse_addresses};
+pub use api::{Api, ApiError};
+pub use api_subjects::{ApiSubjects, api_request};
+pub use connection::{Connection, Request};
+pub use credentials::Credentials;
+pub use jetstream_error::{Disposition, JetStreamError};
+pub use mux::NoReply;
+pub use reply::RequestError;
+pub use state::{ConnectionState, Link};
+pub use supervisor::ConnectionConfig;
+pub use violation::{Violation, ViolationReceiver};

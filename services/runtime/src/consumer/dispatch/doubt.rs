@@ -1,0 +1,116 @@
+//! What is not certain any more: which consumer has the name, whether the connection heard what was sent, and what is still owed. Begins
+//! recoveries, and lets what JetStream says end them.
+
+use std::sync::atomic;
+
+use jetwright_nats::Link;
+use tokio::time::Instant;
+
+use super::{
+    Alone, Dispatcher,
+    in_flight::{Held, State},
+    recovery::Doubt,
+};
+use crate::Handler;
+
+impl<H: Handler> Dispatcher<H> {
+    /// Begins an acknowledgement's and a recovery's doubt: the consumer may be gone, or another one may have its name.
+    pub(super) fn doubt_consumer(&mut self, now: Instant) {
+        self.doubted_at = Some(now);
+        self.consumer.proof.revoke();
+        self.consumer.discovery.recheck();
+        self.in_flight.acks().for_each(|(_, _, ack)| ack.suspend());
+    }
+
+    /// Nothing new begins until everything that was delivered is here.
+    pub(super) fn begin_recovery(&mut self, doubt: Doubt, now: Instant) {
+        let Some(order) = &mut self.order else { return };
+        if order.recovery.doubt(doubt, now) {
+            tracing::info!(
+                binding = self.consumer.name(),
+                cause = doubt.as_str(),
+                "recovering the order of events"
+            );
+            self.consumer.runner.metrics.recovery(doubt.as_str());
+            self.consumer.recovering.store(true, atomic::Ordering::Relaxed);
+            self.consumer.capacity_freed.notify_one();
+            order.queue.clear_waiting();
+            if let Alone::Waiting(slot) = self.alone {
+                self.alone = Alone::No;
+                self.next.push_back(slot);
+            }
+            // Those that were about to begin have not.
+            for slot in self.next.drain(..) {
+                if let Some(Held { key: Some(key), .. }) = self.in_flight.get(slot) {
+                    order.queue.complete(*key);
+                }
+            }
+        }
+        self.consumer.discovery.recheck();
+    }
+
+    /// JetStream said which consumer there is, and what it still waits for.
+    pub(super) async fn observed(&mut self) {
+        let Some(observation) = self.observations.borrow_and_update().clone() else { return };
+        self.note_incarnation(observation.incarnation);
+        self.consumer.proof.renew(observation.asked_at);
+        if self.doubted_at.is_some_and(|doubted_at| observation.asked_at >= doubted_at) {
+            self.doubted_at = None;
+        }
+        self.judge_acks(&observation).await;
+        self.go_on_with_recovery(&observation);
+    }
+
+    /// Another consumer has the name now: it knows nothing of what its predecessor delivered.
+    pub(super) fn note_incarnation(&mut self, incarnation: u64) {
+        if incarnation <= self.incarnation {
+            return;
+        }
+        let is_first = self.incarnation == 0;
+        self.incarnation = incarnation;
+        if is_first {
+            return;
+        }
+        for slot in self.in_flight.in_order(|_| true) {
+            self.drop_predecessor(slot);
+        }
+        if let Some(order) = &mut self.order {
+            order.sentinel.reset();
+        }
+        self.begin_recovery(Doubt::Reconnect, Instant::now());
+        // Those that had not begun; the queue knows them no more.
+        if self.order.is_some() {
+            let is_waiting = |held: &Held| held.is_orphan && matches!(held.state, State::Waiting(_));
+            for slot in self.in_flight.in_order(is_waiting) {
+                // One of its key may still run, and keeps its place.
+                if let Some(held) = self.in_flight.get_mut(slot) {
+                    held.key = None;
+                }
+                self.give_up(slot, "the consumer was made again");
+            }
+        }
+    }
+
+    /// The connection was lost or made again: answers to what was sent before do not come, and what was sent last may not have been heard.
+    pub(super) fn linked(&mut self) {
+        let Link { connected, generation, .. } = *self.link.borrow_and_update();
+        if generation != self.generation {
+            self.confirmations = None;
+        }
+        let now = Instant::now();
+        let half = self.consumer.binding.ack_wait.0 / 2;
+        for (_, held) in self.in_flight.iter_mut() {
+            match &mut held.state {
+                State::Settling(ack) => ack.suspend(),
+                _ => held.in_progress_at = now.checked_sub(half).unwrap_or(held.in_progress_at),
+            }
+        }
+        self.doubt_consumer(now);
+        if connected {
+            if let Some(order) = &mut self.order {
+                order.sentinel.reset();
+            }
+            self.begin_recovery(Doubt::Reconnect, now);
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! Takes deliveries in: each has a slot, and one of an event that is held already changes how that is settled.
+
+use jiff::Timestamp;
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{
+    super::{
+        ack::{PendingAck, Settlement},
+        attempt::Delivery,
+        delivery::Delivered,
+        fetch::Fetched,
+    },
+    BATCH, Dispatcher,
+    in_flight::{Held, State},
+};
+use crate::Handler;
+
+impl<H: Handler> Dispatcher<H> {
+    pub(super) fn receive_some(&mut self, first: Fetched, inbound: &mut mpsc::UnboundedReceiver<Fetched>) {
+        let (now, time) = (Instant::now(), Timestamp::now());
+        self.receive(first, now, time);
+        for _ in 1..BATCH {
+            let Ok(fetched) = inbound.try_recv() else { return };
+            self.receive(fetched, now, time);
+        }
+    }
+
+    fn receive(&mut self, fetched: Fetched, now: Instant, time: Timestamp) {
+        match fetched {
+            Fetched::Doubt => self.doubt_consumer(now),
+            Fetched::Deliveries { incarnation, deliveries } => {
+                self.note_incarnation(incarnation);
+                for delivered in deliveries {
+                    if incarnation < self.incarnation {
+                        self.consumer.release_capacity(delivered.size);
+                        continue;
+                    }
+                    self.take(delivered, now, time);
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, delivered: Delivered, now: Instant, time: Timestamp) {
+        let (sequence, event_time) = (delivered.metadata.sequence, delivered.metadata.time);
+        let doubt =
+            self.order.as_mut().and_then(|order| order.recovery.received(delivered.consumer_sequence));
+        if let Some(doubt) = doubt {
+            self.begin_recovery(doubt, now);
+        }
+        if let Some(slot) = self.in_flight.find(sequence) {
+            let is_same = self.in_flight.get(slot).is_some_and(|held| held.time == event_time);
+            if !is_same {
+                // Another event has its sequence: the stream was made again.
+                self.drop_predecessor(slot);
+            } else if self.redelivered(slot, &delivered, now) {
+                return self.consumer.release_capacity(delivered.size);
+            }
+        }
+        let key = self.order.as_ref().map(|order| order.key_tokens.key(&delivered.metadata.subject));
+        let (reply, size) = (delivered.reply.clone(), delivered.size);
+        let has_ended = self.ended.contains(sequence, event_time, delivered.metadata.attempt, now);
+        let (key, state) = if has_ended {
+            (None, State::Settling(PendingAck::new(&Settlement::Ack, now)))
+        } else {
+            (key, State::Waiting(Box::new(Delivery::new(&self.consumer.runner, delivered, time))))
+        };
+        let held = Held {
+            reply,
+            sequence,
+            time: event_time,
+            size,
+            key,
+            is_orphan: false,
+            in_progress_at: now,
+            state,
+        };
+        let slot = self.in_flight.insert(held);
+        if !has_ended {
+            self.enqueue(slot, key);
+        }
+    }
+
+    /// Whether this event is still held; then it is settled as its newest delivery.
+    fn redelivered(&mut self, slot: usize, delivered: &Delivered, now: Instant) -> bool {
+        let Some(held) = self.in_flight.get_mut(slot) else { return false };
+        match &mut held.state {
+            // It was given back, and the confirmation of that was lost.
+            State::Settling(ack) if ack.is_done_by_redelivery() => {
+                self.release(slot);
+                return false;
+            }
+            // Its acknowledgement was not heard.
+            State::Settling(ack) => ack.repeat(now),
+            // It is being handled, and JetStream did not hear of it in time; or another consumer delivers it too.
+            State::Waiting(_) | State::Paused(..) | State::Running | State::Returned => {}
+        }
+        held.reply = delivered.reply.clone();
+        held.in_progress_at = now;
+        held.is_orphan = false;
+        true
+    }
+}

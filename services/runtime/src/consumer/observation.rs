@@ -1,0 +1,145 @@
+//! What JetStream said last of the consumer, for all parts of the loop, and where one of them asks for more.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+/// What JetStream says of a consumer (NATS ADR-1's `ConsumerInfo`, of which this is a part).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub(super) struct ConsumerInfo {
+    /// When it was made: one of the same name that was made at another time is another one.
+    pub(super) created: String,
+    /// The newest delivery.
+    pub(super) delivered: SequencePair,
+    /// Everything up to here is acknowledged.
+    pub(super) ack_floor: SequencePair,
+    /// Deliveries that are not settled.
+    pub(super) num_ack_pending: u64,
+    pub(super) config: ConsumerConfig,
+}
+
+/// A delivery's number and its event's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(super) struct SequencePair {
+    pub(super) consumer_seq: u64,
+    pub(super) stream_seq: u64,
+}
+
+/// The limits of pull requests, 0 where there are none, and what is delivered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct ConsumerConfig {
+    pub(super) max_batch: i64,
+    /// In nanoseconds.
+    pub(super) max_expires: i64,
+    pub(super) max_bytes: i64,
+    pub(super) max_waiting: i64,
+    /// In nanoseconds.
+    pub(super) ack_wait: i64,
+    filter_subject: String,
+    filter_subjects: Vec<String>,
+}
+
+impl ConsumerConfig {
+    /// The subjects of the events that it delivers.
+    pub(super) fn filters(&self) -> Vec<&str> {
+        let several = self.filter_subjects.iter().map(String::as_str);
+        let one = Some(self.filter_subject.as_str()).filter(|filter| !filter.is_empty());
+        let filters: Vec<_> = several.chain(one).collect();
+        if filters.is_empty() { vec![">"] } else { filters }
+    }
+}
+
+/// An answer of JetStream, and when it was asked for: what happened later may not be in it.
+#[derive(Debug)]
+pub(super) struct Observation {
+    pub(super) info: ConsumerInfo,
+    pub(super) asked_at: Instant,
+    /// How many consumers of this name there have been by now.
+    pub(super) incarnation: u64,
+}
+
+/// Where the newest answer is, and where another one is asked for.
+#[derive(Debug, Default)]
+pub(super) struct Discovery {
+    pub(super) wanted: Notify,
+    pub(super) latest: watch::Sender<Option<Arc<Observation>>>,
+}
+
+impl Discovery {
+    /// Asks for an answer to a question that is put from now on.
+    pub(super) fn recheck(&self) {
+        self.wanted.notify_one();
+    }
+
+    pub(super) fn subscribe(&self) -> watch::Receiver<Option<Arc<Observation>>> {
+        self.latest.subscribe()
+    }
+
+    /// How many consumers of this name there have been by now.
+    pub(super) fn incarnation(&self) -> u64 {
+        self.latest.borrow().as_ref().map_or(0, |latest| latest.incarnation)
+    }
+
+    /// Waits for the answer to a question that is put from now on.
+    pub(super) async fn wait_for_consumer(&self) -> Arc<Observation> {
+        let asked = Instant::now();
+        let mut latest = self.subscribe();
+        self.recheck();
+        loop {
+            if let Some(found) = latest.borrow_and_update().as_ref().filter(|found| found.asked_at >= asked) {
+                return Arc::clone(found);
+            }
+            if latest.changed().await.is_err() {
+                // Not while this is there to be asked.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// JetStream answered a question of that time.
+    pub(super) fn publish(&self, info: ConsumerInfo, asked_at: Instant) {
+        self.latest.send_modify(|latest| {
+            let incarnation = match latest.as_ref() {
+                None => 1,
+                Some(before) => before.incarnation + u64::from(before.info.created != info.created),
+            };
+            *latest = Some(Arc::new(Observation { info, asked_at, incarnation }));
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn info(created: &str) -> ConsumerInfo {
+        let json = format!(
+            r#"{{"created": "{created}", "delivered": {{"consumer_seq": 3, "stream_seq": 9}},
+                "ack_floor": {{"consumer_seq": 1, "stream_seq": 4}}, "num_ack_pending": 2, "config": {{"max_batch": 5}}}}"#
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn a_consumer_that_was_made_at_another_time_is_another_incarnation() {
+        let discovery = Discovery::default();
+        let incarnation = |created| {
+            discovery.publish(info(created), Instant::now());
+            discovery.subscribe().borrow().as_ref().map(|found| found.incarnation)
+        };
+        assert_eq!(["a", "a", "b", "a"].map(incarnation), [Some(1), Some(1), Some(2), Some(3)]);
+    }
+
+    #[test]
+    fn filters_are_one_several_or_everything() {
+        let filters = |json| serde_json::from_str::<ConsumerConfig>(json).unwrap().filters().join(" ");
+        assert_eq!(filters(r#"{"filter_subject": "a"}"#), "a");
+        assert_eq!(filters(r#"{"filter_subjects": ["a", "b"]}"#), "a b");
+        assert_eq!(filters("{}"), ">");
+    }
+}

@@ -1,0 +1,67 @@
+//! What belongs to a handler, whichever sources its events come from: how often and how long it is called, and what is remembered of
+//! events that come again. No connection: what it needs of NATS is a publisher for dead letters.
+
+use std::{sync::Arc, time::Duration};
+
+use jetwright_crds::environment::{Binding, DeadLetters, Retry};
+
+use super::{
+    dead_letter::{breaker::CircuitBreaker, redelivery::RedeliveryCache},
+    workers::Watchdog,
+};
+use crate::{DecodeError, HandlerOptions, Publisher, UnknownTypes, metrics::HandlerMetrics};
+
+/// Calls one handler.
+pub(crate) struct HandlerRunner<H> {
+    /// Name of the EventConsumer.
+    pub(super) name: &'static str,
+    pub(super) handler: H,
+    pub(super) options: HandlerOptions,
+    pub(super) retry: Retry,
+    /// How long one attempt may take.
+    pub(super) deadline: Duration,
+    /// Whether failed attempts are repeated in their place.
+    pub(super) is_ordered: bool,
+    /// Where events are kept that are given up.
+    pub(super) dead_letters: Option<DeadLetters>,
+    /// Writes dead letters.
+    pub(super) publisher: Publisher,
+    pub(super) metrics: HandlerMetrics,
+    pub(super) redelivery: RedeliveryCache,
+    pub(super) breaker: CircuitBreaker,
+    pub(super) watchdog: Arc<Watchdog>,
+}
+
+impl<H> HandlerRunner<H> {
+    pub(crate) fn new(
+        (name, handler): (&'static str, H),
+        options: HandlerOptions,
+        binding: &Binding,
+        (publisher, metrics): (Publisher, HandlerMetrics),
+    ) -> Self {
+        let deadline = binding.handler_deadline.0;
+        Self {
+            name,
+            handler,
+            options,
+            retry: binding.retry,
+            deadline,
+            is_ordered: binding.ordering.is_some(),
+            dead_letters: binding.dead_letters.clone(),
+            publisher,
+            metrics,
+            redelivery: RedeliveryCache::default(),
+            breaker: CircuitBreaker::default(),
+            watchdog: Arc::new(Watchdog::new(name, deadline)),
+        }
+    }
+
+    /// Whether an event that cannot be decoded for this reason is not for the handler.
+    pub(super) fn ignores(&self, error: &DecodeError) -> bool {
+        self.options.unknown_types == UnknownTypes::Ignore && error.is_unknown_type()
+    }
+
+    pub(crate) fn watchdog(&self) -> &Arc<Watchdog> {
+        &self.watchdog
+    }
+}

@@ -1,0 +1,145 @@
+//! One source of a handler's events: a JetStream consumer, what this process holds of it, and what is known of it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use jetwright_crds::environment::Binding;
+use jetwright_nats::Connection;
+use jetwright_process::health::Gate;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    budget::{ByteBudget, ByteShare},
+    observation::Discovery,
+    proof::Proof,
+    runner::HandlerRunner,
+    suspicion::Suspicion,
+};
+use crate::{Handler, Reader, Source};
+
+/// How long a consumer may be away before its process is not ready.
+const UNREADY_AFTER: Duration = Duration::from_secs(10);
+/// Deliveries that are held for each that is handled at once, where others of their key have to come first.
+const WAITING_PER_SLOT: u32 = 16;
+/// One source of a handler's events: a JetStream consumer, what this process holds of it, and what is known of it.
+pub(crate) struct ConsumerLoop<H> {
+    pub(super) runner: Arc<HandlerRunner<H>>,
+    pub(super) source: Arc<Source>,
+    pub(super) binding: Binding,
+    pub(super) connection: Connection,
+    pub(super) reader: Reader,
+    pub(super) gate: Gate,
+    pub(super) discovery: Discovery,
+    pub(super) proof: Proof,
+    pub(super) bytes: ByteShare,
+    /// Whether the consumer is being pulled from.
+    pub(super) is_serving: AtomicBool,
+    /// Whether an ordered consumer waits for what is owed, and begins nothing new.
+    pub(super) recovering: AtomicBool,
+    /// Deliveries that this process holds.
+    pub(super) in_flight: AtomicUsize,
+    /// Rung when there is one less, and so few that more may be asked for.
+    pub(super) capacity_freed: Notify,
+    /// How many deliveries may be held at most for that.
+    pub(super) room_at: AtomicUsize,
+    pub(super) suspicion: Suspicion,
+    /// Cancelled when the program is to end.
+    pub(super) stop: CancellationToken,
+}
+
+/// What a consumer's loop is made of, beside what belongs to its handler.
+pub(crate) struct ConsumerDeps {
+    pub(crate) binding: Binding,
+    pub(crate) connection: Connection,
+    pub(crate) reader: Reader,
+    pub(crate) gate: Gate,
+    pub(crate) budget: ByteBudget,
+}
+
+impl<H: Handler> ConsumerLoop<H> {
+    pub(crate) fn new(runner: HandlerRunner<H>, deps: ConsumerDeps) -> Self {
+        let ConsumerDeps { binding, connection, reader, gate, budget } = deps;
+        let source = Source {
+            stream: binding.stream.clone(),
+            consumer: binding.consumer.clone(),
+            event_consumer: runner.name.to_owned(),
+            epoch: 0,
+        };
+        Self {
+            bytes: budget.share(runner.options.bytes),
+            recovering: AtomicBool::new(runner.is_ordered),
+            runner: Arc::new(runner),
+            source: Arc::new(source),
+            binding,
+            connection,
+            reader,
+            gate,
+            discovery: Discovery::default(),
+            proof: Proof::new(),
+            is_serving: AtomicBool::new(false),
+            in_flight: AtomicUsize::default(),
+            capacity_freed: Notify::new(),
+            room_at: AtomicUsize::new(usize::MAX),
+            suspicion: Suspicion::default(),
+            stop: CancellationToken::new(),
+        }
+    }
+}
+
+impl<H> ConsumerLoop<H> {
+    /// Name of the EventConsumer.
+    pub(super) fn name(&self) -> &'static str {
+        self.runner.name
+    }
+
+    /// Deliveries that this process may hold at once.
+    pub(super) fn capacity(&self) -> usize {
+        let concurrency = self.runner.options.concurrency.max(1);
+        let held =
+            if self.runner.is_ordered { concurrency.saturating_mul(WAITING_PER_SLOT) } else { concurrency };
+        usize::try_from(self.binding.max_ack_pending.min(held).max(1)).unwrap_or(usize::MAX)
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// So many deliveries came, of so many bytes together.
+    pub(super) fn acquire_capacity(&self, count: usize, bytes: usize) {
+        self.in_flight.fetch_add(count, Ordering::Relaxed);
+        self.bytes.take(bytes);
+    }
+
+    /// It is held no more.
+    pub(super) fn release_capacity(&self, bytes: usize) {
+        self.bytes.give_back(bytes);
+        let left = self.in_flight.fetch_sub(1, Ordering::SeqCst) - 1;
+        // The fetcher would wake for every event otherwise, and ask for none.
+        if left <= self.room_at.load(Ordering::SeqCst) {
+            self.capacity_freed.notify_one();
+        }
+    }
+
+    /// More may be asked for when no more than so many deliveries are held; whether that is so already.
+    pub(super) fn await_room(&self, room_at: usize) -> bool {
+        self.room_at.store(room_at, Ordering::SeqCst);
+        self.in_flight.load(Ordering::SeqCst) <= room_at
+    }
+
+    /// It is pulled from, and answers.
+    pub(super) fn serving(&self) {
+        self.is_serving.store(true, Ordering::Relaxed);
+        self.gate.open();
+    }
+
+    /// The consumer cannot be used now, and why. A pod that serves HTTP too leaves its Service only where that lasts.
+    pub(super) fn unavailable(&self, why: &str) {
+        self.gate.close_after(UNREADY_AFTER, why);
+    }
+}

@@ -1,0 +1,250 @@
+//! The events under a subject, page by page, until the newest that the stream's leader has is among them.
+
+use std::{mem, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{
+    direct_get::{self, Answer, PAGE_EVENTS, Page, Wanted, Which},
+    links,
+    merged::{Merged, Step},
+    reader::{BOUND, Reader, object},
+    stored_event::{Position, StoredEvent},
+    subject::is_some_of_many,
+};
+use crate::{Error, ErrorKind};
+
+/// Events of a page that are asked of the leader one by one.
+const ONE_BY_ONE: usize = 100;
+/// Pause before a replica that is behind is asked again, which grows to the longest.
+const PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// The events under a subject, page by page. Each page is bounded in time and memory.
+#[derive(Debug)]
+pub(crate) struct Pages<'a> {
+    reader: &'a Reader,
+    stream: &'a str,
+    filter: &'a str,
+    /// Sequence of the next event, or less.
+    from: u64,
+    /// The newest event of the stream's leader, asked for once unless it is gone.
+    newest: Option<StoredEvent>,
+    /// A page that was looked at already.
+    ahead: Option<Vec<StoredEvent>>,
+    way: Way,
+    /// Of so many of the next events one may have ended the connection.
+    suspects: usize,
+}
+
+/// How the events are found.
+#[derive(Debug, Default)]
+enum Way {
+    /// Nothing was tried yet.
+    #[default]
+    New,
+    /// Not by the names that they give each other.
+    Unknown,
+    /// As those of each of their subjects.
+    Merged(Merged),
+    /// By the filter as it is.
+    Filter,
+}
+
+impl Reader {
+    /// The events under this subject from the first.
+    pub(crate) fn pages<'a>(&'a self, stream: &'a str, filter: &'a str) -> Pages<'a> {
+        let (newest, ahead, way) = (None, None, Way::New);
+        Pages { reader: self, stream, filter, from: 1, newest, ahead, way, suspects: 0 }
+    }
+}
+
+impl Pages<'_> {
+    /// Goes on after the event at this position if it is still there, and says whether; else begins with the first.
+    pub(crate) async fn resume_after(&mut self, position: Position) -> Result<bool, Error> {
+        self.begin_after(position.sequence.max(1) - 1);
+        if let Some(mut page) = self.next().await?
+            && page.first().is_some_and(|first| first.position() == position)
+        {
+            page.remove(0);
+            self.ahead = Some(page);
+            return Ok(true);
+        }
+        self.begin_after(0);
+        Ok(false)
+    }
+
+    /// Goes on with the first event after this sequence.
+    pub(crate) fn begin_after(&mut self, sequence: u64) {
+        (self.from, self.ahead, self.way) = (sequence + 1, None, Way::New);
+    }
+
+    /// Sequence of the newest event, once a page was read.
+    pub(crate) fn newest(&self) -> u64 {
+        self.newest.as_ref().map_or(0, |newest| newest.sequence)
+    }
+
+    /// The next events, at least one; `None` after the newest.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<StoredEvent>>, Error> {
+        match self.ahead.take() {
+            Some(page) if !page.is_empty() => Ok(Some(page)),
+            _ => self.read().await,
+        }
+    }
+
+    async fn read(&mut self) -> Result<Option<Vec<StoredEvent>>, Error> {
+        let deadline = Instant::now() + BOUND;
+        let mut pause = PAUSE;
+        while Instant::now() < deadline {
+            let newest = match &self.newest {
+                Some(newest) => newest.clone(),
+                None => match self.reader.last(self.stream, self.filter).await? {
+                    Some(newest) => self.newest.insert(newest).clone(),
+                    None => return Ok(None),
+                },
+            };
+            if newest.sequence < self.from {
+                return Ok(None);
+            }
+            let page = self.page(&newest, deadline).await?;
+            if page.iter().any(|event| event.sequence == newest.sequence && event.time != newest.time) {
+                return Err(self.unavailable("the stream was made again while it was read"));
+            }
+            if let Some(last) = page.last() {
+                self.from = last.sequence + 1;
+                return Ok(Some(page));
+            }
+            // Whoever answered is behind the leader; or the newest event is gone, so the leader is asked again.
+            (self.newest, self.way) = (None, Way::Unknown);
+            sleep(pause).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
+        }
+        Err(self.unavailable("no replica that answers has what the leader has"))
+    }
+
+    /// The next events as whoever answers has them: none where it is behind.
+    async fn page(&mut self, newest: &StoredEvent, deadline: Instant) -> Result<Vec<StoredEvent>, Error> {
+        if newest.sequence == self.from {
+            return Ok(vec![newest.clone()]);
+        }
+        let Ok(Ok(_turn)) = timeout_at(deadline, self.reader.turns.acquire()).await else {
+            return Err(self.unavailable("too many histories are being read already"));
+        };
+        if matches!(self.way, Way::New) {
+            self.way = Way::Unknown;
+            if let Some(events) = self.followed(newest, deadline).await? {
+                return Ok(events);
+            }
+        }
+        let step = if self.reads_one_by_one() { Step::Not } else { self.sent(newest, deadline).await? };
+        match step {
+            Step::Done(events) => return Ok(events),
+            Step::Behind => return Ok(Vec::new()),
+            // Any of the events that were on their way may be what ended it.
+            Step::Lost => (self.suspects, self.way) = (PAGE_EVENTS, Way::Unknown),
+            Step::Not => {}
+        }
+        self.one_by_one(deadline).await
+    }
+
+    /// All events that are left, where they name each other.
+    async fn followed(
+        &self,
+        newest: &StoredEvent,
+        deadline: Instant,
+    ) -> Result<Option<Vec<StoredEvent>>, Error> {
+        let Self { reader, stream, filter, from, .. } = *self;
+        if !is_some_of_many(filter) {
+            return Ok(None);
+        }
+        let following = links::follow(reader, stream, filter, from, newest.clone());
+        let late = |_| Err(self.unavailable("its leader answers too late"));
+        timeout_at(deadline, following).await.unwrap_or_else(late)
+    }
+
+    /// Whether an event ahead may end the connection when it is sent as it is, or nobody sends pages.
+    fn reads_one_by_one(&self) -> bool {
+        let Self { reader, stream, filter, from, .. } = *self;
+        self.suspects > 0 || reader.unparsable.is_ahead(stream, filter, from) || !reader.may_page(stream)
+    }
+
+    /// The next events as a server sends them.
+    async fn sent(
+        &mut self,
+        newest: &StoredEvent,
+        deadline: Instant,
+    ) -> Result<Step<Vec<StoredEvent>>, Error> {
+        if matches!(self.way, Way::Unknown) {
+            match self.choose(newest.sequence, deadline).await? {
+                Step::Done(way) => self.way = way,
+                Step::Behind => return Ok(Step::Behind),
+                Step::Lost => return Ok(Step::Lost),
+                Step::Not => return Ok(Step::Not),
+            }
+        }
+        let read = match mem::take(&mut self.way) {
+            Way::Merged(mut merged) => {
+                let read = merged.next(self.reader, self.stream, deadline).await;
+                self.way = Way::Merged(merged);
+                read
+            }
+            Way::New | Way::Unknown | Way::Filter => {
+                self.way = Way::Filter;
+                self.under_filter(deadline).await
+            }
+        };
+        read.map_err(|why| self.unavailable(&why))
+    }
+
+    async fn choose(&self, newest: u64, deadline: Instant) -> Result<Step<Way>, Error> {
+        if !is_some_of_many(self.filter) {
+            return Ok(Step::Done(Way::Filter));
+        }
+        let range = [self.from, newest];
+        let begun = Merged::begin(self.reader, self.stream, self.filter, range, deadline).await;
+        Ok(match begun.map_err(|why| self.unavailable(&why))? {
+            Step::Done(merged) => Step::Done(Way::Merged(merged)),
+            Step::Behind => Step::Behind,
+            Step::Lost => Step::Lost,
+            Step::Not => Step::Done(Way::Filter),
+        })
+    }
+
+    async fn under_filter(&self, deadline: Instant) -> Result<Step<Vec<StoredEvent>>, String> {
+        let Self { reader, stream, filter, from, .. } = *self;
+        let wanted = Wanted { stream, filter, which: Which::From { sequence: from, shares: 1 } };
+        Ok(match direct_get::ask(&reader.connection, wanted, deadline).await? {
+            Answer::Page(Page { events, .. }) => Step::Done(events),
+            Answer::Lost => Step::Lost,
+            Answer::NotOffered(why) => {
+                tracing::debug!(stream, why, "is read one by one");
+                Step::Not
+            }
+            Answer::NotPermitted(violation) => {
+                tracing::warn!(stream, %violation, "is read one by one");
+                reader.may_not_page(stream);
+                Step::Not
+            }
+        })
+    }
+
+    /// What the leader has, asked for one after another.
+    async fn one_by_one(&mut self, deadline: Instant) -> Result<Vec<StoredEvent>, Error> {
+        let (mut events, mut from) = (Vec::new(), self.from);
+        while events.len() < ONE_BY_ONE && Instant::now() < deadline {
+            let Some(event) = self.reader.next(self.stream, self.filter, from).await? else { break };
+            from = event.sequence + 1;
+            self.suspects = if event.is_unparsable() { 0 } else { self.suspects.saturating_sub(1) };
+            let newest = self.newest() <= event.sequence;
+            events.push(event);
+            if newest {
+                break;
+            }
+        }
+        Ok(events)
+    }
+
+    fn unavailable(&self, why: &str) -> Error {
+        Error::new(ErrorKind::Unavailable, object(self.stream, self.filter), why)
+    }
+}

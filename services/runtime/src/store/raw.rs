@@ -1,0 +1,178 @@
+//! One message exactly as its stream stores it, by MSG.GET in JSON, and whether the client can be given it at all.
+//!
+//! JetStream stores any header block and any bytes as a subject. The client (async-nats 0.51) closes its connection, or its task panics,
+//! when it is sent what it cannot parse; JSON carries the same message in base64.
+
+use std::{borrow::Cow, str};
+
+use async_nats::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use bytes::Bytes;
+use data_encoding::BASE64;
+use jiff::Timestamp;
+use serde::Deserialize;
+
+/// A message as its stream stores it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RawEvent {
+    /// As JSON gives it: bytes that are not UTF-8 are U+FFFD.
+    pub(crate) subject: String,
+    pub(crate) sequence: u64,
+    pub(crate) time: Timestamp,
+    /// From the version line on.
+    pub(crate) header_block: Option<Bytes>,
+    pub(crate) payload: Bytes,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Answer {
+    pub(super) message: Stored,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Stored {
+    subject: String,
+    seq: u64,
+    time: Timestamp,
+    #[serde(default)]
+    hdrs: String,
+    #[serde(default)]
+    data: String,
+}
+
+impl RawEvent {
+    /// Why the client closes its connection, or panics, when it is sent this message; `None` where it can be sent.
+    pub(crate) fn unparsable(&self) -> Option<String> {
+        // The client splits the line of a message with headers at every kind of white space.
+        let splits = self.header_block.is_some() && self.subject.contains(char::is_whitespace);
+        let splits = || splits.then(|| "its subject has white space".to_owned());
+        self.unnameable().or_else(splits).or_else(|| self.headers().err())
+    }
+
+    /// The same of a message that is sent with its subject in a header, as DIRECT.GET does.
+    pub(super) fn unparsable_as_answer(&self) -> Option<String> {
+        self.unnameable().or_else(|| self.headers().err())
+    }
+
+    fn unnameable(&self) -> Option<String> {
+        self.subject.contains(char::REPLACEMENT_CHARACTER).then(|| "its subject is not UTF-8".to_owned())
+    }
+
+    /// Its headers as the client reads them.
+    fn headers(&self) -> Result<HeaderMap, String> {
+        let Some(block) = &self.header_block else { return Ok(HeaderMap::new()) };
+        let text = str::from_utf8(block).map_err(|_| "its headers are not UTF-8")?;
+        let mut headers = HeaderMap::new();
+        for header in read_header_block(text)? {
+            let (name, value) = header?;
+            headers.append(name, value);
+        }
+        Ok(headers)
+    }
+
+    /// Those of its headers that can be read, whatever the others are.
+    pub(super) fn readable_headers(&self) -> HeaderMap {
+        let text = self.header_block.as_deref().map_or(Cow::Borrowed(""), String::from_utf8_lossy);
+        let mut headers = HeaderMap::new();
+        for (name, value) in read_header_block(&text).into_iter().flatten().flatten() {
+            headers.append(name, value);
+        }
+        headers
+    }
+}
+
+/// Reads a header block as the client does, up to what is wrong with a line of it.
+fn read_header_block(
+    text: &str,
+) -> Result<impl Iterator<Item = Result<(HeaderName, HeaderValue), String>>, String> {
+    let mut lines = text.lines().peekable();
+    let version = lines.next().and_then(|line| line.strip_prefix("NATS/1.0"));
+    let status = version.ok_or("its headers do not begin with NATS/1.0")?.trim();
+    let status = status.split_once(' ').map_or(status, |(status, _)| status.trim());
+    if !status.is_empty() && status.parse::<StatusCode>().is_err() {
+        return Err(format!("its headers have the status {status:?}"));
+    }
+    Ok(std::iter::from_fn(move || {
+        let line = lines.find(|line| !line.is_empty())?;
+        let folded = std::iter::from_fn(|| lines.next_if(|line| line.starts_with(char::is_whitespace)));
+        Some(read_header(line, folded))
+    }))
+}
+
+/// Reads one header, whose value may go on in lines that begin with white space.
+fn read_header<'a>(
+    line: &str,
+    folded: impl Iterator<Item = &'a str>,
+) -> Result<(HeaderName, HeaderValue), String> {
+    let (name, value) =
+        line.split_once(':').ok_or_else(|| format!("its header line {line:?} has no colon"))?;
+    let name: HeaderName = name.parse().map_err(|_| format!("its header name {name:?} is not allowed"))?;
+    let mut value = value.trim_start().to_owned();
+    value.extend(folded);
+    let value = value.trim_end().parse();
+    let value = value.map_err(|_| format!("its header {name} has a carriage return in its value"))?;
+    Ok((name, value))
+}
+
+impl TryFrom<Stored> for RawEvent {
+    type Error = data_encoding::DecodeError;
+
+    fn try_from(stored: Stored) -> Result<Self, Self::Error> {
+        let Stored { subject, seq, time, hdrs, data } = stored;
+        let header_block = if hdrs.is_empty() { None } else { Some(BASE64.decode(hdrs.as_bytes())?.into()) };
+        let payload = BASE64.decode(data.as_bytes())?.into();
+        Ok(Self { subject, sequence: seq, time, header_block, payload })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(subject: &str, block: Option<&[u8]>) -> RawEvent {
+        let header_block = block.map(Bytes::copy_from_slice);
+        let (time, payload) = (Timestamp::UNIX_EPOCH, Bytes::new());
+        RawEvent { subject: subject.to_owned(), sequence: 1, time, header_block, payload }
+    }
+
+    #[test]
+    fn what_the_client_parses_can_be_sent() {
+        for block in [
+            &b"NATS/1.0\r\nEvent-Type: a\r\n\r\n"[..],
+            b"NATS/1.0\r\n\r\n",
+            b"NATS/1.0 503\r\n\r\n",
+            b"NATS/1.0 404 No Messages\r\nA:\r\nB: c\r\n folded\r\n\r\n",
+            "NATS/1.0\r\nA: \u{fc}\r\n\r\n".as_bytes(),
+        ] {
+            assert_eq!(raw("a.b", Some(block)).unparsable(), None, "{block:?}");
+        }
+        assert_eq!(raw("a.\u{a0}b", None).unparsable(), None);
+    }
+
+    #[test]
+    fn what_ends_the_connection_is_known_by_its_cause() {
+        for (subject, block, why) in [
+            ("a.\u{fffd}", None, "its subject is not UTF-8"),
+            ("a.\u{a0}b", Some(&b"NATS/1.0\r\n\r\n"[..]), "its subject has white space"),
+            ("a", Some(b"NATS/1.0\r\nX Trace: 1\r\n\r\n"), "its header name \"X Trace\" is not allowed"),
+            ("a", Some(b"NATS/1.0\r\nX: caf\xe9\r\n\r\n"), "its headers are not UTF-8"),
+            ("a", Some(b"NATS/1.0\r\nno colon\r\n\r\n"), "its header line \"no colon\" has no colon"),
+            ("a", Some(b"NATS/1.0\r\nX: a\rb\r\n\r\n"), "its header X has a carriage return in its value"),
+            ("a", Some(b"NATS/1.0 x\r\n\r\n"), "its headers have the status \"x\""),
+            ("a", Some(b"HTTP/1.1\r\n\r\n"), "its headers do not begin with NATS/1.0"),
+        ] {
+            assert_eq!(raw(subject, block).unparsable().as_deref(), Some(why));
+        }
+        // An answer of DIRECT.GET has its subject in a header.
+        let answer = raw("a.\u{a0}b", Some(&b"NATS/1.0\r\n\r\n"[..])).unparsable_as_answer();
+        assert_eq!(answer, None);
+    }
+
+    #[test]
+    fn headers_are_read_as_the_client_reads_them_and_past_those_that_cannot_be() {
+        let block = b"NATS/1.0\r\nA: b \r\n c\r\nX Trace: 1\r\n d\r\nE:f:g\r\nH: \xe9\r\n\r\n";
+        let headers = raw("a", Some(block)).readable_headers();
+        let read = |name: &'static str| headers.get(name).map(HeaderValue::as_str);
+        assert_eq!([read("A"), read("E"), read("H")], [Some("b  c"), Some("f:g"), Some("\u{fffd}")]);
+        assert_eq!(headers.len(), 3);
+    }
+}

@@ -1,0 +1,128 @@
+//! An event as its stream holds it, and what of it can be read. Pure.
+
+use async_nats::{HeaderMap, HeaderValue, jetstream::message::StreamMessage};
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::raw::RawEvent;
+use crate::{DecodeError, Event, event::EVENT_TYPE};
+
+/// An event as its stream holds it.
+#[derive(Clone, Debug)]
+pub struct StoredEvent {
+    /// Subject under which it is stored; bytes of it that are not UTF-8 are U+FFFD.
+    pub subject: String,
+    /// Its sequence in the stream.
+    pub sequence: u64,
+    /// When JetStream stored it.
+    pub time: Timestamp,
+    headers: HeaderMap,
+    payload: Bytes,
+    /// Why no NATS client can be sent it as it is.
+    unparsable: Option<String>,
+}
+
+/// Where an event is: by its sequence alone it could be taken for another one, since in a stream that was deleted and made
+/// again the sequences begin anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Position {
+    /// When JetStream stored it.
+    pub time: Timestamp,
+    /// Its sequence in the stream.
+    pub sequence: u64,
+}
+
+impl StoredEvent {
+    /// The full name of its protobuf message; empty where the event does not say, or its headers cannot be read.
+    #[must_use]
+    pub fn event_type(&self) -> &str {
+        match self.unparsable {
+            None => self.header(EVENT_TYPE).unwrap_or_default(),
+            Some(_) => "",
+        }
+    }
+
+    /// The event itself.
+    ///
+    /// # Errors
+    ///
+    /// It is of another type, or not readable.
+    pub fn decode<E: Event>(&self) -> Result<E, DecodeError> {
+        match &self.unparsable {
+            None => E::decode(self.event_type(), self.payload.clone()),
+            Some(why) => Err(DecodeError::malformed(why)),
+        }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position { time: self.time, sequence: self.sequence }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(HeaderValue::as_str)
+    }
+
+    pub(crate) fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    pub(crate) fn into_payload(self) -> Bytes {
+        self.payload
+    }
+
+    /// Whether the client loses its connection when it is sent this.
+    pub(super) fn is_unparsable(&self) -> bool {
+        self.unparsable.is_some()
+    }
+
+    /// The bytes that it takes in memory, about.
+    pub(super) fn size(&self) -> usize {
+        self.subject.len() + self.payload.len()
+    }
+
+    pub(super) fn from_message(message: StreamMessage) -> Result<Self, String> {
+        let nanoseconds = message.time.unix_timestamp_nanos();
+        Ok(Self {
+            subject: message.subject.to_string(),
+            sequence: message.sequence,
+            time: Timestamp::from_nanosecond(nanoseconds).map_err(|error| error.to_string())?,
+            headers: message.headers,
+            payload: message.payload,
+            unparsable: None,
+        })
+    }
+}
+
+impl From<RawEvent> for StoredEvent {
+    fn from(raw: RawEvent) -> Self {
+        let (headers, unparsable) = (raw.readable_headers(), raw.unparsable_as_answer());
+        let RawEvent { subject, sequence, time, payload, .. } = raw;
+        Self { subject, sequence, time, headers, payload, unparsable }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_whose_headers_cannot_be_read_has_no_type_and_says_why_it_is_not_decoded() {
+        let block = b"NATS/1.0\r\nEvent-Type: tests.v1.Number\r\nX Trace: 1\r\n\r\n";
+        let raw = RawEvent {
+            subject: "numbers.7".to_owned(),
+            sequence: 7,
+            time: Timestamp::UNIX_EPOCH,
+            header_block: Some(Bytes::from_static(block)),
+            payload: Bytes::new(),
+        };
+        let recorded = StoredEvent::from(raw);
+        assert_eq!(recorded.event_type(), "");
+        assert_eq!(
+            recorded.decode::<()>().unwrap_err().to_string(),
+            "its header name \"X Trace\" is not allowed"
+        );
+    }
+}
