@@ -2,7 +2,7 @@ CARGO := cargo
 PROGRAMS := nats-server etcd kube-apiserver kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs manifests lint test test-unit test-servers test-e2e images demo clean-demo bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
+.PHONY: help build programs previous-operator manifests lint test test-unit test-servers test-e2e images demo clean-demo bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -13,8 +13,11 @@ build: ## The workspace's own programs, into target/debug
 programs: ## The servers that tests run against: found on PATH, or built once (8 minutes) and kept
 	@testing/programs/provide $(PROGRAMS)
 
-manifests: ## The CustomResourceDefinitions, from the Rust types into crds/manifests and the chart
-	$(CARGO) run -q -p jetwright-crds --locked --example manifests crds/manifests charts/jetwright/files/crds
+previous-operator: ## The operator of the version that upgrades are tested from (the tag upgrade-from), built once and kept
+	@testing/programs/previous-operator
+
+manifests: ## The CustomResourceDefinitions, from the Rust types into crds/manifests, to which the chart has a link
+	$(CARGO) run -q -p jetwright-crds --locked --example manifests crds/manifests
 
 lint: ## Formatting and clippy, without warnings
 	$(CARGO) fmt --all --check
@@ -30,7 +33,7 @@ test-unit: ## Pure tests, and the examples in the documentation
 	$(CARGO) test --workspace --locked --lib --bins --examples
 	$(CARGO) test --workspace --locked --doc
 
-test-servers: programs build ## Tests against real servers as child processes
+test-servers: programs previous-operator build ## Tests against real servers as child processes
 	@find target/test-logs -mindepth 1 -maxdepth 1 -mtime +3 -exec rm -rf {} + 2>/dev/null || true
 	$(CARGO) test --workspace --locked --test servers
 

@@ -19,7 +19,9 @@ pub const DEAD_LETTERS_READY: &str = "DeadLettersReady";
 pub const WORKLOAD_READY: &str = "WorkloadReady";
 
 /// Why a condition is as it is: one word for programs and for the REASON column of `kubectl get`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, strum::EnumString, strum::IntoStaticStr, strum::VariantArray,
+)]
 pub enum Reason {
     /// All is as declared.
     Reconciled,
@@ -72,69 +74,16 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// Every reason.
-    const ALL: [Self; 24] = [
-        Self::Reconciled,
-        Self::Invalid,
-        Self::ImmutableField,
-        Self::NameConflict,
-        Self::NewerGeneration,
-        Self::Contested,
-        Self::NoConnection,
-        Self::Disconnected,
-        Self::Refused,
-        Self::Failed,
-        Self::NotFound,
-        Self::StreamNotReady,
-        Self::InUse,
-        Self::Deleting,
-        Self::RollingOut,
-        Self::RolloutStuck,
-        Self::PodsRefused,
-        Self::Unschedulable,
-        Self::VolumeMount,
-        Self::PodSandbox,
-        Self::ImagePull,
-        Self::ContainerConfig,
-        Self::CrashLoop,
-        Self::ScaledToZero,
-    ];
-
     /// The reason that a condition's word is; None of a word that this version does not have.
     #[must_use]
     pub fn named(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.as_str() == word)
+        word.parse().ok()
     }
 
     /// The word as it stands in the condition.
     #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Reconciled => "Reconciled",
-            Self::Invalid => "Invalid",
-            Self::ImmutableField => "ImmutableField",
-            Self::NameConflict => "NameConflict",
-            Self::NewerGeneration => "NewerGeneration",
-            Self::Contested => "Contested",
-            Self::NoConnection => "NoConnection",
-            Self::Disconnected => "Disconnected",
-            Self::Refused => "Refused",
-            Self::Failed => "Failed",
-            Self::NotFound => "NotFound",
-            Self::StreamNotReady => "StreamNotReady",
-            Self::InUse => "InUse",
-            Self::Deleting => "Deleting",
-            Self::RollingOut => "RollingOut",
-            Self::RolloutStuck => "RolloutStuck",
-            Self::PodsRefused => "PodsRefused",
-            Self::Unschedulable => "Unschedulable",
-            Self::VolumeMount => "VolumeMount",
-            Self::PodSandbox => "PodSandbox",
-            Self::ImagePull => "ImagePull",
-            Self::ContainerConfig => "ContainerConfig",
-            Self::CrashLoop => "CrashLoop",
-            Self::ScaledToZero => "ScaledToZero",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -187,6 +136,7 @@ pub fn get<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition
 #[cfg(test)]
 mod tests {
     use k8s_openapi::jiff::Timestamp;
+    use strum::VariantArray as _;
 
     use super::*;
 
@@ -200,9 +150,10 @@ mod tests {
 
     #[test]
     fn every_reason_is_known_by_its_word() {
-        for reason in Reason::ALL {
-            assert_eq!(Reason::named(reason.as_str()), Some(reason));
+        for reason in Reason::VARIANTS {
+            assert_eq!(Reason::named(reason.as_str()), Some(*reason));
         }
+        assert_eq!(Reason::CrashLoop.as_str(), "CrashLoop");
         assert_eq!(Reason::named("FromTheFuture"), None);
     }
 

@@ -1,18 +1,23 @@
-//! EventConsumer: a durable JetStream consumer, and the Deployment that consumes.
+//! EventConsumer: a durable JetStream consumer, and the Deployment that consumes. What its fields are where they are left out is in
+//! `defaults`.
+
+mod defaults;
+mod template;
 
 use k8s_openapi::{
     api::core::v1::ServicePort,
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use kube::{CustomResource, KubeSchema};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::{
     DeletionPolicy, Duration, NameRef,
     stream::{Drift, NAME_PATTERN, SUBJECT_PATTERN},
 };
+
+pub use template::PodTemplate;
 
 /// An EventConsumer is a durable JetStream consumer and, where it has a workload, the Deployment that consumes.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -124,7 +129,10 @@ pub struct EventConsumerSpec {
 }
 
 /// Where a new consumer begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
+#[strum(serialize_all = "snake_case")]
 #[schemars(transform = crate::common::described_by_field)]
 pub enum DeliverPolicy {
     /// With the first message that the stream has.
@@ -206,8 +214,7 @@ pub struct Workload {
     /// The pod, as in a Deployment. Its first container gets the environment that Jetwright's runtime reads
     /// (JETWRIGHT_BINDINGS, NATS_URL, OTEL_…) and, where it has none, probes and a restricted security context. What is set
     /// here wins, but for the labels app.kubernetes.io/name, app.kubernetes.io/managed-by and jetwright.dev/workload.
-    #[schemars(schema_with = "template_schema")]
-    pub template: Value,
+    pub template: PodTemplate,
 
     /// A Service in front of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -240,47 +247,6 @@ pub struct WorkloadService {
     pub ports: Vec<ServicePort>,
 }
 
-/// A whole PodTemplateSpec has more schema than an annotation may hold, so only what the operator itself relies on is told
-/// here. The API server judges the rest when the Deployment is applied.
-fn template_schema(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "object",
-        "required": ["spec"],
-        "x-kubernetes-preserve-unknown-fields": true,
-        "properties": {
-            "spec": {
-                "description": "The pod's spec, as in a Deployment.",
-                "type": "object",
-                "required": ["containers"],
-                "x-kubernetes-preserve-unknown-fields": true,
-                "properties": {
-                    "containers": {
-                        "description": "The pod's containers; the first is the program that consumes.",
-                        "type": "array",
-                        "minItems": 1,
-                        "maxItems": 32,
-                        "x-kubernetes-list-type": "map",
-                        "x-kubernetes-list-map-keys": ["name"],
-                        "items": {
-                            "type": "object",
-                            "required": ["name"],
-                            "x-kubernetes-preserve-unknown-fields": true,
-                            "properties": {
-                                "name": {
-                                    "description": "Name of the container in its pod.",
-                                    "type": "string",
-                                    "minLength": 1,
-                                    "maxLength": 63
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-        }
-    })
-}
-
 /// What the operator found and did.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -296,8 +262,8 @@ pub struct EventConsumerStatus {
     /// The consumer in JetStream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer: Option<ConsumerState>,
-    /// Messages of the stream that were not delivered yet; a figure as of the operator's last look, at most a --compare-interval
-    /// and a --figures-interval old while NATS is connected.
+    /// Messages of the stream that were not delivered yet; a figure as of the operator's last look, at most a --jetstream-resync-interval
+    /// and a --status-stats-interval old while NATS is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<u64>,
     /// Messages delivered and not acknowledged yet; a figure as old as lag.

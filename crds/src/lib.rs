@@ -5,6 +5,8 @@
 pub mod dead_letter;
 pub mod duration;
 pub mod environment;
+pub mod labels;
+pub mod marks;
 
 pub use duration::Duration;
 
@@ -16,6 +18,8 @@ pub mod conditions;
 pub mod consumer;
 #[cfg(feature = "resources")]
 pub mod manifests;
+#[cfg(feature = "resources")]
+pub mod names;
 #[cfg(feature = "resources")]
 pub mod size;
 #[cfg(feature = "resources")]

@@ -1,4 +1,6 @@
-//! EventStream: a JetStream stream.
+//! EventStream: a JetStream stream. What its fields are where they are left out is in `defaults`.
+
+mod defaults;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -6,6 +8,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{DeletionPolicy, Duration, Size};
+
+pub use defaults::Replicas;
 
 /// What a subject that a stream listens to must look like: tokens between dots, `*` for one token, `>` for the rest.
 pub const SUBJECT_PATTERN: &str = r"^(>|(\*|[^\s.*>]+)(\.(\*|[^\s.*>]+))*(\.>)?)$";
@@ -79,8 +83,8 @@ pub struct EventStreamSpec {
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub subjects: Vec<String>,
 
-    /// What lets JetStream remove a message: the Limits alone, the Interest of all consumers once each has acknowledged it, or, as
-    /// in a WorkQueue, its one acknowledgement. Default: Limits. Changes between Limits and Interest only.
+    /// Retention policy. Limits: messages are removed only by limits. Interest: removed once every consumer has acknowledged them.
+    /// WorkQueue: removed once acknowledged. Default: Limits. Changes between Limits and Interest only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
 
@@ -136,7 +140,10 @@ pub enum Profile {
 }
 
 /// What lets JetStream remove a message.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
+#[strum(serialize_all = "lowercase")]
 #[schemars(transform = crate::common::described_by_field)]
 pub enum Retention {
     /// The limits alone.
@@ -149,7 +156,10 @@ pub enum Retention {
 }
 
 /// Where messages are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
+#[strum(serialize_all = "lowercase")]
 #[schemars(transform = crate::common::described_by_field)]
 pub enum Storage {
     /// On disk.
@@ -160,7 +170,10 @@ pub enum Storage {
 }
 
 /// What happens when a limit is reached.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
+)]
+#[strum(serialize_all = "lowercase")]
 #[schemars(transform = crate::common::described_by_field)]
 pub enum Discard {
     /// The oldest message goes.
@@ -205,8 +218,8 @@ pub struct EventStreamStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
-    /// The stream as JetStream had it at the operator's last look; its figures are at most a --compare-interval and a
-    /// --figures-interval old while NATS is connected.
+    /// The stream as JetStream had it at the operator's last look; its figures are at most a --jetstream-resync-interval and a
+    /// --status-stats-interval old while NATS is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamState>,
     /// Highest sequence that the stream, or one that it took the place of, was seen to have. A stream that vanished is made again

@@ -1,40 +1,38 @@
 //! The operator: keeps JetStream streams, consumers and their workloads as declared.
 
-mod config;
+mod args;
+mod commands;
 mod connection;
-mod consumer;
 mod context;
-mod controller;
-mod deadletter;
-mod deletion;
-mod identity;
+mod controllers;
+mod error;
+mod field_error;
 mod jetstream;
 mod kubernetes;
 mod leader;
-mod memory;
+mod manager;
 mod metrics;
+mod namespaces;
+mod object_state;
 mod outcome;
-mod plan;
+mod pods;
+mod rate_limit;
 mod readiness;
-mod run;
-mod stream;
-mod undecodable;
-mod verify;
 mod workload;
 
 use std::process::ExitCode;
 
-use config::Request;
+use args::Cli;
 use jetwright_process::telemetry::Telemetry;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = match Request::parse() {
-        Request::Operate(arguments) => *arguments,
-        Request::Run(command) => return Box::pin(verify::run(command)).await,
+    let args = match Cli::parse() {
+        Cli::Run(args) => *args,
+        Cli::Command(command) => return Box::pin(commands::run(command)).await,
     };
     match Telemetry::start("jetwright-operator") {
-        Ok(telemetry) => telemetry.finish(Box::pin(run::run(arguments)).await),
+        Ok(telemetry) => telemetry.finish(Box::pin(manager::run(args)).await),
         Err(problems) => problems.report(),
     }
 }

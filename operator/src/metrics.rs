@@ -8,7 +8,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::jetstream::ApiError;
+use jetwright_nats::ApiError;
 
 /// Upper bounds of the buckets of a reconcile's duration, in seconds.
 const SECONDS: [f64; 10] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0];
@@ -31,6 +31,16 @@ struct Requested {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KubernetesRequest {
+    verb: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Scope {
+    scope: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Named {
     namespace: String,
     stream: String,
@@ -41,11 +51,13 @@ struct Named {
 pub struct Metrics {
     reconciles: Family<Reconciled, Counter>,
     durations: Family<Controller, Histogram, fn() -> Histogram>,
-    repairs: Family<Controller, Counter>,
-    remade: Family<Named, Counter>,
-    requests: Family<Requested, Counter>,
+    drift_corrections: Family<Controller, Counter>,
+    stream_recreations: Family<Named, Counter>,
+    api_requests: Family<Requested, Counter>,
+    kubernetes_requests: Family<KubernetesRequest, Counter>,
     connected: Gauge,
     leader: Gauge,
+    scopes_ready: Family<Scope, Gauge>,
 }
 
 impl Metrics {
@@ -54,29 +66,44 @@ impl Metrics {
         let metrics = Self {
             reconciles: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(SECONDS)),
-            repairs: Family::default(),
-            remade: Family::default(),
-            requests: Family::default(),
+            drift_corrections: Family::default(),
+            stream_recreations: Family::default(),
+            api_requests: Family::default(),
+            kubernetes_requests: Family::default(),
             connected: Gauge::default(),
             leader: Gauge::default(),
+            scopes_ready: Family::default(),
         };
-        let registry = registry.sub_registry_with_prefix("jetwright_operator");
-        registry.register("reconciles", "Reconciles by controller and outcome", metrics.reconciles.clone());
-        registry.register(
-            "reconcile_duration_seconds",
-            "Time that reconciles took",
-            metrics.durations.clone(),
-        );
-        registry.register("drift_repairs", "Changes by others that were put right", metrics.repairs.clone());
-        registry.register(
-            "streams_remade",
-            "Streams that were gone and are made again, empty",
-            metrics.remade.clone(),
-        );
-        registry.register("jetstream_requests", "Requests to JetStream's API", metrics.requests.clone());
-        registry.register("nats_connected", "1 while NATS is connected", metrics.connected.clone());
-        registry.register("leader", "1 while this process is the one that acts", metrics.leader.clone());
+        metrics.register_with(registry.sub_registry_with_prefix("jetwright_operator"));
         metrics
+    }
+
+    fn register_with(&self, registry: &mut Registry) {
+        registry.register("reconciles", "Reconciles by controller and outcome", self.reconciles.clone());
+        registry.register("reconcile_duration_seconds", "Time that reconciles took", self.durations.clone());
+        registry.register(
+            "drift_corrections",
+            "Changes by other writers that were corrected",
+            self.drift_corrections.clone(),
+        );
+        registry.register(
+            "stream_recreations",
+            "Streams that were gone and were recreated, empty",
+            self.stream_recreations.clone(),
+        );
+        registry.register("jetstream_api_requests", "Requests to JetStream's API", self.api_requests.clone());
+        registry.register(
+            "kubernetes_requests",
+            "Requests to the API server of Kubernetes",
+            self.kubernetes_requests.clone(),
+        );
+        registry.register("nats_connected", "1 while NATS is connected", self.connected.clone());
+        registry.register("leader", "1 while this process is the one that acts", self.leader.clone());
+        registry.register(
+            "scope_ready",
+            "1 while all watches of a scope (a namespace, or * for all) work and have brought everything once",
+            self.scopes_ready.clone(),
+        );
     }
 
     /// A reconcile ended.
@@ -85,15 +112,15 @@ impl Metrics {
         self.durations.get_or_create(&Controller { controller }).observe(took.as_secs_f64());
     }
 
-    /// Something that others changed was put right.
-    pub fn repaired(&self, controller: &'static str) {
-        self.repairs.get_or_create(&Controller { controller }).inc();
+    /// Something that another writer changed was corrected.
+    pub fn drift_corrected(&self, controller: &'static str) {
+        self.drift_corrections.get_or_create(&Controller { controller }).inc();
     }
 
-    /// A stream that had data was made again, empty.
-    pub fn stream_remade(&self, namespace: &str, stream: &str) {
+    /// A stream that was gone was recreated, empty.
+    pub fn stream_recreated(&self, namespace: &str, stream: &str) {
         let labels = Named { namespace: namespace.to_owned(), stream: stream.to_owned() };
-        self.remade.get_or_create(&labels).inc();
+        self.stream_recreations.get_or_create(&labels).inc();
     }
 
     /// A request to JetStream ended.
@@ -105,7 +132,26 @@ impl Metrics {
             Some(ApiError::Unanswered { .. }) => "unanswered",
             Some(ApiError::Malformed { .. }) => "malformed",
         };
-        self.requests.get_or_create(&Requested { verb, outcome }).inc();
+        self.api_requests.get_or_create(&Requested { verb, outcome }).inc();
+    }
+
+    /// A request to Kubernetes is sent.
+    pub fn kubernetes_request<T>(&self, request: &http::Request<T>) {
+        let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
+        let verb = match *request.method() {
+            http::Method::GET if watches => "watch",
+            http::Method::GET => "get",
+            http::Method::POST => "create",
+            http::Method::PATCH => "patch",
+            http::Method::DELETE => "delete",
+            _ => "other",
+        };
+        self.kubernetes_requests.get_or_create(&KubernetesRequest { verb }).inc();
+    }
+
+    /// Whether the watches of a scope work and have brought everything.
+    pub fn scope_ready(&self, scope: &str, ready: bool) {
+        self.scopes_ready.get_or_create(&Scope { scope: scope.to_owned() }).set(ready.into());
     }
 
     /// The connection came or went.

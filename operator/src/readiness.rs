@@ -9,13 +9,13 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, Resource, api::ListParams};
 use serde::de::DeserializeOwned;
 
-use crate::{context::Namespaces, outcome::chain};
+use crate::{error::error_chain, namespaces::Namespaces};
 
 /// How the definitions come to the version that this program knows.
 pub const UPGRADE_DEFINITIONS: &str = "upgrade the chart with its value crds.install=true, or else kubectl apply -f crds/manifests of \
                                        the same version";
-/// Delay between two looks for the definitions.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+/// Delay between two reads of the definitions.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The gates of readiness, closed at first.
 pub struct Readiness {
@@ -51,7 +51,7 @@ impl Definitions {
         while let Err(reason) = served(client, namespaces).await {
             tracing::warn!(reason, "waiting for the definitions");
             self.0.close(&reason);
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         self.0.open();
     }
@@ -100,6 +100,6 @@ where
             let version = K::api_version(&());
             Err(format!("there is no definition of {kind} in {version}: {UPGRADE_DEFINITIONS}"))
         }
-        Err(error) => Err(format!("{kind} cannot be listed: {}", chain(&error))),
+        Err(error) => Err(format!("{kind} cannot be listed: {}", error_chain(&error))),
     }
 }

@@ -56,6 +56,21 @@ fn is_newer(control_plane: &ControlPlane) -> bool {
     definition.unwrap().lines().any(|line| line.contains("NEWER") && !line.contains('{'))
 }
 
+#[test]
+fn a_packaged_chart_carries_the_definitions() {
+    let folder = Folder::new("package");
+    let destination = folder.path().to_str().unwrap();
+    helm(None, &["package", "../charts/jetwright", "--destination", destination]).unwrap();
+    let package = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+    let template = |chart: &str| {
+        let definitions = ["template", RELEASE, chart, "--show-only", "templates/crds.yaml"];
+        helm(None, &[&definitions[..], &VALUES].concat()).unwrap()
+    };
+    let packaged = template(package.to_str().unwrap());
+    assert_eq!(packaged.matches("kind: CustomResourceDefinition").count(), 2);
+    assert_eq!(packaged, template("../charts/jetwright"));
+}
+
 #[tokio::test]
 async fn kubernetes_takes_all_that_every_set_of_values_makes_where_pod_security_is_restricted() {
     let control_plane = control_plane().await;
@@ -85,8 +100,8 @@ fn a_wrong_value_is_refused_with_its_name_and_what_to_do() {
         (&[bundled, "--set=nats.bundled.replicas=2"], "/nats/bundled/replicas': value must be one of 1, 3"),
         (&[bundled, "--set=nats.bundled.storage.size=ten"], "/nats/bundled/storage/size"),
         (&[bundled, "--set=resyncInterval=soon"], "/resyncInterval"),
-        (&[bundled, "--set=compareInterval=500ms"], "/compareInterval"),
-        (&[bundled, "--set=figuresInterval=0s"], "/figuresInterval"),
+        (&[bundled, "--set=jetstreamResyncInterval=500ms"], "/jetstreamResyncInterval"),
+        (&[bundled, "--set=statusStatsInterval=0s"], "/statusStatsInterval"),
         (&[bundled, "--set=verifyInstall.timeout=5m1s"], "verifyInstall.timeout: 5m1s is more than 5m"),
         (&[bundled, "--set=nats.url=nats://a:4222"], "nats.url: leave it empty, or"),
         (&[bundled, "--set=nats.credentialsSecret=a"], "nats.credentialsSecret: leave it empty"),

@@ -4,12 +4,12 @@ use std::{path::PathBuf, time::Duration};
 
 use async_nats::{ConnectError, ServerAddr};
 use jetwright_nats::{
-    AddressError, Connection, ConnectionConfig, ConnectionState, Credentials, parse_addresses,
+    AddressError, Api, Connection, ConnectionConfig, ConnectionState, Credentials, parse_addresses,
 };
 use jetwright_process::configuration::Problems;
 use tokio::sync::watch;
 
-use crate::{jetstream::Api, metrics::Metrics};
+use crate::metrics::Metrics;
 
 /// The flag that names the folder of credentials.
 const CREDENTIALS_FLAG: &str = "--nats-credentials-folder";

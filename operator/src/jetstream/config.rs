@@ -1,16 +1,68 @@
-//! A configuration of a stream or a consumer, as the JSON object that `$JS.API` has for it.
+//! A configuration of a stream or a consumer, as the JSON object that `$JS.API` has for it, and the fields that it consists of. Pure.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
-use super::fields::{Field, Mutability};
+use serde_json::{Map, Value, json};
 
 /// Key prefix of the metadata that the server keeps for itself.
 const SERVERS_OWN: &str = "_nats.";
 /// Name of the field that holds metadata.
 pub const METADATA: &str = "metadata";
+
+/// What the server lets become of a field once it is set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mutability {
+    /// It may take any value.
+    Free,
+    /// It stays as it was created.
+    Immutable,
+    /// It may be switched on, but not off.
+    OneWay,
+    /// Between limits and interest only.
+    Retention,
+    /// It matters only when the thing is created: it is not compared, and an update carries what there is. A server takes another
+    /// `first_seq` in an update without a word, and purges the stream up to it at its next start (`newFileStoreWithCreated` in
+    /// server/filestore.go).
+    AtCreation,
+    /// It is not compared: the server chooses it.
+    Ignored,
+}
+
+/// The value that the server takes a field to have where it is absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DefaultValue {
+    Nothing,
+    False,
+    Number(i64),
+    Text(&'static str),
+}
+
+impl DefaultValue {
+    #[must_use]
+    pub fn to_json(self) -> Value {
+        match self {
+            Self::Nothing => Value::Null,
+            Self::False => json!(false),
+            Self::Number(number) => json!(number),
+            Self::Text(text) => json!(text),
+        }
+    }
+}
+
+/// One field of a configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Field {
+    /// Its name in `$JS.API`.
+    pub name: &'static str,
+    pub default: DefaultValue,
+    pub mutability: Mutability,
+}
+
+/// A row of a table of fields.
+pub const fn field(name: &'static str, default: DefaultValue, mutability: Mutability) -> Field {
+    Field { name, default, mutability }
+}
 
 /// A configuration, whole: fields that this version does not know are kept as they are.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -36,7 +88,7 @@ impl Config {
     pub fn effective(&self, field: &Field) -> Value {
         match self.0.get(field.name) {
             Some(value) if !is_empty(value) => value.clone(),
-            _ => field.default.value(),
+            _ => field.default.to_json(),
         }
     }
 
@@ -50,10 +102,10 @@ impl Config {
             .collect()
     }
 
-    /// This configuration laid over what there is: every field of the table is as here or gone. What the thing was made with stays
+    /// This configuration laid over what there is: every field of the table is as here or gone. What the thing was created with stays
     /// as it is, and so do fields that the table does not know and the metadata of others.
     #[must_use]
-    pub fn over(&self, actual: &Self, table: &[Field]) -> Self {
+    pub fn merge_onto(&self, actual: &Self, table: &[Field]) -> Self {
         let mut merged = actual.clone();
         for field in table.iter().filter(|field| field.mutability != Mutability::AtCreation) {
             match self.0.get(field.name) {
@@ -63,8 +115,14 @@ impl Config {
         }
         let mut metadata = actual.metadata();
         metadata.extend(self.metadata());
-        merged.0.insert(METADATA.to_owned(), serde_json::json!(metadata));
+        merged.0.insert(METADATA.to_owned(), json!(metadata));
         merged
+    }
+}
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", json!(self.0))
     }
 }
 
@@ -82,14 +140,17 @@ fn is_empty(value: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-    use crate::jetstream::fields;
 
     fn config(value: Value) -> Config {
         serde_json::from_value(value).unwrap()
     }
+
+    const TABLE: &[Field] = &[
+        field("name", DefaultValue::Nothing, Mutability::Immutable),
+        field("max_age", DefaultValue::Number(0), Mutability::Free),
+        field("first_seq", DefaultValue::Number(0), Mutability::AtCreation),
+    ];
 
     #[test]
     fn a_merge_drops_known_fields_and_keeps_where_it_began_and_unknown_ones_and_foreign_metadata() {
@@ -99,7 +160,7 @@ mod tests {
         }));
         let desired = config(json!({"name": "orders", "metadata": {"jetwright.dev/owner": "new"}}));
         assert_eq!(
-            desired.over(&actual, fields::STREAM),
+            desired.merge_onto(&actual, TABLE),
             config(json!({
                 "name": "orders", "first_seq": 18_446_744_073_709_551_615_u64, "from_the_future": {"x": 1},
                 "metadata": {"team": "red", "jetwright.dev/owner": "new"},

@@ -1,58 +1,67 @@
 //! What differs between a desired and an actual configuration, and whether the server lets it change. Pure.
 
+use jetwright_crds::marks::{APPLIED, GENERATION, OWNER};
 use serde_json::Value;
 
 use super::{
-    config::{Config, METADATA},
-    fields::{Field, Mutability},
+    config::{Config, Field, METADATA, Mutability},
+    ownership::Owner,
 };
-use crate::identity::GENERATION;
 
 /// What differs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// Fields that can be put right, by the server's names, in the order of the table.
+    /// Fields that can be changed, by the server's names, in the order of the table.
     pub changed: Vec<&'static str>,
     /// Fields that the server never changes that way.
-    pub stuck: Vec<&'static str>,
+    pub immutable: Vec<&'static str>,
 }
 
 impl Difference {
-    /// Whether nothing differs.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.changed.is_empty() && self.stuck.is_empty()
+        self.changed.is_empty() && self.immutable.is_empty()
     }
 }
 
 /// Compares what is owned: every field of the table, and the metadata that is desired.
 #[must_use]
-pub fn difference(desired: &Config, actual: &Config, table: &[Field]) -> Difference {
+pub fn difference(desired: &Config, actual: &Config, owner: &Owner, table: &[Field]) -> Difference {
     let mut found = Difference::default();
     for field in table {
         let (wanted, there) = (desired.effective(field), actual.effective(field));
-        if wanted == there || matches!(field.mutability, Mutability::AtCreation | Mutability::Unowned) {
+        if wanted == there || matches!(field.mutability, Mutability::AtCreation | Mutability::Ignored) {
             continue;
         }
         if may_change(field.mutability, &there, &wanted) {
             found.changed.push(field.name);
         } else {
-            found.stuck.push(field.name);
+            found.immutable.push(field.name);
         }
     }
-    let there = actual.metadata();
-    // A generation that changed nothing here is not worth a write: `kubectl scale` makes one too.
-    let mut wanted = desired.metadata().into_iter().filter(|(key, _)| *key != GENERATION);
-    if wanted.any(|(key, value)| there.get(key) != Some(&value)) {
+    if differs_in_metadata(desired, actual, owner) {
         found.changed.push(METADATA);
     }
     found
 }
 
+/// Marks that are only out of date are no reason to write: a generation may change nothing here (`kubectl scale` makes one too), another
+/// version of the operator has another hash for the same fields, and a cluster may get another name. They are written together with a
+/// real change. One that is gone is put back.
+fn differs_in_metadata(desired: &Config, actual: &Config, owner: &Owner) -> bool {
+    let there = actual.metadata();
+    desired.metadata().into_iter().any(|(key, value)| match (key, there.get(key)) {
+        (_, None) => true,
+        (GENERATION | APPLIED, Some(_)) => false,
+        (OWNER, Some(known)) => !owner.is_named_by(known),
+        (_, Some(known)) => *known != value,
+    })
+}
+
 fn may_change(mutability: Mutability, from: &Value, to: &Value) -> bool {
     match mutability {
-        Mutability::Free | Mutability::AtCreation | Mutability::Unowned => true,
-        Mutability::Never => false,
+        Mutability::Free | Mutability::AtCreation | Mutability::Ignored => true,
+        Mutability::Immutable => false,
         Mutability::OneWay => to == &Value::Bool(true),
         Mutability::Retention => from != "workqueue" && to != "workqueue",
     }
@@ -63,14 +72,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::jetstream::fields;
+    use crate::jetstream::{ownership::tests::owner, stream_config};
 
     fn config(value: Value) -> Config {
         serde_json::from_value(value).unwrap()
     }
 
     fn compare(desired: Value, actual: Value) -> Difference {
-        difference(&config(desired), &config(actual), fields::STREAM)
+        difference(&config(desired), &config(actual), &owner(3), stream_config::FIELDS)
     }
 
     #[test]
@@ -93,17 +102,17 @@ mod tests {
         let found =
             compare(json!({}), json!({"max_age": 5, "republish": {"dest": "x"}, "compression": "s2"}));
         assert_eq!(found.changed, ["max_age", "compression", "republish"]);
-        assert_eq!(found.stuck, Vec::<&str>::new());
+        assert_eq!(found.immutable, Vec::<&str>::new());
     }
 
     #[test]
-    fn what_the_server_never_changes_is_stuck() {
+    fn what_the_server_never_changes_is_named_apart() {
         let found = compare(json!({"storage": "memory"}), json!({"storage": "file", "max_msgs": 5}));
-        assert_eq!((found.changed, found.stuck), (vec!["max_msgs"], vec!["storage"]));
+        assert_eq!((found.changed, found.immutable), (vec!["max_msgs"], vec!["storage"]));
         assert_eq!(compare(json!({"deny_delete": true}), json!({})).changed, ["deny_delete"]);
-        assert_eq!(compare(json!({}), json!({"deny_delete": true})).stuck, ["deny_delete"]);
+        assert_eq!(compare(json!({}), json!({"deny_delete": true})).immutable, ["deny_delete"]);
         assert_eq!(compare(json!({"retention": "interest"}), json!({})).changed, ["retention"]);
-        assert_eq!(compare(json!({"retention": "workqueue"}), json!({})).stuck, ["retention"]);
+        assert_eq!(compare(json!({"retention": "workqueue"}), json!({})).immutable, ["retention"]);
     }
 
     #[test]
@@ -115,9 +124,30 @@ mod tests {
     fn only_desired_metadata_count() {
         let found = compare(json!({"metadata": {"a": "1"}}), json!({"metadata": {"a": "1", "b": "2"}}));
         assert!(found.is_empty());
-        let found = compare(json!({"metadata": {"a": "1"}}), json!({"metadata": {"a": "2"}}));
-        assert_eq!(found.changed, ["metadata"]);
-        let generation = |n: &str| json!({"metadata": {"jetwright.dev/generation": n}});
-        assert!(compare(generation("2"), generation("1")).is_empty());
+        for (wanted, there) in [(json!({"a": "1"}), json!({"a": "2"})), (json!({"a": "1"}), json!({}))] {
+            assert_eq!(
+                compare(json!({"metadata": wanted}), json!({"metadata": there})).changed,
+                ["metadata"]
+            );
+        }
+    }
+
+    #[test]
+    fn marks_that_are_only_out_of_date_are_no_difference_and_lost_ones_are() {
+        let marks = |owner: &str, generation: &str, applied: &str| {
+            json!({"metadata": {
+                "jetwright.dev/owner": owner, "jetwright.dev/generation": generation, "jetwright.dev/applied": applied,
+            }})
+        };
+        let ours = || marks("east/shop/orders", "3", "a");
+        for known in [
+            marks("east/shop/orders", "2", "a"),
+            marks("east/shop/orders", "3", "of another version"),
+            marks("uid-of-east/shop/orders", "3", "a"),
+        ] {
+            assert_eq!(compare(ours(), known), Difference::default());
+        }
+        assert_eq!(compare(ours(), json!({})).changed, ["metadata"]);
+        assert_eq!(compare(ours(), marks("west/shop/orders", "3", "a")).changed, ["metadata"]);
     }
 }

@@ -1,12 +1,12 @@
 //! Streams and consumers as JetStream describes them: what they are declared as, and what is in them.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::Config;
-use crate::outcome::Created;
+use super::config::Config;
+use crate::outcome::CreationTime;
 
 /// A stream as JetStream describes it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct StreamInfo {
     /// Its configuration.
     pub config: Config,
@@ -18,13 +18,13 @@ pub struct StreamInfo {
     pub cluster: Option<ClusterInfo>,
 }
 
-impl Created for StreamInfo {
+impl CreationTime for StreamInfo {
     fn created(&self) -> &str {
         &self.created
     }
 }
 
-impl Created for ConsumerInfo {
+impl CreationTime for ConsumerInfo {
     fn created(&self) -> &str {
         &self.created
     }
@@ -40,7 +40,7 @@ impl StreamInfo {
 
     /// What an object's status is about; the rest changes without a meaning to anybody.
     #[must_use]
-    pub fn essence(&self) -> impl PartialEq + use<'_> {
+    pub fn status_view(&self) -> impl PartialEq + use<'_> {
         (
             &self.config,
             &self.created,
@@ -53,13 +53,13 @@ impl StreamInfo {
 impl ConsumerInfo {
     /// What an object's status is about; the rest changes without a meaning to anybody.
     #[must_use]
-    pub fn essence(&self) -> impl PartialEq + use<'_> {
+    pub fn status_view(&self) -> impl PartialEq + use<'_> {
         (&self.config, &self.created, self.num_pending, self.num_ack_pending, self.num_redelivered)
     }
 }
 
 /// What is in a stream.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StreamState {
     /// Messages.
     pub messages: u64,
@@ -75,7 +75,7 @@ pub struct StreamState {
 }
 
 /// Where a stream is led.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ClusterInfo {
     /// Name of the cluster; servers that are not clustered have none, but name themselves as leader at times.
     #[serde(default)]
@@ -85,7 +85,7 @@ pub struct ClusterInfo {
 }
 
 /// A consumer as JetStream describes it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ConsumerInfo {
     /// Stream that it consumes from.
     pub stream_name: String,

@@ -1,20 +1,22 @@
-//! What the operator knows of JetStream, and how it asks for more.
+//! JetStream: what an object declares in it, what it has, and what brings the one to the other.
 //!
-//! [`Config`] keeps fields that this version does not know; [`fields`] is the table of what a configuration
-//! consists of and what the server lets change; [`mirror`] remembers what JetStream has; [`watch`] keeps the mirror
-//! true by listening to advisories.
+//! [`asset`] is what streams and consumers have in common, [`stream_config`] and [`consumer_config`] are the tables of their fields;
+//! [`reconcile`] carries out what [`plan`] decides from [`diff`] and [`ownership`]; [`cache`] holds what JetStream has, kept true by
+//! [`advisories`]. The crate for NATS speaks `$JS.API`, and [`config`] keeps fields that it does not know.
 
+pub mod advisories;
+pub mod asset;
+pub mod cache;
 pub mod config;
+pub mod connections;
+pub mod consumer_config;
 pub mod diff;
-pub mod fields;
+pub mod entries;
+pub mod history;
 pub mod info;
-pub mod mirror;
+pub mod ownership;
+pub mod plan;
+pub mod reconcile;
 pub mod remedy;
-pub mod sequences;
+pub mod stream_config;
 pub mod subjects;
-pub mod watch;
-
-pub use config::Config;
-pub use info::{ConsumerInfo, StreamInfo};
-pub use jetwright_nats::{Api, ApiError};
-pub use mirror::{Change, Mirror, Seen};

@@ -4,18 +4,18 @@ use jetwright_crds::conditions::{self, STALLED};
 use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::runtime::events::{Event, EventType, Recorder};
 
-use super::status::{Phase, Verdict};
-use crate::outcome::{Applied, Done};
+use super::status::{ConditionSummary, Progress};
+use crate::outcome::{OperationResult, Reconciled};
 
 /// Longest note that Kubernetes takes.
-const LONGEST_NOTE: usize = 1024;
+const MAX_NOTE_LENGTH: usize = 1024;
 
-/// Tells of something that the operator did.
+/// Reports something that the operator did.
 pub async fn normal(recorder: &Recorder, object: &ObjectReference, reason: &str, note: String) {
     publish(recorder, object, EventType::Normal, reason, note).await;
 }
 
-/// Tells of something that somebody should look at.
+/// Reports something that a user should look at.
 pub async fn warning(recorder: &Recorder, object: &ObjectReference, reason: &str, note: String) {
     publish(recorder, object, EventType::Warning, reason, note).await;
 }
@@ -28,8 +28,8 @@ async fn publish(
     reason: &str,
     note: String,
 ) {
-    tracing::info!(reason, note, "event");
-    let note = note.chars().take(LONGEST_NOTE).collect();
+    tracing::info!(reason, note, "recording an event");
+    let note = note.chars().take(MAX_NOTE_LENGTH).collect();
     let event = Event {
         type_,
         reason: reason.to_owned(),
@@ -38,40 +38,45 @@ async fn publish(
         secondary: None,
     };
     if let Err(error) = recorder.publish(&event, object).await {
-        tracing::warn!(reason, %error, "the event could not be written");
+        tracing::warn!(reason, %error, "failed to write an event");
     }
 }
 
-/// Tells what was done in JetStream; `lost` is what was lost with a thing that had to be made again.
-pub async fn done<I>(
+/// Reports what was done in JetStream; `lost` is what was lost with a thing that had to be recreated.
+pub async fn reconciled<I>(
     recorder: &Recorder,
     object: &ObjectReference,
     kind: &str,
-    applied: &Applied<I>,
+    reconciled: &Reconciled<I>,
     lost: &str,
 ) {
-    match &applied.done {
-        _ if applied.remade => {
-            let note = format!("the {kind} was gone and is made again: {lost}");
-            warning(recorder, object, "Remade", note).await;
+    match &reconciled.result {
+        _ if reconciled.recreated => {
+            let note = format!("the {kind} was gone and was recreated: {lost}");
+            warning(recorder, object, "Recreated", note).await;
         }
-        Done::Created => normal(recorder, object, "Created", format!("made the {kind}")).await,
-        Done::Updated(fields) => {
-            normal(recorder, object, "Updated", format!("changed {}", fields.join(", "))).await;
+        OperationResult::Created => normal(recorder, object, "Created", format!("created the {kind}")).await,
+        OperationResult::Updated(fields) => {
+            normal(recorder, object, "Updated", format!("updated {}", fields.join(", "))).await;
         }
-        Done::Repaired(fields) => {
-            let note = format!("put right what somebody else had changed: {}", fields.join(", "));
+        OperationResult::Corrected(fields) => {
+            let note = format!("corrected what another writer had changed: {}", fields.join(", "));
             warning(recorder, object, "DriftRepaired", note).await;
         }
-        Done::Nothing | Done::Blocked(_) => {}
+        OperationResult::Unchanged | OperationResult::Blocked(_) => {}
     }
 }
 
-/// Tells once, when it begins, that something waits for somebody's change.
-pub async fn stalled(recorder: &Recorder, object: &ObjectReference, before: &[Condition], verdict: &Verdict) {
+/// Reports once, when it begins, that something waits for a change by a user.
+pub async fn stalled(
+    recorder: &Recorder,
+    object: &ObjectReference,
+    before: &[Condition],
+    summary: &ConditionSummary,
+) {
     let known = conditions::get(before, STALLED)
-        .is_some_and(|stalled| stalled.status == "True" && stalled.reason == verdict.reason.as_str());
-    if verdict.phase == Phase::Stalled && !known {
-        warning(recorder, object, verdict.reason.as_str(), verdict.message.clone()).await;
+        .is_some_and(|stalled| stalled.status == "True" && stalled.reason == summary.reason.as_str());
+    if summary.progress == Progress::Stalled && !known {
+        warning(recorder, object, summary.reason.as_str(), summary.message.clone()).await;
     }
 }

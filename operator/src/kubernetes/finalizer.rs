@@ -2,15 +2,13 @@
 
 use std::fmt::Debug;
 
+use jetwright_crds::labels::FINALIZER;
 use kube::{
     Api, Resource, ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde::de::DeserializeOwned;
 use serde_json::json;
-
-/// The finalizer's name.
-pub const FINALIZER: &str = "jetwright.dev/cleanup";
 
 /// Whether an object has the finalizer.
 pub fn is_set<K: Resource>(object: &K) -> bool {

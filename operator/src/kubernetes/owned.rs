@@ -1,216 +1,87 @@
-//! Objects that an object of ours controls, or that were made for it: applied by server-side apply, removed, and never touched where
-//! they are somebody else's. Reads from Kubernetes, and writes to it where something differs.
-//!
-//! What differs Kubernetes itself tells: it keeps which fields are ours, and takes a field from us when somebody else changes or
-//! removes it. So as long as we want what we applied last, and the fields that are ours are those of then, there is nothing to do.
+//! The objects that ours control, as the watches bring them and our own writes return them. Of each only a few words are kept, so that
+//! thousands of them cost little.
 
 use std::{
-    any::type_name,
-    borrow::Cow,
+    collections::{HashMap, HashSet},
     fmt::Debug,
     hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
 };
 
-use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use futures::{Stream, StreamExt};
+use jetwright_crds::labels::{JETWRIGHT, MANAGED_BY};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::apps::v1::{Deployment, DeploymentSpec},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
 use kube::{
-    Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions, ValidationDirective},
-};
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
-
-use super::status::FIELD_MANAGER;
-use crate::{
-    memory::{Applied, Print},
-    outcome::Category,
-};
-
-/// Why an object could not be applied or removed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It exists and is somebody else's.
-    #[error("{kind} {name} exists and is not this {owner}'s")]
-    Foreign {
-        /// Its kind.
-        kind: &'static str,
-        /// Its name.
-        name: String,
-        /// Kind of who wanted it.
-        owner: String,
+    Api, Resource, ResourceExt,
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event},
     },
-    /// Kubernetes refused.
-    #[error("{kind} {name}")]
-    Kubernetes {
-        /// Kind of the object.
-        kind: &'static str,
-        /// Name of the object.
-        name: String,
-        /// What Kubernetes said.
-        source: kube::Error,
-    },
+};
+use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
+
+use super::{stores::Name, updates::Update};
+use crate::object_state::ObjectKey;
+
+/// Field manager of everything that the operator applies.
+pub const FIELD_MANAGER: &str = "jetwright";
+
+/// What is kept of an object.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Owned {
+    pub uid: String,
+    resource_version: Option<u64>,
+    /// Which object controls it.
+    controller: Option<OwnerReference>,
+    /// Hash of which object it is, and what of it is ours: Kubernetes keeps which fields are, and takes a field from us when another
+    /// writer changes or removes it.
+    pub managed: u64,
+    /// A Deployment's replicas and status, with the metadata that they refer to.
+    pub deployment: Option<Box<Deployment>>,
 }
 
-impl Error {
-    /// What it means for the next try.
-    pub fn category(&self) -> Category {
-        match self {
-            Self::Foreign { .. } => Category::Refused,
-            Self::Kubernetes { source, .. } => Category::of_kubernetes(source),
-        }
-    }
-}
-
-/// A kind of objects that can be owned.
-pub trait Kind:
-    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned
-{
-    /// Its name.
-    fn kind_name() -> &'static str {
-        match Self::kind(&()) {
-            Cow::Borrowed(name) => name,
-            Cow::Owned(_) => type_name::<Self>(),
-        }
-    }
-}
-
-impl<K> Kind for K where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + Debug
-        + Serialize
-        + DeserializeOwned
-{
-}
-
-/// Who owns the objects.
-pub struct Owner<'a> {
-    client: &'a Client,
-    /// What was applied before.
-    applied: &'a Applied,
-    kind: String,
-    namespace: String,
-    uid: String,
-}
-
-impl<'a> Owner<'a> {
-    /// An object that was read from Kubernetes.
-    pub fn new<O: Resource<DynamicType = ()>>(client: &'a Client, applied: &'a Applied, object: &O) -> Self {
+impl Owned {
+    #[must_use]
+    pub fn new(meta: &ObjectMeta) -> Self {
+        let controller = meta.owner_references.iter().flatten().find(|owner| owner.controller == Some(true));
         Self {
-            client,
-            applied,
-            kind: O::kind(&()).into_owned(),
-            namespace: object.namespace().unwrap_or_default(),
-            uid: object.uid().unwrap_or_default(),
+            uid: meta.uid.clone().unwrap_or_default(),
+            resource_version: meta.resource_version.as_ref().and_then(|version| version.parse().ok()),
+            controller: controller.cloned(),
+            managed: managed(meta),
+            deployment: None,
         }
     }
 
-    /// Brings an object to what is wanted, and returns it as Kubernetes has it then.
-    ///
-    /// # Errors
-    ///
-    /// When it is somebody else's, or Kubernetes refuses.
-    pub async fn apply<K: Kind>(&self, name: &str, object: &impl Serialize) -> Result<K, Error> {
-        let found = self.own::<K>(name).await?;
-        self.apply_over(name, object, found).await
-    }
-
-    /// The same where what is there was looked at already: None, or an object that may be changed.
-    ///
-    /// # Errors
-    ///
-    /// When Kubernetes refuses, as it does where there is another object meanwhile.
-    pub async fn apply_over<K: Kind>(
-        &self,
-        name: &str,
-        object: &impl Serialize,
-        found: Option<K>,
-    ) -> Result<K, Error> {
-        let failed = |source| failed::<K>(name, source);
-        let mut wanted = serde_json::to_value(object).map_err(kube::Error::SerdeError).map_err(failed)?;
-        wanted["apiVersion"] = K::api_version(&()).into();
-        wanted["kind"] = K::kind(&()).into();
-        let desired = hash(&wanted.to_string());
-        let known = self.applied.print(self.key::<K>(name));
-        if let Some(found) = &found
-            && known == Some(Print { desired, managed: managed(found.meta()) })
-        {
-            return Ok(found.clone());
-        }
-        self.applied.clear(&self.key::<K>(name));
-        let applied: K = self.patch(name, wanted, found.as_ref()).await.map_err(failed)?;
-        self.applied.applied(self.key::<K>(name), Print { desired, managed: managed(applied.meta()) });
-        Ok(applied)
-    }
-
-    async fn patch<K: Kind>(
-        &self,
-        name: &str,
-        mut wanted: Value,
-        found: Option<&K>,
-    ) -> Result<K, kube::Error> {
-        // Strict, so that a field that Kubernetes does not know is told rather than dropped.
-        let mut params = PatchParams {
-            field_validation: Some(ValidationDirective::Strict),
-            ..PatchParams::apply(FIELD_MANAGER)
+    #[must_use]
+    pub fn of_deployment(object: Deployment) -> Self {
+        let owned = Self::new(&object.metadata);
+        let replicas = object.spec.and_then(|spec| spec.replicas);
+        let pruned = Deployment {
+            metadata: ObjectMeta { generation: object.metadata.generation, ..ObjectMeta::default() },
+            spec: Some(DeploymentSpec { replicas, ..DeploymentSpec::default() }),
+            status: object.status,
         };
-        if let Some(uid) = found.and_then(ResourceExt::uid) {
-            // Fields that others took are taken back, of this very object alone.
-            wanted["metadata"]["uid"] = uid.into();
-            params = params.force();
-        }
-        self.api::<K>().patch(name, &params, &Patch::Apply(wanted)).await
+        Self { deployment: Some(Box::new(pruned)), ..owned }
     }
 
-    /// Removes an object where it is there and the owner's.
-    ///
-    /// # Errors
-    ///
-    /// When Kubernetes refuses.
-    pub async fn remove<K: Kind>(&self, name: &str) -> Result<(), Error> {
-        let key = self.key::<K>(name);
-        if self.applied.is_absent(key.clone()) {
-            return Ok(());
-        }
-        self.applied.clear(&key);
-        let uid = match self.own::<K>(name).await {
-            Ok(Some(found)) => found.uid(),
-            Ok(None) | Err(Error::Foreign { .. }) => {
-                self.applied.absent(key);
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        let preconditions = Preconditions { uid, resource_version: None };
-        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
-        match self.api::<K>().delete(name, &params).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
-            Err(source) => Err(failed::<K>(name, source)),
-        }
+    /// metav1.IsControlledBy.
+    #[must_use]
+    pub fn is_controlled_by(&self, uid: &str) -> bool {
+        self.controller.as_ref().is_some_and(|controller| controller.uid == uid)
     }
 
-    /// The object of this name, if there is one and it is the owner's.
-    async fn own<K: Kind>(&self, name: &str) -> Result<Option<K>, Error> {
-        let found = self.api::<K>().get_opt(name).await.map_err(|source| failed::<K>(name, source))?;
-        let Some(found) = found else { return Ok(None) };
-        if controls(&self.uid, found.meta()) {
-            return Ok(Some(found));
-        }
-        Err(Error::Foreign { kind: K::kind_name(), name: name.to_owned(), owner: self.kind.clone() })
+    /// Whether it is older than another copy of the same object.
+    fn is_older_than(&self, other: &Self) -> bool {
+        let versions = self.resource_version.zip(other.resource_version);
+        self.uid == other.uid && versions.is_some_and(|(mine, others)| mine < others)
     }
-
-    fn api<K: Kind>(&self) -> Api<K> {
-        Api::namespaced(self.client.clone(), &self.namespace)
-    }
-
-    fn key<K: Kind>(&self, name: &str) -> (&'static str, String, String) {
-        (K::kind_name(), self.namespace.clone(), name.to_owned())
-    }
-}
-
-fn controls(uid: &str, meta: &ObjectMeta) -> bool {
-    let mut owners = meta.owner_references.iter().flatten();
-    owners.any(|reference| reference.controller == Some(true) && reference.uid == uid)
 }
 
 /// Which object it is, and what of it is ours.
@@ -224,15 +95,237 @@ fn managed(meta: &ObjectMeta) -> u64 {
     });
     let fields: Vec<_> =
         ours.filter_map(|entry| entry.fields_v1.as_ref()).map(|fields| fields.0.to_string()).collect();
-    hash(&(&meta.uid, fields))
-}
-
-fn hash(value: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
+    (&meta.uid, fields).hash(&mut hasher);
     hasher.finish()
 }
 
-fn failed<K: Kind>(name: &str, source: kube::Error) -> Error {
-    Error::Kubernetes { kind: K::kind_name(), name: name.to_owned(), source }
+/// The objects of all kinds that carry our label. Clones share them.
+#[derive(Clone, Default)]
+pub struct OwnedObjects(Arc<Mutex<HashMap<ObjectKey, Arc<Owned>>>>);
+
+impl OwnedObjects {
+    #[must_use]
+    pub fn get(&self, key: &ObjectKey) -> Option<Arc<Owned>> {
+        self.0.lock().get(key).cloned()
+    }
+
+    /// Takes over a copy, unless a newer one of the same object is known; true where it is news.
+    pub fn insert(&self, key: ObjectKey, owned: Owned) -> bool {
+        let mut objects = self.0.lock();
+        match objects.get(&key) {
+            Some(known) if owned.is_older_than(known) || **known == owned => false,
+            _ => {
+                objects.insert(key, Arc::new(owned));
+                true
+            }
+        }
+    }
+
+    /// Drops an object that is gone, unless another one has its name already.
+    fn remove(&self, key: &ObjectKey, uid: &str) -> Option<Arc<Owned>> {
+        let mut objects = self.0.lock();
+        objects.get(key).filter(|known| known.uid == uid)?;
+        objects.remove(key)
+    }
+
+    /// Follows the metadata of a kind for ever, in one namespace or all. What is touched are the names of the `owner` kind's objects that
+    /// control something that changed.
+    pub fn watch<O, K>(
+        &self,
+        api: Api<PartialObjectMeta<K>>,
+        namespace: Option<String>,
+    ) -> impl Stream<Item = Update<Name>> + Send
+    where
+        O: Resource<DynamicType = ()>,
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + Debug
+            + DeserializeOwned
+            + Send
+            + 'static,
+    {
+        let follower = self.follower::<O, K>(namespace);
+        let events = watcher::watcher(api, selected());
+        follow(events, follower, K::kind(&()).into_owned(), |object| Owned::new(object.meta()))
+    }
+
+    /// The same of Deployments, whose status matters too.
+    pub fn watch_deployments<O: Resource<DynamicType = ()>>(
+        &self,
+        api: Api<Deployment>,
+        namespace: Option<String>,
+    ) -> impl Stream<Item = Update<Name>> + Send {
+        let follower = self.follower::<O, Deployment>(namespace);
+        follow(watcher::watcher(api, selected()), follower, "Deployment".to_owned(), Owned::of_deployment)
+    }
+
+    fn follower<O, K>(&self, namespace: Option<String>) -> Follower
+    where
+        O: Resource<DynamicType = ()>,
+        K: Resource<DynamicType = ()>,
+    {
+        let key_of = |namespace: &str, name: &str| ObjectKey::new::<K>(namespace, name);
+        let owner = O::kind(&()).into_owned();
+        Follower { objects: self.clone(), namespace, owner, key_of, listed: HashSet::new() }
+    }
+}
+
+fn selected() -> watcher::Config {
+    watcher::Config::default().labels(&format!("{MANAGED_BY}={JETWRIGHT}"))
+}
+
+fn follow<W>(
+    events: impl Stream<Item = Result<Event<W>, watcher::Error>> + Send,
+    mut follower: Follower,
+    kind: String,
+    keep: fn(W) -> Owned,
+) -> impl Stream<Item = Update<Name>> + Send
+where
+    W: ResourceExt + Send,
+{
+    events.default_backoff().map(move |event| match event {
+        Ok(event) => {
+            let synced = matches!(event, Event::InitDone);
+            Update::touching(follower.handle_event(event, keep), synced)
+        }
+        Err(error) => Update::failed(&kind, &error),
+    })
+}
+
+/// One watch's part of the objects.
+struct Follower {
+    objects: OwnedObjects,
+    /// None for all namespaces.
+    namespace: Option<String>,
+    /// Kind of the objects that control ours.
+    owner: String,
+    key_of: fn(&str, &str) -> ObjectKey,
+    /// What a list that is under way has named.
+    listed: HashSet<ObjectKey>,
+}
+
+impl Follower {
+    fn handle_event<W: ResourceExt>(&mut self, event: Event<W>, keep: fn(W) -> Owned) -> Vec<Name> {
+        match event {
+            Event::Init => {
+                self.listed.clear();
+                Vec::new()
+            }
+            Event::InitApply(object) => {
+                let key = self.key(&object);
+                self.listed.insert(key.clone());
+                self.apply(key, keep(object))
+            }
+            Event::Apply(object) => self.apply(self.key(&object), keep(object)),
+            Event::Delete(object) => self.delete(&self.key(&object), &object.uid().unwrap_or_default()),
+            Event::InitDone => {
+                let listed = std::mem::take(&mut self.listed);
+                let kind = (self.key_of)("", "").kind;
+                let known: Vec<_> = {
+                    let objects = self.objects.0.lock();
+                    let within = |key: &&ObjectKey| {
+                        key.kind == kind
+                            && self.namespace.as_ref().is_none_or(|namespace| *namespace == key.namespace)
+                    };
+                    let gone = objects.keys().filter(within).filter(|key| !listed.contains(key));
+                    gone.filter_map(|key| Some((key.clone(), objects.get(key)?.uid.clone()))).collect()
+                };
+                known.iter().flat_map(|(key, uid)| self.delete(key, uid)).collect()
+            }
+        }
+    }
+
+    fn key(&self, object: &impl ResourceExt) -> ObjectKey {
+        (self.key_of)(&object.namespace().unwrap_or_default(), &object.name_any())
+    }
+
+    fn apply(&self, key: ObjectKey, owned: Owned) -> Vec<Name> {
+        let before = self.objects.get(&key);
+        let owners = [before.as_deref(), Some(&owned)]
+            .into_iter()
+            .flatten()
+            .filter_map(|owned| self.owner_of(&key, owned))
+            .collect::<HashSet<_>>();
+        if self.objects.insert(key, owned) { owners.into_iter().collect() } else { Vec::new() }
+    }
+
+    fn delete(&self, key: &ObjectKey, uid: &str) -> Vec<Name> {
+        let gone = self.objects.remove(key, uid);
+        gone.and_then(|gone| self.owner_of(key, &gone)).into_iter().collect()
+    }
+
+    fn owner_of(&self, key: &ObjectKey, owned: &Owned) -> Option<Name> {
+        let controller = owned.controller.as_ref().filter(|controller| controller.kind == self.owner)?;
+        Some((key.namespace.clone(), controller.name.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jetwright_crds::EventConsumer;
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use serde_json::json;
+
+    use super::*;
+
+    fn config_map(name: &str, uid: &str, version: &str) -> ConfigMap {
+        serde_json::from_value(json!({"metadata": {
+            "name": name, "namespace": "shop", "uid": uid, "resourceVersion": version,
+            "ownerReferences": [{
+                "apiVersion": "jetwright.dev/v1alpha1", "kind": "EventConsumer", "name": "fulfilment", "uid": "u", "controller": true,
+            }],
+        }}))
+        .unwrap()
+    }
+
+    fn owned(name: &str, uid: &str, version: &str) -> Owned {
+        Owned::new(&config_map(name, uid, version).metadata)
+    }
+
+    fn handle(follower: &mut Follower, event: Event<ConfigMap>) -> Vec<Name> {
+        follower.handle_event(event, |object| Owned::new(&object.metadata))
+    }
+
+    fn fulfilment() -> Vec<Name> {
+        vec![("shop".into(), "fulfilment".into())]
+    }
+
+    #[test]
+    fn an_object_that_changes_or_goes_touches_its_owner_and_our_own_write_does_not() {
+        let objects = OwnedObjects::default();
+        let mut follower = objects.follower::<EventConsumer, ConfigMap>(None);
+        let key = ObjectKey::new::<ConfigMap>("shop", "a");
+        // What an apply returned is known before the watch brings it, and the watch may lag.
+        assert!(objects.insert(key.clone(), owned("a", "1", "12")));
+        for version in ["11", "12"] {
+            assert!(handle(&mut follower, Event::Apply(config_map("a", "1", version))).is_empty());
+        }
+        assert_eq!(objects.get(&key).unwrap().resource_version, Some(12));
+        assert_eq!(handle(&mut follower, Event::Apply(config_map("a", "1", "13"))), fulfilment());
+        // The end of one that has been replaced is no end of its successor.
+        assert!(objects.insert(key.clone(), owned("a", "2", "15")));
+        assert!(handle(&mut follower, Event::Delete(config_map("a", "1", "14"))).is_empty());
+        assert_eq!(handle(&mut follower, Event::Delete(config_map("a", "2", "16"))), fulfilment());
+        assert_eq!(objects.get(&key), None);
+    }
+
+    #[test]
+    fn what_a_list_does_not_name_is_gone_in_its_namespace_alone() {
+        let objects = OwnedObjects::default();
+        let mut follower = objects.follower::<EventConsumer, ConfigMap>(Some("shop".into()));
+        for name in ["a", "b"] {
+            handle(&mut follower, Event::Apply(config_map(name, name, "1")));
+        }
+        let elsewhere = ObjectKey::new::<ConfigMap>("bank", "a");
+        objects.insert(elsewhere.clone(), owned("a", "3", "1"));
+        let service = ObjectKey { kind: "Service", ..ObjectKey::new::<ConfigMap>("shop", "a") };
+        objects.insert(service.clone(), owned("a", "4", "1"));
+        handle(&mut follower, Event::Init);
+        handle(&mut follower, Event::InitApply(config_map("a", "a", "1")));
+        assert_eq!(handle(&mut follower, Event::InitDone), fulfilment());
+        let known = |name| objects.get(&ObjectKey::new::<ConfigMap>("shop", name)).is_some();
+        assert_eq!((known("a"), known("b")), (true, false));
+        assert!(objects.get(&elsewhere).is_some() && objects.get(&service).is_some());
+    }
 }

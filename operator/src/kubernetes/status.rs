@@ -12,10 +12,12 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::outcome::{Applied, Category, Done, Failure, Told, chain, listed};
-
-/// Field manager of everything that the operator applies.
-pub const FIELD_MANAGER: &str = "jetwright";
+use super::owned::FIELD_MANAGER;
+use crate::{
+    error::{ErrorClass, ReconcileError, error_chain},
+    field_error::join,
+    outcome::{OperationResult, Outcome, Reconciled},
+};
 
 /// Now, in whole seconds as Kubernetes writes times.
 #[must_use]
@@ -26,7 +28,7 @@ pub fn now() -> Time {
 
 /// What an object's conditions are to say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct ConditionSummary {
     /// Whether all is as declared; None where nobody knows.
     pub ready: Option<bool>,
     /// Why.
@@ -34,48 +36,55 @@ pub struct Verdict {
     /// Why in words.
     pub message: String,
     /// Whether work goes on, nothing more happens, or neither.
-    pub phase: Phase,
+    pub progress: Progress,
 }
 
 /// What happens next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum Progress {
     /// Nothing needs to.
     Settled,
     /// Work goes on.
     Reconciling,
-    /// Nothing, until somebody changes something.
+    /// Nothing, until a user changes something.
     Stalled,
 }
 
-impl Verdict {
+impl ConditionSummary {
     /// All is as declared.
     #[must_use]
     pub fn ready(message: impl Into<String>) -> Self {
-        Self { ready: Some(true), reason: Reason::Reconciled, message: message.into(), phase: Phase::Settled }
+        Self {
+            ready: Some(true),
+            reason: Reason::Reconciled,
+            message: message.into(),
+            progress: Progress::Settled,
+        }
     }
 
-    /// Something waits for somebody's change.
+    /// Something waits for a change by a user.
     #[must_use]
     pub fn stalled(reason: Reason, message: impl Into<String>) -> Self {
-        Self { ready: Some(false), reason, message: message.into(), phase: Phase::Stalled }
+        Self { ready: Some(false), reason, message: message.into(), progress: Progress::Stalled }
     }
 
     /// Work goes on.
     #[must_use]
     pub fn reconciling(reason: Reason, message: impl Into<String>) -> Self {
-        Self { ready: Some(false), reason, message: message.into(), phase: Phase::Reconciling }
+        Self { ready: Some(false), reason, message: message.into(), progress: Progress::Reconciling }
     }
 
     /// A reconcile failed.
-    pub fn failed(error: &impl Failure) -> Self {
-        match error.category() {
-            Category::Refused => Self::stalled(Reason::Refused, chain(error)),
-            Category::Conflict | Category::Retry => Self::reconciling(Reason::Failed, chain(error)),
+    pub fn failed(error: &impl ReconcileError) -> Self {
+        match error.class() {
+            ErrorClass::Terminal => Self::stalled(Reason::Refused, error_chain(error)),
+            ErrorClass::Conflict | ErrorClass::Transient => {
+                Self::reconciling(Reason::Failed, error_chain(error))
+            }
         }
     }
 
-    /// The condition by itself, as a part of a larger verdict.
+    /// The condition by itself, as a part of a larger summary.
     #[must_use]
     pub fn state(&self) -> State {
         State { status: self.ready, reason: self.reason, message: self.message.clone() }
@@ -83,19 +92,22 @@ impl Verdict {
 }
 
 /// What a reconcile of something in JetStream means for its conditions.
-pub fn verdict<I, E: Failure>(result: &Result<Told<I>, E>, when_ready: &str) -> Verdict {
+pub fn summarize<I, E: ReconcileError>(result: &Result<Outcome<I>, E>, when_ready: &str) -> ConditionSummary {
     match result {
-        Ok(Told::Applied(Applied { done: Done::Blocked(blocked), .. })) => {
-            Verdict::stalled(blocked.reason, &blocked.message)
+        Ok(Outcome::Reconciled(Reconciled { result: OperationResult::Blocked(blocked), .. })) => {
+            ConditionSummary::stalled(blocked.reason, &blocked.message)
         }
-        Ok(Told::Applied(_)) => Verdict::ready(when_ready),
-        Ok(Told::Invalid(problems)) => Verdict::stalled(Reason::Invalid, listed(problems)),
-        Ok(Told::Waiting(waiting)) if waiting.stalled => Verdict::stalled(waiting.reason, &waiting.message),
-        Ok(Told::Waiting(waiting)) if waiting.reason == Reason::Disconnected => {
-            Verdict { ready: None, ..Verdict::reconciling(waiting.reason, &waiting.message) }
+        Ok(Outcome::Reconciled(_)) => ConditionSummary::ready(when_ready),
+        Ok(Outcome::Invalid(errors)) => ConditionSummary::stalled(Reason::Invalid, join(errors)),
+        Ok(Outcome::Pending(pending)) if pending.stalled => {
+            ConditionSummary::stalled(pending.reason, &pending.message)
         }
-        Ok(Told::Waiting(waiting)) => Verdict::reconciling(waiting.reason, &waiting.message),
-        Err(error) => Verdict::failed(error),
+        Ok(Outcome::Pending(pending)) if pending.reason == Reason::Disconnected => ConditionSummary {
+            ready: None,
+            ..ConditionSummary::reconciling(pending.reason, &pending.message)
+        },
+        Ok(Outcome::Pending(pending)) => ConditionSummary::reconciling(pending.reason, &pending.message),
+        Err(error) => ConditionSummary::failed(error),
     }
 }
 
@@ -107,14 +119,20 @@ pub fn whole_seconds(time: &str) -> Option<Time> {
 }
 
 /// Sets Ready, Reconciling and Stalled.
-pub fn conclude(list: &mut Vec<Condition>, verdict: &Verdict, generation: Option<i64>, now: &Time) {
-    conditions::set(list, READY, verdict.state(), generation, now);
-    for (type_, holds) in
-        [(RECONCILING, verdict.phase == Phase::Reconciling), (STALLED, verdict.phase == Phase::Stalled)]
-    {
+pub fn set_summary_conditions(
+    list: &mut Vec<Condition>,
+    summary: &ConditionSummary,
+    generation: Option<i64>,
+    now: &Time,
+) {
+    conditions::set(list, READY, summary.state(), generation, now);
+    for (type_, holds) in [
+        (RECONCILING, summary.progress == Progress::Reconciling),
+        (STALLED, summary.progress == Progress::Stalled),
+    ] {
         // A condition that does not hold says nothing of its own.
         let state = if holds {
-            State { status: Some(true), ..verdict.state() }
+            State { status: Some(true), ..summary.state() }
         } else {
             State { status: Some(false), reason: Reason::Reconciled, message: String::new() }
         };
@@ -124,79 +142,80 @@ pub fn conclude(list: &mut Vec<Condition>, verdict: &Verdict, generation: Option
 
 /// A status of any kind, as JSON, with Ready, Reconciling and Stalled set.
 #[must_use]
-pub fn concluded(mut status: Value, verdict: &Verdict, generation: Option<i64>) -> Value {
+pub fn with_summary_conditions(
+    mut status: Value,
+    summary: &ConditionSummary,
+    generation: Option<i64>,
+) -> Value {
     let known = status.get("conditions").cloned().unwrap_or_else(|| json!([]));
     let mut conditions: Vec<Condition> = serde_json::from_value(known).unwrap_or_default();
-    conclude(&mut conditions, verdict, generation, &now());
+    set_summary_conditions(&mut conditions, summary, generation, &now());
     status["conditions"] = json!(conditions);
     status["observedGeneration"] = json!(generation);
     status
 }
 
-/// Times that a status is decided anew because its object changed meanwhile.
-const TRIES: usize = 4;
+/// Times that a status is decided again because its object changed meanwhile.
+const MAX_TRIES: usize = 4;
 /// Pause where an object is written by others all the time.
-const BUSY: Duration = Duration::from_secs(1);
+const BUSY_DELAY: Duration = Duration::from_secs(1);
 
-/// What is to become of a status.
+/// What becomes of a status.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Next<S> {
-    /// It stays as it is.
-    Same,
-    /// It is to be this.
+pub enum StatusUpdate<S> {
+    Unchanged,
     Write(S),
-    /// It is to change, but not before this time has passed.
-    Later(Duration),
+    /// It changes, but not before this time has passed.
+    Defer(Duration),
 }
 
 /// What became of a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wrote {
-    /// It was written.
-    Now,
-    /// It stays as it is.
-    Nothing,
-    /// It is to be written after this time.
-    Later(Duration),
+pub enum StatusWrite {
+    /// The object has this resource version since.
+    Written(Option<u64>),
+    Unchanged,
+    /// It has to be written after this time.
+    Deferred(Duration),
 }
 
-/// Writes the status that `next` makes of an object, whole. It is decided on the newest object: one that was read from a cache may be
+/// Writes the status that `update` makes of an object, whole. It is decided on the newest object: one that was read from a store may be
 /// older than the last write, whose news would get lost.
 ///
 /// # Errors
 ///
-/// When Kubernetes refuses; an object that is gone, or was declared anew, is no error: it has a reconcile of its own.
+/// When Kubernetes refuses; an object that is gone, or was declared again, is no error: it has a reconcile of its own.
 pub async fn write<K, S>(
     api: &Api<K>,
     object: &K,
     kind: &K::DynamicType,
-    next: impl Fn(&K) -> Next<S>,
-) -> Result<Wrote, kube::Error>
+    update: impl Fn(&K) -> StatusUpdate<S>,
+) -> Result<StatusWrite, kube::Error>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
     S: Serialize,
 {
     let mut newest = None;
-    for _ in 0..TRIES {
+    for _ in 0..MAX_TRIES {
         let seen = newest.as_ref().unwrap_or(object);
-        let status = match next(seen) {
-            Next::Same => return Ok(Wrote::Nothing),
-            Next::Later(pause) => return Ok(Wrote::Later(pause)),
-            Next::Write(status) => status,
+        let status = match update(seen) {
+            StatusUpdate::Unchanged => return Ok(StatusWrite::Unchanged),
+            StatusUpdate::Defer(delay) => return Ok(StatusWrite::Deferred(delay)),
+            StatusUpdate::Write(status) => status,
         };
         match write_once(api, seen, kind, &status).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Wrote::Nothing),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(StatusWrite::Unchanged),
             Err(kube::Error::Api(status)) if status.code == 409 => {}
-            written => return written.map(|()| Wrote::Now),
+            written => return written.map(StatusWrite::Written),
         }
-        let Some(found) = api.get_opt(&object.name_any()).await? else { return Ok(Wrote::Nothing) };
+        let Some(found) = api.get_opt(&object.name_any()).await? else { return Ok(StatusWrite::Unchanged) };
         let (before, now) = (object.meta(), found.meta());
         if now.uid != before.uid || now.generation != before.generation {
-            return Ok(Wrote::Nothing);
+            return Ok(StatusWrite::Unchanged);
         }
         newest = Some(found);
     }
-    Ok(Wrote::Later(BUSY))
+    Ok(StatusWrite::Deferred(BUSY_DELAY))
 }
 
 async fn write_once<K>(
@@ -204,7 +223,7 @@ async fn write_once<K>(
     object: &K,
     kind: &K::DynamicType,
     status: &impl Serialize,
-) -> Result<(), kube::Error>
+) -> Result<Option<u64>, kube::Error>
 where
     K: Resource + Clone + Debug + DeserializeOwned,
 {
@@ -216,5 +235,11 @@ where
         "status": status,
     });
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    api.patch_status(&object.name_any(), &params, &Patch::Apply(patch)).await.map(drop)
+    let written = api.patch_status(&object.name_any(), &params, &Patch::Apply(patch)).await?;
+    Ok(resource_version(&written))
+}
+
+/// An object's resource version as a number, by which of two copies the newer is told, as the API server's own clients do.
+pub fn resource_version<K: Resource>(object: &K) -> Option<u64> {
+    object.meta().resource_version.as_ref()?.parse().ok()
 }

@@ -1,8 +1,8 @@
-//! In: the desired workload. Out: the objects that are to be. Pure.
+//! In: the desired workload. Out: the objects that it consists of. Pure.
 
 use std::collections::BTreeMap;
 
-use jetwright_crds::environment::BINDINGS_FILE;
+use jetwright_crds::{environment::BINDINGS_FILE, labels::WORKLOAD};
 use k8s_openapi::{
     api::{
         core::v1::{ConfigMap, Service, ServiceAccount, ServiceSpec},
@@ -17,32 +17,21 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    template::{names_account, template},
-    validate::Desired,
+    desired::{Desired, WorkloadSettings},
+    template::{labels, sets_service_account, template},
 };
-use crate::context::Settings;
 
-/// Label that tells the pods of one workload from all others.
-pub const WORKLOAD_LABEL: &str = "jetwright.dev/workload";
 /// Pods that may be taken away at once, as by a node that is drained.
 const MAX_UNAVAILABLE: i32 = 1;
-
-/// Why the objects could not be made.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The bindings could not be written as YAML.
-    #[error("the bindings cannot be written as YAML")]
-    Bindings(#[from] serde_saphyr::ser::Error),
-}
 
 /// The objects of a workload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Objects {
     /// The bindings file.
     pub bindings: ConfigMap,
-    /// Who the pods are to Kubernetes; None where the template names somebody.
+    /// Who the pods are to Kubernetes; None where the template names an account.
     pub service_account: Option<ServiceAccount>,
-    /// The Service, if there is to be one.
+    /// The Service, if one is declared.
     pub service: Option<Service>,
     /// How many pods may be taken away at once.
     pub disruption_budget: PodDisruptionBudget,
@@ -50,23 +39,17 @@ pub struct Objects {
     pub deployment: Value,
 }
 
-/// The labels of a workload's objects.
-pub fn labels(name: &str) -> BTreeMap<String, String> {
-    let pairs = [
-        ("app.kubernetes.io/name", name),
-        ("app.kubernetes.io/managed-by", "jetwright"),
-        (WORKLOAD_LABEL, name),
-    ];
-    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
-}
-
 /// The label that selects a workload's pods.
 pub fn selector(name: &str) -> BTreeMap<String, String> {
-    BTreeMap::from([(WORKLOAD_LABEL.to_owned(), name.to_owned())])
+    BTreeMap::from([(WORKLOAD.to_owned(), name.to_owned())])
 }
 
 /// Makes the objects.
-pub fn build(desired: &Desired, settings: &Settings) -> Result<Objects, Error> {
+///
+/// # Errors
+///
+/// When the bindings cannot be written as YAML.
+pub fn build(desired: &Desired, settings: &WorkloadSettings) -> Result<Objects, serde_saphyr::ser::Error> {
     let name = &desired.names.workload;
     let file = serde_saphyr::to_string(&desired.bindings)?;
     let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, file.as_bytes()).to_string();
@@ -75,7 +58,7 @@ pub fn build(desired: &Desired, settings: &Settings) -> Result<Objects, Error> {
         data: Some(BTreeMap::from([(BINDINGS_FILE.to_owned(), file)])),
         ..ConfigMap::default()
     };
-    let service_account = (!names_account(&desired.template)).then(|| ServiceAccount {
+    let service_account = (!sets_service_account(&desired.template)).then(|| ServiceAccount {
         metadata: metadata(desired, name),
         // Programs that only consume have nothing to ask of Kubernetes.
         automount_service_account_token: Some(false),
@@ -138,22 +121,18 @@ fn metadata(desired: &Desired, name: &str) -> ObjectMeta {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::time::Duration;
-
-    use jetwright_crds::environment::{Binding, Bindings, HANDLER_DEADLINE, Retry};
+    use jetwright_crds::{
+        environment::{Binding, Bindings, HANDLER_DEADLINE, Retry},
+        names::WorkloadNames,
+    };
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
     use super::*;
-    use crate::{context::Namespaces, workload::names::Names};
 
-    pub fn settings() -> Settings {
-        Settings {
-            default_connection: Namespaces::All,
-            workload_nats_url: "nats://nats:4222".into(),
-            workload_otlp_endpoint: Some("http://jaeger:4318".into()),
-            resync: Duration::from_mins(10),
-            figures_every: Duration::from_mins(1),
-            deletion_timeout: Duration::from_mins(10),
+    pub fn settings() -> WorkloadSettings {
+        WorkloadSettings {
+            nats_url: "nats://nats:4222".into(),
+            otlp_endpoint: Some("http://jaeger:4318".into()),
         }
     }
 
@@ -169,11 +148,12 @@ pub(super) mod tests {
             dead_letters: None,
         };
         Desired {
-            names: Names::of("fulfilment").unwrap(),
+            names: WorkloadNames::of("fulfilment").unwrap(),
             namespace: "shop".into(),
             owner: OwnerReference { name: "fulfilment".into(), ..OwnerReference::default() },
             replicas: 2,
             template: serde_saphyr::from_str(template).unwrap(),
+            admin_port: 9090,
             service_ports: None,
             credentials: None,
             bindings: Bindings { bindings: BTreeMap::from([("fulfilment".into(), binding)]) },

@@ -5,29 +5,31 @@ use std::time::Duration;
 use jetwright_crds::{
     EventConsumer, EventConsumerSpec,
     conditions::{self, Reason, WORKLOAD_READY},
+    labels::WORKLOAD,
 };
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
 
-use super::{build::WORKLOAD_LABEL, look::Look, validate::Desired};
+use super::desired::Desired;
 use crate::{
-    kubernetes::status::Verdict,
-    outcome::{Problem, listed},
+    field_error::{FieldError, join},
+    kubernetes::status::ConditionSummary,
+    pods::diagnose::Diagnosis,
 };
 
 /// What the pods are doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Running {
+pub struct WorkloadStatus {
     /// The pods, where this EventConsumer declares them itself.
-    pub own: Option<Own>,
+    pub own: Option<OwnPods>,
     /// Whether they are as declared.
-    pub verdict: Verdict,
-    /// When to look again, where nothing else tells of a change.
-    pub again: Option<Duration>,
+    pub summary: ConditionSummary,
+    /// When to reconcile next, where nothing else wakes the object.
+    pub requeue_after: Option<Duration>,
 }
 
 /// An EventConsumer's own pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Own {
+pub struct OwnPods {
     /// How many there are.
     pub replicas: i32,
     /// Their label selector, as text.
@@ -35,19 +37,20 @@ pub struct Own {
 }
 
 /// The spec's workload cannot be.
-pub fn invalid(problems: &[Problem]) -> Running {
-    Running { own: None, verdict: Verdict::stalled(Reason::Invalid, listed(problems)), again: None }
+pub fn invalid(errors: &[FieldError]) -> WorkloadStatus {
+    let summary = ConditionSummary::stalled(Reason::Invalid, join(errors));
+    WorkloadStatus { own: None, summary, requeue_after: None }
 }
 
 /// The pods are another EventConsumer's: as ready as they say there.
-pub fn elsewhere(spec: &EventConsumerSpec, other: Option<&EventConsumer>) -> Running {
+pub fn shared(spec: &EventConsumerSpec, other: Option<&EventConsumer>) -> WorkloadStatus {
     let name = spec.workload_ref.as_ref().map(|reference| reference.name.as_str()).unwrap_or_default();
-    let verdict = match other {
-        None => Verdict::stalled(
+    let summary = match other {
+        None => ConditionSummary::stalled(
             Reason::NotFound,
             format!("spec.workloadRef: there is no EventConsumer {name}: make it"),
         ),
-        Some(other) if other.spec.workload.is_none() => Verdict::stalled(
+        Some(other) if other.spec.workload.is_none() => ConditionSummary::stalled(
             Reason::Invalid,
             format!(
                 "spec.workloadRef: EventConsumer {name} has no spec.workload: name the one that declares the pods"
@@ -56,25 +59,29 @@ pub fn elsewhere(spec: &EventConsumerSpec, other: Option<&EventConsumer>) -> Run
         Some(other) => {
             let known = other.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
             match conditions::get(known, WORKLOAD_READY) {
-                Some(ready) if ready.status == "True" => Verdict::ready(&ready.message),
+                Some(ready) if ready.status == "True" => ConditionSummary::ready(&ready.message),
                 Some(ready) => {
                     let reason = Reason::named(&ready.reason).unwrap_or(Reason::RollingOut);
-                    Verdict::reconciling(reason, format!("pods of {name}: {}", ready.message))
+                    ConditionSummary::reconciling(reason, format!("pods of {name}: {}", ready.message))
                 }
-                None => Verdict::reconciling(Reason::RollingOut, format!("pods of {name}: not there yet")),
+                None => ConditionSummary::reconciling(
+                    Reason::RollingOut,
+                    format!("pods of {name}: not there yet"),
+                ),
             }
         }
     };
-    Running { own: None, verdict, again: None }
+    WorkloadStatus { own: None, summary, requeue_after: None }
 }
 
 /// The pods are the EventConsumer's own.
-pub fn running(desired: &Desired, deployment: &Deployment, look: &Look) -> Running {
-    let own = Own {
+pub fn running(desired: &Desired, deployment: &Deployment, diagnosis: &Diagnosis) -> WorkloadStatus {
+    let own = OwnPods {
         replicas: status(deployment).replicas.unwrap_or_default(),
-        selector: format!("{WORKLOAD_LABEL}={}", desired.names.workload),
+        selector: format!("{WORKLOAD}={}", desired.names.workload),
     };
-    Running { own: Some(own), verdict: verdict(desired.replicas, deployment, look), again: look.again }
+    let summary = summarize(desired.replicas, deployment, diagnosis);
+    WorkloadStatus { own: Some(own), summary, requeue_after: diagnosis.requeue_after }
 }
 
 /// Whether all pods are new and available, and no old one is left.
@@ -95,21 +102,24 @@ fn status(deployment: &Deployment) -> DeploymentStatus {
     deployment.status.clone().unwrap_or_default()
 }
 
-fn verdict(wanted: i32, deployment: &Deployment, look: &Look) -> Verdict {
+fn summarize(wanted: i32, deployment: &Deployment, diagnosis: &Diagnosis) -> ConditionSummary {
     let status = status(deployment);
     let updated = status.updated_replicas.unwrap_or_default();
     let available = status.available_replicas.unwrap_or_default();
     if is_rolled_out(deployment) {
         return match wanted {
-            0 => Verdict { reason: Reason::ScaledToZero, ..Verdict::ready("there are no pods on purpose") },
-            _ => Verdict::ready(format!("{available} of {wanted} pods are ready")),
+            0 => ConditionSummary {
+                reason: Reason::ScaledToZero,
+                ..ConditionSummary::ready("there are no pods on purpose")
+            },
+            _ => ConditionSummary::ready(format!("{available} of {wanted} pods are ready")),
         };
     }
     let message = format!("{available} of {wanted} pods are ready, {updated} of them new");
     if !is_seen(deployment) {
-        return Verdict::reconciling(Reason::RollingOut, message);
+        return ConditionSummary::reconciling(Reason::RollingOut, message);
     }
-    let because = |reason, why: &str| Verdict::reconciling(reason, format!("{message}: {why}"));
+    let because = |reason, why: &str| ConditionSummary::reconciling(reason, format!("{message}: {why}"));
     let mut conditions = status.conditions.iter().flatten();
     if let Some(refused) =
         conditions.clone().find(|condition| condition.type_ == "ReplicaFailure" && condition.status == "True")
@@ -120,13 +130,13 @@ fn verdict(wanted: i32, deployment: &Deployment, look: &Look) -> Verdict {
         );
         return because(Reason::PodsRefused, &why);
     }
-    // Troubles of pods of before are none of the newest ones.
-    if let Some(trouble) = look.trouble.as_ref().filter(|_| updated > 0) {
-        return because(trouble.reason, &trouble.message);
+    // Failures of pods of an old template say nothing of the newest ones.
+    if let Some(failure) = diagnosis.failure.as_ref().filter(|_| updated > 0) {
+        return because(failure.reason, &failure.message);
     }
     match conditions.find(|condition| condition.reason.as_deref() == Some("ProgressDeadlineExceeded")) {
         Some(stuck) => because(Reason::RolloutStuck, stuck.message.as_deref().unwrap_or_default()),
-        None => Verdict::reconciling(Reason::RollingOut, message),
+        None => ConditionSummary::reconciling(Reason::RollingOut, message),
     }
 }
 
@@ -135,7 +145,8 @@ mod tests {
     use k8s_openapi::{api::apps::v1::DeploymentSpec, apimachinery::pkg::apis::meta::v1::ObjectMeta};
     use serde_json::json;
 
-    use super::{super::sighting::Trouble, *};
+    use super::*;
+    use crate::pods::state::PodFailure;
 
     /// A Deployment of generation 3 that wants two pods.
     fn deployment(wanted: i32, status: DeploymentStatus) -> Deployment {
@@ -161,18 +172,23 @@ mod tests {
         DeploymentStatus { conditions: Some(vec![condition]), ..status.clone() }
     }
 
-    fn crash() -> Look {
-        let trouble = Trouble { reason: Reason::CrashLoop, message: "it ends".to_owned() };
-        Look { trouble: Some(trouble), again: None }
+    fn crash() -> Diagnosis {
+        let failure = PodFailure { reason: Reason::CrashLoop, message: "it ends".to_owned() };
+        Diagnosis { failure: Some(failure), requeue_after: None }
     }
 
-    fn told(wanted: i32, status: DeploymentStatus, look: &Look) -> (Option<bool>, Reason, String) {
-        let Verdict { ready, reason, message, .. } = verdict(wanted, &deployment(wanted, status), look);
+    fn summary_of(
+        wanted: i32,
+        status: DeploymentStatus,
+        diagnosis: &Diagnosis,
+    ) -> (Option<bool>, Reason, String) {
+        let ConditionSummary { ready, reason, message, .. } =
+            summarize(wanted, &deployment(wanted, status), diagnosis);
         (ready, reason, message)
     }
 
     fn reason(wanted: i32, status: DeploymentStatus) -> (Option<bool>, Reason) {
-        let (ready, reason, _) = told(wanted, status, &Look::default());
+        let (ready, reason, _) = summary_of(wanted, status, &Diagnosis::default());
         (ready, reason)
     }
 
@@ -189,7 +205,7 @@ mod tests {
         let stale = DeploymentStatus { observed_generation: Some(2), ..status(2, 2, 2) };
         assert_eq!(reason(2, stale.clone()), (Some(false), Reason::RollingOut));
         assert_eq!(reason(2, DeploymentStatus::default()), (Some(false), Reason::RollingOut));
-        assert_eq!(told(2, stale, &crash()).1, Reason::RollingOut);
+        assert_eq!(summary_of(2, stale, &crash()).1, Reason::RollingOut);
     }
 
     #[test]
@@ -202,25 +218,26 @@ mod tests {
     fn a_rollout_that_makes_no_progress_says_so() {
         let stuck = json!({"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded", "message": "timed out"});
         assert_eq!(
-            told(1, with_condition(&status(1, 1, 0), &stuck), &Look::default()),
+            summary_of(1, with_condition(&status(1, 1, 0), &stuck), &Diagnosis::default()),
             (Some(false), Reason::RolloutStuck, "0 of 1 pods are ready, 1 of them new: timed out".to_owned())
         );
         // Why is more than that.
-        assert_eq!(told(1, with_condition(&status(1, 1, 0), &stuck), &crash()).1, Reason::CrashLoop);
+        assert_eq!(summary_of(1, with_condition(&status(1, 1, 0), &stuck), &crash()).1, Reason::CrashLoop);
     }
 
     #[test]
     fn what_is_wrong_with_the_new_pods_is_told_until_all_are_ready() {
         let crashing = "1 of 2 pods are ready, 2 of them new: it ends".to_owned();
-        assert_eq!(told(2, status(2, 2, 1), &crash()), (Some(false), Reason::CrashLoop, crashing));
-        assert_eq!(told(2, status(2, 0, 1), &crash()).1, Reason::RollingOut);
-        assert_eq!(told(2, status(2, 2, 2), &crash()).1, Reason::Reconciled);
+        assert_eq!(summary_of(2, status(2, 2, 1), &crash()), (Some(false), Reason::CrashLoop, crashing));
+        assert_eq!(summary_of(2, status(2, 0, 1), &crash()).1, Reason::RollingOut);
+        assert_eq!(summary_of(2, status(2, 2, 2), &crash()).1, Reason::Reconciled);
     }
 
     #[test]
     fn pods_that_kubernetes_refuses_are_told_in_its_words() {
         let refused = json!({"type": "ReplicaFailure", "status": "True", "reason": "FailedCreate", "message": "exceeded quota: q"});
-        let (ready, reason, message) = told(2, with_condition(&status(0, 0, 0), &refused), &Look::default());
+        let (ready, reason, message) =
+            summary_of(2, with_condition(&status(0, 0, 0), &refused), &Diagnosis::default());
         assert_eq!((ready, reason), (Some(false), Reason::PodsRefused));
         assert!(message.contains("exceeded quota: q. Correct spec.workload.template"), "{message}");
     }
@@ -241,11 +258,11 @@ mod tests {
             }))
             .unwrap()
         };
-        let told = |status, reason| elsewhere(&spec, Some(&host(status, reason))).verdict;
-        assert_eq!(told("True", "Reconciled"), Verdict::ready("words"));
+        let told = |status, reason| shared(&spec, Some(&host(status, reason))).summary;
+        assert_eq!(told("True", "Reconciled"), ConditionSummary::ready("words"));
         assert_eq!(
             told("False", "CrashLoop"),
-            Verdict::reconciling(Reason::CrashLoop, "pods of host: words")
+            ConditionSummary::reconciling(Reason::CrashLoop, "pods of host: words")
         );
         assert_eq!(told("False", "FromTheFuture").reason, Reason::RollingOut);
     }

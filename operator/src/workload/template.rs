@@ -3,90 +3,100 @@
 //! The template goes through as JSON, so that fields newer than this program are kept; the API server judges them. Whatever the user
 //! set wins over what is added here.
 
-use jetwright_crds::environment::{
-    ADMIN_PORT, BINDINGS_FILE, BINDINGS_FOLDER, JETWRIGHT_ADMIN_ADDRESS, JETWRIGHT_BINDINGS,
-    NATS_CREDENTIALS, NATS_CREDENTIALS_FOLDER, NATS_URL, OTEL_EXPORTER_OTLP_ENDPOINT,
-    OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME,
+use std::collections::BTreeMap;
+
+use jetwright_crds::{
+    environment::{
+        BINDINGS_FILE, BINDINGS_FOLDER, JETWRIGHT_ADMIN_ADDRESS, JETWRIGHT_BINDINGS, NATS_CREDENTIALS,
+        NATS_CREDENTIALS_FOLDER, NATS_URL, OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_RESOURCE_ATTRIBUTES,
+        OTEL_SERVICE_NAME,
+    },
+    labels::{APP_NAME, BINDINGS_HASH, JETWRIGHT, MANAGED_BY, WORKLOAD},
 };
 use serde_json::{Map, Value, json};
 
-use super::{build::labels, validate::Desired};
-use crate::context::Settings;
+use super::desired::{Desired, WorkloadSettings};
 
-/// Annotation of the pods that changes with their bindings, so that they are rolled out.
-pub const BINDINGS_HASH: &str = "jetwright.dev/bindings-hash";
 /// Name of the volume with the bindings file.
 const BINDINGS_VOLUME: &str = "jetwright";
 /// Name of the volume with the credentials.
 const CREDENTIALS_VOLUME: &str = "jetwright-credentials";
-/// The credentials' files may be read by whoever the containers run as: nobody else is in the pod.
+/// The credentials' files may be read by every user that a container runs as: the pod has no others.
 const READABLE: i32 = 0o444;
 /// Variable with the name of the pod, for OpenTelemetry's attributes.
 const POD_NAME: &str = "JETWRIGHT_POD_NAME";
 
 /// Whether a template says itself which ServiceAccount its pods have; `serviceAccount` is the field's older name.
-pub fn names_account(template: &Map<String, Value>) -> bool {
+pub fn sets_service_account(template: &Map<String, Value>) -> bool {
     let spec = template.get("spec");
     let named = |field: &str| spec.and_then(|spec| spec.get(field)).and_then(Value::as_str);
     ["serviceAccountName", "serviceAccount"].into_iter().filter_map(named).any(|name| !name.is_empty())
 }
 
+/// Name of the admin port: `admin`, unless the template has a port of that name.
+fn admin_port_name(container: &Map<String, Value>) -> &'static str {
+    let ports = container.get("ports").and_then(Value::as_array).into_iter().flatten();
+    if ports.into_iter().any(|port| port["name"] == "admin") { "jetwright-admin" } else { "admin" }
+}
+
+/// The labels of a workload's objects.
+pub fn labels(name: &str) -> BTreeMap<String, String> {
+    let pairs = [(APP_NAME, name), (MANAGED_BY, JETWRIGHT), (WORKLOAD, name)];
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
 /// Makes the pod template; `hash` is that of the bindings.
-pub fn template(desired: &Desired, settings: &Settings, hash: &str) -> Value {
+pub fn template(desired: &Desired, settings: &WorkloadSettings, hash: &str) -> Value {
     let mut template = desired.template.clone();
     let metadata = object(&mut template, "metadata");
     object(metadata, "annotations").insert(BINDINGS_HASH.to_owned(), json!(hash));
     for (key, value) in labels(&desired.names.workload) {
         object(metadata, "labels").insert(key, json!(value));
     }
-    let own_account = !names_account(&desired.template);
+    let own_account = !sets_service_account(&desired.template);
     let spec = object(&mut template, "spec");
     if own_account {
         spec.insert("serviceAccountName".to_owned(), json!(desired.names.workload));
     }
-    unless_set(
+    set_default(
         spec,
         "securityContext",
         json!({ "runAsNonRoot": true, "seccompProfile": { "type": "RuntimeDefault" } }),
     );
     let grace_period = desired.bindings.grace_period().0.as_secs();
-    unless_set(spec, "terminationGracePeriodSeconds", json!(grace_period));
+    set_default(spec, "terminationGracePeriodSeconds", json!(grace_period));
     let bindings = json!({ "name": BINDINGS_VOLUME, "configMap": { "name": desired.names.bindings } });
-    unless_named(spec, "volumes", "name", bindings);
+    push_default(spec, "volumes", "name", bindings);
     if let Some(secret) = &desired.credentials {
         let source = json!({ "secretName": secret, "defaultMode": READABLE });
-        unless_named(spec, "volumes", "name", json!({ "name": CREDENTIALS_VOLUME, "secret": source }));
+        push_default(spec, "volumes", "name", json!({ "name": CREDENTIALS_VOLUME, "secret": source }));
     }
     // The first container is the program; others are its helpers.
     if let Some(Value::Object(container)) = spec.get_mut("containers").and_then(|list| list.get_mut(0)) {
-        equip(container, desired, settings);
+        inject_runtime(container, desired, settings);
     }
     Value::Object(template)
 }
 
 /// Gives the program what the environment contract promises it.
-fn equip(container: &mut Map<String, Value>, desired: &Desired, settings: &Settings) {
+fn inject_runtime(container: &mut Map<String, Value>, desired: &Desired, settings: &WorkloadSettings) {
     for variable in variables(desired, settings) {
-        unless_named(container, "env", "name", variable);
+        push_default(container, "env", "name", variable);
     }
     let mount = |volume: &str, folder: &str| json!({ "name": volume, "mountPath": folder, "readOnly": true });
-    unless_named(container, "volumeMounts", "mountPath", mount(BINDINGS_VOLUME, BINDINGS_FOLDER));
+    push_default(container, "volumeMounts", "mountPath", mount(BINDINGS_VOLUME, BINDINGS_FOLDER));
     if desired.credentials.is_some() {
         let credentials = mount(CREDENTIALS_VOLUME, NATS_CREDENTIALS_FOLDER);
-        unless_named(container, "volumeMounts", "mountPath", credentials);
+        push_default(container, "volumeMounts", "mountPath", credentials);
     }
-    unless_named(
-        container,
-        "ports",
-        "containerPort",
-        json!({ "name": "admin", "containerPort": ADMIN_PORT }),
-    );
-    unless_set(container, "livenessProbe", json!({ "httpGet": { "path": "/livez", "port": ADMIN_PORT } }));
-    let readiness = json!({ "httpGet": { "path": "/readyz", "port": ADMIN_PORT }, "periodSeconds": 2 });
-    unless_set(container, "readinessProbe", readiness);
+    let (name, port) = (admin_port_name(container), desired.admin_port);
+    push_default(container, "ports", "containerPort", json!({ "name": name, "containerPort": port }));
+    set_default(container, "livenessProbe", json!({ "httpGet": { "path": "/livez", "port": port } }));
+    let readiness = json!({ "httpGet": { "path": "/readyz", "port": port }, "periodSeconds": 2 });
+    set_default(container, "readinessProbe", readiness);
     // The last lines of its log tell why it ended.
-    unless_set(container, "terminationMessagePolicy", json!("FallbackToLogsOnError"));
-    unless_set(
+    set_default(container, "terminationMessagePolicy", json!("FallbackToLogsOnError"));
+    set_default(
         container,
         "securityContext",
         json!({
@@ -96,7 +106,7 @@ fn equip(container: &mut Map<String, Value>, desired: &Desired, settings: &Setti
     );
 }
 
-fn variables(desired: &Desired, settings: &Settings) -> Vec<Value> {
+fn variables(desired: &Desired, settings: &WorkloadSettings) -> Vec<Value> {
     let attributes = format!(
         "k8s.namespace.name={},k8s.deployment.name={},k8s.pod.name=$({POD_NAME})",
         desired.namespace, desired.names.workload
@@ -104,8 +114,8 @@ fn variables(desired: &Desired, settings: &Settings) -> Vec<Value> {
     let plain = |name: &str, value: &str| json!({ "name": name, "value": value });
     let mut variables = vec![
         plain(JETWRIGHT_BINDINGS, &format!("{BINDINGS_FOLDER}/{BINDINGS_FILE}")),
-        plain(JETWRIGHT_ADMIN_ADDRESS, &format!("0.0.0.0:{ADMIN_PORT}")),
-        plain(NATS_URL, &settings.workload_nats_url),
+        plain(JETWRIGHT_ADMIN_ADDRESS, &format!("0.0.0.0:{}", desired.admin_port)),
+        plain(NATS_URL, &settings.nats_url),
         // Before the attributes, which refer to it.
         json!({ "name": POD_NAME, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } }),
         plain(OTEL_SERVICE_NAME, &desired.names.workload),
@@ -114,7 +124,7 @@ fn variables(desired: &Desired, settings: &Settings) -> Vec<Value> {
     if desired.credentials.is_some() {
         variables.push(plain(NATS_CREDENTIALS, NATS_CREDENTIALS_FOLDER));
     }
-    if let Some(endpoint) = &settings.workload_otlp_endpoint {
+    if let Some(endpoint) = &settings.otlp_endpoint {
         variables.push(plain(OTEL_EXPORTER_OTLP_ENDPOINT, endpoint));
     }
     variables
@@ -132,12 +142,12 @@ fn object<'a>(parent: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<Stri
     }
 }
 
-fn unless_set(parent: &mut Map<String, Value>, key: &str, value: Value) {
+fn set_default(parent: &mut Map<String, Value>, key: &str, value: Value) {
     parent.entry(key).or_insert(value);
 }
 
 /// Adds an item to a list unless one with the same key is in it.
-fn unless_named(parent: &mut Map<String, Value>, list: &str, key: &str, item: Value) {
+fn push_default(parent: &mut Map<String, Value>, list: &str, key: &str, item: Value) {
     let list = parent.entry(list).or_insert_with(|| json!([]));
     if let Value::Array(items) = list
         && !items.iter().any(|known| known.get(key) == item.get(key))
@@ -242,6 +252,19 @@ mod tests {
             (&container["securityContext"], &container["fromTheFuture"]),
             (&json!({}), &json!({"x": 1}))
         );
+    }
+
+    #[test]
+    fn the_admin_port_is_probed_and_takes_no_name_that_is_taken() {
+        let template = "{spec: {containers: [{name: app, ports: [{name: admin, containerPort: 7}]}]}}";
+        let moved = made(&Desired { admin_port: 9191, ..desired(template) });
+        let container = &moved["spec"]["containers"][0];
+        assert_eq!(
+            container["ports"],
+            json!([{"name": "admin", "containerPort": 7}, {"name": "jetwright-admin", "containerPort": 9191}])
+        );
+        assert_eq!(container["livenessProbe"]["httpGet"]["port"], json!(9191));
+        assert_eq!(container["readinessProbe"]["httpGet"]["port"], json!(9191));
     }
 
     #[test]

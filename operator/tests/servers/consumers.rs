@@ -196,7 +196,7 @@ async fn on_a_server_with_limits_of_its_own_nothing_is_taken_for_somebody_elses_
     // The block takes the place of the test's own, so it names a store in the server's folder again.
     let limits = "jetstream { store_dir: store, limits { max_request_batch: 100, max_ack_pending: 2000, duplicate_window: \"5m\" } }";
     let nats = jetwright_testing::NatsServer::builder().config(limits).start().await;
-    let world = World::with(nats, &["--compare-interval=1s"]).await;
+    let world = World::with(nats, &["--jetstream-resync-interval=1s"]).await;
     world.stream("orders", "subjects: [orders.*]").await;
     world.consumer("reader", "streamRef: {name: orders}").await;
     world.await_ready::<EventConsumer>("reader").await;

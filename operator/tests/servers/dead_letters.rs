@@ -243,7 +243,7 @@ async fn an_event_stream_of_the_name_that_is_somebody_elses_is_not_taken_over_an
     let refused = ("DeadLettersReady", "False", "NameConflict");
     let message = world.await_condition::<EventConsumer>("fulfilment", refused.0, refused.1, refused.2).await;
     assert!(
-        message.contains("EventStream orders-dlq was not made for the dead letters of orders")
+        message.contains("EventStream orders-dlq was not created for the dead letters of orders")
             && message.contains("give it and its stream another name, or set spec.deadLetter.policy to Drop"),
         "{message}"
     );
@@ -272,7 +272,7 @@ async fn a_stream_of_the_name_in_jetstream_that_something_else_made_is_left_alon
         .await_condition::<EventConsumer>("fulfilment", "DeadLettersReady", "False", "NameConflict")
         .await;
     assert!(
-        message.contains("EventStream orders-dlq: stream orders-dlq was made by something else"),
+        message.contains("EventStream orders-dlq: stream orders-dlq was not created by Jetwright"),
         "{message}"
     );
     assert_eq!(world.config("orders-dlq").await.subjects, ["old.*"]);
@@ -289,7 +289,8 @@ async fn dead_letters_of_a_stream_that_was_made_anew_under_another_name_are_not_
         .await_condition::<EventConsumer>("fulfilment", "DeadLettersReady", "False", "NameConflict")
         .await;
     assert!(
-        message.contains("is for stream orders-dlq") && message.contains("not for orders2-dlq"),
+        message.contains("still points at stream orders-dlq")
+            && message.contains("recreated for orders2-dlq"),
         "{message}"
     );
     world.delete::<EventStream>("orders-dlq").await;

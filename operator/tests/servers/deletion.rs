@@ -84,7 +84,7 @@ async fn with_nats_away_for_too_long_an_object_is_let_go_and_what_is_left_behind
     world.delete::<EventStream>("orders").await;
     world.await_gone::<EventStream>("orders").await;
     await_until("what is left is told", SOON, || async {
-        let notes = world.events("orders", "LeftBehind").await;
+        let notes = world.events("orders", "Orphaned").await;
         if notes.len() == 1 { Ok(()) } else { Err(format!("{notes:?}")) }
     })
     .await;

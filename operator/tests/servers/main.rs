@@ -9,6 +9,7 @@ mod program;
 mod sequences;
 mod streams;
 mod trouble;
+mod upgrade;
 mod verify;
 mod workloads;
 mod world;

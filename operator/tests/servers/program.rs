@@ -95,7 +95,7 @@ async fn a_reconcile_that_changes_nothing_asks_nats_nothing_and_writes_nothing()
     let world = World::start().await;
     world.stream("orders", "subjects: [orders.*]").await;
     world.await_ready::<EventStream>("orders").await;
-    let info = "jetwright_operator_jetstream_requests_total{verb=\"STREAM.INFO\",outcome=\"ok\"}";
+    let info = "jetwright_operator_jetstream_api_requests_total{verb=\"STREAM.INFO\",outcome=\"ok\"}";
     // The advisory of its own creation makes it look once more.
     await_until("it has come to rest", SOON, || async {
         let before = world.metric(info).await;
@@ -133,10 +133,12 @@ async fn a_reconcile_that_changes_nothing_asks_nats_nothing_and_writes_nothing()
 #[tokio::test]
 async fn of_two_operators_one_leads_and_the_other_takes_over() {
     let nats = NatsServer::start().await;
-    let world =
-        World::with(nats, &["--leader-elect=true", "--lease-namespace=default", "--lease-name=takeover"])
-            .await;
-    let election = ["--leader-elect=true", "--lease-namespace=default", "--lease-name=takeover"];
+    let world = World::with(
+        nats,
+        &["--leader-elect=true", "--leader-elect-namespace=default", "--lease-name=takeover"],
+    )
+    .await;
+    let election = ["--leader-elect=true", "--leader-elect-namespace=default", "--lease-name=takeover"];
     world.stream("first", "subjects: [first]").await;
     world.await_ready::<EventStream>("first").await;
     let standby = world.another_operator(&election);
@@ -144,6 +146,20 @@ async fn of_two_operators_one_leads_and_the_other_takes_over() {
     world.operator.signal("TERM");
     assert_eq!(world.operator.wait_exit(SOON).await.code(), Some(0));
     standby.await_log("\"reconciling\"", SOON).await;
+    world.stream("second", "subjects: [second]").await;
+    world.await_ready::<EventStream>("second").await;
+}
+
+#[tokio::test]
+async fn a_leader_that_is_killed_is_replaced_when_its_lease_has_stood_still_for_as_long_as_it_holds() {
+    let election = ["--leader-elect=true", "--leader-elect-namespace=default", "--lease-name=killed"];
+    let world = World::with(NatsServer::start().await, &election).await;
+    world.stream("first", "subjects: [first]").await;
+    world.await_ready::<EventStream>("first").await;
+    let standby = world.another_operator(&election);
+    standby.await_log("waiting for leadership", SOON).await;
+    world.operator.signal("KILL");
+    standby.await_log("\"reconciling\"", Duration::from_secs(25)).await;
     world.stream("second", "subjects: [second]").await;
     world.await_ready::<EventStream>("second").await;
 }
@@ -171,8 +187,11 @@ async fn idle_it_holds_little_memory() {
 #[tokio::test]
 async fn a_leader_whose_lease_another_holds_ends_at_once() {
     let nats = NatsServer::start().await;
-    let world =
-        World::with(nats, &["--leader-elect=true", "--lease-namespace=default", "--lease-name=stolen"]).await;
+    let world = World::with(
+        nats,
+        &["--leader-elect=true", "--leader-elect-namespace=default", "--lease-name=stolen"],
+    )
+    .await;
     world.stream("orders", "subjects: [orders.*]").await;
     world.await_ready::<EventStream>("orders").await;
     let leases: kube::Api<k8s_openapi::api::coordination::v1::Lease> =
@@ -192,7 +211,7 @@ async fn a_leader_that_kubernetes_does_not_answer_ends_before_another_may_act() 
     own.apply(concat!(env!("CARGO_MANIFEST_DIR"), "/../crds/manifests")).await;
     let nats = NatsServer::start().await;
     let mut arguments = arguments(nats.url(), "default", free_port());
-    arguments.extend(["--leader-elect=true", "--lease-namespace=default"].map(str::to_owned));
+    arguments.extend(["--leader-elect=true", "--leader-elect-namespace=default"].map(str::to_owned));
     let leader = operator(&own, &arguments);
     leader.await_log("\"reconciling\"", SOON).await;
     own.api_server().signal("STOP");

@@ -38,7 +38,7 @@ async fn the_sequences_of_a_stream_that_somebody_deletes_never_come_again() {
         highest = next;
     }
     let told = await_until("the loss is told", SOON, || async {
-        world.events("orders", "Remade").await.pop().ok_or("no event")
+        world.events("orders", "Recreated").await.pop().ok_or("no event")
     })
     .await;
     assert!(told.contains("its sequences begin at 100"), "{told}");

@@ -49,7 +49,7 @@ async fn a_declared_stream_is_made_whole_and_described() {
     let stream = status.stream.unwrap();
     assert_eq!((stream.name.as_str(), stream.replicas, stream.messages), ("orders", 1, 0));
     assert!(stream.created.is_some());
-    assert_eq!(world.events("orders", "Created").await, ["made the stream"]);
+    assert_eq!(world.events("orders", "Created").await, ["created the stream"]);
 }
 
 /// Fields that this server fills in and this client does not know the default of.
@@ -69,7 +69,7 @@ async fn an_edit_is_applied_and_a_field_taken_out_goes_back_to_its_default() {
     assert_eq!(config.duplicate_window, Duration::from_mins(2));
     assert_eq!(config.subjects, ["orders.*", "refunds.*"]);
     let updates = world.events("orders", "Updated").await;
-    assert_eq!(updates, ["changed subjects, max_msgs, max_age, metadata"]);
+    assert_eq!(updates, ["updated subjects, max_msgs, max_age"]);
     assert_eq!(world.streams().get("orders").await.unwrap().status.unwrap().drift, None);
 }
 
@@ -91,9 +91,9 @@ async fn an_edit_behind_the_operators_back_is_put_right_at_once_and_told() {
     })
     .await;
     let notes = world.events("orders", "DriftRepaired").await;
-    assert_eq!(notes, ["put right what somebody else had changed: description, max_msgs"]);
+    assert_eq!(notes, ["corrected what another writer had changed: description, max_msgs"]);
     assert_eq!(
-        world.metric("jetwright_operator_drift_repairs_total{controller=\"stream\"}").await,
+        world.metric("jetwright_operator_drift_corrections_total{controller=\"stream\"}").await,
         Some(1.0)
     );
 }
@@ -108,6 +108,39 @@ async fn an_edit_that_wipes_the_metadata_is_put_right_too() {
     world.jetstream.update_stream(edited).await.unwrap();
     let owned = |config: &Config| config.metadata.contains_key("jetwright.dev/owner");
     world.await_config("orders", |config| config.max_messages == -1 && owned(config)).await;
+}
+
+#[tokio::test]
+async fn a_stream_whose_metadata_were_wiped_while_no_operator_ran_is_nobodys_whatever_a_status_says() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.operator.signal("TERM");
+    world.operator.wait_exit(SOON).await;
+    let mut edited = world.config("orders").await;
+    edited.metadata.clear();
+    world.jetstream.update_stream(edited).await.unwrap();
+    let _next = world.another_operator(&[]);
+    let message = world.await_condition::<EventStream>("orders", "Stalled", "True", "NameConflict").await;
+    assert!(message.contains("not created by Jetwright and was not modified"), "{message}");
+    assert!(!world.config("orders").await.metadata.contains_key("jetwright.dev/owner"));
+}
+
+#[tokio::test]
+async fn a_cluster_that_gets_another_name_keeps_what_it_made_under_its_former_one() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.operator.signal("TERM");
+    world.operator.wait_exit(SOON).await;
+    let _renamed = world.another_operator(&["--cluster-name=renamed", "--former-cluster-names=test"]);
+    let owner = |config: &Config| config.metadata["jetwright.dev/owner"].clone();
+    let of = |cluster: &str| format!("{cluster}/{}/orders", world.namespace.name());
+    // The mark is written together with a real change.
+    world.stream("orders", "{subjects: [orders.*], limits: {maxMessages: 5}}").await;
+    world.await_config("orders", |config| config.max_messages == 5 && owner(config) == of("renamed")).await;
+    world.await_ready::<EventStream>("orders").await;
+    assert_eq!(world.events("orders", "NameConflict").await, Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -131,7 +164,7 @@ async fn a_stream_deleted_behind_the_operators_back_is_made_again_and_its_loss_t
     world.jetstream.publish("orders.1", "x".into()).await.unwrap().await.unwrap();
     world.jetstream.delete_stream("orders").await.unwrap();
     let note = await_until("the loss is told", SOON, || async {
-        world.events("orders", "Remade").await.pop().ok_or("no event")
+        world.events("orders", "Recreated").await.pop().ok_or("no event")
     })
     .await;
     assert!(note.contains("whatever was in it is lost"), "{note}");
@@ -144,7 +177,10 @@ async fn a_stream_deleted_behind_the_operators_back_is_made_again_and_its_loss_t
     })
     .await;
     let labels = format!("{{namespace=\"{}\",stream=\"orders\"}}", world.namespace.name());
-    assert_eq!(world.metric(&format!("jetwright_operator_streams_remade_total{labels}")).await, Some(1.0));
+    assert_eq!(
+        world.metric(&format!("jetwright_operator_stream_recreations_total{labels}")).await,
+        Some(1.0)
+    );
 }
 
 #[tokio::test]
@@ -169,7 +205,7 @@ async fn a_stream_that_something_else_made_is_left_alone() {
     let before = world.config("orders").await;
     world.stream("orders", "subjects: [orders.*]").await;
     let message = world.await_condition::<EventStream>("orders", "Ready", "False", "NameConflict").await;
-    assert!(message.contains("made by something else"), "{message}");
+    assert!(message.contains("not created by Jetwright"), "{message}");
     assert_eq!(world.config("orders").await, before);
     // Once it is gone, the declaration takes its place without anybody touching the object.
     world.jetstream.delete_stream("orders").await.unwrap();
@@ -244,7 +280,7 @@ async fn what_jetstream_refuses_is_told_in_its_words() {
         "{message}"
     );
     // It is tried again, but not at once and not for ever.
-    let asked = "jetwright_operator_jetstream_requests_total{verb=\"STREAM.CREATE\",outcome=\"refused\"}";
+    let asked = "jetwright_operator_jetstream_api_requests_total{verb=\"STREAM.CREATE\",outcome=\"refused\"}";
     tokio::time::sleep(Duration::from_secs(3)).await;
     let tries = world.metric(asked).await.unwrap();
     assert!(tries <= 2.0, "it was tried {tries} times in three seconds");
@@ -352,7 +388,7 @@ async fn two_who_disagree_are_not_let_to_fight_for_ever() {
     tokio::select! {
         () = stubborn => {}
         message = world.await_condition::<EventStream>("orders", "Ready", "False", "Contested") => {
-            assert!(message.contains("somebody else keeps changing it"), "{message}");
+            assert!(message.contains("drift was corrected 20 times in the last minute"), "{message}");
         }
     }
 }

@@ -115,7 +115,7 @@ const POISON: &[u8] = b"NATS/1.0\r\nNote: a\rb\r\n\r\n";
 
 #[tokio::test]
 async fn when_its_client_ends_for_good_the_operator_goes_on_with_another() {
-    let world = World::with(NatsServer::start().await, &["--compare-interval=1h"]).await;
+    let world = World::with(NatsServer::start().await, &["--jetstream-resync-interval=1h"]).await;
     world.stream("orders", "subjects: [orders.*]").await;
     world.await_ready::<EventStream>("orders").await;
     let mut raw = RawClient::connect(world.nats.url()).await;
@@ -179,7 +179,7 @@ async fn without_the_advisories_the_comparison_finds_what_others_changed() {
     let nats = jetwright_testing::NatsServer::builder().config(config).start().await;
     let secret = jetwright_testing::MountedSecret::new(&[("username", "operator"), ("password", "pw")]);
     let folder = format!("--nats-credentials-folder={}", secret.path().display());
-    let world = World::with(nats, &[&folder, "--compare-interval=1s"]).await;
+    let world = World::with(nats, &[&folder, "--jetstream-resync-interval=1s"]).await;
     world.stream("orders", "subjects: [orders.*]").await;
     world.await_ready::<EventStream>("orders").await;
     let edited = async_nats::jetstream::stream::Config { max_messages: 3, ..world.config("orders").await };
@@ -193,7 +193,7 @@ async fn without_the_advisories_the_comparison_finds_what_others_changed() {
 async fn the_figures_in_a_status_follow_what_happens_in_the_stream() {
     let world = World::with(
         jetwright_testing::NatsServer::start().await,
-        &["--compare-interval=1s", "--figures-interval=1s"],
+        &["--jetstream-resync-interval=1s", "--status-stats-interval=1s"],
     )
     .await;
     world.stream("orders", "subjects: [orders.*]").await;

@@ -1,6 +1,7 @@
 //! The pods of an EventConsumer, as far as an API server alone goes: nothing runs them here.
 
 mod interruptions;
+mod no_op;
 mod permissions;
 mod pods;
 
@@ -25,7 +26,7 @@ use serde_json::{Value, json};
 
 use crate::world::{SOON, World};
 
-const SPEC: &str = "
+pub const SPEC: &str = "
     streamRef: {name: orders}
     filterSubjects: [orders.*.placed]
     workload:
@@ -40,7 +41,7 @@ async fn with_orders() -> World {
     world
 }
 
-async fn await_deployment(world: &World, what: &str, wanted: impl Fn(&Deployment) -> bool) -> Deployment {
+pub async fn await_deployment(world: &World, what: &str, wanted: impl Fn(&Deployment) -> bool) -> Deployment {
     let api: Api<Deployment> = world.namespace.api();
     await_until(what, SOON, || async {
         let found = api.get("fulfilment").await.map_err(|error| error.to_string())?;
@@ -73,7 +74,7 @@ async fn bindings(world: &World) -> Result<Bindings, String> {
     serde_saphyr::from_str(&found.data.unwrap()["bindings.yaml"]).map_err(|error| error.to_string())
 }
 
-async fn await_bound(world: &World, names: &[&str]) {
+pub async fn await_bound(world: &World, names: &[&str]) {
     await_until(&format!("the pods consume {names:?}"), SOON, || async {
         let bindings = bindings(world).await?;
         let found: Vec<_> = bindings.bindings.keys().map(String::as_str).collect();
@@ -83,7 +84,7 @@ async fn await_bound(world: &World, names: &[&str]) {
 }
 
 /// What a cluster's controllers would say of pods that run.
-async fn run_pods(world: &World) {
+pub async fn run_pods(world: &World) {
     let api: Api<Deployment> = world.namespace.api();
     let generation = api.get("fulfilment").await.unwrap().metadata.generation;
     let status = json!({"status": {
@@ -320,7 +321,7 @@ async fn every_object_under_a_name_that_the_workload_needs_is_told_with_what_to_
         world.consumer(consumer, SPEC).await;
         let message =
             world.await_condition::<EventConsumer>(consumer, "WorkloadReady", "False", "NameConflict").await;
-        let told = format!("{kind} {name} exists and is not this EventConsumer's: {remedy}");
+        let told = format!("{kind} {name} exists and is not owned by this EventConsumer: {remedy}");
         assert!(message.contains(&told), "{message}");
         world.delete::<EventConsumer>(consumer).await;
         world.await_gone::<EventConsumer>(consumer).await;

@@ -48,10 +48,12 @@ pub fn arguments(nats_url: &str, namespace: &str, admin: u16) -> Vec<String> {
 
 /// Starts an operator.
 pub fn operator(control_plane: &ControlPlane, arguments: &[String]) -> Process {
-    Process::builder(binary("jetwright-operator"))
-        .env("KUBECONFIG", control_plane.kubeconfig())
-        .args(arguments)
-        .start()
+    operator_of(&binary("jetwright-operator"), control_plane, arguments)
+}
+
+/// Starts the operator of another version.
+pub fn operator_of(program: &Path, control_plane: &ControlPlane, arguments: &[String]) -> Process {
+    Process::builder(program).env("KUBECONFIG", control_plane.kubeconfig()).args(arguments).start()
 }
 
 impl World {
@@ -63,6 +65,16 @@ impl World {
     pub async fn with(nats: NatsServer, more: &[&str]) -> Self {
         let jetstream = nats.jetstream().await;
         Self::on(nats, jetstream, more).await
+    }
+
+    /// A world whose operator is this program.
+    pub async fn by(program: &Path, nats: NatsServer) -> Self {
+        let jetstream = nats.jetstream().await;
+        let control_plane = control_plane().await;
+        let namespace = control_plane.namespace("operator").await;
+        let admin = free_port();
+        let operator = operator_of(program, control_plane, &arguments(nats.url(), namespace.name(), admin));
+        Self { nats, namespace, operator, jetstream, admin }
     }
 
     /// The same on a server that asks who one is; in `jetstream` the test itself may do everything.

@@ -1,13 +1,17 @@
 //! An operator that may do no more than the documentation says.
 
-use jetwright_crds::EventConsumer;
-use jetwright_testing::{Process, binary, free_port};
+use jetwright_crds::{EventConsumer, EventStream};
+use jetwright_testing::{Process, await_until, binary, free_port};
 use k8s_openapi::api::{
     apps::v1::Deployment,
     core::v1::{ConfigMap, Pod, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
+    rbac::v1::Role,
 };
-use kube::{Api, api::DeleteParams};
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams},
+};
 use serde_json::{Value, json};
 
 use super::{
@@ -17,7 +21,7 @@ use super::{
 };
 use crate::{
     verify::with_rights,
-    world::{World, arguments},
+    world::{SOON, World, arguments},
 };
 
 /// The table of docs/operator.md, as rules of a Role.
@@ -66,4 +70,37 @@ async fn an_operator_with_the_documented_rights_and_no_others_does_all_of_it() {
     // What it may not do would be retried behind the scenes.
     let log = operator.log();
     assert!(!log.contains("forbidden"), "{log}");
+}
+
+#[tokio::test]
+async fn nothing_is_reconciled_before_every_watch_has_brought_what_there_is_and_a_metric_says_so() {
+    let world = World::start().await;
+    world.operator.kill();
+    let rules = documented();
+    let is_of_pods = |rule: &&Value| rule["resources"].as_array().unwrap().contains(&json!("pods"));
+    let blind = rules.as_array().unwrap().iter().filter(|rule| !is_of_pods(rule)).cloned().collect();
+    let kubeconfig = with_rights(&world, blind).await;
+    let operator = Process::builder(binary("jetwright-operator"))
+        .env("KUBECONFIG", kubeconfig)
+        .args(arguments(world.nats.url(), world.namespace.name(), world.admin))
+        .start();
+    world.stream("orders", "subjects: [orders.*.*]").await;
+    operator.await_log("a watch failed; it is started again", SOON).await;
+    let ready = format!("jetwright_operator_scope_ready{{scope=\"{}\"}}", world.namespace.name());
+    await_until("the scope is not ready", SOON, || async {
+        let found = world.metric(&ready).await;
+        if found == Some(0.0) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
+    assert_eq!(world.streams().get("orders").await.unwrap().status, None);
+
+    let all = Patch::Merge(json!({"rules": documented()}));
+    let api: Api<Role> = world.namespace.api();
+    api.patch("verify", &PatchParams::default(), &all).await.unwrap();
+    world.await_ready::<EventStream>("orders").await;
+    await_until("the scope is ready", SOON, || async {
+        let found = world.metric(&ready).await;
+        if found == Some(1.0) { Ok(()) } else { Err(format!("{found:?}")) }
+    })
+    .await;
 }

@@ -1,0 +1,157 @@
+//! What an EventConsumer's fields are where they are left out, and the names that are derived from it. Pure.
+
+use kube::ResourceExt as _;
+
+use super::{
+    BackoffSpec, DeadLetterPolicy, DeadLetterSpec, DeliverPolicy, EventConsumer, EventConsumerSpec, RetrySpec,
+};
+use crate::{
+    DeletionPolicy, Duration,
+    environment::{Backoff, HANDLER_DEADLINE, Retry},
+};
+
+/// JetStream's own time to wait for an acknowledgement.
+const ACK_WAIT: Duration = Duration::from_secs(30);
+/// JetStream's own bound of unacknowledged messages.
+const MAX_ACK_PENDING: u32 = 1000;
+/// The bound where the runtime consumes. It takes only what it has room for, and what failed and waits for its next attempt counts
+/// too: as many may fail at once before they hold up others.
+const MAX_ACK_PENDING_OF_PODS: u32 = 10_000;
+/// max_deliver of a consumer that delivers without end: Jetwright's runtime counts the attempts itself.
+const WITHOUT_END: i64 = -1;
+
+impl EventConsumer {
+    /// Durable name of the consumer in JetStream.
+    #[must_use]
+    pub fn consumer_name(&self) -> String {
+        self.spec.consumer_name.clone().unwrap_or_else(|| self.name_any())
+    }
+}
+
+impl EventConsumerSpec {
+    /// How long a dead letter is kept by default.
+    pub const DEAD_LETTER_MAX_AGE: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
+    /// Whether pods consume, its own or those of another EventConsumer.
+    #[must_use]
+    pub fn has_pods(&self) -> bool {
+        self.workload.is_some() || self.workload_ref.is_some()
+    }
+
+    /// Where a new consumer begins.
+    #[must_use]
+    pub fn effective_deliver_policy(&self) -> DeliverPolicy {
+        self.deliver_policy.unwrap_or_default()
+    }
+
+    /// How long JetStream waits for an acknowledgement.
+    #[must_use]
+    pub fn effective_ack_wait(&self) -> Duration {
+        self.ack_wait.unwrap_or(ACK_WAIT)
+    }
+
+    /// How long a handler may take for one attempt.
+    #[must_use]
+    pub fn effective_handler_deadline(&self) -> Duration {
+        self.handler_deadline.unwrap_or(HANDLER_DEADLINE)
+    }
+
+    /// Most messages that may be unacknowledged at once.
+    #[must_use]
+    pub fn effective_max_ack_pending(&self) -> u32 {
+        let default = if self.has_pods() { MAX_ACK_PENDING_OF_PODS } else { MAX_ACK_PENDING };
+        self.max_ack_pending.unwrap_or(default)
+    }
+
+    /// How often JetStream delivers a message; -1 without end, as where the runtime counts attempts.
+    #[must_use]
+    pub fn effective_max_deliver(&self) -> i64 {
+        let limit = self.retry.as_ref().and_then(|retry| retry.max_attempts).filter(|_| !self.has_pods());
+        limit.map_or(WITHOUT_END, i64::from)
+    }
+
+    /// When, and how often, the runtime tries a failed message again.
+    #[must_use]
+    pub fn effective_retry(&self) -> Retry {
+        let Retry { max_attempts, backoff: Backoff { initial, factor, max } } = Retry::default();
+        let RetrySpec { max_attempts: set_attempts, backoff } = self.retry.clone().unwrap_or_default();
+        let BackoffSpec { initial: set_initial, factor: set_factor, max: set_max } =
+            backoff.unwrap_or_default();
+        Retry {
+            max_attempts: set_attempts.unwrap_or(max_attempts),
+            backoff: Backoff {
+                initial: set_initial.unwrap_or(initial),
+                factor: set_factor.unwrap_or(factor),
+                max: set_max.unwrap_or(max),
+            },
+        }
+    }
+
+    /// How long each dead letter is kept; None where there are none: nobody writes them, or the policy is Drop.
+    #[must_use]
+    pub fn dead_letter_max_age(&self) -> Option<Duration> {
+        let DeadLetterSpec { policy, max_age } = self.dead_letter.clone().unwrap_or_default();
+        let kept = self.has_pods() && policy.unwrap_or_default() == DeadLetterPolicy::Keep;
+        kept.then(|| max_age.unwrap_or(Self::DEAD_LETTER_MAX_AGE))
+    }
+
+    /// Whether deleting the object deletes the consumer: unless the spec says otherwise, since a forgotten durable pins messages.
+    #[must_use]
+    pub fn deletes(&self) -> bool {
+        self.deletion_policy != Some(DeletionPolicy::Retain)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(rest: &str) -> EventConsumerSpec {
+        serde_saphyr::from_str(&format!("{{streamRef: {{name: orders}}{rest}}}")).unwrap()
+    }
+
+    const PODS: [&str; 2] =
+        [", workload: {template: {spec: {containers: [{name: app}]}}}", ", workloadRef: {name: other}"];
+
+    #[test]
+    fn what_fails_in_pods_may_wait_in_numbers_unless_they_are_set() {
+        assert_eq!(spec("").effective_max_ack_pending(), 1000);
+        for pods in PODS {
+            assert_eq!(spec(pods).effective_max_ack_pending(), 10_000);
+            assert_eq!(spec(&format!("{pods}, maxAckPending: 7")).effective_max_ack_pending(), 7);
+        }
+    }
+
+    #[test]
+    fn jetstream_counts_the_attempts_only_where_no_runtime_does() {
+        let retry = ", retry: {maxAttempts: 4}";
+        assert_eq!((spec("").effective_max_deliver(), spec(retry).effective_max_deliver()), (-1, 4));
+        for pods in PODS {
+            let spec = spec(&format!("{pods}{retry}"));
+            assert_eq!((spec.effective_max_deliver(), spec.effective_retry().max_attempts), (-1, 4));
+        }
+    }
+
+    #[test]
+    fn dead_letters_are_kept_where_there_are_pods_unless_the_policy_is_drop() {
+        let kept = |rest: &str| spec(rest).dead_letter_max_age().map(|age| age.to_string());
+        for pods in PODS {
+            assert_eq!(kept(pods).as_deref(), Some("90d"));
+            assert_eq!(kept(&format!("{pods}, deadLetter: {{maxAge: 1w}}")).as_deref(), Some("1w"));
+            assert_eq!(kept(&format!("{pods}, deadLetter: {{policy: Keep}}")).as_deref(), Some("90d"));
+            assert_eq!(kept(&format!("{pods}, deadLetter: {{policy: Drop}}")), None);
+        }
+        assert_eq!(kept(", consumerName: alone"), None);
+    }
+
+    #[test]
+    fn a_consumer_goes_with_its_object_unless_its_spec_says_otherwise() {
+        assert!(spec("").deletes() && !spec(", deletionPolicy: Retain").deletes());
+    }
+
+    #[test]
+    fn a_consumer_is_named_like_its_object_unless_its_spec_names_it() {
+        let named = |rest: &str| EventConsumer::new("fulfilment", spec(rest)).consumer_name();
+        assert_eq!((named(""), named(", consumerName: c")), ("fulfilment".into(), "c".into()));
+    }
+}

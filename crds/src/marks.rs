@@ -1,0 +1,11 @@
+//! Metadata keys with which streams and consumers in JetStream say whose they are. They are never renamed: an operator of another
+//! version would no longer know its own.
+
+/// The owner, as clusterName/namespace/name.
+pub const OWNER: &str = "jetwright.dev/owner";
+/// The uid of the object that was applied last.
+pub const UID: &str = "jetwright.dev/uid";
+/// The generation at which something was last changed.
+pub const GENERATION: &str = "jetwright.dev/generation";
+/// A hash of what was applied last, by which a change of the declaration is told from that of another writer.
+pub const APPLIED: &str = "jetwright.dev/applied";

@@ -1,0 +1,160 @@
+//! What an EventStream's fields are where they are left out, and the names that are derived from it. Pure.
+
+use std::time;
+
+use kube::ResourceExt as _;
+
+use super::{Discard, EventStream, EventStreamSpec, Profile, Retention, Storage};
+use crate::{DeletionPolicy, Duration};
+
+/// JetStream's own duplicate window.
+const DUPLICATE_WINDOW: time::Duration = time::Duration::from_mins(2);
+
+/// How many servers keep a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replicas {
+    /// So many.
+    Exactly(u8),
+    /// So many if there are so many servers when the stream is made; later what was settled then.
+    UpTo(u8),
+}
+
+/// What a profile has for the fields that are left out.
+struct Defaults {
+    storage: Storage,
+    replicas: Replicas,
+    max_age: Option<time::Duration>,
+    discard: Discard,
+}
+
+fn defaults(profile: Option<Profile>) -> Defaults {
+    let jetstream = Defaults {
+        storage: Storage::File,
+        replicas: Replicas::Exactly(1),
+        max_age: None,
+        discard: Discard::Old,
+    };
+    match profile {
+        None => jetstream,
+        Some(Profile::Critical) => {
+            Defaults { replicas: Replicas::UpTo(3), discard: Discard::New, ..jetstream }
+        }
+        Some(Profile::Standard) => Defaults {
+            replicas: Replicas::UpTo(3),
+            max_age: Some(time::Duration::from_hours(7 * 24)),
+            ..jetstream
+        },
+        Some(Profile::Ephemeral) => {
+            Defaults { storage: Storage::Memory, max_age: Some(time::Duration::from_hours(1)), ..jetstream }
+        }
+    }
+}
+
+impl EventStream {
+    /// Name of the stream in JetStream.
+    #[must_use]
+    pub fn stream_name(&self) -> String {
+        self.spec.stream_name.clone().unwrap_or_else(|| self.name_any())
+    }
+}
+
+impl EventStreamSpec {
+    /// Where messages are kept: as set, or as the profile says.
+    #[must_use]
+    pub fn effective_storage(&self) -> Storage {
+        self.storage.unwrap_or_else(|| defaults(self.profile).storage)
+    }
+
+    /// How many servers keep a copy: as set, or as the profile says.
+    #[must_use]
+    pub fn effective_replicas(&self) -> Replicas {
+        self.replicas.map_or_else(|| defaults(self.profile).replicas, Replicas::Exactly)
+    }
+
+    /// How long messages are kept: as set, or as the profile says; None for ever.
+    #[must_use]
+    pub fn effective_max_age(&self) -> Option<Duration> {
+        let set = self.limits.as_ref().and_then(|limits| limits.max_age);
+        set.or_else(|| defaults(self.profile).max_age.map(Duration))
+    }
+
+    /// What happens when a limit is reached: as set, or as the profile says.
+    #[must_use]
+    pub fn effective_discard(&self) -> Discard {
+        self.discard.unwrap_or_else(|| defaults(self.profile).discard)
+    }
+
+    /// What lets JetStream remove a message.
+    #[must_use]
+    pub fn effective_retention(&self) -> Retention {
+        self.retention.unwrap_or_default()
+    }
+
+    /// How long a message id is remembered: as set, or 2 minutes, or as long as messages are kept where that is shorter.
+    #[must_use]
+    pub fn effective_duplicate_window(&self) -> Duration {
+        self.duplicate_window.unwrap_or_else(|| {
+            let max_age = self.effective_max_age().map(|age| age.0);
+            Duration(max_age.map_or(DUPLICATE_WINDOW, |age| age.min(DUPLICATE_WINDOW)))
+        })
+    }
+
+    /// Whether deleting the object deletes the stream.
+    #[must_use]
+    pub fn deletes(&self) -> bool {
+        self.deletion_policy == Some(DeletionPolicy::Delete)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(yaml: &str) -> EventStreamSpec {
+        serde_saphyr::from_str(yaml).unwrap()
+    }
+
+    #[test]
+    fn profiles_are_defaults_and_a_field_that_is_set_wins() {
+        let effective = |yaml: &str| {
+            let spec = spec(yaml);
+            let age = spec.effective_max_age().map(|age| age.to_string());
+            (spec.effective_storage(), spec.effective_replicas(), age, spec.effective_discard())
+        };
+        let file = Storage::File;
+        assert_eq!(effective("subjects: [a]"), (file, Replicas::Exactly(1), None, Discard::Old));
+        assert_eq!(
+            effective("{subjects: [a], profile: Critical}"),
+            (file, Replicas::UpTo(3), None, Discard::New)
+        );
+        assert_eq!(
+            effective("{subjects: [a], profile: Standard, replicas: 1, limits: {maxAge: 1d}, discard: New}"),
+            (file, Replicas::Exactly(1), Some("1d".into()), Discard::New)
+        );
+        assert_eq!(
+            effective("{subjects: [a], profile: Ephemeral}"),
+            (Storage::Memory, Replicas::Exactly(1), Some("1h".into()), Discard::Old)
+        );
+    }
+
+    #[test]
+    fn the_duplicate_window_shrinks_with_the_age_unless_it_is_set() {
+        let window = |yaml: &str| spec(yaml).effective_duplicate_window().to_string();
+        assert_eq!(window("subjects: [a]"), "2m");
+        assert_eq!(window("{subjects: [a], limits: {maxAge: 30s}}"), "30s");
+        assert_eq!(window("{subjects: [a], limits: {maxAge: 30s}, duplicateWindow: 1m}"), "1m");
+    }
+
+    #[test]
+    fn a_stream_is_named_like_its_object_unless_its_spec_names_it() {
+        let named = |yaml: &str| EventStream::new("orders", spec(yaml)).stream_name();
+        assert_eq!(named("subjects: [a]"), "orders");
+        assert_eq!(named("{subjects: [a], streamName: ORDERS}"), "ORDERS");
+    }
+
+    #[test]
+    fn a_stream_outlives_its_object_unless_its_spec_says_otherwise() {
+        assert!(!spec("subjects: [a]").deletes());
+        assert!(spec("{subjects: [a], deletionPolicy: Delete}").deletes());
+    }
+}

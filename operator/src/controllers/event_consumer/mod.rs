@@ -1,0 +1,285 @@
+//! EventConsumer: keeps a durable JetStream consumer as declared, the EventStream of its dead letters, and the pods that consume.
+//!
+//! One reconcile is inputs → validate → plan → apply → status. The three parts end in one status, and none waits for another: pods wait for
+//! a missing consumer by themselves, and a NATS that is away does not hold up a rollout.
+
+mod dead_letter;
+mod inputs;
+mod status;
+mod validate;
+
+use std::{sync::Arc, time::Duration};
+
+use jetwright_crds::{EventConsumer, EventStream, conditions::Reason, names::WorkloadNames};
+use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
+
+use self::inputs::{Inputs, Pods};
+use super::finalize::{self, Step};
+use crate::{
+    context::Context,
+    error::{ErrorClass, ReconcileError},
+    field_error::join,
+    jetstream::{
+        asset::{Asset as _, Consumer, ConsumerKey, Stream},
+        connections::Connection,
+        info::ConsumerInfo,
+        ownership::{Owner, Ownership},
+        reconcile::{self, Situation},
+    },
+    kubernetes::{
+        apply::{self, Applier},
+        events, finalizer,
+        status::ConditionSummary,
+    },
+    object_state::ObjectKey,
+    outcome::{CreationTime as _, Outcome, Pending, Recorded},
+    pods::diagnose::{Diagnosis, diagnose},
+    workload::{
+        apply::{apply as apply_workload, delete_workload, pods_terminated},
+        build::build,
+        desired::desired,
+        status::{WorkloadStatus, invalid, is_rolled_out, running, shared},
+    },
+};
+
+/// Why a reconcile failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("failed to read what the object refers to")]
+    Inputs(#[source] apply::Error),
+    #[error(transparent)]
+    Consumer(#[from] reconcile::Error),
+    #[error("failed to apply the EventStream of the dead letters")]
+    DeadLetters(#[source] apply::Error),
+    #[error("failed to write the bindings as YAML")]
+    Bindings(#[source] serde_saphyr::ser::Error),
+    #[error("failed to apply the workload")]
+    Workload(#[source] apply::Error),
+    #[error("failed to list the pods")]
+    Pods(#[source] kube::Error),
+    #[error("failed to change the finalizer")]
+    Finalizer(#[source] kube::Error),
+    #[error("failed to remove the finalizer")]
+    Release(#[source] kube::Error),
+    #[error("failed to write the status")]
+    Status(#[source] kube::Error),
+}
+
+impl ReconcileError for Error {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Consumer(error) => error.class(),
+            Self::Inputs(error) | Self::DeadLetters(error) | Self::Workload(error) => error.class(),
+            Self::Bindings(_) => ErrorClass::Terminal,
+            Self::Pods(error) | Self::Finalizer(error) | Self::Release(error) | Self::Status(error) => {
+                ErrorClass::of_kubernetes(error)
+            }
+        }
+    }
+}
+
+/// Brings one EventConsumer's consumer, dead letters and workload to what it declares, and says so in its status.
+///
+/// # Errors
+///
+/// When a step fails; the status says so already.
+pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Result<Action, Error> {
+    let owner = Owner::new(&context.cluster, object.as_ref());
+    let api: Api<EventConsumer> = Api::namespaced(context.client.clone(), &owner.namespace);
+    if object.metadata.deletion_timestamp.is_some() {
+        return delete(&object, &api, &owner, &context).await;
+    }
+    if finalizer::set(&api, object.as_ref(), object.spec.deletes()).await.map_err(Error::Finalizer)? {
+        // The change wakes the next reconcile.
+        return Ok(Action::await_change());
+    }
+    let Some(scope) = context.scopes.of(&owner.namespace) else { return Ok(Action::await_change()) };
+    let inputs = inputs::read(&object, scope, &context).await.map_err(Error::Inputs)?;
+    let applier = Applier::new(&context.applying, &context.states, object.as_ref());
+    let results = status::Results {
+        consumer: ensure_consumer(&object, &owner, &inputs, &context).await.map_err(Error::Consumer),
+        dead_letters: ensure_dead_letters(&object, &inputs, &applier).await,
+        workload: ensure_workload(&object, &inputs, &applier, &context).await,
+    };
+    // Recorded first: what was done is not done again if the status cannot be written.
+    status::record_events(&object, &results, &context).await;
+    let written = status::write(&api, &object, &results, &context).await.map_err(Error::Status)?;
+    let requeue_after = results.workload?.and_then(|workload| workload.requeue_after);
+    results.dead_letters?;
+    results.consumer.map(|outcome| context.requeue(&outcome, written, requeue_after))
+}
+
+async fn ensure_consumer(
+    object: &EventConsumer,
+    owner: &Owner,
+    inputs: &Inputs,
+    context: &Context,
+) -> Result<Outcome<ConsumerInfo>, reconcile::Error> {
+    let reference = &object.spec.stream_ref.name;
+    let Some(stream) = &inputs.stream else {
+        return Ok(Outcome::Pending(Pending {
+            reason: Reason::NotFound,
+            message: dead_letter::missing_stream(reference),
+            stalled: true,
+            requeue_after: None,
+        }));
+    };
+    let connection = match context.connections.for_namespace(&owner.namespace) {
+        Ok(connection) => connection,
+        Err(pending) => return Ok(Outcome::Pending(pending)),
+    };
+    if !owns_its_stream(stream, connection, context).await? {
+        return Ok(Outcome::Pending(Pending {
+            reason: Reason::StreamNotReady,
+            message: format!(
+                "waiting for EventStream {reference}: its stream does not exist yet (see its conditions)"
+            ),
+            stalled: false,
+            requeue_after: None,
+        }));
+    }
+    let desired = match validate::validate(object, owner.clone(), stream) {
+        Ok(validated) => validated.consumer,
+        Err(errors) => return Ok(Outcome::Invalid(errors)),
+    };
+    let situation = Situation { recorded: &Recorded::of_consumer(object), age: Duration::ZERO };
+    let key = ObjectKey::of(object);
+    reconcile::ensure(&connection.cache, &desired, situation, |plan| {
+        context.throttle_repair(&key, Consumer::KIND, plan)
+    })
+    .await
+}
+
+/// Whether the EventStream's stream exists and is its own: a consumer on a stream that the EventStream merely names would read what
+/// belongs to others.
+async fn owns_its_stream(
+    object: &EventStream,
+    connection: &Connection,
+    context: &Context,
+) -> Result<bool, reconcile::Error> {
+    if object.metadata.deletion_timestamp.is_some() {
+        return Ok(false);
+    }
+    let name = object.stream_name();
+    let failed = |source| reconcile::Error::reading::<Stream>(&name, source);
+    let entry = connection.cache.lock::<Stream>(&name).await.map_err(failed)?;
+    let Some(info) = entry.present() else { return Ok(false) };
+    let owner = Owner::new(&context.cluster, object);
+    let ownership = owner.ownership(&info.config, info.created(), entry.history());
+    Ok(matches!(ownership, Ownership::Ours(_)))
+}
+
+/// Keeps the EventStream of the dead letters, and says whether they are kept; None where there are none.
+async fn ensure_dead_letters(
+    object: &EventConsumer,
+    inputs: &Inputs,
+    applier: &Applier<'_>,
+) -> Result<Option<ConditionSummary>, Error> {
+    if let Err(error) = validate::dead_letter_max_age(&object.spec) {
+        return Ok(Some(ConditionSummary::stalled(Reason::Invalid, join(&[error]))));
+    }
+    if object.spec.dead_letter_max_age().is_none() {
+        return Ok(None);
+    }
+    let found = inputs.dead_letter_stream.as_ref();
+    let (reference, current) = (&object.spec.stream_ref.name, inputs.dead_letter_stream.as_deref());
+    match dead_letter::plan(reference, inputs.stream.as_deref(), current) {
+        dead_letter::Plan::Blocked(why) => Ok(Some(why)),
+        dead_letter::Plan::Apply(desired) => {
+            let kept = applier.apply_unowned(desired.as_ref(), found).await.map_err(Error::DeadLetters)?;
+            Ok(Some(dead_letter::summarize(&kept)))
+        }
+    }
+}
+
+/// Brings the pods to what the object declares; None where it declares none.
+async fn ensure_workload(
+    object: &EventConsumer,
+    inputs: &Inputs,
+    applier: &Applier<'_>,
+    context: &Context,
+) -> Result<Option<WorkloadStatus>, Error> {
+    let (Some(workload), Pods::Own(guests)) = (&object.spec.workload, &inputs.pods) else {
+        // A workload that was taken out of the spec takes its pods with it. Under a name that cannot be, there is nothing.
+        if let Ok(names) = WorkloadNames::of(&object.name_any()) {
+            delete_workload(&names, applier).await.map_err(Error::Workload)?;
+        }
+        return Ok(match &inputs.pods {
+            Pods::Elsewhere(other) => Some(shared(&object.spec, other.as_deref())),
+            Pods::None | Pods::Own(_) => None,
+        });
+    };
+    let desired = match desired(object, workload, validate::bindings(object, inputs, guests)) {
+        Ok(desired) => desired,
+        Err(errors) => return Ok(Some(invalid(&errors))),
+    };
+    let objects = build(&desired, &context.settings.workloads).map_err(Error::Bindings)?;
+    let owned = apply_workload(objects, &desired.names, applier).await.map_err(Error::Workload)?;
+    let deployment = owned.deployment.as_deref().cloned().unwrap_or_default();
+    let diagnosis = if is_rolled_out(&deployment) {
+        Diagnosis::default()
+    } else {
+        let pods_of = (desired.namespace.clone(), desired.names.workload.clone());
+        diagnose(&pods_of, &context.pods, &context.client).await
+    };
+    Ok(Some(running(&desired, &deployment, &diagnosis)))
+}
+
+/// First the pods go, then the consumer, where the policy says so; then the finalizer. Bounded: the finalizer goes in the end even if NATS
+/// never comes back, so that no namespace is stuck.
+async fn delete(
+    object: &EventConsumer,
+    api: &Api<EventConsumer>,
+    owner: &Owner,
+    context: &Context,
+) -> Result<Action, Error> {
+    let key = ObjectKey::of(object);
+    if finalizer::is_set(object) && object.spec.deletes() {
+        let waits = |message: &'static str| async move {
+            let told =
+                finalize::set_deleting_condition(api, object, Reason::Deleting, message.to_owned()).await;
+            told.map(|()| finalize::requeue()).map_err(Error::Status)
+        };
+        if !drained(object, owner, context).await? && !finalize::is_overdue(&key, context) {
+            return waits("pods finish their work").await;
+        }
+        let consumer = consumer_key(object, owner, context).await?;
+        match finalize::delete_asset::<Consumer>(&consumer, owner, &key, context).await {
+            Step::Done => {}
+            Step::Retry(Some(error)) => return Err(Error::Consumer(error)),
+            Step::Retry(None) => return waits("NATS is away").await,
+            Step::GiveUp => {
+                let note = finalize::orphaned::<Consumer>(&consumer, context);
+                events::warning(&context.recorder, &object.object_ref(&()), "Orphaned", note).await;
+            }
+        }
+    }
+    finalize::release(api, object, context).await.map_err(Error::Release)
+}
+
+/// Deletes the workload; true once none of its pods is left.
+async fn drained(object: &EventConsumer, owner: &Owner, context: &Context) -> Result<bool, Error> {
+    let Ok(names) = WorkloadNames::of(&owner.name) else { return Ok(true) };
+    let applier = Applier::new(&context.applying, &context.states, object);
+    delete_workload(&names, &applier).await.map_err(Error::Workload)?;
+    pods_terminated(&context.client, &owner.namespace, &names).await.map_err(Error::Pods)
+}
+
+/// The consumer in JetStream: its stream as the status has it, since the EventStream may be gone already.
+async fn consumer_key(
+    object: &EventConsumer,
+    owner: &Owner,
+    context: &Context,
+) -> Result<ConsumerKey, Error> {
+    let name = object.consumer_name();
+    let known = object.status.as_ref().and_then(|status| status.consumer.as_ref());
+    if let Some(known) = known {
+        return Ok(ConsumerKey { stream: known.stream.clone(), name });
+    }
+    let reference = &object.spec.stream_ref.name;
+    let stream = match context.scopes.of(&owner.namespace) {
+        Some(scope) => inputs::read(object, scope, context).await.map_err(Error::Inputs)?.stream,
+        None => None,
+    };
+    Ok(ConsumerKey { stream: stream.map_or_else(|| reference.clone(), |stream| stream.stream_name()), name })
+}

@@ -1,0 +1,310 @@
+//! In: the results for the consumer, its dead letters and its workload. Out: one status, Kubernetes events and metrics. Writes to
+//! Kubernetes, except for [`advance`].
+
+use std::time::Duration;
+
+use jetwright_crds::{
+    EventConsumer, EventConsumerStatus,
+    conditions::{self, CONSUMER_READY, DEAD_LETTERS_READY, WORKLOAD_READY},
+    consumer::ConsumerState,
+    stream::Drift,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{Api, Resource};
+
+use super::Error;
+use crate::{
+    context::Context,
+    error::error_chain,
+    jetstream::info::ConsumerInfo,
+    kubernetes::{
+        events,
+        status::{self, ConditionSummary, StatusUpdate, StatusWrite},
+    },
+    object_state::ObjectKey,
+    outcome::Outcome,
+    workload::{apply::remedy, status::WorkloadStatus},
+};
+
+/// What was lost with a consumer that was recreated.
+const LOST: &str = "what it had acknowledged is forgotten, and it begins where spec.deliverPolicy says";
+
+/// Least time between two writes of a status in which only messages changed, as while pods come up one after another.
+const MESSAGE_INTERVAL: Duration = Duration::from_secs(2);
+
+type Result<T = Outcome<ConsumerInfo>> = std::result::Result<T, Error>;
+
+/// The result for each part of an EventConsumer.
+pub struct Results {
+    /// The consumer in JetStream.
+    pub consumer: Result,
+    /// Whether dead letters are kept; None where it has none.
+    pub dead_letters: Result<Option<ConditionSummary>>,
+    /// The pods; None where it has none.
+    pub workload: Result<Option<WorkloadStatus>>,
+}
+
+impl Results {
+    fn consumer_summary(&self) -> ConditionSummary {
+        status::summarize(&self.consumer, "the consumer is as declared")
+    }
+
+    fn dead_letters_summary(&self) -> Option<ConditionSummary> {
+        match &self.dead_letters {
+            Ok(summary) => summary.clone(),
+            Err(error) => Some(ConditionSummary::failed(error)),
+        }
+    }
+
+    fn workload_summary(&self) -> Option<ConditionSummary> {
+        match &self.workload {
+            Ok(workload) => workload.as_ref().map(|workload| workload.summary.clone()),
+            Err(error) => Some(workload_failed(error)),
+        }
+    }
+
+    /// Ready is all together; of several that are not, the consumer comes first, since pods wait for it, and the pods last, which
+    /// often become ready by themselves.
+    fn overall(&self) -> ConditionSummary {
+        let consumer = self.consumer_summary();
+        let workload = self.workload_summary();
+        let ready = match workload {
+            Some(_) => ConditionSummary::ready("the consumer is as declared and the pods are ready"),
+            None => consumer.clone(),
+        };
+        let all = [Some(consumer), self.dead_letters_summary(), workload];
+        all.into_iter().flatten().find(|part| part.ready != Some(true)).unwrap_or(ready)
+    }
+}
+
+/// What a workload that could not be applied means for its condition.
+fn workload_failed(error: &Error) -> ConditionSummary {
+    match error {
+        Error::Workload(foreign) if let Some(remedy) = remedy(foreign) => {
+            let message = format!("{}: {remedy}", error_chain(error));
+            ConditionSummary::stalled(conditions::Reason::NameConflict, message)
+        }
+        _ => ConditionSummary::failed(error),
+    }
+}
+
+fn update(object: &EventConsumer, results: &Results, context: &Context) -> StatusUpdate<EventConsumerStatus> {
+    let before = object.status.clone().unwrap_or_default();
+    let after = advance(before.clone(), object.metadata.generation, results, &status::now());
+    if after == before {
+        return StatusUpdate::Unchanged;
+    }
+    let key = ObjectKey::of(object);
+    let disconnected = results.consumer.as_ref().is_ok_and(Outcome::is_disconnected);
+    let only_stats = ignoring_stats(&before) == ignoring_stats(&after);
+    let only_messages = ignoring_messages(&before) == ignoring_messages(&after);
+    let message_delay =
+        || context.states.status_write_delay(&key, MESSAGE_INTERVAL).filter(|_| only_messages);
+    match context.status_write_delay(&key, disconnected, only_stats).or_else(message_delay) {
+        Some(delay) => StatusUpdate::Defer(delay),
+        None => StatusUpdate::Write(after),
+    }
+}
+
+fn advance(
+    mut status: EventConsumerStatus,
+    generation: Option<i64>,
+    results: &Results,
+    now: &Time,
+) -> EventConsumerStatus {
+    if let Ok(Outcome::Reconciled(reconciled)) = &results.consumer {
+        let info = reconciled.info.as_ref();
+        status.consumer = info.map(state);
+        status.lag = info.map(|info| info.num_pending);
+        status.ack_pending = info.map(|info| info.num_ack_pending);
+        status.redelivered = info.map(|info| info.num_redelivered);
+        if let Some(fields) = reconciled.corrected() {
+            status.drift = Some(Drift { last_repaired: now.clone(), fields });
+        }
+    }
+    if let Ok(workload) = &results.workload {
+        let own = workload.as_ref().and_then(|workload| workload.own.as_ref());
+        status.replicas = own.map(|own| own.replicas);
+        status.selector = own.map(|own| own.selector.clone());
+    }
+    status.observed_generation = generation;
+    for (type_, summary) in [
+        (CONSUMER_READY, Some(results.consumer_summary())),
+        (DEAD_LETTERS_READY, results.dead_letters_summary()),
+        (WORKLOAD_READY, results.workload_summary()),
+    ] {
+        match summary {
+            Some(summary) => {
+                conditions::set(&mut status.conditions, type_, summary.state(), generation, now);
+            }
+            None => conditions::unset(&mut status.conditions, type_),
+        }
+    }
+    status::set_summary_conditions(&mut status.conditions, &results.overall(), generation, now);
+    status
+}
+
+fn state(info: &ConsumerInfo) -> ConsumerState {
+    ConsumerState {
+        stream: info.stream_name.clone(),
+        name: info.name.clone(),
+        created: status::whole_seconds(&info.created),
+    }
+}
+
+/// The status without what changes with every message.
+fn ignoring_stats(status: &EventConsumerStatus) -> EventConsumerStatus {
+    EventConsumerStatus { lag: None, ack_pending: None, redelivered: None, ..status.clone() }
+}
+
+/// The status without what may change many times a second.
+fn ignoring_messages(status: &EventConsumerStatus) -> EventConsumerStatus {
+    let mut status = ignoring_stats(status);
+    for condition in &mut status.conditions {
+        condition.message.clear();
+    }
+    status
+}
+
+/// Writes the status that a reconcile leads to, if it is another than before.
+pub async fn write(
+    api: &Api<EventConsumer>,
+    object: &EventConsumer,
+    results: &Results,
+    context: &Context,
+) -> std::result::Result<StatusWrite, kube::Error> {
+    let written = status::write(api, object, &(), |object| update(object, results, context)).await?;
+    if let StatusWrite::Written(version) = written {
+        context.states.status_written(&ObjectKey::of(object), version);
+    }
+    Ok(written)
+}
+
+/// Records in events and metrics what was done, and once what is wrong.
+pub async fn record_events(object: &EventConsumer, results: &Results, context: &Context) {
+    let reference = object.object_ref(&());
+    if let Ok(Outcome::Reconciled(reconciled)) = &results.consumer {
+        if reconciled.corrected().is_some() {
+            context.metrics.drift_corrected("consumer");
+        }
+        events::reconciled(&context.recorder, &reference, "consumer", reconciled, LOST).await;
+    }
+    let before = object.status.as_ref().map(|status| status.conditions.as_slice());
+    events::stalled(&context.recorder, &reference, before.unwrap_or_default(), &results.overall()).await;
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::result_large_err,
+    clippy::unnecessary_wraps,
+    reason = "the results of reconciles, as they come"
+)]
+mod tests {
+    use jetwright_crds::conditions::{READY, Reason};
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        outcome::{OperationResult, Pending, Reconciled, Recorded},
+        workload::status::OwnPods,
+    };
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    fn applied() -> Result {
+        let info = serde_json::from_value(json!({
+            "config": {}, "created": "1970-01-01T00:00:05Z", "stream_name": "orders", "name": "fulfilment",
+            "num_pending": 12, "num_ack_pending": 3, "num_redelivered": 1,
+        }));
+        let info: ConsumerInfo = info.unwrap();
+        Ok(Outcome::Reconciled(Reconciled::new(OperationResult::Created, Some(&info), &Recorded::default())))
+    }
+
+    fn running(summary: ConditionSummary) -> Result<Option<WorkloadStatus>> {
+        let own = OwnPods { replicas: 2, selector: "a=b".into() };
+        Ok(Some(WorkloadStatus { own: Some(own), summary, requeue_after: None }))
+    }
+
+    fn told(results: &Results) -> EventConsumerStatus {
+        advance(EventConsumerStatus::default(), Some(1), results, &at(9))
+    }
+
+    fn status(consumer: Result, workload: Result<Option<WorkloadStatus>>) -> EventConsumerStatus {
+        told(&Results { consumer, dead_letters: Ok(None), workload })
+    }
+
+    fn condition(status: &EventConsumerStatus, type_: &str) -> Option<(String, String)> {
+        conditions::get(&status.conditions, type_).map(|known| (known.status.clone(), known.reason.clone()))
+    }
+
+    #[test]
+    fn ready_is_the_consumer_and_its_pods() {
+        let rolling = running(ConditionSummary::reconciling(Reason::RollingOut, "1 of 2"));
+        let status = status(applied(), rolling);
+        assert_eq!(condition(&status, CONSUMER_READY), Some(("True".into(), "Reconciled".into())));
+        assert_eq!(condition(&status, WORKLOAD_READY), Some(("False".into(), "RollingOut".into())));
+        assert_eq!(condition(&status, READY), Some(("False".into(), "RollingOut".into())));
+        assert_eq!((status.lag, status.ack_pending, status.redelivered), (Some(12), Some(3), Some(1)));
+        assert_eq!((status.replicas, status.selector.as_deref()), (Some(2), Some("a=b")));
+    }
+
+    #[test]
+    fn another_message_for_the_same_reason_is_no_news() {
+        let told = |reason, message: &str| {
+            status(applied(), running(ConditionSummary::reconciling(reason, message)))
+        };
+        let one = told(Reason::RollingOut, "1 of 2");
+        assert_eq!(ignoring_messages(&one), ignoring_messages(&told(Reason::RollingOut, "2 of 2")));
+        assert_ne!(ignoring_messages(&one), ignoring_messages(&told(Reason::CrashLoop, "1 of 2")));
+    }
+
+    #[test]
+    fn without_a_workload_the_consumer_alone_counts() {
+        let status = status(applied(), Ok(None));
+        assert_eq!(condition(&status, WORKLOAD_READY), None);
+        assert_eq!(condition(&status, READY), Some(("True".into(), "Reconciled".into())));
+    }
+
+    #[test]
+    fn a_consumer_whose_dead_letters_cannot_be_kept_is_not_ready_whatever_its_pods_do() {
+        let results = |dead_letters, pods| {
+            told(&Results {
+                consumer: applied(),
+                dead_letters: Ok(Some(dead_letters)),
+                workload: running(pods),
+            })
+        };
+        let lost = || ConditionSummary::stalled(Reason::NameConflict, "taken");
+        for pods in [ConditionSummary::ready(""), ConditionSummary::reconciling(Reason::RollingOut, "1 of 2")]
+        {
+            let status = results(lost(), pods);
+            assert_eq!(condition(&status, CONSUMER_READY), Some(("True".into(), "Reconciled".into())));
+            assert_eq!(condition(&status, DEAD_LETTERS_READY), Some(("False".into(), "NameConflict".into())));
+            assert_eq!(condition(&status, READY), Some(("False".into(), "NameConflict".into())));
+        }
+        let kept = results(ConditionSummary::ready("kept"), ConditionSummary::ready(""));
+        assert_eq!(condition(&kept, DEAD_LETTERS_READY), Some(("True".into(), "Reconciled".into())));
+        assert_eq!(condition(&kept, READY), Some(("True".into(), "Reconciled".into())));
+        // One that no longer has any says nothing of them.
+        let dropped = Results { consumer: applied(), dead_letters: Ok(None), workload: Ok(None) };
+        let dropped = advance(kept, Some(1), &dropped, &at(9));
+        assert_eq!(condition(&dropped, DEAD_LETTERS_READY), None);
+    }
+
+    #[test]
+    fn nobody_knows_of_a_consumer_while_nats_is_away() {
+        let message = "away".to_owned();
+        let pending = Ok(Outcome::Pending(Pending {
+            reason: Reason::Disconnected,
+            message,
+            stalled: false,
+            requeue_after: None,
+        }));
+        let status = status(pending, running(ConditionSummary::ready("")));
+        assert_eq!(condition(&status, READY), Some(("Unknown".into(), "Disconnected".into())));
+        assert_eq!(condition(&status, WORKLOAD_READY), Some(("True".into(), "Reconciled".into())));
+    }
+}

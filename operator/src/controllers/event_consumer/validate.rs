@@ -1,0 +1,295 @@
+//! In: an EventConsumer, and its EventStream. Out: the consumer that it declares, whole, with what its handler needs, or everything that is
+//! wrong with it. Pure.
+//!
+//! What the API server refuses by the schema is not judged again here.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jetwright_crds::{
+    EventConsumer, EventConsumerSpec, EventStream,
+    conditions::{self, CONSUMER_READY, READY, Reason},
+    consumer::DeliverPolicy,
+    dead_letter,
+    environment::{Binding, Bindings, DeadLetters, HANDLER_DEADLINE, HANDLER_DEADLINES},
+    stream::Retention,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt;
+
+use super::inputs::{Guest, Inputs};
+use crate::{
+    field_error::FieldError,
+    jetstream::{
+        asset::{Consumer, ConsumerKey, Desired},
+        consumer_config,
+        ownership::Owner,
+        subjects,
+    },
+};
+
+/// A consumer that can be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Validated {
+    pub consumer: Desired<Consumer>,
+    /// What a workload's handler needs.
+    pub binding: Binding,
+}
+
+/// Makes the desired consumer of an object.
+///
+/// # Errors
+///
+/// Everything that is wrong, each with its field and what to do.
+pub fn validate(
+    object: &EventConsumer,
+    owner: Owner,
+    stream: &EventStream,
+) -> Result<Validated, Vec<FieldError>> {
+    let binding = binding(object, stream)?;
+    let config = consumer_config::config(&binding.consumer, &object.spec);
+    let key = ConsumerKey { stream: binding.stream.clone(), name: binding.consumer.clone() };
+    Ok(Validated { consumer: Desired { key, owner, config, replicas: None }, binding })
+}
+
+/// What a handler needs of a consumer, whosever it is.
+fn binding(object: &EventConsumer, stream: &EventStream) -> Result<Binding, Vec<FieldError>> {
+    let (spec, mut errors) = (&object.spec, errors_of(&object.spec, stream));
+    let max_age = dead_letter_max_age(spec).unwrap_or_else(|error| {
+        errors.push(error);
+        None
+    });
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let (stream, consumer) = (stream.stream_name(), object.consumer_name());
+    let dead_letters = max_age
+        .map(|age| DeadLetters { prefix: dead_letter::prefix(&stream, &consumer), max_age: Some(age) });
+    Ok(Binding {
+        stream,
+        consumer,
+        ack_wait: spec.effective_ack_wait(),
+        max_ack_pending: spec.effective_max_ack_pending(),
+        retry: spec.effective_retry(),
+        handler_deadline: spec.effective_handler_deadline(),
+        ordering: None,
+        dead_letters,
+    })
+}
+
+fn errors_of(spec: &EventConsumerSpec, stream: &EventStream) -> Vec<FieldError> {
+    let (deadline, retry) = (spec.effective_handler_deadline(), spec.effective_retry());
+    let mut errors = Vec::new();
+    if !HANDLER_DEADLINES.contains(&deadline) {
+        let (least, most) = HANDLER_DEADLINES.into_inner();
+        let message = format!("{deadline} must be from {least} to {most} (default: {HANDLER_DEADLINE})");
+        errors.push(FieldError::new("spec.handlerDeadline", message));
+    }
+    if spec.effective_ack_wait().0.is_zero() {
+        errors.push(FieldError::new("spec.ackWait", "must be greater than 0 (default: 30s)"));
+    }
+    if retry.backoff.max < retry.backoff.initial {
+        let message = format!(
+            "{} is less than the first delay ({}): raise it, or lower spec.retry.backoff.initial",
+            retry.backoff.max, retry.backoff.initial
+        );
+        errors.push(FieldError::new("spec.retry.backoff.max", message));
+    }
+    let is_work_queue = stream.spec.effective_retention() == Retention::WorkQueue;
+    if is_work_queue && spec.effective_deliver_policy() != DeliverPolicy::All {
+        let message = "must be All, since the stream is a WorkQueue";
+        errors.push(FieldError::new("spec.deliverPolicy", message));
+    }
+    let kept = &stream.spec.subjects;
+    let misses = |filter: &&String| !kept.iter().any(|subject| subjects::overlap(filter, subject));
+    if let Some(filter) = spec.filter_subjects.iter().find(misses) {
+        let message = format!("{filter} matches nothing that the stream keeps ({})", kept.join(", "));
+        errors.push(FieldError::new("spec.filterSubjects", message));
+    }
+    errors
+}
+
+/// How long each dead letter is kept; None where there are none.
+///
+/// # Errors
+///
+/// When messages of JetStream cannot be kept so: the header Nats-TTL has whole seconds, at least one (ADR-43 of NATS).
+pub fn dead_letter_max_age(spec: &EventConsumerSpec) -> Result<Option<jetwright_crds::Duration>, FieldError> {
+    let Some(age) = spec.dead_letter_max_age() else { return Ok(None) };
+    if age.0 < Duration::from_secs(1) || age.0.subsec_nanos() != 0 {
+        let default = EventConsumerSpec::DEAD_LETTER_MAX_AGE;
+        let message = format!("{age} must be whole seconds, at least one (default: {default})");
+        return Err(FieldError::new("spec.deadLetter.maxAge", message));
+    }
+    Ok(Some(age))
+}
+
+/// What the pods of an object consume: its own events, and those of its guests.
+pub fn bindings(object: &EventConsumer, inputs: &Inputs, guests: &[Guest]) -> Bindings {
+    let own = (object, inputs.stream.as_deref());
+    let others = guests.iter().map(|guest| (guest.consumer.as_ref(), guest.stream.as_deref()));
+    let bindings: BTreeMap<_, _> = std::iter::once(own)
+        .chain(others)
+        .filter_map(|(consumer, stream)| Some((consumer.name_any(), usable_binding(consumer, stream?)?)))
+        .collect();
+    Bindings { bindings }
+}
+
+/// The binding of a consumer; None where the consumer's own conditions say what is wrong with it.
+fn usable_binding(consumer: &EventConsumer, stream: &EventStream) -> Option<Binding> {
+    let of_stream = stream.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let of_consumer = consumer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    if is_foreign(of_stream, READY) || is_foreign(of_consumer, CONSUMER_READY) {
+        return None;
+    }
+    binding(consumer, stream).ok()
+}
+
+/// Whether what an object declares belongs to another in JetStream: pods would take another's events.
+fn is_foreign(known: &[Condition], type_: &str) -> bool {
+    conditions::get(known, type_).is_some_and(|condition| condition.reason == Reason::NameConflict.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use jetwright_crds::environment::Retry;
+
+    use super::*;
+    use crate::jetstream::ownership::tests::owner;
+
+    const TEMPLATE: &str = "{spec: {containers: [{name: app, image: app:1}]}}";
+
+    fn stream(spec: &str) -> EventStream {
+        EventStream::new("orders", serde_saphyr::from_str(spec).unwrap())
+    }
+
+    fn consumer(spec: &str) -> EventConsumer {
+        EventConsumer::new("fulfilment", serde_saphyr::from_str(spec).unwrap())
+    }
+
+    fn validated(spec: &str, of: &str) -> Result<Validated, Vec<FieldError>> {
+        validate(&consumer(spec), owner(1), &stream(of))
+    }
+
+    fn binding_of(spec: &str) -> Binding {
+        validated(spec, "subjects: ['>']").unwrap().binding
+    }
+
+    fn fields(spec: &str) -> Vec<&'static str> {
+        let errors = validated(spec, "{subjects: ['>'], retention: WorkQueue}").unwrap_err();
+        errors.into_iter().map(|error| error.field).collect()
+    }
+
+    #[test]
+    fn a_minimal_spec_is_whole() {
+        let expected = Validated {
+            consumer: Desired {
+                key: ConsumerKey { stream: "orders".into(), name: "fulfilment".into() },
+                owner: owner(1),
+                config: consumer_config::config("fulfilment", &consumer("streamRef: {name: orders}").spec),
+                replicas: None,
+            },
+            binding: Binding {
+                stream: "orders".into(),
+                consumer: "fulfilment".into(),
+                ack_wait: jetwright_crds::Duration::from_secs(30),
+                max_ack_pending: 1000,
+                retry: Retry::default(),
+                handler_deadline: jetwright_crds::Duration::from_secs(20),
+                ordering: None,
+                dead_letters: None,
+            },
+        };
+        assert_eq!(validated("streamRef: {name: orders}", "subjects: ['>']"), Ok(expected));
+    }
+
+    #[test]
+    fn the_runtime_is_told_how_often_to_try() {
+        let workload = format!(
+            "{{streamRef: {{name: orders}}, retry: {{maxAttempts: 4}}, workload: {{template: {TEMPLATE}}}}}"
+        );
+        assert_eq!(binding_of(&workload).retry.max_attempts, 4);
+    }
+
+    #[test]
+    fn pods_are_told_where_dead_letters_go_and_for_how_long_they_are_kept() {
+        let spec = |rest: &str| {
+            format!("{{streamRef: {{name: orders}}, consumerName: c, workloadRef: {{name: other}}, {rest}}}")
+        };
+        let expected = DeadLetters {
+            prefix: "jetwright.dlq.orders.c".into(),
+            max_age: Some(jetwright_crds::Duration::from_secs(86_400)),
+        };
+        assert_eq!(binding_of(&spec("deadLetter: {maxAge: 1d}")).dead_letters, Some(expected));
+        assert_eq!(binding_of(&spec("deadLetter: {policy: Drop}")).dead_letters, None);
+        assert_eq!(fields(&spec("deadLetter: {maxAge: 1ms}")), ["spec.deadLetter.maxAge"]);
+    }
+
+    #[test]
+    fn the_age_of_a_dead_letter_is_whole_seconds() {
+        let age = |age: &str| {
+            let spec = format!(
+                "{{streamRef: {{name: orders}}, workloadRef: {{name: a}}, deadLetter: {{maxAge: {age}}}}}"
+            );
+            let age = dead_letter_max_age(&consumer(&spec).spec);
+            age.map(|age| age.map(|age| age.to_string())).map_err(|error| error.field)
+        };
+        assert_eq!(age("1s"), Ok(Some("1s".into())));
+        for wrong in ["0s", "999ms", "1s1ms"] {
+            assert_eq!(age(wrong), Err("spec.deadLetter.maxAge"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_handler_may_take_from_a_second_to_an_hour() {
+        let spec = |deadline: &str| format!("{{streamRef: {{name: orders}}, handlerDeadline: {deadline}}}");
+        for deadline in ["1s", "1m30s", "1h"] {
+            assert_eq!(binding_of(&spec(deadline)).handler_deadline.to_string(), deadline);
+        }
+        for deadline in ["0s", "999ms", "1h1ms", "1d"] {
+            assert_eq!(fields(&spec(deadline)), ["spec.handlerDeadline"], "{deadline}");
+        }
+    }
+
+    #[test]
+    fn a_filter_that_matches_nothing_of_the_stream_is_refused() {
+        let spec = "{streamRef: {name: orders}, filterSubjects: [orders.*.placed, users.*]}";
+        let message = "users.* matches nothing that the stream keeps (orders.*.*)";
+        assert_eq!(
+            validated(spec, "subjects: ['orders.*.*']"),
+            Err(vec![FieldError::new("spec.filterSubjects", message)])
+        );
+    }
+
+    #[test]
+    fn every_error_is_named_at_once() {
+        let spec = "{streamRef: {name: orders}, handlerDeadline: 1h1s, ackWait: 0s, deliverPolicy: New, retry: {backoff: {initial: 2m}}}";
+        let all = ["spec.handlerDeadline", "spec.ackWait", "spec.retry.backoff.max", "spec.deliverPolicy"];
+        assert_eq!(fields(spec), all);
+    }
+
+    #[test]
+    fn pods_are_told_of_no_consumer_that_belongs_to_another_in_jetstream() {
+        let host = consumer(&format!("{{streamRef: {{name: orders}}, workload: {{template: {TEMPLATE}}}}}"));
+        let mut guest = EventConsumer::new(
+            "mails",
+            serde_saphyr::from_str("{streamRef: {name: orders}, workloadRef: {name: fulfilment}}").unwrap(),
+        );
+        let orders = std::sync::Arc::new(stream("subjects: ['>']"));
+        let inputs = Inputs {
+            stream: Some(orders.clone()),
+            dead_letter_stream: None,
+            pods: super::super::inputs::Pods::None,
+        };
+        let names = |guest: &EventConsumer| {
+            let guest = Guest { consumer: guest.clone().into(), stream: Some(orders.clone()) };
+            bindings(&host, &inputs, &[guest]).bindings.into_keys().collect::<Vec<_>>()
+        };
+        assert_eq!(names(&guest), ["fulfilment", "mails"]);
+        guest.status = serde_json::from_value(serde_json::json!({"conditions": [{
+            "type": "ConsumerReady", "status": "False", "reason": "NameConflict", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]}))
+        .unwrap();
+        assert_eq!(names(&guest), ["fulfilment"]);
+    }
+}

@@ -1,0 +1,275 @@
+//! In: the outcome of a reconcile. Out: the status, Kubernetes events and metrics. Writes to Kubernetes, except for [`advance`].
+
+use jetwright_crds::{
+    EventStream, EventStreamStatus,
+    stream::{Drift, StreamState},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{Api, Resource, ResourceExt};
+
+use super::Error;
+use crate::{
+    context::Context,
+    jetstream::info::StreamInfo,
+    kubernetes::{
+        events,
+        status::{self, StatusUpdate, StatusWrite},
+    },
+    object_state::ObjectKey,
+    outcome::{Outcome, Reconciled},
+};
+
+type Result<T = Outcome<StreamInfo>> = std::result::Result<T, Error>;
+
+fn update(object: &EventStream, result: &Result, context: &Context) -> StatusUpdate<EventStreamStatus> {
+    let before = object.status.clone().unwrap_or_default();
+    let after = advance(before.clone(), object.metadata.generation, result, &status::now());
+    if after == before {
+        return StatusUpdate::Unchanged;
+    }
+    let disconnected = result.as_ref().is_ok_and(Outcome::is_disconnected);
+    let only_stats = ignoring_stats(&before) == ignoring_stats(&after);
+    match context.status_write_delay(&ObjectKey::of(object), disconnected, only_stats) {
+        Some(delay) => StatusUpdate::Defer(delay),
+        None => StatusUpdate::Write(after),
+    }
+}
+
+fn advance(
+    mut status: EventStreamStatus,
+    generation: Option<i64>,
+    result: &Result,
+    now: &Time,
+) -> EventStreamStatus {
+    if let Ok(Outcome::Reconciled(reconciled)) = result {
+        status.stream = reconciled.info.as_ref().map(state);
+        let last = status.stream.as_ref().map(|stream| stream.last_sequence);
+        status.highest_sequence = status.highest_sequence.max(last);
+        if let Some(fields) = reconciled.corrected() {
+            status.drift = Some(Drift { last_repaired: now.clone(), fields });
+        }
+    }
+    status.observed_generation = generation;
+    let summary = status::summarize(result, "the stream is as declared");
+    status::set_summary_conditions(&mut status.conditions, &summary, generation, now);
+    status
+}
+
+fn state(info: &StreamInfo) -> StreamState {
+    let text =
+        |name| info.config.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+    let replicas = info.config.get("num_replicas").and_then(serde_json::Value::as_u64);
+    StreamState {
+        name: text("name"),
+        created: status::whole_seconds(&info.created),
+        replicas: replicas.and_then(|replicas| u8::try_from(replicas).ok()).unwrap_or(1),
+        messages: info.state.messages,
+        bytes: info.state.bytes,
+        first_sequence: info.state.first_seq,
+        last_sequence: info.state.last_seq,
+        consumers: info.state.consumer_count,
+        leader: info.leader().cloned(),
+    }
+}
+
+/// The status without what changes with every message.
+fn ignoring_stats(status: &EventStreamStatus) -> EventStreamStatus {
+    let mut status = EventStreamStatus { highest_sequence: None, ..status.clone() };
+    if let Some(stream) = &mut status.stream {
+        let StreamState { name, created, replicas, .. } = std::mem::take(stream);
+        *stream = StreamState { name, created, replicas, ..StreamState::default() };
+    }
+    status
+}
+
+/// Writes the status that a reconcile leads to, if it is another than before.
+pub async fn write(
+    api: &Api<EventStream>,
+    object: &EventStream,
+    result: &Result,
+    context: &Context,
+) -> std::result::Result<StatusWrite, kube::Error> {
+    let written = status::write(api, object, &(), |object| update(object, result, context)).await?;
+    if let StatusWrite::Written(version) = written {
+        context.states.status_written(&ObjectKey::of(object), version);
+    }
+    Ok(written)
+}
+
+/// Records in events and metrics what was done, and once what is wrong.
+pub async fn record_events(object: &EventStream, result: &Result, context: &Context) {
+    let reference = object.object_ref(&());
+    if let Ok(Outcome::Reconciled(reconciled)) = result
+        && is_news(object, reconciled, context)
+    {
+        if reconciled.corrected().is_some() {
+            context.metrics.drift_corrected("stream");
+        }
+        if reconciled.recreated {
+            context.metrics.stream_recreated(&object.namespace().unwrap_or_default(), &object.name_any());
+        }
+        let lost = lost(object, reconciled.info.as_ref());
+        events::reconciled(&context.recorder, &reference, "stream", reconciled, &lost).await;
+    }
+    let summary = status::summarize(result, "");
+    let before = object.status.as_ref().map(|status| status.conditions.as_slice());
+    events::stalled(&context.recorder, &reference, before.unwrap_or_default(), &summary).await;
+}
+
+/// Whether it was not recorded before: an object that does not have the last status yet notices a recreation once more.
+fn is_news(object: &EventStream, reconciled: &Reconciled<StreamInfo>, context: &Context) -> bool {
+    let created = reconciled.info.as_ref().map_or("", |info| info.created.as_str());
+    !reconciled.recreated || context.states.first_seen(&ObjectKey::of(object), created)
+}
+
+/// What was lost with a stream that was recreated: whether anything was in it at the end, nobody knows.
+fn lost(object: &EventStream, made: Option<&StreamInfo>) -> String {
+    let known = object.status.as_ref().and_then(|status| status.stream.clone()).unwrap_or_default();
+    let first = made.map_or(0, |info| info.state.first_seq);
+    format!(
+        "whatever was in it is lost (last known: {} messages, up to sequence {}), and its sequences begin at {first} now. \
+         Restore a backup if there is one",
+        known.messages, known.last_sequence
+    )
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::result_large_err,
+    clippy::unnecessary_wraps,
+    reason = "the results of reconciles, as they come"
+)]
+mod tests {
+    use jetwright_crds::conditions::{self, READY, RECONCILING, Reason, STALLED};
+    use k8s_openapi::jiff::Timestamp;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        field_error::FieldError,
+        outcome::{Blocked, OperationResult, Recorded},
+    };
+
+    fn at(second: i64) -> Time {
+        Time(Timestamp::from_second(second).unwrap())
+    }
+
+    fn info(messages: u64) -> StreamInfo {
+        serde_json::from_value(json!({
+            "config": {"name": "orders", "num_replicas": 3}, "created": "1970-01-01T00:00:05.9Z",
+            "state": {"messages": messages, "bytes": 10, "first_seq": 1, "last_seq": messages, "consumer_count": 2},
+            "cluster": {"name": "east", "leader": "n1"},
+        }))
+        .unwrap()
+    }
+
+    fn told(done: OperationResult, created: Option<i64>) -> Result {
+        let recorded = Recorded { created, ..Recorded::default() };
+        Ok(Outcome::Reconciled(Reconciled::new(done, Some(&info(7)), &recorded)))
+    }
+
+    fn conditions_of(status: &EventStreamStatus) -> Vec<(&str, &str, &str)> {
+        let of = |type_| {
+            let condition = conditions::get(&status.conditions, type_).unwrap();
+            (condition.type_.as_str(), condition.status.as_str(), condition.reason.as_str())
+        };
+        [READY, RECONCILING, STALLED].map(of).to_vec()
+    }
+
+    #[test]
+    fn a_stream_as_declared_is_ready_and_described() {
+        let status =
+            advance(EventStreamStatus::default(), Some(4), &told(OperationResult::Created, None), &at(9));
+        assert_eq!(status.observed_generation, Some(4));
+        assert_eq!(
+            conditions_of(&status),
+            [
+                ("Ready", "True", "Reconciled"),
+                ("Reconciling", "False", "Reconciled"),
+                ("Stalled", "False", "Reconciled")
+            ]
+        );
+        let expected = StreamState {
+            name: "orders".into(),
+            created: Some(at(5)),
+            replicas: 3,
+            messages: 7,
+            bytes: 10,
+            first_sequence: 1,
+            last_sequence: 7,
+            consumers: 2,
+            leader: Some("n1".into()),
+        };
+        assert_eq!((status.stream, status.drift), (Some(expected), None));
+    }
+
+    #[test]
+    fn a_repair_is_kept_as_drift_and_so_is_a_stream_made_again() {
+        let edited = told(OperationResult::Corrected(vec!["max_age"]), Some(5));
+        let status = advance(EventStreamStatus::default(), Some(1), &edited, &at(9));
+        assert_eq!(status.drift, Some(Drift { last_repaired: at(9), fields: vec!["max_age".into()] }));
+        let recreated =
+            advance(EventStreamStatus::default(), Some(1), &told(OperationResult::Created, Some(4)), &at(9));
+        assert_eq!(recreated.drift, Some(Drift { last_repaired: at(9), fields: vec!["*".into()] }));
+    }
+
+    #[test]
+    fn what_waits_for_a_change_is_stalled_and_no_stream_of_others_is_described() {
+        let blocked = Blocked { reason: Reason::NameConflict, message: "taken".into() };
+        let applied =
+            Reconciled::new(OperationResult::Blocked(blocked), Some(&info(7)), &Recorded::default());
+        let result = Ok(Outcome::Reconciled(applied));
+        let status = advance(EventStreamStatus::default(), Some(1), &result, &at(9));
+        assert_eq!(
+            conditions_of(&status),
+            [
+                ("Ready", "False", "NameConflict"),
+                ("Reconciling", "False", "Reconciled"),
+                ("Stalled", "True", "NameConflict")
+            ]
+        );
+        assert_eq!(status.stream, None);
+        // What is one's own stays described, so that it is still known to be one's own.
+        let stuck = Blocked { reason: Reason::ImmutableField, message: "storage".into() };
+        let status = advance(
+            EventStreamStatus::default(),
+            Some(1),
+            &told(OperationResult::Blocked(stuck), Some(5)),
+            &at(9),
+        );
+        assert_eq!(status.stream.unwrap().messages, 7);
+        let invalid = Ok(Outcome::Invalid(vec![
+            FieldError::new("spec.a", "too long"),
+            FieldError::new("spec.b", "too short"),
+        ]));
+        let status = advance(EventStreamStatus::default(), Some(1), &invalid, &at(9));
+        let ready = conditions::get(&status.conditions, READY).unwrap();
+        assert_eq!(ready.message, "spec.a: too long; spec.b: too short");
+    }
+
+    #[test]
+    fn how_far_the_sequences_ever_were_outlives_the_stream() {
+        let seen =
+            advance(EventStreamStatus::default(), Some(1), &told(OperationResult::Created, None), &at(9));
+        assert_eq!(seen.highest_sequence, Some(7));
+        let before = EventStreamStatus { highest_sequence: Some(70), ..seen };
+        let restored = advance(before, Some(1), &told(OperationResult::Unchanged, Some(5)), &at(9));
+        assert_eq!(restored.highest_sequence, Some(70));
+        let blocked = Blocked { reason: Reason::NameConflict, message: "taken".into() };
+        let foreign =
+            Reconciled::new(OperationResult::Blocked(blocked), Some(&info(700)), &Recorded::default());
+        let taken = advance(restored, Some(1), &Ok(Outcome::Reconciled(foreign)), &at(9));
+        assert_eq!((taken.stream, taken.highest_sequence), (None, Some(70)));
+    }
+
+    #[test]
+    fn stats_alone_are_told_apart() {
+        let of = |messages| EventStreamStatus {
+            stream: Some(state(&info(messages))),
+            highest_sequence: Some(messages),
+            ..Default::default()
+        };
+        assert_eq!(ignoring_stats(&of(1)), ignoring_stats(&of(2)));
+        assert_ne!(ignoring_stats(&of(1)), ignoring_stats(&EventStreamStatus::default()));
+    }
+}

@@ -1,0 +1,163 @@
+//! In: an EventStream. Out: the stream that it declares, whole, or everything that is wrong with it. Pure.
+//!
+//! What the API server refuses by the schema is not judged again here.
+
+use std::time;
+
+use jetwright_crds::{Duration, EventStream, stream::Limits};
+
+use crate::{
+    field_error::FieldError,
+    jetstream::{
+        asset::{Desired, Stream},
+        ownership::Owner,
+        stream_config,
+    },
+};
+
+/// Shortest age and duplicate window that JetStream takes (checkStreamCfg in server/stream.go of nats-server).
+const MIN_AGE: time::Duration = time::Duration::from_millis(100);
+
+/// How the subjects and the streams of key-value and object buckets begin (ADR-8 and ADR-20 of NATS).
+const BUCKETS: [(&str, &str); 2] = [("$KV.", "KV_"), ("$O.", "OBJ_")];
+
+/// Makes the desired stream of an object.
+///
+/// # Errors
+///
+/// Everything that is wrong, each with its field and what to do.
+pub fn validate(object: &EventStream, owner: Owner) -> Result<Desired<Stream>, Vec<FieldError>> {
+    let (name, spec) = (object.stream_name(), &object.spec);
+    let mut errors = spec.limits.as_ref().map(limit_errors).unwrap_or_default();
+    errors.extend(bucket_error(&name, &spec.subjects));
+    errors.extend(window_error(spec.effective_duplicate_window(), spec.effective_max_age()));
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    let config = stream_config::config(&name, spec);
+    Ok(Desired { key: name, owner, config, replicas: Some(spec.effective_replicas()) })
+}
+
+/// Subjects of a bucket belong to the stream that is the bucket: another stream would keep what is not its own.
+fn bucket_error(name: &str, subjects: &[String]) -> Option<FieldError> {
+    BUCKETS.iter().find_map(|(subject_prefix, name_prefix)| {
+        let bucket = |subject: &String| subject.strip_prefix(subject_prefix)?.split('.').next().map(str::to_owned);
+        let foreign = subjects.iter().filter_map(bucket).find(|bucket| *name != format!("{name_prefix}{bucket}"))?;
+        let message = format!(
+            "{subject_prefix}{foreign} belongs to the stream {name_prefix}{foreign}: name this stream so by spec.streamName, or \
+             choose other subjects"
+        );
+        Some(FieldError::new("spec.subjects", message))
+    })
+}
+
+fn limit_errors(limits: &Limits) -> Vec<FieldError> {
+    let Limits { max_age, max_bytes, max_messages: _, max_messages_per_subject: _, max_message_size } =
+        limits;
+    let mut errors = Vec::new();
+    if let Some(age) = max_age
+        && age.0 < MIN_AGE
+    {
+        errors.push(FieldError::new(
+            "spec.limits.maxAge",
+            format!("{age} is less than 100ms; leave it out to keep messages for ever"),
+        ));
+    }
+    if max_bytes.is_some_and(|bytes| bytes.0 == 0) {
+        errors
+            .push(FieldError::new("spec.limits.maxBytes", "0 would hold nothing; leave it out for no limit"));
+    }
+    match max_message_size {
+        Some(size) if size.0 == 0 => {
+            errors.push(FieldError::new(
+                "spec.limits.maxMessageSize",
+                "0 would take nothing; leave it out for no limit",
+            ));
+        }
+        Some(size) if i32::try_from(size.0).is_err() => {
+            errors.push(FieldError::new(
+                "spec.limits.maxMessageSize",
+                format!("{size} is more than 2Gi - 1, JetStream's own limit"),
+            ));
+        }
+        _ => {}
+    }
+    errors
+}
+
+fn window_error(window: Duration, max_age: Option<Duration>) -> Option<FieldError> {
+    let field = "spec.duplicateWindow";
+    if window.0 < MIN_AGE {
+        return Some(FieldError::new(
+            field,
+            format!("{window} is less than 100ms, the shortest that JetStream takes"),
+        ));
+    }
+    let age = max_age.filter(|age| window > *age)?;
+    Some(FieldError::new(
+        field,
+        format!("{window} is longer than messages are kept ({age}): shorten it, or raise spec.limits.maxAge"),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use jetwright_crds::stream::Replicas;
+
+    use super::*;
+    use crate::jetstream::ownership::tests::owner;
+
+    fn validated(spec: &str) -> Result<Desired<Stream>, Vec<FieldError>> {
+        let object = EventStream::new("orders", serde_saphyr::from_str(spec).unwrap());
+        validate(&object, owner(1))
+    }
+
+    fn fields(spec: &str) -> Vec<&'static str> {
+        validated(spec).unwrap_err().into_iter().map(|error| error.field).collect()
+    }
+
+    #[test]
+    fn a_stream_is_desired_whole_and_owned() {
+        let spec = "{subjects: [orders.>], profile: Critical}";
+        let expected = Desired {
+            key: "orders".to_owned(),
+            owner: owner(1),
+            config: stream_config::config("orders", &serde_saphyr::from_str(spec).unwrap()),
+            replicas: Some(Replicas::UpTo(3)),
+        };
+        assert_eq!(validated(spec), Ok(expected));
+    }
+
+    #[test]
+    fn a_window_that_outlasts_the_messages_is_refused_only_where_it_is_set() {
+        validated("{subjects: [a], limits: {maxAge: 30s}}").unwrap();
+        assert_eq!(
+            fields("{subjects: [a], limits: {maxAge: 30s}, duplicateWindow: 1m}"),
+            ["spec.duplicateWindow"]
+        );
+    }
+
+    #[test]
+    fn the_subjects_of_a_bucket_are_its_own_streams() {
+        assert_eq!(fields("{subjects: ['$KV.users.>']}"), ["spec.subjects"]);
+        assert_eq!(
+            fields("{streamName: KV_users, subjects: ['$KV.users.>', '$KV.others.>']}"),
+            ["spec.subjects"]
+        );
+        validated("{streamName: KV_users, subjects: ['$KV.users.>']}").unwrap();
+        validated("{streamName: OBJ_files, subjects: ['$O.files.C.>', '$O.files.M.>']}").unwrap();
+    }
+
+    #[test]
+    fn every_error_is_named_at_once() {
+        let spec =
+            "{subjects: [a], limits: {maxAge: 10ms, maxBytes: 0, maxMessageSize: 2Gi}, duplicateWindow: 1ms}";
+        let all = [
+            "spec.limits.maxAge",
+            "spec.limits.maxBytes",
+            "spec.limits.maxMessageSize",
+            "spec.duplicateWindow",
+        ];
+        assert_eq!(fields(spec), all);
+    }
+}

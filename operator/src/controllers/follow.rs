@@ -1,0 +1,180 @@
+//! Follows the watches and the caches of a scope, and wakes what they touch. In: updates and changes. Out: names in the controllers' queues,
+//! and whether the scope is ready.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{StreamExt, stream};
+use jetwright_crds::{EventConsumer, EventStream};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Service, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
+};
+use tokio::{sync::mpsc, time::Instant};
+
+use super::triggers::Wakeups;
+use crate::{
+    context::Context,
+    jetstream::cache::{Cache, Change},
+    kubernetes::{
+        scopes::Scope,
+        stores::{Name, Touched},
+        updates::Update,
+    },
+};
+
+/// How long a watch fails before its scope counts as not ready.
+const WATCH_GRACE: Duration = Duration::from_secs(30);
+/// Time after which a watch that has not failed again works; longer than the longest pause between two of its tries.
+const WATCH_RECOVERED: Duration = Duration::from_mins(1);
+/// How often the scope's readiness is brought up to date.
+const READINESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Where wake-ups go.
+pub struct Queues {
+    pub streams: mpsc::Sender<Name>,
+    pub consumers: mpsc::Sender<Name>,
+}
+
+impl Queues {
+    async fn send(&self, wakeups: Wakeups) {
+        for name in wakeups.streams {
+            // Nobody receives any more when the controller has stopped.
+            let _ = self.streams.send(name).await;
+        }
+        for name in wakeups.consumers {
+            let _ = self.consumers.send(name).await;
+        }
+    }
+}
+
+/// What a watch or a cache reports.
+enum Signal<'a> {
+    Stream(Update<Touched<EventStream>>),
+    Consumer(Update<Touched<EventConsumer>>),
+    /// EventConsumers whose own objects or pods changed.
+    Owned(Update<Name>),
+    Change(&'a Cache, Change),
+    Tick,
+}
+
+/// Which of the sources a signal comes from.
+type Source = usize;
+
+type Signals<'a> = stream::SelectAll<stream::BoxStream<'a, (Source, Signal<'a>)>>;
+
+/// Follows everything in a scope for ever. No object is woken before all that exists was listed: a reconcile would take for missing what
+/// its watch has not brought yet.
+pub async fn follow(scope: &Arc<Scope>, context: &Context, queues: Queues) {
+    let (mut signals, watches) = signals(scope, context);
+    let mut unsynced: HashSet<Source> = (0..watches).collect();
+    let mut failures = Failures::default();
+    let mut held = Wakeups::default();
+    while let Some((source, signal)) = signals.next().await {
+        let (synced, failed) = match &signal {
+            Signal::Stream(update) => (update.synced, update.failed),
+            Signal::Consumer(update) => (update.synced, update.failed),
+            Signal::Owned(update) => (update.synced, update.failed),
+            Signal::Change(..) | Signal::Tick => (false, false),
+        };
+        if synced {
+            unsynced.remove(&source);
+        }
+        if failed {
+            failures.add(source);
+        }
+        wake(&mut held, signal, scope, context);
+        let ready = unsynced.is_empty() && !failures.persist();
+        context.metrics.scope_ready(scope.namespace.as_deref().unwrap_or("*"), ready);
+        if unsynced.is_empty() {
+            queues.send(std::mem::take(&mut held)).await;
+        }
+    }
+}
+
+/// When each watch began to fail, and when it failed last.
+#[derive(Default)]
+struct Failures(HashMap<Source, (Instant, Instant)>);
+
+impl Failures {
+    fn add(&mut self, source: Source) {
+        let now = Instant::now();
+        let (_, last) = self.0.entry(source).or_insert((now, now));
+        *last = now;
+    }
+
+    /// Whether a watch has been failing for a while.
+    fn persist(&mut self) -> bool {
+        self.0.retain(|_, (_, last)| last.elapsed() < WATCH_RECOVERED);
+        self.0.values().any(|(first, _)| first.elapsed() >= WATCH_GRACE)
+    }
+}
+
+fn wake(wakeups: &mut Wakeups, signal: Signal<'_>, scope: &Scope, context: &Context) {
+    match signal {
+        Signal::Stream(update) => {
+            update.touched.iter().for_each(|touched| wakeups.of_stream(touched, &scope.event_consumers));
+        }
+        Signal::Consumer(update) => {
+            update.touched.iter().for_each(|touched| wakeups.of_consumer(touched, &scope.event_consumers));
+        }
+        Signal::Owned(update) => wakeups.consumers.extend(update.touched),
+        Signal::Change(cache, change) => wakeups.of_change(&change, scope, cache, &context.states),
+        Signal::Tick => {}
+    }
+}
+
+/// Everything that is followed, each numbered, and how many watches there are: what comes after them has no list to wait for.
+fn signals<'a>(scope: &'a Arc<Scope>, context: &'a Context) -> (Signals<'a>, usize) {
+    let (client, owned, pods) = (&context.client, &context.applying.owned, &context.pods);
+    let namespace = || scope.namespace.clone();
+    let watches: Vec<stream::BoxStream<'a, Signal<'a>>> = vec![
+        scope.event_streams.watch(scope.api(client)).map(Signal::Stream).boxed(),
+        scope.event_consumers.watch(scope.api(client)).map(Signal::Consumer).boxed(),
+        pods.watch(scope.api(client), namespace()).map(Signal::Owned).boxed(),
+        owned.watch_deployments::<EventConsumer>(scope.api(client), namespace()).map(Signal::Owned).boxed(),
+        owned.watch::<EventConsumer, Service>(scope.api(client), namespace()).map(Signal::Owned).boxed(),
+        owned
+            .watch::<EventConsumer, ServiceAccount>(scope.api(client), namespace())
+            .map(Signal::Owned)
+            .boxed(),
+        owned.watch::<EventConsumer, ConfigMap>(scope.api(client), namespace()).map(Signal::Owned).boxed(),
+        owned
+            .watch::<EventConsumer, PodDisruptionBudget>(scope.api(client), namespace())
+            .map(Signal::Owned)
+            .boxed(),
+    ];
+    let count = watches.len();
+    let changes = context.connections.all().map(|connection| {
+        let cache = &connection.cache;
+        cache.changes().map(move |change| Signal::Change(cache, change)).boxed()
+    });
+    let ticks = stream::unfold((), |()| async {
+        tokio::time::sleep(READINESS_INTERVAL).await;
+        Some((Signal::Tick, ()))
+    });
+    let all = watches.into_iter().chain(changes).chain([ticks.boxed()]).enumerate();
+    let numbered = all.map(|(source, signals)| signals.map(move |signal| (source, signal)).boxed());
+    (stream::select_all(numbered), count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_keeps_failing_makes_its_scope_unready_until_it_works() {
+        let mut failures = Failures::default();
+        failures.add(0);
+        assert!(!failures.persist(), "one failure is none");
+        tokio::time::advance(WATCH_GRACE).await;
+        failures.add(0);
+        failures.add(1);
+        assert!(failures.persist());
+        tokio::time::advance(WATCH_RECOVERED).await;
+        assert!(!failures.persist());
+    }
+}

@@ -1,0 +1,236 @@
+//! Runs the controllers: what surrounds a reconcile, and when it is tried again. [`triggers`] says what wakes one, and each kind has a folder
+//! with its pipeline.
+
+mod event_consumer;
+mod event_stream;
+mod finalize;
+mod follow;
+mod triggers;
+
+use std::{
+    convert::Infallible, error::Error as StdError, fmt::Debug, future::Future, sync::Arc, time::Duration,
+};
+
+use futures::{FutureExt, StreamExt, future, stream};
+use jetwright_crds::{EventConsumer, EventStream};
+use k8s_openapi::NamespaceResourceScope;
+use kube::{
+    Resource, ResourceExt,
+    runtime::{
+        controller::{self, Action, applier},
+        reflector::{ObjectRef, Store},
+    },
+};
+use tokio::{sync::mpsc, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use self::follow::Queues;
+use crate::{
+    context::Context,
+    error::{ErrorClass, ReconcileError, error_chain},
+    jetstream::asset::{Consumer, ConsumerKey, Stream},
+    kubernetes::{invalid_object, scopes::Scope, status::resource_version, stores::Name, watched::Watched},
+    object_state::ObjectKey,
+};
+
+/// Longest time that one reconcile may take: the Kubernetes client alone would try for many minutes.
+const RECONCILE_TIMEOUT: Duration = Duration::from_mins(1);
+/// Delay before an object is reconciled whose watch has not brought what was written last.
+const STALE_DELAY: Duration = Duration::from_millis(100);
+/// Wake-ups that wait for a controller to take them over.
+const MAX_QUEUED: usize = 1024;
+
+/// Runs every controller until `stop`, with at most `concurrency` reconciles of each at once.
+pub async fn run(context: &Arc<Context>, concurrency: u16, stop: &CancellationToken) {
+    let scopes = context.scopes.all().map(|scope| run_scope(scope, context, concurrency, stop));
+    future::join_all(scopes).await;
+}
+
+async fn run_scope(scope: &Arc<Scope>, context: &Arc<Context>, concurrency: u16, stop: &CancellationToken) {
+    let (streams, stream_queue) = mpsc::channel(MAX_QUEUED);
+    let (consumers, consumer_queue) = mpsc::channel(MAX_QUEUED);
+    // The queues end with it, and the controllers when they have done what they began.
+    let following = stop.run_until_cancelled(follow::follow(scope, context, Queues { streams, consumers }));
+    let run = Run { context, concurrency };
+    let streams = run.controller(
+        ("stream", scope.event_streams.reader(), stream_queue),
+        event_stream::reconcile,
+        seen_of_stream,
+    );
+    let consumers = run.controller(
+        ("consumer", scope.event_consumers.reader(), consumer_queue),
+        event_consumer::reconcile,
+        seen_of_consumer,
+    );
+    future::join3(following, streams, consumers).await;
+}
+
+/// What an object's stream was seen to be.
+fn seen_of_stream(object: &EventStream, context: &Context) -> Option<u64> {
+    let namespace = object.namespace().unwrap_or_default();
+    context.connections.for_namespace(&namespace).ok()?.cache.seen::<Stream>(&object.stream_name())
+}
+
+/// What an object's consumer was seen to be.
+fn seen_of_consumer(object: &EventConsumer, context: &Context) -> Option<u64> {
+    let namespace = object.namespace().unwrap_or_default();
+    let event_streams = &context.scopes.of(&namespace)?.event_streams;
+    let stream = event_streams.get(&namespace, &object.spec.stream_ref.name)?.valid()?.stream_name();
+    let key = ConsumerKey { stream, name: object.consumer_name() };
+    context.connections.for_namespace(&namespace).ok()?.cache.seen::<Consumer>(&key)
+}
+
+/// Why a reconcile failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileFailure {
+    #[error("{}", error_chain(source.as_ref()))]
+    Failed { class: ErrorClass, source: Box<dyn StdError + Send + Sync> },
+    #[error("the reconcile took longer than {RECONCILE_TIMEOUT:?}")]
+    TimedOut,
+}
+
+impl ReconcileFailure {
+    fn of(error: impl ReconcileError) -> Self {
+        Self::Failed { class: error.class(), source: Box::new(error) }
+    }
+
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Failed { class, .. } => *class,
+            Self::TimedOut => ErrorClass::Transient,
+        }
+    }
+}
+
+/// What all controllers have in common.
+struct Run<'a> {
+    context: &'a Arc<Context>,
+    concurrency: u16,
+}
+
+impl Run<'_> {
+    /// Reconciles the objects of a kind whose names are queued, until the queue ends.
+    async fn controller<K, F, E>(
+        &self,
+        (name, objects, queue): (&'static str, Store<Watched<K>>, mpsc::Receiver<Name>),
+        reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + Sync + 'static,
+        seen: fn(&K, &Context) -> Option<u64>,
+    ) where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+        F: Future<Output = Result<Action, E>> + Send + 'static,
+        E: ReconcileError,
+    {
+        let queue = stream::unfold(queue, |mut queue| async move {
+            let (namespace, name) = queue.recv().await?;
+            Some((Ok::<_, Infallible>(ObjectRef::new(&name).within(&namespace)), queue))
+        });
+        let config = controller::Config::default().concurrency(self.concurrency);
+        let error_policy =
+            move |object: Arc<Watched<K>>, failure: &ReconcileFailure, context: Arc<Context>| {
+                error_policy(&object, failure, &context, seen)
+            };
+        let reconcile = move |object: Arc<Watched<K>>, context: Arc<Context>| {
+            instrument(name, object, context, reconcile.clone()).boxed()
+        };
+        applier(reconcile, error_policy, self.context.clone(), objects, queue, config)
+            .for_each(|result| log_result(name, result))
+            .await;
+    }
+}
+
+/// Puts what every reconcile needs around it: a span, a deadline, metrics, and an answer for objects that cannot be read.
+async fn instrument<K, F, E>(
+    controller: &'static str,
+    object: Arc<Watched<K>>,
+    context: Arc<Context>,
+    reconcile: impl Fn(Arc<K>, Arc<Context>) -> F,
+) -> Result<Action, ReconcileFailure>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug,
+    F: Future<Output = Result<Action, E>>,
+    E: ReconcileError,
+{
+    let span = tracing::info_span!(
+        "reconcile",
+        controller,
+        namespace = object.namespace(),
+        name = object.name_any(),
+        generation = object.meta().generation,
+    );
+    let work = async {
+        if context.states.is_stale(&key(&object), resource_version(object.as_ref())) {
+            return Ok(Action::requeue(STALE_DELAY));
+        }
+        let _running = context.running.token();
+        let started = Instant::now();
+        let result = run_once(&object, &context, reconcile).await;
+        let outcome = result.as_ref().map_or_else(|failure| failure.class().into(), |_| "ok");
+        context.metrics.reconciled(controller, outcome, started.elapsed());
+        match &result {
+            Ok(_) => context.states.succeeded(&key(&object)),
+            Err(failure) if failure.class() == ErrorClass::Conflict => {
+                tracing::info!(error = %failure, "reconcile conflicted with another writer; trying again");
+            }
+            Err(failure) => tracing::warn!(error = %failure, outcome, "reconcile failed"),
+        }
+        result
+    };
+    work.instrument(span).await
+}
+
+/// One reconcile, bounded, or what is said of an object that cannot be read.
+async fn run_once<K, F, E>(
+    object: &Watched<K>,
+    context: &Arc<Context>,
+    reconcile: impl Fn(Arc<K>, Arc<Context>) -> F,
+) -> Result<Action, ReconcileFailure>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug,
+    F: Future<Output = Result<Action, E>>,
+    E: ReconcileError,
+{
+    match object {
+        Watched::Valid(object) => {
+            let limited = tokio::time::timeout(RECONCILE_TIMEOUT, reconcile(object.clone(), context.clone()));
+            let result = limited.await.map_err(|_| ReconcileFailure::TimedOut);
+            result.and_then(|result| result.map_err(ReconcileFailure::of))
+        }
+        Watched::Invalid(invalid) => {
+            let reported = invalid_object::report::<K>(invalid, &context.client, &context.recorder).await;
+            reported.map_err(|error| ReconcileFailure::Failed {
+                class: ErrorClass::of_kubernetes(&error),
+                source: Box::new(error),
+            })
+        }
+    }
+}
+
+fn error_policy<K>(
+    object: &Watched<K>,
+    failure: &ReconcileFailure,
+    context: &Context,
+    seen: fn(&K, &Context) -> Option<u64>,
+) -> Action
+where
+    K: Resource<DynamicType = ()> + Clone,
+{
+    let seen = object.valid().and_then(|object| seen(object, context));
+    Action::requeue(context.states.failed(&key(object), failure.class(), seen))
+}
+
+fn key<K: Resource<DynamicType = ()> + Clone>(object: &Watched<K>) -> ObjectKey {
+    ObjectKey::new::<K>(&object.namespace().unwrap_or_default(), &object.name_any())
+}
+
+/// Logs what the queue complains of; failures of reconciles were logged where they ended.
+fn log_result<K: Resource<DynamicType = ()>>(
+    controller: &'static str,
+    result: Result<(ObjectRef<K>, Action), controller::Error<ReconcileFailure, Infallible>>,
+) -> future::Ready<()> {
+    // An object that went while it waited is no error.
+    if let Err(controller::Error::RunnerError(error)) = result {
+        tracing::error!(controller, %error, "the queue failed");
+    }
+    future::ready(())
+}

@@ -1,0 +1,254 @@
+//! What wakes a reconcile: changes of its object (not of its status), of objects that it depends on, and of what JetStream has. In: what the
+//! watches and the cache report. Out: the names of the objects to reconcile. Pure.
+
+use std::{
+    collections::BTreeSet,
+    hash::{DefaultHasher, Hash, Hasher},
+};
+
+use jetwright_crds::{
+    EventConsumer, EventStream,
+    conditions::{self, CONSUMER_READY, READY, WORKLOAD_READY},
+    labels::DEAD_LETTERS_OF,
+    names::dead_letter_source,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{Resource, ResourceExt};
+
+use crate::{
+    jetstream::{
+        asset::{Consumer, Stream},
+        cache::{Cache, Change},
+    },
+    kubernetes::{
+        scopes::Scope,
+        stores::{IndexKey, Name, Objects, Touched, name_of},
+        watched::Watched,
+    },
+    object_state::{ObjectKey, ObjectStates},
+    outcome::Recorded,
+};
+
+/// The objects to reconcile.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wakeups {
+    pub streams: BTreeSet<Name>,
+    pub consumers: BTreeSet<Name>,
+}
+
+impl Wakeups {
+    /// An EventStream was touched. A consumer waits for its stream to be ready, and for that of its dead letters; the figures in their
+    /// statuses do not matter to it.
+    pub fn of_stream(&mut self, touched: &Touched<EventStream>, consumers: &Objects<EventConsumer>) {
+        if let Some(after) = touched.after.as_ref().filter(|_| declaration_changed(touched)) {
+            self.streams.insert(name_of(after));
+        }
+        let Some(object) = touched.after.as_ref().or(touched.before.as_ref()) else { return };
+        if touched.before.as_ref().map(usability) == touched.after.as_ref().map(usability) {
+            return;
+        }
+        let (namespace, name) = name_of(object);
+        let source = dead_letter_source(&name).map(str::to_owned);
+        for reference in [Some(name), source].into_iter().flatten() {
+            for consumer in consumers.by(&IndexKey::Stream((namespace.clone(), reference))) {
+                self.consumers.insert(name_of(consumer.as_ref()));
+                // Its events may be handled in the pods of another.
+                self.consumers.extend(host_of(&consumer));
+            }
+        }
+    }
+
+    /// An EventConsumer was touched. The one whose pods it uses, and those that use its own, depend on some of its conditions.
+    pub fn of_consumer(&mut self, touched: &Touched<EventConsumer>, consumers: &Objects<EventConsumer>) {
+        if let Some(after) = touched.after.as_ref().filter(|_| declaration_changed(touched)) {
+            self.consumers.insert(name_of(after));
+        }
+        if touched.before.as_ref().map(readiness) == touched.after.as_ref().map(readiness) {
+            return;
+        }
+        for object in touched.readable() {
+            self.consumers.extend(host_of(object));
+            self.consumers.extend(consumers.names_by(&IndexKey::Workload(name_of(object.as_ref()))));
+        }
+    }
+
+    /// JetStream has something else. An object that failed is not woken before its next try for what it saw when it failed.
+    pub fn of_change(&mut self, change: &Change, scope: &Scope, cache: &Cache, states: &ObjectStates) {
+        match change {
+            Change::Everything => {
+                self.streams.extend(scope.event_streams.names());
+                self.consumers.extend(scope.event_consumers.names());
+            }
+            Change::Stream(name) => {
+                let named = scope.event_streams.names_by(&IndexKey::JetStream(name.clone()));
+                let seen = cache.seen::<Stream>(name);
+                self.streams
+                    .extend(named.into_iter().filter(|name| passes::<EventStream>(name, seen, states)));
+            }
+            Change::Consumer(key) => {
+                let named = scope.event_consumers.names_by(&IndexKey::JetStream(key.name.clone()));
+                let seen = cache.seen::<Consumer>(key);
+                let woken = named.into_iter().filter(|name| passes::<EventConsumer>(name, seen, states));
+                self.consumers.extend(woken);
+            }
+        }
+    }
+}
+
+fn passes<K: Resource<DynamicType = ()>>(name: &Name, seen: Option<u64>, states: &ObjectStates) -> bool {
+    !states.backs_off(&ObjectKey::new::<K>(&name.0, &name.1), seen)
+}
+
+/// The EventConsumer whose pods handle an object's events.
+fn host_of(object: &EventConsumer) -> Option<Name> {
+    let reference = object.spec.workload_ref.as_ref()?;
+    Some((object.namespace().unwrap_or_default(), reference.name.clone()))
+}
+
+/// Whether anything but the status and the metadata of others changed.
+fn declaration_changed<K: Resource<DynamicType = ()> + Clone>(touched: &Touched<K>) -> bool {
+    let declaration = |object: &Watched<K>| {
+        let meta = object.meta();
+        let deleted = meta.deletion_timestamp.is_some();
+        hash_of(&(&meta.uid, meta.generation, &meta.finalizers, deleted))
+    };
+    touched.before.as_ref().map(declaration) != touched.after.as_ref().map(declaration)
+}
+
+/// Changes when an EventStream's declaration changes, when it is reconciled as declared, becomes ready, stops being so, or is being deleted; and
+/// with its replicas, which those of its dead letters follow.
+fn usability(object: &Watched<EventStream>) -> u64 {
+    let status = object.valid().and_then(|object| object.status.as_ref());
+    let known = status.map(|status| status.conditions.as_slice());
+    let observed =
+        known.and_then(|known| conditions::get(known, READY)).map(|ready| ready.observed_generation);
+    let ready = (condition(known, READY), observed);
+    let recorded = object.valid().map(|object| Recorded::of_stream(object)).unwrap_or_default();
+    let meta = object.meta();
+    let deleted = meta.deletion_timestamp.is_some();
+    let kept_for = object.labels().get(DEAD_LETTERS_OF);
+    hash_of(&(&meta.uid, meta.generation, deleted, ready, recorded.created, recorded.replicas, kept_for))
+}
+
+/// Changes with what EventConsumers in the same pods depend on.
+fn readiness(object: &Watched<EventConsumer>) -> u64 {
+    let status = object.valid().and_then(|object| object.status.as_ref());
+    let known = status.map(|status| status.conditions.as_slice());
+    let meta = object.meta();
+    let deleted = meta.deletion_timestamp.is_some();
+    let ready = [CONSUMER_READY, WORKLOAD_READY].map(|type_| condition(known, type_));
+    let message = known.and_then(|known| conditions::get(known, WORKLOAD_READY)).map(|ready| &ready.message);
+    hash_of(&(&meta.uid, meta.generation, deleted, ready, message))
+}
+
+/// Status and reason of a condition.
+fn condition<'a>(known: Option<&'a [Condition]>, type_: &str) -> Option<(&'a str, &'a str)> {
+    conditions::get(known?, type_).map(|condition| (condition.status.as_str(), condition.reason.as_str()))
+}
+
+fn hash_of(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::DeserializeGuard;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn watched<K: Resource + DeserializeOwned>(name: &str, spec: &str, status: &Value) -> Watched<K> {
+        let spec: Value = serde_saphyr::from_str(spec).unwrap();
+        let object: K = serde_json::from_value(json!({
+            "metadata": {"name": name, "namespace": "shop", "uid": name, "generation": 1}, "spec": spec, "status": status,
+        }))
+        .unwrap();
+        DeserializeGuard(Ok(object)).into()
+    }
+
+    fn with_condition(type_: &str, status: &str, reason: &str) -> Value {
+        json!({"conditions": [{
+            "type": type_, "status": status, "reason": reason, "message": "words",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]})
+    }
+
+    /// Two consumers of orders, the second in the pods of a third, and one of another stream.
+    fn consumers() -> Scope {
+        let scope = Scope::new(None);
+        for (name, spec) in [
+            ("billing", "streamRef: {name: orders}"),
+            ("mails", "{streamRef: {name: orders}, workloadRef: {name: host}}"),
+            ("other", "streamRef: {name: users}"),
+        ] {
+            scope.event_consumers.put(watched(name, spec, &Value::Null));
+        }
+        scope
+    }
+
+    fn names<const N: usize>(names: [&str; N]) -> BTreeSet<Name> {
+        names.map(|name| ("shop".to_owned(), name.to_owned())).into()
+    }
+
+    /// What is woken by an EventStream that has one status, and then another; None where it does not exist.
+    fn woken_by_stream(name: &str, before: Option<&Value>, after: Option<&Value>) -> Wakeups {
+        let stream = |status: &Value| watched(name, "subjects: [a]", status);
+        let mut wakeups = Wakeups::default();
+        let touched = Touched { before: before.map(stream), after: after.map(stream) };
+        wakeups.of_stream(&touched, &consumers().event_consumers);
+        wakeups
+    }
+
+    #[test]
+    fn a_stream_that_comes_to_be_usable_wakes_its_consumers_and_the_pods_that_handle_their_events() {
+        let (none, ready) = (Value::Null, with_condition("Ready", "True", "Reconciled"));
+        let consumers = names(["billing", "mails", "host"]);
+        let created = woken_by_stream("orders", None, Some(&none));
+        assert_eq!(created, Wakeups { streams: names(["orders"]), consumers: consumers.clone() });
+        for (name, before, after) in [
+            ("orders", Some(&none), Some(&ready)),
+            ("orders", Some(&ready), None),
+            ("orders-dlq", Some(&none), Some(&ready)),
+        ] {
+            let woken = woken_by_stream(name, before, after);
+            assert_eq!(woken, Wakeups { streams: names([]), consumers: consumers.clone() }, "{name}");
+        }
+    }
+
+    #[test]
+    fn figures_in_a_status_wake_nobody() {
+        let status = |lag: u64| json!({"lag": lag, "observedGeneration": 1});
+        let mut wakeups = Wakeups::default();
+        let [before, after] = [1, 2].map(|lag| {
+            let spec = "{streamRef: {name: orders}, workloadRef: {name: host}}";
+            Some(watched::<EventConsumer>("mails", spec, &status(lag)))
+        });
+        wakeups.of_consumer(&Touched { before, after }, &consumers().event_consumers);
+        assert_eq!(wakeups, Wakeups::default());
+        let of = |messages: u64| json!({"highestSequence": messages});
+        assert_eq!(woken_by_stream("orders", Some(&of(1)), Some(&of(2))), Wakeups::default());
+    }
+
+    #[test]
+    fn a_consumer_that_moves_to_other_pods_wakes_both_and_one_whose_pods_change_wakes_its_guests() {
+        let mut wakeups = Wakeups::default();
+        let [before, after] = ["host", "another"].map(|host| {
+            let spec = format!("{{streamRef: {{name: orders}}, workloadRef: {{name: {host}}}}}");
+            let mut consumer: Watched<EventConsumer> = watched("mails", &spec, &Value::Null);
+            consumer.meta_mut().generation = Some(i64::from(host == "another"));
+            Some(consumer)
+        });
+        wakeups.of_consumer(&Touched { before, after }, &consumers().event_consumers);
+        assert_eq!(wakeups.consumers, names(["mails", "host", "another"]));
+        let mut wakeups = Wakeups::default();
+        let statuses = [Value::Null, with_condition("WorkloadReady", "True", "Reconciled")];
+        let [before, after] = statuses
+            .map(|status| Some(watched::<EventConsumer>("host", "streamRef: {name: users}", &status)));
+        let touched = Touched { before, after };
+        wakeups.of_consumer(&touched, &consumers().event_consumers);
+        assert_eq!(wakeups.consumers, names(["mails"]));
+    }
+}

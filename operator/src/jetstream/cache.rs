@@ -1,0 +1,264 @@
+//! What JetStream has over one connection, as far as it is known: filled by lists and answers, kept true by [`super::advisories`].
+//!
+//! Each stream and consumer has one entry. A reconcile locks it for as long as it works, so that no two write to the same thing, and
+//! one that finds nothing to change asks NATS nothing. An answer, also that something does not exist, is knowledge; only silence makes
+//! an entry stale.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use futures::{Stream as Items, StreamExt, future, stream};
+use jetwright_nats::{Api, ApiError};
+use tokio::sync::broadcast;
+
+use super::{
+    asset::{Asset, Consumer, ConsumerKey, Stream},
+    entries::{CacheEntry, Entries, Entry, EntryGuard, Slot, same},
+    info::StreamInfo,
+};
+use crate::outcome::CreationTime as _;
+
+/// Changes that a listener may lag behind before everything counts as changed for it.
+const MAX_PENDING_CHANGES: usize = 4096;
+/// Requests to JetStream at once while the cache is refreshed.
+const MAX_CONCURRENT_REQUESTS: usize = 16;
+
+/// Something in JetStream is other than it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    Stream(String),
+    Consumer(ConsumerKey),
+    /// Anything: the connection came, went, or may have missed something.
+    Everything,
+}
+
+/// An asset that is cached.
+pub trait Cached: Asset {
+    fn entries(cache: &Cache) -> &Entries<Self>;
+    fn change(key: &Self::Key) -> Change;
+    /// One was created, or another one has its name.
+    fn created(cache: &Cache, key: &Self::Key);
+}
+
+impl Cached for Stream {
+    fn entries(cache: &Cache) -> &Entries<Self> {
+        &cache.0.streams
+    }
+
+    fn change(key: &String) -> Change {
+        Change::Stream(key.clone())
+    }
+
+    fn created(cache: &Cache, key: &String) {
+        cache.invalidate_consumers(key);
+    }
+}
+
+impl Cached for Consumer {
+    fn entries(cache: &Cache) -> &Entries<Self> {
+        &cache.0.consumers
+    }
+
+    fn change(key: &ConsumerKey) -> Change {
+        Change::Consumer(key.clone())
+    }
+
+    fn created(_: &Cache, _: &ConsumerKey) {}
+}
+
+/// What JetStream has over one connection. Clones share it.
+#[derive(Clone)]
+pub struct Cache(Arc<Inner>);
+
+struct Inner {
+    api: Api,
+    streams: Entries<Stream>,
+    consumers: Entries<Consumer>,
+    changes: broadcast::Sender<Change>,
+}
+
+impl Cache {
+    /// A cache that knows nothing yet.
+    #[must_use]
+    pub fn new(api: Api) -> Self {
+        let (changes, _) = broadcast::channel(MAX_PENDING_CHANGES);
+        Self(Arc::new(Inner { api, streams: Entries::default(), consumers: Entries::default(), changes }))
+    }
+
+    /// The API behind it.
+    #[must_use]
+    pub fn api(&self) -> &Api {
+        &self.0.api
+    }
+
+    /// Changes from now on; a listener that lags too far behind gets [`Change::Everything`].
+    pub fn changes(&self) -> impl Items<Item = Change> + Send + 'static {
+        stream::unfold(self.0.changes.subscribe(), |mut receiver| async move {
+            match receiver.recv().await {
+                Ok(change) => Some((change, receiver)),
+                Err(broadcast::error::RecvError::Lagged(_)) => Some((Change::Everything, receiver)),
+                Err(broadcast::error::RecvError::Closed) => None,
+            }
+        })
+    }
+
+    /// Notifies every listener.
+    pub fn notify(&self, change: Change) {
+        // Nobody listens while no controller runs, as on a standby.
+        let _ = self.0.changes.send(change);
+    }
+
+    /// Locks an entry; JetStream is asked only where nothing is known.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream has to be asked and does not answer.
+    pub async fn lock<A: Cached>(&self, key: &A::Key) -> Result<EntryGuard<A>, ApiError> {
+        let mut entry = A::entries(self).to_lock(key).lock_owned().await;
+        // The holder acts on what it learns by this: to notify would wake the holder again, and for ever where JetStream refuses what
+        // it does.
+        if matches!(entry.entry, CacheEntry::Stale) {
+            let answer = A::info(self.api(), key).await?;
+            entry.set(answer.as_ref());
+        }
+        Ok(entry)
+    }
+
+    /// Asks JetStream about a locked entry, and notifies where it is other than it was: other objects may wait for it.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer; the entry is stale then.
+    pub async fn refresh_locked<A: Cached>(
+        &self,
+        key: &A::Key,
+        entry: &mut EntryGuard<A>,
+    ) -> Result<(), ApiError> {
+        let before = std::mem::take(&mut entry.entry);
+        let answer = A::info(self.api(), key).await?;
+        self.take_over(key, &before, answer.as_ref(), entry);
+        Ok(())
+    }
+
+    /// Takes an answer into an entry that was taken out of it before.
+    fn take_over<A: Cached>(
+        &self,
+        key: &A::Key,
+        before: &CacheEntry<A::Info>,
+        answer: Option<&A::Info>,
+        entry: &mut Slot<A>,
+    ) {
+        entry.set(answer);
+        let is_another = !same(before, &entry.entry, |one, other| one.created() == other.created());
+        if is_another && !matches!(before, CacheEntry::Stale) {
+            A::created(self, key);
+        }
+        if !same(before, &entry.entry, A::same_status) {
+            self.notify(A::change(key));
+        }
+    }
+
+    /// Tells what JetStream said of it last from anything else; None where nothing is known, or it is being changed.
+    #[must_use]
+    pub fn seen<A: Cached>(&self, key: &A::Key) -> Option<u64> {
+        A::entries(self).known(key)?.try_lock().ok()?.seen
+    }
+
+    /// Whether anything asked for it.
+    #[must_use]
+    pub fn knows<A: Cached>(&self, key: &A::Key) -> bool {
+        A::entries(self).known(key).is_some()
+    }
+
+    /// Asks JetStream, and notifies where it is other than it was.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer.
+    pub async fn refresh<A: Cached>(&self, key: &A::Key) -> Result<(), ApiError> {
+        let Some(entry) = A::entries(self).known(key) else { return Ok(()) };
+        self.refresh_locked::<A>(key, &mut entry.lock_owned().await).await
+    }
+
+    /// Invalidates the consumers of a stream, which went with it when it was deleted, whether or not an advisory said so. That happens in
+    /// the background: their entries may be locked.
+    fn invalidate_consumers(&self, stream: &str) {
+        let of_stream: Vec<_> =
+            self.0.consumers.all().into_iter().filter(|(key, _)| key.stream == stream).collect();
+        if of_stream.is_empty() {
+            return;
+        }
+        let cache = self.clone();
+        tokio::spawn(async move {
+            for (key, entry) in of_stream {
+                entry.lock().await.invalidate();
+                cache.notify(Change::Consumer(key));
+            }
+        });
+    }
+
+    /// Drops the entries that no reconcile has locked for this long: nothing declares them any more.
+    pub fn evict_idle(&self, idle: Duration) {
+        self.0.streams.evict_idle(idle);
+        self.0.consumers.evict_idle(idle);
+    }
+
+    /// Invalidates every entry: while the connection was away, anything may have changed.
+    pub async fn invalidate_all(&self) {
+        for (_, entry) in self.0.streams.all() {
+            entry.lock().await.invalidate();
+        }
+        for (_, entry) in self.0.consumers.all() {
+            entry.lock().await.invalidate();
+        }
+    }
+
+    /// Refreshes all that is known: streams by lists of 256, what a list misses and the consumers one by one. A stream that a list
+    /// misses is not gone: its servers may be away. What is not answered is asked about the next time.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer to a list; the consumers are refreshed all the same.
+    pub async fn refresh_all(&self) -> Result<(), ApiError> {
+        let mut missed: HashMap<_, _> = self.0.streams.all().into_iter().collect();
+        let listed = self.refresh_by_list(&mut missed).await;
+        // Without a list, each stream would be asked for alone, and JetStream is slow already.
+        let missed = if listed.is_ok() { missed } else { HashMap::new() };
+        let streams = stream::iter(missed.into_keys());
+        let streams = streams.map(|name| async move { self.refresh::<Stream>(&name).await });
+        let consumers = stream::iter(self.0.consumers.all());
+        let consumers = consumers.map(|(key, _)| async move { self.refresh::<Consumer>(&key).await });
+        let both = streams.map(future::Either::Left).chain(consumers.map(future::Either::Right));
+        let log = |answer: Result<(), ApiError>| {
+            if let Err(error) = answer {
+                tracing::debug!(%error, "failed to refresh an entry");
+            }
+            future::ready(())
+        };
+        both.buffer_unordered(MAX_CONCURRENT_REQUESTS).for_each(log).await;
+        listed
+    }
+
+    /// Refreshes what a list has, and leaves in `missed` what it does not have.
+    async fn refresh_by_list(&self, missed: &mut HashMap<String, Entry<Stream>>) -> Result<(), ApiError> {
+        let mut offset = 0;
+        loop {
+            let streams: Vec<StreamInfo> = self.api().list_streams(offset).await?;
+            if streams.is_empty() {
+                return Ok(());
+            }
+            offset += streams.len();
+            for info in streams {
+                let name = name_of(&info);
+                if let Some(entry) = missed.remove(&name) {
+                    let mut entry = entry.lock().await;
+                    let before = std::mem::take(&mut entry.entry);
+                    self.take_over(&name, &before, Some(&info), &mut entry);
+                }
+            }
+        }
+    }
+}
+
+fn name_of(info: &StreamInfo) -> String {
+    info.config.get("name").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
+}

@@ -1,0 +1,102 @@
+//! The connections to NATS, each with what JetStream has over it, and which namespaces each serves. Today there is one, of the operator's
+//! flags; a kind that declares others is a new source of connections and nothing else.
+
+use std::time::Duration;
+
+use jetwright_crds::conditions::Reason;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    advisories::{self, Advisories, Intervals},
+    cache::Cache,
+};
+use crate::{namespaces::Namespaces, outcome::Pending};
+
+/// How long NATS is away before the objects say so.
+const DISCONNECT_GRACE: Duration = Duration::from_secs(10);
+
+/// A connection to NATS.
+pub struct Connection {
+    pub nats: jetwright_nats::Connection,
+    /// What JetStream has over it.
+    pub cache: Cache,
+    /// Namespaces that may use it.
+    pub serves: Namespaces,
+}
+
+impl Connection {
+    /// Keeps the cache true until `stop`.
+    pub async fn run(&self, intervals: Intervals, stop: &CancellationToken) {
+        let advisories = Advisories::subscribe(&self.nats).await;
+        advisories::run(advisories, &self.cache, &self.nats, intervals, stop).await;
+    }
+
+    /// How long to wait before an object says that NATS is away: the connection may come back at once.
+    #[must_use]
+    pub fn disconnect_grace(&self) -> Option<Duration> {
+        let away = self.nats.state().borrow().disconnected_for().unwrap_or_default();
+        (away < DISCONNECT_GRACE).then_some(DISCONNECT_GRACE)
+    }
+
+    fn disconnected(&self) -> Option<Pending> {
+        let state = self.nats.state().borrow().clone();
+        state.disconnected_for()?;
+        let servers = self.nats.servers();
+        let message = match (&state.last_error, state.was_connected) {
+            (Some(why), true) => format!(
+                "disconnected from NATS at {servers}: {why}. All resources are re-checked after reconnecting"
+            ),
+            (Some(why), false) => format!("not connected to NATS at {servers} yet: {why}"),
+            (None, true) => {
+                format!(
+                    "disconnected from NATS at {servers}. All resources are re-checked after reconnecting"
+                )
+            }
+            (None, false) => format!("not connected to NATS at {servers} yet"),
+        };
+        Some(Pending { reason: Reason::Disconnected, message, stalled: false, requeue_after: None })
+    }
+}
+
+/// Every connection.
+pub struct Connections {
+    default: Connection,
+}
+
+impl Connections {
+    /// The one connection of the operator's flags.
+    #[must_use]
+    pub fn of(default: Connection) -> Self {
+        Self { default }
+    }
+
+    /// The connection that a namespace uses.
+    ///
+    /// # Errors
+    ///
+    /// Why nothing of the namespace can be done in JetStream now.
+    pub fn for_namespace(&self, namespace: &str) -> Result<&Connection, Pending> {
+        if !self.default.serves.contains(namespace) {
+            return Err(Pending {
+                reason: Reason::NoConnection,
+                message: format!(
+                    "no NATS connection serves namespace {namespace}: add it to the operator's --default-connection-namespaces (the \
+                     chart's value defaultConnectionNamespaces)"
+                ),
+                stalled: true,
+                requeue_after: None,
+            });
+        }
+        self.default.disconnected().map_or(Ok(&self.default), Err)
+    }
+
+    /// How long to wait before an object of a namespace says that NATS is away.
+    #[must_use]
+    pub fn disconnect_grace(&self, namespace: &str) -> Option<Duration> {
+        self.default.serves.contains(namespace).then(|| self.default.disconnect_grace()).flatten()
+    }
+
+    pub fn all(&self) -> impl Iterator<Item = &Connection> {
+        std::iter::once(&self.default)
+    }
+}

@@ -1,0 +1,136 @@
+//! The configuration of a consumer: its fields, what the server lets change, and what an EventConsumer's spec makes of them. A new field
+//! of the spec is described and defaulted in crds, and gets its line here. Pure.
+//!
+//! The server's error for a change that it does not allow (10012) is the same as for a value that makes no sense, so the operator
+//! needs this table to distinguish the two. It follows nats-server 2.12 to 2.15 (`checkNewConsumerConfig` in server/consumer.go).
+
+use jetwright_crds::{EventConsumerSpec, consumer::DeliverPolicy};
+use serde_json::json;
+
+use super::config::{
+    Config,
+    DefaultValue::{False, Nothing, Number, Text},
+    Field,
+    Mutability::{Free, Ignored, Immutable},
+    field,
+};
+
+/// A consumer's fields, but for its metadata and for `pause_until`: a pause is an administrator's, and stays.
+pub const FIELDS: &[Field] = &[
+    // The server compares neither with the name in the subject of the request, and older clients leave one of them out.
+    field("durable_name", Nothing, Ignored),
+    field("name", Nothing, Ignored),
+    field("description", Nothing, Free),
+    field("deliver_policy", Text("all"), Immutable),
+    field("opt_start_seq", Number(0), Immutable),
+    field("opt_start_time", Nothing, Immutable),
+    field("ack_policy", Text("none"), Immutable),
+    field("ack_wait", Number(0), Free),
+    field("max_deliver", Number(-1), Free),
+    field("backoff", Nothing, Free),
+    field("filter_subject", Nothing, Free),
+    field("filter_subjects", Nothing, Free),
+    field("replay_policy", Text("instant"), Immutable),
+    field("rate_limit_bps", Number(0), Free),
+    field("sample_freq", Nothing, Free),
+    field("max_waiting", Number(512), Immutable),
+    field("max_ack_pending", Number(1000), Free),
+    field("flow_control", False, Immutable),
+    field("headers_only", False, Free),
+    // A server with a limit (max_request_batch) fills it in.
+    field("max_batch", Number(0), Ignored),
+    field("max_expires", Number(0), Free),
+    field("max_bytes", Number(0), Free),
+    field("deliver_subject", Nothing, Immutable),
+    field("deliver_group", Nothing, Free),
+    field("idle_heartbeat", Number(0), Immutable),
+    field("inactive_threshold", Number(0), Free),
+    field("num_replicas", Number(0), Free),
+    field("mem_storage", False, Immutable),
+    field("priority_groups", Nothing, Free),
+    field("priority_policy", Text("none"), Free),
+    field("priority_timeout", Number(0), Free),
+];
+
+/// The whole configuration that a spec declares; fields that are left out have JetStream's default.
+#[must_use]
+pub fn config(name: &str, spec: &EventConsumerSpec) -> Config {
+    let EventConsumerSpec {
+        stream_ref: _,
+        consumer_name: _,
+        filter_subjects,
+        deliver_policy: _,
+        ack_wait: _,
+        handler_deadline: _,
+        max_ack_pending: _,
+        retry: _,
+        dead_letter: _,
+        workload: _,
+        workload_ref: _,
+        deletion_policy: _,
+    } = spec;
+    let deliver_policy = spec.effective_deliver_policy();
+    let config = Config::default()
+        .with("durable_name", name)
+        .with("name", name)
+        .with("deliver_policy", Into::<&str>::into(deliver_policy))
+        .with("ack_policy", "explicit")
+        .with("replay_policy", "instant")
+        .with("ack_wait", spec.effective_ack_wait().as_nanos())
+        .with("max_deliver", spec.effective_max_deliver())
+        .with("max_ack_pending", spec.effective_max_ack_pending());
+    match filter_subjects.as_slice() {
+        // The server wants a filter to know the subjects by.
+        [] if deliver_policy == DeliverPolicy::LastPerSubject => config.with("filter_subject", ">"),
+        [] => config,
+        [one] => config.with("filter_subject", one.clone()),
+        several => config.with("filter_subjects", json!(several)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    fn json_of(rest: &str) -> Value {
+        let spec = format!("{{streamRef: {{name: orders}}{rest}}}");
+        json!(config("fulfilment", &serde_saphyr::from_str(&spec).unwrap()))
+    }
+
+    fn field_of(rest: &str, name: &str) -> Value {
+        json_of(rest)[name].clone()
+    }
+
+    #[test]
+    fn a_minimal_spec_is_whole() {
+        assert_eq!(
+            json_of(""),
+            json!({
+                "durable_name": "fulfilment", "name": "fulfilment", "deliver_policy": "all", "ack_policy": "explicit",
+                "replay_policy": "instant", "ack_wait": 30_000_000_000_i64, "max_deliver": -1, "max_ack_pending": 1000,
+            })
+        );
+    }
+
+    #[test]
+    fn one_filter_and_several_are_different_fields() {
+        let filters = |rest: &str| (field_of(rest, "filter_subject"), field_of(rest, "filter_subjects"));
+        assert_eq!(filters(", filterSubjects: [a.*]"), (json!("a.*"), Value::Null));
+        assert_eq!(filters(", filterSubjects: [a.*, b.*]"), (Value::Null, json!(["a.*", "b.*"])));
+        assert_eq!(filters(", deliverPolicy: LastPerSubject"), (json!(">"), Value::Null));
+    }
+
+    #[test]
+    fn what_the_spec_says_of_deliveries_is_in_the_configuration() {
+        assert_eq!(field_of(", deliverPolicy: LastPerSubject", "deliver_policy"), json!("last_per_subject"));
+        assert_eq!(field_of(", ackWait: 1s, maxAckPending: 7", "ack_wait"), json!(1_000_000_000));
+        assert_eq!(field_of(", retry: {maxAttempts: 4}", "max_deliver"), json!(4));
+        assert_eq!(
+            field_of(", retry: {maxAttempts: 4}, workloadRef: {name: other}", "max_deliver"),
+            json!(-1)
+        );
+        assert_eq!(field_of(", workloadRef: {name: other}", "max_ack_pending"), json!(10_000));
+    }
+}

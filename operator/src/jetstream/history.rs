@@ -1,0 +1,78 @@
+//! What was seen of a stream or consumer, and is still known when its marks are wiped or it is gone. In memory: a restart or a change of
+//! leader forgets it. Decides nothing.
+
+use jetwright_crds::marks::{OWNER, UID};
+
+use super::config::Config;
+
+/// What was seen of one stream or consumer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    mark: Option<Mark>,
+    highest: Option<Highest>,
+}
+
+/// The owner that the metadata named when they did last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mark {
+    /// Tells the one from another one of the same name.
+    created: String,
+    owner: String,
+}
+
+/// The highest sequence of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Highest {
+    /// Of the object that the stream is or was.
+    uid: String,
+    sequence: u64,
+}
+
+impl History {
+    /// Takes note of what JetStream says; `last_sequence` is a stream's. What no object owns has no meaning to one that creates it again.
+    pub fn observe(&mut self, config: &Config, created: &str, last_sequence: Option<u64>) {
+        let metadata = config.metadata();
+        if let Some(owner) = metadata.get(OWNER) {
+            self.mark = Some(Mark { created: created.to_owned(), owner: (*owner).to_owned() });
+        }
+        let (Some(uid), Some(sequence)) = (metadata.get(UID), last_sequence) else { return };
+        match &mut self.highest {
+            Some(highest) if highest.uid == **uid => highest.sequence = highest.sequence.max(sequence),
+            highest => *highest = Some(Highest { uid: (*uid).to_owned(), sequence }),
+        }
+    }
+
+    /// The owner that was seen on the one that was created at this time.
+    #[must_use]
+    pub fn mark_at(&self, created: &str) -> Option<&str> {
+        self.mark.as_ref().filter(|mark| mark.created == created).map(|mark| mark.owner.as_str())
+    }
+
+    /// The highest sequence that the stream was seen to have while it was this object's; None where it never was.
+    #[must_use]
+    pub fn highest_sequence(&self, uid: &str) -> Option<u64> {
+        self.highest.as_ref().filter(|highest| highest.uid == uid).map(|highest| highest.sequence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(uid: Option<&str>) -> Config {
+        Config::default().with("metadata", uid.map_or(json!({}), |uid| json!({ UID: uid })))
+    }
+
+    #[test]
+    fn the_highest_is_kept_whatever_comes_later_until_it_is_another_objects() {
+        let mut history = History::default();
+        for (uid, last) in [(Some("a"), 7), (Some("a"), 3), (None, 900)] {
+            history.observe(&config(uid), "10:00", Some(last));
+        }
+        assert_eq!((history.highest_sequence("a"), history.highest_sequence("b")), (Some(7), None));
+        history.observe(&config(Some("b")), "10:00", Some(2));
+        assert_eq!((history.highest_sequence("a"), history.highest_sequence("b")), (None, Some(2)));
+    }
+}

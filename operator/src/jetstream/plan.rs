@@ -1,0 +1,405 @@
+//! In: what is desired, what JetStream has, what was seen of it and what the status records. Out: what to do. Pure: every step is decided
+//! before the first is taken.
+
+use jetwright_crds::{conditions::Reason, stream::Replicas};
+use serde_json::Value;
+
+use super::{
+    asset::{Asset, Desired},
+    config::{Config, METADATA},
+    diff::difference,
+    history::History,
+    ownership::{applied_generation, matches_last_applied},
+    stream_config::{FIRST_SEQ, MIRROR, REPLICAS},
+};
+use crate::outcome::{Blocked, CreationTime as _, Recorded};
+
+/// How far beyond the highest sequence that was seen a stream begins that is recreated. Statuses are a minute old at times, and
+/// the cache as old as its last resync: no stream takes a thousand million messages in between.
+const SEQUENCE_MARGIN: u64 = 1_000_000_000;
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Plan {
+    /// JetStream has what is declared.
+    Unchanged,
+    Create {
+        config: Config,
+        /// What to settle for, best first, where there are too few servers.
+        fallbacks: Vec<Config>,
+    },
+    Update {
+        /// Whole configurations, in order.
+        steps: Vec<Config>,
+        /// Fields that change, by JetStream's names.
+        fields: Vec<&'static str>,
+        /// Whether another writer changed them: what is declared had been applied already.
+        drift: bool,
+    },
+    /// Nothing can be done until something changes.
+    Blocked(Blocked),
+}
+
+impl Plan {
+    /// Whether it changes anything in JetStream.
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        matches!(self, Self::Create { .. } | Self::Update { .. })
+    }
+}
+
+/// Decides what to do.
+pub fn plan<A: Asset>(
+    desired: &Desired<A>,
+    actual: Option<&A::Info>,
+    history: &History,
+    recorded: &Recorded,
+) -> Plan {
+    match actual {
+        Some(actual) => change(desired, actual, history, recorded),
+        None => create(desired, history, recorded),
+    }
+}
+
+/// One that existed before is recreated as it was, but for its sequences: they go on far beyond those it had.
+fn create<A: Asset>(desired: &Desired<A>, history: &History, recorded: &Recorded) -> Plan {
+    let highest = recorded.highest_sequence.max(history.highest_sequence(&desired.owner.uid));
+    let config = |replicas| beginning_beyond(highest, desired.stamped(replicas));
+    let (replicas, fewer) = match (desired.replicas, recorded.replicas) {
+        (None, _) => return Plan::Create { config: config(None), fallbacks: Vec::new() },
+        (Some(Replicas::Exactly(replicas)), _) | (Some(Replicas::UpTo(_)), Some(replicas)) => {
+            (replicas, 1..1)
+        }
+        (Some(Replicas::UpTo(most)), None) => (most, 1..most),
+    };
+    Plan::Create {
+        config: config(Some(replicas)),
+        fallbacks: fewer.rev().map(|replicas| config(Some(replicas))).collect(),
+    }
+}
+
+/// What was acknowledged, numbered or dead-lettered under an old sequence must never mean a new event. Servers refuse a first sequence
+/// for a mirror (10143): it has its origin's sequences.
+fn beginning_beyond(highest: Option<u64>, config: Config) -> Config {
+    match highest {
+        Some(highest) if config.get(MIRROR).is_none() => {
+            config.with(FIRST_SEQ, highest.saturating_add(SEQUENCE_MARGIN))
+        }
+        _ => config,
+    }
+}
+
+/// What becomes of something that exists: whether it may be touched at all, what differs, and whether that can change.
+fn change<A: Asset>(desired: &Desired<A>, info: &A::Info, history: &History, recorded: &Recorded) -> Plan {
+    let (kind, name, actual) = (A::KIND, A::name(&desired.key), A::config(info));
+    let applied = match applied_generation(&desired.owner, (kind, name), (actual, info.created()), history) {
+        Ok(applied) => applied,
+        Err(blocked) => return Plan::Blocked(blocked),
+    };
+    let target = desired.stamped(desired.replicas.map(|wish| settled(wish, actual, recorded)));
+    let difference = difference(&target, actual, &desired.owner, A::FIELDS);
+    if !difference.immutable.is_empty() {
+        let immutable = difference.immutable.join(", ");
+        let message = format!(
+            "JetStream never changes {immutable} of {kind} {name}: set the field to what the {kind} has, or {}",
+            A::REMEDY
+        );
+        return Plan::Blocked(Blocked { reason: Reason::ImmutableField, message });
+    }
+    if difference.is_empty() {
+        return Plan::Unchanged;
+    }
+    Plan::Update {
+        steps: steps(&target.merge_onto(actual, A::FIELDS), actual, &difference.changed),
+        fields: difference.changed,
+        drift: applied.is_some() && matches_last_applied(&target, actual),
+    }
+}
+
+/// Replicas that were settled when the stream was created are kept, whatever servers came or went.
+fn settled(wish: Replicas, actual: &Config, recorded: &Recorded) -> u8 {
+    let there = actual.get(REPLICAS).and_then(Value::as_u64).and_then(|count| u8::try_from(count).ok());
+    match wish {
+        Replicas::Exactly(replicas) => replicas,
+        Replicas::UpTo(_) => recorded.replicas.or(there).unwrap_or(1),
+    }
+}
+
+/// The server refuses new replicas and a new placement in one update (10123): the placement goes first.
+fn steps(target: &Config, actual: &Config, changed: &[&str]) -> Vec<Config> {
+    if !(changed.contains(&REPLICAS) && changed.contains(&"placement")) {
+        return vec![target.clone()];
+    }
+    let kept = |name| actual.get(name).cloned().unwrap_or_default();
+    // What was applied is marked with the last step, so that a second one that fails is not taken for another writer's change.
+    let first = target.clone().with(REPLICAS, kept(REPLICAS)).with(METADATA, kept(METADATA));
+    vec![first, target.clone()]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::jetstream::{
+        asset::{Consumer, ConsumerKey, Stream},
+        consumer_config,
+        info::{ConsumerInfo, StreamInfo},
+        ownership::{Owner, tests::owner},
+        stream_config,
+    };
+
+    const SPEC: &str = "{subjects: [orders.>], limits: {maxAge: 1h}}";
+
+    fn desired_at(generation: i64, spec: &str) -> Desired<Stream> {
+        let spec: jetwright_crds::EventStreamSpec = serde_saphyr::from_str(spec).unwrap();
+        Desired {
+            key: "orders".into(),
+            owner: owner(generation),
+            config: stream_config::config("orders", &spec),
+            replicas: Some(spec.effective_replicas()),
+        }
+    }
+
+    fn config(spec: &str, replicas: u8) -> Config {
+        desired_at(1, spec).stamped(Some(replicas))
+    }
+
+    fn info(config: &Config) -> StreamInfo {
+        serde_json::from_value(json!({
+            "config": config, "created": "2026-11-21T10:00:00.123456789Z",
+            "state": {"messages": 0, "bytes": 0, "first_seq": 0, "last_seq": 0},
+        }))
+        .unwrap()
+    }
+
+    fn edited(spec: &str, field: &'static str, value: impl Into<Value>) -> StreamInfo {
+        info(&config(spec, 1).with(field, value))
+    }
+
+    fn planned(desired: &Desired<Stream>, actual: Option<&StreamInfo>, recorded: &Recorded) -> Plan {
+        plan(desired, actual, &History::default(), recorded)
+    }
+
+    fn plan_for(spec: &str, actual: Option<&StreamInfo>) -> Plan {
+        planned(&desired_at(1, spec), actual, &Recorded::default())
+    }
+
+    fn blocked_by(plan: Plan) -> Reason {
+        let Plan::Blocked(blocked) = plan else { panic!("not blocked: {plan:?}") };
+        blocked.reason
+    }
+
+    #[test]
+    fn a_missing_stream_is_created_whole() {
+        assert_eq!(plan_for(SPEC, None), Plan::Create { config: config(SPEC, 1), fallbacks: vec![] });
+    }
+
+    #[test]
+    fn a_profile_settles_for_fewer_replicas_but_keeps_what_was_settled() {
+        let spec = "{subjects: [a], profile: Critical}";
+        let config = |replicas| config(spec, replicas);
+        assert_eq!(
+            plan_for(spec, None),
+            Plan::Create { config: config(3), fallbacks: vec![config(2), config(1)] }
+        );
+        let recorded = Recorded { replicas: Some(3), ..Recorded::default() };
+        assert_eq!(
+            planned(&desired_at(1, spec), None, &recorded),
+            Plan::Create { config: config(3), fallbacks: vec![] }
+        );
+        assert_eq!(plan_for(spec, Some(&info(&config(1)))), Plan::Unchanged);
+    }
+
+    #[test]
+    fn a_stream_that_vanished_begins_far_beyond_every_earlier_sequence_with_however_many_replicas() {
+        let spec = "{subjects: [a], profile: Critical}";
+        let config = |replicas, first: u64| config(spec, replicas).with("first_seq", first);
+        let recorded = Recorded { highest_sequence: Some(7), ..Recorded::default() };
+        let first = 1_000_000_007;
+        assert_eq!(
+            planned(&desired_at(1, spec), None, &recorded),
+            Plan::Create { config: config(3, first), fallbacks: vec![config(2, first), config(1, first)] }
+        );
+        // What was seen counts where the status is older.
+        let mut history = History::default();
+        history.observe(&desired_at(1, spec).stamped(Some(1)), "10:00", Some(9));
+        let first = 1_000_000_009;
+        assert_eq!(
+            plan(&desired_at(1, spec), None, &history, &recorded),
+            Plan::Create { config: config(3, first), fallbacks: vec![config(2, first), config(1, first)] }
+        );
+    }
+
+    #[test]
+    fn a_mirror_has_the_sequences_of_its_origin() {
+        let mirror = config(SPEC, 1).with("mirror", json!({"name": "origin"}));
+        assert_eq!(beginning_beyond(Some(7), mirror.clone()), mirror);
+    }
+
+    #[test]
+    fn an_update_carries_where_the_stream_began_as_it_is() {
+        let actual = info(&config(SPEC, 1).with("first_seq", 1_000_000_007_u64).with("max_age", 5));
+        let recorded = Recorded { highest_sequence: Some(2_000_000_000), ..Recorded::default() };
+        let Plan::Update { steps, fields, .. } = planned(&desired_at(1, SPEC), Some(&actual), &recorded)
+        else {
+            panic!("no update")
+        };
+        assert_eq!(fields, ["max_age"]);
+        assert_eq!(steps, [config(SPEC, 1).with("first_seq", 1_000_000_007_u64)]);
+    }
+
+    #[test]
+    fn what_is_as_declared_stays_untouched() {
+        assert_eq!(plan_for(SPEC, Some(&info(&config(SPEC, 1)))), Plan::Unchanged);
+    }
+
+    #[test]
+    fn a_field_that_another_writer_changed_is_drift() {
+        let actual = edited(SPEC, "max_age", 5);
+        let Plan::Update { steps, fields, drift } = plan_for(SPEC, Some(&actual)) else {
+            panic!("no update")
+        };
+        assert_eq!((steps, fields, drift), (vec![config(SPEC, 1)], vec!["max_age"], true));
+    }
+
+    #[test]
+    fn a_new_generation_is_an_update_and_no_drift() {
+        let next = desired_at(2, "{subjects: [orders.>], limits: {maxBytes: 1Gi}}");
+        let plan = planned(&next, Some(&info(&config(SPEC, 1))), &Recorded::default());
+        let Plan::Update { steps, fields, drift } = plan else { panic!("no update") };
+        assert_eq!((fields, drift), (vec!["max_bytes", "max_age"], false));
+        // The mark is written with it.
+        assert_eq!(steps, [next.stamped(Some(1))]);
+    }
+
+    #[test]
+    fn another_hash_alone_is_no_reason_to_write() {
+        let mut marks = json!(config(SPEC, 1))["metadata"].clone();
+        marks["jetwright.dev/applied"] = json!("of another version");
+        assert_eq!(plan_for(SPEC, Some(&edited(SPEC, "metadata", marks))), Plan::Unchanged);
+    }
+
+    #[test]
+    fn an_older_generation_is_never_applied() {
+        let older = desired_at(0, SPEC);
+        let plan = planned(&older, Some(&info(&config(SPEC, 1))), &Recorded::default());
+        assert_eq!(blocked_by(plan), Reason::NewerGeneration);
+    }
+
+    #[test]
+    fn what_is_not_ours_is_not_modified() {
+        let foreign = edited(SPEC, "metadata", json!({"jetwright.dev/owner": "east/shop/other"}));
+        assert_eq!(blocked_by(plan_for(SPEC, Some(&foreign))), Reason::NameConflict);
+        let unowned = edited(SPEC, "metadata", json!({}));
+        assert_eq!(blocked_by(plan_for(SPEC, Some(&unowned))), Reason::NameConflict);
+        // A status proves nothing.
+        let recorded = Recorded { created: Some(1_795_255_200), replicas: Some(1), ..Recorded::default() };
+        assert_eq!(
+            blocked_by(planned(&desired_at(1, SPEC), Some(&unowned), &recorded)),
+            Reason::NameConflict
+        );
+    }
+
+    #[test]
+    fn a_stream_whose_metadata_were_wiped_while_the_operator_watched_is_still_ours() {
+        let wiped = edited(SPEC, "metadata", json!({}));
+        let mut history = History::default();
+        history.observe(&config(SPEC, 1), &wiped.created, Some(0));
+        let plan = plan(&desired_at(1, SPEC), Some(&wiped), &history, &Recorded::default());
+        let Plan::Update { fields, drift, .. } = plan else { panic!("no update: {plan:?}") };
+        assert_eq!((fields, drift), (vec!["metadata"], true));
+    }
+
+    #[test]
+    fn what_jetstream_never_changes_is_blocked_before_anything_is_done() {
+        let actual = info(&config(SPEC, 1).with("storage", "memory").with("max_age", 5));
+        assert_eq!(blocked_by(plan_for(SPEC, Some(&actual))), Reason::ImmutableField);
+    }
+
+    #[test]
+    fn placement_and_replicas_are_two_steps() {
+        let actual = info(&config(SPEC, 3).with("placement", json!({"cluster": "east"})));
+        let Plan::Update { steps, .. } = plan_for(SPEC, Some(&actual)) else { panic!("no update") };
+        assert_eq!(steps, [config(SPEC, 3), config(SPEC, 1)]);
+    }
+
+    const CONSUMER: &str = "{streamRef: {name: orders}, filterSubjects: [orders.*.placed], ackWait: 10s}";
+
+    fn consumer_at(generation: i64, spec: &str) -> Desired<Consumer> {
+        Desired {
+            key: ConsumerKey { stream: "orders".into(), name: "fulfilment".into() },
+            owner: Owner { name: "fulfilment".into(), ..owner(generation) },
+            config: consumer_config::config("fulfilment", &serde_saphyr::from_str(spec).unwrap()),
+            replicas: None,
+        }
+    }
+
+    fn consumer_config_at(generation: i64) -> Config {
+        consumer_at(generation, CONSUMER).stamped(None)
+    }
+
+    fn plan_consumer(actual: Option<&Config>) -> Plan {
+        let info = |config: &Config| -> ConsumerInfo {
+            serde_json::from_value(json!({
+                "config": config, "created": "2026-11-21T10:00:00Z", "stream_name": "orders", "name": "fulfilment",
+            }))
+            .unwrap()
+        };
+        let actual = actual.map(info);
+        plan(&consumer_at(2, CONSUMER), actual.as_ref(), &History::default(), &Recorded::default())
+    }
+
+    #[test]
+    fn a_missing_consumer_is_created_whole() {
+        assert_eq!(
+            plan_consumer(None),
+            Plan::Create { config: consumer_config_at(2), fallbacks: Vec::new() }
+        );
+    }
+
+    #[test]
+    fn what_the_server_fills_into_a_consumer_is_no_difference() {
+        let filled = consumer_config_at(2).with("max_waiting", 512).with("num_replicas", 0);
+        assert_eq!(plan_consumer(Some(&filled)), Plan::Unchanged);
+    }
+
+    #[test]
+    fn an_edit_of_a_consumer_is_corrected_and_a_pause_is_left() {
+        let edited = consumer_config_at(2).with("ack_wait", 5).with("pause_until", "2030-01-01T00:00:00Z");
+        let expected = Plan::Update {
+            steps: vec![consumer_config_at(2).with("pause_until", "2030-01-01T00:00:00Z")],
+            fields: vec!["ack_wait"],
+            drift: true,
+        };
+        assert_eq!(plan_consumer(Some(&edited)), expected);
+    }
+
+    #[test]
+    fn a_new_declaration_of_a_consumer_is_an_update_and_no_drift() {
+        let other = "{streamRef: {name: orders}, filterSubjects: [orders.*.placed], ackWait: 20s}";
+        let expected =
+            Plan::Update { steps: vec![consumer_config_at(2)], fields: vec!["ack_wait"], drift: false };
+        assert_eq!(plan_consumer(Some(&consumer_at(1, other).stamped(None))), expected);
+    }
+
+    #[test]
+    fn a_generation_that_changes_nothing_in_jetstream_writes_nothing() {
+        assert_eq!(plan_consumer(Some(&consumer_config_at(1))), Plan::Unchanged);
+    }
+
+    #[test]
+    fn an_older_generation_of_a_consumer_is_never_applied() {
+        assert_eq!(blocked_by(plan_consumer(Some(&consumer_config_at(3)))), Reason::NewerGeneration);
+    }
+
+    #[test]
+    fn a_consumer_of_another_kind_is_blocked_and_that_of_others_not_modified() {
+        let push = consumer_config_at(2).with("deliver_subject", "somewhere").with("ack_wait", 5);
+        let Plan::Blocked(blocked) = plan_consumer(Some(&push)) else { panic!("not blocked") };
+        assert_eq!(blocked.reason, Reason::ImmutableField);
+        assert!(blocked.message.contains("deliver_subject"), "{}", blocked.message);
+        let foreign = consumer_config_at(2).with("metadata", json!({}));
+        assert_eq!(blocked_by(plan_consumer(Some(&foreign))), Reason::NameConflict);
+    }
+}

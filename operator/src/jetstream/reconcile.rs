@@ -1,0 +1,169 @@
+//! Brings a stream or a consumer in JetStream to what is desired, or deletes it. Reads and writes JetStream; what to do is decided in
+//! [`super::plan`].
+
+use std::time::Duration;
+
+use jetwright_nats::{
+    Api, ApiError,
+    jetstream_error::{NO_SUITABLE_PEERS, REPLICAS_NEED_CLUSTER},
+};
+
+use super::{
+    asset::{Asset, Desired},
+    cache::{Cache, Cached},
+    config::Config,
+    entries::EntryGuard,
+    ownership::{Owner, applied_generation},
+    plan::{Plan, plan},
+};
+use crate::{
+    error::{ErrorClass, ReconcileError},
+    outcome::{CreationTime as _, OperationResult, Outcome, Pending, Reconciled, Recorded},
+};
+
+/// The server's words where a cluster has too few servers, and no other reason beside it (selectPeerError in
+/// server/jetstream_cluster.go of nats-server): a server that is away is named in them, and is waited for.
+const TOO_FEW_SERVERS: &str = "no suitable peers for placement";
+/// How long an object waits for a cluster to have as many servers as its profile asks for.
+const CLUSTER_GRACE: Duration = Duration::from_mins(3);
+
+/// Why JetStream could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to {action} {asset}")]
+pub struct Error {
+    action: String,
+    asset: String,
+    source: ApiError,
+}
+
+impl Error {
+    fn new<A: Asset>(action: impl Into<String>, key: &A::Key, source: ApiError) -> Self {
+        Self { action: action.into(), asset: A::describe(key), source }
+    }
+
+    /// The error of a read that failed.
+    pub fn reading<A: Asset>(key: &A::Key, source: ApiError) -> Self {
+        Self::new::<A>("read", key, source)
+    }
+}
+
+impl ReconcileError for Error {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::of_jetstream(&self.source)
+    }
+}
+
+/// What an object knows of itself beyond its declaration.
+pub struct Situation<'a> {
+    pub recorded: &'a Recorded,
+    /// How long the object has existed.
+    pub age: Duration,
+}
+
+/// Brings JetStream to what is desired. `throttle` says where a plan has to wait.
+///
+/// # Errors
+///
+/// When JetStream does not answer or refuses.
+pub async fn ensure<A: Cached>(
+    cache: &Cache,
+    desired: &Desired<A>,
+    situation: Situation<'_>,
+    throttle: impl FnOnce(&Plan) -> Option<Pending> + Send,
+) -> Result<Outcome<A::Info>, Error> {
+    let failed = |source| Error::reading::<A>(&desired.key, source);
+    let recorded = situation.recorded;
+    let mut entry = cache.lock::<A>(&desired.key).await.map_err(failed)?;
+    let mut todo = plan(desired, entry.present().as_ref(), entry.history(), recorded);
+    if todo.writes() {
+        // What is written is decided on what JetStream has now, not on what it had when it was read last.
+        cache.refresh_locked::<A>(&desired.key, &mut entry).await.map_err(failed)?;
+        todo = plan(desired, entry.present().as_ref(), entry.history(), recorded);
+        if let Some(pending) = throttle(&todo) {
+            return Ok(Outcome::Pending(pending));
+        }
+    }
+    let result = apply::<A>(cache, desired, todo, situation.age, &mut entry).await?;
+    Ok(Outcome::Reconciled(Reconciled::new(result, entry.present().as_ref(), recorded)))
+}
+
+/// Carries a plan out, and decides nothing.
+async fn apply<A: Cached>(
+    cache: &Cache,
+    desired: &Desired<A>,
+    plan: Plan,
+    age: Duration,
+    entry: &mut EntryGuard<A>,
+) -> Result<OperationResult, Error> {
+    let key = &desired.key;
+    match plan {
+        Plan::Unchanged => Ok(OperationResult::Unchanged),
+        Plan::Blocked(blocked) => Ok(OperationResult::Blocked(blocked)),
+        Plan::Create { config, fallbacks } => {
+            let created = create::<A>(cache.api(), key, (&config, &fallbacks), age >= CLUSTER_GRACE).await;
+            // Whatever happened, what was known before is no longer so.
+            entry.invalidate();
+            let info = created.map_err(|source| Error::new::<A>("create", key, source))?;
+            entry.set(Some(&info));
+            A::created(cache, key);
+            Ok(OperationResult::Created)
+        }
+        Plan::Update { steps, fields, drift } => {
+            for step in &steps {
+                entry.invalidate();
+                let updated = A::update(cache.api(), key, step).await;
+                let action = || format!("update {} of", fields.join(", "));
+                entry.set(Some(&updated.map_err(|source| Error::new::<A>(action(), key, source))?));
+            }
+            Ok(if drift { OperationResult::Corrected(fields) } else { OperationResult::Updated(fields) })
+        }
+    }
+}
+
+/// Creates it, or a fallback. Servers that are not clustered are one; a cluster of too few may be one that is still forming, so that
+/// only an object that waited settles for fewer.
+async fn create<A: Asset>(
+    api: &Api,
+    key: &A::Key,
+    (config, fallbacks): (&Config, &[Config]),
+    settles: bool,
+) -> Result<A::Info, ApiError> {
+    let mut answer = A::create(api, key, config).await;
+    let candidates = match &answer {
+        // One server is one: the fewest replicas are what it takes.
+        Err(error) if error.err_code() == Some(REPLICAS_NEED_CLUSTER) => {
+            fallbacks.last().map(std::slice::from_ref)
+        }
+        Err(error) if settles && has_too_few_servers(error) => Some(fallbacks),
+        _ => None,
+    };
+    for config in candidates.unwrap_or_default() {
+        answer = A::create(api, key, config).await;
+        if !answer.as_ref().is_err_and(has_too_few_servers) {
+            break;
+        }
+    }
+    answer
+}
+
+fn has_too_few_servers(error: &ApiError) -> bool {
+    matches!(error, ApiError::Refused { err_code: NO_SUITABLE_PEERS, description, .. } if description == TOO_FEW_SERVERS)
+}
+
+/// Deletes what is the owner's; what is not, or what a newer generation was applied to, stays.
+///
+/// # Errors
+///
+/// When JetStream does not answer or refuses. Unanswered, the deletion may take effect later.
+pub async fn finalize<A: Cached>(cache: &Cache, key: &A::Key, owner: &Owner) -> Result<(), Error> {
+    let failed = |source| Error::new::<A>("delete", key, source);
+    let mut entry = cache.lock::<A>(key).await.map_err(failed)?;
+    cache.refresh_locked::<A>(key, &mut entry).await.map_err(failed)?;
+    let Some(info) = entry.present() else { return Ok(()) };
+    let actual = (A::config(&info), info.created());
+    if applied_generation(owner, (A::KIND, A::name(key)), actual, entry.history()).is_ok() {
+        A::delete(cache.api(), key).await.map_err(failed)?;
+        cache.refresh_locked::<A>(key, &mut entry).await.map_err(failed)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! Objects that an object of ours controls, or that were made for it: applied by server-side apply, removed, and never touched where
+//! they are another's. Writes to Kubernetes where something differs, and reads from it what no watch has brought.
+//!
+//! As long as we want what we applied last, and what is ours in the object is what it was then, there is nothing to do.
+
+use std::{
+    fmt::Debug,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
+
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{
+        apps::v1::Deployment,
+        core::v1::{ConfigMap, Service, ServiceAccount},
+        policy::v1::PodDisruptionBudget,
+    },
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions, ValidationDirective},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use super::owned::{FIELD_MANAGER, Owned, OwnedObjects};
+use crate::{
+    error::{ErrorClass, ReconcileError},
+    object_state::{Fingerprint, ObjectKey, ObjectStates},
+    rate_limit::RateLimit,
+};
+
+/// Why an object could not be applied or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{kind} {name} exists and is not owned by this {owner}")]
+    Foreign { kind: &'static str, name: String, owner: String },
+    #[error("{kind} {name}")]
+    Kubernetes { kind: &'static str, name: String, source: kube::Error },
+}
+
+impl ReconcileError for Error {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Foreign { .. } => ErrorClass::Terminal,
+            Self::Kubernetes { source, .. } => ErrorClass::of_kubernetes(source),
+        }
+    }
+}
+
+/// A kind of objects that can be applied.
+pub trait Kind:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned
+{
+}
+
+impl<K> Kind for K where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned
+{
+}
+
+/// A kind of objects that an object of ours controls, and that is watched.
+pub trait OwnedKind: Kind {
+    /// What is kept of an object.
+    fn keep(self) -> Owned {
+        Owned::new(self.meta())
+    }
+}
+
+impl OwnedKind for ConfigMap {}
+impl OwnedKind for Service {}
+impl OwnedKind for ServiceAccount {}
+impl OwnedKind for PodDisruptionBudget {}
+impl OwnedKind for Deployment {
+    fn keep(self) -> Owned {
+        Owned::of_deployment(self)
+    }
+}
+
+/// What applying takes, whatever object it is for.
+pub struct Applying {
+    pub client: Client,
+    /// What the watches brought.
+    pub owned: OwnedObjects,
+    /// Bounds what is applied after a start, when nothing is known of what was applied before.
+    pub startup: RateLimit,
+}
+
+/// Applies objects for the object that owns them.
+pub struct Applier<'a> {
+    applying: &'a Applying,
+    states: &'a ObjectStates,
+    kind: String,
+    namespace: String,
+    uid: String,
+}
+
+impl<'a> Applier<'a> {
+    /// For an object that was read from Kubernetes.
+    pub fn new<O: Resource<DynamicType = ()>>(
+        applying: &'a Applying,
+        states: &'a ObjectStates,
+        owner: &O,
+    ) -> Self {
+        Self {
+            applying,
+            states,
+            kind: O::kind(&()).into_owned(),
+            namespace: owner.namespace().unwrap_or_default(),
+            uid: owner.uid().unwrap_or_default(),
+        }
+    }
+
+    /// Brings an object to what is desired, and returns what is kept of it then.
+    ///
+    /// # Errors
+    ///
+    /// When it is another's, or Kubernetes refuses.
+    pub async fn apply<K: OwnedKind>(
+        &self,
+        name: &str,
+        object: &impl Serialize,
+    ) -> Result<Arc<Owned>, Error> {
+        let key = self.key::<K>(name);
+        let desired = desired::<K>(object).map_err(|source| failed(&key, source))?;
+        let hash = hash_of(&desired.to_string());
+        let last = self.states.applied(&key);
+        if let Some(known) = self.applying.owned.get(&key).filter(|known| known.is_controlled_by(&self.uid))
+            && last == Some(Fingerprint { desired: hash, observed: known.managed })
+        {
+            return Ok(known);
+        }
+        let current = self.get_controlled::<K>(name).await?;
+        if last.is_none() && current.is_some() {
+            self.applying.startup.acquire().await;
+        }
+        self.states.set_applied(&key, None);
+        let applied: K = self.patch(&key, desired, current.map(|current| current.uid.clone())).await?;
+        let applied = applied.keep();
+        self.states.set_applied(&key, Some(Fingerprint { desired: hash, observed: applied.managed }));
+        self.applying.owned.insert(key.clone(), applied.clone());
+        Ok(self.applying.owned.get(&key).unwrap_or_else(|| Arc::new(applied)))
+    }
+
+    /// The same of an object that nothing owns, and of which the caller knows how it is: None where it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// When Kubernetes refuses, as it does where there is another object meanwhile.
+    pub async fn apply_unowned<K: Kind>(
+        &self,
+        object: &K,
+        current: Option<&Arc<K>>,
+    ) -> Result<Arc<K>, Error> {
+        let key = self.key::<K>(&object.name_any());
+        let desired = desired::<K>(object).map_err(|source| failed(&key, source))?;
+        let observe = |current: &K| {
+            let whole = serde_json::to_value(current).unwrap_or_default();
+            hash_of(&(current.uid(), projection(&desired, &whole).to_string()))
+        };
+        let hash = hash_of(&desired.to_string());
+        if let Some(current) = current
+            && self.states.applied(&key) == Some(Fingerprint { desired: hash, observed: observe(current) })
+        {
+            return Ok(current.clone());
+        }
+        if self.states.applied(&key).is_none() && current.is_some() {
+            self.applying.startup.acquire().await;
+        }
+        self.states.set_applied(&key, None);
+        let applied: K = self.patch(&key, desired.clone(), current.and_then(|current| current.uid())).await?;
+        self.states.set_applied(&key, Some(Fingerprint { desired: hash, observed: observe(&applied) }));
+        Ok(Arc::new(applied))
+    }
+
+    async fn patch<K: Kind>(
+        &self,
+        key: &ObjectKey,
+        mut desired: Value,
+        current_uid: Option<String>,
+    ) -> Result<K, Error> {
+        // Strict, so that a field that Kubernetes does not know is refused rather than dropped.
+        let mut params = PatchParams {
+            field_validation: Some(ValidationDirective::Strict),
+            ..PatchParams::apply(FIELD_MANAGER)
+        };
+        if let Some(uid) = current_uid {
+            // Fields that others took are taken back, of this very object alone.
+            desired["metadata"]["uid"] = uid.into();
+            params = params.force();
+        }
+        let patched = self.api::<K>().patch(&key.name, &params, &Patch::Apply(desired)).await;
+        patched.map_err(|source| failed(key, source))
+    }
+
+    /// Removes an object where it exists and is the owner's. Ours carry the label by which they are watched, so that what no watch has
+    /// brought is not ours.
+    ///
+    /// # Errors
+    ///
+    /// When Kubernetes refuses.
+    pub async fn remove<K: OwnedKind>(&self, name: &str) -> Result<(), Error> {
+        let key = self.key::<K>(name);
+        let known = self.applying.owned.get(&key).filter(|known| known.is_controlled_by(&self.uid));
+        let Some(known) = known else { return Ok(()) };
+        self.states.set_applied(&key, None);
+        let preconditions = Preconditions { uid: Some(known.uid.clone()), resource_version: None };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
+        match self.api::<K>().delete(name, &params).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
+            Err(source) => Err(failed(&key, source)),
+        }
+    }
+
+    /// The object of this name, if there is one and it is the owner's. What no watch has brought is read: apply would merge into an object
+    /// of another owner, which the labelled watch does not show.
+    async fn get_controlled<K: OwnedKind>(&self, name: &str) -> Result<Option<Arc<Owned>>, Error> {
+        let key = self.key::<K>(name);
+        let current = if let Some(known) = self.applying.owned.get(&key) {
+            known
+        } else {
+            let found = self.api::<K>().get_opt(name).await.map_err(|source| failed(&key, source))?;
+            let Some(found) = found else { return Ok(None) };
+            Arc::new(found.keep())
+        };
+        if current.is_controlled_by(&self.uid) {
+            return Ok(Some(current));
+        }
+        Err(Error::Foreign { kind: key.kind, name: key.name, owner: self.kind.clone() })
+    }
+
+    fn api<K: Kind>(&self) -> Api<K> {
+        Api::namespaced(self.applying.client.clone(), &self.namespace)
+    }
+
+    fn key<K: Kind>(&self, name: &str) -> ObjectKey {
+        ObjectKey::new::<K>(&self.namespace, name)
+    }
+}
+
+fn desired<K: Kind>(object: &impl Serialize) -> Result<Value, kube::Error> {
+    let mut desired = serde_json::to_value(object).map_err(kube::Error::SerdeError)?;
+    desired["apiVersion"] = K::api_version(&()).into();
+    desired["kind"] = K::kind(&()).into();
+    Ok(desired)
+}
+
+/// The part of a value that another one has: of objects the same fields, all else whole.
+fn projection(part: &Value, whole: &Value) -> Value {
+    match (part, whole) {
+        (Value::Object(part), Value::Object(whole)) => Value::Object(
+            part.iter()
+                .map(|(key, part)| {
+                    let field = whole.get(key).map_or(Value::Null, |whole| projection(part, whole));
+                    (key.clone(), field)
+                })
+                .collect(),
+        ),
+        (_, whole) => whole.clone(),
+    }
+}
+
+fn hash_of(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn failed(key: &ObjectKey, source: kube::Error) -> Error {
+    Error::Kubernetes { kind: key.kind, name: key.name.clone(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_desired_of_an_unowned_object_is_observed() {
+        let desired = json!({"spec": {"storage": "File", "limits": {"maxMessagesPerSubject": 1}}});
+        let found = json!({
+            "metadata": {"labels": {"team": "red"}},
+            "spec": {"storage": "Memory", "limits": {"maxMessagesPerSubject": 1, "maxAge": "1d"}, "profile": "Critical"},
+        });
+        let expected = json!({"spec": {"storage": "Memory", "limits": {"maxMessagesPerSubject": 1}}});
+        assert_eq!(projection(&desired, &found), expected);
+        assert_eq!(projection(&desired, &json!({})), json!({"spec": null}));
+    }
+}

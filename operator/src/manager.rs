@@ -1,0 +1,207 @@
+//! The life of the operator: connect, become ready, lead, reconcile, stop.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use jetwright_process::{admin, health::Health, metrics as process_metrics, shutdown::Shutdown};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{
+    Api, Client, ResourceExt,
+    runtime::events::{Recorder, Reporter},
+};
+use prometheus_client::registry::Registry;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::util::MapRequestLayer;
+
+use crate::{
+    args::Args,
+    connection,
+    context::Context,
+    controllers,
+    jetstream::{
+        advisories::Intervals,
+        cache::Cache,
+        connections::{Connection, Connections},
+        ownership::ClusterNames,
+    },
+    kubernetes::{apply::Applying, owned::OwnedObjects, scopes::Scopes},
+    leader::Leadership,
+    metrics::Metrics,
+    object_state::ObjectStates,
+    pods::cache::PodCache,
+    rate_limit::RateLimit,
+    readiness::Readiness,
+};
+
+/// How long reconciles may go on after the signal to stop; less than the grace that Kubernetes gives by default (30 s).
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
+/// Least time after which streams and consumers that nothing declares leave the cache; longer than any pause before a retry.
+const MIN_CACHE_IDLE: Duration = Duration::from_mins(15);
+/// Time between two looks for states of objects that are gone.
+const EVICTION_INTERVAL: Duration = Duration::from_mins(10);
+/// Most statuses that say Disconnected a second.
+const DISCONNECT_WRITES_PER_SECOND: u32 = 20;
+/// Most owned objects that are applied a second after a start, when nothing is known of what was applied before.
+const STARTUP_APPLIES_PER_SECOND: u32 = 20;
+/// How long the API server may take to name the cluster where it has a name already.
+const CLUSTER_UID_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Runs until a signal, or until leadership is lost.
+///
+/// # Errors
+///
+/// When the operator cannot start, or has to be restarted.
+pub async fn run(args: Args) -> Result<()> {
+    let shutdown = Shutdown::on_signals()?;
+    let mut registry = Registry::default();
+    process_metrics::register(&mut registry, "jetwright-operator");
+    let metrics = Metrics::register(&mut registry);
+    let health = Health::new();
+    let admin = admin::bind(args.admin_address)
+        .await
+        .with_context(|| format!("failed to bind --admin-address {}", args.admin_address))?;
+    tracing::info!(address = %admin.local_address()?, "serving /livez, /readyz and /metrics");
+    let admin_stop = CancellationToken::new();
+    let served = tokio::spawn(admin.serve(health.clone(), Arc::new(registry), admin_stop.clone()));
+
+    let result = operate(&args, &metrics, &health, &shutdown.token()).await;
+    health.stop("shutting down");
+    admin_stop.cancel();
+    served.await??;
+    result
+}
+
+/// Connects, waits for what is needed, and reconciles for as long as this process leads.
+async fn operate(args: &Args, metrics: &Metrics, health: &Health, stop: &CancellationToken) -> Result<()> {
+    let readiness = Readiness::new(health);
+    let client =
+        client(metrics).await.context("Kubernetes cannot be found: run in a cluster, or set KUBECONFIG")?;
+    let nats = connection::open(&args.connection()?, metrics).await?;
+    let reached = {
+        let (nats, gate) = (nats.clone(), readiness.nats);
+        tokio::spawn(async move { gate.open_when_reached(&nats).await })
+    };
+    let namespaces = &args.controllers.namespaces;
+    let Some(()) =
+        stop.run_until_cancelled(readiness.definitions.open_when_served(&client, namespaces)).await
+    else {
+        return Ok(());
+    };
+    let context = Arc::new(context(args, client, nats, metrics.clone()).await?);
+    let result = lead(args, &context, stop).await;
+    reached.abort();
+    result
+}
+
+/// A client whose requests are counted.
+async fn client(metrics: &Metrics) -> Result<Client> {
+    let metrics = metrics.clone();
+    let count = MapRequestLayer::new(move |request: http::Request<kube::client::Body>| {
+        metrics.kubernetes_request(&request);
+        request
+    });
+    let config = kube::Config::infer().await?;
+    Ok(kube::client::ClientBuilder::try_from(config)?.with_layer(&count).build())
+}
+
+async fn context(
+    args: &Args,
+    client: Client,
+    nats: jetwright_nats::Connection,
+    metrics: Metrics,
+) -> Result<Context> {
+    let api = connection::api(&nats, args.nats.jetstream_timeout.into(), metrics.clone());
+    let serves = args.controllers.default_connection_namespaces.clone();
+    let reporter =
+        Reporter { controller: "jetwright-operator".to_owned(), instance: std::env::var("HOSTNAME").ok() };
+    Ok(Context {
+        cluster: Arc::new(cluster_names(args, &client).await?),
+        recorder: Recorder::new(client.clone(), reporter),
+        connections: Connections::of(Connection { nats, cache: Cache::new(api), serves }),
+        metrics,
+        settings: args.settings(),
+        scopes: Scopes::new(&args.controllers.namespaces),
+        applying: Applying {
+            client: client.clone(),
+            owned: OwnedObjects::default(),
+            startup: RateLimit::new(STARTUP_APPLIES_PER_SECOND),
+        },
+        client,
+        pods: PodCache::default(),
+        states: ObjectStates::default(),
+        disconnect_writes: RateLimit::new(DISCONNECT_WRITES_PER_SECOND),
+        running: TaskTracker::new(),
+    })
+}
+
+/// The names of this cluster: that of the flag, else the uid of the namespace kube-system, which counts where there is a flag too, so that
+/// a cluster can be named without losing what it made before.
+async fn cluster_names(args: &Args, client: &Client) -> Result<ClusterNames> {
+    let mut others = args.controllers.former_cluster_names.clone();
+    let Some(name) = &args.controllers.cluster_name else {
+        let current = uid_of_kube_system(client).await.context(
+            "the cluster's name is the uid of namespace kube-system, which cannot be read: set --cluster-name",
+        )?;
+        return Ok(ClusterNames { current, others });
+    };
+    match tokio::time::timeout(CLUSTER_UID_TIMEOUT, uid_of_kube_system(client)).await {
+        Ok(Ok(uid)) => others.push(uid),
+        Ok(Err(error)) => tracing::debug!(%error, "failed to read the uid of namespace kube-system"),
+        Err(_) => tracing::debug!("reading the uid of namespace kube-system took too long"),
+    }
+    Ok(ClusterNames { current: name.clone(), others })
+}
+
+async fn uid_of_kube_system(client: &Client) -> Result<String> {
+    let namespaces: Api<Namespace> = Api::all(client.clone());
+    namespaces.get_metadata("kube-system").await?.uid().context("it has no uid")
+}
+
+/// Waits for leadership where there is an election, and reconciles until `stop`.
+async fn lead(args: &Args, context: &Arc<Context>, stop: &CancellationToken) -> Result<()> {
+    if !args.leader.leader_elect {
+        return reconcile(args, context, stop).await;
+    }
+    let acquired = Leadership::acquire(context.client.clone(), &args.leader, stop).await?;
+    let Some(mut leadership) = acquired else { return Ok(()) };
+    let result = tokio::select! {
+        result = reconcile(args, context, stop) => result,
+        () = leadership.lost() => bail!("leadership was lost; ending at once, since another process may act now"),
+    };
+    leadership.release().await;
+    result
+}
+
+async fn reconcile(args: &Args, context: &Arc<Context>, stop: &CancellationToken) -> Result<()> {
+    tracing::info!(cluster = context.cluster.current, "reconciling");
+    context.metrics.leads(true);
+    let intervals = Intervals {
+        resync: args.controllers.jetstream_resync_interval.into(),
+        // Every object is reconciled once in this time, and locks its entries.
+        idle: (context.settings.resync * 4).max(MIN_CACHE_IDLE),
+    };
+    let connections = futures::future::join_all(
+        context.connections.all().map(|connection| connection.run(intervals, stop)),
+    );
+    let controllers = controllers::run(context, args.controllers.concurrency, stop);
+    // A controller whose first list did not arrive yet would wait for it for ever, so the end is that of the reconciles.
+    let finished = async {
+        stop.cancelled().await;
+        context.running.close();
+        tokio::time::timeout(SHUTDOWN_TIMEOUT, context.running.wait()).await
+    };
+    tokio::select! {
+        _ = async { tokio::join!(connections, controllers, evict_idle(context, stop)) } => {}
+        finished = finished => if finished.is_err() {
+            tracing::warn!("reconciles did not finish in time; the next start takes up what they left");
+        },
+    }
+    context.metrics.leads(false);
+    Ok(())
+}
+
+async fn evict_idle(context: &Context, stop: &CancellationToken) {
+    while stop.run_until_cancelled(tokio::time::sleep(EVICTION_INTERVAL)).await.is_some() {
+        context.states.evict_idle();
+    }
+}

@@ -1,0 +1,5 @@
+//! The pods of workloads: what each is doing, why they do not come up.
+
+pub mod cache;
+pub mod diagnose;
+pub mod state;

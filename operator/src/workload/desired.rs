@@ -1,0 +1,118 @@
+//! In: the object, and what its pods consume. Out: the workload that it declares, or what is wrong with it. Pure.
+
+use std::net::SocketAddr;
+
+use jetwright_crds::{
+    EventConsumer,
+    consumer::Workload,
+    environment::{ADMIN_PORT, Bindings, JETWRIGHT_ADMIN_ADDRESS},
+    names::WorkloadNames,
+};
+use k8s_openapi::{api::core::v1::ServicePort, apimachinery::pkg::apis::meta::v1::OwnerReference};
+use kube::{Resource, ResourceExt};
+use serde_json::{Map, Value};
+
+use crate::field_error::FieldError;
+
+/// What every pod is given, beside what its EventConsumer declares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkloadSettings {
+    /// Addresses of NATS as pods reach it.
+    pub nats_url: String,
+    /// Where pods send their traces, if anywhere.
+    pub otlp_endpoint: Option<String>,
+}
+
+/// A workload as it is desired.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// Names of all that belongs to it.
+    pub names: WorkloadNames,
+    pub namespace: String,
+    /// Makes the objects the EventConsumer's own.
+    pub owner: OwnerReference,
+    /// Pods.
+    pub replicas: i32,
+    /// The pod as the user wrote it.
+    pub template: Map<String, Value>,
+    /// Port of the program's probes and metrics.
+    pub admin_port: u16,
+    /// Ports of the Service, if there is one.
+    pub service_ports: Option<Vec<ServicePort>>,
+    /// Secret with the pods' NATS credentials, if they have some.
+    pub credentials: Option<String>,
+    /// What the pods consume.
+    pub bindings: Bindings,
+}
+
+/// Makes the desired workload of an EventConsumer.
+///
+/// # Errors
+///
+/// Everything that is wrong, each with its field and what to do.
+pub fn desired(
+    object: &EventConsumer,
+    workload: &Workload,
+    bindings: Bindings,
+) -> Result<Desired, Vec<FieldError>> {
+    let Workload { replicas, template, service, credentials } = workload;
+    let Value::Object(template) = template.to_json() else {
+        return Err(vec![FieldError::new(
+            "spec.workload.template",
+            "it is no pod template: it needs a spec with containers",
+        )]);
+    };
+    let Some(owner) = object.controller_owner_ref(&()) else {
+        return Err(vec![FieldError::new("metadata.uid", "the object was not read from the API server")]);
+    };
+    let names = WorkloadNames::of(&object.name_any())
+        .map_err(|error| vec![FieldError::new("metadata.name", error.to_string())])?;
+    let admin_port = admin_port(&template).map_err(|error| vec![error])?;
+    Ok(Desired {
+        names,
+        namespace: object.namespace().unwrap_or_default(),
+        owner,
+        replicas: *replicas,
+        template,
+        admin_port,
+        service_ports: service.as_ref().map(|service| service.ports.clone()),
+        credentials: credentials.as_ref().map(|credentials| credentials.secret_ref.name.clone()),
+        bindings,
+    })
+}
+
+/// The port on which the program serves its probes and metrics: that of the address that the template sets, if it sets one.
+/// An address that is not in the template is unknown before the pod runs.
+fn admin_port(template: &Map<String, Value>) -> Result<u16, FieldError> {
+    let program = template.get("spec").and_then(|spec| spec.get("containers")?.get(0));
+    let variables = program.and_then(|program| program.get("env")?.as_array()).into_iter().flatten();
+    let mut addresses = variables.filter(|variable| variable["name"] == JETWRIGHT_ADMIN_ADDRESS);
+    let Some(address) = addresses.next() else { return Ok(ADMIN_PORT) };
+    if address.get("valueFrom").is_some_and(|source| !source.is_null()) {
+        let message = format!(
+            "{JETWRIGHT_ADMIN_ADDRESS} must be a plain value (default: 0.0.0.0:{ADMIN_PORT}): the probes have its port"
+        );
+        return Err(FieldError::new("spec.workload.template", message));
+    }
+    let address = address.get("value").and_then(Value::as_str).and_then(|text| text.parse().ok());
+    Ok(address.map_or(ADMIN_PORT, |address: SocketAddr| address.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_admin_port_is_that_of_the_address_that_the_template_sets() {
+        let admin_port_of = |yaml: &str| admin_port(&serde_saphyr::from_str(yaml).unwrap());
+        let set = |source: &str| {
+            format!(
+                "{{spec: {{containers: [{{name: app, env: [{{name: JETWRIGHT_ADMIN_ADDRESS, {source}}}]}}]}}}}"
+            )
+        };
+        assert_eq!(admin_port_of("{spec: {containers: [{name: app}]}}"), Ok(9090));
+        assert_eq!(admin_port_of(&set("value: '127.0.0.1:9191'")), Ok(9191));
+        let from = admin_port_of(&set("valueFrom: {configMapKeyRef: {name: a, key: b}}")).unwrap_err();
+        assert_eq!(from.field, "spec.workload.template");
+    }
+}
