@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, in the words of the person who has to mend it.
+//! What is wrong with a configuration, in the words of the person who fixes it.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ pub struct Problem {
     pub path: String,
     /// The environment variable that sets it, where there is one.
     pub variable: Option<String>,
-    /// What was found there, and where it came from.
+    /// What is there, and where it comes from.
     pub found: String,
     /// What belongs there.
     pub expected: String,
@@ -60,7 +60,7 @@ impl Problems {
         }
     }
 
-    /// These mistakes and those of another part of the configuration, so that all are told together.
+    /// These mistakes and those of another part of the configuration, so that all are reported together.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.0.extend(other.0);
@@ -103,7 +103,7 @@ impl FromIterator<Problem> for Problems {
     }
 }
 
-/// A required setting that could not be read. The reader has noted why, and [`finish`](super::Reader::finish) tells it
+/// A required setting that could not be read. The reader has noted why, and [`finish`](super::Reader::finish) reports it
 /// with all the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Noted(pub(super) Problem);
