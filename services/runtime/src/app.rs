@@ -1,5 +1,5 @@
-//! The program around a service: configuration that names every mistake, telemetry, signals, probes and metrics, the connection, and
-//! the end in order. So `main` says only what the service is.
+//! The program around a service: configuration that reports every mistake, telemetry, signals, probes and metrics, the connection,
+//! and an orderly end. So `main` contains only the service.
 
 use std::{io, mem, net::SocketAddr, process::ExitCode, sync::Arc};
 
@@ -52,9 +52,9 @@ pub struct App {
     event_consumers: &'static [&'static str],
 }
 
-/// What a service is set up with. It connects meanwhile, and begins its work when it runs.
+/// The parts to set a service up with. It connects meanwhile, and begins its work when it runs.
 pub struct Setup {
-    /// To which handlers and projections are added, and of which publishers, aggregates and views are asked.
+    /// Handlers and projections are added to it, and publishers, aggregates and views come from it.
     pub service: Service,
     /// For metrics of the service's own.
     pub registry: Registry,
@@ -65,18 +65,18 @@ pub struct Setup {
 }
 
 impl App {
-    /// A program of this name, by which its telemetry is known where `OTEL_SERVICE_NAME` says nothing else, that handles the events of
-    /// these EventConsumers.
+    /// A program of this name (also the telemetry's, unless `OTEL_SERVICE_NAME` is set) that handles the events of these
+    /// EventConsumers.
     #[must_use]
     pub const fn new(name: &'static str, event_consumers: &'static [&'static str]) -> Self {
         Self { name, event_consumers }
     }
 
-    /// Runs the service until SIGTERM or SIGINT, and then ends it in order; a second signal ends the program at once. `setup` is given
-    /// the settings of the service's own, if all settings are right.
+    /// Runs the service until SIGTERM or SIGINT, and then ends it in order; a second signal ends the program at once. `setup` gets
+    /// the service's own settings, if all settings are valid.
     ///
-    /// The exit code is 0 after a signal, 1 where an error ended the service, which is logged, and 2 where settings are wrong: all
-    /// mistakes are written to standard error.
+    /// The exit code is 0 after a signal, 1 after an error, which is logged, and 2 if settings are invalid: all mistakes go to
+    /// standard error.
     pub async fn run<S, E: Into<anyhow::Error>>(
         self,
         settings: Result<S, Problems>,
@@ -105,7 +105,7 @@ impl App {
             Ok(((settings, environment), telemetry)) => {
                 let done = async {
                     let setup = Setup::connect(environment).await?;
-                    // What a command does may be large.
+                    // A command may be large.
                     Box::pin(command(setup, settings)).await.map_err(Into::into)
                 };
                 telemetry.finish(done.await)
@@ -131,7 +131,7 @@ impl App {
 
         let (health, registry) = (setup.health.clone(), Arc::new(mem::take(&mut setup.registry)));
         let ended = CancellationToken::new();
-        // Probes and metrics are the last thing to stop.
+        // Probes and metrics stop last.
         let probes = tokio::spawn(admin.serve(health, registry, ended.clone()));
         let result = setup.run(shutdown.token(), Drain::BEHIND_SERVICE).await;
         ended.cancel();
@@ -152,8 +152,8 @@ impl Setup {
         Ok(Self { service, registry, health, http: None, background: JoinSet::new() })
     }
 
-    /// Has the service answer HTTP requests too. The address is taken now, and answered on when the service runs; port 0 takes a free
-    /// one.
+    /// Lets the service answer HTTP requests too. The address is bound now, and served when the service runs; port 0 takes a free
+    /// port.
     ///
     /// # Errors
     ///
@@ -164,22 +164,22 @@ impl Setup {
         Ok(())
     }
 
-    /// Where HTTP requests are answered.
+    /// The address for HTTP requests.
     #[must_use]
     pub fn http_address(&self) -> Option<io::Result<SocketAddr>> {
         self.http.as_ref().map(|(server, _)| server.local_address())
     }
 
-    /// Does something beside the service, until it ends.
+    /// Runs something beside the service, until the service ends.
     pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
         self.background.spawn(task);
     }
 
-    /// Runs the service until `shutdown` is cancelled, and then ends it: HTTP drains while what was delivered is handled and settled.
+    /// Runs the service until `shutdown` is cancelled, and then ends it: HTTP drains while delivered events are handled and settled.
     ///
     /// # Errors
     ///
-    /// A part ended by itself; the other is ended too, and only a restart mends it.
+    /// A part ended by itself, which only a restart fixes; the other part is ended too.
     pub async fn run(self, shutdown: CancellationToken, drain: Drain) -> anyhow::Result<()> {
         let Self { service, http, background: _background, .. } = self;
         let serving = async {

@@ -1,4 +1,4 @@
-//! Publishing events: with a message id and the trace's context, and the server's word that they are kept.
+//! Publishes events, with a message id and the trace's context, and waits for the server's confirmation.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use crate::{
     trace,
 };
 
-/// How long a publish may take altogether, retries included.
-const BOUND: Duration = Duration::from_secs(5);
+/// Timeout of a publish, retries included.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Header that names the subjects over which an expected sequence is checked (NATS ADR-50; nats-server 2.12).
 pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
@@ -36,10 +36,10 @@ pub struct PublishOptions {
     /// Id under which the stream stores this event once within its duplicate window: not empty, and without white space at its
     /// ends. Default: a random id for each publish, so that its retries store nothing twice.
     pub message_id: Option<String>,
-    /// What the writer believes to be the newest event of an aggregate.
+    /// The newest event of an aggregate as the writer knows it.
     pub expected: Option<Expected>,
     /// Name of the stream that must store the event. Any other stream whose subjects match refuses it, and nothing is stored.
-    /// Default: whichever stream has the subject.
+    /// Default: any stream with the subject.
     pub expected_stream: Option<String>,
 }
 
@@ -49,7 +49,7 @@ pub struct PublishOptions {
 /// writes in flight under different filters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// Sequence of the newest event; 0 where there is none yet.
+    /// Sequence of the newest event; 0 if there is none yet.
     pub last_sequence: u64,
     /// The aggregate's subjects, as in `orders.42.>`.
     pub filter_subject: String,
@@ -75,12 +75,12 @@ pub struct Published {
     /// Its sequence there.
     #[serde(rename = "seq")]
     pub sequence: u64,
-    /// It was there already under this message id, and nothing was stored now.
+    /// It existed already under this message id, and nothing was stored now.
     #[serde(default)]
     pub duplicate: bool,
 }
 
-/// What is written where.
+/// A write and its target.
 pub(crate) struct Write<'a> {
     pub(crate) kind: WriteKind,
     /// Name of the stream that must store it.
@@ -95,18 +95,18 @@ impl Publisher {
         Self { connection, metrics }
     }
 
-    /// Publishes an event and awaits JetStream's word that it is stored. The current span's context travels with it.
+    /// Publishes an event and waits for JetStream's confirmation that it is stored. The current span's context travels with it.
     ///
-    /// What fails for the moment (no connection, no leader, another write in flight) is tried again for at most five
+    /// Transient failures (no connection, no leader, another write in flight) are retried for at most five
     /// seconds.
     ///
     /// # Errors
     ///
-    /// [`Conflict`](crate::ErrorKind::Conflict) where the expected sequence is not the newest (it may be this event
-    /// itself, stored by a try whose answer was lost: who reads again sees that it is there),
-    /// [`Unavailable`](crate::ErrorKind::Unavailable) where the time is over, and
-    /// [`Refused`](crate::ErrorKind::Refused) where JetStream says no, where another stream than the expected one has the
-    /// subject, or where an option is empty or cannot be sent as it is.
+    /// [`Conflict`](crate::ErrorKind::Conflict) if the expected sequence is not the newest (it may be this event
+    /// itself, stored by a try whose response was lost: a new read finds it there),
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the time is over, and
+    /// [`Refused`](crate::ErrorKind::Refused) if JetStream refuses it, if another stream than the expected one has the
+    /// subject, or if an option is empty or cannot be sent.
     pub async fn publish<E>(
         &self,
         subject: &str,
@@ -161,7 +161,7 @@ impl Publisher {
         self.store(kind, &subject, Some(stream), &message).await
     }
 
-    /// Stores a message, which is built again for each time that it is sent.
+    /// Stores a message, which is built again for each attempt.
     async fn store(
         &self,
         kind: WriteKind,
@@ -170,7 +170,8 @@ impl Publisher {
         message: &(impl Fn() -> OutboundMessage + Sync),
     ) -> Result<Published, Error> {
         let begun = Instant::now();
-        let published = self.connection.request_until(begun + BOUND, subject, stream, message).await;
+        let published =
+            self.connection.request_until(begun + PUBLISH_TIMEOUT, subject, stream, message).await;
         let published = published.map_err(|error| Error::of_request(subject, &error));
         let outcome = published.as_ref().map(|stored: &Published| stored.duplicate).map_err(Error::kind);
         self.metrics.published(kind, outcome, begun.elapsed());
@@ -178,7 +179,7 @@ impl Publisher {
     }
 }
 
-/// An id of the publisher's own, by which its retries are recognised.
+/// A random id, by which the server recognises retries.
 pub(crate) fn own_message_id() -> String {
     let mut id = String::with_capacity(32);
     trace::push_hex(&mut id, &rand::random::<[u8; 16]>());
@@ -189,8 +190,8 @@ pub(crate) fn own_message_id() -> String {
 ///
 /// # Errors
 ///
-/// The server would read another value: an empty one is none to it, it skips spaces before a value, and the end of a line begins
-/// another header.
+/// The server would read another value: it treats an empty one as absent, it skips spaces before a value, and the end of a line
+/// begins another header.
 pub(crate) fn header_value(object: &str, name: &str, text: &str) -> Result<HeaderValue, Error> {
     let refused = |why: &str| Error::new(ErrorKind::Refused, object, format!("{name} {text:?} {why}"));
     if text.is_empty() {
@@ -202,7 +203,7 @@ pub(crate) fn header_value(object: &str, name: &str, text: &str) -> Result<Heade
     text.parse().map_err(|_| refused("must not contain the end of a line"))
 }
 
-/// Headers that come from the options of a publish.
+/// Headers from the options of a publish.
 fn checked_headers(subject: &str, options: PublishOptions) -> Result<Vec<(HeaderName, HeaderValue)>, Error> {
     let PublishOptions { message_id, expected, expected_stream } = options;
     let message_id = match message_id {

@@ -1,6 +1,6 @@
-//! Projections: what is to be read often, kept by key in a bucket and made of events. A delivery says only which key has news;
-//! what they are is read from the stream, from where the key's entry stands. So it does not matter in which order events are
-//! delivered, or how often.
+//! Projections: entries by key in a bucket, folded from events, for frequent reads. A delivery says only which key has new events;
+//! the events are read from the stream, from the position of the key's entry. So the order and the number of deliveries do not
+//! matter.
 
 mod entry;
 mod keep;
@@ -18,7 +18,7 @@ pub use self::{
 };
 use crate::{Event, StoredEvent};
 
-/// Entries by key, made of events.
+/// Entries by key, folded from events.
 ///
 /// ```no_run
 /// use jetwright_runtime::{ApplyError, Projection, StoredEvent, Service};
@@ -61,27 +61,27 @@ use crate::{Event, StoredEvent};
 /// # }
 /// ```
 pub trait Projection: Send + Sync + 'static {
-    /// The events that it is made of.
+    /// The events that it is folded from.
     type Event: Event;
 
-    /// What is kept of a key, as JSON.
+    /// The value of a key, as JSON.
     type Entry: Clone + Serialize + DeserializeOwned + Send + Sync + 'static;
 
-    /// Name of the bucket that holds its entries, and nothing else.
+    /// Name of the bucket for its entries, and for nothing else.
     const BUCKET: &'static str;
 
-    /// The key that an event is about, from its subject; `None` where it is about none. Keys are made of letters, digits and
+    /// The key that an event is about, from its subject; `None` if it is about none. Keys consist of letters, digits and
     /// `-/_=.`.
     fn key(subject: &str) -> Option<&str>;
 
     /// The subject of all events about a key, with wildcards: its history.
     fn filter(key: &str) -> String;
 
-    /// The entry after this event, being what it is; `None` where it ends. The same entry and event always make the same.
+    /// The entry after this event; `None` if the event ends it. The same entry and event must always give the same entry.
     ///
     /// # Errors
     ///
-    /// The event cannot be. Its delivery fails for good, and the entry goes on without it.
+    /// The event is invalid. Its delivery fails for good, and the entry continues without it.
     fn apply(
         entry: Option<Self::Entry>,
         event: Self::Event,
@@ -89,7 +89,7 @@ pub trait Projection: Send + Sync + 'static {
     ) -> Result<Option<Self::Entry>, ApplyError>;
 }
 
-/// Why an event can be read and not applied.
+/// Why a readable event cannot be applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ApplyError(String);
