@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_several_ways_are_told_with_the_names_of_the_files() {
+    fn no_method_and_several_methods_are_errors_with_the_names_of_the_files() {
         assert_eq!(wrong(&files(&[])), [format!("folder: no way to authenticate; {EXPECTED_ONE_METHOD}")]);
         let misspelt = Files { others: vec!["user.cred".into()], ..files(&[(INBOX_PREFIX, "a")]) };
         assert_eq!(
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_wrong_is_told_at_once_and_no_content() {
+    fn every_error_is_reported_at_once_and_no_content() {
         let mut files = files(&[
             (USER, ""),
             (PASSWORD, "hunter2"),
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_none_are_told_without_them() {
+    fn invalid_keys_are_errors_that_do_not_show_them() {
         let public = KeyPair::new_user().public_key();
         for (name, content) in
             [(KEY, public.as_str()), (CREDENTIALS, "no JWT"), (CREDENTIALS, &credentials("e30", &public))]

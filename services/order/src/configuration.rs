@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wrong_address_of_the_gateway_is_told_without_its_password() {
+    fn a_wrong_address_of_the_gateway_is_an_error_without_its_password() {
         for wrong in ["https://shop:s3cret@pay.test", "shop:s3cret@pay.test", "http://shop:s3cret@pay:test"] {
             let message = payments_url(Some(wrong)).unwrap_err().to_string();
             assert!(message.starts_with("payments.url (ORDERS_PAYMENTS_URL): found "), "{message}");

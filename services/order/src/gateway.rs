@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_voided_is_told_from_what_never_was() {
+    async fn a_voided_authorization_differs_from_one_that_never_was() {
         for (body, expected) in [
             (r#"{"id": "a", "status": "voided", "amount": 7}"#, Some("a")),
             (r#"{"id": "a", "status": "voided"}"#, None),

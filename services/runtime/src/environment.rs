@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_files_and_what_is_wrong_with_them_is_told_with_all_other_mistakes() {
+    fn credentials_are_files_and_their_mistakes_are_reported_with_all_others() {
         let folder = tempfile::tempdir().unwrap();
         let read = |url: &str| {
             Environment::from_variables(&[], |name| match name {
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handler_without_a_binding_is_told_with_all_other_mistakes() {
+    fn a_handler_without_a_binding_is_reported_with_all_other_mistakes() {
         let file = file(
             "bindings: {mails: {stream: users, consumer: c, ackWait: 30s, maxAckPending: 0, \
              retry: {maxAttempts: 3, backoff: {initial: 1s, factor: 2, max: 1s}}}}",

@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_events_are_told_and_those_of_later_types_are_not() {
+    fn malformed_events_are_errors_and_those_of_later_types_are_not() {
         for user_id in
             ["ann".to_owned(), created().user_id.to_uppercase(), created().user_id.replace('-', "")]
         {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_told_from_what_is_none() {
+    fn addresses_differ_from_what_is_none() {
         for right in
             ["ann@example.org", " ann@example.org\n", "a.b+c@x-y.example.org", "jürgen@müller.example"]
         {

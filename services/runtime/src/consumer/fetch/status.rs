@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_passes_is_told_from_what_does_not() {
+    fn a_transient_end_differs_from_a_lasting_one() {
         let end = |code: u16, description| request_end(StatusCode::from_u16(code).unwrap(), description);
         for (code, description) in [
             (404, "No Messages"),

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_job_that_panics_is_told_and_others_go_on() {
+    async fn a_job_that_panics_is_reported_and_others_continue() {
         let mut workers = workers(|job| async move {
             assert_ne!(job, 1, "no such job");
             job
