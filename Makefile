@@ -50,7 +50,7 @@ bench-operator: programs ## The operator's figures, of its release build: until 
 	$(CARGO) build --release --locked -p jetwright-operator
 	$(CARGO) bench --locked -p jetwright-e2e --bench figures
 
-bench-runtime: programs ## Figures of the runtime beside a bare async-nats loop: consuming, publishing, ordered lanes, latency, memory; ONLY='consume "1 %"' chooses some
+bench-runtime: programs ## Figures of the runtime beside a bare async-nats loop: consuming, publishing, requests, ordered lanes, latency, memory; ONLY='consume "1 %"' chooses some
 	$(CARGO) bench --locked -p jetwright-runtime --bench runtime -- $(ONLY)
 
 bench-aggregates: programs ## Figures of the runtime's aggregates and projections: loads with and without a snapshot, a rebuild

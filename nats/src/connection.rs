@@ -39,8 +39,20 @@ pub struct Connection {
     permits: Arc<Permits>,
     mux: Arc<RequestMux>,
     observer: Arc<Observer>,
-    /// End with the last clone.
-    _tasks: Arc<[AbortOnDropHandle<()>; 2]>,
+    _tasks: Arc<Tasks>,
+}
+
+/// What runs for a connection, until its last clone is dropped. That is no loss to warn of.
+#[derive(Debug)]
+struct Tasks {
+    observer: Arc<Observer>,
+    _handles: [AbortOnDropHandle<()>; 2],
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.observer.ending();
+    }
 }
 
 /// One request to JetStream.
@@ -84,7 +96,8 @@ impl Connection {
         let mux = Arc::clone(observer.mux());
         let expiring = Arc::clone(&mux);
         let tasks = [tokio::spawn(supervising), tokio::spawn(async move { expiring.expire().await })];
-        let tasks = Arc::new(tasks.map(AbortOnDropHandle::new));
+        let handles = tasks.map(AbortOnDropHandle::new);
+        let tasks = Arc::new(Tasks { observer: Arc::clone(&observer), _handles: handles });
         let (link, state, permits) = (observer.link(), observer.state(), Arc::new(Permits::new()));
         Ok(Self {
             config,
@@ -100,7 +113,7 @@ impl Connection {
         })
     }
 
-    /// From now on the end of the connection is no warning.
+    /// From now on a loss of the connection is no warning; clones may still exist.
     pub fn ending(&self) {
         self.observer.ending();
     }

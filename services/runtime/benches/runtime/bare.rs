@@ -18,6 +18,7 @@ use crate::{
     count::{Count, now},
     event::{Measured, headers},
     job::{Acknowledge, Job, Kind, Report, Watch},
+    requests,
     setting::CONSUMER,
 };
 
@@ -35,6 +36,7 @@ pub async fn run(url: String, job: Job) -> Report {
             send(&jetstream, &job, job.events).await.await.unwrap();
             publish(&jetstream, &job).await
         }
+        Kind::Request => return requests::over_client(url, &job).await,
         Kind::Both { rate, .. } => both(&jetstream, &job, rate).await,
     };
     client.flush().await.unwrap();

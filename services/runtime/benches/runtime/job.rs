@@ -24,6 +24,8 @@ pub enum Kind {
         ordered: bool,
     },
     Publish,
+    /// Each of the callers, who are as many as may be in flight, sends one request after another.
+    Request,
     /// Publishes so many per second, and consumes them with confirmed acknowledgements.
     Both {
         rate: u64,
@@ -54,7 +56,7 @@ impl Job {
     pub fn acknowledge(&self) -> Acknowledge {
         match self.kind {
             Kind::Consume { acknowledge, .. } => acknowledge,
-            Kind::Publish | Kind::Both { .. } => Acknowledge::Confirmed,
+            Kind::Publish | Kind::Request | Kind::Both { .. } => Acknowledge::Confirmed,
         }
     }
 
@@ -62,13 +64,18 @@ impl Job {
     pub fn burst(&self) -> u64 {
         match self.kind {
             Kind::Both { burst, .. } => burst,
-            Kind::Consume { .. } | Kind::Publish => 0,
+            Kind::Consume { .. } | Kind::Publish | Kind::Request => 0,
         }
     }
 
     /// Whether the events of one key are handled in their order.
     pub fn is_ordered(&self) -> bool {
         matches!(self.kind, Kind::Consume { ordered: true, .. })
+    }
+
+    /// Whether it fills its stream, and consumes nothing.
+    pub fn is_publishing(&self) -> bool {
+        matches!(self.kind, Kind::Publish | Kind::Request)
     }
 
     /// How many may be in flight.

@@ -1,9 +1,11 @@
 //! Figures of the runtime beside a bare async-nats loop in the same run, against a real nats-server on this machine: consuming and
-//! publishing with tracing off, sampled at 1 % and at 100 %, ordered lanes, latency, and memory. Run by `make bench-runtime`.
+//! publishing with tracing off, sampled at 1 % and at 100 %, ordered lanes, requests, latency, and memory. Run by `make
+//! bench-runtime`.
 //!
 //! Each side is a process of its own, and the two take turns. Both see the same bytes: 256 bytes of protobuf, with the headers that
 //! the runtime's publisher writes. The bare side decodes the payload and counts it, as the handler does; it has no deadline, no
-//! retries, no dead letters, no metrics and no traces. Words on the command line choose measurements whose names have all of them.
+//! retries, no dead letters, no metrics and no traces. Requests have no headers; ours go over the request mux, and the bare ones as
+//! async-nats sends them. Words on the command line choose measurements whose names have all of them.
 #![allow(
     missing_docs,
     clippy::unwrap_used,
@@ -18,6 +20,7 @@ mod job;
 mod ours;
 mod party;
 mod process;
+mod requests;
 mod setting;
 mod tell;
 mod world;
@@ -47,6 +50,10 @@ const BURST: u64 = 5000;
 /// Events that wait when memory is measured.
 const WAITING: u64 = 1_000_000;
 
+/// Names, callers, and requests of one turn.
+const REQUESTS: [(&str, u32, u64); 2] =
+    [("requests, mux, 1 caller", 1, 20_000), ("requests, mux, 256 callers", 256, EVENTS)];
+
 const TRACINGS: [Tracing; 3] = [Tracing::Off, Tracing::OnePercent, Tracing::Everything];
 const MEASUREMENTS: [(&str, Kind); 4] = [
     ("consume, acks sent", Kind::Consume { acknowledge: Acknowledge::Sent, ordered: false }),
@@ -69,7 +76,10 @@ async fn main() {
 async fn measure(words: &[&str]) {
     let wanted = |name: &str| words.iter().all(|word| *word == "--bench" || name.contains(word));
     let jobs = TRACINGS.iter().flat_map(|tracing| MEASUREMENTS.map(|(name, _)| format!("{name}, {tracing}")));
-    let names: Vec<_> = jobs.chain(["latency", "memory"].map(str::to_owned)).collect();
+    let names: Vec<_> = jobs
+        .chain(REQUESTS.map(|(name, ..)| name.to_owned()))
+        .chain(["latency", "memory"].map(str::to_owned))
+        .collect();
     if !names.iter().any(|name| wanted(name)) {
         eprintln!("no measurement has all of these words in its name; there are\n{}", names.join("\n"));
         std::process::exit(2);
@@ -84,6 +94,13 @@ async fn measure(words: &[&str]) {
             }
         }
     }
+    for (name, in_flight, events) in REQUESTS {
+        if wanted(name) {
+            let (tracing, stream) = (Tracing::Off, "requested".to_owned());
+            take_turns(&mut world, name, Job { kind: Kind::Request, tracing, stream, events, in_flight })
+                .await;
+        }
+    }
     if wanted("latency") {
         latency(&mut world).await;
     }
@@ -92,7 +109,7 @@ async fn measure(words: &[&str]) {
     }
 }
 
-/// Lets both sides do a job in turn, and says how fast they were.
+/// Prepares a job, and lets both sides do it.
 async fn compare(world: &mut World, name: &str, kind: Kind, tracing: Tracing) {
     let job =
         Job { kind, tracing, stream: tracing.stream().to_owned(), events: EVENTS, in_flight: IN_FLIGHT };
@@ -100,9 +117,14 @@ async fn compare(world: &mut World, name: &str, kind: Kind, tracing: Tracing) {
         Kind::Publish => Job { stream: "published".to_owned(), ..job },
         _ => job,
     };
-    if !matches!(kind, Kind::Publish) {
+    if !job.is_publishing() {
         world.fill(&job).await;
     }
+    take_turns(world, name, job).await;
+}
+
+/// Lets both sides do a job in turn, and says how fast they were.
+async fn take_turns(world: &mut World, name: &str, job: Job) {
     let (mut ours, mut bare) = (world.ours(&job), world.bare());
     let mut turns = Turns::default();
     for turn in 1..=TURNS {

@@ -32,6 +32,7 @@ use crate::{
     count::{Count, now},
     event::{Measured, trace},
     job::{self, Job, Kind, Report, Watch},
+    requests,
     setting::{ACK_WAIT, CONSUMER},
 };
 
@@ -58,6 +59,7 @@ pub async fn run(url: String, job: Job) -> Report {
     match job.kind {
         Kind::Consume { .. } => consume(&url, &job, async {}).await,
         Kind::Publish => publish(&connect(&url, &job).await.publisher(), &job).await,
+        Kind::Request => requests::over_mux(url, &job).await,
         Kind::Both { rate, burst } => {
             // As two programs would, each over a connection of its own.
             let load = Arc::new(Load::new(connect(&url, &job).await.publisher(), job.clone()));

@@ -71,7 +71,7 @@ impl World {
             let config = stream::Config { name: dead_letters.clone(), subjects, ..Default::default() };
             self.jetstream.create_stream(config).await.unwrap();
         }
-        if !matches!(job.kind, Kind::Publish) {
+        if !job.is_publishing() {
             self.create_consumer(job).await;
         }
         let pid = self.nats.process().pid().to_string();
@@ -79,7 +79,7 @@ impl World {
         let report = party.does(job).await;
         let server_seconds = processor_seconds(&pid) - before;
         let mut stream = self.jetstream.get_stream(&job.stream).await.unwrap();
-        if matches!(job.kind, Kind::Publish) {
+        if job.is_publishing() {
             assert_eq!(stream.info().await.unwrap().state.messages, job.events + 1, "of {job:?}");
         } else {
             self.await_drained(&job.stream).await;

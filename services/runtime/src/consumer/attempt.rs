@@ -165,7 +165,8 @@ async fn handle<H: Handler>(runner: &HandlerRunner<H>, delivery: &Delivery, begu
     let deadline = runner.deadline;
     // The service's own code, its decoding included, runs and is dropped within the caught future alone.
     let handled = AssertUnwindSafe(async {
-        let mut handling = pin!(async {
+        // A handler's future may have any size, and what has it inside is moved on its way to a thread.
+        let mut handling = Box::pin(async {
             let event = match decode::<H::Event>(delivery) {
                 Ok(event) => event,
                 Err(why) if runner.ignores(&why) => return Outcome::Ignored,
@@ -176,7 +177,7 @@ async fn handle<H: Handler>(runner: &HandlerRunner<H>, delivery: &Delivery, begu
                 Err(failure) => Outcome::Failed(failure),
             }
         });
-        match poll!(handling.as_mut()) {
+        match poll!(&mut handling) {
             Poll::Ready(outcome) => outcome,
             // Most need no timer, and every attempt would reserve the room for it.
             Poll::Pending => {

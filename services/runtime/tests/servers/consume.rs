@@ -13,7 +13,7 @@ use futures::{FutureExt, StreamExt};
 use jetwright_crds::{Duration as Text, environment::Binding};
 use jetwright_process::health::Health;
 use jetwright_runtime::{
-    AckMode, DecodeError, Event, Handler, HandlerError, HandlerOptions, Metadata, Service,
+    AckMode, DecodeError, Event, Handler, HandlerError, HandlerOptions, Metadata, Service, UnknownTypes,
 };
 use jetwright_testing::await_until;
 use prometheus_client::registry::Registry;
@@ -134,6 +134,44 @@ async fn acknowledgements_that_are_only_sent_arrive_and_failures_are_tried_again
     service.stop().await;
 }
 
+#[tokio::test]
+async fn a_failure_that_names_its_time_is_tried_again_then_whether_order_is_kept_or_not() {
+    for bench in [Bench::start().await, Bench::start().await.ordered()] {
+        let handler = Scripted::new(|_, attempt| async move {
+            let after = Duration::from_millis(1500);
+            if attempt == 1 { Err(HandlerError::retry_after(after, "come again later")) } else { Ok(()) }
+        });
+        let service = bench.run(&handler).await;
+        bench.publish(&service.publisher, 0..1).await;
+        bench.await_drained().await;
+        assert_eq!(handler.attempts(), [(0, 1), (0, 2)]);
+        let [first, second] = [0, 1].map(|call| handler.calls()[call].at);
+        assert!(second - first >= Duration::from_millis(1500), "{:?}", second - first);
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn an_event_of_an_unknown_type_is_given_up_or_ignored_as_the_handler_says() {
+    for (unknown_types, outcome) in
+        [(UnknownTypes::DeadLetter, "undecodable"), (UnknownTypes::Ignore, "ignored")]
+    {
+        let bench = Bench::start().await;
+        let handler = Scripted::content();
+        let options = HandlerOptions { unknown_types, ..HandlerOptions::default() };
+        let service = bench.run_within(&handler, options).await;
+        let mut headers = HeaderMap::new();
+        headers.insert("Event-Type", "events.v2.Number");
+        let stored = bench.jetstream.publish_with_headers("numbers.0", headers, "".into()).await.unwrap();
+        stored.await.unwrap();
+        bench.publish(&service.publisher, 1..2).await;
+        bench.await_drained().await;
+        assert_eq!(handler.values(), [1]);
+        assert_eq!(service.handled(outcome), 1);
+        service.stop().await;
+    }
+}
+
 /// Leaves something behind that panics when it is cleared away.
 struct Bomber(Arc<AtomicUsize>);
 
@@ -172,6 +210,32 @@ async fn a_panic_when_an_attempt_is_cleared_away_costs_that_attempt_alone() {
         assert_eq!(bench.deliveries().await, if bench.binding.ordering.is_some() { 10 } else { 11 });
         service.stop().await;
     }
+}
+
+/// Keeps a quarter of a MiB while it waits.
+struct Large;
+
+impl Handler for Large {
+    type Event = Number;
+
+    async fn handle(&self, event: Number, _: &Metadata) -> Result<(), HandlerError> {
+        let kept = [u8::try_from(event.value).unwrap(); 256 * 1024];
+        tokio::task::yield_now().await;
+        if kept.iter().any(|byte| u64::from(*byte) != event.value) {
+            return Err(HandlerError::permanent("the memory changed"));
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_handler_whose_future_is_large_does_not_overflow_the_stack_of_its_thread() {
+    let bench = Bench::start().await;
+    let service = bench.run_handler(Large, HandlerOptions::default()).await;
+    bench.publish(&service.publisher, 0..20).await;
+    bench.await_drained().await;
+    assert_eq!(service.handled("done"), 20);
+    service.stop().await;
 }
 
 struct Letters;

@@ -85,9 +85,11 @@ impl<P: Ports> Steps<'_, P> {
     async fn pass_all(&self) -> Result<String, Interruption> {
         use FulfilmentStep::{InventoryReservation, PaymentAuthorization, UserValidation};
         let Self { ports, order, version, .. } = self;
-        self.pass(UserValidation, user_validation::validate(*ports, order)).await?;
-        self.pass(InventoryReservation, inventory_reservation::reserve(*ports, order, version)).await?;
-        self.pass(PaymentAuthorization, payment_authorization::authorize(*ports, order)).await
+        // Boxed, since what a step awaits is large, and is moved through what bounds and observes it.
+        self.pass(UserValidation, Box::pin(user_validation::validate(*ports, order))).await?;
+        let reserving = Box::pin(inventory_reservation::reserve(*ports, order, version));
+        self.pass(InventoryReservation, reserving).await?;
+        self.pass(PaymentAuthorization, Box::pin(payment_authorization::authorize(*ports, order))).await
     }
 
     /// Runs one step up to the deadline.
