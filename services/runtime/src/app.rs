@@ -52,9 +52,9 @@ pub struct App {
     event_consumers: &'static [&'static str],
 }
 
-/// The parts to set a service up with. It connects meanwhile, and begins its work when it runs.
+/// What a program adds its handlers, routes and tasks to. It connects in the background, and begins to consume when it runs.
 pub struct Setup {
-    /// Handlers and projections are added to it, and publishers, aggregates and views come from it.
+    /// Takes handlers and projections; gives publishers, aggregates and views.
     pub service: Service,
     /// For metrics of the service's own.
     pub registry: Registry,
@@ -65,18 +65,18 @@ pub struct Setup {
 }
 
 impl App {
-    /// A program of this name (also the telemetry's, unless `OTEL_SERVICE_NAME` is set) that handles the events of these
-    /// EventConsumers.
+    /// A program that handles the events of these EventConsumers. `name` is its name in telemetry, unless `OTEL_SERVICE_NAME` says
+    /// another.
     #[must_use]
     pub const fn new(name: &'static str, event_consumers: &'static [&'static str]) -> Self {
         Self { name, event_consumers }
     }
 
-    /// Runs the service until SIGTERM or SIGINT, and then ends it in order; a second signal ends the program at once. `setup` gets
-    /// the service's own settings, if all settings are valid.
+    /// Runs the service until SIGTERM or SIGINT, and then stops it gracefully; a second signal ends the program at once. `setup` gets
+    /// the program's own settings, once all settings are right.
     ///
-    /// The exit code is 0 after a signal, 1 after an error, which is logged, and 2 if settings are invalid: all mistakes go to
-    /// standard error.
+    /// The exit code is 0 after a signal; 1 if an error ended the service, which is logged; 2 if settings are wrong, all of which are
+    /// printed to standard error.
     pub async fn run<S, E: Into<anyhow::Error>>(
         self,
         settings: Result<S, Problems>,
@@ -93,8 +93,7 @@ impl App {
         }
     }
 
-    /// Does one thing with the service and ends: a command of its program, such as a rebuild. The exit codes are those of
-    /// [`run`](Self::run).
+    /// Runs one command of the program and ends, such as a rebuild. The exit codes are those of [`run`](Self::run).
     pub async fn run_command<S, E: Into<anyhow::Error>>(
         self,
         settings: Result<S, Problems>,
@@ -170,7 +169,7 @@ impl Setup {
         self.http.as_ref().map(|(server, _)| server.local_address())
     }
 
-    /// Runs something beside the service, until the service ends.
+    /// Runs a task beside the service; it is cancelled when the service ends.
     pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
         self.background.spawn(task);
     }
@@ -179,7 +178,7 @@ impl Setup {
     ///
     /// # Errors
     ///
-    /// A part ended by itself, which only a restart fixes; the other part is ended too.
+    /// A part ended by itself; the other is stopped too, and only a restart repairs it.
     pub async fn run(self, shutdown: CancellationToken, drain: Drain) -> anyhow::Result<()> {
         let Self { service, http, background: _background, .. } = self;
         let serving = async {

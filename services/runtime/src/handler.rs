@@ -51,11 +51,11 @@ pub trait Handler: Send + Sync + 'static {
 /// Why an event was not handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HandlerError {
-    /// A failure that may pass: the event is delivered again after a delay, until its attempts are used up.
+    /// Something that may pass: the event is tried again after the delay of its EventConsumer, until its attempts are used up.
     Transient(String),
-    /// A failure that passes after a known time: the event is delivered again then, until its attempts are used up.
+    /// Something that passes after a known time: the event is tried again after exactly this delay, until its attempts are used up.
     RetryAfter(Duration, String),
-    /// A failure that no retry fixes.
+    /// Something that trying again cannot change: the event becomes a dead letter at once.
     Permanent(String),
 }
 
@@ -70,7 +70,7 @@ impl HandlerError {
         Self::RetryAfter(after, why.to_string())
     }
 
-    /// A failure that no retry fixes.
+    /// Something that trying again cannot change.
     pub fn permanent(why: impl fmt::Display) -> Self {
         Self::Permanent(why.to_string())
     }
@@ -97,21 +97,21 @@ impl From<crate::Error> for HandlerError {
 /// the EventConsumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HandlerOptions {
-    /// Maximum events that this process handles at once. It takes no more from JetStream than that, or if the binding keeps order,
-    /// 16 times as many, which wait for those of their key; and never more than the consumer's `maxAckPending`.
+    /// Events that this process handles at once. It takes no more than that from JetStream, or in order 16 times as many, which wait for
+    /// earlier events of their key; and never more than the consumer's `maxAckPending`. Default: 64.
     pub concurrency: u32,
-    /// Maximum bytes of events, with their headers, that this process takes from JetStream at once. All handlers of a process together
-    /// take no more than the largest of their limits, and none takes the share of another. A larger event is taken alone; while the
-    /// order of events is recovered, events that were delivered before are taken whatever their size, and meanwhile up to 16 new events
-    /// in an ackWait (of 4 s or more).
+    /// Bytes of events, with their headers, that this process takes from JetStream at once. All handlers of a process together hold
+    /// no more than the largest of their limits, and each has a part of it that the others cannot use. An event larger than the limit
+    /// is taken alone. While the order of events is recovered, deliveries that are owed are taken whatever their size, and until they
+    /// come up to 16 new events in an `ackWait` of 4 s or more. Default: 32 MiB.
     pub bytes: usize,
-    /// What to wait for after an event is handled.
+    /// When an event that was handled counts as acknowledged.
     pub ack_mode: AckMode,
-    /// What to do with events whose types the handler does not know.
+    /// What happens to events whose types the handler does not know.
     pub unknown_types: UnknownTypes,
 }
 
-/// What to do with events whose types a handler does not know.
+/// What happens to events whose types a handler does not know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnknownTypes {
     /// Make them dead letters, from which they can be handled once a newer version knows them. Nothing is lost if a publisher is

@@ -1,4 +1,4 @@
-//! The runtime of an event-driven service: it connects to NATS, delivers events to handlers, settles them, and publishes.
+//! What an event-driven service stands on: it connects to NATS, gives a handler its events, settles them, and publishes.
 //!
 //! A service is a handler and a few lines around it:
 //!
@@ -32,7 +32,7 @@
 //! #[tokio::main]
 //! async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
 //!     let telemetry = Telemetry::start("greetings")?; // logs, and traces where OTEL_EXPORTER_OTLP_ENDPOINT says
-//!     let environment = Environment::from_env(&["greetings"])?; // what the operator sets in its pods
+//!     let environment = Environment::from_env(&["greetings"])?; // what the operator tells its pods
 //!     let (health, shutdown, ended) = (Health::new(), Shutdown::on_signals()?, CancellationToken::new());
 //!     let mut registry = Registry::default();
 //!     metrics::register(&mut registry, "greetings");

@@ -7,7 +7,7 @@ use jetwright_process::telemetry::LogFields;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
 
-/// Where an event comes from and how often it was delivered.
+/// What is known of an event beside its content: where it is, what delivered it, and which attempt this is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metadata {
     /// Subject under which the event is stored.

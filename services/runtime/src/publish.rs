@@ -75,7 +75,7 @@ pub struct Published {
     /// Its sequence there.
     #[serde(rename = "seq")]
     pub sequence: u64,
-    /// It existed already under this message id, and nothing was stored now.
+    /// The stream had it already under this message id, and stored nothing now.
     #[serde(default)]
     pub duplicate: bool,
 }
@@ -97,16 +97,15 @@ impl Publisher {
 
     /// Publishes an event and waits for JetStream's confirmation that it is stored. The current span's context travels with it.
     ///
-    /// Transient failures (no connection, no leader, another write in flight) are retried for at most five
-    /// seconds.
+    /// What may pass (no connection, no leader, another write in flight) is repeated for at most five seconds.
     ///
     /// # Errors
     ///
-    /// [`Conflict`](crate::ErrorKind::Conflict) if the expected sequence is not the newest (it may be this event
-    /// itself, stored by a try whose response was lost: a new read finds it there),
-    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the time is over, and
-    /// [`Refused`](crate::ErrorKind::Refused) if JetStream refuses it, if another stream than the expected one has the
-    /// subject, or if an option is empty or cannot be sent.
+    /// [`Conflict`](crate::ErrorKind::Conflict) where the expected sequence is not the newest (the newest may be this event itself, if
+    /// the answer to a first try was lost: a caller that reads again finds it there),
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) where the time is over, and
+    /// [`Refused`](crate::ErrorKind::Refused) where JetStream says no, where another stream than the expected one has the
+    /// subject, or where an option is empty or cannot be sent.
     pub async fn publish<E>(
         &self,
         subject: &str,

@@ -50,10 +50,10 @@ pub enum ServiceError {
     /// Two handlers have the same EventConsumer.
     #[error("binding {0:?} must have one handler, and has two")]
     TwoHandlers(&'static str),
-    /// A rebuild failed before its end.
+    /// The rebuild of a projection failed.
     #[error("rebuild of bucket {bucket} failed")]
     Rebuild {
-        /// The projection's.
+        /// Bucket of the projection.
         bucket: &'static str,
         /// What failed.
         source: crate::Error,
@@ -146,13 +146,13 @@ impl Service {
         Ok(self.binding(name)?.handler_deadline.0)
     }
 
-    /// State by key. The bucket need not exist yet; requests to it fail until it does.
+    /// State by key. The bucket need not exist yet; requests fail until it does.
     #[must_use]
     pub fn key_value(&self, bucket: &str) -> KeyValue {
         KeyValue::new(bucket, self.publisher(), self.reader())
     }
 
-    /// Adds a projection, which is kept up to date from [`run`](Self::run) on.
+    /// Adds a projection, which the EventConsumer of this name delivers for. It is kept from [`run`](Self::run) on.
     ///
     /// # Errors
     ///
@@ -162,19 +162,19 @@ impl Service {
         self.handle(name, projector)
     }
 
-    /// Reads a projection, which any service may keep up to date.
+    /// Reads a projection, which this program or another one keeps.
     #[must_use]
     pub fn view<P: Projection>(&self) -> View<P> {
         View::new(self.key_value(P::BUCKET))
     }
 
-    /// Rebuilds a projection from its stream, while services keep it up to date: each key from its own history, so that a reader sees
-    /// an entry either as before or as rebuilt. Keys without events are removed. A rebuild may be interrupted, and run again from the
-    /// beginning. The log shows its progress.
+    /// Makes all entries of a projection again from its stream, while programs go on keeping it: each key from its whole history, so
+    /// that a reader sees the entry as it was before or as it will be. Keys without events are removed. It may be interrupted, and
+    /// run again from the beginning. The log says how far it is.
     ///
     /// # Errors
     ///
-    /// The bindings file does not name its EventConsumer, or NATS was unavailable for so long that a key could not be rebuilt.
+    /// The bindings file does not name this EventConsumer, or NATS was away for so long that a key could not be made.
     pub async fn rebuild<P: Projection>(&self, name: &'static str) -> Result<Rebuilt, ServiceError> {
         let rebuilt = projection::rebuild(&self.projector::<P>(name)?).await;
         rebuilt.map_err(|source| ServiceError::Rebuild { bucket: P::BUCKET, source })
@@ -240,7 +240,7 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// A consuming task ended too early, which only a restart fixes; the others are stopped first.
+    /// A consuming task ended too early, which only a restart repairs; the others are stopped first.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServiceError> {
         let Self { connection, health, loops, .. } = self;
         let stop = shutdown.child_token();

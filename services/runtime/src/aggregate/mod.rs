@@ -146,8 +146,8 @@ impl<A: Aggregate> Aggregates<A> {
         Self { stream, prefix, publisher, reader, snapshots: None, loads: Arc::default() }
     }
 
-    /// An aggregate that is assumed to have no events yet, without a read: for one whose first event is about to be
-    /// written. If it has some, [`append`](Self::append) fails with a conflict.
+    /// An aggregate that is assumed to have no events yet, without a look at the stream: for writing the first one. If it has events,
+    /// [`append`](Self::append) returns a conflict.
     #[must_use]
     pub fn assume_new(&self, id: &str) -> Loaded<A> {
         Loaded { id: id.to_owned(), state: A::default(), last_sequence: 0 }
@@ -204,8 +204,8 @@ impl<A: Aggregate> Aggregates<A> {
         Ok(Loaded { id: id.to_owned(), state, last_sequence })
     }
 
-    /// Appends an event if the aggregate has none that is newer than what was loaded. An event that was stored, but whose response
-    /// was lost, is recognised there and not taken for another writer's.
+    /// Appends an event if the aggregate has none that is newer than what was loaded. An event that was stored, and whose answer was
+    /// lost, is recognised by its message id and not taken for another writer's.
     ///
     /// # Errors
     ///

@@ -9,7 +9,7 @@ use super::{Aggregate, AggregateError, Aggregates, Loaded, NewEvent};
 /// Maximum decisions before a conflict is returned. Each means that another writer's event was stored.
 const MAX_TRIES: u32 = 10;
 
-/// A decision about an aggregate, with an output for the caller.
+/// What a decision does to an aggregate, with an output for its caller.
 #[derive(Debug)]
 pub enum Decision<T> {
     /// Append this event.
@@ -18,10 +18,10 @@ pub enum Decision<T> {
     NoOp(T),
 }
 
-/// The result of an update.
+/// What an update did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Updated<T> {
-    /// The output of the decision that counts.
+    /// The output of the last decision.
     pub output: T,
     /// Whether it appended an event; `false` too if one existed already under the message id of the decision, which may be this one,
     /// stored by a try whose response was lost.
@@ -75,7 +75,7 @@ impl<A: Aggregate> Aggregates<A> {
         self.update_from(self.load(id).await?, decide).await
     }
 
-    /// As [`update`](Self::update), but decides first on what is loaded already, or is
+    /// As [`update`](Self::update), deciding first on what was loaded already, or is
     /// [assumed](Self::assume_new).
     ///
     /// # Errors

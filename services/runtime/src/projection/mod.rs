@@ -74,14 +74,15 @@ pub trait Projection: Send + Sync + 'static {
     /// `-/_=.`.
     fn key(subject: &str) -> Option<&str>;
 
-    /// The subject of all events about a key, with wildcards: its history.
+    /// The subject of all events about a key, with wildcards: the key's history.
     fn filter(key: &str) -> String;
 
-    /// The entry after this event; `None` if the event ends it. The same entry and event must always give the same entry.
+    /// The entry after this event; `None` ends it. It depends on its arguments alone: the same entry and event always make the
+    /// same result.
     ///
     /// # Errors
     ///
-    /// The event is invalid. Its delivery fails for good, and the entry continues without it.
+    /// The event cannot be applied. Its delivery becomes a dead letter, and the entry goes on without it.
     fn apply(
         entry: Option<Self::Entry>,
         event: Self::Event,

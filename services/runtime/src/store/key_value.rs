@@ -102,7 +102,7 @@ impl KeyValue {
         Ok((!stored.duplicate).then_some(stored.sequence))
     }
 
-    /// Deletes the key if it is still at this revision.
+    /// Deletes the key where it is still at this revision.
     ///
     /// # Errors
     ///
