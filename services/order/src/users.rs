@@ -30,9 +30,9 @@ impl Projection for OrderUsers {
     fn apply(
         _: Option<KnownUser>,
         user: UserCreated,
-        recorded: &StoredEvent,
+        stored: &StoredEvent,
     ) -> Result<Option<KnownUser>, ApplyError> {
-        if !is_of(&recorded.subject, &user.user_id) {
+        if !is_of(&stored.subject, &user.user_id) {
             return Err(ApplyError::new("user_id is not the subject's"));
         }
         Ok(Some(KnownUser {}))

@@ -45,10 +45,10 @@ impl Projection for Directory {
     fn apply(
         contact: Option<Contact>,
         event: UserEvent,
-        recorded: &StoredEvent,
+        stored: &StoredEvent,
     ) -> Result<Option<Contact>, ApplyError> {
         match event {
-            UserEvent::Created(user) if Self::key(&recorded.subject) != Some(&user.id.to_string()) => {
+            UserEvent::Created(user) if Self::key(&stored.subject) != Some(&user.id.to_string()) => {
                 Err(ApplyError::new("user_id is not the subject's"))
             }
             // A second creation changes nothing.

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::user::{self, Email, Register, User};
-use crate::users::{Known, Registered, Users, UsersError};
+use crate::users::{Registered, Users, UsersError, VersionedUser};
 
 /// Sequence of the newest event in a response.
 const EVENT_SEQUENCE: HeaderName = HeaderName::from_static("event-sequence");
@@ -73,8 +73,8 @@ async fn get_user(
     Path(id): Path<Uuid>,
     headers: HeaderMap,
 ) -> Result<UserResponse<1>, Problem> {
-    let known = users.get(id, minimum_sequence(&headers)?).await?;
-    let Known { user, sequence } = known.ok_or_else(|| Problem::not_found("there is no such user"))?;
+    let user = users.get(id, minimum_sequence(&headers)?).await?;
+    let VersionedUser { user, sequence } = user.ok_or_else(|| Problem::not_found("there is no such user"))?;
     Ok((StatusCode::OK, [(EVENT_SEQUENCE, sequence.to_string())], Json(view(user))))
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct Registered {
 
 /// A user with the position of its newest event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Known {
+pub(crate) struct VersionedUser {
     pub(crate) user: User,
     /// Sequence of the user's newest event in it.
     pub(crate) sequence: u64,
@@ -68,11 +68,15 @@ impl Users {
 
     /// The user, if it exists, with its event of this sequence in it. The directory may be behind, or unavailable, so the stream
     /// has the last word.
-    pub(crate) async fn get(&self, id: Uuid, minimum_sequence: u64) -> Result<Option<Known>, UsersError> {
+    pub(crate) async fn get(
+        &self,
+        id: Uuid,
+        minimum_sequence: u64,
+    ) -> Result<Option<VersionedUser>, UsersError> {
         let key = id.to_string();
         match self.directory.get_at_least(&key, minimum_sequence, Duration::ZERO).await {
             Ok(Some(Versioned { entry: Some(contact), position })) => {
-                return Ok(Some(Known { user: contact.user(id), sequence: position.sequence }));
+                return Ok(Some(VersionedUser { user: contact.user(id), sequence: position.sequence }));
             }
             Ok(_) | Err(ViewError::Behind { .. }) => {}
             Err(ViewError::JetStream(error)) => {
@@ -83,7 +87,7 @@ impl Users {
         let sequence = loaded.last_sequence();
         match loaded.into_state().user {
             Some(_) if sequence < minimum_sequence => Err(UsersError::NoSuchEvent(sequence)),
-            user => Ok(user.map(|user| Known { user, sequence })),
+            user => Ok(user.map(|user| VersionedUser { user, sequence })),
         }
     }
 }

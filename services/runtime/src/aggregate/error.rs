@@ -31,8 +31,8 @@ impl AggregateError {
     }
 }
 
-pub(super) fn unreadable(recorded: &StoredEvent) -> impl FnOnce(DecodeError) -> AggregateError {
-    let (subject, sequence) = (recorded.subject.clone(), recorded.sequence);
+pub(super) fn unreadable(stored: &StoredEvent) -> impl FnOnce(DecodeError) -> AggregateError {
+    let (subject, sequence) = (stored.subject.clone(), stored.sequence);
     move |source| AggregateError::Unreadable { subject, sequence, source }
 }
 

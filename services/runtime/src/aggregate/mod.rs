@@ -61,7 +61,7 @@ use crate::{
 /// impl Aggregate for Account {
 ///     type Event = AccountEvent;
 ///
-///     fn apply(&mut self, event: AccountEvent, _recorded: &StoredEvent) {
+///     fn apply(&mut self, event: AccountEvent, _stored: &StoredEvent) {
 ///         match event {
 ///             AccountEvent::Opened(_) => self.open = true,
 ///             AccountEvent::Paid(paid) => self.balance += paid.amount,
@@ -76,7 +76,7 @@ pub trait Aggregate: Default + Clone + Send + Sync + 'static {
     type Event: Event;
 
     /// The state after this event. It happened, so there is nothing to refuse.
-    fn apply(&mut self, event: Self::Event, recorded: &StoredEvent);
+    fn apply(&mut self, event: Self::Event, stored: &StoredEvent);
 }
 
 /// The aggregates of one kind: those under `<prefix>.<id>.>` of one stream. Clones share one connection.
@@ -191,9 +191,9 @@ impl<A: Aggregate> Aggregates<A> {
             if let Some(newest) = newest {
                 progress.save(&state, newest).await;
             }
-            for recorded in page {
-                state.apply(recorded.decode().map_err(unreadable(&recorded))?, &recorded);
-                newest = Some(recorded.position());
+            for stored in page {
+                state.apply(stored.decode().map_err(unreadable(&stored))?, &stored);
+                newest = Some(stored.position());
                 progress.folded += 1;
             }
         }

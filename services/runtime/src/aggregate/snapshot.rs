@@ -32,14 +32,14 @@ pub(super) struct Snapshots<A> {
     bucket: KeyValue,
     every: u64,
     version: u32,
-    decode: fn(&[u8]) -> serde_json::Result<Kept<A>>,
-    encode: fn(&Kept<A>) -> serde_json::Result<Vec<u8>>,
+    decode: fn(&[u8]) -> serde_json::Result<StoredSnapshot<A>>,
+    encode: fn(&StoredSnapshot<A>) -> serde_json::Result<Vec<u8>>,
     writes: Arc<Semaphore>,
 }
 
 /// A snapshot as the bucket stores it, as JSON.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Kept<A> {
+struct StoredSnapshot<A> {
     version: u32,
     /// Position of the newest event in it.
     position: Position,
@@ -70,7 +70,7 @@ impl<A: Snapshot> Aggregates<A> {
             every: every.max(1),
             version: A::VERSION,
             decode: |value| serde_json::from_slice(value),
-            encode: |kept| serde_json::to_vec(kept),
+            encode: |snapshot| serde_json::to_vec(snapshot),
             writes: Arc::new(Semaphore::new(MAX_CONCURRENT_WRITES)),
         };
         Self { snapshots: Some(snapshots), ..self }
@@ -79,13 +79,13 @@ impl<A: Snapshot> Aggregates<A> {
 
 impl<A: Aggregate> Snapshots<A> {
     fn parse(&self, value: &[u8]) -> Option<(A, Position)> {
-        let Kept { version, position, state } = (self.decode)(value).ok()?;
+        let StoredSnapshot { version, position, state } = (self.decode)(value).ok()?;
         (version == self.version).then_some((state, position))
     }
 
     fn encode(&self, id: &str, state: &A, position: Position) -> Option<Vec<u8>> {
-        let kept = Kept { version: self.version, position, state: state.clone() };
-        (self.encode)(&kept)
+        let snapshot = StoredSnapshot { version: self.version, position, state: state.clone() };
+        (self.encode)(&snapshot)
             .inspect_err(|error| tracing::warn!(id, %error, "failed to encode a snapshot"))
             .ok()
     }
@@ -193,8 +193,8 @@ mod tests {
     #[test]
     fn a_snapshot_is_json_with_its_version_and_position() {
         let text = r#"{"version":2,"position":{"time":"2026-11-21T09:00:00Z","sequence":7},"state":[5]}"#;
-        let kept: Kept<Vec<u64>> = serde_json::from_str(text).unwrap();
-        assert_eq!((kept.version, kept.position.sequence), (2, 7));
-        assert_eq!(serde_json::to_string(&kept).unwrap(), text);
+        let snapshot: StoredSnapshot<Vec<u64>> = serde_json::from_str(text).unwrap();
+        assert_eq!((snapshot.version, snapshot.position.sequence), (2, 7));
+        assert_eq!(serde_json::to_string(&snapshot).unwrap(), text);
     }
 }

@@ -72,24 +72,24 @@ impl<P: Projection> Fold<P> {
     }
 
     /// After the events of this entry.
-    pub(super) fn after(kept: StoredEntry<P::Entry>) -> Self {
-        let StoredEntry { position, entry, skipped, rebuild: _ } = kept;
+    pub(super) fn after(stored: StoredEntry<P::Entry>) -> Self {
+        let StoredEntry { position, entry, skipped, rebuild: _ } = stored;
         Self { entry, skipped, position: Some(position), events: 0, applied: true }
     }
 
     /// Applies these events too. An event that cannot be read or applied is skipped: it fails in its own delivery.
     pub(super) fn advance(&mut self, events: &[StoredEvent]) {
-        for recorded in events {
-            self.apply(recorded);
-            self.position = Some(recorded.position());
+        for stored in events {
+            self.apply(stored);
+            self.position = Some(stored.position());
             self.events += 1;
         }
     }
 
-    fn apply(&mut self, recorded: &StoredEvent) {
-        let StoredEvent { subject, sequence, .. } = recorded;
-        match recorded.decode::<P::Event>() {
-            Ok(event) => match P::apply(self.entry.clone(), event, recorded) {
+    fn apply(&mut self, stored: &StoredEvent) {
+        let StoredEvent { subject, sequence, .. } = stored;
+        match stored.decode::<P::Event>() {
+            Ok(event) => match P::apply(self.entry.clone(), event, stored) {
                 Ok(entry) => (self.entry, self.applied) = (entry, true),
                 Err(why) => {
                     tracing::warn!(bucket = P::BUCKET, subject, sequence, %why, "skipped event");
@@ -154,15 +154,15 @@ mod tests {
         Position { time: jiff::Timestamp::from_second(seconds).unwrap(), sequence }
     }
 
-    fn kept(position: Position) -> StoredEntry<u64> {
+    fn stored(position: Position) -> StoredEntry<u64> {
         StoredEntry { position, entry: Some(7), skipped: Vec::new(), rebuild: None }
     }
 
     #[test]
     fn an_entry_is_json_with_its_position() {
         let text = r#"{"time":"1970-01-01T00:00:05Z","sequence":3,"entry":7}"#;
-        assert_eq!(serde_json::to_string(&kept(position(5, 3))).unwrap(), text);
-        assert_eq!(serde_json::from_str::<StoredEntry<u64>>(text).unwrap(), kept(position(5, 3)));
+        assert_eq!(serde_json::to_string(&stored(position(5, 3))).unwrap(), text);
+        assert_eq!(serde_json::from_str::<StoredEntry<u64>>(text).unwrap(), stored(position(5, 3)));
         let ended = r#"{"time":"1970-01-01T00:00:05Z","sequence":3,"entry":null,"rebuild":"a"}"#;
         assert_eq!(serde_json::from_str::<StoredEntry<u64>>(ended).unwrap().entry, None);
         assert!(
@@ -178,9 +178,9 @@ mod tests {
 
     #[test]
     fn only_an_earlier_time_with_an_earlier_sequence_is_covered() {
-        let kept = kept(position(5, 3));
-        assert!(kept.covers(position(5, 3)) && kept.covers(position(4, 2)));
+        let stored = stored(position(5, 3));
+        assert!(stored.covers(position(5, 3)) && stored.covers(position(4, 2)));
         // The stream was recreated, or a server with a slow clock leads it now.
-        assert!(!kept.covers(position(6, 1)) && !kept.covers(position(4, 4)));
+        assert!(!stored.covers(position(6, 1)) && !stored.covers(position(4, 4)));
     }
 }

@@ -3,7 +3,7 @@
 //! matter.
 
 mod entry;
-mod keep;
+mod projector;
 mod rebuild;
 mod view;
 
@@ -11,7 +11,7 @@ use std::fmt;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-pub(crate) use self::{keep::Projector, rebuild::rebuild};
+pub(crate) use self::{projector::Projector, rebuild::rebuild};
 pub use self::{
     rebuild::Rebuilt,
     view::{Versioned, View, ViewError},
@@ -86,7 +86,7 @@ pub trait Projection: Send + Sync + 'static {
     fn apply(
         entry: Option<Self::Entry>,
         event: Self::Event,
-        recorded: &StoredEvent,
+        stored: &StoredEvent,
     ) -> Result<Option<Self::Entry>, ApplyError>;
 }
 

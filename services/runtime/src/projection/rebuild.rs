@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     Projection,
     entry::{Fold, is_by_rebuild},
-    keep::{Projector, key_of},
+    projector::{Projector, key_of},
 };
 use crate::{Error, ErrorKind, StoredEvent, store::Pages};
 
@@ -77,7 +77,7 @@ impl<P: Projection> Rebuild<'_, P> {
         let projector = self.projector;
         let mut pages = projector.reader.pages(&projector.stream, ">");
         while let Some(page) = next(&mut pages).await? {
-            let keys = page.iter().filter_map(|recorded| key_of::<P>(&recorded.subject));
+            let keys = page.iter().filter_map(|stored| key_of::<P>(&stored.subject));
             let keys: BTreeSet<&str> = keys.filter(|key| !self.done.contains(*key)).collect();
             self.rebuild_keys(keys).await?;
             self.progress.events += u64::try_from(page.len()).unwrap_or(u64::MAX);
@@ -91,7 +91,7 @@ impl<P: Projection> Rebuild<'_, P> {
         let projector = self.projector;
         let mut pages = projector.bucket.pages();
         while let Some(page) = next(&mut pages).await? {
-            let entries = page.iter().filter_map(|recorded| projector.bucket.entry(recorded));
+            let entries = page.iter().filter_map(|stored| projector.bucket.entry(stored));
             let keys =
                 entries.filter(|(_, value)| !is_by_rebuild(value, &self.id)).map(|(key, _)| key).collect();
             self.rebuild_keys(keys).await?;
@@ -186,15 +186,15 @@ async fn rebuild_key<P: Projection>(
     while let Some(page) = pages.next().await? {
         fold.advance(&page);
     }
-    let kept = if fold.is_empty() { None } else { fold.finish(Some(id.to_owned())) };
-    match (found, kept) {
+    let entry = if fold.is_empty() { None } else { fold.finish(Some(id.to_owned())) };
+    match (found, entry) {
         (None, None) => Ok(KeyResult::Unchanged),
         (Some(found), None) => {
             projector.bucket.delete(key, found.revision).await.map(|()| KeyResult::Removed)
         }
-        (found, Some(kept)) => {
+        (found, Some(entry)) => {
             let revision = found.map_or(0, |found| found.revision);
-            projector.write(key, &kept, revision).await.map(|_| KeyResult::Rebuilt)
+            projector.write(key, &entry, revision).await.map(|_| KeyResult::Rebuilt)
         }
     }
 }

@@ -74,8 +74,8 @@ impl<P: Projection> View<P> {
     /// As of [`KeyValue::get`].
     pub async fn get(&self, key: &str) -> Result<Option<Versioned<P::Entry>>, Error> {
         let found = self.bucket.get(key).await?;
-        let kept = found.and_then(|found| parse::<P>(key, &found.value));
-        Ok(kept.map(|StoredEntry { position, entry, .. }| Versioned { entry, position }))
+        let stored = found.and_then(|found| parse::<P>(key, &found.value));
+        Ok(stored.map(|StoredEntry { position, entry, .. }| Versioned { entry, position }))
     }
 
     /// The entry of a key with the event of this sequence in it, such as one that the caller has just appended: waits
@@ -94,10 +94,10 @@ impl<P: Projection> View<P> {
     ) -> Result<Option<Versioned<P::Entry>>, ViewError> {
         let (deadline, mut pause) = (Instant::now() + within, INITIAL_PAUSE);
         loop {
-            let seen = self.get(key).await?;
-            let sequence = seen.as_ref().map_or(0, |seen| seen.position.sequence);
+            let versioned = self.get(key).await?;
+            let sequence = versioned.as_ref().map_or(0, |versioned| versioned.position.sequence);
             if sequence >= minimum_sequence {
-                return Ok(seen);
+                return Ok(versioned);
             }
             if Instant::now() >= deadline {
                 let (bucket, key) = (P::BUCKET, key.to_owned());

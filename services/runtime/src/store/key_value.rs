@@ -118,9 +118,9 @@ impl KeyValue {
     }
 
     /// The key and the value in one of the [`pages`](Self::pages); `None` if the key is deleted.
-    pub(crate) fn entry<'a>(&self, recorded: &'a StoredEvent) -> Option<(&'a str, &'a [u8])> {
-        let key = recorded.subject.strip_prefix("$KV.")?.strip_prefix(&self.bucket)?.strip_prefix('.')?;
-        has_value(recorded).then(|| (key, recorded.payload()))
+    pub(crate) fn entry<'a>(&self, stored: &'a StoredEvent) -> Option<(&'a str, &'a [u8])> {
+        let key = stored.subject.strip_prefix("$KV.")?.strip_prefix(&self.bucket)?.strip_prefix('.')?;
+        has_value(stored).then(|| (key, stored.payload()))
     }
 
     async fn write(
@@ -165,8 +165,8 @@ pub(crate) fn is_key(key: &str) -> bool {
 }
 
 /// A deleted key has a message with an operation.
-fn has_value(recorded: &StoredEvent) -> bool {
-    recorded.header(OPERATION_HEADER).is_none()
+fn has_value(stored: &StoredEvent) -> bool {
+    stored.header(OPERATION_HEADER).is_none()
 }
 
 /// The headers of a write that expects the key at this revision.

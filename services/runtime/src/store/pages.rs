@@ -32,14 +32,14 @@ pub(crate) struct Pages<'a> {
     newest: Option<StoredEvent>,
     /// A page that was read in advance.
     ahead: Option<Vec<StoredEvent>>,
-    way: Way,
+    strategy: Strategy,
     /// One of this many next events may have ended the connection.
     suspects: usize,
 }
 
 /// How the events are read.
 #[derive(Debug, Default)]
-enum Way {
+enum Strategy {
     /// Not decided yet.
     #[default]
     New,
@@ -54,8 +54,8 @@ enum Way {
 impl Reader {
     /// The events under this subject from the first.
     pub(crate) fn pages<'a>(&'a self, stream: &'a str, filter: &'a str) -> Pages<'a> {
-        let (newest, ahead, way) = (None, None, Way::New);
-        Pages { reader: self, stream, filter, from: 1, newest, ahead, way, suspects: 0 }
+        let (newest, ahead, strategy) = (None, None, Strategy::New);
+        Pages { reader: self, stream, filter, from: 1, newest, ahead, strategy, suspects: 0 }
     }
 }
 
@@ -76,7 +76,7 @@ impl Pages<'_> {
 
     /// Continues with the first event after this sequence.
     pub(crate) fn begin_after(&mut self, sequence: u64) {
-        (self.from, self.ahead, self.way) = (sequence + 1, None, Way::New);
+        (self.from, self.ahead, self.strategy) = (sequence + 1, None, Strategy::New);
     }
 
     /// Sequence of the newest event, once a page was read.
@@ -115,7 +115,7 @@ impl Pages<'_> {
                 return Ok(Some(page));
             }
             // The replica that responded is behind the leader; or the newest event is deleted, so the leader is asked another time.
-            (self.newest, self.way) = (None, Way::Unknown);
+            (self.newest, self.strategy) = (None, Strategy::Unknown);
             sleep(pause).await;
             pause = MAX_PAUSE.min(pause * 2);
         }
@@ -130,8 +130,8 @@ impl Pages<'_> {
         let Ok(Ok(_turn)) = timeout_at(deadline, self.reader.page_permits.acquire()).await else {
             return Err(self.unavailable("too many histories are being read already"));
         };
-        if matches!(self.way, Way::New) {
-            self.way = Way::Unknown;
+        if matches!(self.strategy, Strategy::New) {
+            self.strategy = Strategy::Unknown;
             if let Some(events) = self.followed(newest, deadline).await? {
                 return Ok(events);
             }
@@ -141,7 +141,7 @@ impl Pages<'_> {
             Step::Done(events) => return Ok(events),
             Step::Behind => return Ok(Vec::new()),
             // Any of the events in that page may have ended the connection.
-            Step::Lost => (self.suspects, self.way) = (PAGE_EVENTS, Way::Unknown),
+            Step::Lost => (self.suspects, self.strategy) = (PAGE_EVENTS, Strategy::Unknown),
             Step::Not => {}
         }
         self.one_by_one(deadline).await
@@ -174,39 +174,39 @@ impl Pages<'_> {
         newest: &StoredEvent,
         deadline: Instant,
     ) -> Result<Step<Vec<StoredEvent>>, Error> {
-        if matches!(self.way, Way::Unknown) {
+        if matches!(self.strategy, Strategy::Unknown) {
             match self.choose(newest.sequence, deadline).await? {
-                Step::Done(way) => self.way = way,
+                Step::Done(strategy) => self.strategy = strategy,
                 Step::Behind => return Ok(Step::Behind),
                 Step::Lost => return Ok(Step::Lost),
                 Step::Not => return Ok(Step::Not),
             }
         }
-        let read = match mem::take(&mut self.way) {
-            Way::Merged(mut merged) => {
+        let read = match mem::take(&mut self.strategy) {
+            Strategy::Merged(mut merged) => {
                 let read = merged.next(self.reader, self.stream, deadline).await;
-                self.way = Way::Merged(merged);
+                self.strategy = Strategy::Merged(merged);
                 read
             }
-            Way::New | Way::Unknown | Way::Filter => {
-                self.way = Way::Filter;
+            Strategy::New | Strategy::Unknown | Strategy::Filter => {
+                self.strategy = Strategy::Filter;
                 self.under_filter(deadline).await
             }
         };
         read.map_err(|why| self.unavailable(&why))
     }
 
-    async fn choose(&self, newest: u64, deadline: Instant) -> Result<Step<Way>, Error> {
+    async fn choose(&self, newest: u64, deadline: Instant) -> Result<Step<Strategy>, Error> {
         if !is_some_of_many(self.filter) {
-            return Ok(Step::Done(Way::Filter));
+            return Ok(Step::Done(Strategy::Filter));
         }
         let range = [self.from, newest];
         let begun = Merged::begin(self.reader, self.stream, self.filter, range, deadline).await;
         Ok(match begun.map_err(|why| self.unavailable(&why))? {
-            Step::Done(merged) => Step::Done(Way::Merged(merged)),
+            Step::Done(merged) => Step::Done(Strategy::Merged(merged)),
             Step::Behind => Step::Behind,
             Step::Lost => Step::Lost,
-            Step::Not => Step::Done(Way::Filter),
+            Step::Not => Step::Done(Strategy::Filter),
         })
     }
 

@@ -118,10 +118,10 @@ mod tests {
             header_block: Some(Bytes::from_static(block)),
             payload: Bytes::new(),
         };
-        let recorded = StoredEvent::from(raw);
-        assert_eq!(recorded.event_type(), "");
+        let stored = StoredEvent::from(raw);
+        assert_eq!(stored.event_type(), "");
         assert_eq!(
-            recorded.decode::<()>().unwrap_err().to_string(),
+            stored.decode::<()>().unwrap_err().to_string(),
             "its header name \"X Trace\" is not allowed"
         );
     }

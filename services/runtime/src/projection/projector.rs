@@ -58,19 +58,19 @@ impl<P: Projection> Projector<P> {
         let (mut revision, mut written) = (found.as_ref().map_or(0, |found| found.revision), Instant::now());
         while let Some(page) = pages.next().await? {
             if written.elapsed() >= PROGRESS_INTERVAL
-                && let Some(kept) = fold.progress(rebuild.as_ref())
+                && let Some(entry) = fold.progress(rebuild.as_ref())
             {
-                revision = self.write(key, &kept, revision).await?;
+                revision = self.write(key, &entry, revision).await?;
                 written = Instant::now();
             }
             fold.advance(&page);
         }
         let changed = fold.events() > 0 && !(fold.is_empty() && found.is_none());
-        let Some(kept) = fold.finish(rebuild) else { return Ok(None) };
+        let Some(entry) = fold.finish(rebuild) else { return Ok(None) };
         if changed {
-            self.write(key, &kept, revision).await?;
+            self.write(key, &entry, revision).await?;
         }
-        Ok(Some(kept))
+        Ok(Some(entry))
     }
 
     /// Whether the stream is still the one that an entry was folded from, so that the update continues at its position; then the
@@ -93,10 +93,10 @@ impl<P: Projection> Projector<P> {
     pub(super) async fn write(
         &self,
         key: &str,
-        kept: &StoredEntry<P::Entry>,
+        entry: &StoredEntry<P::Entry>,
         revision: u64,
     ) -> Result<u64, Error> {
-        let value = serde_json::to_vec(kept).map_err(|error| {
+        let value = serde_json::to_vec(entry).map_err(|error| {
             Error::new(ErrorKind::Refused, format!("bucket {}, key {key}", P::BUCKET), error)
         })?;
         match revision {
@@ -117,10 +117,10 @@ impl<P: Projection> Projector<P> {
                 own = true;
                 self.catch_up_with_retries(key, wanted).await
             };
-            let kept = self.keys.run(key, work).await?;
+            let entry = self.keys.run(key, work).await?;
             // Another delivery's update is enough if its event is in the entry already.
-            if own || wanted.is_none_or(|wanted| kept.as_ref().is_some_and(|kept| kept.covers(wanted))) {
-                return Ok(kept);
+            if own || wanted.is_none_or(|wanted| entry.as_ref().is_some_and(|entry| entry.covers(wanted))) {
+                return Ok(entry);
             }
         }
     }
@@ -157,14 +157,14 @@ impl<P: Projection> Handler for Projector<P> {
         // A position in another stream means nothing here.
         let wanted = (*metadata.source.stream == *self.stream)
             .then_some(Position { time: metadata.time, sequence: metadata.sequence });
-        let kept = self.catch_up_once_per_key(key, wanted).await?;
+        let entry = self.catch_up_once_per_key(key, wanted).await?;
         let Some(wanted) = wanted else { return Ok(()) };
-        match kept {
-            Some(kept) if kept.position.sequence >= wanted.sequence => {
-                if let Some(why) = kept.skipped(wanted.sequence) {
+        match entry {
+            Some(entry) if entry.position.sequence >= wanted.sequence => {
+                if let Some(why) = entry.skipped(wanted.sequence) {
                     return Err(HandlerError::permanent(why));
                 }
-                let (bucket, sequence) = (P::BUCKET, kept.position.sequence);
+                let (bucket, sequence) = (P::BUCKET, entry.position.sequence);
                 tracing::info!(bucket, key, sequence, "updated projection");
                 Ok(())
             }
