@@ -1,4 +1,4 @@
-//! Errors of JetStream, and what each means for the request that it answers: one table of the server's error codes (server/errors.json
+//! Errors of JetStream, and what each means for its request: one table of the server's error codes (server/errors.json
 //! of nats-server 2.15). In: an error. Out: its disposition. Pure.
 
 use serde::Deserialize;

@@ -46,7 +46,7 @@ pub enum NoReply {
     /// Nobody subscribes to its subject.
     #[error("no stream takes it")]
     NoResponders,
-    /// The servers do not permit to publish to its subject, or to subscribe to the inbox.
+    /// The servers do not permit publishing to its subject, or subscribing to the inbox.
     #[error(transparent)]
     Forbidden(Violation),
     /// The client does not take it.

@@ -40,7 +40,7 @@ impl fmt::Display for Violation {
 }
 
 impl Violation {
-    /// Reads an error of the server (sendErr in server/client.go of nats-server); `None` where it is about something else.
+    /// Reads an error of the server (sendErr in server/client.go of nats-server); `None` if it is about something else.
     pub(crate) fn read(error: &ServerError) -> Option<Self> {
         let ServerError::Other(text) = error else { return None };
         let lower = text.to_ascii_lowercase();

@@ -31,7 +31,7 @@ enum GateState {
 }
 
 impl GateState {
-    /// Why it is closed; `None` where it is open.
+    /// Why it is closed; `None` if it is open.
     fn reason(&self, now: Instant) -> Option<&str> {
         match self {
             Self::ClosedFrom(from, reason) if now >= *from => Some(reason),

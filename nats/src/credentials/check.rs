@@ -40,7 +40,7 @@ pub(super) struct Found {
 /// One thing that is wrong. It shows no content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CredentialError {
-    /// `None` where it is the folder.
+    /// `None` if it is the folder.
     pub(super) file: Option<&'static str>,
     pub(super) found: String,
     pub(super) expected: String,
@@ -85,7 +85,7 @@ fn invalid(file: &'static str, found: impl Into<String>, expected: impl Into<Str
     CredentialError { file: Some(file), found: found.into(), expected: expected.into() }
 }
 
-/// A file's content, where it can be read.
+/// A file's content, if it can be read.
 fn text<'a>(files: &'a Files, name: &str) -> Option<&'a str> {
     files.known.get(name)?.as_deref().ok()
 }

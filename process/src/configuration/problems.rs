@@ -8,7 +8,7 @@ use std::process::ExitCode;
 pub struct Problem {
     /// Path of the setting (`http.address`), or what else is wrong (a file, a variable).
     pub path: String,
-    /// The environment variable that sets it, where there is one.
+    /// The environment variable that sets it, if there is one.
     pub variable: Option<String>,
     /// What is there, and where it comes from.
     pub found: String,
@@ -38,11 +38,11 @@ impl Problems {
         &self.0
     }
 
-    /// `Ok` where there are none.
+    /// `Ok` if there are none.
     ///
     /// # Errors
     ///
-    /// The mistakes themselves, where there are any.
+    /// The mistakes themselves, if there are any.
     pub fn check(problems: Vec<Problem>) -> Result<(), Self> {
         if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
     }

@@ -52,7 +52,7 @@ impl FromStr for Catalogue {
             let (sku, article) = article(entry)
                 .ok_or_else(|| format!("{entry:?} must be sku=price:stock, as in mug=1250:100"))?;
             if articles.insert(sku.to_owned(), article).is_some() {
-                return Err(format!("{sku:?} must be there once"));
+                return Err(format!("{sku:?} must not be there twice"));
             }
         }
         Ok(Self(articles))

@@ -110,7 +110,7 @@ impl Aggregate for OrderAggregate {
     type Event = OrderEvent;
 
     fn apply(&mut self, event: OrderEvent, stored: &StoredEvent) {
-        // orders.<order id>.<event>, with the partition behind it where the stream has partitions.
+        // orders.<order id>.<event>, with the partition behind it if the stream has partitions.
         let name = stored.subject.split('.').nth(2).unwrap_or_default().to_owned();
         self.timeline.push(TimelineEntry { event: name, time: stored.time, sequence: stored.sequence });
         self.order = after(self.order.take(), event);

@@ -163,7 +163,7 @@ impl Default for HandlerOptions {
 ///
 /// # Errors
 ///
-/// [`HandlerError::Transient`] where the code panics.
+/// [`HandlerError::Transient`] if the code panics.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, HandlerError> {

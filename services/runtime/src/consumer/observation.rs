@@ -29,7 +29,7 @@ pub(super) struct SequencePair {
     pub(super) stream_seq: u64,
 }
 
-/// The limits of pull requests, 0 where there are none, and what is delivered.
+/// The limits of pull requests, 0 if there are none, and what is delivered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct ConsumerConfig {

@@ -1,4 +1,4 @@
-//! The saga on a model: any interleaving of its attempts, with kills, lost and late answers and time-outs between any two of
+//! The saga on a model: any interleaving of its attempts, with kills, lost and late responses and timeouts between any two of
 //! their requests. The saga is the one that runs in production; only its ports are the model's.
 
 mod ports;
@@ -212,7 +212,7 @@ impl Simulation {
         self.run();
     }
 
-    /// The process of an attempt is killed. What it asked for last may still take effect.
+    /// The process of an attempt is killed. Its last request may still take effect.
     fn kill(&mut self, attempt: u64) {
         self.attempts.retain(|running| running.id != attempt);
     }
@@ -249,7 +249,7 @@ impl Simulation {
         panic!("an order does not settle");
     }
 
-    /// Places of an attempt's requests that have no answer yet.
+    /// Places of an attempt's requests that have no response yet.
     fn pending_of(&self, attempt: u64) -> Vec<usize> {
         let network = self.network();
         let own = network.pending.iter().enumerate().filter(|(_, pending)| pending.attempt == attempt);

@@ -143,7 +143,7 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// JetStream does not confirm. Silence says nothing about what it knows, so the consumer is requested, and the acknowledgement repeated.
+    /// JetStream does not confirm. Silence says nothing about what it knows, so JetStream is asked for its consumer, and the acknowledgement repeated.
     async fn unanswered(&mut self, slot: usize, now: Instant) {
         self.begin_recovery(Doubt::UnansweredAck, now);
         self.consumer.discovery.recheck();

@@ -48,7 +48,7 @@ const BATCH: usize = 64;
 /// Maximum time between two checks of what is due.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The deliveries that this process holds of one consumer.
+/// The deliveries of one consumer that are in flight in this process.
 pub(super) struct Dispatcher<H> {
     consumer: Arc<ConsumerLoop<H>>,
     workers: Workers<(usize, Box<Delivery>), Attempted>,
@@ -188,7 +188,7 @@ impl<H: Handler> Dispatcher<H> {
         Ok(())
     }
 
-    /// How many deliveries are held.
+    /// How many deliveries are in flight.
     pub(super) fn len(&self) -> usize {
         self.in_flight.len()
     }

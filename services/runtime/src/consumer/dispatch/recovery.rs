@@ -53,7 +53,7 @@ pub(super) enum Progress {
 /// The sequence of deliveries of one ordered consumer.
 #[derive(Debug)]
 pub(super) struct Recovery {
-    /// Number of the next delivery, where it is known.
+    /// Number of the next delivery, if known.
     expected: Option<u64>,
     /// Since when there is doubt.
     doubted_at: Option<Instant>,
@@ -76,7 +76,7 @@ impl Recovery {
         now.saturating_duration_since(self.began)
     }
 
-    /// A delivery of this number came; returns what it says against the order.
+    /// A delivery of this number arrived; returns its doubt about the order, if any.
     pub(super) fn received(&mut self, consumer_sequence: u64) -> Option<Doubt> {
         let expected = self.expected.replace(consumer_sequence + 1)?;
         match consumer_sequence {

@@ -206,7 +206,7 @@ impl<H: Handler> Fetcher<'_, H> {
     }
 
     /// Whether the consumer is still the one whose deliveries are forwarded. While no request is open the server does not report its end, so it
-    /// is requested before the next one.
+    /// is asked for before the next request.
     async fn is_proven(&self) -> bool {
         let Self { consumer, incarnation, .. } = self;
         let is_open = self.pull.as_ref().is_some_and(Pull::owes);
