@@ -62,7 +62,7 @@ struct Account {
 impl Aggregate for Account {
     type Event = Paid;
 
-    fn apply(&mut self, paid: Paid, _recorded: &StoredEvent) {
+    fn apply(&mut self, paid: Paid, _stored: &StoredEvent) {
         self.balance += paid.amount;
         self.payments += 1;
         if self.payments.is_multiple_of(1000) {

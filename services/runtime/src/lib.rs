@@ -1,14 +1,12 @@
-//! What an event-driven service stands on: it connects to NATS, gives a handler its events, settles them, and publishes.
+//! The library that an event-driven service is built on: it connects to NATS, calls handlers with their events, acknowledges, retries, keeps
+//! dead letters, publishes, and keeps aggregates and projections.
 //!
-//! A service is a handler and a few lines around it:
+//! A service is a handler, and an [`App`] that runs it:
 //!
 //! ```no_run
-//! use std::{process::ExitCode, sync::Arc};
+//! use std::process::ExitCode;
 //!
-//! use jetwright_process::{admin, health::Health, metrics, shutdown::Shutdown, telemetry::Telemetry};
-//! use jetwright_runtime::{Environment, HandlerError, Handler, Metadata, PublishOptions, Publisher, Service};
-//! use prometheus_client::registry::Registry;
-//! use tokio_util::sync::CancellationToken;
+//! use jetwright_runtime::{App, Handler, HandlerError, Metadata, PublishOptions, Publisher};
 //! # #[derive(Clone, PartialEq, prost::Message)] pub struct UserCreated { #[prost(string, tag = "1")] user_id: String }
 //! # impl prost::Name for UserCreated { const NAME: &'static str = "UserCreated"; const PACKAGE: &'static str = "events.v1"; }
 //! # #[derive(Clone, PartialEq, prost::Message)] pub struct Welcome {}
@@ -23,6 +21,7 @@
 //!
 //!     async fn handle(&self, user: UserCreated, metadata: &Metadata) -> Result<(), HandlerError> {
 //!         let subject = format!("notifications.{}.welcome", user.user_id);
+//!         // The same id at every attempt, so that the stream stores one message.
 //!         let options = PublishOptions { message_id: Some(metadata.message_id(0)), ..PublishOptions::default() };
 //!         self.publisher.publish(&subject, &Welcome {}, options).await?;
 //!         Ok(())
@@ -30,24 +29,28 @@
 //! }
 //!
 //! #[tokio::main]
-//! async fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
-//!     let telemetry = Telemetry::start("greetings")?; // logs, and traces where OTEL_EXPORTER_OTLP_ENDPOINT says
-//!     let environment = Environment::from_env(&["greetings"])?; // what the operator tells its pods
-//!     let (health, shutdown, ended) = (Health::new(), Shutdown::on_signals()?, CancellationToken::new());
-//!     let mut registry = Registry::default();
-//!     metrics::register(&mut registry, "greetings");
-//!     let mut service = Service::connect(environment, &health, &mut registry).await?;
-//!     let publisher = service.publisher();
-//!     service.handle("greetings", Greet { publisher })?;
-//!     // /livez, /readyz and /metrics, until all else has ended.
-//!     let admin = admin::bind(admin::address()?).await?;
-//!     let probes = tokio::spawn(admin.serve(health, Arc::new(registry), ended.clone()));
-//!     let result = service.run(shutdown.token()).await;
-//!     ended.cancel();
-//!     probes.await??;
-//!     Ok(telemetry.finish(result))
+//! async fn main() -> ExitCode {
+//!     let app = App::new("greeter", &["greetings"]); // the EventConsumers that it consumes
+//!     app.run(Ok(()), async |setup, ()| {
+//!         let publisher = setup.service.publisher();
+//!         setup.service.handle("greetings", Greet { publisher }).map(drop)
+//!     })
+//!     .await
 //! }
 //! ```
+//!
+//! | for | see |
+//! | --- | --- |
+//! | the program around a service: settings, telemetry, probes, HTTP, the end | [`App`], [`Setup`] |
+//! | handling events | [`Handler`], [`HandlerError`], [`HandlerOptions`], [`Metadata`], [`Event`] |
+//! | publishing | [`Publisher`], [`PublishOptions`] |
+//! | state that events make, and decisions about it | [`Aggregate`], [`Aggregates`] |
+//! | tables for reading | [`Projection`], [`View`] |
+//! | state by key, with compare-and-set | [`KeyValue`] |
+//! | a service without [`App`] | [`Environment`], [`Service`] |
+//!
+//! `docs/writing-a-service.md` is the guide, and its program is the example `club`; `docs/runtime.md` says what each part promises, and
+//! `docs/consumer-internals.md` how the consumer works inside.
 
 mod aggregate;
 mod app;
@@ -55,6 +58,8 @@ mod consumer;
 pub mod environment;
 mod error;
 mod event;
+#[cfg(test)]
+mod guide;
 mod handler;
 mod metadata;
 mod metrics;
