@@ -1,4 +1,4 @@
-//! Publishing events: with a message id and the trace's context, and the server's word that they are kept.
+//! Publishes events, with a message id and the trace's context, and waits for the server's confirmation.
 
 pub(crate) mod recorder;
 
@@ -21,8 +21,8 @@ use crate::{
     trace,
 };
 
-/// How long a publish may take altogether, retries included.
-const BOUND: Duration = Duration::from_secs(5);
+/// Timeout of a publish, retries included.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest message that a server takes where its configuration does not say (`max_payload`), in bytes.
 const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
 
@@ -47,10 +47,10 @@ pub struct PublishOptions {
     /// Id under which the stream stores this event once within its duplicate window: not empty, and without white space at its
     /// ends. Default: a random id for each publish, so that its retries store nothing twice.
     pub message_id: Option<String>,
-    /// What the writer believes to be the newest event of an aggregate.
+    /// The newest event of an aggregate as the writer knows it.
     pub expected: Option<Expected>,
     /// Name of the stream that must store the event. Any other stream whose subjects match refuses it, and nothing is stored.
-    /// Default: whichever stream has the subject.
+    /// Default: any stream with the subject.
     pub expected_stream: Option<String>,
 }
 
@@ -60,7 +60,7 @@ pub struct PublishOptions {
 /// writes in flight under different filters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// Sequence of the newest event; 0 where there is none yet.
+    /// Sequence of the newest event; 0 if there is none yet.
     pub last_sequence: u64,
     /// The aggregate's subjects, as in `orders.42.>`.
     pub filter_subject: String,
@@ -97,7 +97,7 @@ impl From<Stored> for Published {
     }
 }
 
-/// What is written where.
+/// A write and its target.
 pub(crate) struct Write<'a> {
     pub(crate) kind: WriteKind,
     /// Name of the stream that must store it.
@@ -118,7 +118,7 @@ impl Publisher {
         Self { target: Target::Recorder(recorder), metrics }
     }
 
-    /// Publishes an event and awaits JetStream's word that it is stored. The current span's context travels with it.
+    /// Publishes an event and waits for JetStream's confirmation that it is stored. The current span's context travels with it.
     ///
     /// What may pass (no connection, no leader, another write in flight) is repeated for at most five seconds.
     ///
@@ -128,7 +128,7 @@ impl Publisher {
     /// the answer to a first try was lost: a caller that reads again finds it there),
     /// [`Unavailable`](crate::ErrorKind::Unavailable) where the time is over, and
     /// [`Refused`](crate::ErrorKind::Refused) where JetStream says no, where another stream than the expected one has the
-    /// subject, or where an option is empty or cannot be sent as it is.
+    /// subject, or where an option is empty or cannot be sent.
     pub async fn publish<E>(
         &self,
         subject: &str,
@@ -186,7 +186,7 @@ impl Publisher {
         self.store(kind, &subject, Some(stream), &message).await
     }
 
-    /// Stores a message, which is built again for each time that it is sent.
+    /// Stores a message, which is built again for each attempt.
     async fn store(
         &self,
         kind: WriteKind,
@@ -197,7 +197,7 @@ impl Publisher {
         let begun = Instant::now();
         let published = match &self.target {
             Target::JetStream(connection) => {
-                connection.request_until(begun + BOUND, subject, stream, message).await
+                connection.request_until(begun + PUBLISH_TIMEOUT, subject, stream, message).await
             }
             Target::Recorder(recorder) => recorder.store(stream, message()).map(Published::from),
         };
@@ -208,7 +208,7 @@ impl Publisher {
     }
 }
 
-/// An id of the publisher's own, by which its retries are recognised.
+/// A random id, by which the server recognises retries.
 pub(crate) fn own_message_id() -> String {
     let mut id = String::with_capacity(32);
     trace::push_hex(&mut id, &rand::random::<[u8; 16]>());
@@ -219,8 +219,8 @@ pub(crate) fn own_message_id() -> String {
 ///
 /// # Errors
 ///
-/// The server would read another value: an empty one is none to it, it skips spaces before a value, and the end of a line begins
-/// another header.
+/// The server would read another value: it treats an empty one as absent, it skips spaces before a value, and the end of a line
+/// begins another header.
 pub(crate) fn header_value(object: &str, name: &str, text: &str) -> Result<HeaderValue, Error> {
     let refused = |why: &str| Error::new(ErrorKind::Refused, object, format!("{name} {text:?} {why}"));
     if text.is_empty() {
@@ -232,7 +232,7 @@ pub(crate) fn header_value(object: &str, name: &str, text: &str) -> Result<Heade
     text.parse().map_err(|_| refused("must not contain the end of a line"))
 }
 
-/// Headers that come from the options of a publish.
+/// Headers from the options of a publish.
 fn checked_headers(subject: &str, options: PublishOptions) -> Result<Vec<(HeaderName, HeaderValue)>, Error> {
     let PublishOptions { message_id, expected, expected_stream } = options;
     let message_id = match message_id {

@@ -1,6 +1,6 @@
 //! Subjects and filters of subjects. Pure.
 
-/// Whether a filter, which may have wildcards, is one of this subject.
+/// Whether a filter, which may have wildcards, matches this subject.
 pub(crate) fn matches(filter: &str, subject: &str) -> bool {
     let mut tokens = subject.split('.');
     for wanted in filter.split('.') {

@@ -1,4 +1,4 @@
-//! The directory: users by id as they are read, kept from their events by the service's own consumer.
+//! The directory: users by id in a bucket, kept up to date by the service's own consumer of their events.
 
 use jetwright_runtime::{ApplyError, Projection, StoredEvent};
 use jiff::Timestamp;
@@ -10,7 +10,7 @@ use crate::user::{Email, User, UserEvent, subjects};
 /// Users by id.
 pub(crate) struct Directory;
 
-/// What the directory has of a user.
+/// A user as the directory stores it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Contact {
     email: String,
@@ -45,13 +45,13 @@ impl Projection for Directory {
     fn apply(
         contact: Option<Contact>,
         event: UserEvent,
-        recorded: &StoredEvent,
+        stored: &StoredEvent,
     ) -> Result<Option<Contact>, ApplyError> {
         match event {
-            UserEvent::Created(user) if Self::key(&recorded.subject) != Some(&user.id.to_string()) => {
+            UserEvent::Created(user) if Self::key(&stored.subject) != Some(&user.id.to_string()) => {
                 Err(ApplyError::new("user_id is not the subject's"))
             }
-            // Being created twice changes nothing.
+            // A second creation changes nothing.
             UserEvent::Created(user) => Ok(Some(contact.unwrap_or_else(|| user.into()))),
             UserEvent::Later => Ok(contact),
         }

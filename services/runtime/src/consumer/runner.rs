@@ -1,5 +1,5 @@
-//! What belongs to a handler, whichever sources its events come from: how often and how long it is called, and what is remembered of
-//! events that come again. No connection: what it needs of NATS is a publisher for dead letters.
+//! The state of a handler, whichever sources its events come from: how often and how long it is called, and what is remembered of
+//! redelivered events. No connection: all it needs of NATS is a publisher for dead letters.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,9 +22,9 @@ pub(crate) struct HandlerRunner<H> {
     pub(super) retry: Retry,
     /// How long one attempt may take.
     pub(super) deadline: Duration,
-    /// Whether failed attempts are repeated in their place.
+    /// Whether failed attempts are repeated in place.
     pub(super) is_ordered: bool,
-    /// Where events are kept that are given up.
+    /// The dead-letter stream's subject and limits.
     pub(super) dead_letters: Option<DeadLetters>,
     /// Writes dead letters.
     pub(super) publisher: Publisher,

@@ -56,8 +56,8 @@
 //! # }
 //! ```
 //!
-//! Nothing here is random, but for message ids of publishes that name none: a delay is as long as it may be, and events have sequences from 1
-//! and the time 2026-01-01T00:00:00Z where a test does not say.
+//! A delay has no jitter here and is as long as it may be. Where a test does not say, events have sequences from 1 and the time
+//! 2026-01-01T00:00:00Z. Random are the message ids of publishes that name none, and a dead letter says when it was written.
 
 mod event;
 mod handler;

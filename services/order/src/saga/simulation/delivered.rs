@@ -18,7 +18,7 @@ use crate::{
     saga::{
         COMPENSATION, FULFILMENT,
         compensation::Compensation,
-        fulfilment::{Fulfilment, UNDECIDED},
+        fulfilment::{Fulfilment, UNDECIDED_REASON},
         steps::StepMetrics,
     },
 };
@@ -79,7 +79,7 @@ async fn an_order_that_no_attempt_can_decide_is_rejected_by_the_last_one_and_no_
     let [OrderResult::Rejected(OrderRejected { step, reason, .. })] = ends.as_slice() else {
         panic!("{ends:?}")
     };
-    let undecided = (FulfilmentStep::PaymentAuthorization.into(), UNDECIDED);
+    let undecided = (FulfilmentStep::PaymentAuthorization.into(), UNDECIDED_REASON);
     assert_eq!((*step, reason.as_str()), undecided);
 }
 

@@ -22,7 +22,7 @@ use crate::{
     stock::Stock,
 };
 
-/// A request that nobody has answered yet.
+/// A request without a response yet.
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) id: u64,
@@ -30,17 +30,17 @@ pub(super) struct Pending {
     pub(super) request: Request,
 }
 
-/// What attempts and the simulation share.
+/// The state shared by attempts and the simulation.
 #[derive(Debug)]
 pub(super) struct Network {
     pub(super) world: World,
     pub(super) pending: Vec<Pending>,
     pub(super) answers: BTreeMap<u64, Result<Answer, HandlerError>>,
-    /// Requests that nobody waits for any more, and which take effect later.
+    /// Requests whose callers are gone, and which take effect later.
     pub(super) late: Vec<Request>,
     /// Attempts whose steps are over by their deadline.
     pub(super) timed_out: BTreeSet<u64>,
-    /// The gateway answers nothing and decides nothing.
+    /// The gateway responds to nothing and decides nothing.
     pub(super) gateway_away: bool,
     /// Requests are answered when they are made, and none waits for the simulation.
     pub(super) answers_at_once: bool,
@@ -84,7 +84,7 @@ pub(super) struct ModelPorts {
     pub(super) attempt: u64,
 }
 
-/// Makes a request that nobody waits for any more a late one.
+/// Makes a request whose caller is gone a late one.
 struct Waiting<'a>(&'a ModelPorts, u64);
 
 impl Drop for Waiting<'_> {
@@ -129,7 +129,7 @@ impl ModelPorts {
 
 impl Ports for ModelPorts {
     type Version = u64;
-    type Turn = ();
+    type StockLock = ();
 
     async fn load_order(&self, _: &str) -> Result<Option<(Order, u64)>, HandlerError> {
         match self.ask(Request::LoadOrder).await? {
@@ -151,7 +151,7 @@ impl Ports for ModelPorts {
         self.yes(Request::UserExists).await
     }
 
-    async fn stock_turn(&self, _: &str) -> Result<(), HandlerError> {
+    async fn lock_stock(&self, _: &str) -> Result<(), HandlerError> {
         Ok(())
     }
 

@@ -103,7 +103,7 @@ impl World {
         1 + self.ends.len() as u64
     }
 
-    /// Another order takes a piece, or gives one back.
+    /// Another order takes a piece, or returns one.
     pub(super) fn trade(&mut self, sku: &str, takes: bool) {
         let Some(entry) = self.stocks.get_mut(sku) else { return };
         let others = self.taken_by_others.entry(sku.to_owned()).or_default();
@@ -182,7 +182,7 @@ impl World {
             return Err(format!("{:?} for {end:?}", self.authorization));
         }
         if !confirmed && self.notifications == 0 {
-            return Err("nobody notified the user".to_owned());
+            return Err("the user was not notified".to_owned());
         }
         for (sku, StockEntry { stock, .. }) in &self.stocks {
             let others = self.taken_by_others.get(sku).copied().unwrap_or_default();
