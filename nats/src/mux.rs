@@ -44,7 +44,7 @@ pub enum NoReply {
     #[error("NATS does not answer")]
     Silence,
     /// Nobody subscribes to its subject.
-    #[error("no stream takes it")]
+    #[error("no responders: JetStream is unavailable, or no stream has this subject")]
     NoResponders,
     /// The servers do not permit publishing to its subject, or subscribing to the inbox.
     #[error(transparent)]

@@ -93,7 +93,9 @@ impl App {
         }
     }
 
-    /// Runs one command of the program and ends, such as a rebuild. The exit codes are those of [`run`](Self::run).
+    /// Runs one command of the program, such as a rebuild, and ends; a signal ends it at once.
+    ///
+    /// The exit code is 0 after the command succeeded, 1 where an error ended it, which is logged, and 2 where settings are wrong.
     pub async fn run_command<S, E: Into<anyhow::Error>>(
         self,
         settings: Result<S, Problems>,

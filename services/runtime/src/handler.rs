@@ -129,11 +129,11 @@ pub enum AckMode {
     #[default]
     Confirmed,
     /// When it is sent. After a lost one the event is delivered and handled again after `ackWait`: for handlers that prefer speed.
-    /// Events that were not handled are settled with confirmation all the same.
+    /// Events that were not handled, and ordered events, are settled with confirmation all the same.
     FireAndForget,
 }
 
-/// For all handlers of a process together: a pod of 128 MiB has room for it.
+/// Fits into a pod of 128 MiB.
 const DEFAULT_MAX_BYTES: usize = 32 * 1024 * 1024;
 
 impl Default for HandlerOptions {
@@ -149,8 +149,8 @@ impl Default for HandlerOptions {
 
 /// Runs code that blocks its thread, such as a driver without async or a long computation, on a thread where it blocks no event.
 ///
-/// A handler that blocks its own thread delays other events of the same handler, and one that does so for longer than its deadline
-/// makes its process restart. The code runs to its end even if the attempt ends at its deadline.
+/// A handler that blocks its own thread delays other events of the same handler, and one that does so for more than 5 s
+/// beyond its deadline fails liveness, so that Kubernetes restarts its process. The code runs to its end even if the attempt ends at its deadline.
 ///
 /// ```
 /// # async fn handle() -> Result<(), jetwright_runtime::HandlerError> {

@@ -251,7 +251,8 @@ pub(super) async fn keep_foreign<H: Handler>(
 /// Counts and logs an event that the client cannot parse, and whose delivery is terminated.
 pub(super) fn record_foreign<H: Handler>(runner: &HandlerRunner<H>, sequence: u64) {
     let reason = Reason::Undecodable;
-    tracing::error!(binding = runner.name, sequence, "dead-lettered event that the NATS client cannot parse");
+    let error = "the NATS client cannot parse it";
+    tracing::error!(binding = runner.name, reason = reason.as_str(), sequence, error, "gave up event");
     if runner.dead_letters.is_some() {
         runner.metrics.dead_lettered(reason.as_str());
     }

@@ -239,6 +239,41 @@ async fn a_handler_whose_future_is_large_does_not_overflow_the_stack_of_its_thre
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_events_are_handled_at_once_than_the_handler_allows_although_nats_dies_again_and_again() {
+    let mut bench = Bench::without_consumer().await.ack_wait(1000);
+    bench.binding.max_ack_pending = 200;
+    bench.create_consumer().await;
+    let running = Arc::new(Mutex::new((0_u32, 0_u32)));
+    let counted = Arc::clone(&running);
+    let handler = Scripted::new(move |_, _| {
+        let counted = Arc::clone(&counted);
+        async move {
+            {
+                let (now, most) = &mut *counted.lock().unwrap();
+                *now += 1;
+                *most = (*most).max(*now);
+            }
+            sleep(Duration::from_millis(400)).await;
+            counted.lock().unwrap().0 -= 1;
+            Ok(())
+        }
+    });
+    let options = HandlerOptions { concurrency: 4, ..HandlerOptions::default() };
+    let service = bench.run_within(&handler, options).await;
+    bench.publish(&service.publisher, 0..60).await;
+    for _ in 0..4 {
+        let before = handler.calls().len();
+        handler.await_calls(before + 6).await;
+        bench.nats.kill();
+        bench.nats.start_again().await;
+    }
+    bench.await_drained().await;
+    assert_eq!(handler.values().len(), 60);
+    assert_eq!(running.lock().unwrap().1, 4);
+    service.stop().await;
+}
+
 struct Letters;
 
 impl Handler for Letters {

@@ -189,8 +189,10 @@ fn add_original_headers(headers: &mut HeaderMap, original: Headers<'_>) {
         if own.starts_with("Dead-Letter-") {
             continue;
         }
-        let renamed = own.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-"));
-        let name = if renamed { format!("{ORIGINAL}{own}") } else { own.to_owned() };
+        let is_for_the_server = own.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-"));
+        // The dead letter has a trace context of its own: that of the attempt, which is part of the event's trace.
+        let is_taken = headers.get(own).is_some();
+        let name = if is_for_the_server || is_taken { format!("{ORIGINAL}{own}") } else { own.to_owned() };
         for value in values {
             headers.append(name.as_str(), value.clone());
         }
@@ -251,12 +253,15 @@ mod tests {
         before.insert("nats-expected-stream", "orders");
         before.append("Color", "red");
         before.append("Color", "blue");
+        before.insert("traceparent", "00-0000000000000000000000000000000b-0000000000000001-01");
         let time = "2026-11-21T09:00:00.000000001Z".parse().unwrap();
         let metadata = Metadata { time, headers: before, attempt: 3, ..Metadata::example(7) };
         let payload = Bytes::from_static(b"event");
         let original = Original::parsed(&metadata, &payload);
+        let mut instructions = HeaderMap::new();
+        instructions.insert("traceparent", "00-0000000000000000000000000000000b-0000000000000002-01");
         let (headers, kept) =
-            letter(original, &details("first line\r\nNats-Rollup: all"), &HeaderMap::new(), MAX_PAYLOAD);
+            letter(original, &details("first line\r\nNats-Rollup: all"), &instructions, MAX_PAYLOAD);
         let expected = [
             "Color: blue",
             "Color: red",
@@ -266,12 +271,14 @@ mod tests {
             "Dead-Letter-Failed-At: 2026-11-21T09:00:05Z",
             "Dead-Letter-Original-Nats-Msg-Id: users/1/orders/0",
             "Dead-Letter-Original-nats-expected-stream: orders",
+            "Dead-Letter-Original-traceparent: 00-0000000000000000000000000000000b-0000000000000001-01",
             "Dead-Letter-Reason: last-attempt",
             "Dead-Letter-Replays: 0",
             "Dead-Letter-Sequence: 7",
             "Dead-Letter-Stream: orders",
             "Dead-Letter-Subject: orders.42.placed",
             "Event-Type: events.v1.OrderPlaced",
+            "traceparent: 00-0000000000000000000000000000000b-0000000000000002-01",
         ];
         assert_eq!((lines(&headers), kept), (expected.map(str::to_owned).to_vec(), payload));
     }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// How long the client may take to accept a command.
-const SEND_TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<H: Handler> Dispatcher<H> {
     pub(super) async fn settle(&mut self, slot: usize, settlement: &Settlement) {

@@ -46,7 +46,9 @@ impl<H: Handler> Dispatcher<H> {
                 self.alone = Alone::No;
             }
         }
+        // After a reconnect more may have been delivered than was asked for.
         while self.alone == Alone::No
+            && self.running < self.concurrency
             && let Some(slot) = self.next.pop_front()
         {
             self.begin(slot).await;

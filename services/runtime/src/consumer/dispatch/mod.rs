@@ -24,11 +24,12 @@ use futures::StreamExt;
 use jetwright_nats::{Link, Violation, ViolationReceiver};
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::time::DelayQueue;
 
 use self::{
+    acks::SEND_TIMEOUT,
     ended::EndedEvents,
     in_flight::{Held, InFlight, State},
     order::Order,
@@ -60,6 +61,8 @@ pub(super) struct Dispatcher<H> {
     next: VecDeque<usize>,
     /// Running attempts.
     running: usize,
+    /// Attempts that may run at once.
+    concurrency: usize,
     /// An event that may end its process runs, or waits to run, while no other does.
     alone: Alone,
     /// Deliveries that are retried in place, by time.
@@ -118,14 +121,15 @@ impl<H: Handler> Dispatcher<H> {
             }
         })?;
         let ordering = consumer.binding.ordering.clone();
-        let room = usize::try_from(consumer.runner.options.concurrency.max(1)).unwrap_or(usize::MAX);
+        let concurrency = usize::try_from(consumer.runner.options.concurrency.max(1)).unwrap_or(usize::MAX);
         Ok(Self {
             workers,
             in_flight: InFlight::with_capacity(consumer.capacity()),
             ended: EndedEvents::default(),
-            order: ordering.map(|ordering| Order::new(ordering.key_tokens, room, Instant::now())),
+            order: ordering.map(|ordering| Order::new(ordering.key_tokens, concurrency, Instant::now())),
             next: VecDeque::new(),
             running: 0,
+            concurrency,
             alone: Alone::No,
             paused: DelayQueue::new(),
             nacked_keys: HashSet::new(),
@@ -199,8 +203,9 @@ impl<H: Handler> Dispatcher<H> {
             self.generation = self.link.borrow().generation;
             self.client = self.consumer.connection.client();
             self.inbox = self.client.new_inbox();
-            // Refused if the client has ended too.
-            self.confirmations = self.client.subscribe(format!("{}.*.*", self.inbox)).await.ok();
+            // Refused if the client has ended too; a client that is connecting may read no command.
+            let subscribing = self.client.subscribe(format!("{}.*.*", self.inbox));
+            self.confirmations = timeout(SEND_TIMEOUT, subscribing).await.ok().and_then(Result::ok);
         }
     }
 

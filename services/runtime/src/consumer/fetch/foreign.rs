@@ -80,6 +80,17 @@ struct ForeignEvent {
     time: i128,
 }
 
+/// What became of an event that the client cannot parse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// It is dead-lettered where that is wanted, and its delivery is terminated.
+    Terminated,
+    /// It is not in the stream any more, or its consumer was recreated: nothing is left to do.
+    Gone,
+    /// Neither yet.
+    Pending,
+}
+
 impl<H: Handler> Scanner<'_, H> {
     /// Scans, again if JetStream does not respond.
     async fn scan_to_the_end(&mut self) {
@@ -150,9 +161,8 @@ impl<H: Handler> Scanner<'_, H> {
             return;
         }
         self.pending.push(foreign);
-        if self.end_holding(&event).await {
-            self.note_end(foreign);
-        }
+        let ending = self.end_holding(&event).await;
+        self.note_end(foreign, ending);
         while self.pending.len() >= MAX_PENDING {
             sleep(self.hold_interval()).await;
             self.retry_pending().await;
@@ -172,23 +182,26 @@ impl<H: Handler> Scanner<'_, H> {
         self.hold_pending().await;
         let stream = &self.consumer.binding.stream;
         for event in self.pending.clone() {
-            let is_done = match self.consumer.reader.raw(stream, event.sequence).await {
-                Ok(Some(raw)) => raw.time.as_nanosecond() != event.time || self.end_holding(&raw).await,
-                Ok(None) => true,
-                Err(_) => false,
+            let ending = match self.consumer.reader.raw(stream, event.sequence).await {
+                Ok(Some(raw)) if raw.time.as_nanosecond() == event.time => self.end_holding(&raw).await,
+                Ok(_) => Ending::Gone,
+                Err(_) => Ending::Pending,
             };
-            if is_done {
-                self.note_end(event);
-            }
+            self.note_end(event, ending);
         }
     }
 
-    fn note_end(&mut self, event: ForeignEvent) {
+    fn note_end(&mut self, event: ForeignEvent, ending: Ending) {
+        if ending == Ending::Pending {
+            return;
+        }
         self.pending.retain(|pending| pending.sequence != event.sequence);
         if self.ended.iter().any(|ended| ended.sequence == event.sequence) {
             return;
         }
-        attempt::record_foreign(&self.consumer.runner, event.sequence);
+        if ending == Ending::Terminated {
+            attempt::record_foreign(&self.consumer.runner, event.sequence);
+        }
         self.ended.push_back(event);
         if self.ended.len() > MAX_ENDED {
             self.ended.pop_front();
@@ -201,30 +214,30 @@ impl<H: Handler> Scanner<'_, H> {
     }
 
     /// As [`end`](Self::end), while everything that is pending stays in progress.
-    async fn end_holding(&self, event: &RawEvent) -> bool {
+    async fn end_holding(&self, event: &RawEvent) -> Ending {
         let mut ending = pin!(self.end(event));
         loop {
             self.hold_pending().await;
             tokio::select! {
-                is_done = &mut ending => return is_done,
+                ended = &mut ending => return ended,
                 () = sleep(self.hold_interval()) => {}
             }
         }
     }
 
-    /// Writes a dead letter and terminates the delivery; returns whether that is done.
-    async fn end(&self, event: &RawEvent) -> bool {
+    /// Writes a dead letter and terminates the delivery.
+    async fn end(&self, event: &RawEvent) -> Ending {
         // The server compares only names and the sequence: a termination must not reach another consumer.
         let observation = self.consumer.discovery.wait_for_consumer().await;
         if observation.info.created != self.created {
-            return true;
+            return Ending::Gone;
         }
         let sequence = event.sequence;
         let reason = match attempt::keep_foreign(&self.consumer.runner, &self.consumer.source, event).await {
             Ok(reason) => reason,
             Err(error) => {
                 tracing::error!(binding = self.consumer.name(), sequence, %error, "failed to write a dead letter, will retry");
-                return false;
+                return Ending::Pending;
             }
         };
         let foreign = ForeignEvent { sequence, time: event.time.as_nanosecond() };
@@ -236,9 +249,9 @@ impl<H: Handler> Scanner<'_, H> {
                 sequence,
                 "failed to terminate a delivery, will retry"
             );
-            return false;
+            return Ending::Pending;
         }
-        true
+        Ending::Terminated
     }
 
     /// Its acknowledgement subject.
