@@ -203,11 +203,18 @@ fn flatten(above: &str, table: config::Map<String, Value>, leaves: &mut BTreeMap
     }
 }
 
-/// A type's name without its modules.
+/// What a type is to somebody who does not write Rust; else the type's name without its modules.
 fn short_name<T>() -> &'static str {
     let name = type_name::<T>();
     let end = name.find('<').unwrap_or(name.len());
-    name[..end].rfind("::").map_or(name, |start| &name[start + 2..])
+    match name[..end].rfind("::").map_or(name, |start| &name[start + 2..]) {
+        "SocketAddr" => "an address and a port, as in 0.0.0.0:8080",
+        "u16" => "a whole number from 0 to 65535",
+        "u8" | "u32" | "u64" | "usize" => "a whole number",
+        "bool" => "true or false",
+        "String" => "text",
+        other => other,
+    }
 }
 
 fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
@@ -272,10 +279,10 @@ mod tests {
         assert_eq!(
             lines(reader),
             [
-                "http.address (SHOP_HTTP_ADDRESS): missing; expected SocketAddr",
-                "retries (SHOP_RETRIES): found \"many\" in the file; expected u32: invalid digit found in string",
-                "ports.first (SHOP_PORTS_FIRST): found \"70000\" in the environment; expected u16: number too large to fit in target type",
-                "names (SHOP_NAMES): found a list in the file; expected String",
+                "http.address (SHOP_HTTP_ADDRESS): missing; expected an address and a port, as in 0.0.0.0:8080",
+                "retries (SHOP_RETRIES): found \"many\" in the file; expected a whole number: invalid digit found in string",
+                "ports.first (SHOP_PORTS_FIRST): found \"70000\" in the environment; expected a whole number from 0 to 65535: number too large to fit in target type",
+                "names (SHOP_NAMES): found a list in the file; expected text",
                 "rate (SHOP_RATE): found 2; expected a number from 0 to 1",
                 "http.adress: not a setting of this program; did you mean http.address?",
                 "SHOP_HTTP_ADRESS: not a variable of this program; did you mean SHOP_HTTP_ADDRESS?",

@@ -135,6 +135,7 @@ impl App {
         // Probes and metrics stop last.
         let probes = tokio::spawn(admin.serve(health, registry, ended.clone()));
         let result = setup.run(shutdown.token(), Drain::BEHIND_SERVICE).await;
+        tracing::info!("stopped");
         ended.cancel();
         probes.await?.context("failed to serve probes")?;
         result

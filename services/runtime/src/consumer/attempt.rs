@@ -262,6 +262,8 @@ pub(super) fn record_foreign<H: Handler>(runner: &HandlerRunner<H>, sequence: u6
 /// Counts and logs the decision.
 fn record<H: Handler>(runner: &HandlerRunner<H>, metadata: &Metadata, decision: &Decision, begun: Instant) {
     let (binding, attempt) = (runner.name, metadata.attempt);
+    // Named in the line itself: not every form of the log shows what surrounds it.
+    let (subject, sequence) = (metadata.subject.as_str(), metadata.sequence);
     let outcome = match decision {
         Decision::Done => {
             tracing::debug!(binding, took_ms = milliseconds(begun.elapsed()), "handled");
@@ -270,13 +272,14 @@ fn record<H: Handler>(runner: &HandlerRunner<H>, metadata: &Metadata, decision: 
         Decision::Ignored => HandledOutcome::Ignored,
         Decision::Retry { after, error } => {
             trace::failed(&Span::current(), "transient", error);
-            tracing::warn!(binding, attempt, ?after, error, "handler failed, will retry");
+            tracing::warn!(binding, subject, sequence, attempt, ?after, error, "handler failed, will retry");
             HandledOutcome::Retried
         }
         Decision::DeadLetter { reason, error } => {
             trace::failed(&Span::current(), reason.as_str(), error);
-            tracing::error!(binding, attempt, reason = reason.as_str(), error, "gave up event");
-            HandledOutcome::DeadLettered(reason.as_str())
+            let reason = reason.as_str();
+            tracing::error!(binding, subject, sequence, attempt, reason, error, "gave up event");
+            HandledOutcome::DeadLettered(reason)
         }
     };
     runner.metrics.handled(outcome);
