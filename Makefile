@@ -30,7 +30,7 @@ test: ## Every tier, as .ci/run does
 	$(MAKE) --no-print-directory test-e2e
 
 test-unit: ## Pure tests, and the examples in the documentation
-	$(CARGO) test --workspace --locked --lib --bins
+	$(CARGO) test --workspace --locked --lib --bins --examples
 	$(CARGO) test --workspace --locked --doc
 
 test-servers: programs previous-operator build ## Tests against real servers as child processes

@@ -8,7 +8,7 @@ pub enum AddressError {
     /// Or empty.
     #[error("an address has no host")]
     NoHost,
-    /// The client would not use it (async-nats 0.51), and neither flags nor the environment are a place for it.
+    /// The client would not use it (async-nats 0.51), and credentials belong neither in flags nor in the environment.
     #[error("an address has a user, password or token")]
     HasUser,
     /// With the reason.

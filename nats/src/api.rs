@@ -1,7 +1,7 @@
-//! JetStream's API: requests and answers as JSON, each sent once and bounded in time. Does I/O and decides nothing.
+//! JetStream's API: requests and responses as JSON, each sent once and with a timeout. Does I/O and decides nothing.
 //!
-//! The types of async-nats drop fields that they do not know, so that reading, changing and writing back would remove newer settings.
-//! Here configurations are what the caller can write, and answers what the caller reads of them.
+//! The types of async-nats drop unknown fields, so that reading, changing and writing back would remove newer settings. Here
+//! configurations are what the caller can write, and responses what the caller reads of them.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -15,21 +15,21 @@ use crate::{
     reply::read,
 };
 
-/// Least time to wait for a list: with a server away the cluster takes 4 s to answer one.
+/// Minimum timeout of a list request: with a server down the cluster takes 4 s to answer one.
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a request to JetStream failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    /// No answer: NATS or JetStream is away, or slow. The request may have been executed all the same.
+    /// No response: NATS or JetStream is unavailable, or slow. The request may have been executed all the same.
     #[error("JetStream did not answer {subject}: {why}")]
     Unanswered {
         /// Subject of the request.
         subject: String,
-        /// What was seen instead.
+        /// What happened instead.
         why: String,
     },
-    /// JetStream answered with an error.
+    /// JetStream responded with an error.
     #[error("JetStream refused: {description} ({code}/{err_code})")]
     Refused {
         /// Subject of the request.
@@ -38,27 +38,27 @@ pub enum ApiError {
         code: u64,
         /// JetStream's error code (server/errors.json of nats-server).
         err_code: u64,
-        /// The server's text.
+        /// The server's description.
         description: String,
     },
-    /// The answer is not what JetStream answers.
-    #[error("the answer to {subject} could not be read")]
+    /// The response is not of the expected form.
+    #[error("failed to read the response to {subject}")]
     Malformed {
         /// Subject of the request.
         subject: String,
-        /// What could not be read.
+        /// Why reading failed.
         source: serde_json::Error,
     },
 }
 
 impl ApiError {
-    /// Whether JetStream said that there is no such stream or consumer.
+    /// Whether JetStream says that the stream or consumer does not exist.
     #[must_use]
     pub fn is_absence(&self) -> bool {
         matches!(self, Self::Refused { err_code: STREAM_NOT_FOUND | CONSUMER_NOT_FOUND, .. })
     }
 
-    /// JetStream's error code, where it answered with one.
+    /// JetStream's error code, if it responded with one.
     #[must_use]
     pub fn err_code(&self) -> Option<u64> {
         match self {
@@ -68,10 +68,10 @@ impl ApiError {
     }
 }
 
-/// Called with the verb of each request, and with its error where it failed.
+/// Called with the verb of each request, and with its error if it failed.
 type Observe = dyn Fn(&'static str, Option<&ApiError>) + Send + Sync;
 
-/// JetStream's API over one connection. Answers are read as what the caller wants to know of them. Clones share the connection.
+/// JetStream's API over one connection. Responses are read into the caller's types. Clones share the connection.
 #[derive(Clone)]
 pub struct Api {
     connection: Connection,
@@ -80,7 +80,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// An API that waits for each answer for at most `timeout`, and calls `observe` with the verb of each request and its error.
+    /// An API that waits for each response for at most `timeout`, and calls `observe` with the verb of each request and its error.
     #[must_use]
     pub fn new(
         connection: &Connection,
@@ -90,7 +90,7 @@ impl Api {
         Self { connection: connection.clone(), timeout, observe: Arc::new(observe) }
     }
 
-    /// The stream of this name, or `None` where JetStream says that there is none.
+    /// The stream of this name, or `None` if JetStream says that it does not exist.
     ///
     /// # Errors
     ///
@@ -99,7 +99,7 @@ impl Api {
         absent_is_none(self.request("STREAM.INFO", &[name], &json!({})).await)
     }
 
-    /// One page of streams with their configurations and states, 256 at most. Streams whose servers did not answer are not on it.
+    /// One page of streams with their configurations and states, at most 256. Streams whose servers did not respond are missing.
     ///
     /// # Errors
     ///
@@ -140,17 +140,17 @@ impl Api {
         self.request("STREAM.UPDATE", &[name], config).await
     }
 
-    /// Deletes a stream with all that is in it; false where there was none.
+    /// Deletes a stream with all its messages; false if it did not exist.
     ///
     /// # Errors
     ///
-    /// When JetStream does not answer or refuses. Unanswered, it may take effect later: ask again.
+    /// When JetStream does not answer or refuses. Without a response, the deletion may take effect later: ask again.
     pub async fn delete_stream(&self, name: &str) -> Result<bool, ApiError> {
         let answer: Result<Value, _> = self.request("STREAM.DELETE", &[name], &json!({})).await;
         absent_is_none(answer).map(|deleted| deleted.is_some())
     }
 
-    /// The consumer of this name, or `None` where JetStream says that it or its stream does not exist.
+    /// The consumer of this name, or `None` if JetStream says that it or its stream does not exist.
     ///
     /// # Errors
     ///
@@ -163,7 +163,7 @@ impl Api {
         absent_is_none(self.request("CONSUMER.INFO", &[stream, name], &json!({})).await)
     }
 
-    /// Creates a durable consumer; refused where one of the name exists with another configuration.
+    /// Creates a durable consumer; refused if one of the name exists with another configuration.
     ///
     /// # Errors
     ///
@@ -193,11 +193,11 @@ impl Api {
         self.request("CONSUMER.CREATE", &[stream, name], &body).await
     }
 
-    /// Deletes a consumer; false where there was none.
+    /// Deletes a consumer; false if it did not exist.
     ///
     /// # Errors
     ///
-    /// When JetStream does not answer or refuses. Unanswered, it may take effect later: ask again.
+    /// When JetStream does not answer or refuses. Without a response, the deletion may take effect later: ask again.
     pub async fn delete_consumer(&self, stream: &str, name: &str) -> Result<bool, ApiError> {
         let answer: Result<Value, _> = self.request("CONSUMER.DELETE", &[stream, name], &json!({})).await;
         absent_is_none(answer).map(|deleted| deleted.is_some())
@@ -222,7 +222,7 @@ impl Api {
     ) -> Result<T, ApiError> {
         let malformed = |source| ApiError::Malformed { subject: subject.to_owned(), source };
         let payload = serde_json::to_vec(body).map_err(malformed)?;
-        // On the heap, since every future around it would hold it.
+        // On the heap, since every future around it would include it.
         let reply = Box::pin(self.connection.request_once(subject.to_owned(), payload.into(), self.timeout));
         let reply = reply.await.map_err(|no_reply| {
             let why = self.describe(&no_reply);
@@ -236,8 +236,8 @@ impl Api {
 
     fn describe(&self, no_reply: &NoReply) -> String {
         match no_reply {
-            NoReply::Silence => format!("no answer within {:?}", self.timeout),
-            NoReply::NoResponders => "JetStream is not there, or this account may not use it".to_owned(),
+            NoReply::Silence => format!("no response within {:?}", self.timeout),
+            NoReply::NoResponders => "JetStream is unavailable, or this account may not use it".to_owned(),
             other => other.to_string(),
         }
     }

@@ -7,7 +7,7 @@ pub struct ApiSubjects {
 }
 
 impl ApiSubjects {
-    /// Of this domain, or of the JetStream that the connection's servers have.
+    /// Of this domain, or of the default JetStream of the connection's servers.
     #[must_use]
     pub fn new(domain: Option<&str>) -> Self {
         let prefix = domain.map_or_else(|| "$JS.API".to_owned(), |domain| format!("$JS.{domain}.API"));
@@ -20,7 +20,7 @@ impl ApiSubjects {
         names.iter().fold(format!("{}.{verb}", self.prefix), |subject, name| format!("{subject}.{name}"))
     }
 
-    /// What a consumer is and where it stands.
+    /// A consumer's configuration and state.
     #[must_use]
     pub fn consumer_info(&self, stream: &str, consumer: &str) -> String {
         self.request("CONSUMER.INFO", &[stream, consumer])
@@ -38,14 +38,14 @@ impl ApiSubjects {
         self.request("STREAM.MSG.GET", &[stream])
     }
 
-    /// Messages, from any server that has a copy of the stream, as messages.
+    /// Messages in batches, from any server that has a copy of the stream.
     #[must_use]
     pub fn direct_get(&self, stream: &str) -> String {
         self.request("DIRECT.GET", &[stream])
     }
 }
 
-/// The request of a subject of JetStream's API, without prefix and domain; `None` where the subject is another one.
+/// The request of a subject of JetStream's API, without prefix and domain; `None` for other subjects.
 #[must_use]
 pub fn api_request(subject: &str) -> Option<&str> {
     let rest = subject.strip_prefix("$JS.")?;

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-/// Longest pause between two attempts, before jitter.
+/// Maximum pause between two attempts, before jitter.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 
-/// The pause before this attempt: almost none before the first, then exponential with full jitter, so that the clients of a server that
-/// comes back do not all come back at once. `jitter` is a random number from 0 to 1.
+/// The pause before this attempt: almost none before the first, then exponential with full jitter, so that the clients of a server
+/// that comes back do not all reconnect at once. `jitter` is a random number from 0 to 1.
 #[must_use]
 pub fn pause(attempt: usize, jitter: f64) -> Duration {
     if attempt <= 1 {

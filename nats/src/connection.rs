@@ -1,5 +1,5 @@
-//! The connection to NATS: it comes up when NATS does, and comes back by itself, with another client where the one before has ended.
-//! All requests to JetStream go through here, each bounded in time.
+//! The connection to NATS: it comes up when NATS does, reconnects by itself, and replaces a client that has ended.
+//! All requests to JetStream go through here, each with a timeout.
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
@@ -62,11 +62,11 @@ pub struct Request {
     pub subject: String,
     /// Its body.
     pub payload: Bytes,
-    /// Until when it is repeated.
+    /// Deadline of the last repetition.
     pub deadline: Instant,
 }
 
-/// How long one request may wait.
+/// Timeouts of one request.
 #[derive(Clone, Copy, Debug)]
 struct Timeouts {
     /// For the connection, and altogether.
@@ -82,11 +82,11 @@ impl Timeouts {
 }
 
 impl Connection {
-    /// Begins to connect, and goes on for ever. [`state`](Self::state) says whether NATS is there.
+    /// Begins to connect, and never stops. [`state`](Self::state) says whether NATS is connected.
     ///
     /// # Errors
     ///
-    /// The options are refused before anything is connected to, as where a certificate cannot be read.
+    /// The options are refused before any attempt, as when a certificate cannot be read.
     pub async fn open(config: ConnectionConfig) -> Result<Self, ConnectError> {
         let (observer, violations) = (Arc::new(Observer::new()), Violations::new());
         let config = Arc::new(config);
@@ -113,12 +113,12 @@ impl Connection {
         })
     }
 
-    /// From now on a loss of the connection is no warning; clones may still be there.
+    /// From now on a loss of the connection is no warning; clones may still exist.
     pub fn ending(&self) {
         self.observer.ending();
     }
 
-    /// The client that is used now. It may end, and another one is used then: [`Link::generation`] says when. Take it for each use.
+    /// The current client. It may end, and another one replaces it: [`Link::generation`] says when. Take it for each use.
     #[must_use]
     pub fn client(&self) -> Client {
         self.client.get()
@@ -136,7 +136,7 @@ impl Connection {
         self.state.clone()
     }
 
-    /// What the servers do not permit, from now on.
+    /// The permissions violations from now on.
     #[must_use]
     pub fn violations(&self) -> ViolationReceiver {
         self.violations.subscribe()
@@ -154,7 +154,7 @@ impl Connection {
         &self.config.name
     }
 
-    /// Where it connects to, for messages.
+    /// The servers' addresses, for messages.
     #[must_use]
     pub fn servers(&self) -> String {
         let servers: Vec<_> = self.config.servers.iter().map(ServerAddr::as_url_str).collect();
@@ -167,11 +167,11 @@ impl Connection {
         &self.api_subjects
     }
 
-    /// Sends a request until there is a final answer or its deadline has passed. It may arrive more than once.
+    /// Sends a request until there is a final response or its deadline has passed. It may arrive more than once.
     ///
     /// # Errors
     ///
-    /// JetStream or the servers refuse it, or there was no final answer in time.
+    /// JetStream or the servers refuse it, or there was no final response in time.
     pub async fn request<T: DeserializeOwned>(&self, request: Request) -> Result<T, RequestError> {
         let Request { subject, payload, deadline } = request;
         let subject = Subject::from(subject);
@@ -184,12 +184,12 @@ impl Connection {
         self.request_until(deadline, &subject, None, &message).await
     }
 
-    /// Sends a message to this subject in the same way, built again for each time. `stream` is the stream that it is for, if that is
+    /// Publishes a message to this subject in the same way, built again for each attempt. `stream` is the stream that it is for, if
     /// known.
     ///
     /// # Errors
     ///
-    /// JetStream or the servers refuse it, or there was no final answer in time.
+    /// JetStream or the servers refuse it, or there was no final response in time.
     pub async fn request_until<T: DeserializeOwned>(
         &self,
         deadline: Instant,
@@ -215,7 +215,7 @@ impl Connection {
         self.send(message, Timeouts { deadline: Instant::now() + timeout, reply: timeout }).await
     }
 
-    /// Thousands of these may be under way, most of which only wait: what is seldom needed is boxed, and so is what is over soon.
+    /// Thousands of these may be in flight, and most only wait: rare parts are boxed, and so are short ones.
     async fn repeat<T: DeserializeOwned>(
         &self,
         deadline: Instant,
@@ -226,7 +226,9 @@ impl Connection {
             Some(permit) => permit,
             None => match Box::pin(self.permits.acquire(stream, deadline)).await {
                 Some(permit) => permit,
-                None => return Err(RequestError::Unavailable("too many requests wait already".into())),
+                None => {
+                    return Err(RequestError::Unavailable("too many requests are waiting already".into()));
+                }
             },
         };
         let timeouts = Timeouts { deadline, reply: REQUEST_TIMEOUT };
@@ -252,7 +254,7 @@ impl Connection {
             if next >= deadline {
                 break;
             }
-            // Others have its permit meanwhile.
+            // Others use its permit meanwhile.
             sleep_until(next).await;
             let Some(_permit) = self.permits.acquire(stream, deadline).await else { break };
             why = match interpret(self.send(message(), timeouts).await) {

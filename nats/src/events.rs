@@ -1,5 +1,5 @@
-//! Makes a client read its credentials at every connect, and reports what happens to its connection. In: the events of the client. Out:
-//! [`ConnectionEvent`]s, with the reason where an attempt to connect fails.
+//! Makes a client read its credentials at every connect, and reports what happens to its connection. In: the events of the client.
+//! Out: [`ConnectionEvent`]s, with the reason if an attempt to connect fails.
 
 use std::{
     mem,
@@ -17,7 +17,7 @@ use crate::{
 
 /// Unless the credentials name another one.
 const DEFAULT_INBOX_PREFIX: &str = "_INBOX";
-/// Servers whose errors a reason has; more would hide what matters.
+/// Maximum servers whose errors a reason includes; more would hide what matters.
 const MAX_REPORTED_SERVERS: usize = 3;
 
 /// Start of the client's errors about certificates that it cannot use.
@@ -40,7 +40,7 @@ pub(crate) enum ConnectionEvent<'a> {
 /// Options of a client that authenticates with the credentials as they are at each connect, and calls the listener with its events.
 /// `setting` is the flag or variable that names the credentials, for messages. Receivers of the violations outlive the client.
 ///
-/// A failed attempt is followed by the next, also one whose credentials could not be read.
+/// After a failed attempt comes the next, also if the credentials could not be read.
 pub(crate) fn options<F>(
     violations: &Violations,
     credentials: Option<&Credentials>,
@@ -108,12 +108,12 @@ struct Identity {
 }
 
 impl Identity {
-    /// What is wrong with the files now, if something is.
+    /// What is wrong with the files now, if anything.
     async fn unusable(&self) -> Option<String> {
         self.credentials.as_ref()?.unusable().await
     }
 
-    /// The reason where the servers refuse it. `files` are those that it used.
+    /// The reason if the servers refuse the credentials. `files` are those that the attempt used.
     fn refused(&self, files: &str) -> String {
         let setting = self.setting;
         match self.credentials.as_ref().map(|credentials| credentials.folder().display()) {
@@ -161,7 +161,7 @@ impl<F: Fn(ConnectionEvent<'_>)> ConnectionReporter<F> {
         reported.files = files.unwrap_or_default();
     }
 
-    /// Another attempt begins; the servers carry the errors of the last one.
+    /// The next attempt begins; the servers have the errors of the last one.
     async fn attempt_begins(&self, servers: &[Server]) {
         let errors = servers.iter().filter_map(|server| {
             let error = server.last_error.as_deref()?;
@@ -170,7 +170,7 @@ impl<F: Fn(ConnectionEvent<'_>)> ConnectionReporter<F> {
         let errors: Vec<_> = errors.collect();
         let (mut unusable, files) = {
             let mut reported = self.reported();
-            // Errors from before the last connection say nothing of this one's loss.
+            // Errors from before the last connection do not explain the loss of this one.
             if !mem::replace(&mut reported.attempted, true) {
                 return;
             }
@@ -211,9 +211,9 @@ impl<F: Fn(ConnectionEvent<'_>)> ConnectionReporter<F> {
                 }
             }
             Event::SlowConsumer(_) => (self.listener)(ConnectionEvent::SlowConsumer),
-            // The servers' own errors have it in more words, but none is kept of a name that was not found.
+            // The servers' own errors are more precise, but a name that does not resolve has none.
             Event::ClientError(ClientError::Other(text)) if *text == ConnectErrorKind::Dns.to_string() => {
-                self.failed("the servers' names could not be resolved (DNS)");
+                self.failed("failed to resolve the servers' names (DNS)");
             }
             Event::ServerError(error) => {
                 if let Some(violation) = Violation::read(error) {

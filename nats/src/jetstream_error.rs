@@ -1,32 +1,32 @@
-//! Errors of JetStream, and what each means for the request that it answers: one table of the server's error codes (server/errors.json
+//! Errors of JetStream, and what each means for its request: one table of the server's error codes (server/errors.json
 //! of nats-server 2.15). In: an error. Out: its disposition. Pure.
 
 use serde::Deserialize;
 
-/// An error with which JetStream answers.
+/// An error from JetStream.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, thiserror::Error)]
 #[error("{description} (code {code}, error code {err_code})")]
 pub struct JetStreamError {
-    /// As of HTTP.
+    /// As in HTTP.
     pub code: u64,
-    /// The server's own number of it.
+    /// The server's error code.
     #[serde(default)]
     pub err_code: u64,
-    /// The server's text.
+    /// The server's description.
     #[serde(default)]
     pub description: String,
 }
 
-/// What an error means for the request that it answers.
+/// What an error means for the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// The same request may succeed a moment later: it is repeated within the bound of its caller.
+    /// The same request may succeed a moment later: repeat it until the caller's deadline.
     Retry,
-    /// Something was written since what the caller saw. Repeating the request changes nothing.
+    /// Another write came first. Repeating the request changes nothing.
     Conflict,
     /// Nobody takes the request now, and repeating it at once changes nothing.
     Unavailable,
-    /// JetStream understood and said no. Repeating the request changes nothing.
+    /// JetStream refuses the request. Repeating it changes nothing.
     Refused,
 }
 
@@ -40,18 +40,18 @@ pub const CONSUMER_NOT_FOUND: u64 = 10014;
 pub const STREAM_NAME_IN_USE: u64 = 10058;
 /// More than one replica needs clustered servers.
 pub const REPLICAS_NEED_CLUSTER: u64 = 10074;
-/// The cluster has no servers for it; the text says why.
+/// The cluster has no suitable servers; the description says why.
 pub const NO_SUITABLE_PEERS: u64 = 10005;
 /// Another stream of the account has subjects in common.
 pub const SUBJECTS_OVERLAP: u64 = 10065;
-/// A move or a scaling of the stream goes on.
+/// The stream is being moved or scaled.
 pub const RECONFIGURING: u64 = 10226;
-/// No message is there under this sequence or subject.
+/// No message exists under this sequence or subject.
 pub const NO_MESSAGE_FOUND: u64 = 10037;
 /// The stream that took the publish is not the expected one.
 pub(crate) const STREAM_NOT_MATCH: u64 = 10060;
 
-/// Errors whose disposition is not the one of their status (see [`by_status`]), with the reason.
+/// Errors whose disposition differs from that of their status (see [`by_status`]), with the reason.
 const EXCEPTIONS: &[(u64, Disposition)] = &[
     // JSClusterNotAssigned, JSClusterNotLeader: the request met a server while leadership moved.
     (10007, Retry),
@@ -59,18 +59,18 @@ const EXCEPTIONS: &[(u64, Disposition)] = &[
     // JSClusterRequired, JSClusterUnSupportFeature: 503s that depend on how the servers are set up.
     (10010, Refused),
     (10036, Refused),
-    // JSConsumerNotFound, JSStreamNotFound: the operator makes them when it can; the request came before that.
+    // JSConsumerNotFound, JSStreamNotFound: the request came before the operator created them.
     (CONSUMER_NOT_FOUND, Unavailable),
     (STREAM_NOT_FOUND, Unavailable),
     // JSStreamWrongLastMsgID, JSStreamWrongLastSequence: there is a newer message than the writer saw.
     (10070, Conflict),
     (10071, Conflict),
-    // JSStreamOffline, JSConsumerOffline, and both with a reason: its servers are gone, or are too old for it.
+    // JSStreamOffline, JSConsumerOffline, and both with a reason: its servers are down, or too old for it.
     (10118, Unavailable),
     (10119, Unavailable),
     (10194, Unavailable),
     (10195, Unavailable),
-    // JSStreamDuplicateMessageConflict: a write with this message id is in flight, which is this one where it is repeated.
+    // JSStreamDuplicateMessageConflict: a write with this message id is in flight, which is this one if it is repeated.
     (10158, Retry),
     // JSStreamWrongLastSequenceConstant, of a replicated stream: another write to these subjects is in flight, and undecided.
     (10164, Retry),
@@ -78,9 +78,9 @@ const EXCEPTIONS: &[(u64, Disposition)] = &[
     (10180, Retry),
 ];
 
-/// JSStreamStoreFailed: a 503 for everything that the store has against a message, such as a limit or its size.
+/// JSStreamStoreFailed: a 503 for every refusal of the store, such as a limit or the message's size.
 const STORE_FAILED: u64 = 10077;
-/// The only such text that passes: the stream is being closed (server/filestore.go).
+/// The only such description that is transient: the stream is being closed (server/filestore.go).
 const STORE_CLOSED: &str = "store is closed";
 
 impl JetStreamError {
@@ -95,7 +95,7 @@ impl JetStreamError {
     }
 }
 
-/// Errors of later servers, and most of today's: 429 is a full queue, 503 is a lack of a leader or of resources, both for now.
+/// Errors of later servers, and most of today's: 429 is a full queue, 503 is a lack of a leader or of resources, both transient.
 fn by_status(status: u64) -> Disposition {
     match status {
         429 | 503 => Retry,

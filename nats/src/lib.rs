@@ -1,5 +1,5 @@
-//! The one way to connect to NATS and to ask it: credentials, permissions, a connection that comes back by itself, requests that many
-//! callers send over one inbox, and JetStream's API. It knows nothing of Kubernetes or the services.
+//! The one way to connect to NATS and to send it requests: credentials, permissions, a connection that recovers by itself, requests
+//! of many callers over one inbox, and JetStream's API. It knows nothing of Kubernetes or the services.
 
 mod address;
 mod api;

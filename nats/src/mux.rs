@@ -28,7 +28,7 @@ use crate::violation::{Violation, ViolationReceiver};
 
 /// How often requests whose deadline has passed are removed.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(50);
-/// Length of the queue of unsent requests at which those that were given up are removed from it.
+/// Length of the queue of unsent requests at which abandoned ones are removed from it.
 const PRUNE_AT: usize = 4096;
 
 /// Why a request has no reply.
@@ -46,7 +46,7 @@ pub enum NoReply {
     /// Nobody subscribes to its subject.
     #[error("no stream takes it")]
     NoResponders,
-    /// The servers do not permit to publish to its subject, or to subscribe to the inbox.
+    /// The servers do not permit publishing to its subject, or subscribing to the inbox.
     #[error(transparent)]
     Forbidden(Violation),
     /// The client does not take it.
@@ -96,7 +96,7 @@ struct Waiting {
     reply_tx: oneshot::Sender<Reply>,
 }
 
-/// A request's place in the pending. Dropping it gives the request up.
+/// A request's place in the pending. Dropping it abandons the request.
 #[derive(Debug)]
 pub(crate) struct PendingReply<'a> {
     mux: &'a RequestMux,
@@ -198,7 +198,7 @@ impl RequestMux {
     fn next_to_send(&self) -> Option<(usize, u64, OutboundMessage)> {
         let mut pending = self.pending();
         while let Some((place, number)) = pending.unsent.pop_front() {
-            // It may have been given up.
+            // It may be abandoned.
             if let Some(message) = pending.get(place, number).and_then(|waiting| waiting.message.take()) {
                 return Some((place, number, message));
             }
@@ -249,7 +249,7 @@ impl RequestMux {
             Some(StatusCode::NO_RESPONDERS) => Err(NoReply::NoResponders),
             _ => Ok(reply.payload),
         };
-        // It may have been given up just now.
+        // It may have been abandoned just now.
         let _ = reply_tx.send(reply);
     }
 
@@ -297,7 +297,7 @@ impl Pending {
     fn end(&mut self, reason: impl Fn(&Waiting) -> Option<NoReply>) {
         let ended = self.waiting.iter().filter_map(|(place, waiting)| Some((place, reason(waiting)?)));
         for (place, why) in ended.collect::<Vec<_>>() {
-            // It may have been given up just now.
+            // It may have been abandoned just now.
             let _ = self.waiting.remove(place).reply_tx.send(Err(why));
         }
     }

@@ -1,4 +1,4 @@
-//! Keeps link, state and request mux as the client is. In: the events of the client, and what the client says of itself.
+//! Keeps link, state and request mux in step with the client. In: the events of the client, and the client's own state.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -23,7 +23,7 @@ pub(crate) struct Observer {
     slow_consumer: Notify,
     /// The program ends, and the connection with it.
     ending: AtomicBool,
-    /// The lock is held while an event is applied, so that mux, link and state agree.
+    /// The lock is taken while an event is applied, so that mux, link and state agree.
     current: Mutex<Current>,
 }
 
@@ -34,14 +34,14 @@ struct Current {
     installation: Installation,
     /// The last poll of the client's state differed from the link.
     differed: bool,
-    /// No reply could arrive on the last connection. Whether one can arrive on this one shows within moments of the connect, so that only
-    /// a poll says that it is there.
+    /// No reply could arrive on the last connection. Whether replies can arrive on this one shows within moments of the connect, so
+    /// only a poll reports it as connected.
     inbox_was_denied: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Installation {
-    /// Nobody can have the client, so nobody may see its connection.
+    /// Nobody can have the client yet, so nobody may see its connection.
     Pending { connected: bool },
     /// [`Connection::client`](crate::Connection::client) returns it.
     Done,
@@ -83,7 +83,7 @@ impl Observer {
         &self.slow_consumer
     }
 
-    /// From now on a loss of the connection is no warning.
+    /// From now on the end of the connection is no warning.
     pub(crate) fn ending(&self) {
         self.ending.store(true, Ordering::Relaxed);
     }
@@ -115,8 +115,8 @@ impl Observer {
         }
     }
 
-    /// Corrects link and state where the client dropped an event, as it does when many come at once (128 in async-nats 0.51). An event may
-    /// still be on its way, so only the second difference in a row counts. `denied` is what denies the inbox on this connection.
+    /// Corrects link and state if the client dropped an event, as it does when many come at once (128 in async-nats 0.51). An event
+    /// may still be on its way, so only the second difference in a row counts. `denied` is what denies the inbox on this connection.
     pub(crate) fn poll(&self, generation: u64, state: &State, denied: Option<&Violation>) {
         let Some(mut current) = self.lock(generation) else { return };
         let connected = *state == State::Connected;
@@ -131,11 +131,11 @@ impl Observer {
         current.differed = differs && !is_wrong;
     }
 
-    /// The client of this generation has ended. Requests in flight are lost, and what the client still says no longer counts.
+    /// The client of this generation has ended. Requests in flight are lost, and the client's own state no longer counts.
     pub(crate) fn client_ended(&self, generation: u64, reason: &str) {
         let Some(mut current) = self.lock(generation) else { return };
         *current = Current::new(generation + 1, Installation::Pending { connected: false });
-        // No event says so where the client's task panicked.
+        // No event reports it if the client's task panicked.
         if self.link.borrow().connected {
             self.disconnected();
         }
@@ -157,14 +157,14 @@ impl Observer {
         self.update(false, Some(reason.into()));
     }
 
-    /// `None` where the events of this generation do not count any more.
+    /// `None` if the events of this generation no longer count.
     fn lock(&self, generation: u64) -> Option<MutexGuard<'_, Current>> {
         let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         (current.generation == generation).then_some(current)
     }
 
     fn connected(&self, current: &mut Current) {
-        // The mux first: who sees the link submits requests.
+        // The mux first: a caller that sees the link submits requests.
         self.mux.connected();
         self.link.send_modify(|link| *link = Link { connected: true, epoch: link.epoch + 1, ..*link });
         if !std::mem::take(&mut current.inbox_was_denied) {

@@ -1,5 +1,5 @@
-//! Permits for requests: how many wait for their replies at once, and how many of those one stream may hold. A stream whose leader is
-//! silent holds each of its permits for as long as a request may take, so it gets half of them at most.
+//! Permits for requests: how many wait for their replies at once, and how many of those may be for one stream. A stream whose leader
+//! is silent keeps each of its permits for as long as a request may take, so it gets at most half of them.
 
 use std::{
     array,
@@ -13,21 +13,21 @@ use tokio::{
 
 use crate::api_subjects::api_request;
 
-/// Requests that wait for their replies at once.
-const PERMITS: usize = 2048;
+/// Maximum requests that wait for their replies at once.
+const MAX_REQUESTS: usize = 2048;
 /// Of these, the requests of one stream.
-const PERMITS_PER_STREAM: usize = PERMITS / 2;
+const MAX_REQUESTS_PER_STREAM: usize = MAX_REQUESTS / 2;
 /// Streams are counted by the hash of their names; two of this many share a count.
-const STREAMS: usize = 64;
+const STREAM_COUNTS: usize = 64;
 
 #[derive(Debug)]
 pub(crate) struct Permits {
     all: Semaphore,
-    streams: [Semaphore; STREAMS],
+    streams: [Semaphore; STREAM_COUNTS],
     hasher: RandomState,
 }
 
-/// Held while one request waits for its reply.
+/// Kept while one request waits for its reply.
 pub(crate) struct Permit<'a> {
     _stream: SemaphorePermit<'a>,
     _all: SemaphorePermit<'a>,
@@ -35,11 +35,11 @@ pub(crate) struct Permit<'a> {
 
 impl Permits {
     pub(crate) fn new() -> Self {
-        let streams = array::from_fn(|_| Semaphore::new(PERMITS_PER_STREAM));
-        Self { all: Semaphore::new(PERMITS), streams, hasher: RandomState::new() }
+        let streams = array::from_fn(|_| Semaphore::new(MAX_REQUESTS_PER_STREAM));
+        Self { all: Semaphore::new(MAX_REQUESTS), streams, hasher: RandomState::new() }
     }
 
-    /// A permit, if there is one now.
+    /// A permit, if one is free now.
     pub(crate) fn try_acquire(&self, stream: &str) -> Option<Permit<'_>> {
         let stream = self.stream(stream).try_acquire().ok()?;
         Some(Permit { _stream: stream, _all: self.all.try_acquire().ok()? })
@@ -48,7 +48,7 @@ impl Permits {
     /// Waits for a permit until the deadline.
     pub(crate) async fn acquire(&self, stream: &str, deadline: Instant) -> Option<Permit<'_>> {
         let acquired = async {
-            // That of the stream first: who waits for it must not hold one that others could use.
+            // The stream's permit first: a request that waits for it must not occupy one that others could use.
             let stream = self.stream(stream).acquire().await.ok()?;
             Some(Permit { _stream: stream, _all: self.all.acquire().await.ok()? })
         };
@@ -58,7 +58,7 @@ impl Permits {
     fn stream(&self, name: &str) -> &Semaphore {
         let hash = self.hasher.hash_one(name);
         // The remainder is less than the number of streams.
-        let index = usize::try_from(hash % STREAMS as u64).unwrap_or_default();
+        let index = usize::try_from(hash % STREAM_COUNTS as u64).unwrap_or_default();
         &self.streams[index]
     }
 }
@@ -102,7 +102,10 @@ mod tests {
         let other = other.next().unwrap();
         let silent: Vec<_> = std::iter::from_fn(|| permits.try_acquire("silent")).collect();
         let others: Vec<_> = std::iter::from_fn(|| permits.try_acquire(&other)).collect();
-        assert_eq!((silent.len(), others.len()), (PERMITS_PER_STREAM, PERMITS - PERMITS_PER_STREAM));
+        assert_eq!(
+            (silent.len(), others.len()),
+            (MAX_REQUESTS_PER_STREAM, MAX_REQUESTS - MAX_REQUESTS_PER_STREAM)
+        );
         let soon = Instant::now() + Duration::from_secs(1);
         assert!(permits.acquire("silent", soon).await.is_none());
         drop(others);

@@ -15,26 +15,26 @@ use crate::{
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// JetStream answered with an error that repeating does not change.
+    /// JetStream responded with an error that repeating does not change.
     #[error(transparent)]
     Refused(JetStreamError),
-    /// A stream answered to a publish that is not the expected one.
+    /// A stream other than the expected one responded to a publish.
     #[error(
         "stream {stream} has this subject and is not the expected one, so nothing was stored; remove the subject from it ({error})"
     )]
     WrongStream {
-        /// Name of the stream that answered.
+        /// Name of the stream that responded.
         stream: String,
-        /// Its answer.
+        /// Its response.
         error: JetStreamError,
     },
-    /// The servers do not permit it. Where only the reply is not permitted, it may have been executed.
+    /// The servers do not permit it. If only the reply is not permitted, the request may have been executed.
     #[error(transparent)]
     NotPermitted(Violation),
-    /// The client does not take it, as where it is too large.
+    /// The client refuses it, for example because it is too large.
     #[error(transparent)]
     NotSent(PublishError),
-    /// There was no final answer in time, and why. It may have been executed.
+    /// There was no final response in time, and why. The request may have been executed.
     #[error("{0}")]
     Unavailable(Cow<'static, str>),
 }
@@ -56,7 +56,7 @@ impl RequestError {
 /// What a reply means.
 pub(crate) enum Reply<T> {
     Final(Result<T, RequestError>),
-    /// The request is worth repeating, and why there is no final answer.
+    /// The request is worth repeating, and why there is no final response.
     Retry(Cow<'static, str>),
 }
 
@@ -65,7 +65,7 @@ pub(crate) fn interpret<T: DeserializeOwned>(reply: Result<Bytes, NoReply>) -> R
     match reply.map(|reply| read(&reply)) {
         Ok(Ok(Ok(answer))) => Reply::Final(Ok(answer)),
         Ok(Ok(Err(refusal))) => refused(refusal),
-        Ok(Err(error)) => Reply::Retry(format!("failed to read JetStream's answer: {error}").into()),
+        Ok(Err(error)) => Reply::Retry(format!("failed to read JetStream's response: {error}").into()),
         Err(no_reply) => match retry_reason(no_reply) {
             Ok(reason) => Reply::Retry(reason),
             Err(error) => Reply::Final(Err(error)),
@@ -83,15 +83,15 @@ fn refused<T>(Refusal { error, stream }: Refusal) -> Reply<T> {
     }))
 }
 
-/// An answer of JetStream that is an error.
+/// An error response of JetStream.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     pub(crate) error: JetStreamError,
-    /// The stream that answers, where it was a publish.
+    /// The stream that responds, if the request was a publish.
     stream: Option<String>,
 }
 
-/// Reads an answer of JetStream. The refusal of a write has the fields of an answer too, so an error is looked for first, where there
+/// Reads a response of JetStream. The refusal of a write has the fields of a success too, so an error is looked for first, if there
 /// may be one.
 pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<Result<T, Refusal>> {
     #[derive(Deserialize)]
@@ -108,7 +108,7 @@ pub(crate) fn read<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<Resul
     serde_json::from_slice(json).map(Ok)
 }
 
-/// Why a request is worth repeating; an error where it is not.
+/// Why a request is worth repeating; an error if it is not.
 fn retry_reason(no_reply: NoReply) -> Result<Cow<'static, str>, RequestError> {
     match no_reply {
         NoReply::NotSent(error) if error.kind() != PublishErrorKind::Send => {

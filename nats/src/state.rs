@@ -1,4 +1,4 @@
-//! What is known of the connection: [`Link`] for who subscribes and sends, [`ConnectionState`] for readiness and messages. Pure.
+//! The state of the connection: [`Link`] for callers that subscribe and send, [`ConnectionState`] for readiness and messages. Pure.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,20 +6,20 @@ use tokio::time::Instant;
 
 use crate::Violation;
 
-/// The connection as subscriptions and requests meet it.
+/// The connection as subscriptions and requests see it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Link {
     /// Connected now.
     pub connected: bool,
     /// Counts connections, so that a loss and a new connection between two reads of the link are noticed.
     pub epoch: u64,
-    /// Counts clients that were built after the first. A subscription ends with its client: when this has changed, subscribe again.
+    /// Counts clients that were built after the first. A subscription ends with its client: when this changes, subscribe again.
     /// Read it before [`Connection::client`](crate::Connection::client), which then returns a client of this generation or of a later
     /// one.
     pub generation: u64,
 }
 
-/// Whether NATS can be asked, since when, and why not.
+/// Whether NATS takes requests, since when, and why not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConnectionState {
     /// Connected now, and replies can arrive.
@@ -28,7 +28,7 @@ pub struct ConnectionState {
     pub was_connected: bool,
     /// Time of the last change of `connected`.
     pub since: Instant,
-    /// Why it is not connected, as far as that is known.
+    /// Why it is not connected, if known.
     pub last_error: Option<Arc<str>>,
 }
 
@@ -37,13 +37,13 @@ impl ConnectionState {
         Self { connected: false, was_connected: false, since: Instant::now(), last_error: None }
     }
 
-    /// How long it has not been connected; `None` where it is.
+    /// How long it has not been connected; `None` if it is.
     #[must_use]
     pub fn disconnected_for(&self) -> Option<Duration> {
         (!self.connected).then(|| self.since.elapsed())
     }
 
-    /// Sets whether it is connected; whether that changes anything. Without a new error, the last one stays until it is connected.
+    /// Sets whether it is connected; returns whether that is a change. Without a new error, the last one stays until it is connected.
     pub(crate) fn update(&mut self, connected: bool, error: Option<Arc<str>>) -> bool {
         let before = (self.connected, self.last_error.clone());
         if connected != self.connected {

@@ -1,7 +1,7 @@
-//! Builds the client, runs what belongs to it, and builds another one when it has ended. Does I/O.
+//! Builds the client, runs the tasks around it, and builds another one when it has ended. Does I/O.
 //!
 //! A client of async-nats reconnects for ever by itself, but its task can end: it panics at a header value with a lone carriage return
-//! (0.51). Such a client still says that it is connected, and only its subscriptions and commands show that it is not.
+//! (0.51). Such a client still claims to be connected, and only its subscriptions and commands show that it is not.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -20,25 +20,25 @@ use crate::{
 
 /// A server that leaves two of these unanswered is considered dead.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
-/// How often the client's own state is compared with what its events said.
+/// How often the client's own state is compared with its events.
 const STATE_POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// A client that ends sooner than this after it was built makes the pause before the next one longer.
+/// A client that ends sooner than this lengthens the pause before the next one.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
-/// How long an ended client may take to close what is left of it.
+/// How long an ended client may take to close its remaining parts.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where NATS is, and who the program is there.
 #[derive(Clone, Debug)]
 pub struct ConnectionConfig {
-    /// Name that the connection carries, as NATS' own reports show it.
+    /// Name of the connection in NATS' own reports.
     pub name: String,
     /// Addresses of the servers; at least one.
     pub servers: Vec<ServerAddr>,
-    /// Absent where the servers ask for nothing.
+    /// Absent if the servers require none.
     pub credentials: Option<Credentials>,
     /// The flag or variable that names the credentials, for messages.
     pub credentials_setting: &'static str,
-    /// JetStream's domain, where it is not that of the servers.
+    /// JetStream's domain, if not the servers' own.
     pub domain: Option<String>,
 }
 
@@ -81,7 +81,7 @@ impl Supervisor {
         Self { config, violations, observer }
     }
 
-    /// Builds the first client. The future keeps a client running for as long as it is polled, and never returns.
+    /// Builds the first client. The future never returns, and keeps a client running for as long as it is polled.
     pub(crate) async fn start(self) -> Result<(CurrentClient, impl Future<Output = ()>), ConnectError> {
         let first = self.build(0).await?;
         let current = CurrentClient(Arc::new(RwLock::new(first.client.clone())));
@@ -98,7 +98,7 @@ impl Supervisor {
             self.observer.client_ended(generation, reason);
             short_lived = count_short_lived(short_lived, built.elapsed());
             tracing::warn!(reason, generation, "rebuilding NATS client");
-            // It may have ended in part only: all that is left of it ends too.
+            // It may have ended only in part: end the rest too.
             let _ = timeout(CLOSE_TIMEOUT, client.drain()).await;
             session = self.rebuild(generation + 1, short_lived).await;
             current.set(session.client.clone());
@@ -106,7 +106,7 @@ impl Supervisor {
         }
     }
 
-    /// Runs what belongs to a client, and returns why that client has ended.
+    /// Runs the tasks around a client, and returns why that client has ended.
     async fn run(&self, session: Session) -> &'static str {
         let Session { client, replies, generation } = session;
         let (mux, observer) = (Arc::clone(self.observer.mux()), Arc::clone(&self.observer));
@@ -126,7 +126,7 @@ impl Supervisor {
             "the client takes no more commands"
         });
         let ended = tasks.join_next().await;
-        // Before the next ones begin: there is one sender at a time.
+        // Before the next tasks begin: only one may send at a time.
         tasks.shutdown().await;
         ended.and_then(Result::ok).unwrap_or("a task of the connection panicked")
     }
@@ -167,7 +167,7 @@ impl Supervisor {
     }
 }
 
-/// How many clients in a row did not last, with one that lasted so long.
+/// How many clients in a row ended too soon, including one that lasted so long.
 fn count_short_lived(before: usize, lasted: Duration) -> usize {
     if lasted < STABLE_AFTER { before.saturating_add(1) } else { 0 }
 }

@@ -1,4 +1,4 @@
-//! Permissions violations: the servers report them apart from the request, which gets no reply.
+//! Permissions violations: the servers report them separately from the request, which gets no reply.
 
 use std::{
     collections::VecDeque,
@@ -14,9 +14,9 @@ use tokio::{
 };
 
 /// Violations that may wait in one receiver.
-const BUFFERED: usize = 128;
-/// Kinds of violations that are remembered as logged already.
-const LOGGED_KINDS: usize = 32;
+const CHANNEL_CAPACITY: usize = 128;
+/// Kinds of violations that are known to be logged already.
+const MAX_LOGGED_KINDS: usize = 32;
 /// A connection whose inbox is denied is renewed after this time, since the permissions may have changed by then.
 const INBOX_DENIED_RECONNECT: Duration = Duration::from_secs(10);
 
@@ -40,7 +40,7 @@ impl fmt::Display for Violation {
 }
 
 impl Violation {
-    /// Reads an error of the server (sendErr in server/client.go of nats-server); `None` where it is about something else.
+    /// Reads an error of the server (sendErr in server/client.go of nats-server); `None` if it is about something else.
     pub(crate) fn read(error: &ServerError) -> Option<Self> {
         let ServerError::Other(text) = error else { return None };
         let lower = text.to_ascii_lowercase();
@@ -54,8 +54,8 @@ impl Violation {
         }
     }
 
-    /// Violations of one kind are logged once: every delivery is acknowledged on a subject of its own, and every connection has an inbox
-    /// of its own.
+    /// Violations of one kind are logged once: every delivery has its own acknowledgement subject, and every connection its own
+    /// inbox.
     fn kind(&self) -> String {
         let (what, subject) = match self {
             Self::Publish(subject) if subject.starts_with("$JS.ACK.") => ("publish", "$JS.ACK"),
@@ -66,7 +66,7 @@ impl Violation {
     }
 }
 
-/// The violations of one connection, whichever clients it had, for callers that wait for a reply that will not come. Clones share them.
+/// The violations of one connection, across its clients, for callers whose reply will not come. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Violations {
     sender: broadcast::Sender<Violation>,
@@ -75,7 +75,7 @@ pub(crate) struct Violations {
     logged: Arc<Mutex<VecDeque<String>>>,
 }
 
-/// Receives the violations that are reported after it was made.
+/// Receives the violations that are reported after its creation.
 #[derive(Debug)]
 pub struct ViolationReceiver(broadcast::Receiver<Violation>);
 
@@ -89,13 +89,13 @@ impl Violations {
     /// Without any violation yet.
     pub(crate) fn new() -> Self {
         Self {
-            sender: broadcast::channel(BUFFERED).0,
+            sender: broadcast::channel(CHANNEL_CAPACITY).0,
             inbox_denied: watch::Sender::default(),
             logged: Arc::default(),
         }
     }
 
-    /// Subscribes. Send what may be denied after this.
+    /// Subscribes. Call it before sending what may be denied.
     pub(crate) fn subscribe(&self) -> ViolationReceiver {
         ViolationReceiver(self.sender.subscribe())
     }
@@ -127,20 +127,20 @@ impl Violations {
         });
     }
 
-    /// Hands a violation to the receivers, and logs it where its kind was not logged lately.
+    /// Sends a violation to the receivers, and logs it unless its kind was logged lately.
     pub(crate) fn report(&self, violation: &Violation) {
         let kind = violation.kind();
         let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
         if !logged.contains(&kind) {
             tracing::warn!("{violation}");
-            logged.truncate(LOGGED_KINDS - 1);
+            logged.truncate(MAX_LOGGED_KINDS - 1);
             logged.push_front(kind);
         }
         // There may be no receiver.
         let _ = self.sender.send(violation.clone());
     }
 
-    /// There is another connection, whose violations are logged again.
+    /// A new connection: its violations are logged again.
     pub(crate) fn reset(&self) {
         self.logged.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.inbox_denied.send_replace(None);
@@ -158,7 +158,7 @@ impl ViolationReceiver {
         loop {
             match self.0.recv().await {
                 Ok(violation) if matches(&violation) => return violation,
-                // Too many came at once; the next request meets its own again.
+                // Too many came at once; the next request gets its own again.
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
             }
@@ -222,7 +222,7 @@ mod tests {
             violations.report(&Violation::Publish(format!("orders.{number}")));
         }
         let logged = violations.logged.lock().unwrap();
-        assert_eq!(logged.len(), LOGGED_KINDS);
+        assert_eq!(logged.len(), MAX_LOGGED_KINDS);
         drop(logged);
         violations.reset();
         assert!(violations.logged.lock().unwrap().is_empty());

@@ -20,24 +20,24 @@ use crate::health::{Health, Reasons};
 use crate::http::{self, Drain, Server};
 
 /// The OpenMetrics text format, as its specification names it.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// How it ends: a scrape that has begun may go on for a second.
+/// A scrape that has begun may go on for a second after the stop.
 const DRAIN: Drain = Drain::at_once(Duration::from_secs(1));
 
-/// Where the endpoints are to be: `JETWRIGHT_ADMIN_ADDRESS`, which the operator sets so that its probes find them, or
-/// `0.0.0.0:9090`.
+/// The address of the endpoints: `JETWRIGHT_ADMIN_ADDRESS`, which the operator sets so that its probes reach them (default:
+/// `0.0.0.0:9090`).
 ///
 /// # Errors
 ///
-/// The variable holds no address.
+/// The variable is not an address.
 pub fn address() -> Result<SocketAddr, Problems> {
     let mut reader = Reader::open(None, "JETWRIGHT")?;
     let address = reader.value("admin.address", SocketAddr::from(([0, 0, 0, 0], 9090)));
     reader.finish().map(|()| address)
 }
 
-/// Binds the address, so that a taken one is told before anything else is started. Port 0 takes a free one.
+/// Binds the address, so that an address in use is an error before anything else starts. Port 0 takes a free port.
 ///
 /// # Errors
 ///
@@ -53,17 +53,17 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// Where they are.
+    /// The bound address.
     ///
     /// # Errors
     ///
-    /// The system cannot tell the socket's address.
+    /// The system does not know the socket's address.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         self.server.local_address()
     }
 
-    /// Serves until `shutdown`. It is to be the last thing to stop: until then `/readyz` says that the program is stopping,
-    /// and `/metrics` what it does meanwhile.
+    /// Serves until `shutdown`. It stops last: until then `/readyz` says that the program is stopping, and `/metrics` shows what it
+    /// does meanwhile.
     ///
     /// # Errors
     ///
@@ -78,7 +78,6 @@ impl Admin {
     }
 }
 
-/// The endpoints as a router.
 fn router(health: Health, registry: Arc<Registry>) -> Router {
     Router::new()
         .route("/livez", get(async |State(health): State<Health>| verdict(health.live())))
@@ -102,7 +101,7 @@ fn verdict(reasons: Result<(), Reasons>) -> Response {
 async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
     let mut text = String::new();
     match encode(&mut text, &registry) {
-        Ok(()) => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Ok(()) => ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
@@ -163,13 +162,13 @@ mod tests {
     async fn metrics_are_open_metrics() {
         let (address, _shutdown, _serving) = served(&Health::new()).await;
         let answer = ask(address, "/metrics").await;
-        assert!(answer.contains(&format!("content-type: {OPEN_METRICS}")), "{answer}");
+        assert!(answer.contains(&format!("content-type: {METRICS_CONTENT_TYPE}")), "{answer}");
         assert!(answer.contains("process_resident_memory_bytes "), "{answer}");
         assert!(answer.trim_end().ends_with("# EOF"), "{answer}");
     }
 
     #[tokio::test]
-    async fn a_taken_address_is_told_at_once() {
+    async fn an_address_in_use_is_an_error_at_once() {
         let first = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let error = bind(first.local_address().unwrap()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);

@@ -1,9 +1,9 @@
-//! Whether a program can take work (readiness) and whether only a restart would mend it (liveness).
+//! Whether a program can take work (readiness) and whether only a restart would fix it (liveness).
 //!
-//! Readiness is the sum of named gates: each part of the program that needs something holds one, open while it has it.
-//! Liveness is apart from it, and fails only for what a restart repairs: a task that ended although it never should. A
-//! server that is away is no such thing (a restart would not bring it back, and would lose what is in flight), so it
-//! closes a gate and never fails liveness.
+//! Readiness is the sum of named gates: each part of the program that needs something has a gate, open while the need is met.
+//! Liveness is separate, and fails only for what a restart fixes: a task that ended although it never should. A server that is
+//! unreachable is no such thing (a restart would not bring it back, and would lose what is in flight), so it closes a gate and
+//! never fails liveness.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ struct State {
     failures: BTreeMap<String, String>,
 }
 
-/// Whether a gate is open, which is judged when readiness is read.
+/// Whether a gate is open, evaluated when readiness is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum GateState {
     Open,
@@ -31,7 +31,7 @@ enum GateState {
 }
 
 impl GateState {
-    /// Why it is closed; `None` where it is open.
+    /// Why it is closed; `None` if it is open.
     fn reason(&self, now: Instant) -> Option<&str> {
         match self {
             Self::ClosedFrom(from, reason) if now >= *from => Some(reason),
@@ -39,7 +39,7 @@ impl GateState {
         }
     }
 
-    /// What it becomes where it is to close at `from`: one that closes earlier does so, for the newer reason.
+    /// The state after a close at `from`: a gate that closes earlier keeps its time, with the newer reason.
     fn closing(self, from: Instant, reason: &str) -> Self {
         let from = match self {
             Self::ClosedFrom(earlier, _) => earlier.min(from),
@@ -49,7 +49,7 @@ impl GateState {
     }
 }
 
-/// One thing that a program needs to be ready. It keeps its last state when dropped. Clones are the same gate.
+/// One thing that a program needs to be ready. The gate keeps its last state when dropped. Clones are the same gate.
 #[derive(Clone, Debug)]
 pub struct Gate {
     name: String,
@@ -66,8 +66,7 @@ impl Health {
         Self::default()
     }
 
-    /// Adds a gate that is closed for this reason until it is opened. Under a name that there is already, it is that gate,
-    /// closed.
+    /// Adds a gate that is closed for this reason until it is opened. If the name exists already, closes that gate and returns it.
     #[must_use]
     pub fn gate(&self, name: &str, reason: &str) -> Gate {
         let gate = Gate { name: name.to_owned(), health: self.clone() };
@@ -75,14 +74,14 @@ impl Health {
         gate
     }
 
-    /// Ends readiness for good, whatever the gates say: no new work is to come while the program finishes what it has.
+    /// Ends readiness for good, whatever the gates say: no new work arrives while the program finishes what it has.
     pub fn stop(&self, reason: &str) {
         self.state().stopping = Some(reason.to_owned());
     }
 
-    /// Ends liveness for good: this part cannot go on, and a restart is what repairs it.
+    /// Ends liveness for good: this part cannot continue, and only a restart fixes it.
     pub fn fail(&self, part: &str, reason: &str) {
-        tracing::error!(part, reason, "asks to be restarted");
+        tracing::error!(part, reason, "failed liveness; only a restart fixes this part");
         self.state().failures.insert(part.to_owned(), reason.to_owned());
     }
 
@@ -104,33 +103,33 @@ impl Health {
     ///
     /// # Errors
     ///
-    /// Every part that asked to be restarted, and why.
+    /// Every part that failed, and why.
     pub fn live(&self) -> Result<(), Reasons> {
         none(self.state().failures.clone().into_iter().collect())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // The state is whole between any two statements that hold the lock: a panic elsewhere leaves it usable.
+        // No statement under the lock leaves the state half changed: a panic elsewhere leaves it usable.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Gate {
-    /// What this gate stands for is there.
+    /// The need of this gate is met.
     pub fn open(&self) {
         self.health.state().gates.insert(self.name.clone(), GateState::Open);
     }
 
-    /// What this gate stands for is not there, and why.
+    /// The need of this gate is not met, and why.
     pub fn close(&self, reason: &str) {
         self.close_after(Duration::ZERO, reason);
     }
 
-    /// What this gate stands for is not there, which matters only if it lasts: closes the gate unless it is opened within
-    /// `grace`. Until then an open gate stays open, and a closed one closed, now for this reason. To call it again, while what
-    /// it tells of lasts, does not put the moment off.
+    /// The need of this gate is not met, which matters only if it lasts: closes the gate unless it is opened within `grace`. Until
+    /// then an open gate stays open, and a closed gate stays closed, now for this reason. Another call does not postpone the
+    /// moment.
     pub fn close_after(&self, grace: Duration, reason: &str) {
-        // A grace without end never closes it.
+        // A grace without end never closes the gate.
         let Some(from) = Instant::now().checked_add(grace) else { return };
         let mut state = self.health.state();
         let gate = state.gates.entry(self.name.clone()).or_insert(GateState::Open);
@@ -202,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_stays_away_ends_readiness_when_its_grace_is_over_however_often_it_was_told() {
+    async fn what_stays_away_ends_readiness_when_its_grace_is_over_however_often_it_was_reported() {
         let health = Health::new();
         let consumer = health.gate("consumer", "not found yet");
         let grace = Duration::from_secs(20);

@@ -1,6 +1,6 @@
-//! What every Jetwright program has around its work: configuration that names every mistake, telemetry, health, the
-//! endpoints for probes and metrics, what surrounds an HTTP interface, and a graceful end. It knows nothing of NATS,
-//! Kubernetes or the services.
+//! What every Jetwright program has around its work: configuration that reports every mistake, telemetry, health, the
+//! endpoints for probes and metrics, an HTTP server, and a graceful end. It knows nothing of NATS, Kubernetes or the
+//! services.
 
 pub mod admin;
 pub mod configuration;

@@ -20,7 +20,7 @@ pub fn register(registry: &mut Registry, program: &'static str) {
     registry.register_collector(Box::new(Process { started }));
 }
 
-/// Reads Linux's figures at every scrape. What cannot be read is left out rather than zero.
+/// Reads Linux's numbers at every scrape. What cannot be read is left out, not zero.
 #[derive(Debug)]
 struct Process {
     /// Seconds since the Unix epoch.
@@ -31,7 +31,7 @@ impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let figures = [
             ("process_start_time_seconds", "When the process started, in Unix time", Some(self.started)),
-            ("process_resident_memory_bytes", "Memory that the process holds", resident_bytes()),
+            ("process_resident_memory_bytes", "Resident memory of the process", resident_bytes()),
             ("process_open_fds", "Open file descriptors", open_files()),
         ];
         for (name, help, value) in figures {
@@ -54,7 +54,7 @@ fn resident_bytes() -> Option<f64> {
 
 fn open_files() -> Option<f64> {
     let count = u32::try_from(fs::read_dir("/proc/self/fd").ok()?.count()).ok()?;
-    // Reading the folder holds one itself.
+    // Reading the folder opens one itself.
     Some(f64::from(count.saturating_sub(1)))
 }
 
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_process_tells_what_it_is_and_what_it_holds() {
+    fn the_process_exports_its_version_its_memory_and_its_open_files() {
         let mut registry = Registry::default();
         register(&mut registry, "a-program");
         let mut text = String::new();

@@ -6,15 +6,15 @@ use std::process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// Asks every part of the program to stop. Clones share it.
+/// The stop of a program. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Shutdown {
     token: CancellationToken,
 }
 
 impl Shutdown {
-    /// Takes SIGTERM (what Kubernetes sends) and SIGINT (Ctrl-C) over from the system. The first of them cancels the token,
-    /// the second one ends the process with the exit code 128 + its number, as a signal that nobody handles would.
+    /// Handles SIGTERM (from Kubernetes) and SIGINT (Ctrl-C). The first of them cancels the token, the second one ends the process
+    /// with the exit code 128 + its number, as an unhandled signal would.
     ///
     /// # Errors
     ///
@@ -32,19 +32,19 @@ impl Shutdown {
             tracing::info!(signal = name, "stopping; a second signal ends the program at once");
             token.cancel();
             let (name, number) = signals.next().await;
-            tracing::warn!(signal = name, "ended at once, with work in flight");
+            tracing::warn!(signal = name, "terminating at once, with work in flight");
             process::exit(128 + number);
         });
         Ok(shutdown)
     }
 
-    /// Cancelled when the program is to stop.
+    /// Cancelled when the program must stop.
     #[must_use]
     pub fn token(&self) -> CancellationToken {
         self.token.clone()
     }
 
-    /// Stops the program without a signal, as when one of its parts cannot go on.
+    /// Stops the program without a signal, as when one of its parts cannot continue.
     pub fn trigger(&self) {
         self.token.cancel();
     }
@@ -105,7 +105,7 @@ mod tests {
         }
     }
 
-    /// A program that hears that it is to stop and does not.
+    /// A program that ignores the request to stop.
     fn stubborn_program() {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

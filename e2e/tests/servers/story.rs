@@ -120,9 +120,9 @@ async fn the_trace_that_a_caller_began_is_in_every_event_and_in_both_services_lo
             assert_eq!(message.trace_id(), trace_id, "{message:?}");
         }
     }
-    assert_eq!(lines(&shop.users, "registered", trace_id), 1);
-    assert_eq!(lines(&shop.users, "projected", trace_id), 1);
-    assert_eq!(lines(&shop.orders, "projected", trace_id), 1);
+    assert_eq!(lines(&shop.users, "registered user", trace_id), 1);
+    assert_eq!(lines(&shop.users, "updated projection", trace_id), 1);
+    assert_eq!(lines(&shop.orders, "updated projection", trace_id), 1);
     assert_eq!(lines(&shop.orders, "ended order", trace_id), 1);
 }
 
@@ -138,8 +138,8 @@ async fn a_request_without_a_trace_begins_one_that_both_services_carry_on() {
     let (placed, _) = await_event::<OrderPlaced>(&shop.jetstream, &format!("orders.{id}.placed")).await;
     let (registration, ordering) = (created.trace_id(), placed.trace_id());
     assert_ne!(registration, ordering, "two requests are two traces");
-    assert_eq!(lines(&shop.users, "registered", registration), 1);
-    assert_eq!(lines(&shop.orders, "projected", registration), 1);
+    assert_eq!(lines(&shop.users, "registered user", registration), 1);
+    assert_eq!(lines(&shop.orders, "updated projection", registration), 1);
     assert_eq!(lines(&shop.orders, "ended order", ordering), 1);
     for message in stored(&shop.jetstream, "payments", "").await {
         assert_eq!(message.trace_id(), ordering);

@@ -241,9 +241,10 @@ async fn a_message_that_is_no_event_does_not_stop_the_stream_and_is_counted_and_
     shop.await_handled("orders", "order-fulfilment").await;
     assert_eq!(handled(&shop.orders, "undecodable").await, 2);
     let log = log(&shop.orders);
-    for (sequence, why) in
-        [(wrong, "payload is not a events.v1.OrderPlaced"), (bare, "header Event-Type is missing")]
-    {
+    for (sequence, why) in [
+        (wrong, "failed to decode the payload as events.v1.OrderPlaced"),
+        (bare, "header Event-Type is missing"),
+    ] {
         let told = |line: &&Value| line["message"] == "gave up event" && line["span"]["sequence"] == sequence;
         let line = log.iter().find(told).unwrap_or_else(|| panic!("nothing of {sequence} in {log:?}"));
         assert_eq!(

@@ -30,7 +30,7 @@ pub(super) enum AuthMethod {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) method: AuthMethod,
-    /// Whether it has the authorities of the servers' certificates.
+    /// Whether it has a CA certificate.
     pub(super) authorities: bool,
     /// Whether it has a client certificate.
     pub(super) certificate: bool,
@@ -40,7 +40,7 @@ pub(super) struct Found {
 /// One thing that is wrong. It shows no content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CredentialError {
-    /// `None` where it is the folder.
+    /// `None` if it is the folder.
     pub(super) file: Option<&'static str>,
     pub(super) found: String,
     pub(super) expected: String,
@@ -85,7 +85,7 @@ fn invalid(file: &'static str, found: impl Into<String>, expected: impl Into<Str
     CredentialError { file: Some(file), found: found.into(), expected: expected.into() }
 }
 
-/// A file's content, where it can be read.
+/// A file's content, if it can be read.
 fn text<'a>(files: &'a Files, name: &str) -> Option<&'a str> {
     files.known.get(name)?.as_deref().ok()
 }
@@ -96,7 +96,7 @@ fn unusable(name: &'static str, files: &Files) -> Option<CredentialError> {
         Ok(content) => content,
         Err(why) => {
             let expected = "expected a text that this program's user may read";
-            return Some(invalid(name, format!("cannot be read: {why}"), expected));
+            return Some(invalid(name, format!("failed to read: {why}"), expected));
         }
     };
     let (holds, expected) = match name {
@@ -122,7 +122,7 @@ fn unusable(name: &'static str, files: &Files) -> Option<CredentialError> {
     (!holds).then(|| invalid(name, "not in the expected form", expected))
 }
 
-/// The one method that there are files for. The error is `None` where its file is unusable, which is an error of that file.
+/// The one method that the files are for. The error is `None` if its file is unusable, which is an error of that file.
 fn auth_method(files: &Files) -> Result<AuthMethod, Option<CredentialError>> {
     let has = |name: &str| files.known.contains_key(name);
     let methods: Vec<_> = [
@@ -167,7 +167,7 @@ fn no_method(others: &[String]) -> String {
     }
 }
 
-/// The contents of two files that go together; `None` where neither is there.
+/// The contents of two files that belong together; `None` if neither exists.
 fn pair<'a>(
     files: &'a Files,
     one: &'static str,
@@ -181,7 +181,7 @@ fn pair<'a>(
     }
 }
 
-/// The JWT and the seed of a credentials file: each stands between a line of its beginning and one of its end.
+/// The JWT and the seed of a credentials file: each stands between a begin line and an end line.
 fn jwt_and_seed(credentials: &str) -> Option<(&str, &str)> {
     let block = |title: &str| {
         let mut lines = credentials.lines().map(str::trim);
@@ -216,10 +216,10 @@ mod tests {
     /// Every error, as text.
     fn wrong(files: &Files) -> Vec<String> {
         let errors = check(files).unwrap_err();
-        let told = |error: CredentialError| {
+        let message = |error: CredentialError| {
             format!("{}: {}; {}", error.file.unwrap_or("folder"), error.found, error.expected)
         };
-        errors.into_iter().map(told).collect()
+        errors.into_iter().map(message).collect()
     }
 
     fn seed() -> String {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_and_several_ways_are_told_with_the_names_of_the_files() {
+    fn no_method_and_several_methods_are_errors_with_the_names_of_the_files() {
         assert_eq!(wrong(&files(&[])), [format!("folder: no way to authenticate; {EXPECTED_ONE_METHOD}")]);
         let misspelt = Files { others: vec!["user.cred".into()], ..files(&[(INBOX_PREFIX, "a")]) };
         assert_eq!(
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_is_wrong_is_told_at_once_and_no_content() {
+    fn every_error_is_reported_at_once_and_no_content() {
         let mut files = files(&[
             (USER, ""),
             (PASSWORD, "hunter2"),
@@ -302,31 +302,31 @@ mod tests {
             (INBOX_PREFIX, "hunter2.>"),
         ]);
         files.known.insert(PASSWORD, Err("Permission denied (os error 13)".into()));
-        let told = wrong(&files);
+        let messages = wrong(&files);
         assert_eq!(
-            told,
+            messages,
             [
                 "ca.crt: not in the expected form; expected certificates in PEM",
                 "inbox-prefix: not in the expected form; expected a subject without wildcards and blanks, such as _INBOX_orders",
-                "password: cannot be read: Permission denied (os error 13); expected a text that this program's user may read",
+                "password: failed to read: Permission denied (os error 13); expected a text that this program's user may read",
                 "username: empty; expected it to hold something, or not to exist",
             ]
         );
-        assert!(!told.join("").contains("hunter2"));
+        assert!(!messages.join("").contains("hunter2"));
     }
 
     #[test]
-    fn keys_that_are_none_are_told_without_them() {
+    fn invalid_keys_are_errors_that_do_not_show_them() {
         let public = KeyPair::new_user().public_key();
         for (name, content) in
             [(KEY, public.as_str()), (CREDENTIALS, "no JWT"), (CREDENTIALS, &credentials("e30", &public))]
         {
-            let told = wrong(&files(&[(name, content)]));
-            assert_eq!(told.len(), 1, "{told:?}");
+            let messages = wrong(&files(&[(name, content)]));
+            assert_eq!(messages.len(), 1, "{messages:?}");
             assert!(
-                told[0].starts_with(&format!("{name}: not in the expected form"))
-                    && !told[0].contains(content),
-                "{told:?}"
+                messages[0].starts_with(&format!("{name}: not in the expected form"))
+                    && !messages[0].contains(content),
+                "{messages:?}"
             );
         }
     }

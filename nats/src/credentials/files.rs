@@ -17,37 +17,37 @@ pub(super) const PASSWORD: &str = "password";
 pub(super) const TOKEN: &str = "token";
 /// Seed of a user's key.
 pub(super) const KEY: &str = "nkey";
-/// Certificates of the authorities that the servers' certificates come from, in PEM.
+/// CA certificates for the servers' certificates, in PEM.
 pub(super) const AUTHORITIES: &str = "ca.crt";
 /// The program's own certificate, in PEM.
 pub(super) const CERTIFICATE: &str = "tls.crt";
 /// Key of the [`CERTIFICATE`], in PEM.
 pub(super) const CERTIFICATE_KEY: &str = "tls.key";
-/// What the subjects begin with on which the program awaits answers.
+/// Prefix of the subjects on which the program receives replies.
 pub(super) const INBOX_PREFIX: &str = "inbox-prefix";
 
-/// All files that mean something.
+/// All files with a meaning.
 const NAMES: [&str; 9] =
     [CREDENTIALS, USER, PASSWORD, TOKEN, KEY, AUTHORITIES, CERTIFICATE, CERTIFICATE_KEY, INBOX_PREFIX];
-/// Where kubelet's symbolic links in a mounted Secret lead; it points to all files of one version of the Secret.
-const VERSION: &str = "..data";
-/// A Secret holds no more than this many bytes.
-const LONGEST: u64 = 1 << 20;
+/// kubelet's symbolic link in a mounted Secret; it points to all files of one version of the Secret.
+const DATA_LINK: &str = "..data";
+/// Maximum size of a file: a Secret holds no more.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// What a folder holds. It has no `Debug`, since it holds secrets.
+/// The files of a folder. No `Debug`, since they hold secrets.
 #[derive(Default)]
 pub(super) struct Files {
-    /// Contents by name, without the line ends behind them, or why a file cannot be read; what does not exist is not in it.
+    /// Contents by name, without trailing line ends, or why a file cannot be read; missing files have no entry.
     pub(super) known: BTreeMap<&'static str, Result<String, String>>,
     /// Names of the other files.
     pub(super) others: Vec<String>,
 }
 
 impl Files {
-    /// What the folder holds now.
+    /// Reads the folder.
     pub(super) fn read(folder: &Path) -> io::Result<Self> {
         // One version for all files: kubelet may swap the link while they are read.
-        let folder = fs::canonicalize(folder.join(VERSION)).unwrap_or_else(|_| folder.to_owned());
+        let folder = fs::canonicalize(folder.join(DATA_LINK)).unwrap_or_else(|_| folder.to_owned());
         let mut files = Self::default();
         for entry in fs::read_dir(&folder)? {
             let name = entry?.file_name();
@@ -67,7 +67,7 @@ impl Files {
 
 fn content(path: &Path) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(LONGEST).read_to_string(&mut text)?;
+    File::open(path)?.take(MAX_FILE_BYTES).read_to_string(&mut text)?;
     text.truncate(text.trim_end_matches(['\r', '\n']).len());
     Ok(text)
 }

@@ -1,7 +1,7 @@
 //! Who a program is to NATS: a folder of files, as Kubernetes mounts a Secret, and nothing in the environment. Reads files.
 //!
-//! The files are read at start and again at every connect, so that a changed Secret is used without a restart. An established connection
-//! keeps what it was made with.
+//! The files are read at start and again at every connect, so that a changed Secret is used without a restart. An established
+//! connection keeps its credentials.
 
 mod check;
 mod files;
@@ -22,7 +22,7 @@ use self::{
 
 /// A folder with what identifies the program to NATS, which was valid when the program started.
 ///
-/// Whether there are certificates, and the prefix of inboxes, are what they were at the start; all else may change.
+/// Whether there are certificates, and the inbox prefix, stay as they were at the start; all else may change.
 #[derive(Clone, Debug)]
 pub struct Credentials {
     folder: PathBuf,
@@ -43,7 +43,7 @@ impl Credentials {
         Ok(Self { folder, setting, found })
     }
 
-    /// What the subjects begin with on which answers are awaited, if not with `_INBOX`.
+    /// The prefix of the subjects on which replies are received, if not `_INBOX`.
     #[must_use]
     pub fn inbox_prefix(&self) -> Option<&str> {
         self.found.inbox_prefix.as_deref()
@@ -53,7 +53,7 @@ impl Credentials {
         &self.folder
     }
 
-    /// The authorities that the servers' certificates come from.
+    /// The CA certificates for the servers' certificates.
     pub(crate) fn authorities(&self) -> Option<PathBuf> {
         self.found.authorities.then(|| self.folder.join(AUTHORITIES))
     }
@@ -63,7 +63,7 @@ impl Credentials {
         self.found.certificate.then(|| (self.folder.join(CERTIFICATE), self.folder.join(CERTIFICATE_KEY)))
     }
 
-    /// What is wrong with the files now, if something is: certificates that were there at the start are still required.
+    /// What is wrong with the files now, if anything: certificates that existed at the start are still required.
     pub(crate) async fn unusable(&self) -> Option<String> {
         let found = match self.reread().await {
             Ok(found) => found,
@@ -79,7 +79,7 @@ impl Credentials {
         Some(problem(self.setting, &self.folder, error).to_string())
     }
 
-    /// Answers the server from the files as they are now, and returns which files it used. The nonce is signed where there is a key.
+    /// Answers the server from the current files, and returns which files it used. The nonce is signed if there is a key.
     pub(crate) async fn authenticate(&self, nonce: Vec<u8>) -> Result<(Auth, &'static str), String> {
         let method = self.reread().await?.method;
         let files = method.as_str();
@@ -97,7 +97,7 @@ fn read(setting: &'static str, folder: &Path) -> Result<Found, Problems> {
     let problem = |error| problem(setting, folder, error);
     let files = Files::read(folder).map_err(|cause: io::Error| {
         let expected = "expected a folder of files, as Kubernetes mounts a Secret".to_owned();
-        problem(CredentialError { file: None, found: format!("cannot be read: {cause}"), expected })
+        problem(CredentialError { file: None, found: format!("failed to read: {cause}"), expected })
     })?;
     check(&files).map_err(|errors| errors.into_iter().map(problem).collect())
 }

@@ -1,4 +1,4 @@
-//! Configuration from a YAML file with the environment over it, where every mistake is found at once.
+//! Configuration from a YAML file with the environment over it. All mistakes are reported at once.
 //!
 //! A setting has one path, with dots between its levels and camelCase for several words: `http.maxBodyBytes`. The
 //! environment variable over it is made from the path and the program's prefix: dots and word boundaries become `_`, and

@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, in the words of the person who has to mend it.
+//! What is wrong with a configuration, in the words of the person who fixes it.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -8,9 +8,9 @@ use std::process::ExitCode;
 pub struct Problem {
     /// Path of the setting (`http.address`), or what else is wrong (a file, a variable).
     pub path: String,
-    /// The environment variable that sets it, where there is one.
+    /// The environment variable that sets it, if there is one.
     pub variable: Option<String>,
-    /// What was found there, and where it came from.
+    /// What is there, and where it comes from.
     pub found: String,
     /// What belongs there.
     pub expected: String,
@@ -38,11 +38,11 @@ impl Problems {
         &self.0
     }
 
-    /// `Ok` where there are none.
+    /// `Ok` if there are none.
     ///
     /// # Errors
     ///
-    /// The mistakes themselves, where there are any.
+    /// The mistakes themselves, if there are any.
     pub fn check(problems: Vec<Problem>) -> Result<(), Self> {
         if problems.is_empty() { Ok(()) } else { Err(Self(problems)) }
     }
@@ -60,7 +60,7 @@ impl Problems {
         }
     }
 
-    /// These mistakes and those of another part of the configuration, so that all are told together.
+    /// These mistakes and those of another part of the configuration, so that all are reported together.
     #[must_use]
     pub fn and(mut self, other: Self) -> Self {
         self.0.extend(other.0);
@@ -103,7 +103,7 @@ impl FromIterator<Problem> for Problems {
     }
 }
 
-/// A required setting that could not be read. The reader has noted why, and [`finish`](super::Reader::finish) tells it
+/// A required setting that could not be read. The reader has noted why, and [`finish`](super::Reader::finish) reports it
 /// with all the others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Noted(pub(super) Problem);

@@ -1,4 +1,4 @@
-//! Reads settings one by one from a file and the environment over it, and notes every mistake on the way.
+//! Reads settings one by one from a file and the environment over it, and notes every mistake.
 
 use std::any::type_name;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,11 +10,10 @@ use config::{Environment, File, FileFormat, Source, Value, ValueKind};
 
 use super::problems::{Noted, Problem, Problems};
 
-/// Names that differ by more edits than this are not held to be the same one misspelt.
-const CLOSE: usize = 2;
+/// Maximum edits between an unknown name and a known one for which "did you mean" suggests the known one.
+const MAX_SUGGESTION_EDITS: usize = 2;
 
-/// Reads one program's settings. Each call names a setting, and so makes it known: what the file holds beside the known
-/// settings is a mistake.
+/// Reads one program's settings. Each call names a setting, and so makes it known: anything else in the file is a mistake.
 #[derive(Debug)]
 pub struct Reader {
     prefix: String,
@@ -64,11 +63,11 @@ impl Reader {
         Ok(Self { prefix: prefix.to_owned(), file: settings, environment, known, problems: Vec::new() })
     }
 
-    /// A setting that must be there. Read all settings before the `?`, or those behind it are not looked at.
+    /// A setting that must be there. Read all settings before the `?`, or the later ones are not checked.
     ///
     /// # Errors
     ///
-    /// It is absent or does not parse; [`finish`](Self::finish) tells so too.
+    /// It is absent or does not parse; [`finish`](Self::finish) reports that too.
     pub fn required<T>(&mut self, path: &str) -> Result<T, Noted>
     where
         T: FromStr,
@@ -78,7 +77,7 @@ impl Reader {
         self.read(path)?.ok_or_else(|| self.note(path, "missing", &expected))
     }
 
-    /// A setting with a default. A mistake gives the default too, and is told by [`finish`](Self::finish).
+    /// A setting with a default. A mistake gives the default too, and [`finish`](Self::finish) reports it.
     pub fn value<T>(&mut self, path: &str, default: T) -> T
     where
         T: FromStr,
@@ -87,7 +86,7 @@ impl Reader {
         self.optional(path).unwrap_or(default)
     }
 
-    /// A setting that may be absent. A mistake gives `None` too, and is told by [`finish`](Self::finish).
+    /// A setting that may be absent. A mistake gives `None` too, and [`finish`](Self::finish) reports it.
     pub fn optional<T>(&mut self, path: &str) -> Option<T>
     where
         T: FromStr,
@@ -96,8 +95,8 @@ impl Reader {
         self.read(path).ok().flatten()
     }
 
-    /// Notes a mistake that only the program can see, such as a number out of its range or two settings that exclude
-    /// each other. `expected` says what belongs there.
+    /// Notes a mistake that only the program can see, such as a number out of range or two settings that exclude each other.
+    /// `expected` says what must be there.
     pub fn refuse(&mut self, path: &str, found: impl Display, expected: &str) {
         self.note(path, &format!("{found}"), expected);
     }
@@ -106,8 +105,8 @@ impl Reader {
     ///
     /// # Errors
     ///
-    /// Every mistake that was made: absent and malformed settings, unknown keys in the file, and variables whose names are
-    /// nearly those of known ones. (Other unknown variables are let be: Kubernetes sets some for every Service.)
+    /// Every mistake: absent and malformed settings, unknown keys in the file, and variables whose names are
+    /// nearly those of known ones. (Other unknown variables are ignored: Kubernetes sets some for every Service.)
     pub fn finish(mut self) -> Result<(), Problems> {
         let known: Vec<_> = self.known.iter().map(|path| (path.clone(), self.variable(path))).collect();
         for path in self.file.keys().filter(|path| !self.known.contains(*path)) {
@@ -169,7 +168,7 @@ impl Reader {
     }
 }
 
-/// The variable's name behind the prefix: `http.maxBodyBytes` is `HTTP_MAX_BODY_BYTES`.
+/// The variable's name after the prefix: `http.maxBodyBytes` is `HTTP_MAX_BODY_BYTES`.
 fn variable_tail(path: &str) -> String {
     let mut name = String::with_capacity(path.len() + 4);
     for character in path.chars() {
@@ -182,7 +181,7 @@ fn variable_tail(path: &str) -> String {
     name
 }
 
-/// Reads the file as it is named: the `config` crate, left to find it, would try other extensions too.
+/// Reads the file of exactly this name: by default, the `config` crate tries other extensions too.
 fn load(path: &Path) -> Result<config::Map<String, Value>, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     if text.trim().is_empty() {
@@ -191,7 +190,7 @@ fn load(path: &Path) -> Result<config::Map<String, Value>, String> {
     File::from_str(&text, FileFormat::Yaml).collect().map_err(|error| error.to_string())
 }
 
-/// The leaves of a table by their paths. An empty table has none, so that a heading without settings is no mistake.
+/// The leaves of a table by their paths. An empty table has none, so a heading without settings is no mistake.
 fn flatten(above: &str, table: config::Map<String, Value>, leaves: &mut BTreeMap<String, ValueKind>) {
     for (key, value) in table {
         let path = if above.is_empty() { key } else { format!("{above}.{key}") };
@@ -204,7 +203,7 @@ fn flatten(above: &str, table: config::Map<String, Value>, leaves: &mut BTreeMap
     }
 }
 
-/// A type's name as one says it: without its modules.
+/// A type's name without its modules.
 fn short_name<T>() -> &'static str {
     let name = type_name::<T>();
     let end = name.find('<').unwrap_or(name.len());
@@ -214,7 +213,7 @@ fn short_name<T>() -> &'static str {
 fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|known| (strsim::damerau_levenshtein(&name.to_lowercase(), &known.to_lowercase()), known))
-        .filter(|(distance, _)| *distance <= CLOSE)
+        .filter(|(distance, _)| *distance <= MAX_SUGGESTION_EDITS)
         .min()
         .map(|(_, known)| known)
 }
@@ -231,7 +230,7 @@ mod tests {
 
     use super::*;
 
-    /// A reader over this file and these variables, whatever the test's own environment holds.
+    /// A reader over this file and these variables, whatever the test's own environment has.
     fn reader(yaml: &str, variables: &[(&str, &str)]) -> Reader {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(yaml.as_bytes()).unwrap();
@@ -262,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_told_at_once_with_its_path_its_variable_and_what_belongs_there() {
+    fn every_mistake_is_reported_at_once_with_its_path_its_variable_and_what_must_be_there() {
         let yaml = "http: {adress: 127.0.0.1:1}\nretries: many\nnames: [a, b]\n";
         let mut reader = reader(yaml, &[("SHOP_PORTS_FIRST", "70000"), ("SHOP_HTTP_ADRESS", "x")]);
         assert!(reader.required::<SocketAddr>("http.address").is_err());
@@ -285,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_key_that_is_near_nothing_is_told_what_there_is() {
+    fn an_unknown_key_that_is_near_no_setting_is_answered_with_all_settings() {
         let mut reader = reader("colour: red\n", &[("SHOP_SERVICE_HOST", "10.0.0.1")]);
         assert_eq!(reader.value("retries", 1_u8), 1);
         assert_eq!(lines(reader), ["colour: not a setting of this program; the settings are retries"]);
@@ -313,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_of_two_parts_are_told_together() {
+    fn mistakes_of_two_parts_are_reported_together() {
         let one = Problem {
             path: "a".into(),
             variable: None,

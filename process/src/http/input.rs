@@ -1,4 +1,4 @@
-//! What callers send, with every mistake told by its field. Reads the body; no other I/O.
+//! What callers send, with every mistake reported by its field. Reads the body; no other I/O.
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, FromRequestParts, Request};
@@ -10,13 +10,13 @@ use serde::de::DeserializeOwned;
 
 use super::Problem;
 
-/// Longest Idempotency-Key, in characters.
-const LONGEST_KEY: usize = 255;
+/// Maximum length of an Idempotency-Key, in characters.
+const MAX_KEY_CHARS: usize = 255;
 
-/// A JSON body, of requests and answers. Types of requests say `deny_unknown_fields`, so that a misspelt field is told.
+/// A JSON body, of requests and responses. Types of requests have `deny_unknown_fields`, so that a misspelt field is an error.
 ///
-/// A request is refused with 415 where its type is not JSON, 413 where it is longer than the limit, 400 where it is not JSON, and
-/// 422 with the field where it is JSON of another form.
+/// Errors: 415 if the request's type is not JSON, 413 if it is longer than the limit, 400 if it is not JSON, and 422 with the
+/// field if it is JSON of another form.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Json<T>(pub T);
 
@@ -37,7 +37,7 @@ where
     }
 }
 
-/// The body, where it is no longer than the limit and comes to its end.
+/// The body, if it is complete and no longer than the limit.
 pub(super) async fn whole_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Problem> {
     Bytes::from_request(request, state).await.map_err(|rejection| {
         let detail = match rejection.status() {
@@ -54,7 +54,7 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-/// Parameters of the path. Where they do not parse there is nothing at that path: 404.
+/// Parameters of the path. If they do not parse, nothing exists at that path: 404.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Path<T>(pub T);
 
@@ -77,16 +77,14 @@ where
 ///
 /// # Errors
 ///
-/// 422 where it is empty, longer than 255 characters, not printable ASCII, or sent twice.
+/// 422 if it is empty, longer than 255 characters, not printable ASCII, or sent twice.
 pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let mut keys = headers.get_all("idempotency-key").iter();
     let Some(key) = keys.next() else { return Ok(None) };
     let key = key.to_str().unwrap_or_default();
-    if key.is_empty() || key.len() > LONGEST_KEY || keys.next().is_some() {
-        let detail = "one key of 1 to 255 printable ASCII characters is expected";
-        return Err(
-            Problem::invalid("the request cannot be recognised again").field("Idempotency-Key", detail)
-        );
+    if key.is_empty() || key.len() > MAX_KEY_CHARS || keys.next().is_some() {
+        let detail = "must be one key of 1 to 255 printable ASCII characters";
+        return Err(Problem::invalid("the Idempotency-Key is invalid").field("Idempotency-Key", detail));
     }
     Ok(Some(key))
 }
@@ -113,8 +111,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     Ok(value)
 }
 
-/// The path of what is wrong. Of an absent field serde tells the name in the message, and the path of what it is absent
-/// from.
+/// The path of what is wrong. For an absent field serde names the field in the message, and gives the path of its parent.
 fn field(path: &str, why: &str) -> String {
     let absent = why.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
     match (path, absent) {
@@ -124,7 +121,7 @@ fn field(path: &str, why: &str) -> String {
     }
 }
 
-/// The message without the place in the text, which the field tells better.
+/// The message without the position in the text: the field says more.
 fn sentence(why: &serde_json::Error) -> String {
     let text = why.to_string();
     text.rsplit_once(" at line ").map_or(text.clone(), |(sentence, _)| sentence.to_owned())

@@ -7,8 +7,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Bounds that OpenTelemetry's conventions advise, in seconds.
-const BOUNDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+/// Buckets that OpenTelemetry's conventions advise, in seconds.
+const DURATION_BUCKETS: [f64; 14] =
+    [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
 
 /// Metrics of an HTTP interface. Clones share them.
 #[derive(Clone, Debug)]
@@ -29,13 +30,14 @@ impl HttpMetrics {
     /// Adds `http_server_request_duration_seconds` to the registry.
     #[must_use]
     pub fn register(registry: &mut Registry) -> Self {
-        let durations = Family::new_with_constructor((|| Histogram::new(BOUNDS)) as fn() -> Histogram);
-        let help = "Time from a request's headers to its answer";
+        let durations =
+            Family::new_with_constructor((|| Histogram::new(DURATION_BUCKETS)) as fn() -> Histogram);
+        let help = "Time from a request's headers to its response";
         registry.register_with_unit("http_server_request_duration", help, Unit::Seconds, durations.clone());
         Self { durations }
     }
 
-    pub(super) fn answered(&self, request: &Request, after: Duration) {
+    pub(super) fn record_response(&self, request: &Request, after: Duration) {
         self.durations.get_or_create(request).observe(after.as_secs_f64());
     }
 }

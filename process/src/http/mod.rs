@@ -1,5 +1,5 @@
-//! What every HTTP interface of ours has around its own routes: a bound address, a span and a metric per request, limits,
-//! errors as `application/problem+json`, and a graceful end.
+//! What every HTTP interface has around its own routes: a bound address, a span and a metric per request, limits, errors as
+//! `application/problem+json`, and a graceful end.
 
 mod input;
 mod metrics;
@@ -75,7 +75,7 @@ mod tests {
         Request::post("/orders").header("content-type", content_type).body(body.into()).unwrap()
     }
 
-    /// The answer as a problem: status and body.
+    /// The response as a problem: status and body.
     async fn problem(request: Request<Body>) -> (u16, Value) {
         let response = answer(request).await;
         assert_eq!(response.headers()["content-type"], "application/problem+json");
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_json_is_told_by_its_status() {
+    async fn what_is_no_json_is_shown_by_its_status() {
         let long = format!(r#"{{"lines": [{}]}}"#, " ".repeat(65 * 1024));
         for (content_type, body, status) in [
             ("application/json", "{\"lines\": [", 400),
@@ -139,19 +139,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unavailable_problem_says_when_to_come_again() {
+    async fn an_unavailable_problem_says_when_to_retry() {
         let problem = Problem::unavailable("NATS is away").retry_after(Duration::from_millis(300));
         assert_eq!(problem.into_response().headers()["retry-after"], "1");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_takes_too_long_is_given_up_as_the_programs_own_matter() {
+    async fn a_response_that_takes_too_long_is_the_programs_own_failure() {
         let slow = || Request::get("/slow").body(Body::empty()).unwrap();
         assert_eq!(problem(slow()).await.0, 503);
         assert_eq!(answer(slow()).await.headers()["retry-after"], "1");
     }
 
-    /// Says that there is a body, and never sends the rest of it.
+    /// A body that never ends.
     struct Unending;
 
     impl axum::body::HttpBody for Unending {

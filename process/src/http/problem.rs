@@ -6,8 +6,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-/// An answer of type `application/problem+json`: `status`, `title` (the status' own phrase), `detail`, and in `errors` each
-/// field that is wrong. What it says is for the caller: causes within the program are logged, never told.
+/// A response of type `application/problem+json`: `status`, `title` (the status' own phrase), `detail`, and in `errors` each
+/// field that is wrong. All text is for the caller: internal causes go to the log, never into a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     status: StatusCode,
@@ -18,13 +18,13 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem, in a sentence that says what is wrong and, where the caller can mend it, how.
+    /// A problem, in a sentence that says what is wrong and, if the caller can fix it, how.
     #[must_use]
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into(), errors: Vec::new(), retry_after: None }
     }
 
-    /// 422: the request is readable, and wrong. [`field`](Self::field) says where.
+    /// 422: the request is readable and wrong. [`field`](Self::field) says where.
     #[must_use]
     pub fn invalid(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
@@ -36,25 +36,25 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, detail)
     }
 
-    /// 409: the state is not what the request takes it for.
+    /// 409: the state is not what the request assumes.
     #[must_use]
     pub fn conflict(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, detail)
     }
 
-    /// 503: something that this program needs is away; the same request may be made again after a second.
+    /// 503: something that this program needs is unavailable; the caller may repeat the same request after a second.
     #[must_use]
     pub fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).retry_after(Duration::from_secs(1))
     }
 
-    /// 500. The cause belongs into the log.
+    /// 500. The cause belongs in the log.
     #[must_use]
     pub fn internal() -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "the program failed; its log has the cause")
     }
 
-    /// Says when the same request may be made again (told in whole seconds, at least one).
+    /// Says when the caller may repeat the same request (in whole seconds, at least one).
     #[must_use]
     pub fn retry_after(self, after: Duration) -> Self {
         Self { retry_after: Some(after), ..self }
@@ -73,7 +73,7 @@ impl Problem {
         !self.errors.is_empty()
     }
 
-    /// The status of the answer.
+    /// The status of the response.
     #[must_use]
     pub fn status(&self) -> StatusCode {
         self.status

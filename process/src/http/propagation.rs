@@ -5,13 +5,13 @@ use opentelemetry::Context;
 use opentelemetry::global::get_text_map_propagator;
 use opentelemetry::propagation::{Extractor, Injector};
 
-/// Writes the context of the work that goes on into the headers of an outgoing request.
+/// Writes the current trace context into the headers of an outgoing request.
 pub fn inject(headers: &mut HeaderMap) {
     let context = Context::current();
     get_text_map_propagator(|propagator| propagator.inject_context(&context, &mut Outgoing(headers)));
 }
 
-/// The caller's context; an empty one where the caller sent none.
+/// The caller's context; empty if the caller sent none.
 pub(super) fn extract(headers: &HeaderMap) -> Context {
     get_text_map_propagator(|propagator| propagator.extract(&Incoming(headers)))
 }

@@ -31,65 +31,66 @@ use super::input::whole_body;
 use super::metrics::{HttpMetrics, Request as Labels};
 use super::{Problem, propagation};
 
-/// Longest body of a request, in bytes.
-const LARGEST_BODY: usize = 64 * 1024;
-/// Longest time until a body is there, and from then to the answer.
-const DEADLINE: Duration = Duration::from_secs(15);
-/// Longest time until a request's headers are there, from the connection's beginning or the answer before them.
-const HEADERS: Duration = Duration::from_secs(10);
-/// Longest time in which a caller takes nothing of an answer that waits for it. Without a bound, callers that do not read
-/// would keep their places among the connections at once, and everybody else out.
+/// Maximum body of a request, in bytes.
+const MAX_BODY_BYTES: usize = 64 * 1024;
+/// Maximum time until a body is complete, and from then to the response.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+/// Maximum time until a request's headers are complete, from the connection's beginning or the previous response.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum time in which a caller reads nothing of a response. Without a limit, callers that do not read would occupy all
+/// connections.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections at once; more wait in the system's queue.
-const CONNECTIONS: usize = 1024;
-/// The pause when the system cannot give a connection out, as when the process has too many files open.
+/// Maximum concurrent connections; more wait in the system's queue.
+const MAX_CONNECTIONS: usize = 1024;
+/// Pause when the system cannot accept a connection, as when the process has too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
-/// Binds the address, so that a taken one is told before anything else is started. Port 0 takes a free one.
+/// Binds the address, so that an address in use is an error before anything else starts. Port 0 takes a free port.
 ///
 /// # Errors
 ///
 /// The address cannot be bound.
 pub async fn bind(address: SocketAddr) -> io::Result<Server> {
-    Ok(Server { listener: TcpListener::bind(address).await?, most: CONNECTIONS })
+    Ok(Server { listener: TcpListener::bind(address).await?, max_connections: MAX_CONNECTIONS })
 }
 
 /// A bound address, not served yet.
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
-    /// Connections at once.
-    most: usize,
+    /// Maximum concurrent connections.
+    max_connections: usize,
 }
 
 impl Server {
-    /// Where it is.
+    /// The bound address.
     ///
     /// # Errors
     ///
-    /// The system cannot tell the socket's address.
+    /// The system does not know the socket's address.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until `shutdown`, and then drains: it accepts and answers for `drain.accept` as before, takes no new connection
-    /// from then on, and answers what it has for at most `drain.finish`.
+    /// Serves until `shutdown`, and then drains: it accepts and answers for `drain.accept`, takes no new connection
+    /// from then on, and finishes open requests for at most `drain.finish`.
     ///
     /// # Errors
     ///
     /// The listener fails.
     pub async fn serve(self, router: Router, shutdown: CancellationToken, drain: Drain) -> io::Result<()> {
         let mut builder = http1::Builder::new();
-        builder.timer(TokioTimer::new()).header_read_timeout(HEADERS);
+        builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
         let service = TowerToHyperService::new(closing_connections_after(&shutdown, router));
         let (graceful, mut connections) = (GracefulShutdown::new(), JoinSet::new());
-        let accepting = Accepting { listener: self.listener, places: Arc::new(Semaphore::new(self.most)) };
+        let accepting =
+            Accepting { listener: self.listener, permits: Arc::new(Semaphore::new(self.max_connections)) };
         let mut closed = pin!(async {
             shutdown.cancelled().await;
             sleep(drain.accept).await;
         });
         loop {
-            let (stream, place) = tokio::select! {
+            let (stream, permit) = tokio::select! {
                 biased;
                 () = &mut closed => break,
                 Some(_) = connections.join_next() => continue,
@@ -100,9 +101,9 @@ impl Server {
             let connection = builder.serve_connection(TokioIo::new(Box::pin(stream)), service.clone());
             let connection = graceful.watch(connection);
             connections.spawn(async move {
-                // A caller that goes away, sends no HTTP or does not read its answer is its own matter.
+                // A caller that disconnects, sends no HTTP or does not read its response concerns nobody else.
                 let _ = connection.await;
-                drop(place);
+                drop(permit);
             });
         }
         drop(accepting);
@@ -115,31 +116,30 @@ impl Server {
 
 /// How a server stops.
 ///
-/// A pod that is deleted is asked to stop at the same time as it is taken out of its Service's endpoints, and every node and
-/// proxy learns of that a little later: until then callers still connect to it, and a closed listener refuses them.
+/// Kubernetes asks a deleted pod to stop at the moment when it removes the pod from its Service's endpoints, and every node and
+/// proxy learns of that a little later: until then callers still connect, and a closed listener refuses them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Drain {
-    /// How long it goes on accepting connections after it was asked to stop.
+    /// How long the server accepts connections after the stop.
     pub accept: Duration,
-    /// Longest time from then on for the requests in flight.
+    /// Maximum time from then on for the requests in flight.
     pub finish: Duration,
 }
 
 impl Drain {
-    /// For a program that callers reach through a Service or a load balancer: five seconds until the endpoints have changed
-    /// everywhere, and then as long as an answer may take. Together that is less than the 30 seconds after which Kubernetes
-    /// kills a pod.
-    pub const BEHIND_SERVICE: Self = Self { accept: Duration::from_secs(5), finish: DEADLINE };
+    /// For a program behind a Service or a load balancer: five seconds until the endpoints have changed everywhere, and then as
+    /// long as a response may take. Together that is less than the 30 seconds after which Kubernetes kills a pod.
+    pub const BEHIND_SERVICE: Self = Self { accept: Duration::from_secs(5), finish: REQUEST_TIMEOUT };
 
-    /// For a program that nobody has to be led away from.
+    /// For a program without callers that have to move elsewhere.
     #[must_use]
     pub const fn at_once(finish: Duration) -> Self {
         Self { accept: Duration::ZERO, finish }
     }
 }
 
-/// Answers from `stop` on end their connections, so that callers who keep theirs open go elsewhere before the end, and none
-/// sends a request into a connection that is just being closed.
+/// Responses after `stop` close their connections, so that callers with open connections reconnect elsewhere before the end, and
+/// none sends a request into a connection that is just being closed.
 fn closing_connections_after(stop: &CancellationToken, router: Router) -> Router {
     let stop = stop.clone();
     router.layer(map_response(move |mut response: Response| {
@@ -152,20 +152,20 @@ fn closing_connections_after(stop: &CancellationToken, router: Router) -> Router
 
 struct Accepting {
     listener: TcpListener,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl Accepting {
-    /// The next connection, with its place among those at once. May be dropped and called again.
+    /// The next connection, with its permit. Cancel safe.
     async fn next(&self) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-        let place = Arc::clone(&self.places).acquire_owned().await.map_err(io::Error::other)?;
+        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(io::Error::other)?;
         loop {
             match self.listener.accept().await {
-                Ok((stream, _)) => return Ok((stream, place)),
-                // EINVAL: it listens no more (accept(2)). All else concerns one connection or passes.
+                Ok((stream, _)) => return Ok((stream, permit)),
+                // EINVAL: the socket no longer listens (accept(2)). All other errors concern one connection or pass.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    tracing::warn!(%error, "failed to accept a connection");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -173,8 +173,8 @@ impl Accepting {
     }
 }
 
-/// Adds what every route is to have: a span that continues the caller's trace, a metric and a line in the log for each
-/// request; bodies of at most 64 KiB and within 15 seconds, answers within 15 more, and a [`Problem`] where no route takes the request.
+/// Adds what every route needs: a span that continues the caller's trace, a metric and a log line for each request; bodies of at
+/// most 64 KiB and within 15 seconds, responses within 15 more, and a [`Problem`] if no route takes the request.
 pub fn with_defaults<S: Clone + Send + Sync + 'static>(router: Router<S>, metrics: HttpMetrics) -> Router<S> {
     let no_route = async || Problem::not_found("there is nothing at this path");
     let no_method =
@@ -183,7 +183,7 @@ pub fn with_defaults<S: Clone + Send + Sync + 'static>(router: Router<S>, metric
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(from_fn_with_state(metrics, around))
-        .layer(DefaultBodyLimit::max(LARGEST_BODY))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
 }
 
 async fn around(State(metrics): State<HttpMetrics>, request: Request, next: Next) -> Response {
@@ -193,7 +193,7 @@ async fn around(State(metrics): State<HttpMetrics>, request: Request, next: Next
     let span = server_span(&request, method, &route);
     let response = async {
         let response = match received(request).await {
-            Ok(request) => answered(next.run(request)).await,
+            Ok(request) => respond_in_time(next.run(request)).await,
             Err(problem) => problem.into_response(),
         };
         let status = response.status();
@@ -213,24 +213,24 @@ async fn around(State(metrics): State<HttpMetrics>, request: Request, next: Next
         http_route: route,
         http_response_status_code: response.status().as_u16(),
     };
-    metrics.answered(&labels, started.elapsed());
+    metrics.record_response(&labels, started.elapsed());
     response
 }
 
-/// The request with all of its body, so that a caller's slowness is told from the program's.
+/// The request with its whole body, so that a caller's slowness counts as the caller's and not as the program's.
 async fn received(request: Request) -> Result<Request, Problem> {
     let (parts, body) = request.into_parts();
     let reading = whole_body(Request::from_parts(parts.clone(), body), &());
-    let body = timeout(DEADLINE, reading).await.map_err(|_| {
-        let detail = format!("not received within {} s", DEADLINE.as_secs());
+    let body = timeout(REQUEST_TIMEOUT, reading).await.map_err(|_| {
+        let detail = format!("not received within {} s", REQUEST_TIMEOUT.as_secs());
         Problem::new(StatusCode::REQUEST_TIMEOUT, detail)
     })??;
     Ok(Request::from_parts(parts, Body::from(body)))
 }
 
-async fn answered(response: impl Future<Output = Response>) -> Response {
-    timeout(DEADLINE, response).await.unwrap_or_else(|_| {
-        Problem::unavailable(format!("not answered within {} s", DEADLINE.as_secs())).into_response()
+async fn respond_in_time(response: impl Future<Output = Response>) -> Response {
+    timeout(REQUEST_TIMEOUT, response).await.unwrap_or_else(|_| {
+        Problem::unavailable(format!("not answered within {} s", REQUEST_TIMEOUT.as_secs())).into_response()
     })
 }
 
@@ -246,12 +246,12 @@ fn server_span(request: &Request, method: &'static str, route: &str) -> Span {
         http.response.status_code = Empty,
         otel.status_code = Empty,
     );
-    // Without telemetry there is no layer that would take a parent, and nothing to continue.
+    // Without telemetry no layer takes a parent, and nothing is there to continue.
     let _ = span.set_parent(propagation::extract(request.headers()));
     span
 }
 
-/// The method as OpenTelemetry names it: whatever a caller makes up is `_OTHER`.
+/// The method as OpenTelemetry names it: every unknown method is `_OTHER`.
 fn known(method: &Method) -> &'static str {
     let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"];
     known.into_iter().find(|name| method.as_str() == *name).unwrap_or("_OTHER")
@@ -267,17 +267,17 @@ mod tests {
 
     const LONG: Duration = Duration::from_mins(10);
 
-    async fn served(most: usize) -> (SocketAddr, CancellationToken) {
-        let (address, shutdown, _) = served_until(most, Drain::at_once(Duration::ZERO)).await;
+    async fn served(max_connections: usize) -> (SocketAddr, CancellationToken) {
+        let (address, shutdown, _) = served_until(max_connections, Drain::at_once(Duration::ZERO)).await;
         (address, shutdown)
     }
 
     async fn served_until(
-        most: usize,
+        max_connections: usize,
         drain: Drain,
     ) -> (SocketAddr, CancellationToken, JoinHandle<io::Result<()>>) {
         let mut server = bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-        server.most = most;
+        server.max_connections = max_connections;
         let (address, shutdown) = (server.local_address().unwrap(), CancellationToken::new());
         let long = "x".repeat(1 << 20);
         let router =
@@ -301,7 +301,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_request_whose_headers_do_not_end_holds_its_connection_for_a_bounded_time() {
-        let (address, _shutdown) = served(CONNECTIONS).await;
+        let (address, _shutdown) = served(MAX_CONNECTIONS).await;
         for text in ["", "GET / HTTP/1.1\r\nHost:"] {
             assert_eq!(rest(send(address, text).await).await, "", "{text:?}");
         }
@@ -314,15 +314,15 @@ mod tests {
         let begun = tokio::time::Instant::now();
         let second = send(address, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
         assert!(rest(second).await.ends_with("here"));
-        // When the first one's time was over.
-        assert!(begun.elapsed() >= HEADERS, "{:?}", begun.elapsed());
+        // After the first connection timed out.
+        assert!(begun.elapsed() >= HEADER_TIMEOUT, "{:?}", begun.elapsed());
         drop(first);
     }
 
     #[tokio::test(start_paused = true)]
     async fn callers_that_do_not_read_their_answers_keep_nobody_else_out() {
         let (address, _shutdown) = served(2).await;
-        // More than the sockets' buffers hold, so that the server waits for its caller.
+        // More than fits into the sockets' buffers, so that the server waits for its caller.
         let asked = "GET /long HTTP/1.1\r\nHost: x\r\n\r\n".repeat(64);
         let idle = [send(address, &asked).await, send(address, &asked).await];
         let other = send(address, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
@@ -333,7 +333,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_is_asked_to_stop_answers_old_and_new_callers_and_leads_them_away() {
         let drain = Drain { accept: LONG, ..Drain::BEHIND_SERVICE };
-        let (address, shutdown, _serving) = served_until(CONNECTIONS, drain).await;
+        let (address, shutdown, _serving) = served_until(MAX_CONNECTIONS, drain).await;
         let request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
         let mut kept = send(address, request).await;
         let (mut answer, mut part) = (String::new(), [0; 1024]);
@@ -353,7 +353,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_that_is_asked_to_stop_accepts_no_more_once_its_callers_have_learnt_of_it() {
-        let (address, shutdown, serving) = served_until(CONNECTIONS, Drain::BEHIND_SERVICE).await;
+        let (address, shutdown, serving) = served_until(MAX_CONNECTIONS, Drain::BEHIND_SERVICE).await;
         let begun = tokio::time::Instant::now();
         shutdown.cancel();
         serving.await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! The export of traces by OTLP over HTTP, which may fail without the program noticing, and tells once when it does.
+//! The export of traces by OTLP over HTTP. A failure does not affect the program, and is logged once.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,16 +11,16 @@ use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use super::{problem, variable};
 use crate::configuration::Problem;
 
-const ENDPOINTS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
-const PROTOCOLS: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
+const ENDPOINT_VARIABLES: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+const PROTOCOL_VARIABLES: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"];
 
-/// The exporter that the environment asks for, if it does.
+/// The exporter that the environment configures, if any.
 pub(super) fn from_env(problems: &mut Vec<Problem>) -> Option<Reporting<Otlp>> {
     let off = variable("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true"))
         || variable("OTEL_TRACES_EXPORTER").is_some_and(|value| value == "none");
-    let endpoint = ENDPOINTS.iter().find_map(|name| Some((*name, variable(name)?)));
+    let endpoint = ENDPOINT_VARIABLES.iter().find_map(|name| Some((*name, variable(name)?)));
     let (Some((name, endpoint)), false) = (endpoint, off) else { return None };
-    for name in PROTOCOLS {
+    for name in PROTOCOL_VARIABLES {
         if let Some(protocol) = variable(name).filter(|protocol| protocol != "http/protobuf") {
             problems.push(problem(name, &format!("found {protocol:?}"), "expected \"http/protobuf\""));
         }
@@ -39,7 +39,7 @@ pub(super) fn from_env(problems: &mut Vec<Problem>) -> Option<Reporting<Otlp>> {
     }
 }
 
-/// An exporter that logs when its exports begin to fail and when they work again, and nothing in between.
+/// An exporter that logs when its exports begin to fail and when they succeed again, and nothing in between.
 #[derive(Debug)]
 pub(super) struct Reporting<E> {
     exporter: E,
@@ -52,9 +52,9 @@ impl<E: SpanExporter> SpanExporter for Reporting<E> {
         let failed_before = self.failing.swap(result.is_err(), Ordering::Relaxed);
         match &result {
             Err(error) if !failed_before => {
-                tracing::warn!(%error, "traces cannot be exported and are dropped");
+                tracing::warn!(%error, "failed to export traces, dropping them");
             }
-            Ok(()) if failed_before => tracing::info!("traces are exported again"),
+            Ok(()) if failed_before => tracing::info!("resumed exporting traces"),
             _ => {}
         }
         result
@@ -82,7 +82,7 @@ mod tests {
     use super::super::log::tests::Output;
     use super::*;
 
-    /// Answers with what it was given, one after another.
+    /// Answers with these results, one after another.
     #[derive(Debug)]
     struct Scripted(Mutex<Vec<OTelSdkResult>>);
 
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_collector_that_is_away_is_told_once_and_its_return_too() {
+    async fn a_collector_that_is_unreachable_is_logged_once_and_its_return_too() {
         let failure = || Err(OTelSdkError::InternalFailure("connection refused".to_owned()));
         let results = vec![Ok(()), failure(), failure(), failure(), Ok(()), Ok(()), failure()];
         let exports = results.len();
@@ -104,7 +104,7 @@ mod tests {
             let _ = exporter.export(Vec::new()).await;
         }
         let messages: Vec<_> = output.lines().iter().map(|line| line["message"].clone()).collect();
-        let away = "traces cannot be exported and are dropped";
-        assert_eq!(messages, [away, "traces are exported again", away]);
+        let failing = "failed to export traces, dropping them";
+        assert_eq!(messages, [failing, "resumed exporting traces", failing]);
     }
 }

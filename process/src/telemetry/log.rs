@@ -1,4 +1,4 @@
-//! The form of a log line and which lines there are.
+//! The format of a log line and which lines are logged.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -16,15 +16,14 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
-use super::{problem, unrecorded, variable};
+use super::{problem, unsampled, variable};
 use crate::configuration::Problem;
 
-/// The client of NATS logs each of its events, and each attempt to connect that fails, which the programs tell in their own
-/// words and once.
+/// The NATS client logs each of its events and each failed attempt to connect; the programs log these themselves, once.
 const DEFAULT_FILTER: &str = "info,async_nats=warn,async_nats::connector=off";
 
-/// Keys of every line. An event's field of the same name goes under `fields.<name>`: a key is there only once.
-const RESERVED: [&str; 6] = ["time", "level", "target", "span", "trace_id", "span_id"];
+/// Keys of every line. An event's field of the same name goes under `fields.<name>`: a key occurs once.
+const RESERVED_KEYS: [&str; 6] = ["time", "level", "target", "span", "trace_id", "span_id"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
@@ -46,13 +45,13 @@ impl Default for Log {
     }
 }
 
-/// A word without `=` is a level: the filter itself would take a misspelt one for a target, and nothing would be logged.
+/// A word without `=` must be a level: the filter itself would take a misspelt level for a target, and log nothing.
 fn check(filter: &str) -> Result<(), String> {
     let level = |part: &str| {
         part.trim().is_empty() || part.contains(['=', '[']) || part.trim().parse::<LevelFilter>().is_ok()
     };
     if let Some(part) = filter.split(',').find(|part| !level(part)) {
-        return Err(format!("{part:?} is no level (error, warn, info, debug, trace, off)"));
+        return Err(format!("{part:?} must be a level (error, warn, info, debug, trace, off)"));
     }
     EnvFilter::builder().parse(filter).map(drop).map_err(|error| error.to_string())
 }
@@ -89,12 +88,12 @@ impl Log {
     {
         let spans = tracing_opentelemetry::layer()
             .with_tracer(tracer)
-            // Thread ids, file names and busy times on every span cost more than they tell.
+            // Thread ids, file names and busy times on every span cost more than they are worth.
             .with_threads(false)
             .with_location(false)
             .with_tracked_inactivity(false)
             .with_filter(filter_fn(traced));
-        // A line shows the spans around it even where their own level is not logged.
+        // A line shows the spans around it even if their own level is not logged.
         let filter =
             EnvFilter::new(&self.filter).or(filter_fn(|metadata| metadata.is_span() && traced(metadata)));
         let dispatch = Arc::<OnceLock<WeakDispatch>>::default();
@@ -116,7 +115,8 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     W: for<'a> MakeWriter<'a> + 'static,
 {
-    let renamed: BTreeMap<_, _> = RESERVED.iter().map(|name| (*name, format!("fields.{name}"))).collect();
+    let renamed: BTreeMap<_, _> =
+        RESERVED_KEYS.iter().map(|name| (*name, format!("fields.{name}"))).collect();
     let mut layer = JsonLayer::new(writer);
     layer
         .with_timer("time", SystemTime)
@@ -130,11 +130,11 @@ where
     layer.add_multiple_dynamic_fields(move |event, context, writer| {
         // Writing into a string does not fail.
         if context.event_span(event).is_none()
-            && let Some(fields) = unrecorded::fields()
+            && let Some(fields) = unsampled::fields()
         {
             let _ = writer.write_field("span", fields);
         }
-        let span = span_context(event, context, &dispatch).or_else(unrecorded::span_context);
+        let span = span_context(event, context, &dispatch).or_else(unsampled::span_context);
         let Some(span) = span else { return };
         let _ = writer.write_field("trace_id", span.trace_id().to_string());
         let _ = writer.write_field("span_id", span.span_id().to_string());
@@ -156,7 +156,7 @@ where
     Some(context.span().span_context().clone()).filter(SpanContext::is_valid)
 }
 
-/// Keeps the subscriber's own handle: while an event is handled, the current one cannot be asked for.
+/// Keeps the subscriber's own handle: while an event is handled, the current one is not accessible.
 struct KeepDispatch(Arc<OnceLock<WeakDispatch>>);
 
 impl<S: Subscriber> Layer<S> for KeepDispatch {
@@ -175,12 +175,12 @@ pub(crate) mod tests {
     use serde_json::Value;
     use tracing::subscriber::{DefaultGuard, Interest, set_default};
 
-    use super::super::unrecorded::{LogFields, UnsampledSpan};
+    use super::super::unsampled::{LogFields, UnsampledSpan};
     use super::*;
 
-    /// Keeps lines from being switched off for good. Whether anybody wants a line is found out when it is first reached, by
-    /// any thread, and a test that begins to listen at that moment would be overlooked. To this one every line is of interest
-    /// only sometimes, so each is asked about every time.
+    /// Keeps callsites from being disabled for good. The first thread that reaches a callsite asks all subscribers whether they want
+    /// it, and misses a test that subscribes at that moment. This subscriber wants every callsite only sometimes, so each is asked
+    /// about every time.
     static UNDECIDED: LazyLock<Dispatch> =
         LazyLock::new(|| Dispatch::new(Registry::default().with(Undecided)));
 
@@ -192,7 +192,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// For tests that reach lines which others listen for: to be called before the first of them.
+    /// For tests that reach callsites for which others listen: call it before the first of them.
     pub(crate) fn keep_lines_undecided() {
         LazyLock::force(&UNDECIDED);
     }
@@ -327,7 +327,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_misspelt_level_is_told_rather_than_silence_everything() {
+    fn a_misspelt_level_is_an_error_rather_than_silence_everything() {
         for filter in ["info", "warn,async_nats=debug", "jetwright_operator=trace", "off"] {
             assert_eq!(check(filter), Ok(()), "{filter}");
         }

@@ -4,15 +4,15 @@
 //! | --- | --- |
 //! | `RUST_LOG`, else `LOG_LEVEL` | what is logged: a level or `target=level,…` (default `info`) |
 //! | `LOG_FORMAT` | `json` (default, one object a line) or `text` (for people) |
-//! | `OTEL_EXPORTER_OTLP_ENDPOINT` | where traces go by OTLP over HTTP; nothing is exported where it is absent |
+//! | `OTEL_EXPORTER_OTLP_ENDPOINT` | where traces go by OTLP over HTTP; nothing is exported without it |
 //! | `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`, `OTEL_BSP_*`, … | as OpenTelemetry defines them |
 //!
-//! Spans of level `info` and above exist whatever is logged and whether or not they are exported, so that every line within
-//! one has a trace id and a context that goes on to the next program.
+//! Spans of level `info` and above always exist, logged, exported or not, so that every line within a span has a trace id, and
+//! requests to other programs carry its context.
 
 mod export;
 pub(crate) mod log;
-mod unrecorded;
+mod unsampled;
 
 use std::env;
 use std::io;
@@ -26,12 +26,12 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 
 use crate::configuration::{Problem, Problems};
 use log::Log;
-pub use unrecorded::{LogFields, UnsampledSpan, records};
+pub use unsampled::{LogFields, UnsampledSpan, records};
 
 /// How long [`Telemetry::shutdown`] waits for the collector.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The samplers that OTEL_TRACES_SAMPLER can name; the SDK would take another for `parentbased_always_on` and not say so.
+/// The samplers that OTEL_TRACES_SAMPLER can name; the SDK would silently replace any other with `parentbased_always_on`.
 const SAMPLERS: [&str; 6] = [
     "always_on",
     "always_off",
@@ -52,7 +52,7 @@ impl Telemetry {
     ///
     /// # Errors
     ///
-    /// Every variable of the table above that cannot be followed; or telemetry was started before.
+    /// Every invalid variable of the table above; or telemetry was started before.
     pub fn start(service_name: &str) -> Result<Self, Problems> {
         let mut problems = Vec::new();
         let log = Log::from_env(&mut problems);
@@ -60,7 +60,7 @@ impl Telemetry {
         let exporter = export::from_env(&mut problems);
         Problems::check(problems)?;
 
-        unrecorded::set_records(exporter.is_some());
+        unsampled::set_records(exporter.is_some());
         let mut builder = SdkTracerProvider::builder().with_resource(resource(service_name));
         if let Some(exporter) = exporter {
             builder = builder.with_batch_exporter(exporter);
@@ -73,22 +73,22 @@ impl Telemetry {
         Ok(Self { provider })
     }
 
-    /// Sends what is left to the collector and ends the export, within 5 seconds. It blocks its thread meanwhile, so it is
-    /// the last thing that a program does. Logs go on.
+    /// Sends the remaining traces to the collector and ends the export, within 5 seconds. It blocks its thread meanwhile, so call it
+    /// last. Logs continue.
     pub fn shutdown(self) {
         if let Err(error) = self.provider.shutdown_with_timeout(FLUSH_TIMEOUT) {
-            tracing::warn!(%error, "the last traces may not have reached the collector");
+            tracing::warn!(%error, "failed to flush traces; the last ones may be lost");
         }
     }
 
-    /// The end of `main`: logs why the program ended, if by an error, and [shuts down](Self::shutdown).
+    /// The end of `main`: logs the error that ended the program, if any, and [shuts down](Self::shutdown).
     #[must_use]
     pub fn finish<E: std::fmt::Display>(self, ended: Result<(), E>) -> ExitCode {
         let code = match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                // The alternate form of an anyhow::Error has its causes too.
-                tracing::error!(error = %format_args!("{error:#}"), "ended by an error");
+                // The alternate form of an anyhow::Error includes its causes.
+                tracing::error!(error = %format_args!("{error:#}"), "terminating after an error");
                 ExitCode::FAILURE
             }
         };
@@ -97,7 +97,7 @@ impl Telemetry {
     }
 }
 
-/// The SDK prefers a name given here to the environment's, and operators of programs expect the opposite.
+/// The SDK prefers a name given here to the environment's, and users expect the opposite.
 fn resource(service_name: &str) -> Resource {
     let attributes = env::var("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
     let named = variable("OTEL_SERVICE_NAME").is_some()
@@ -115,7 +115,7 @@ fn check_sampler(problems: &mut Vec<Problem>) {
     }
 }
 
-/// A variable, unless it is set to nothing.
+/// A variable, if it is set and not empty.
 fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -134,7 +134,7 @@ mod tests {
 
     use super::*;
 
-    /// What the parent test sets so that the same test, run in a child process, is the program under test.
+    /// Set by the parent test, so that the same test, in a child process, is the program under test.
     const CHILD: &str = "TELEMETRY_TEST_CHILD";
 
     /// Runs the test of this name as a program with these variables.
@@ -158,7 +158,7 @@ mod tests {
         });
     }
 
-    /// One request, answered or left without an answer.
+    /// One request.
     fn receive(mut stream: &TcpStream) -> Vec<u8> {
         let mut request = Vec::new();
         let mut buffer = [0; 4096];
@@ -214,11 +214,11 @@ mod tests {
         assert!(output.status.success(), "{output:?}");
         assert!(started.elapsed() < FLUSH_TIMEOUT + Duration::from_secs(5), "{:?}", started.elapsed());
         let log = String::from_utf8(output.stdout).unwrap();
-        assert!(log.contains("may not have reached the collector"), "{log}");
+        assert!(log.contains("failed to flush traces"), "{log}");
     }
 
     #[test]
-    fn every_variable_that_cannot_be_followed_is_told() {
+    fn every_invalid_variable_is_reported() {
         if env::var_os(CHILD).is_some() {
             println!("{}", Telemetry::start("given-name").unwrap_err());
             return;
@@ -230,11 +230,11 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317"),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
         ];
-        let output = program("every_variable_that_cannot_be_followed_is_told", &wrong);
-        let told = String::from_utf8(output.stdout).unwrap();
+        let output = program("every_invalid_variable_is_reported", &wrong);
+        let message = String::from_utf8(output.stdout).unwrap();
         for (name, value) in wrong {
             let line = format!("{name}: found {value:?}; expected ");
-            assert!(told.lines().any(|told| told.starts_with(&line)), "{line} not in:\n{told}");
+            assert!(message.lines().any(|printed| printed.starts_with(&line)), "{line} not in:\n{message}");
         }
     }
 }

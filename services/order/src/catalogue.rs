@@ -1,4 +1,4 @@
-//! What can be ordered, at which price, and how much of it there is at first. Pure.
+//! The articles: their prices, and their initial stock. Pure.
 
 use std::{collections::BTreeMap, str::FromStr};
 
@@ -50,9 +50,9 @@ impl FromStr for Catalogue {
         let mut articles = BTreeMap::new();
         for entry in text.split(',').map(str::trim) {
             let (sku, article) = article(entry)
-                .ok_or_else(|| format!("{entry:?} is not of the form sku=price:stock, as in mug=1250:100"))?;
+                .ok_or_else(|| format!("{entry:?} must be sku=price:stock, as in mug=1250:100"))?;
             if articles.insert(sku.to_owned(), article).is_some() {
-                return Err(format!("{sku:?} is there twice"));
+                return Err(format!("{sku:?} must not be there twice"));
             }
         }
         Ok(Self(articles))
@@ -62,7 +62,7 @@ impl FromStr for Catalogue {
 fn article(entry: &str) -> Option<(&str, Article)> {
     let (sku, figures) = entry.split_once('=')?;
     let (price, stock) = figures.split_once(':')?;
-    // Names are keys of the stock, which NATS restricts.
+    // Names are keys of the bucket, which NATS restricts.
     let named = !sku.is_empty()
         && sku.len() <= 64
         && sku.chars().all(|c| c.is_ascii_alphanumeric() || "-_".contains(c));

@@ -61,7 +61,7 @@ fn read(mut reader: Reader) -> Result<Configuration, Problems> {
     Ok(Configuration { http_address, shop })
 }
 
-/// The gateway's address. It may hold a password, so of a wrong one only what is wrong with it is told.
+/// The gateway's address. It may contain a password, so the error of a wrong one shows only what is wrong with it.
 fn payments_url(text: Option<&str>) -> Result<reqwest::Url, Problems> {
     let found = match text.map(reqwest::Url::parse) {
         Some(Ok(url)) if url.scheme() == "http" => return Ok(url),
@@ -79,11 +79,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wrong_address_of_the_gateway_is_told_without_its_password() {
+    fn a_wrong_address_of_the_gateway_is_an_error_without_its_password() {
         for wrong in ["https://shop:s3cret@pay.test", "shop:s3cret@pay.test", "http://shop:s3cret@pay:test"] {
-            let told = payments_url(Some(wrong)).unwrap_err().to_string();
-            assert!(told.starts_with("payments.url (ORDERS_PAYMENTS_URL): found "), "{told}");
-            assert!(!told.contains("s3cret"), "{told}");
+            let message = payments_url(Some(wrong)).unwrap_err().to_string();
+            assert!(message.starts_with("payments.url (ORDERS_PAYMENTS_URL): found "), "{message}");
+            assert!(!message.contains("s3cret"), "{message}");
         }
         assert!(payments_url(None).unwrap_err().to_string().contains("missing"));
         assert!(payments_url(Some("http://shop:s3cret@pay.test")).is_ok());

@@ -1,5 +1,5 @@
-//! The payment gateway over HTTP: asks, within bounds of time and size, and says what the answer means. What a wrong
-//! address, a rotated credential or a broken proxy answers is no fault of the order, so it is Transient.
+//! The payment gateway over HTTP: sends requests, limited in time and size, and interprets the responses. Responses to a wrong
+//! address or a rotated credential, and those of a broken proxy, are no fault of the order, so they are Transient.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use reqwest::{RequestBuilder, Url, redirect::Policy};
 use serde::{Deserialize, de::DeserializeOwned};
 use tracing::{Instrument, Span, field::Empty};
 
-/// Most bytes of an answer that are read.
-const LONGEST_ANSWER: usize = 64 * 1024;
-/// Most characters of the gateway's reason that an event keeps and a user is told.
-const LONGEST_REASON: usize = 200;
+/// Maximum bytes of a response.
+const MAX_RESPONSE_BYTES: usize = 64 * 1024;
+/// Maximum characters of the gateway's reason in an event and in the response to the user.
+const MAX_REASON_CHARS: usize = 200;
 
-/// What the gateway decided.
+/// The gateway's decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// The amount is set aside under this id.
+    /// The amount is authorized under this id.
     Authorized(String),
     /// It is not, and why.
     Declined(String),
@@ -42,7 +42,7 @@ struct Declined {
     detail: String,
 }
 
-/// What a key is after it was voided; without an amount where nothing was asked for under it.
+/// The state of a key after it was voided; without an amount if nothing was requested under it.
 #[derive(Deserialize)]
 struct Voided {
     id: String,
@@ -50,40 +50,40 @@ struct Voided {
     amount: Option<i64>,
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Debug)]
-struct Answer {
+struct GatewayResponse {
     status: StatusCode,
     body: Vec<u8>,
 }
 
-/// Why there is none. Whether anything was decided is not known; to ask again under the same key is safe.
+/// Why there is no response. The gateway may have decided; to ask again under the same key is safe.
 #[derive(Debug, thiserror::Error)]
-enum NoAnswer {
-    #[error("the payment gateway did not answer: {0}")]
+enum NoResponse {
+    #[error("the payment gateway did not respond: {0}")]
     Lost(reqwest::Error),
-    #[error("the payment gateway answered with more than {LONGEST_ANSWER} bytes")]
+    #[error("the payment gateway responded with more than {MAX_RESPONSE_BYTES} bytes")]
     TooLong,
 }
 
 impl Gateway {
-    /// At this address; an answer takes no longer than the time-out. Redirects are not followed: they would carry the
-    /// payment to where nobody configured it to go.
+    /// At this address; a response takes no longer than the timeout. Redirects are not followed: they would carry the
+    /// payment to an address that nobody configured.
     ///
     /// # Errors
     ///
-    /// The HTTP client cannot be made.
+    /// The HTTP client cannot be built.
     pub fn new(url: &Url, timeout: Duration) -> Result<Self, reqwest::Error> {
         let client =
             reqwest::Client::builder().timeout(timeout).no_proxy().redirect(Policy::none()).build()?;
         Ok(Self { client, url: url.clone() })
     }
 
-    /// Asks for an amount under the order's id, which the gateway decides once.
+    /// Requests an amount under the order's id, which the gateway decides once.
     ///
     /// # Errors
     ///
-    /// Permanent where the gateway understood and will never take this payment (422), else Transient.
+    /// Permanent if the gateway understood and will never take this payment (422), otherwise Transient.
     pub async fn authorize(
         &self,
         order_id: &str,
@@ -93,30 +93,30 @@ impl Gateway {
         let body = serde_json::json!({"amount": amount, "currency": currency});
         let key = HeaderValue::try_from(order_id).map_err(HandlerError::permanent)?;
         let request = self.post(&["authorizations"]).header("idempotency-key", key).json(&body);
-        let answer = self.send("authorize", request).await?;
-        match answer.status {
-            StatusCode::CREATED => Ok(Decision::Authorized(answer.read::<Authorized>()?.id)),
+        let response = self.send("authorize", request).await?;
+        match response.status {
+            StatusCode::CREATED => Ok(Decision::Authorized(response.read::<Authorized>()?.id)),
             StatusCode::PAYMENT_REQUIRED => {
-                let Declined { detail } = answer.read()?;
-                Ok(Decision::Declined(detail.chars().take(LONGEST_REASON).collect()))
+                let Declined { detail } = response.read()?;
+                Ok(Decision::Declined(detail.chars().take(MAX_REASON_CHARS).collect()))
             }
             StatusCode::CONFLICT => Ok(Decision::Declined("the payment was voided".to_owned())),
             other => Err(refused(other)),
         }
     }
 
-    /// Voids what was authorized under the order's id, and keeps the id from being authorized later; however often
-    /// it is asked. Gives the id of the authorization, where there was one and the gateway says so.
+    /// Voids what was authorized under the order's id, and prevents a later authorization of the id; may be repeated. Returns the id
+    /// of the authorization, if there was one and the gateway names it.
     ///
     /// # Errors
     ///
-    /// Transient, whatever the gateway answers: an amount that may be authorized is voided until that succeeds.
+    /// Transient, whatever the gateway responds: an amount that may be authorized is voided until that succeeds.
     pub async fn void(&self, order_id: &str) -> Result<Option<String>, HandlerError> {
-        let answer = self.send("void", self.post(&["authorizations", order_id, "void"])).await?;
-        if !answer.status.is_success() {
-            return Err(HandlerError::transient(refusal(answer.status)));
+        let response = self.send("void", self.post(&["authorizations", order_id, "void"])).await?;
+        if !response.status.is_success() {
+            return Err(HandlerError::transient(refusal(response.status)));
         }
-        let voided: Option<Voided> = serde_json::from_slice(&answer.body).ok();
+        let voided: Option<Voided> = serde_json::from_slice(&response.body).ok();
         Ok(voided
             .filter(|voided| voided.status == "voided" && voided.amount.is_some())
             .map(|voided| voided.id))
@@ -131,7 +131,11 @@ impl Gateway {
         self.client.post(url)
     }
 
-    async fn send(&self, name: &'static str, request: RequestBuilder) -> Result<Answer, HandlerError> {
+    async fn send(
+        &self,
+        name: &'static str,
+        request: RequestBuilder,
+    ) -> Result<GatewayResponse, HandlerError> {
         let span = tracing::info_span!(
             "payment gateway",
             otel.name = format!("gateway {name}"),
@@ -146,63 +150,63 @@ impl Gateway {
         async {
             let mut headers = HeaderMap::new();
             inject(&mut headers);
-            let answer = exchange(request.headers(headers)).await;
-            if let Some(error) = failure(&answer) {
+            let response = exchange(request.headers(headers)).await;
+            if let Some(error) = failure(&response) {
                 Span::current().record("otel.status_code", "error").record("error.type", error);
             }
-            answer.map_err(HandlerError::transient)
+            response.map_err(HandlerError::transient)
         }
         .instrument(span)
         .await
     }
 }
 
-async fn exchange(request: RequestBuilder) -> Result<Answer, NoAnswer> {
+async fn exchange(request: RequestBuilder) -> Result<GatewayResponse, NoResponse> {
     let mut response = request.send().await?;
     let (status, mut body) = (response.status(), Vec::new());
     Span::current().record("http.response.status_code", status.as_u16());
     while let Some(chunk) = response.chunk().await? {
-        if body.len() + chunk.len() > LONGEST_ANSWER {
-            return Err(NoAnswer::TooLong);
+        if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
+            return Err(NoResponse::TooLong);
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Answer { status, body })
+    Ok(GatewayResponse { status, body })
 }
 
-impl Answer {
+impl GatewayResponse {
     fn read<T: DeserializeOwned>(&self) -> Result<T, HandlerError> {
         serde_json::from_slice(&self.body).map_err(|error| {
             HandlerError::transient(format!(
-                "the payment gateway's answer {} cannot be read: {error}",
+                "failed to read the payment gateway's response {}: {error}",
                 self.status
             ))
         })
     }
 }
 
-/// An address may hold a password, so errors are kept without theirs.
-impl From<reqwest::Error> for NoAnswer {
+/// An address may contain a password, so errors are stored without theirs.
+impl From<reqwest::Error> for NoResponse {
     fn from(error: reqwest::Error) -> Self {
         Self::Lost(error.without_url())
     }
 }
 
-/// The kind of failure that an exchange ended in, if it did (OpenTelemetry's `error.type`): decisions are none, whatever
+/// The kind of failure of an exchange, if it failed (OpenTelemetry's `error.type`): decisions are no failures, whatever
 /// their status.
-fn failure(answer: &Result<Answer, NoAnswer>) -> Option<&str> {
-    match answer {
-        Ok(Answer { status: StatusCode::PAYMENT_REQUIRED | StatusCode::CONFLICT, .. }) => None,
-        Ok(Answer { status, .. }) => (!status.is_success()).then(|| status.as_str()),
-        Err(NoAnswer::TooLong) => Some("too_long"),
-        Err(NoAnswer::Lost(error)) if error.is_timeout() => Some("timeout"),
-        Err(NoAnswer::Lost(error)) if error.is_connect() => Some("connect"),
-        Err(NoAnswer::Lost(_)) => Some("lost"),
+fn failure(response: &Result<GatewayResponse, NoResponse>) -> Option<&str> {
+    match response {
+        Ok(GatewayResponse { status: StatusCode::PAYMENT_REQUIRED | StatusCode::CONFLICT, .. }) => None,
+        Ok(GatewayResponse { status, .. }) => (!status.is_success()).then(|| status.as_str()),
+        Err(NoResponse::TooLong) => Some("too_long"),
+        Err(NoResponse::Lost(error)) if error.is_timeout() => Some("timeout"),
+        Err(NoResponse::Lost(error)) if error.is_connect() => Some("connect"),
+        Err(NoResponse::Lost(_)) => Some("lost"),
     }
 }
 
-/// Only 422 speaks of the payment itself; every other status may be another one once somebody has mended the settings,
-/// the credential or the gateway.
+/// Only 422 speaks of the payment itself; every other status may change once the settings, the credential or the gateway are
+/// fixed.
 fn refused(status: StatusCode) -> HandlerError {
     let why = refusal(status);
     if status == StatusCode::UNPROCESSABLE_ENTITY {
@@ -213,7 +217,7 @@ fn refused(status: StatusCode) -> HandlerError {
 }
 
 fn refusal(status: StatusCode) -> String {
-    format!("the payment gateway answered {status}")
+    format!("the payment gateway responded {status}")
 }
 
 #[cfg(test)]
@@ -229,15 +233,15 @@ mod tests {
 
     use super::*;
 
-    /// A gateway that always answers this.
+    /// A gateway that always responds this.
     async fn gateway(status: StatusCode, body: impl Into<Bytes>) -> Gateway {
         let body = body.into();
-        let answer = move || async move { (status, [("location", "/elsewhere")], body) };
+        let response = move || async move { (status, [("location", "/elsewhere")], body) };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/v1/", listener.local_addr().unwrap());
         let router = Router::new()
-            .route("/v1/authorizations", post(answer.clone()))
-            .route("/v1/authorizations/{key}/void", post(answer));
+            .route("/v1/authorizations", post(response.clone()))
+            .route("/v1/authorizations/{key}/void", post(response));
         tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Gateway::new(&url.parse().unwrap(), Duration::from_secs(5)).unwrap()
     }
@@ -263,15 +267,15 @@ mod tests {
         let body = serde_json::json!({"detail": reason}).to_string();
         let declined =
             gateway(StatusCode::PAYMENT_REQUIRED, body).await.authorize("o", 1, "EUR").await.unwrap();
-        assert_eq!(declined, Decision::Declined("ä".repeat(LONGEST_REASON)));
+        assert_eq!(declined, Decision::Declined("ä".repeat(MAX_REASON_CHARS)));
 
-        let body = format!(r#"{{"id": "a", "more": "{}"}}"#, "x".repeat(LONGEST_ANSWER));
-        let told = gateway(StatusCode::CREATED, body).await.authorize("o", 1, "EUR").await.unwrap_err();
-        assert!(told.to_string().contains("more than 65536 bytes"), "{told}");
+        let body = format!(r#"{{"id": "a", "more": "{}"}}"#, "x".repeat(MAX_RESPONSE_BYTES));
+        let error = gateway(StatusCode::CREATED, body).await.authorize("o", 1, "EUR").await.unwrap_err();
+        assert!(error.to_string().contains("more than 65536 bytes"), "{error}");
     }
 
     #[tokio::test]
-    async fn what_was_voided_is_told_from_what_never_was() {
+    async fn a_voided_authorization_differs_from_one_that_never_was() {
         for (body, expected) in [
             (r#"{"id": "a", "status": "voided", "amount": 7}"#, Some("a")),
             (r#"{"id": "a", "status": "voided"}"#, None),
@@ -291,7 +295,7 @@ mod tests {
     }
 
     thread_local! {
-        /// What this test's thread logged: tests beside it have threads of their own.
+        /// The log of this test's thread: parallel tests have threads of their own.
         static LINES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
 

@@ -1,4 +1,4 @@
-//! The interface: orders are placed and looked at.
+//! The HTTP interface: places and shows orders.
 
 use axum::{
     Router,
@@ -20,12 +20,12 @@ use crate::{
     placement::{NewOrder, is_same, order_id, place},
 };
 
-/// What the routes share.
+/// The state of the routes.
 #[derive(Clone, Debug)]
 pub struct AppState {
-    /// Where orders are kept.
+    /// The stream of orders.
     pub orders: Orders,
-    /// What can be ordered.
+    /// The articles and their prices.
     pub shop: ShopConfig,
 }
 
@@ -40,7 +40,7 @@ struct Accepted {
     order_id: String,
 }
 
-/// Takes an order. It is accepted once its event is stored; what becomes of it is told at its location.
+/// Places an order. It is accepted once its event is stored; its location shows what follows.
 async fn create_order(
     State(state): State<AppState>,
     headers: HeaderMap,

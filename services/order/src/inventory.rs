@@ -23,41 +23,41 @@ use crate::{
 /// The bucket of the stock.
 pub const BUCKET: &str = "inventory";
 
-/// Pause between attempts to put the first stock in.
+/// Pause between attempts to store the initial stock.
 const SEED_RETRY_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a change waits for those before it. One that NATS does not answer takes 8 seconds, and what waits behind
-/// several of them is better tried again than left to use its whole attempt up.
-const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a change waits for those before it. One that NATS does not answer takes 8 seconds, and a change that waits behind
+/// several of them is better retried than left to use up its whole attempt.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The stock of the shop. Clones share one connection.
 #[derive(Clone, Debug)]
 pub struct Inventory {
     bucket: KeyValue,
     catalogue: Arc<Catalogue>,
-    turns: Arc<Turns>,
+    locks: Arc<Locks>,
     open: Family<Labels, Gauge>,
 }
 
-/// By article: within one process changes wait for each other, so that compare-and-set conflicts come from other pods only.
+/// By article: within one process changes wait for each other, so that compare-and-set conflicts come only from other pods.
 #[derive(Debug)]
-struct Turns(BTreeMap<String, Arc<Mutex<()>>>);
+struct Locks(BTreeMap<String, Arc<Mutex<()>>>);
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Labels {
     sku: String,
 }
 
-/// The turn to change an article, until it is dropped.
+/// The lock of an article for a change, until it is dropped.
 #[derive(Debug)]
-pub struct Turn(#[allow(dead_code, reason = "its drop ends the turn")] Option<OwnedMutexGuard<()>>);
+pub struct StockLock(#[allow(dead_code, reason = "its drop releases the lock")] Option<OwnedMutexGuard<()>>);
 
-impl Turns {
-    /// Waits for the article's turn; an article that is not sold has none.
-    async fn take(&self, sku: &str) -> Result<Turn, HandlerError> {
-        let Some(turn) = self.0.get(sku) else { return Ok(Turn(None)) };
-        let taken = timeout(TURN_TIMEOUT, Arc::clone(turn).lock_owned()).await;
+impl Locks {
+    /// Waits for the article's lock; an article that is not sold has none.
+    async fn take(&self, sku: &str) -> Result<StockLock, HandlerError> {
+        let Some(lock) = self.0.get(sku) else { return Ok(StockLock(None)) };
+        let taken = timeout(LOCK_TIMEOUT, Arc::clone(lock).lock_owned()).await;
         taken
-            .map(|guard| Turn(Some(guard)))
+            .map(|guard| StockLock(Some(guard)))
             .map_err(|_| HandlerError::transient(format!("too many changes of {sku} wait for NATS")))
     }
 }
@@ -66,18 +66,18 @@ impl Inventory {
     /// Of this catalogue's articles, in this bucket. Adds `inventory_open_reservations{sku}` to the registry.
     #[must_use]
     pub fn new(bucket: KeyValue, catalogue: &Catalogue, registry: &mut Registry) -> Self {
-        let turns = catalogue.iter().map(|(sku, _)| (sku.to_owned(), Arc::default())).collect();
+        let locks = catalogue.iter().map(|(sku, _)| (sku.to_owned(), Arc::default())).collect();
         let open = Family::default();
-        let help = "Open orders that pieces of the article are set aside for, as this process last saw it";
+        let help = "Open orders with reserved pieces of the article, as this process last saw it";
         registry.register("inventory_open_reservations", help, open.clone());
-        Self { bucket, catalogue: Arc::new(catalogue.clone()), turns: Arc::new(Turns(turns)), open }
+        Self { bucket, catalogue: Arc::new(catalogue.clone()), locks: Arc::new(Locks(locks)), open }
     }
 
-    /// Puts the first stock of every article in, where there is none yet. Goes on until NATS has taken it; the gate is
+    /// Stores the initial stock of every article that has none yet. Continues until NATS has taken it; the gate is
     /// closed until then.
     pub async fn seed(&self, gate: Gate) {
         for (sku, article) in self.catalogue.iter() {
-            while let Err(error) = self.put_first(sku, article).await {
+            while let Err(error) = self.create_initial(sku, article).await {
                 gate.close(&error.to_string());
                 sleep(SEED_RETRY_INTERVAL).await;
             }
@@ -85,15 +85,15 @@ impl Inventory {
         gate.open();
     }
 
-    /// Puts the first stock of an article in where it has none, as when the bucket was made again. `false` where the article
+    /// Stores the initial stock of an article that has none, as after the bucket was recreated. `false` if the article
     /// is not sold.
     pub(crate) async fn restock(&self, sku: &str) -> Result<bool, HandlerError> {
         let Some(article) = self.catalogue.get(sku) else { return Ok(false) };
-        self.put_first(sku, article).await?;
+        self.create_initial(sku, article).await?;
         Ok(true)
     }
 
-    async fn put_first(&self, sku: &str, article: Article) -> Result<(), Error> {
+    async fn create_initial(&self, sku: &str, article: Article) -> Result<(), Error> {
         let stock = Stock::of(article.initial_stock);
         match self.bucket.create(sku, serde_json::to_vec(&stock).unwrap_or_default()).await {
             Err(error) if error.kind() != ErrorKind::Conflict => Err(error),
@@ -101,8 +101,8 @@ impl Inventory {
         }
     }
 
-    pub(crate) async fn turn(&self, sku: &str) -> Result<Turn, HandlerError> {
-        self.turns.take(sku).await
+    pub(crate) async fn lock(&self, sku: &str) -> Result<StockLock, HandlerError> {
+        self.locks.take(sku).await
     }
 
     pub(crate) async fn get(&self, sku: &str) -> Result<Option<StockEntry>, HandlerError> {
@@ -115,7 +115,7 @@ impl Inventory {
         Ok(Some(StockEntry { stock, revision }))
     }
 
-    /// `false` where the stock is at another revision.
+    /// `false` if the stock is at another revision.
     pub(crate) async fn update(&self, sku: &str, stock: &Stock, revision: u64) -> Result<bool, HandlerError> {
         let value = serde_json::to_vec(stock).map_err(HandlerError::permanent)?;
         match self.bucket.update(sku, value, revision).await {
@@ -139,12 +139,12 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_change_whose_turn_does_not_come_gives_up_in_time() {
-        let turns = Turns([("mug".to_owned(), Arc::default())].into());
-        let first = turns.take("mug").await.unwrap();
-        assert!(matches!(turns.take("mug").await, Err(HandlerError::Transient(_))));
+    async fn a_change_that_does_not_get_its_lock_fails_in_time() {
+        let locks = Locks([("mug".to_owned(), Arc::default())].into());
+        let first = locks.take("mug").await.unwrap();
+        assert!(matches!(locks.take("mug").await, Err(HandlerError::Transient(_))));
         drop(first);
-        assert!(turns.take("mug").await.unwrap().0.is_some());
-        assert!(turns.take("pin").await.unwrap().0.is_none());
+        assert!(locks.take("mug").await.unwrap().0.is_some());
+        assert!(locks.take("pin").await.unwrap().0.is_none());
     }
 }

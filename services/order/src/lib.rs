@@ -37,24 +37,24 @@ use crate::{
 /// The EventConsumers whose events the service handles.
 pub const EVENT_CONSUMERS: [&str; 3] = [USERS, FULFILMENT, COMPENSATION];
 
-/// Keeps what is known of users.
+/// Keeps the known users up to date.
 const USERS: &str = "order-users";
 
 /// Sets the service up.
 ///
 /// # Errors
 ///
-/// The address is taken, the bindings lack one of its consumers, or a client cannot be made.
+/// The address is in use, the bindings lack one of its consumers, or a client cannot be built.
 pub async fn setup(setup: &mut Setup, configuration: Configuration) -> anyhow::Result<()> {
     let router = handlers_and_routes(setup, configuration.shop)?;
     setup.serve_http(configuration.http_address, router).await
 }
 
-/// Adds the handlers, and makes the routes.
+/// Adds the handlers, and builds the routes.
 ///
 /// # Errors
 ///
-/// The bindings lack one of its consumers, or a client cannot be made.
+/// The bindings lack one of its consumers, or a client cannot be built.
 pub fn handlers_and_routes(setup: &mut Setup, shop: ShopConfig) -> anyhow::Result<Router> {
     let Saga { fulfilment, compensation } = Saga::new(setup, &shop)?;
     let (orders, inventory) = (fulfilment.ports.orders.clone(), fulfilment.ports.inventory.clone());
@@ -62,16 +62,16 @@ pub fn handlers_and_routes(setup: &mut Setup, shop: ShopConfig) -> anyhow::Resul
     setup.service.handle(FULFILMENT, fulfilment)?;
     setup.service.handle(COMPENSATION, compensation)?;
 
-    let gate = setup.health.gate("stock", "not put in yet");
+    let gate = setup.health.gate("stock", "no initial stock yet");
     setup.spawn(async move { inventory.seed(gate).await });
     Ok(http::router(AppState { orders, shop }, HttpMetrics::register(&mut setup.registry)))
 }
 
-/// Rebuilds what is known of users from their stream, while services keep it.
+/// Rebuilds the known users from their stream, while services keep them up to date.
 ///
 /// # Errors
 ///
-/// The bindings do not name the consumer `order-users`, or NATS was away for too long.
+/// The bindings do not name the consumer `order-users`, or NATS was unavailable for too long.
 pub async fn rebuild(setup: Setup, (): ()) -> anyhow::Result<()> {
     setup.service.rebuild::<OrderUsers>(USERS).await?;
     Ok(())

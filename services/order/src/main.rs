@@ -20,7 +20,7 @@ struct Arguments {
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 enum Command {
-    /// Rebuild the bucket order-users from the stream of users, while the service goes on
+    /// Rebuild the bucket order-users from the stream of users, while the service runs
     Rebuild,
     /// End an order whose event became a dead letter, and undo it if it is rejected
     Settle {

@@ -1,4 +1,4 @@
-//! What an order is: its events folded. Pure.
+//! An order: its events folded. Pure.
 
 use bytes::Bytes;
 use jetwright_proto::events::v1::{OrderConfirmed, OrderPlaced, OrderRejected};
@@ -7,10 +7,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-/// What the subjects of all orders' events begin with: `orders.<order id>.<event>`.
+/// The prefix of the subjects of all orders' events: `orders.<order id>.<event>`.
 pub const PREFIX: &str = "orders";
 
-/// The id that this text is, written as every writer of the shop writes it (one id has many spellings, and each would be an
+/// This text as an id, in the spelling of every writer of the shop (one id has many spellings, and each would be an
 /// aggregate of its own).
 #[must_use]
 pub fn id(text: &str) -> Option<Uuid> {
@@ -66,7 +66,7 @@ pub struct Order {
 /// One event of an order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct TimelineEntry {
-    /// What happened: the last token of the event's subject.
+    /// The last token of the event's subject.
     pub event: String,
     /// When it was stored.
     pub time: Timestamp,
@@ -74,12 +74,12 @@ pub struct TimelineEntry {
     pub sequence: u64,
 }
 
-/// What there is under an order's id.
+/// The state of an order's id.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OrderAggregate {
     /// The order, once it was placed.
     pub order: Option<Order>,
-    /// All events, those of later programs included.
+    /// All events, including those of later programs.
     pub timeline: Vec<TimelineEntry>,
 }
 
@@ -109,16 +109,15 @@ impl Order {
 impl Aggregate for OrderAggregate {
     type Event = OrderEvent;
 
-    fn apply(&mut self, event: OrderEvent, recorded: &StoredEvent) {
-        // orders.<order id>.<event>, with the partition behind it where the stream has partitions.
-        let name = recorded.subject.split('.').nth(2).unwrap_or_default().to_owned();
-        self.timeline.push(TimelineEntry { event: name, time: recorded.time, sequence: recorded.sequence });
+    fn apply(&mut self, event: OrderEvent, stored: &StoredEvent) {
+        // orders.<order id>.<event>, with the partition behind it if the stream has partitions.
+        let name = stored.subject.split('.').nth(2).unwrap_or_default().to_owned();
+        self.timeline.push(TimelineEntry { event: name, time: stored.time, sequence: stored.sequence });
         self.order = after(self.order.take(), event);
     }
 }
 
-/// The order after this event. What comes after an end or a second placement changes nothing: writers cannot have stored
-/// it.
+/// The order after this event. An event after an end, or a second placement, changes nothing: no writer can have stored it.
 fn after(order: Option<Order>, event: OrderEvent) -> Option<Order> {
     match (order, event) {
         (None, OrderEvent::Placed(placed)) => Some(Order { placed, end: None }),

@@ -1,4 +1,4 @@
-//! The stream of orders: loads one, places one, ends one. Decides nothing but whether there is one already.
+//! The stream of orders: loads one, places one, ends one. Decides nothing but whether one exists already.
 
 use jetwright_proto::events::v1::OrderPlaced;
 use jetwright_runtime::{AggregateError, Aggregates, Decision, Error, Loaded, NewEvent};
@@ -12,13 +12,13 @@ pub struct Orders {
 }
 
 impl Orders {
-    /// Made of these events.
+    /// Folded from these events.
     #[must_use]
     pub fn new(events: Aggregates<OrderAggregate>) -> Self {
         Self { events }
     }
 
-    /// An order with all that happened to it.
+    /// An order with all its events.
     ///
     /// # Errors
     ///
@@ -27,13 +27,13 @@ impl Orders {
         self.events.load(order_id).await
     }
 
-    /// Writes the first event of an order; where there is one already, returns what was ordered then.
+    /// Writes the first event of an order; if there is one already, returns what was ordered then.
     ///
     /// # Errors
     ///
-    /// The stream cannot take it now, or at all, or what was ordered before cannot be read.
+    /// The stream cannot take it now, or at all, or the earlier order cannot be read.
     pub async fn place(&self, placed: &OrderPlaced) -> Result<Option<OrderPlaced>, AggregateError> {
-        // Most are new, so the first write expects that without having looked.
+        // Most are new, so the first write assumes that without a read.
         let presumed = self.events.assume_new(&placed.order_id);
         let placing = self.events.update_from(presumed, |aggregate| {
             Ok::<_, AggregateError>(match &aggregate.order {
@@ -44,7 +44,7 @@ impl Orders {
         Ok(placing.await?.output)
     }
 
-    /// Whether an order has no event after what was loaded, as the leader of the stream has it.
+    /// Whether an order has no event after those that were loaded, as the leader of the stream has it.
     ///
     /// # Errors
     ///
@@ -57,7 +57,7 @@ impl Orders {
     ///
     /// # Errors
     ///
-    /// [`Conflict`](jetwright_runtime::ErrorKind::Conflict) where the order has newer events; or the stream cannot take it.
+    /// [`Conflict`](jetwright_runtime::ErrorKind::Conflict) if the order has newer events; or the stream cannot take it.
     pub async fn end(&self, order: &Loaded<OrderAggregate>, end: &OrderResult) -> Result<(), Error> {
         let event = match end {
             OrderResult::Confirmed(event) => NewEvent::new("confirmed", event.clone()),

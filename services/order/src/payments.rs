@@ -6,7 +6,7 @@ use jetwright_runtime::{Aggregate, DecodeError, Event, NewEvent, StoredEvent, de
 
 /// JetStream stream of payments.
 pub const STREAM: &str = "payments";
-/// What the subjects of all payments' events begin with: `payments.<order id>.<event>`.
+/// The prefix of the subjects of all payments' events: `payments.<order id>.<event>`.
 pub const PREFIX: &str = "payments";
 
 /// The payment of an order.
@@ -45,8 +45,8 @@ impl Event for PaymentEvent {
 }
 
 impl Payment {
-    /// The event to append because of this one, if any. A decision is recorded once, and not after a void: the attempt that got
-    /// it was slow. A void is recorded once, where there is an authorization that it voids.
+    /// The event to append because of this one, if any. A decision is recorded once, and not after a void: its
+    /// attempt was slow. A void is recorded once, if there is an authorization to void.
     #[must_use]
     pub fn accepts(&self, event: &PaymentEvent) -> Option<PaymentEvent> {
         match event {
@@ -86,7 +86,7 @@ impl Aggregate for Payment {
 }
 
 impl PaymentEvent {
-    /// The event in the form that is appended to the stream.
+    /// The event as it is appended to the stream.
     pub(crate) fn to_append(&self) -> Option<NewEvent> {
         Some(match self.clone() {
             Self::Authorized(event) => NewEvent::new("authorized", event),

@@ -1,4 +1,4 @@
-//! What a caller orders becomes an event, or a problem that names every mistake. Pure.
+//! Turns a caller's order into an event, or into a problem with every mistake. Pure.
 
 use std::collections::BTreeSet;
 
@@ -10,11 +10,11 @@ use uuid::Uuid;
 
 use crate::configuration::ShopConfig;
 
-/// Most lines of one order.
-const MOST_LINES: usize = 50;
-/// Most pieces of one line.
-const MOST_PIECES: u32 = 1000;
-/// Ids are made from idempotency keys, so that a key has the same order whenever it comes.
+/// Maximum lines of one order.
+const MAX_LINES: usize = 50;
+/// Maximum pieces of one line.
+const MAX_PIECES_PER_LINE: u32 = 1000;
+/// Namespace of ids from idempotency keys, so that a key always has the same order.
 const NAMESPACE: Uuid = Uuid::from_u128(0x0d1f_7a1e_6b52_4a4e_9d0b_3f64_52c8_71e5);
 
 /// The body of a request.
@@ -33,7 +33,7 @@ struct NewLine {
     quantity: u32,
 }
 
-/// The id of a new order: the same for the same user and key, else a new one.
+/// The id of a new order: the same for the same user and key, otherwise a new one.
 #[must_use]
 pub fn order_id(order: &NewOrder, idempotency_key: Option<&str>) -> Uuid {
     match idempotency_key {
@@ -54,9 +54,9 @@ pub fn place(
     now: Timestamp,
 ) -> Result<OrderPlaced, Problem> {
     let mut problem = Problem::invalid("the order cannot be placed");
-    if order.lines.is_empty() || order.lines.len() > MOST_LINES {
+    if order.lines.is_empty() || order.lines.len() > MAX_LINES {
         problem =
-            problem.field("lines", format!("expected 1 to {MOST_LINES} lines, found {}", order.lines.len()));
+            problem.field("lines", format!("expected 1 to {MAX_LINES} lines, found {}", order.lines.len()));
     }
     let mut seen = BTreeSet::new();
     let mut lines = Vec::new();
@@ -64,8 +64,8 @@ pub fn place(
         if !seen.insert(sku) {
             problem = problem.field(format!("lines[{index}].sku"), "each article is in one line only");
         }
-        if !(1..=MOST_PIECES).contains(quantity) {
-            let detail = format!("expected 1 to {MOST_PIECES}, found {quantity}");
+        if !(1..=MAX_PIECES_PER_LINE).contains(quantity) {
+            let detail = format!("expected 1 to {MAX_PIECES_PER_LINE}, found {quantity}");
             problem = problem.field(format!("lines[{index}].quantity"), detail);
         }
         match shop.catalogue.get(sku) {

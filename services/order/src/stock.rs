@@ -1,4 +1,4 @@
-//! The stock of one article, and what orders change of it. Pure.
+//! The stock of one article, and its changes by orders. Pure.
 
 use std::collections::BTreeMap;
 
@@ -14,34 +14,34 @@ const MAX_RESERVATIONS: usize = 10_000;
 pub struct Stock {
     /// Pieces that any order may take.
     pub available: u64,
-    /// Pieces set aside, by open order.
+    /// Reserved pieces, by open order.
     pub reserved: BTreeMap<String, u32>,
-    /// Fields of a later program, which this one keeps.
+    /// Fields of a later program, which this one preserves.
     #[serde(flatten)]
     others: Map<String, Value>,
 }
 
-/// What a change of a stock comes to.
+/// The result of a change of a stock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// The stock becomes this one.
     To(Stock),
-    /// Nothing changes: the stock is so already.
+    /// Nothing changes: the stock is in this state already.
     None,
     /// The stock has fewer pieces than the order wants.
     Short,
-    /// The article has as many open orders as it may have.
+    /// The article has its maximum of open orders.
     Full,
 }
 
 impl Stock {
-    /// A stock of which no piece is set aside.
+    /// A stock without reservations.
     #[must_use]
     pub fn of(available: u64) -> Self {
         Self { available, ..Self::default() }
     }
 
-    /// Sets pieces aside for an order.
+    /// Reserves pieces for an order.
     #[must_use]
     pub fn reserve(mut self, order_id: &str, quantity: u32) -> Change {
         if self.reserved.contains_key(order_id) {
@@ -56,8 +56,8 @@ impl Stock {
         Change::To(self)
     }
 
-    /// Gives back what is set aside for an order. Always a change, also where nothing is set aside: the write makes a new
-    /// revision, so that a reservation that is on its way at an older revision fails.
+    /// Releases an order's reservation. Always a change, also without a reservation: the write makes a new
+    /// revision, so that a reservation in flight at an older revision fails.
     #[must_use]
     pub fn release(mut self, order_id: &str) -> Change {
         if let Some(quantity) = self.reserved.remove(order_id) {
@@ -66,9 +66,9 @@ impl Stock {
         Change::To(self)
     }
 
-    /// Hands out what is set aside for an order.
+    /// Removes an order's reserved pieces from the stock.
     #[must_use]
-    pub fn hand_out(mut self, order_id: &str) -> Change {
+    pub fn commit(mut self, order_id: &str) -> Change {
         if self.reserved.remove(order_id).is_some() { Change::To(self) } else { Change::None }
     }
 }
@@ -102,8 +102,8 @@ mod tests {
 
     #[test]
     fn what_is_handed_out_is_gone() {
-        assert_eq!(stock(2, &[("a", 3)]).hand_out("a"), Change::To(stock(2, &[])));
-        assert_eq!(stock(2, &[]).hand_out("a"), Change::None);
+        assert_eq!(stock(2, &[("a", 3)]).commit("a"), Change::To(stock(2, &[])));
+        assert_eq!(stock(2, &[]).commit("a"), Change::None);
     }
 
     #[test]

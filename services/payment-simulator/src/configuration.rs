@@ -11,25 +11,25 @@ const PREFIX: &str = "PAYMENT_SIMULATOR";
 /// All settings.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Configuration {
-    /// `http.address`: where payments are asked for (default `0.0.0.0:8080`).
+    /// `http.address`: the address for payment requests (default `0.0.0.0:8080`).
     pub(crate) http_address: SocketAddr,
-    /// Where the probes and metrics are.
+    /// The address of the probes and metrics.
     pub(crate) admin_address: SocketAddr,
-    /// `capacity`: authorizations that are remembered (default 100,000); beyond it the oldest is forgotten.
+    /// `capacity`: maximum authorizations that are remembered (default 100,000); beyond it the oldest is forgotten.
     pub(crate) capacity: usize,
     /// How it misbehaves.
     pub(crate) simulation: Simulation,
 }
 
-/// What goes wrong on purpose.
+/// Failures on purpose.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Simulation {
-    /// `simulation.latencyMilliseconds`: how long after the decision an answer comes. Who gives up before has an
-    /// authorization that he does not know of.
+    /// `simulation.latencyMilliseconds`: time from the decision to the response. A client that times out before has an
+    /// authorization that it does not know of.
     pub(crate) latency: Duration,
-    /// `simulation.failureRate`, from 0 to 1: how many requests are answered 503 without a decision.
+    /// `simulation.failureRate`, from 0 to 1: the part of requests that get a 503 without a decision.
     pub(crate) failure_rate: f64,
-    /// `simulation.lostAnswerRate`, from 0 to 1: how many decisions are answered 500 although they were made.
+    /// `simulation.lostAnswerRate`, from 0 to 1: the part of decisions whose response is a 500.
     pub(crate) lost_answer_rate: f64,
 }
 

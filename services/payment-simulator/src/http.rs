@@ -1,4 +1,4 @@
-//! The gateway's interface, and what goes wrong in it on purpose.
+//! The gateway's HTTP interface, with failures on purpose.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::configuration::Simulation;
 use crate::ledger::{Authorization, Ledger, Payment, Refusal, Status};
 
-/// What the routes share.
+/// The state of the routes.
 #[derive(Clone, Debug)]
 pub(crate) struct Gateway {
     ledger: Arc<Mutex<Ledger>>,
@@ -41,7 +41,7 @@ impl Gateway {
     }
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        // Each operation leaves the ledger whole.
+        // Each operation leaves the ledger consistent.
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -57,13 +57,13 @@ pub(crate) fn router(gateway: Gateway, metrics: HttpMetrics) -> Router {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Asked {
+struct NewAuthorization {
     amount: i64,
     currency: String,
 }
 
 #[derive(Debug, Serialize)]
-struct Told {
+struct AuthorizationView {
     id: String,
     key: String,
     status: &'static str,
@@ -78,19 +78,19 @@ struct Told {
 async fn authorize(
     State(gateway): State<Gateway>,
     headers: HeaderMap,
-    Json(asked): Json<Asked>,
-) -> Result<(StatusCode, Json<Told>), Problem> {
+    Json(new): Json<NewAuthorization>,
+) -> Result<(StatusCode, Json<AuthorizationView>), Problem> {
     let key = idempotency_key(&headers)?.ok_or_else(|| {
-        let detail = "required: the same key is decided once, however often it is asked";
+        let detail = "must be set: the same key is decided once, however often it is sent";
         Problem::invalid("the payment has no key").field("Idempotency-Key", detail)
     })?;
-    let payment = check(asked)?;
+    let payment = check(new)?;
     let decided = gateway.decide(|ledger| ledger.authorize(key, payment)).await?;
     match decided {
         Ok(Authorization { status: Status::Declined(reason), .. }) => {
             Err(Problem::new(StatusCode::PAYMENT_REQUIRED, reason))
         }
-        Ok(authorization) => Ok((StatusCode::CREATED, Json(told(key, authorization)))),
+        Ok(authorization) => Ok((StatusCode::CREATED, Json(view(key, authorization)))),
         Err(Refusal::Voided) => Err(Problem::conflict("this key was voided")),
         Err(Refusal::AnotherPayment) => {
             let detail = "was used for another amount or currency";
@@ -99,31 +99,37 @@ async fn authorize(
     }
 }
 
-async fn show(State(gateway): State<Gateway>, Path(key): Path<String>) -> Result<Json<Told>, Problem> {
+async fn show(
+    State(gateway): State<Gateway>,
+    Path(key): Path<String>,
+) -> Result<Json<AuthorizationView>, Problem> {
     let authorization = gateway.ledger().get(&key);
     let authorization =
-        authorization.ok_or_else(|| Problem::not_found("nothing was asked for under this key"))?;
-    Ok(Json(told(&key, authorization)))
+        authorization.ok_or_else(|| Problem::not_found("no payment was requested under this key"))?;
+    Ok(Json(view(&key, authorization)))
 }
 
-async fn void(State(gateway): State<Gateway>, Path(key): Path<String>) -> Result<Json<Told>, Problem> {
+async fn void(
+    State(gateway): State<Gateway>,
+    Path(key): Path<String>,
+) -> Result<Json<AuthorizationView>, Problem> {
     let authorization = gateway.decide(|ledger| ledger.void(&key)).await?;
-    Ok(Json(told(&key, authorization)))
+    Ok(Json(view(&key, authorization)))
 }
 
-fn check(asked: Asked) -> Result<Payment, Problem> {
-    let Asked { amount, currency } = asked;
-    let mut problem = Problem::invalid("this is no payment");
+fn check(new: NewAuthorization) -> Result<Payment, Problem> {
+    let NewAuthorization { amount, currency } = new;
+    let mut problem = Problem::invalid("the payment is invalid");
     if amount <= 0 {
-        problem = problem.field("amount", "expected minor units of the currency, more than 0");
+        problem = problem.field("amount", "must be minor units of the currency, more than 0");
     }
     if currency.len() != 3 || !currency.bytes().all(|byte| byte.is_ascii_uppercase()) {
-        problem = problem.field("currency", "expected an ISO 4217 code in upper case, as in EUR");
+        problem = problem.field("currency", "must be an ISO 4217 code in upper case, as in EUR");
     }
     if problem.has_fields() { Err(problem) } else { Ok(Payment { amount, currency }) }
 }
 
-fn told(key: &str, authorization: Authorization) -> Told {
+fn view(key: &str, authorization: Authorization) -> AuthorizationView {
     let Authorization { id, status, payment } = authorization;
     let (status, reason) = match status {
         Status::Authorized => ("authorized", None),
@@ -131,7 +137,7 @@ fn told(key: &str, authorization: Authorization) -> Told {
         Status::Voided => ("voided", None),
     };
     let (amount, currency) = payment.map(|payment| (payment.amount, payment.currency)).unzip();
-    Told { id, key: key.to_owned(), status, amount, currency, reason }
+    AuthorizationView { id, key: key.to_owned(), status, amount, currency, reason }
 }
 
 #[cfg(test)]
@@ -219,7 +225,7 @@ mod tests {
         assert_eq!((status, &shown["status"]), (200, &json!("voided")));
         assert_eq!(void(&router, "o-1").await, (200, shown));
         assert_eq!(pay(&router, "o-1", euros(2599)).await.0, 409);
-        let (status, shown) = void(&router, "never-asked").await;
+        let (status, shown) = void(&router, "never-requested").await;
         assert_eq!((status, &shown["status"], shown.get("amount")), (200, &json!("voided"), None));
         assert_eq!(get(&router, "unknown").await.0, 404);
     }

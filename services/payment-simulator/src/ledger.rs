@@ -1,29 +1,29 @@
-//! What was decided, by key. Pure: a request and the state in, an answer out.
+//! Decisions by key. Pure: a request and the state in, a response out.
 
 use std::collections::{HashMap, VecDeque};
 
 use uuid::Uuid;
 
-/// Ids are made from keys, so that a key has the same id even after a restart.
+/// Namespace of ids from keys, so that a key has the same id even after a restart.
 const NAMESPACE: Uuid = Uuid::from_u128(0x5e1f_3c52_9a34_4c6e_8d57_21c0_7b1e_94aa);
 
-/// What is asked for: an amount in minor units of a currency (an ISO 4217 code).
+/// A requested payment: an amount in minor units of a currency (an ISO 4217 code).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Payment {
     pub(crate) amount: i64,
     pub(crate) currency: String,
 }
 
-/// What became of a key.
+/// The state of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Authorization {
     pub(crate) id: String,
     pub(crate) status: Status,
-    /// Absent where the key was voided before anything was asked for.
+    /// Absent if the key was voided before any request.
     pub(crate) payment: Option<Payment>,
 }
 
-/// How it was decided.
+/// The decision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Status {
     Authorized,
@@ -41,7 +41,7 @@ pub(crate) enum Refusal {
     Voided,
 }
 
-/// All authorizations, up to a number. Beyond it the oldest key is forgotten, and would be decided anew.
+/// All authorizations, up to a maximum. Beyond it the oldest key is forgotten, and would be decided a second time.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     capacity: usize,
@@ -55,7 +55,7 @@ impl Ledger {
         Self { capacity, authorizations: HashMap::new(), oldest_first: VecDeque::new() }
     }
 
-    /// Decides about a payment, or says what was decided under its key.
+    /// Decides about a payment, or returns the decision under its key.
     pub(crate) fn authorize(&mut self, key: &str, payment: Payment) -> Result<Authorization, Refusal> {
         let Some(known) = self.authorizations.get(key) else {
             let status = decide(&payment);
@@ -68,13 +68,13 @@ impl Ledger {
         }
     }
 
-    /// What became of a key.
+    /// The state of a key.
     pub(crate) fn get(&self, key: &str) -> Option<Authorization> {
         self.authorizations.get(key).cloned()
     }
 
-    /// Gives an authorization back, and keeps the key from being authorized later: a request that was given up may still be
-    /// on its way. What was declined stays so.
+    /// Voids an authorization, and prevents a later authorization of the key: a request whose client timed out may still be
+    /// in flight. A declined payment stays declined.
     pub(crate) fn void(&mut self, key: &str) -> Authorization {
         match self.authorizations.get_mut(key) {
             None => self.enter(key, Status::Voided, None),

@@ -4,9 +4,9 @@
 //! | --- | --- |
 //! | `POST /authorizations` with `Idempotency-Key` and `{"amount": 2599, "currency": "EUR"}` | 201 authorized, 402 declined |
 //! | `GET /authorizations/{key}` | 200 authorized, declined or voided; 404 |
-//! | `POST /authorizations/{key}/void` | 200, however often; nothing is authorized under this key any more |
+//! | `POST /authorizations/{key}/void` | 200, also if repeated; no later authorization under this key |
 //!
-//! A key that was voided before anything was asked for under it is shown without an amount.
+//! A key that was voided before any payment was requested under it is shown without an amount.
 //!
 //! Amounts are in minor units of the currency; one that ends in 13 is declined. The same key gives the same answer; with
 //! another amount or currency it is refused (422).

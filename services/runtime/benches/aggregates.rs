@@ -62,7 +62,7 @@ struct Account {
 impl Aggregate for Account {
     type Event = Paid;
 
-    fn apply(&mut self, paid: Paid, _recorded: &StoredEvent) {
+    fn apply(&mut self, paid: Paid, _stored: &StoredEvent) {
         self.balance += paid.amount;
         self.payments += 1;
         if self.payments.is_multiple_of(1000) {
@@ -145,7 +145,7 @@ async fn measure() {
     pay(&jetstream, (0..KEYS).map(|key| format!("accounts.key-{key}.paid"))).await;
     let begun = Instant::now();
     let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
-    let (made, took) = (rebuilt.made, begun.elapsed());
+    let (made, took) = (rebuilt.rebuilt, begun.elapsed());
     println!("rebuild of {made} keys from {} events, {:.2} s", rebuilt.events, took.as_secs_f64());
     beside_others(&jetstream, &service.aggregates("many", "many")).await;
 }

@@ -182,3 +182,44 @@ async fn setup(setup: &mut Setup, http_address: SocketAddr) -> anyhow::Result<()
     let routes = with_defaults(routes, HttpMetrics::register(&mut setup.registry));
     setup.serve_http(http_address, routes.with_state(club)).await
 }
+
+// Its tests.
+
+#[cfg(test)]
+mod tests {
+    use jetwright_runtime::testing::{self, HandlerTest, RecordedPublisher, Settled, TestEvent};
+
+    use super::*;
+
+    fn joined(id: &str, name: &str) -> TestEvent {
+        testing::event(&format!("members.{id}.joined"), &MemberJoined { name: name.to_owned() })
+    }
+
+    #[tokio::test]
+    async fn a_member_is_welcomed_once_though_an_answer_of_nats_is_lost() {
+        let published = RecordedPublisher::new();
+        let mut welcome = HandlerTest::new(WELCOME, Welcomer { publisher: published.publisher() });
+        published.lose_next_answers(1);
+        let outcomes = welcome.deliver_until_settled(joined("ann", "Ann")).await;
+        assert!(matches!(outcomes[..], [Settled::Retried { .. }, Settled::Acknowledged]), "{outcomes:?}");
+        let notices = published.events();
+        assert_eq!(notices.len(), 1);
+        assert_eq!(notices[0].subject, "notices.ann.welcome");
+        assert_eq!(notices[0].decode(), Ok(Welcome { text: "Welcome, Ann!".to_owned() }));
+    }
+
+    #[tokio::test]
+    async fn a_member_without_a_name_is_a_dead_letter_and_not_welcomed() {
+        let published = RecordedPublisher::new();
+        let mut welcome = HandlerTest::new(WELCOME, Welcomer { publisher: published.publisher() });
+        let outcome = welcome.deliver(joined("nobody", "")).await;
+        assert_eq!(outcome, Settled::dead_lettered("permanent", "a member without a name"));
+        assert_eq!(published.events(), []);
+    }
+
+    #[test]
+    fn who_joins_twice_keeps_the_first_name() {
+        let projected = testing::project::<MemberList>([joined("ann", "Ann"), joined("ann", "Anna")]);
+        assert_eq!(projected.entry.map(|member| member.name).as_deref(), Some("Ann"));
+    }
+}

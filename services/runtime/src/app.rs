@@ -1,5 +1,5 @@
-//! The program around a service: configuration that names every mistake, telemetry, signals, probes and metrics, the connection, and
-//! the end in order. So `main` says only what the service is.
+//! The program around a service: configuration that reports every mistake, telemetry, signals, probes and metrics, the connection,
+//! and an orderly end. So `main` contains only the service.
 
 use std::{io, mem, net::SocketAddr, process::ExitCode, sync::Arc};
 
@@ -104,7 +104,7 @@ impl App {
             Ok(((settings, environment), telemetry)) => {
                 let done = async {
                     let setup = Setup::connect(environment).await?;
-                    // What a command does may be large.
+                    // A command may be large.
                     Box::pin(command(setup, settings)).await.map_err(Into::into)
                 };
                 telemetry.finish(done.await)
@@ -130,7 +130,7 @@ impl App {
 
         let (health, registry) = (setup.health.clone(), Arc::new(mem::take(&mut setup.registry)));
         let ended = CancellationToken::new();
-        // Probes and metrics are the last thing to stop.
+        // Probes and metrics stop last.
         let probes = tokio::spawn(admin.serve(health, registry, ended.clone()));
         let result = setup.run(shutdown.token(), Drain::BEHIND_SERVICE).await;
         ended.cancel();
@@ -151,8 +151,8 @@ impl Setup {
         Ok(Self { service, registry, health, http: None, background: JoinSet::new() })
     }
 
-    /// Has the service answer HTTP requests too. The address is taken now, and answered on when the service runs; port 0 takes a free
-    /// one.
+    /// Lets the service answer HTTP requests too. The address is bound now, and served when the service runs; port 0 takes a free
+    /// port.
     ///
     /// # Errors
     ///
@@ -163,7 +163,7 @@ impl Setup {
         Ok(())
     }
 
-    /// Where HTTP requests are answered.
+    /// The address for HTTP requests.
     #[must_use]
     pub fn http_address(&self) -> Option<io::Result<SocketAddr>> {
         self.http.as_ref().map(|(server, _)| server.local_address())
@@ -174,7 +174,7 @@ impl Setup {
         self.background.spawn(task);
     }
 
-    /// Runs the service until `shutdown` is cancelled, and then ends it: HTTP drains while what was delivered is handled and settled.
+    /// Runs the service until `shutdown` is cancelled, and then ends it: HTTP drains while delivered events are handled and settled.
     ///
     /// # Errors
     ///

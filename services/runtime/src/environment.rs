@@ -1,4 +1,4 @@
-//! What the operator tells a pod: where NATS is, who the pod is there, and which consumers its handlers consume from. Reads
+//! What the operator passes to a pod: where NATS is, who the pod is there, and which consumers its handlers consume from. Reads
 //! the environment, one file, and the folder of credentials.
 
 mod file;
@@ -15,15 +15,15 @@ use jetwright_process::configuration::{Problem, Problems};
 /// The environment of a service, checked.
 #[derive(Clone, Debug)]
 pub struct Environment {
-    /// Name that the connection carries, as NATS' own reports show it.
+    /// Name of the connection in NATS' own reports.
     pub name: String,
     /// Addresses of the NATS servers; at least one.
     pub servers: Vec<ServerAddr>,
-    /// Who the service is to NATS; none where the servers ask for nothing.
+    /// The service's identity in NATS; none if the servers require none.
     pub credentials: Option<Credentials>,
     /// What each handler consumes from, by the name of its EventConsumer.
     pub bindings: Bindings,
-    /// Paths of what the bindings file has and this program does not know: it ignores them, and [`Service::connect`] warns of
+    /// Paths of unknown fields in the bindings file: this program ignores them, and [`Service::connect`] logs a warning with
     /// them.
     ///
     /// [`Service::connect`]: crate::Service::connect
@@ -41,7 +41,7 @@ impl Environment {
         Self::from_variables(handlers, |name| env::var(name).ok())
     }
 
-    /// The same from variables of the caller's.
+    /// The same, from the caller's own variables.
     ///
     /// # Errors
     ///
@@ -73,14 +73,11 @@ impl Environment {
         Ok(Self { name, servers, credentials, bindings, unknown_fields })
     }
 
-    /// Warns once, in one line, of what the bindings file has and this program does not know.
+    /// Warns once, in one line, of unknown fields in the bindings file.
     pub(crate) fn warn_of_unknown_fields(&self) {
         if !self.unknown_fields.is_empty() {
             let fields = self.unknown_fields.join(", ");
-            tracing::warn!(
-                fields,
-                "ignoring fields of JETWRIGHT_BINDINGS that this program is too old to know"
-            );
+            tracing::warn!(fields, "ignoring fields of JETWRIGHT_BINDINGS that a newer operator wrote");
         }
     }
 }
@@ -148,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_files_and_what_is_wrong_with_them_is_told_with_all_other_mistakes() {
+    fn credentials_are_files_and_their_mistakes_are_reported_with_all_others() {
         let folder = tempfile::tempdir().unwrap();
         let read = |url: &str| {
             Environment::from_variables(&[], |name| match name {
@@ -158,31 +155,31 @@ mod tests {
             })
         };
         fs::write(folder.path().join("password"), "hunter2").unwrap();
-        let told = read("nats://a:4222,nats://service:hunter2@b:4222").unwrap_err().to_string();
-        assert!(told.contains("NATS_URL: an address has a user, password or token; expected it in the files of NATS_CREDENTIALS"), "{told}");
+        let message = read("nats://a:4222,nats://service:hunter2@b:4222").unwrap_err().to_string();
+        assert!(message.contains("NATS_URL: an address has a user, password or token; expected it in the files of NATS_CREDENTIALS"), "{message}");
         assert!(
-            told.contains("/username (NATS_CREDENTIALS): missing; expected it beside password"),
-            "{told}"
+            message.contains("/username (NATS_CREDENTIALS): missing; expected it beside password"),
+            "{message}"
         );
-        assert!(!told.contains("hunter2"), "{told}");
+        assert!(!message.contains("hunter2"), "{message}");
         fs::write(folder.path().join("username"), "service").unwrap();
         assert!(read("nats://a:4222").unwrap().credentials.is_some());
     }
 
     #[test]
-    fn a_handler_without_a_binding_is_told_with_all_other_mistakes() {
+    fn a_handler_without_a_binding_is_reported_with_all_other_mistakes() {
         let file = file(
             "bindings: {mails: {stream: users, consumer: c, ackWait: 30s, maxAckPending: 0, \
              retry: {maxAttempts: 3, backoff: {initial: 1s, factor: 2, max: 1s}}}}",
         );
-        let told = for_handlers(&["mails", "letters"], None, Some(file.path())).unwrap_err().to_string();
-        assert!(told.contains("NATS_URL: not set"), "{told}");
-        assert!(told.contains("bindings.mails.maxAckPending"), "{told}");
+        let message = for_handlers(&["mails", "letters"], None, Some(file.path())).unwrap_err().to_string();
+        assert!(message.contains("NATS_URL: not set"), "{message}");
+        assert!(message.contains("bindings.mails.maxAckPending"), "{message}");
         let missing =
             "bindings.letters (JETWRIGHT_BINDINGS): missing (there are: mails); expected the EventConsumer";
-        assert!(told.contains(missing), "{told}");
-        let told = for_handlers(&["letters"], Some("localhost"), None).unwrap_err().to_string();
-        assert_eq!(told, "JETWRIGHT_BINDINGS: not set; expected the path of a file with letters");
+        assert!(message.contains(missing), "{message}");
+        let message = for_handlers(&["letters"], Some("localhost"), None).unwrap_err().to_string();
+        assert_eq!(message, "JETWRIGHT_BINDINGS: not set; expected the path of a file with letters");
     }
 
     #[test]
@@ -209,7 +206,7 @@ mod tests {
         assert_eq!(environment.servers.iter().map(ServerAddr::host).collect::<Vec<_>>(), ["one", "two"]);
     }
 
-    /// A file that an operator of a later release writes.
+    /// A file of a newer operator.
     const LATER: &str = "
         bindings:
           mails:
@@ -238,9 +235,9 @@ mod tests {
     fn a_file_of_a_version_that_cannot_be_understood_is_refused_for_that_alone() {
         let later =
             file(&format!("version: 2\n{}", unindented(LATER).replace("stream: users", "streams: [users]")));
-        let told = environment(Some("localhost"), Some(later.path())).unwrap_err().to_string();
+        let message = environment(Some("localhost"), Some(later.path())).unwrap_err().to_string();
         assert_eq!(
-            told,
+            message,
             format!(
                 "{}: version (JETWRIGHT_BINDINGS): found 2; expected 1 at most: a newer operator wrote the file, so rebuild the \
                  program with a runtime of its release",
@@ -249,8 +246,8 @@ mod tests {
         );
         for wrong in ["0", "latest", "1.5", "-1"] {
             let wrong = file(&format!("version: {wrong}\nbindings: {{}}"));
-            let told = environment(Some("localhost"), Some(wrong.path())).unwrap_err().to_string();
-            assert!(told.contains("version"), "{told}");
+            let message = environment(Some("localhost"), Some(wrong.path())).unwrap_err().to_string();
+            assert!(message.contains("version"), "{message}");
         }
     }
 
@@ -269,7 +266,7 @@ mod tests {
             "bindings: {a: {stream: users.all, consumer: c, ackWait: 0s, maxAckPending: 0, handlerDeadline: 2h, \
              retry: {maxAttempts: 0, backoff: {initial: 2s, factor: 0, max: 1s}}}}",
         );
-        let told = environment(None, Some(file.path())).unwrap_err().to_string();
+        let message = environment(None, Some(file.path())).unwrap_err().to_string();
         for path in [
             "stream",
             "ackWait",
@@ -279,12 +276,12 @@ mod tests {
             "retry.backoff.factor",
         ] {
             assert!(
-                told.contains(&format!("bindings.a.{path} (JETWRIGHT_BINDINGS): found")),
-                "{path}: {told}"
+                message.contains(&format!("bindings.a.{path} (JETWRIGHT_BINDINGS): found")),
+                "{path}: {message}"
             );
         }
-        assert!(told.contains("retry.backoff.initial (JETWRIGHT_BINDINGS): found 2s"), "{told}");
-        assert!(told.starts_with("NATS_URL: not set"), "{told}");
+        assert!(message.contains("retry.backoff.initial (JETWRIGHT_BINDINGS): found 2s"), "{message}");
+        assert!(message.starts_with("NATS_URL: not set"), "{message}");
     }
 
     #[test]
@@ -293,16 +290,20 @@ mod tests {
             "bindings: {a: {stream: users, consumer: c, ackWait: 30s, maxAckPending: 1, \
              retry: {maxAttempts: 3, backoff: {initial: 0s, factor: 2, max: 0s}}}}",
         );
-        let told = environment(Some("localhost"), Some(file.path())).unwrap_err().to_string();
-        assert!(told.contains("bindings.a.retry.backoff.initial (JETWRIGHT_BINDINGS): found 0"), "{told}");
+        let message = environment(Some("localhost"), Some(file.path())).unwrap_err().to_string();
+        assert!(
+            message.contains("bindings.a.retry.backoff.initial (JETWRIGHT_BINDINGS): found 0"),
+            "{message}"
+        );
     }
 
     #[test]
     fn a_file_that_is_absent_or_of_another_kind_is_named() {
-        let told = environment(Some("localhost"), Some(Path::new("/nowhere.yaml"))).unwrap_err().to_string();
-        assert!(told.starts_with("/nowhere.yaml (JETWRIGHT_BINDINGS): No such file"), "{told}");
+        let message =
+            environment(Some("localhost"), Some(Path::new("/nowhere.yaml"))).unwrap_err().to_string();
+        assert!(message.starts_with("/nowhere.yaml (JETWRIGHT_BINDINGS): No such file"), "{message}");
         let other = file("replicas: 2");
-        let told = environment(Some("localhost"), Some(other.path())).unwrap_err().to_string();
-        assert!(told.contains("missing field `bindings`"), "{told}");
+        let message = environment(Some("localhost"), Some(other.path())).unwrap_err().to_string();
+        assert!(message.contains("missing field `bindings`"), "{message}");
     }
 }

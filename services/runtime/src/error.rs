@@ -4,7 +4,7 @@ use std::fmt;
 
 use jetwright_nats::{Disposition, RequestError};
 
-/// A request to JetStream that failed: what was asked of which subject, stream or key, and why it was not done.
+/// A failed request to JetStream: its subject, stream or key, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{object}: {kind}: {reason}")]
 pub struct Error {
@@ -16,15 +16,15 @@ pub struct Error {
 /// What a caller can do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// Something was written since what the caller saw (JetStream's error 10071): read again and decide again.
+    /// Another write came first (JetStream's error 10071): read again and decide again.
     ///
-    /// It may be the caller's own write: where a stream's answer is lost, the write is repeated, and a stream of one
-    /// replica compares the expected sequence before it looks at the message id. Who reads again finds it there.
+    /// It may be the caller's own write: if a stream's response is lost, the write is repeated, and a stream of one
+    /// replica compares the expected sequence before it looks at the message id. A new read finds the write there.
     Conflict,
-    /// NATS cannot be reached, or has nobody who takes it now. Whether a write was taken is unknown; to repeat it with
-    /// the same message id is safe.
+    /// NATS is unreachable, or nobody there takes the request now. A write may have been stored; repeating it with the same
+    /// message id is safe.
     Unavailable,
-    /// JetStream understood and said no: too large, a full stream, no permission, a malformed subject.
+    /// JetStream refuses the request: too large, a full stream, no permission, a malformed subject.
     Refused,
 }
 
@@ -66,7 +66,7 @@ impl Error {
         self.kind
     }
 
-    /// The subject, stream or key that was asked for.
+    /// The subject, stream or key of the request.
     #[must_use]
     pub fn object(&self) -> &str {
         &self.object

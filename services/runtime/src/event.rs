@@ -1,4 +1,4 @@
-//! What a handler receives: an event type's name and bytes in, a value out. No I/O.
+//! Decodes events: an event type's name and bytes in, a value out. No I/O.
 
 use bytes::Bytes;
 use prost::{Message, Name};
@@ -9,8 +9,10 @@ pub const EVENT_TYPE: &str = "Event-Type";
 pub const CONTENT_TYPE: &str = "Content-Type";
 /// The one encoding of events.
 pub const PROTOBUF: &str = "application/protobuf";
+/// Header that names the subjects over which an expected sequence is checked (NATS ADR-50; nats-server 2.12).
+pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
-/// What can be read from an event's type and payload.
+/// A value decoded from an event's type and payload.
 ///
 /// Every protobuf message is one. A handler that takes several types of event has an enum:
 ///
@@ -39,11 +41,11 @@ pub const PROTOBUF: &str = "application/protobuf";
 /// # assert!(matches!(UserEvent::decode("events.v1.UserDeleted", Bytes::new()), Ok(UserEvent::Deleted(_))));
 /// ```
 pub trait Event: Sized + Send + 'static {
-    /// Reads the event.
+    /// Decodes the event.
     ///
     /// # Errors
     ///
-    /// The type is not one of those that are known here, or the payload is not of that type.
+    /// The type is unknown here, or the payload is not of that type.
     fn decode(event_type: &str, payload: Bytes) -> Result<Self, DecodeError>;
 }
 
@@ -52,7 +54,7 @@ where
     M: Message + Name + Default + 'static,
 {
     fn decode(event_type: &str, payload: Bytes) -> Result<Self, DecodeError> {
-        // Without the name as a new String, where the message is declared at the top of its package.
+        // Without an allocation for the name, if the message is declared at the top of its package.
         let name = event_type.strip_prefix(M::PACKAGE).and_then(|name| name.strip_prefix('.'));
         if name == Some(M::NAME) || event_type == M::full_name() {
             decode(payload)
@@ -62,7 +64,7 @@ where
     }
 }
 
-/// Reads a protobuf message whose type is known already.
+/// Decodes a protobuf message of a known type.
 ///
 /// # Errors
 ///
@@ -71,11 +73,12 @@ pub fn decode<M>(payload: Bytes) -> Result<M, DecodeError>
 where
     M: Message + Name + Default,
 {
-    M::decode(payload)
-        .map_err(|error| DecodeError::malformed(format_args!("payload is not a {}: {error}", M::full_name())))
+    M::decode(payload).map_err(|error| {
+        DecodeError::malformed(format_args!("failed to decode the payload as {}: {error}", M::full_name()))
+    })
 }
 
-/// Why an event could not be read. Trying again would not help.
+/// Why an event could not be decoded. Retries would not help.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub struct DecodeError {
@@ -93,7 +96,7 @@ impl DecodeError {
         }
     }
 
-    /// The event is of a known type, and what it says cannot be.
+    /// The event is of a known type, and its content is invalid.
     #[must_use]
     pub fn malformed(why: impl std::fmt::Display) -> Self {
         Self { reason: why.to_string(), is_unknown_type: false }

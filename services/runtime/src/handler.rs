@@ -1,4 +1,4 @@
-//! What a service writes: its handlers.
+//! The interface of a service: its handlers.
 
 use std::{fmt, future::Future, time::Duration};
 
@@ -8,9 +8,9 @@ use crate::{Event, Metadata};
 
 /// Handles the events of one EventConsumer, by whose name [`Service::handle`](crate::Service::handle) adds it.
 ///
-/// Everything around it is the runtime's: pulling, decoding, tracing, acknowledging, trying again. A handler may be
+/// Everything around it is the runtime's: pulling, decoding, tracing, acknowledging, retrying. A handler may be
 /// called more than once with the same event (after a lost acknowledgement, a restart, a failure), so its effects must
-/// bear that: an append with an expected sequence, compare-and-set, a call with an idempotency key, or a message whose
+/// be idempotent: an append with an expected sequence, compare-and-set, a call with an idempotency key, or a message whose
 /// id comes from [`Metadata::message_id`].
 ///
 /// ```
@@ -33,14 +33,14 @@ use crate::{Event, Metadata};
 /// }
 /// ```
 pub trait Handler: Send + Sync + 'static {
-    /// What is handled: a protobuf message, or an enum of several.
+    /// The handled events: a protobuf message, or an enum of several.
     type Event: Event;
 
     /// Handles one event.
     ///
     /// # Errors
     ///
-    /// [`HandlerError::Transient`] where trying again may help, [`HandlerError::Permanent`] where it cannot.
+    /// [`HandlerError::Transient`] if a retry may help, [`HandlerError::Permanent`] if it cannot.
     fn handle(
         &self,
         event: Self::Event,
@@ -60,12 +60,12 @@ pub enum HandlerError {
 }
 
 impl HandlerError {
-    /// Something that may pass.
+    /// A failure that may pass.
     pub fn transient(why: impl fmt::Display) -> Self {
         Self::Transient(why.to_string())
     }
 
-    /// Something that passes after a known time, such as what a `Retry-After` header names.
+    /// A failure that passes after a known time, such as that of a `Retry-After` header.
     pub fn retry_after(after: Duration, why: impl fmt::Display) -> Self {
         Self::RetryAfter(after, why.to_string())
     }
@@ -86,15 +86,15 @@ impl fmt::Display for HandlerError {
     }
 }
 
-/// A request to JetStream that failed may succeed later, or see newer state: it is worth another attempt.
+/// A failed request to JetStream may succeed later, or see newer state: it is worth another attempt.
 impl From<crate::Error> for HandlerError {
     fn from(error: crate::Error) -> Self {
         Self::transient(error)
     }
 }
 
-/// How a handler's events are taken and acknowledged. How long one attempt may take is the binding's: `spec.handlerDeadline` of the
-/// EventConsumer.
+/// How a handler's events are taken and acknowledged. The time limit of one attempt is the binding's: `spec.handlerDeadline` of
+/// the EventConsumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HandlerOptions {
     /// Events that this process handles at once. It takes no more than that from JetStream, or in order 16 times as many, which wait for
@@ -114,43 +114,43 @@ pub struct HandlerOptions {
 /// What happens to events whose types a handler does not know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum UnknownTypes {
-    /// They become dead letters, from which they can be handled once a newer version knows them. Nothing is lost where a publisher is
+    /// Make them dead letters, from which they can be handled once a newer version knows them. Nothing is lost if a publisher is
     /// updated before its consumers.
     #[default]
     DeadLetter,
-    /// They are acknowledged and counted as `ignored`: for a handler of some of the types under its subjects.
+    /// Acknowledge them and count them as `ignored`: for a handler of some of the types under its subjects.
     Ignore,
 }
 
-/// When an event that was handled counts as acknowledged.
+/// When a handled event counts as acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AckMode {
-    /// When JetStream confirms it. An acknowledgement that was lost is sent again.
+    /// When JetStream confirms it. A lost acknowledgement is sent again.
     #[default]
     Confirmed,
-    /// When it is sent. One that is lost has the event delivered and handled again after `ackWait`: for handlers to which that
-    /// matters less than speed. What was not handled is settled with confirmation all the same.
+    /// When it is sent. After a lost one the event is delivered and handled again after `ackWait`: for handlers that prefer speed.
+    /// Events that were not handled are settled with confirmation all the same.
     FireAndForget,
 }
 
-/// Of all handlers of a process together: a pod of 128 MiB has room for it.
-const DEFAULT_BYTES: usize = 32 * 1024 * 1024;
+/// For all handlers of a process together: a pod of 128 MiB has room for it.
+const DEFAULT_MAX_BYTES: usize = 32 * 1024 * 1024;
 
 impl Default for HandlerOptions {
     fn default() -> Self {
         Self {
             concurrency: 64,
-            bytes: DEFAULT_BYTES,
+            bytes: DEFAULT_MAX_BYTES,
             ack_mode: AckMode::default(),
             unknown_types: UnknownTypes::default(),
         }
     }
 }
 
-/// Runs code that blocks its thread, such as a driver without async or a long computation, where it holds up no other event.
+/// Runs code that blocks its thread, such as a driver without async or a long computation, on a thread where it blocks no event.
 ///
-/// A handler that blocks its thread itself holds up other events of the same handler, and one that does so for longer than its deadline
-/// has its process restarted. The code goes on to its end even where the attempt is given up at its deadline.
+/// A handler that blocks its own thread delays other events of the same handler, and one that does so for longer than its deadline
+/// makes its process restart. The code runs to its end even if the attempt ends at its deadline.
 ///
 /// ```
 /// # async fn handle() -> Result<(), jetwright_runtime::HandlerError> {
@@ -163,7 +163,7 @@ impl Default for HandlerOptions {
 ///
 /// # Errors
 ///
-/// [`HandlerError::Transient`] where the code panics.
+/// [`HandlerError::Transient`] if the code panics.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, HandlerError> {

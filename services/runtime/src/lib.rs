@@ -47,6 +47,7 @@
 //! | state that events make, and decisions about it | [`Aggregate`], [`Aggregates`] |
 //! | tables for reading | [`Projection`], [`View`] |
 //! | state by key, with compare-and-set | [`KeyValue`] |
+//! | tests of handlers and projections without a server | [`testing`] |
 //! | a service without [`App`] | [`Environment`], [`Service`] |
 //!
 //! `docs/writing-a-service.md` is the guide, and its program is the example `club`; `docs/runtime.md` says what each part promises, and
@@ -69,6 +70,8 @@ mod publish;
 mod readiness;
 mod service;
 mod store;
+mod subject;
+pub mod testing;
 mod trace;
 
 pub use aggregate::{Aggregate, AggregateError, Aggregates, Decision, Loaded, NewEvent, Snapshot, Updated};

@@ -12,21 +12,21 @@ use serde_json::{Map, Value};
 pub struct Metadata {
     /// Subject under which the event is stored.
     pub subject: Subject,
-    /// The event's headers; none where it has none.
+    /// The event's headers; empty if it has none.
     pub headers: HeaderMap,
-    /// What delivered it.
+    /// The source of the delivery.
     pub source: Arc<Source>,
     /// Its sequence in the stream.
     pub sequence: u64,
     /// When JetStream stored it.
     pub time: Timestamp,
-    /// Which attempt it is, from 1: how often the event was delivered by now, which a hand-over to another process raises too; or where
+    /// Number of the attempt, from 1: how often the event was delivered by now, which a hand-over to another process raises too; or if
     /// the binding keeps order, how often the handler was called since it was delivered.
     pub attempt: u32,
-    /// Whether the event becomes a dead letter if this attempt fails, whatever it fails with. An event that was only handed over from
-    /// process to process is not at its last attempt before this process has called the handler with it.
+    /// Whether the event becomes a dead letter if this attempt fails, with any error. For an event that was only handed over from
+    /// process to process, no attempt is the last before this process has called the handler with it.
     pub is_last_attempt: bool,
-    /// Events that the consumer had still to deliver when it delivered this one.
+    /// Events that the consumer had not delivered yet when it delivered this one.
     pub lag: u64,
 }
 
@@ -37,9 +37,9 @@ pub struct Source {
     pub stream: String,
     /// JetStream consumer that delivers them.
     pub consumer: String,
-    /// EventConsumer that this consumer is, or is a part of.
+    /// EventConsumer that this consumer belongs to.
     pub event_consumer: String,
-    /// Grows whenever another process takes over a part of the EventConsumer that one process at a time handles; 0 where its processes
+    /// Grows whenever another process takes over a part of the EventConsumer that one process at a time handles; 0 if its processes
     /// share all events.
     pub epoch: u64,
 }
@@ -48,7 +48,7 @@ impl Metadata {
     /// The id for the message of this index (from 0) among those that a handler publishes because of this event.
     ///
     /// It is the same at every attempt, so JetStream stores each message once within the stream's duplicate window. It is another one
-    /// for every other event, also where a stream was made again and its sequences begin again, and for every other EventConsumer.
+    /// for every other event, also if a stream was recreated and its sequences begin again, and for every other EventConsumer.
     #[must_use]
     pub fn message_id(&self, index: u32) -> String {
         let Self { source, sequence, time, .. } = self;
@@ -65,7 +65,7 @@ impl Metadata {
         headers: Option<HeaderMap>,
         reply: &str,
     ) -> Option<(Self, u64)> {
-        let mut tokens = [""; LONGEST_REPLY];
+        let mut tokens = [""; MAX_REPLY_TOKENS];
         let mut count = 0;
         for (place, token) in tokens.iter_mut().zip(reply.strip_prefix("$JS.ACK.")?.split('.')) {
             *place = token;
@@ -97,8 +97,8 @@ impl Metadata {
     }
 }
 
-/// Most tokens of a reply subject after its beginning that are looked at (NATS ADR-15 has ten, and leaves room for more).
-const LONGEST_REPLY: usize = 12;
+/// Maximum tokens of a reply subject after its prefix that are read (NATS ADR-15 has ten, and leaves room for more).
+const MAX_REPLY_TOKENS: usize = 12;
 
 impl LogFields for Metadata {
     fn fields(&self) -> Map<String, Value> {

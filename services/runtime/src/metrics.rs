@@ -15,7 +15,7 @@ use prometheus_client::{
 
 use crate::ErrorKind;
 
-/// How a write ends that is as it should be.
+/// The outcome of a successful write.
 const STORED: &str = "stored";
 
 /// The runtime's metrics. Clones share them.
@@ -97,8 +97,7 @@ struct Publish {
     outcome: &'static str,
 }
 
-/// What a write stores: where writers race for a key of a bucket, a conflict is everyday business, among events it is
-/// not.
+/// What a write stores: for a key of a bucket, conflicts between writers are normal, for events they are not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum WriteKind {
     Event,
@@ -156,13 +155,13 @@ impl Metrics {
             recoveries: Family::default(),
             stored,
             publishes,
-            // 0.5 ms to 8 s: a publish is given up after five.
+            // 0.5 ms to 8 s: a publish fails after five.
             publishing: Histogram::new(exponential_buckets(0.0005, 2.0, 15)),
             connected: Gauge::default(),
             connections: Counter::default(),
         };
         let registry = registry.sub_registry_with_prefix("jetwright");
-        registry.register("handled", "Deliveries by what was decided of them", families.handled.clone());
+        registry.register("handled", "Deliveries by their outcome", families.handled.clone());
         let duration = families.duration.clone();
         registry.register("handler_duration_seconds", "Time that a handler took for one attempt", duration);
         let in_flight = families.in_flight.clone();
@@ -174,7 +173,7 @@ impl Metrics {
             unconfirmed,
         );
         let dead_letters = families.dead_letters.clone();
-        registry.register("dead_letters", "Events that were kept as dead letters", dead_letters);
+        registry.register("dead_letters", "Events that were stored as dead letters", dead_letters);
         registry.register(
             "order_checked",
             "Attempts of ordered consumers that were checked against the order of their key",
@@ -182,12 +181,12 @@ impl Metrics {
         );
         registry.register(
             "order_violations",
-            "Attempts of ordered consumers that began out of the order of their key, by what is against it",
+            "Attempts of ordered consumers that began out of the order of their key, by the kind of violation",
             families.order_violations.clone(),
         );
         registry.register(
             "order_recoveries",
-            "Times that an ordered consumer waited until nothing was owed, by the cause of the doubt",
+            "Recoveries of ordered consumers, which wait until no delivery is unacknowledged elsewhere, by cause",
             families.recoveries.clone(),
         );
         registry.register(
@@ -197,21 +196,21 @@ impl Metrics {
         );
         registry.register(
             "publish_duration_seconds",
-            "Time until a write was stored or given up",
+            "Time until a write was stored or failed",
             families.publishing.clone(),
         );
         registry.register("nats_connected", "Whether NATS is connected", families.connected.clone());
-        registry.register("nats_connections", "Connections to NATS made", families.connections.clone());
+        registry.register("nats_connections", "Connections to NATS", families.connections.clone());
         Self(Arc::new(families))
     }
 
-    /// Whether there is a connection, and how many were made since the last call.
+    /// Sets whether there is a connection, and adds the connections since the last call.
     pub(crate) fn connection(&self, connected: bool, made: u64) {
         self.0.connected.set(i64::from(connected));
         self.0.connections.inc_by(made);
     }
 
-    /// Counts a write that was stored (or was there already), or why it was not, and how long that took.
+    /// Counts a write that was stored (or existed already), or why it was not, and its duration.
     pub(crate) fn published(&self, kind: WriteKind, outcome: Result<bool, ErrorKind>, took: Duration) {
         self.0.publishing.observe(took.as_secs_f64());
         if (kind, &outcome) == (WriteKind::Event, &Ok(false)) {
@@ -256,7 +255,7 @@ impl HandlerMetrics {
         all.0.handled.get_or_create(&Handled { binding, outcome }).inc();
     }
 
-    /// Counts an attempt that was checked against the order, and what is against it.
+    /// Counts an attempt that was checked against the order, and its violation if any.
     pub(crate) fn order_checked(&self, violation: Option<&'static str>) {
         let Self { all, binding, order_checked, .. } = self;
         order_checked.inc();
@@ -265,18 +264,18 @@ impl HandlerMetrics {
         }
     }
 
-    /// Counts a recovery that begins for this cause.
+    /// Counts a recovery with this cause.
     pub(crate) fn recovery(&self, cause: &'static str) {
         self.all.0.recoveries.get_or_create(&Recovery { binding: self.binding, cause }).inc();
     }
 
-    /// Counts a dead letter that is kept.
+    /// Counts a stored dead letter.
     pub(crate) fn dead_lettered(&self, reason: &'static str) {
         let Self { all, binding, .. } = self;
         all.0.dead_letters.get_or_create(&DeadLetter { binding, reason }).inc();
     }
 
-    /// Counts a delivery that was let go without JetStream's word.
+    /// Counts a delivery that was released without JetStream's confirmation.
     pub(crate) fn ack_unconfirmed(&self) {
         self.all.0.unconfirmed.get_or_create(&Binding { binding: self.binding }).inc();
     }

@@ -1,33 +1,44 @@
-//! Publishing events: with a message id and the trace's context, and the server's word that they are kept.
+//! Publishes events, with a message id and the trace's context, and waits for the server's confirmation.
 
-use std::time::Duration;
+pub(crate) mod recorder;
+
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, header, message::OutboundMessage};
 use bytes::Bytes;
 use jetwright_nats::Connection;
+use prometheus_client::registry::Registry;
 use prost::{Message, Name};
 use serde::Deserialize;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use self::recorder::{Recorder, Stored};
 use crate::{
     Error, ErrorKind,
-    event::{CONTENT_TYPE, EVENT_TYPE, PROTOBUF},
+    event::{CONTENT_TYPE, EVENT_TYPE, EXPECTED_SUBJECT, PROTOBUF},
     metrics::{Metrics, WriteKind},
     trace,
 };
 
-/// How long a publish may take altogether, retries included.
-const BOUND: Duration = Duration::from_secs(5);
-
-/// Header that names the subjects over which an expected sequence is checked (NATS ADR-50; nats-server 2.12).
-pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+/// Timeout of a publish, retries included.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest message that a server takes where its configuration does not say (`max_payload`), in bytes.
+const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
 
 /// Publishes events. Clones share one connection.
 #[derive(Clone, Debug)]
 pub struct Publisher {
-    connection: Connection,
+    target: Target,
     metrics: Metrics,
+}
+
+/// What stores the events.
+#[derive(Clone, Debug)]
+enum Target {
+    JetStream(Connection),
+    /// Memory, in a test of a handler.
+    Recorder(Arc<Recorder>),
 }
 
 /// How an event is published.
@@ -36,10 +47,10 @@ pub struct PublishOptions {
     /// Id under which the stream stores this event once within its duplicate window: not empty, and without white space at its
     /// ends. Default: a random id for each publish, so that its retries store nothing twice.
     pub message_id: Option<String>,
-    /// What the writer believes to be the newest event of an aggregate.
+    /// The newest event of an aggregate as the writer knows it.
     pub expected: Option<Expected>,
     /// Name of the stream that must store the event. Any other stream whose subjects match refuses it, and nothing is stored.
-    /// Default: whichever stream has the subject.
+    /// Default: any stream with the subject.
     pub expected_stream: Option<String>,
 }
 
@@ -49,7 +60,7 @@ pub struct PublishOptions {
 /// writes in flight under different filters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// Sequence of the newest event; 0 where there is none yet.
+    /// Sequence of the newest event; 0 if there is none yet.
     pub last_sequence: u64,
     /// The aggregate's subjects, as in `orders.42.>`.
     pub filter_subject: String,
@@ -80,7 +91,13 @@ pub struct Published {
     pub duplicate: bool,
 }
 
-/// What is written where.
+impl From<Stored> for Published {
+    fn from(Stored { stream, sequence, duplicate }: Stored) -> Self {
+        Self { stream, sequence, duplicate }
+    }
+}
+
+/// A write and its target.
 pub(crate) struct Write<'a> {
     pub(crate) kind: WriteKind,
     /// Name of the stream that must store it.
@@ -92,10 +109,16 @@ pub(crate) struct Write<'a> {
 
 impl Publisher {
     pub(crate) fn new(connection: Connection, metrics: Metrics) -> Self {
-        Self { connection, metrics }
+        Self { target: Target::JetStream(connection), metrics }
     }
 
-    /// Publishes an event and awaits JetStream's word that it is stored. The current span's context travels with it.
+    /// Stores in memory.
+    pub(crate) fn recording(recorder: Arc<Recorder>) -> Self {
+        let metrics = Metrics::register(&mut Registry::default());
+        Self { target: Target::Recorder(recorder), metrics }
+    }
+
+    /// Publishes an event and waits for JetStream's confirmation that it is stored. The current span's context travels with it.
     ///
     /// What may pass (no connection, no leader, another write in flight) is repeated for at most five seconds.
     ///
@@ -105,7 +128,7 @@ impl Publisher {
     /// the answer to a first try was lost: a caller that reads again finds it there),
     /// [`Unavailable`](crate::ErrorKind::Unavailable) where the time is over, and
     /// [`Refused`](crate::ErrorKind::Refused) where JetStream says no, where another stream than the expected one has the
-    /// subject, or where an option is empty or cannot be sent as it is.
+    /// subject, or where an option is empty or cannot be sent.
     pub async fn publish<E>(
         &self,
         subject: &str,
@@ -143,7 +166,10 @@ impl Publisher {
 
     /// The largest message that the server takes, in bytes, with its headers.
     pub(crate) fn max_payload(&self) -> usize {
-        self.connection.client().max_payload()
+        match &self.target {
+            Target::JetStream(connection) => connection.client().max_payload(),
+            Target::Recorder(_) => DEFAULT_MAX_PAYLOAD,
+        }
     }
 
     /// Stores a message of any kind.
@@ -160,7 +186,7 @@ impl Publisher {
         self.store(kind, &subject, Some(stream), &message).await
     }
 
-    /// Stores a message, which is built again for each time that it is sent.
+    /// Stores a message, which is built again for each attempt.
     async fn store(
         &self,
         kind: WriteKind,
@@ -169,7 +195,12 @@ impl Publisher {
         message: &(impl Fn() -> OutboundMessage + Sync),
     ) -> Result<Published, Error> {
         let begun = Instant::now();
-        let published = self.connection.request_until(begun + BOUND, subject, stream, message).await;
+        let published = match &self.target {
+            Target::JetStream(connection) => {
+                connection.request_until(begun + PUBLISH_TIMEOUT, subject, stream, message).await
+            }
+            Target::Recorder(recorder) => recorder.store(stream, message()).map(Published::from),
+        };
         let published = published.map_err(|error| Error::of_request(subject, &error));
         let outcome = published.as_ref().map(|stored: &Published| stored.duplicate).map_err(Error::kind);
         self.metrics.published(kind, outcome, begun.elapsed());
@@ -177,7 +208,7 @@ impl Publisher {
     }
 }
 
-/// An id of the publisher's own, by which its retries are recognised.
+/// A random id, by which the server recognises retries.
 pub(crate) fn own_message_id() -> String {
     let mut id = String::with_capacity(32);
     trace::push_hex(&mut id, &rand::random::<[u8; 16]>());
@@ -188,8 +219,8 @@ pub(crate) fn own_message_id() -> String {
 ///
 /// # Errors
 ///
-/// The server would read another value: an empty one is none to it, it skips spaces before a value, and the end of a line begins
-/// another header.
+/// The server would read another value: it treats an empty one as absent, it skips spaces before a value, and the end of a line
+/// begins another header.
 pub(crate) fn header_value(object: &str, name: &str, text: &str) -> Result<HeaderValue, Error> {
     let refused = |why: &str| Error::new(ErrorKind::Refused, object, format!("{name} {text:?} {why}"));
     if text.is_empty() {
@@ -201,7 +232,7 @@ pub(crate) fn header_value(object: &str, name: &str, text: &str) -> Result<Heade
     text.parse().map_err(|_| refused("must not contain the end of a line"))
 }
 
-/// Headers that come from the options of a publish.
+/// Headers from the options of a publish.
 fn checked_headers(subject: &str, options: PublishOptions) -> Result<Vec<(HeaderName, HeaderValue)>, Error> {
     let PublishOptions { message_id, expected, expected_stream } = options;
     let message_id = match message_id {

@@ -1,4 +1,4 @@
-//! Keeps a gate of readiness, and the metrics of the connection, as the connection is. In: its link and its state.
+//! Keeps a readiness gate, and the metrics of the connection, in step with the connection. In: its link and its state.
 
 use jetwright_nats::{Connection, ConnectionState, Link};
 use jetwright_process::health::Gate;
@@ -6,8 +6,8 @@ use tokio::sync::watch;
 
 use crate::metrics::Metrics;
 
-/// What the gate says before there was a connection.
-pub(crate) const NOT_YET: &str = "not connected to NATS yet";
+/// The reason before the first connection.
+pub(crate) const INITIAL_REASON: &str = "not connected to NATS yet";
 
 /// The gate is open while NATS is connected and replies can arrive. The future ends with the connection.
 pub(crate) fn follow(
@@ -44,14 +44,14 @@ async fn run(
     }
 }
 
-/// Why NATS cannot be asked; `None` where it can.
+/// Why NATS takes no requests; `None` if it does.
 fn not_ready(state: &ConnectionState, link_is_up: bool) -> Option<String> {
     match &state.last_error {
         _ if state.connected => None,
         Some(error) if link_is_up => Some(error.to_string()),
         Some(error) => Some(format!("not connected to NATS: {error}")),
         None if state.was_connected => Some("not connected to NATS: the connection was lost".to_owned()),
-        None => Some(NOT_YET.to_owned()),
+        None => Some(INITIAL_REASON.to_owned()),
     }
 }
 
@@ -68,7 +68,7 @@ mod tests {
             not_ready(&ConnectionState { connected, was_connected, since, last_error }, link_is_up)
         };
         assert_eq!(reason(true, true, None, true), None);
-        assert_eq!(reason(false, false, None, false).as_deref(), Some(NOT_YET));
+        assert_eq!(reason(false, false, None, false).as_deref(), Some(INITIAL_REASON));
         let refused = Some("not connected to NATS: refused".to_owned());
         assert_eq!(reason(false, true, Some("refused"), false), refused);
         let lost = Some("not connected to NATS: the connection was lost".to_owned());

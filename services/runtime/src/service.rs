@@ -1,4 +1,4 @@
-//! A service: one connection, its handlers, and what they publish with.
+//! A service: one connection, its handlers, and their publishers.
 
 use std::{future::Future, pin::Pin, time::Duration};
 
@@ -33,25 +33,25 @@ pub struct Service {
 /// Consumes until the token is cancelled, and then finishes what it has.
 type Loop = Box<dyn FnOnce(CancellationToken) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
-/// Why a service cannot be what its program says.
+/// Why a service fails.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// The connection's options are refused before anything is connected to.
-    #[error("cannot connect to NATS")]
+    /// The connection's options are refused before any attempt.
+    #[error("failed to connect to NATS")]
     Connect(#[from] async_nats::ConnectError),
     /// A handler's EventConsumer is not in the bindings file.
-    #[error("JETWRIGHT_BINDINGS has no binding {binding:?}; it has {}", list(.known))]
+    #[error("binding {binding:?} must be in JETWRIGHT_BINDINGS, which has {}", list(.known))]
     UnknownBinding {
-        /// What the handler asks for.
+        /// The missing binding.
         binding: &'static str,
-        /// What there is.
+        /// The existing bindings.
         known: Vec<String>,
     },
-    /// Two handlers ask for one EventConsumer.
-    #[error("two handlers for the binding {0:?}")]
+    /// Two handlers have the same EventConsumer.
+    #[error("binding {0:?} must have one handler, and has two")]
     TwoHandlers(&'static str),
     /// The rebuild of a projection failed.
-    #[error("the bucket {bucket} was not made anew to its end")]
+    #[error("rebuild of bucket {bucket} failed")]
     Rebuild {
         /// Bucket of the projection.
         bucket: &'static str,
@@ -59,9 +59,9 @@ pub enum ServiceError {
         source: crate::Error,
     },
     /// A consuming task ended although it never should.
-    #[error("the loop of the binding {binding:?} ended: {reason}")]
+    #[error("the consumer loop of binding {binding:?} ended: {reason}")]
     LoopEnded {
-        /// Whose loop it was.
+        /// The binding of the loop.
         binding: &'static str,
         /// How it ended.
         reason: String,
@@ -73,8 +73,8 @@ fn list(names: &[String]) -> String {
 }
 
 impl Service {
-    /// Begins to connect. NATS may be down: the connection comes up when it does, and the readiness gate `nats` says
-    /// until then why not.
+    /// Begins to connect. NATS may be down: the connection comes up when NATS does, and until then the readiness gate `nats` says
+    /// why not.
     ///
     /// # Errors
     ///
@@ -86,7 +86,7 @@ impl Service {
     ) -> Result<Self, ServiceError> {
         environment.warn_of_unknown_fields();
         let metrics = Metrics::register(registry);
-        let gate = health.gate("nats", readiness::NOT_YET);
+        let gate = health.gate("nats", readiness::INITIAL_REASON);
         let connection = Connection::open(ConnectionConfig {
             name: environment.name.clone(),
             servers: environment.servers.clone(),
@@ -232,8 +232,8 @@ impl Service {
         Ok(self)
     }
 
-    /// Consumes until `shutdown` is cancelled. Then readiness goes off, no more is pulled, what was delivered is handled
-    /// and settled, and what was written is flushed: within three seconds beyond the longest `handlerDeadline` of the
+    /// Consumes until `shutdown` is cancelled. Then readiness ends, no more is pulled, delivered events are handled and settled, and
+    /// writes are flushed: within three seconds beyond the longest `handlerDeadline` of the
     /// bindings. With five seconds for telemetry that is within [`Bindings::grace_period`], which the operator gives its pods.
     ///
     /// [`Bindings::grace_period`]: jetwright_crds::environment::Bindings::grace_period
@@ -269,12 +269,12 @@ impl Service {
     }
 }
 
-/// How long the connection may take to write out what is still buffered.
-const FLUSH: Duration = Duration::from_secs(1);
+/// How long the connection may take to write its buffer out.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 async fn flush(connection: &Connection) {
-    if !matches!(timeout(FLUSH, connection.client().flush()).await, Ok(Ok(()))) {
-        tracing::warn!("stopped without NATS having taken everything that was written");
+    if !matches!(timeout(FLUSH_TIMEOUT, connection.client().flush()).await, Ok(Ok(()))) {
+        tracing::warn!("stopped before NATS had taken all writes");
     }
 }
 
@@ -290,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_stop_fits_into_what_a_pod_is_given_beyond_its_slowest_handler() {
-        let beyond = SETTLE_TIMEOUT + FLUSH + TELEMETRY;
+        let beyond = SETTLE_TIMEOUT + FLUSH_TIMEOUT + TELEMETRY;
         assert!(beyond < STOP_MARGIN.0, "{beyond:?}");
     }
 

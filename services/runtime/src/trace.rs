@@ -1,5 +1,5 @@
-//! The trace that an event is part of: into and out of headers (W3C Trace Context), and the spans of publishing and
-//! handling with OpenTelemetry's attributes for messaging.
+//! The trace of an event: into and out of headers (W3C Trace Context), and the spans of publishing and handling with
+//! OpenTelemetry's attributes for messaging.
 
 use std::{
     fmt,
@@ -25,8 +25,8 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 use crate::Metadata;
 
 /// Headers of W3C Trace Context.
-const PARENT: &str = "traceparent";
-const STATE: &str = "tracestate";
+const TRACEPARENT: &str = "traceparent";
+const TRACESTATE: &str = "tracestate";
 
 static W3C: LazyLock<TraceContextPropagator> = LazyLock::new(TraceContextPropagator::new);
 
@@ -42,25 +42,25 @@ impl Extractor for Headers<'_> {
     }
 }
 
-/// The trace that an attempt is part of.
+/// The trace of an attempt.
 pub(crate) enum Trace {
     /// With a span of its own.
     Recorded(Span),
-    /// Without one, since nobody would record it.
+    /// Without a span, since nobody would record it.
     UnsampledSpan(UnsampledSpan),
 }
 
-/// The trace of one attempt at an event: that which the event's headers name, or a new one.
+/// The trace of one attempt at an event: that of the event's headers, or a new one.
 pub(crate) fn of_attempt(binding: &str, metadata: &Arc<Metadata>) -> Trace {
     let parent = extract(&metadata.headers);
-    let unrecorded = |trace| Trace::UnsampledSpan(UnsampledSpan::new(trace, Arc::clone(metadata) as _));
+    let unsampled = |trace| Trace::UnsampledSpan(UnsampledSpan::new(trace, Arc::clone(metadata) as _));
     match parent {
-        Some(parent) if !records() || !parent.is_sampled() => unrecorded(parent),
-        None if !records() => unrecorded(new_trace()),
+        Some(parent) if !records() || !parent.is_sampled() => unsampled(parent),
+        None if !records() => unsampled(new_trace()),
         parent => {
             let span = attempt_span(binding, metadata);
             let context = parent.map(|parent| Context::new().with_remote_span_context(parent));
-            // Refused only where nothing that knows of traces is installed, and then there is nothing to continue.
+            // Refused only if no telemetry is installed, and then there is nothing to continue.
             let _ = span.set_parent(context.unwrap_or_default());
             Trace::Recorded(span)
         }
@@ -68,13 +68,13 @@ pub(crate) fn of_attempt(binding: &str, metadata: &Arc<Metadata>) -> Trace {
 }
 
 impl Trace {
-    /// Does something as a part of the trace. It is borrowed, since it is large.
+    /// Polls a future within the trace. The trace is borrowed, since it is large.
     pub(crate) async fn around<T>(self, mut work: Pin<&mut impl Future<Output = T>>) -> T {
         poll_fn(|context| {
             let poll = || work.as_mut().poll(context);
             match &self {
                 Self::Recorded(span) => span.in_scope(poll),
-                Self::UnsampledSpan(unrecorded) => unrecorded.in_scope(poll),
+                Self::UnsampledSpan(unsampled) => unsampled.in_scope(poll),
             }
         })
         .await
@@ -83,8 +83,8 @@ impl Trace {
 
 /// The trace that headers name.
 fn extract(headers: &HeaderMap) -> Option<SpanContext> {
-    let parent = headers.get(HeaderName::from_static(PARENT))?;
-    let plain = match headers.get(HeaderName::from_static(STATE)) {
+    let parent = headers.get(HeaderName::from_static(TRACEPARENT))?;
+    let plain = match headers.get(HeaderName::from_static(TRACESTATE)) {
         None => plain(parent.as_str()),
         Some(_) => None,
     };
@@ -95,7 +95,7 @@ fn extract(headers: &HeaderMap) -> Option<SpanContext> {
     Some(context).filter(SpanContext::is_valid)
 }
 
-/// Reads a `traceparent` as nearly all are: of the first version, sampled or not, and nothing else. Every event has one, for which the
+/// Reads the usual `traceparent`: of the first version, sampled or not, and nothing else. Every event has one, for which the
 /// propagator allocates several times.
 fn plain(parent: &str) -> Option<SpanContext> {
     let digits = |text: &str| text.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
@@ -114,18 +114,18 @@ fn plain(parent: &str) -> Option<SpanContext> {
     Some(SpanContext::new(trace, span, flags, true, TraceState::default()))
 }
 
-/// A trace that nobody records: it joins what is logged.
+/// A trace that nobody records: it correlates log lines.
 fn new_trace() -> SpanContext {
     let (trace, span) = (TraceId::from(rand::random::<u128>()), SpanId::from(rand::random::<u64>()));
     SpanContext::new(trace, span, TraceFlags::default(), false, TraceState::default())
 }
 
-/// Writes the context of what goes on into a message's headers; nothing where there is no trace.
+/// Writes the current context into a message's headers; nothing if there is no trace.
 pub(crate) fn inject_current(headers: &mut HeaderMap) {
     Context::map_current(|context| inject(context.span().span_context(), headers));
 }
 
-/// Writes a trace's context into a message's headers; nothing where there is no trace.
+/// Writes a trace's context into a message's headers; nothing if there is no trace.
 pub(crate) fn inject(of: &SpanContext, headers: &mut HeaderMap) {
     if !of.is_valid() {
         return;
@@ -136,11 +136,11 @@ pub(crate) fn inject(of: &SpanContext, headers: &mut HeaderMap) {
     parent.push('-');
     push_hex(&mut parent, &of.span_id().to_bytes());
     parent.push_str(if of.is_sampled() { "-01" } else { "-00" });
-    headers.insert(HeaderName::from_static(PARENT), parent);
+    headers.insert(HeaderName::from_static(TRACEPARENT), parent);
     let state = of.trace_state().header();
     // An empty `tracestate` says nothing, and some readers refuse it.
     if !state.is_empty() {
-        headers.insert(HeaderName::from_static(STATE), state);
+        headers.insert(HeaderName::from_static(TRACESTATE), state);
     }
 }
 
@@ -150,7 +150,7 @@ pub(crate) fn push_hex(text: &mut String, bytes: &[u8]) {
     text.extend(bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 0xf)]));
 }
 
-/// The span of publishing one event, and the context that is to travel with it; no span where nobody would record it.
+/// The span of publishing one event, and the context that travels with it; no span if nobody would record it.
 pub(crate) fn of_publish(subject: &str, event_type: &str) -> (Span, SpanContext) {
     let current = Context::map_current(|context| context.span().span_context().clone());
     if records() && (current.is_sampled() || !current.is_valid()) {
@@ -197,7 +197,7 @@ fn attempt_span(binding: &str, metadata: &Metadata) -> Span {
     )
 }
 
-/// Marks the span as failed, in a way that has this name among few.
+/// Marks the span as failed, with an error type of few values.
 pub(crate) fn failed(span: &Span, way: &str, error: &dyn fmt::Display) {
     span.record("otel.status_code", "error");
     span.record("otel.status_description", display(error));
@@ -236,7 +236,7 @@ mod tests {
         assert_eq!((span.span_context.trace_id(), span.parent_span_id), ids);
         assert_eq!((span.name.as_ref(), &span.span_kind), ("process order-fulfilment", &SpanKind::Consumer));
         assert_eq!(span.status, Status::error("busy"));
-        let told: BTreeMap<_, _> = span
+        let attributes: BTreeMap<_, _> = span
             .attributes
             .iter()
             .map(|attribute| (attribute.key.as_str(), attribute.value.to_string()))
@@ -251,7 +251,7 @@ mod tests {
             ("error.type", "transient"),
             ("attempt", "2"),
         ] {
-            assert_eq!(told.get(name).map(String::as_str), Some(value), "{name}: {told:?}");
+            assert_eq!(attributes.get(name).map(String::as_str), Some(value), "{name}: {attributes:?}");
         }
     }
 
@@ -292,7 +292,7 @@ mod tests {
             String::new(),
         ] {
             let mut headers = HeaderMap::new();
-            headers.insert(PARENT, parent.as_str());
+            headers.insert(TRACEPARENT, parent.as_str());
             let context = W3C.extract_with_context(&Context::new(), &Headers(&headers));
             let expected = Some(context.span().span_context().clone()).filter(SpanContext::is_valid);
             assert_eq!(extract(&headers), expected, "{parent}");

@@ -6,11 +6,11 @@
 //! | the same again with the same `Idempotency-Key` | 200 with the same user; 422 with another email |
 //! | `GET /users/{id}` | 200 with the user, 404 |
 //!
-//! All of these answers have an `Event-Sequence`: that of the newest of the user's events which is in the answer. A `GET` with
-//! this number as `Minimum-Event-Sequence` is answered with that event in it, so that who wrote reads what was written.
+//! All of these responses have an `Event-Sequence`: that of the user's newest event in the response. A `GET` with
+//! this number as `Minimum-Event-Sequence` gets a response with that event in it, so that a client reads its own writes.
 //!
-//! A user is `{"id", "email", "created_at"}`, the time by RFC 3339. Where NATS cannot take or tell events: 503 within
-//! seconds, with `Retry-After`; with an `Idempotency-Key` it is safe to come again. Other mistakes are 4xx.
+//! A user is `{"id", "email", "created_at"}`, the time by RFC 3339. If NATS cannot take or give events: 503 within
+//! seconds, with `Retry-After`; with an `Idempotency-Key` a retry is safe. Other mistakes are 4xx.
 
 use axum::Router;
 use axum::extract::State;
@@ -22,16 +22,16 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::user::{self, Email, Register, User};
-use crate::users::{Known, Registered, Users, UsersError};
+use crate::users::{Registered, Users, UsersError, VersionedUser};
 
-/// Sequence of the newest event that is in an answer.
+/// Sequence of the newest event in a response.
 const EVENT_SEQUENCE: HeaderName = HeaderName::from_static("event-sequence");
-/// Sequence of an event that is to be in the answer.
-const MINIMUM: &str = "Minimum-Event-Sequence";
+/// Sequence of an event that must be in the response.
+const MINIMUM_EVENT_SEQUENCE: &str = "Minimum-Event-Sequence";
 
 /// The routes.
 pub(crate) fn router(users: Users, metrics: HttpMetrics) -> Router {
-    let routes = Router::new().route("/users", post(register)).route("/users/{id}", get(show));
+    let routes = Router::new().route("/users", post(create_user)).route("/users/{id}", get(get_user));
     with_defaults(routes, metrics).with_state(users)
 }
 
@@ -42,54 +42,56 @@ struct NewUser {
 }
 
 #[derive(Debug, Serialize)]
-struct Shown {
+struct UserView {
     id: Uuid,
     email: String,
     created_at: Timestamp,
 }
 
-type Answer<const HEADERS: usize> = (StatusCode, [(HeaderName, String); HEADERS], Json<Shown>);
+type UserResponse<const HEADERS: usize> = (StatusCode, [(HeaderName, String); HEADERS], Json<UserView>);
 
-async fn register(
+async fn create_user(
     State(users): State<Users>,
     headers: HeaderMap,
     Json(new): Json<NewUser>,
-) -> Result<Answer<2>, Problem> {
+) -> Result<UserResponse<2>, Problem> {
     let id = user::id(idempotency_key(&headers)?);
-    let email: Email =
-        new.email.parse().map_err(|expected| Problem::invalid("this is no user").field("email", expected))?;
+    let email: Email = new
+        .email
+        .parse()
+        .map_err(|expected| Problem::invalid("the user is invalid").field("email", expected))?;
     let Registered { user, new, sequence } =
         users.register(&Register { id, email, at: Timestamp::now() }).await?;
-    tracing::info!(user = %user.id, new, "registered");
+    tracing::info!(user = %user.id, new, "registered user");
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     let location = (header::LOCATION, format!("/users/{}", user.id));
-    Ok((status, [location, (EVENT_SEQUENCE, sequence.to_string())], Json(shown(user))))
+    Ok((status, [location, (EVENT_SEQUENCE, sequence.to_string())], Json(view(user))))
 }
 
-async fn show(
+async fn get_user(
     State(users): State<Users>,
     Path(id): Path<Uuid>,
     headers: HeaderMap,
-) -> Result<Answer<1>, Problem> {
-    let known = users.get(id, minimum(&headers)?).await?;
-    let Known { user, sequence } = known.ok_or_else(|| Problem::not_found("there is no such user"))?;
-    Ok((StatusCode::OK, [(EVENT_SEQUENCE, sequence.to_string())], Json(shown(user))))
+) -> Result<UserResponse<1>, Problem> {
+    let user = users.get(id, minimum_sequence(&headers)?).await?;
+    let VersionedUser { user, sequence } = user.ok_or_else(|| Problem::not_found("there is no such user"))?;
+    Ok((StatusCode::OK, [(EVENT_SEQUENCE, sequence.to_string())], Json(view(user))))
 }
 
-/// Sequence of the event that the caller wants to be in the answer; 0 where the caller does not say.
-fn minimum(headers: &HeaderMap) -> Result<u64, Problem> {
-    let Some(text) = headers.get(MINIMUM) else { return Ok(0) };
+/// Sequence of the event that the caller wants in the response; 0 by default.
+fn minimum_sequence(headers: &HeaderMap) -> Result<u64, Problem> {
+    let Some(text) = headers.get(MINIMUM_EVENT_SEQUENCE) else { return Ok(0) };
     let number = text.to_str().ok().and_then(|text| text.parse().ok());
-    number.ok_or_else(|| refused("expected the Event-Sequence of an answer"))
+    number.ok_or_else(|| invalid_minimum("must be the Event-Sequence of a response"))
 }
 
-fn refused(detail: impl Into<String>) -> Problem {
-    Problem::invalid("there is no such event").field(MINIMUM, detail)
+fn invalid_minimum(detail: impl Into<String>) -> Problem {
+    Problem::invalid("there is no such event").field(MINIMUM_EVENT_SEQUENCE, detail)
 }
 
-fn shown(user: User) -> Shown {
+fn view(user: User) -> UserView {
     let User { id, email, created_at } = user;
-    Shown { id, email: email.as_str().to_owned(), created_at }
+    UserView { id, email: email.as_str().to_owned(), created_at }
 }
 
 impl From<UsersError> for Problem {
@@ -100,7 +102,7 @@ impl From<UsersError> for Problem {
                 Self::invalid("one key is for one user").field("Idempotency-Key", detail)
             }
             UsersError::Events(error) => error.into(),
-            UsersError::NoSuchEvent(_) => refused(error.to_string()),
+            UsersError::NoSuchEvent(_) => invalid_minimum(error.to_string()),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! The user service: registers users as events, and shows them.
 //!
-//! A user is what its events on `users.<id>.*` say (in the stream of the binding `user-directory`). Every write states the
-//! last event that it saw and is told where there is a newer one. What is read often is kept beside it, in the bucket
-//! `user-directory`, by the service's own consumer of that name; where the directory does not know a user yet, or not what the
-//! caller wrote, the stream is asked.
+//! A user is folded from the events on `users.<id>.*` (in the stream of the binding `user-directory`). Every write names the
+//! last event that it saw, and conflicts with a newer one. For frequent reads the bucket `user-directory` has the users, kept
+//! up to date by the service's own consumer of that name; if the directory does not have a user yet, or not the caller's last
+//! write, the service reads the stream.
 
 mod configuration;
 mod directory;
@@ -22,7 +22,7 @@ use crate::users::Users;
 /// The EventConsumers whose events the service handles.
 pub const EVENT_CONSUMERS: [&str; 1] = [DIRECTORY];
 
-/// Keeps the directory.
+/// Keeps the directory up to date.
 const DIRECTORY: &str = "user-directory";
 
 /// Sets the service up.
@@ -40,11 +40,11 @@ pub async fn setup(setup: &mut Setup, configuration: Configuration) -> anyhow::R
     setup.serve_http(configuration.http_address, router).await
 }
 
-/// Rebuilds the directory from the stream of users, while services keep it.
+/// Rebuilds the directory from the stream of users, while services keep it up to date.
 ///
 /// # Errors
 ///
-/// The bindings do not name the consumer `user-directory`, or NATS was away for too long.
+/// The bindings do not name the consumer `user-directory`, or NATS was unavailable for too long.
 pub async fn rebuild(setup: Setup, (): ()) -> anyhow::Result<()> {
     setup.service.rebuild::<Directory>(DIRECTORY).await?;
     Ok(())

@@ -19,7 +19,7 @@ struct Arguments {
 
 #[derive(Clone, Copy, Debug, Subcommand)]
 enum Command {
-    /// Rebuild the bucket user-directory from the stream of users, while the service goes on
+    /// Rebuild the bucket user-directory from the stream of users, while the service runs
     Rebuild,
 }
 

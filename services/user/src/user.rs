@@ -1,4 +1,4 @@
-//! What a user is and what may happen to one. Pure: events and commands in, users and events out.
+//! Users and their changes. Pure: events and commands in, users and events out.
 
 use std::str::FromStr;
 
@@ -8,17 +8,17 @@ use jetwright_runtime::{Aggregate, DecodeError, Event, StoredEvent, decode};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-/// Longest address and longest part before the @, in bytes (RFC 5321, 4.5.3.1).
-const LONGEST: usize = 254;
-const LONGEST_LOCAL: usize = 64;
-/// Longest part of a domain between its dots, in bytes (RFC 1035, 2.3.4).
-const LONGEST_LABEL: usize = 63;
+/// Maximum length of an address, and of the part before the @, in bytes (RFC 5321, 4.5.3.1).
+const MAX_EMAIL_BYTES: usize = 254;
+const MAX_LOCAL_PART_BYTES: usize = 64;
+/// Maximum length of a domain label, in bytes (RFC 1035, 2.3.4).
+const MAX_LABEL_BYTES: usize = 63;
 
-/// What the subjects of all users' events begin with: `users.<user id>.<event>`.
+/// The prefix of the subjects of all users' events: `users.<user id>.<event>`.
 pub(crate) const PREFIX: &str = "users";
 
-/// Ids of users that are registered under a caller's key are made from the key.
-const KEYS: Uuid = Uuid::from_u128(0x0b0b_6c1e_77a5_4f0e_9d0a_3f5d_54c8_a1b7);
+/// Namespace of the ids of users that are registered under an idempotency key.
+const KEY_NAMESPACE: Uuid = Uuid::from_u128(0x0b0b_6c1e_77a5_4f0e_9d0a_3f5d_54c8_a1b7);
 
 /// A registered user.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub(crate) struct User {
     pub(crate) created_at: Timestamp,
 }
 
-/// What there is under an id: a user, once one registered.
+/// The state of an id: a user, once one registered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Registration {
     pub(crate) user: Option<User>,
@@ -38,15 +38,15 @@ pub(crate) struct Registration {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum UserEvent {
     Created(User),
-    /// Of a type that came later, which says nothing about what is known here.
+    /// Of a later type, which does not change what is known here.
     Later,
 }
 
-/// An email address by the rules of its form; whether anybody reads it is another question.
+/// A well-formed email address; nothing proves that somebody reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Email(String);
 
-/// Somebody wants to be a user.
+/// The command to register a user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Register {
     pub(crate) id: Uuid,
@@ -54,10 +54,10 @@ pub(crate) struct Register {
     pub(crate) at: Timestamp,
 }
 
-/// What a command comes to.
+/// The result of a command.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Decision {
-    /// This is to happen, and makes this user.
+    /// Append this event, which makes this user.
     Append(UserCreated, User),
     /// It has happened before.
     Unchanged(User),
@@ -83,7 +83,7 @@ pub(crate) fn subjects(id: &str) -> String {
 
 /// The id of the user that is registered under this key, always the same; without a key a new one.
 pub(crate) fn id(key: Option<&str>) -> Uuid {
-    key.map_or_else(Uuid::now_v7, |key| Uuid::new_v5(&KEYS, key.as_bytes()))
+    key.map_or_else(Uuid::now_v7, |key| Uuid::new_v5(&KEY_NAMESPACE, key.as_bytes()))
 }
 
 impl Event for UserEvent {
@@ -103,7 +103,7 @@ impl Aggregate for Registration {
 
     fn apply(&mut self, event: UserEvent, _recorded: &StoredEvent) {
         match event {
-            // Being created twice changes nothing.
+            // A second creation changes nothing.
             UserEvent::Created(user) => {
                 self.user.get_or_insert(user);
             }
@@ -112,7 +112,7 @@ impl Aggregate for Registration {
     }
 }
 
-/// What registering comes to, the user being what it is.
+/// The result of registering, in this state.
 pub(crate) fn decide(user: Option<&User>, command: &Register) -> Result<Decision, AnotherEmail> {
     match user {
         Some(user) if user.email == command.email => Ok(Decision::Unchanged(user.clone())),
@@ -130,7 +130,7 @@ pub(crate) fn decide(user: Option<&User>, command: &Register) -> Result<Decision
     }
 }
 
-/// The time as precisely as events keep it, so that a user is the same before and after it is read back.
+/// The time in the precision of events, so that a user is the same before and after it is read back.
 fn milliseconds(at: Timestamp) -> Timestamp {
     Timestamp::from_millisecond(at.as_millisecond()).unwrap_or(at)
 }
@@ -145,11 +145,11 @@ impl TryFrom<&UserCreated> for User {
             user_id.parse().map_err(|error: uuid::Error| malformed("user_id", error.to_string()))?;
         // One id has many spellings, and each would be a user of its own.
         if id.to_string() != *user_id {
-            return Err(malformed("user_id", format!("not spelt as {id}")));
+            return Err(malformed("user_id", format!("must be spelt {id}")));
         }
         Ok(Self {
             id,
-            // What was an address when it was written stays one, whatever rules came later.
+            // A valid address of the past stays valid, whatever rules came later.
             email: Email(email.clone()),
             created_at: Timestamp::from_millisecond(*created_at)
                 .map_err(|error| malformed("created_at", error.to_string()))?,
@@ -158,7 +158,7 @@ impl TryFrom<&UserCreated> for User {
 }
 
 impl Email {
-    /// An address that an event or the directory holds.
+    /// The address of an event or of the directory.
     pub(crate) fn known(text: String) -> Self {
         Self(text)
     }
@@ -171,12 +171,12 @@ impl Email {
 impl FromStr for Email {
     type Err = &'static str;
 
-    /// Takes what lies between spaces. The error says what is expected.
+    /// Trims white space. The error says what is expected.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let text = text.trim();
         let (local, domain) =
             text.rsplit_once('@').ok_or("expected an address with an @, as in ann@example.org")?;
-        if text.len() > LONGEST || local.len() > LONGEST_LOCAL {
+        if text.len() > MAX_EMAIL_BYTES || local.len() > MAX_LOCAL_PART_BYTES {
             return Err("expected at most 254 bytes, at most 64 of them before the @");
         }
         if !is_local(local) {
@@ -201,7 +201,7 @@ fn is_local(local: &str) -> bool {
 fn is_label(label: &str) -> bool {
     let ends = label.starts_with('-') || label.ends_with('-');
     let allowed = label.chars().all(|c| c.is_alphanumeric() || c == '-');
-    !label.is_empty() && label.len() <= LONGEST_LABEL && !ends && allowed
+    !label.is_empty() && label.len() <= MAX_LABEL_BYTES && !ends && allowed
 }
 
 #[cfg(test)]
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn malformed_events_are_told_and_those_of_later_types_are_not() {
+    fn malformed_events_are_errors_and_those_of_later_types_are_not() {
         for user_id in
             ["ann".to_owned(), created().user_id.to_uppercase(), created().user_id.replace('-', "")]
         {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_told_from_what_is_none() {
+    fn addresses_differ_from_what_is_none() {
         for right in
             ["ann@example.org", " ann@example.org\n", "a.b+c@x-y.example.org", "jürgen@müller.example"]
         {

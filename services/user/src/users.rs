@@ -16,7 +16,7 @@ pub(crate) struct Users {
     directory: View<Directory>,
 }
 
-/// A user, and whether it is this registration that made it.
+/// A user, and whether this registration created it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Registered {
     pub(crate) user: User,
@@ -25,11 +25,11 @@ pub(crate) struct Registered {
     pub(crate) sequence: u64,
 }
 
-/// A user as it is read.
+/// A user with the position of its newest event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Known {
+pub(crate) struct VersionedUser {
     pub(crate) user: User,
-    /// Sequence of the newest of the user's events that is in it.
+    /// Sequence of the user's newest event in it.
     pub(crate) sequence: u64,
 }
 
@@ -49,9 +49,9 @@ impl Users {
         Self { events, directory }
     }
 
-    /// Registers a user. Done again with the same id and address, it is the same user.
+    /// Registers a user. A repetition with the same id and address returns the same user.
     ///
-    /// Most who register are new, so the first write expects that without having looked; JetStream says where it is not so.
+    /// Most registrations are new, so the first write assumes that without a read; JetStream reports a conflict otherwise.
     pub(crate) async fn register(&self, command: &Register) -> Result<Registered, UsersError> {
         let presumed = self.events.assume_new(&command.id.to_string());
         let decide = |registration: &Registration| -> Result<Decision<User>, UsersError> {
@@ -66,24 +66,28 @@ impl Users {
         Ok(Registered { user: updated.output, new: updated.appended, sequence: updated.sequence })
     }
 
-    /// The user, if there is one, with its event of this sequence in it. The directory may be behind, or away, so the stream
+    /// The user, if it exists, with its event of this sequence in it. The directory may be behind, or unavailable, so the stream
     /// has the last word.
-    pub(crate) async fn get(&self, id: Uuid, minimum_sequence: u64) -> Result<Option<Known>, UsersError> {
+    pub(crate) async fn get(
+        &self,
+        id: Uuid,
+        minimum_sequence: u64,
+    ) -> Result<Option<VersionedUser>, UsersError> {
         let key = id.to_string();
         match self.directory.get_at_least(&key, minimum_sequence, Duration::ZERO).await {
             Ok(Some(Versioned { entry: Some(contact), position })) => {
-                return Ok(Some(Known { user: contact.user(id), sequence: position.sequence }));
+                return Ok(Some(VersionedUser { user: contact.user(id), sequence: position.sequence }));
             }
             Ok(_) | Err(ViewError::Behind { .. }) => {}
             Err(ViewError::JetStream(error)) => {
-                tracing::warn!(%error, "the directory cannot be asked, the stream is asked instead");
+                tracing::warn!(%error, "failed to read the directory, reading the stream instead");
             }
         }
         let loaded = self.events.load(&key).await?;
         let sequence = loaded.last_sequence();
         match loaded.into_state().user {
             Some(_) if sequence < minimum_sequence => Err(UsersError::NoSuchEvent(sequence)),
-            user => Ok(user.map(|user| Known { user, sequence })),
+            user => Ok(user.map(|user| VersionedUser { user, sequence })),
         }
     }
 }

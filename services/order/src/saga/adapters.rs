@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::{
     gateway::{Decision, Gateway},
-    inventory::{Inventory, Turn},
+    inventory::{Inventory, StockLock},
     order::{Order, OrderAggregate, OrderResult},
     orders::Orders,
     payments::{Payment, PaymentEvent},
@@ -39,7 +39,7 @@ pub struct Adapters {
 
 impl Ports for Adapters {
     type Version = Loaded<OrderAggregate>;
-    type Turn = Turn;
+    type StockLock = StockLock;
 
     async fn load_order(&self, order_id: &str) -> Result<Option<(Order, Self::Version)>, HandlerError> {
         let loaded = self.orders.load(order_id).await?;
@@ -62,8 +62,8 @@ impl Ports for Adapters {
         self.users.exists(user_id).await
     }
 
-    async fn stock_turn(&self, sku: &str) -> Result<Turn, HandlerError> {
-        self.inventory.turn(sku).await
+    async fn lock_stock(&self, sku: &str) -> Result<StockLock, HandlerError> {
+        self.inventory.lock(sku).await
     }
 
     async fn get_stock(&self, sku: &str) -> Result<Option<StockEntry>, HandlerError> {
@@ -87,7 +87,7 @@ impl Ports for Adapters {
     }
 
     async fn record_payment(&self, order_id: &str, event: &PaymentEvent) -> Result<(), HandlerError> {
-        // The gateway's decision is the first event of most payments, so its write expects that without a look before it.
+        // The gateway's decision is the first event of most payments, so its write assumes that without a read.
         let loaded = match event {
             PaymentEvent::Voided(_) => self.payments.load(order_id).await?,
             _ => self.payments.assume_new(order_id),

@@ -1,5 +1,5 @@
 //! Compensation: undoes what the attempts at a rejected order did, because of its stored rejection, until everything is undone;
-//! and notifies the user. What may be repeated is repeated: a release and a void of what is undone already change nothing.
+//! and notifies the user. A release and a void may be repeated: a repetition changes nothing.
 
 use jetwright_proto::events::v1::{OrderPlaced, OrderRejected, OrderRejectedNotification};
 use jetwright_runtime::{Handler, HandlerError, Metadata};
@@ -13,7 +13,7 @@ use crate::{
 /// Undoes rejected orders.
 #[derive(Clone, Debug)]
 pub struct Compensation<P> {
-    /// What the saga works with.
+    /// The saga's access to everything outside.
     pub ports: P,
 }
 
@@ -60,7 +60,7 @@ impl<P: Ports> Compensation<P> {
     }
 }
 
-/// Whether an attempt notifies the user: at once, also where the gateway is away and cannot void yet, and once more when
+/// Whether an attempt notifies the user: at once, also if the gateway is unavailable and cannot void yet, and once more when
 /// everything is undone, since the first attempt may have died. Not at each attempt of hours without a gateway; the two are one
 /// message within the stream's duplicate window. Pure.
 fn notifies(attempt: u32, undone: bool) -> bool {

@@ -1,14 +1,14 @@
-//! Fulfilment: takes a placed order through the steps to its one end. Every part may be repeated, so an order that is delivered
-//! again goes on where it stopped.
+//! Fulfilment: takes a placed order through the steps to its one end. Every part may be repeated, so a redelivered order
+//! continues where it stopped.
 //!
-//! Many attempts may be at work on one order, each as slow as it likes. What keeps them right:
+//! Many attempts may work on one order at once, each as slow as it likes. What keeps them right:
 //!
 //! - The last event is appended with the sequence of the order's newest event, so that an order ends once, whatever attempt
 //!   writes it.
-//! - What an attempt did stays in place until the order is rejected. So an order whose confirmation is stored has its pieces and
-//!   its authorization.
-//! - What any attempt did for a rejected order is undone because of the stored rejection, by [`Compensation`]; and what a slow
-//!   attempt would do after that is refused by the stock and by the gateway.
+//! - The effects of an attempt stay in place until the order is rejected. So an order whose confirmation is stored has its pieces
+//!   and its authorization.
+//! - The effects of all attempts at a rejected order are undone because of the stored rejection, by [`Compensation`]; and the stock
+//!   and the gateway refuse what a slow attempt would do after that.
 //!
 //! [`Compensation`]: crate::saga::compensation::Compensation
 
@@ -25,19 +25,19 @@ use crate::{
     saga::steps::{StepMetrics, Steps, Verdict, complete},
 };
 
-/// The reason of a rejection where no attempt could decide the order.
-pub const UNDECIDED: &str = "it could not be decided in time";
+/// The reason of a rejection if no attempt could decide the order.
+pub const UNDECIDED_REASON: &str = "it could not be decided in time";
 
-/// How long an attempt needs after its steps, to write the end of the order: an append is given up after five seconds, and asks
-/// for what is there where it met another one.
-const TIME_TO_END: Duration = Duration::from_secs(8);
-/// How often the end is written before an attempt fails. Each conflict means that an event of a later program was stored.
+/// How long an attempt needs after its steps, to write the end of the order: an append takes at most five seconds, and after a
+/// conflict reads the other event.
+const END_TIMEOUT: Duration = Duration::from_secs(8);
+/// Maximum writes of the end before an attempt fails. Each conflict means that an event of a later program was stored.
 const MAX_CONFLICTS: u32 = 5;
 
 /// Fulfils orders.
 #[derive(Clone, Debug)]
 pub struct Fulfilment<P> {
-    /// What the saga works with.
+    /// The saga's access to everything outside.
     pub ports: P,
     /// Records how steps end.
     pub metrics: StepMetrics,
@@ -66,14 +66,14 @@ impl<P: Ports> Handler for Fulfilment<P> {
         };
         match result {
             OrderResult::Confirmed(_) => complete(&self.ports, &order.placed).await,
-            // The stored rejection is an event, which has everything undone.
+            // The stored rejection is an event, because of which everything is undone.
             OrderResult::Rejected(_) => Ok(()),
         }
     }
 }
 
 impl<P: Ports> Fulfilment<P> {
-    /// Writes the end of an order. Where another attempt was faster, its end counts.
+    /// Writes the end of an order. If another attempt was faster, its end counts.
     async fn end(&self, mut version: P::Version, result: OrderResult) -> Result<OrderResult, HandlerError> {
         let order_id = result.order_id();
         for _ in 0..MAX_CONFLICTS {
@@ -89,17 +89,17 @@ impl<P: Ports> Fulfilment<P> {
                 None => return Err(HandlerError::transient("the order is not in its stream any more")),
             }
         }
-        Err(HandlerError::transient("the order changes too often to be ended"))
+        Err(HandlerError::transient("failed to end the order: it changes too often"))
     }
 }
 
 /// How long the steps of an attempt may take, so that its end can be written within the attempt. Pure.
 fn time_for_steps(handler_deadline: Duration) -> Duration {
-    handler_deadline.saturating_sub(TIME_TO_END).max(handler_deadline / 2)
+    handler_deadline.saturating_sub(END_TIMEOUT).max(handler_deadline / 2)
 }
 
-/// The verdict where a step could not decide: none yet while another attempt may help, else a rejection. An order must not stay
-/// open with its pieces set aside because no attempt is left. Pure.
+/// The verdict if a step could not decide: none yet while another attempt may help, otherwise a rejection. An order must not stay
+/// open with its pieces reserved because no attempt is left. Pure.
 fn verdict(
     order_id: &str,
     taken: Result<Verdict, (FulfilmentStep, HandlerError)>,
@@ -110,7 +110,7 @@ fn verdict(
         Err((_, failure @ HandlerError::Transient(_))) if !is_last_attempt => Err(failure),
         Err((step, failure)) => {
             tracing::error!(order_id, step = step.name(), %failure, "rejecting an order that no attempt could decide");
-            Ok(Verdict::Refused { step, reason: UNDECIDED.to_owned() })
+            Ok(Verdict::Refused { step, reason: UNDECIDED_REASON.to_owned() })
         }
     }
 }
@@ -135,11 +135,11 @@ mod tests {
     #[test]
     fn an_order_that_could_not_be_decided_is_rejected_where_no_attempt_is_left() {
         let step = FulfilmentStep::PaymentAuthorization;
-        let rejected = Ok(Verdict::Refused { step, reason: UNDECIDED.to_owned() });
+        let rejected = Ok(Verdict::Refused { step, reason: UNDECIDED_REASON.to_owned() });
         let away = HandlerError::transient("away");
         assert_eq!(verdict("o", Err((step, away.clone())), false), Err(away.clone()));
         assert_eq!(verdict("o", Err((step, away)), true), rejected);
-        // A failure that no attempt mends waits for none.
+        // After a failure that no attempt fixes, no further attempt is made.
         assert_eq!(verdict("o", Err((step, HandlerError::permanent("never"))), false), rejected);
         let passed = Verdict::Passed { authorization_id: "a".to_owned() };
         assert_eq!(verdict("o", Ok(passed.clone()), true), Ok(passed));

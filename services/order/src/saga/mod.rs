@@ -42,7 +42,7 @@ impl Saga {
     ///
     /// # Errors
     ///
-    /// The bindings lack one of its consumers, or a client cannot be made.
+    /// The bindings lack one of its consumers, or a client cannot be built.
     pub(crate) fn new(setup: &mut Setup, shop: &ShopConfig) -> anyhow::Result<Self> {
         let (service, registry) = (&setup.service, &mut setup.registry);
         let users_stream = service.stream_of(USERS)?.to_owned();

@@ -1,4 +1,4 @@
-//! What the saga works with: everything that it reads and writes outside of itself. [`Adapters`](crate::saga::adapters::Adapters)
+//! The saga's access to everything outside of itself. [`Adapters`](crate::saga::adapters::Adapters)
 //! are the real ones; tests run the same saga on a model of them.
 
 use std::future::Future;
@@ -15,7 +15,7 @@ use crate::{
     stock::Stock,
 };
 
-/// A stock with the revision that its next write names.
+/// A stock with its revision, which the next write names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StockEntry {
     /// The stock.
@@ -24,15 +24,15 @@ pub struct StockEntry {
     pub revision: u64,
 }
 
-/// Everything outside of the saga. Every call takes bounded time. An error says that the caller has no answer: what the call
-/// changes may be changed nevertheless, now or later.
+/// Everything outside of the saga. Every call takes bounded time. An error means that the caller has no response: the call
+/// may take effect nevertheless, now or later.
 pub trait Ports: Clone + Send + Sync + 'static {
     /// State of an order at the time it was loaded, by which its end is compared.
     type Version: Send + Sync;
-    /// The turn to change an article, until it is dropped.
-    type Turn: Send;
+    /// The lock of an article for a change, until it is dropped.
+    type StockLock: Send;
 
-    /// An order as the leader of its stream has it; `None` where it was not placed.
+    /// An order as the leader of its stream has it; `None` if it was not placed.
     fn load_order(
         &self,
         order_id: &str,
@@ -41,7 +41,7 @@ pub trait Ports: Clone + Send + Sync + 'static {
     /// Whether the order has no event after this version, as the leader of its stream has it.
     fn is_current(&self, version: &Self::Version) -> impl Future<Output = Result<bool, HandlerError>> + Send;
 
-    /// Appends the last event of an order. `false` where the order has an event after this version: nothing is written.
+    /// Appends the last event of an order. `false` if the order has an event after this version: nothing is written.
     fn end_order(
         &self,
         version: &Self::Version,
@@ -51,14 +51,14 @@ pub trait Ports: Clone + Send + Sync + 'static {
     /// Whether the user exists.
     fn user_exists(&self, user_id: Uuid) -> impl Future<Output = Result<bool, HandlerError>> + Send;
 
-    /// Waits until no other change of this article is under way in this process, and keeps others waiting until what it returns
+    /// Waits until no other change of this article runs in this process, and lets others wait until the returned lock
     /// is dropped. Saves conflicts; correctness does not need it.
-    fn stock_turn(&self, sku: &str) -> impl Future<Output = Result<Self::Turn, HandlerError>> + Send;
+    fn lock_stock(&self, sku: &str) -> impl Future<Output = Result<Self::StockLock, HandlerError>> + Send;
 
     /// The stock of an article.
     fn get_stock(&self, sku: &str) -> impl Future<Output = Result<Option<StockEntry>, HandlerError>> + Send;
 
-    /// Writes the stock of an article where it is still at this revision; else `false`.
+    /// Writes the stock of an article if it is still at this revision; otherwise returns `false`.
     fn update_stock(
         &self,
         sku: &str,
@@ -66,7 +66,7 @@ pub trait Ports: Clone + Send + Sync + 'static {
         revision: u64,
     ) -> impl Future<Output = Result<bool, HandlerError>> + Send;
 
-    /// Puts the first stock of an article in where it has none. `false` where the article is not sold.
+    /// Stores the initial stock of an article that has none. `false` if the article is not sold.
     fn restock(&self, sku: &str) -> impl Future<Output = Result<bool, HandlerError>> + Send;
 
     /// Authorizes an amount (minor units) under the order's id. The gateway decides once for an id, and never authorizes an id
@@ -78,10 +78,10 @@ pub trait Ports: Clone + Send + Sync + 'static {
         currency: &str,
     ) -> impl Future<Output = Result<Decision, HandlerError>> + Send;
 
-    /// Voids what is or will be authorized under the order's id. Gives the id of the authorization, where there was one.
+    /// Voids what is or will be authorized under the order's id. Returns the id of the authorization, if there was one.
     fn void(&self, order_id: &str) -> impl Future<Output = Result<Option<String>, HandlerError>> + Send;
 
-    /// Appends an event to the order's payment where the payment
+    /// Appends an event to the order's payment if the payment
     /// [accepts](crate::payments::Payment::accepts) it.
     fn record_payment(
         &self,
@@ -99,7 +99,7 @@ pub trait Ports: Clone + Send + Sync + 'static {
     /// Waits a random moment after a lost compare-and-set.
     fn back_off(&self) -> impl Future<Output = ()> + Send;
 
-    /// What the work comes to, if it does by the deadline.
+    /// The output of the work, if it ends by the deadline.
     fn until<T: Send>(
         &self,
         deadline: Instant,

@@ -18,7 +18,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// There is no such order, or something is not done: NATS or the gateway did not answer.
+/// The order does not exist, or something is not done: NATS or the gateway did not respond.
 pub async fn settle(mut setup: Setup, shop: ShopConfig, order_id: Uuid) -> anyhow::Result<()> {
     let stream = setup.service.stream_of(FULFILMENT)?.to_owned();
     let saga = Saga::new(&mut setup, &shop)?;
@@ -39,7 +39,7 @@ pub async fn settle(mut setup: Setup, shop: ShopConfig, order_id: Uuid) -> anyho
         lag: 0,
     };
     let Some((order, placed)) = ports.load_order(&order_id).await.map_err(failed)? else {
-        bail!("there is no order {order_id}");
+        bail!("order {order_id} does not exist");
     };
     let metadata_of_placed = metadata("placed", FULFILMENT, placed.last_sequence());
     Box::pin(saga.fulfilment.handle(order.placed, &metadata_of_placed)).await.map_err(failed)?;

@@ -3,7 +3,7 @@
 use jetwright_order_service::{
     gateway::Decision,
     order::OrderResult,
-    saga::fulfilment::UNDECIDED,
+    saga::fulfilment::UNDECIDED_REASON,
     saga::ports::Ports,
     saga::steps::{StepMetrics, Steps},
 };
@@ -88,7 +88,7 @@ async fn an_order_whose_gateway_is_away_for_longer_than_all_attempts_is_rejected
         if order["state"] == "placed" { Err(order.to_string()) } else { Ok(order) }
     })
     .await;
-    assert_eq!(rejection(&order), ("payment_authorization", UNDECIDED));
+    assert_eq!(rejection(&order), ("payment_authorization", UNDECIDED_REASON));
     shop.await_stock("mug", 100).await;
     await_until("an attempt to void", SOON, async || {
         if shop.gateway.voids_asked() > 1 { Ok(()) } else { Err(shop.gateway.voids_asked()) }
@@ -116,7 +116,7 @@ async fn a_payment_that_the_gateway_will_never_take_is_a_rejection_and_no_order_
     shop.gateway.refuse(1);
     let id = service.place(&user, "mug", 1).await;
     let order = service.ended(&id).await;
-    assert_eq!(rejection(&order), ("payment_authorization", UNDECIDED));
+    assert_eq!(rejection(&order), ("payment_authorization", UNDECIDED_REASON));
     shop.await_stock("mug", 100).await;
     service.stop().await;
 }

@@ -1,4 +1,4 @@
-//! How loading an aggregate fails, and what that is to a handler and to a caller over HTTP.
+//! How loading an aggregate fails, and what that means to a handler and to a caller over HTTP.
 
 use jetwright_process::http::Problem;
 
@@ -10,8 +10,8 @@ pub enum AggregateError {
     /// The stream cannot be read or written, or the aggregate was changed meanwhile.
     #[error(transparent)]
     JetStream(#[from] Error),
-    /// One of its events cannot be read, and so neither can what follows.
-    #[error("the event {sequence} on {subject} cannot be read")]
+    /// One of its events is unreadable, and so the state after it is unknown.
+    #[error("failed to read the event {sequence} on {subject}")]
     Unreadable {
         /// Subject under which the event is stored.
         subject: String,
@@ -31,12 +31,12 @@ impl AggregateError {
     }
 }
 
-pub(super) fn unreadable(recorded: &StoredEvent) -> impl FnOnce(DecodeError) -> AggregateError {
-    let (subject, sequence) = (recorded.subject.clone(), recorded.sequence);
+pub(super) fn unreadable(stored: &StoredEvent) -> impl FnOnce(DecodeError) -> AggregateError {
+    let (subject, sequence) = (stored.subject.clone(), stored.sequence);
     move |source| AggregateError::Unreadable { subject, sequence, source }
 }
 
-/// A request may succeed later; an event that cannot be read stays so.
+/// A request may succeed later; an unreadable event stays unreadable.
 impl From<AggregateError> for HandlerError {
     fn from(error: AggregateError) -> Self {
         match error {
@@ -48,13 +48,13 @@ impl From<AggregateError> for HandlerError {
     }
 }
 
-/// The cause is logged here, and not told to the caller.
+/// The cause is logged here, and not part of the response.
 impl From<AggregateError> for Problem {
     fn from(error: AggregateError) -> Self {
         match error {
             AggregateError::JetStream(error) => error.into(),
             AggregateError::Unreadable { ref source, .. } => {
-                tracing::error!(%error, reason = %source, "a caller cannot be served");
+                tracing::error!(%error, reason = %source, "request failed: internal error");
                 Self::internal()
             }
         }

@@ -1,4 +1,4 @@
-//! An event that is to be appended, whatever its type.
+//! An event to append, whatever its type.
 
 use std::{borrow::Cow, fmt, pin::Pin};
 
@@ -6,7 +6,7 @@ use prost::{Message, Name};
 
 use crate::{Error, PublishOptions, Published, Publisher, publish::own_message_id};
 
-/// An event that is to be appended to an aggregate, under `<prefix>.<id>.<name>`.
+/// An event to append to an aggregate, under `<prefix>.<id>.<name>`.
 pub struct NewEvent {
     name: Cow<'static, str>,
     event: Box<dyn Publishable>,
@@ -33,7 +33,7 @@ impl NewEvent {
         &self.name
     }
 
-    /// The id under which it is stored once, and whether somebody else may know it.
+    /// The id under which the stream stores it once, and whether another writer may have used it.
     pub(super) fn message_id(&self) -> (String, bool) {
         match &self.message_id {
             Some(id) => (id.clone(), true),

@@ -1,5 +1,5 @@
-//! Aggregates: what the events under `<prefix>.<id>.>` say, folded in their order. A write states the newest of these events
-//! that it saw, so whoever decided on an older state is told of a conflict instead of being believed.
+//! Aggregates: the state of the events under `<prefix>.<id>.>`, folded in their order. A write names the newest of these events
+//! that it saw, so a writer that decided on an older state gets a conflict.
 
 mod error;
 mod event;
@@ -25,7 +25,7 @@ use crate::{
     store::Shared,
 };
 
-/// A state that is made of events.
+/// A state that is folded from events.
 ///
 /// ```
 /// use bytes::Bytes;
@@ -61,7 +61,7 @@ use crate::{
 /// impl Aggregate for Account {
 ///     type Event = AccountEvent;
 ///
-///     fn apply(&mut self, event: AccountEvent, _recorded: &StoredEvent) {
+///     fn apply(&mut self, event: AccountEvent, _stored: &StoredEvent) {
 ///         match event {
 ///             AccountEvent::Opened(_) => self.open = true,
 ///             AccountEvent::Paid(paid) => self.balance += paid.amount,
@@ -71,17 +71,17 @@ use crate::{
 /// }
 /// ```
 pub trait Aggregate: Default + Clone + Send + Sync + 'static {
-    /// Its events: a protobuf message, or an enum of several. One that cannot be read keeps the aggregate from being loaded,
-    /// so types of later programs are better a variant of their own.
+    /// Its events: a protobuf message, or an enum of several. An unreadable event prevents loading the aggregate, so types of later
+    /// programs are better a variant of their own.
     type Event: Event;
 
     /// The state after this event. It happened, so there is nothing to refuse.
-    fn apply(&mut self, event: Self::Event, recorded: &StoredEvent);
+    fn apply(&mut self, event: Self::Event, stored: &StoredEvent);
 }
 
 /// The aggregates of one kind: those under `<prefix>.<id>.>` of one stream. Clones share one connection.
 ///
-/// All programs that write to these subjects have to do it so, and under the same prefix: servers compare an expected
+/// All programs that write to these subjects must do it this way, and under the same prefix: servers compare an expected
 /// sequence only with writes that name the same literal filter. The stream's subject transform may add tokens behind the
 /// event's name, as partitions do, and none before it.
 #[derive(Clone)]
@@ -91,11 +91,11 @@ pub struct Aggregates<A> {
     publisher: Publisher,
     reader: Reader,
     snapshots: Option<Snapshots<A>>,
-    /// Loads that are under way.
+    /// Loads in progress.
     loads: Arc<Shared<Result<Loaded<A>, AggregateError>>>,
 }
 
-/// An aggregate as its events made it.
+/// An aggregate as folded from its events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded<A> {
     id: String,
@@ -104,25 +104,25 @@ pub struct Loaded<A> {
 }
 
 impl<A> Loaded<A> {
-    /// Which one it is.
+    /// The aggregate's id.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// What its events made of it; the default where it has none.
+    /// The state after its events; the default if it has none.
     #[must_use]
     pub fn state(&self) -> &A {
         &self.state
     }
 
-    /// What its events made of it; the default where it has none.
+    /// The state after its events; the default if it has none.
     #[must_use]
     pub fn into_state(self) -> A {
         self.state
     }
 
-    /// Sequence of its newest event, which the next write expects; 0 where it has none.
+    /// Sequence of its newest event, which the next write expects; 0 if it has none.
     #[must_use]
     pub fn last_sequence(&self) -> u64 {
         self.last_sequence
@@ -153,13 +153,13 @@ impl<A: Aggregate> Aggregates<A> {
         Loaded { id: id.to_owned(), state: A::default(), last_sequence: 0 }
     }
 
-    /// The aggregate as its events make it: all that were stored before this was called. Of those who load one aggregate at once in a
-    /// process, one reads its events for all who wait.
+    /// The aggregate with all events that were stored before this call. Of concurrent loads of one aggregate in a process, one reads
+    /// its events for all.
     ///
     /// # Errors
     ///
-    /// [`JetStream`](AggregateError::JetStream) where the stream cannot be read within ten seconds or the id is not one token
-    /// of a subject, [`Unreadable`](AggregateError::Unreadable) where an event cannot be read.
+    /// [`JetStream`](AggregateError::JetStream) if the stream cannot be read within ten seconds or the id is not one token
+    /// of a subject, [`Unreadable`](AggregateError::Unreadable) if an event cannot be read.
     pub async fn load(&self, id: &str) -> Result<Loaded<A>, AggregateError> {
         let filter = self.filter(id)?;
         let load = self.loads.run(id, self.fold(id, &filter));
@@ -170,7 +170,7 @@ impl<A: Aggregate> Aggregates<A> {
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](ErrorKind::Unavailable) where the stream cannot be read in bounded time.
+    /// [`Unavailable`](ErrorKind::Unavailable) if the stream cannot be read in bounded time.
     pub async fn is_current(&self, loaded: &Loaded<A>) -> Result<bool, Error> {
         let filter = self.filter(&loaded.id)?;
         let next = self.reader.next(&self.stream, &filter, loaded.last_sequence + 1).await?;
@@ -181,7 +181,7 @@ impl<A: Aggregate> Aggregates<A> {
         let mut progress = Progress::read(self.snapshots.as_ref(), id).await;
         let mut pages = self.reader.pages(&self.stream, filter);
         let (mut state, mut newest) = (A::default(), None::<Position>);
-        // In a stream that was made again there may be other events at its sequence.
+        // In a recreated stream another event may have its sequence.
         if let Some((snapshot, position)) = progress.take_state()
             && pages.resume_after(position).await?
         {
@@ -191,9 +191,9 @@ impl<A: Aggregate> Aggregates<A> {
             if let Some(newest) = newest {
                 progress.save(&state, newest).await;
             }
-            for recorded in page {
-                state.apply(recorded.decode().map_err(unreadable(&recorded))?, &recorded);
-                newest = Some(recorded.position());
+            for stored in page {
+                state.apply(stored.decode().map_err(unreadable(&stored))?, &stored);
+                newest = Some(stored.position());
                 progress.folded += 1;
             }
         }
@@ -209,8 +209,8 @@ impl<A: Aggregate> Aggregates<A> {
     ///
     /// # Errors
     ///
-    /// [`Conflict`](ErrorKind::Conflict) where it has: load it again and decide again, as [`update`](Self::update) does. Else as
-    /// [`Publisher::publish`], and [`Refused`](ErrorKind::Refused) where the id or the event's name is not one token of a subject.
+    /// [`Conflict`](ErrorKind::Conflict) if it has: load it again and decide again, as [`update`](Self::update) does. Otherwise as
+    /// [`Publisher::publish`], and [`Refused`](ErrorKind::Refused) if the id or the event's name is not one token of a subject.
     pub async fn append(&self, loaded: &Loaded<A>, event: NewEvent) -> Result<Published, Error> {
         let id = &loaded.id;
         let filter = self.filter(id)?;
@@ -224,7 +224,7 @@ impl<A: Aggregate> Aggregates<A> {
             Err(conflict) if conflict.kind() == ErrorKind::Conflict => {
                 match self.stored(&filter, loaded.last_sequence, &message_id).await {
                     Ok(Some(own)) => own,
-                    // This program may write and not read.
+                    // This program may be allowed to write and not to read.
                     Err(error) if error.kind() != ErrorKind::Refused => return Err(error),
                     _ => return Err(conflict),
                 }
@@ -252,7 +252,7 @@ impl<A: Aggregate> Aggregates<A> {
     /// The subjects of an aggregate's events.
     fn filter(&self, id: &str) -> Result<String, Error> {
         for token in self.prefix.split('.') {
-            check_token("the beginning of a subject", token)?;
+            check_token("the prefix of a subject", token)?;
         }
         check_token("the id of an aggregate", id)?;
         Ok(format!("{}.{id}.>", self.prefix))
@@ -266,7 +266,7 @@ fn check_token(what: &str, token: &str) -> Result<(), Error> {
     {
         return Ok(());
     }
-    let reason = "expected one token of a subject, without spaces, dots, * and >";
+    let reason = "must be one token of a subject, without spaces, dots, * and >";
     Err(Error::new(ErrorKind::Refused, format!("{what}, {token:?}"), reason))
 }
 

@@ -1,4 +1,4 @@
-//! Load, decide, append; and where somebody else was faster, again.
+//! Loads, decides and appends; after a conflict with another writer, again.
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use tokio::time::sleep;
 
 use super::{Aggregate, AggregateError, Aggregates, Loaded, NewEvent};
 
-/// How often it is decided before a conflict is told. Each means that somebody else's event was stored.
-const TRIES: u32 = 10;
+/// Maximum decisions before a conflict is returned. Each means that another writer's event was stored.
+const MAX_TRIES: u32 = 10;
 
 /// What a decision does to an aggregate, with an output for its caller.
 #[derive(Debug)]
@@ -23,16 +23,16 @@ pub enum Decision<T> {
 pub struct Updated<T> {
     /// The output of the last decision.
     pub output: T,
-    /// Whether it appended an event; `false` too where one was there already under a message id that the decision gave it, which may
-    /// be this one, stored by a try whose answer was lost.
+    /// Whether it appended an event; `false` too if one existed already under the message id of the decision, which may be this one,
+    /// stored by a try whose response was lost.
     pub appended: bool,
-    /// Sequence of that event, or of the newest that was there; 0 where there is none.
+    /// Sequence of that event, or of the newest one; 0 if there is none.
     pub sequence: u64,
 }
 
 impl<A: Aggregate> Aggregates<A> {
-    /// Loads the aggregate, decides, and appends what was decided. Where another event was stored meanwhile, it loads and
-    /// decides again, ten times at most. So `decide` looks at nothing but the state, and changes nothing.
+    /// Loads the aggregate, decides, and appends what was decided. If another event was stored meanwhile, it loads and
+    /// decides again, ten times at most. So `decide` must depend on nothing but the state, and change nothing.
     ///
     /// ```no_run
     /// # use jetwright_runtime::{Aggregate, AggregateError, Aggregates, Decision, NewEvent, StoredEvent};
@@ -102,7 +102,7 @@ impl<A: Aggregate> Aggregates<A> {
                     let (appended, sequence) = (!published.duplicate, published.sequence);
                     return Ok(Updated { output, appended, sequence });
                 }
-                Err(conflict) if conflict.is_conflict() && tries < TRIES => {
+                Err(conflict) if conflict.is_conflict() && tries < MAX_TRIES => {
                     sleep(pause(tries, rand::random())).await;
                     tries += 1;
                     loaded = self.load(loaded.id()).await?;
@@ -113,8 +113,8 @@ impl<A: Aggregate> Aggregates<A> {
     }
 }
 
-/// The pause after a conflict: none before the first repetition, as most conflicts are one; then ever longer, so that a
-/// crowd that writes to one aggregate spreads.
+/// The pause after a conflict: none before the first repetition, as most conflicts are one; then longer and longer, so that many
+/// writers of one aggregate spread.
 fn pause(tries: u32, jitter: f64) -> Duration {
     if tries == 1 { Duration::ZERO } else { Duration::from_millis(1 << tries.min(7)).mul_f64(jitter) }
 }

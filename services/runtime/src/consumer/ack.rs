@@ -8,31 +8,31 @@ use tokio::time::Instant;
 
 use super::observation::ConsumerInfo;
 
-/// How long JetStream may take to confirm before an acknowledgement is sent again; longer each time, up to the longest.
+/// How long JetStream may take to confirm before an acknowledgement is sent again; longer each time, up to the maximum.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
-const LONGEST_CONFIRM_TIMEOUT: Duration = Duration::from_secs(4);
-/// How long the first sending of a negative acknowledgement may wait for a connection. Then the event comes again by itself.
+const MAX_CONFIRM_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long the first sending of a negative acknowledgement may wait for a connection. Then the event is redelivered anyway.
 const NAK_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How a delivery ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Settlement {
-    /// It is done.
+    /// The event is handled.
     Ack,
-    /// It comes again, not before this time has passed.
+    /// The event is redelivered, not before this time has passed.
     Nak { after: Duration },
-    /// It does not come again.
+    /// The event is never redelivered.
     Term {
-        /// The server puts it into its advisory.
+        /// The server includes it in its advisory.
         reason: &'static str,
     },
 }
 
-/// What a stop leaves no time for: others get it at once. It is sent when the own pull requests have ended, one of which would be served
-/// with it otherwise.
+/// For deliveries that a stop leaves no time for: other processes get them at once. It is sent when this process' own pull requests
+/// have ended, one of which would receive the event otherwise.
 pub(super) const NAK_ON_SHUTDOWN: Settlement = Settlement::Nak { after: Duration::ZERO };
 
-/// The acknowledgement's payload that says that a delivery is still being handled (NATS ADR-15).
+/// The acknowledgement's payload for a delivery that is still being handled (NATS ADR-15).
 pub(super) const IN_PROGRESS: &str = "+WPI";
 
 impl Settlement {
@@ -49,51 +49,51 @@ impl Settlement {
 
 /// An acknowledgement that JetStream has not confirmed yet.
 ///
-/// It is sent until JetStream confirms it, also past ackWait: silence says nothing about what JetStream knows. Only what it says of its
-/// consumer does ([`observed`](Self::observed)). A negative acknowledgement alone is given up when its delay is over: the event
+/// It is sent until JetStream confirms it, also past ackWait: silence says nothing about what JetStream knows. Only the state of the
+/// consumer does ([`observed`](Self::observed)). Only a negative acknowledgement ends when its delay is over: the event
 /// may be another attempt by then, which a repetition would end.
 #[derive(Debug)]
 pub(super) struct PendingAck {
     pub(super) payload: Bytes,
-    /// The numbers of the first and the last sending. Each has another, so that an answer to what was sent for another delivery in the
-    /// same slot is not taken for one.
+    /// The numbers of the first and the last sending. Each sending has its own, so that a reply for another delivery in the same slot is
+    /// not taken for its reply.
     numbers: Option<(u64, u64)>,
     sent: usize,
     is_nak: bool,
-    /// Sent on the connection that there is, and not answered.
+    /// Sent on the current connection, and not answered.
     is_awaited: bool,
-    /// When the first sending was that nobody answered.
+    /// The first sending found no responders at this time.
     unanswered_since: Option<Instant>,
-    /// When it is sent again; None while there is no connection, or it is not known which consumer would hear it.
+    /// When it is sent again; None while there is no connection, or the consumer that would receive it is unknown.
     next: Option<Instant>,
-    /// Of a negative acknowledgement: until when it is sent for the first time, and again.
+    /// Of a negative acknowledgement: the deadline of its first sending, and of its repetitions.
     deadlines: Option<(Instant, Instant)>,
     /// How long it may be repeated: then the event may be another attempt.
     repeated_for: Duration,
 }
 
-/// What an acknowledgement needs.
+/// The next action for an acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AckAction {
     /// Nothing now.
     Wait,
-    /// It is sent (again).
+    /// Send it (again).
     Send {
-        /// Nobody answered the last time.
+        /// The last sending found no responders.
         unanswered: bool,
     },
-    /// It is of no use any more: the event comes again.
+    /// It is of no use any more: the event is redelivered.
     GiveUp,
 }
 
-/// What JetStream's word of its consumer says of an acknowledgement that it did not confirm.
+/// What the state of the consumer says about an unconfirmed acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// It was heard, or is not needed.
+    /// JetStream received it, or it is not needed.
     Settled,
-    /// The delivery is not known any more; the event comes again.
+    /// JetStream no longer knows the delivery; the event is redelivered.
     Forgotten,
-    /// It may not have been heard.
+    /// JetStream may not have received it.
     Unknown,
 }
 
@@ -128,48 +128,48 @@ impl PendingAck {
         self.sent += 1;
         self.is_awaited = true;
         let timeout = CONFIRM_TIMEOUT.saturating_mul(u32::try_from(self.sent).unwrap_or(u32::MAX));
-        self.next = Some(now + timeout.min(LONGEST_CONFIRM_TIMEOUT));
+        self.next = Some(now + timeout.min(MAX_CONFIRM_TIMEOUT));
     }
 
-    /// Whether a delivery that comes again is what it asked for.
+    /// Whether a redelivery is what it asked for.
     pub(super) fn is_done_by_redelivery(&self) -> bool {
         self.is_nak && self.sent > 0
     }
 
-    /// Whether its event does not come again.
+    /// Whether its event is never redelivered.
     pub(super) fn ends_event(&self) -> bool {
         !self.is_nak
     }
 
-    /// Whether the answer of this number is to it, however late.
+    /// Whether the reply of this number is its own, however late.
     pub(super) fn is_answered_by(&self, number: u64) -> bool {
         self.numbers.is_some_and(|(first, last)| (first..=last).contains(&number))
     }
 
-    /// JetStream answered that it cannot take it now.
+    /// JetStream replied that it cannot take it now.
     pub(super) fn refused(&mut self, now: Instant) {
         self.is_awaited = false;
         self.next = Some(now + pause(self.sent + 1, rand::random()));
     }
 
-    /// There is nobody to send it to, or it is not known who would hear it.
+    /// No server can receive it, or the consumer that would receive it is unknown.
     pub(super) fn suspend(&mut self) {
         self.is_awaited = false;
         self.next = None;
     }
 
-    /// There is somebody again.
+    /// A server can receive it again.
     pub(super) fn resume(&mut self, now: Instant) {
         self.next.get_or_insert(now);
     }
 
-    /// Sends it again at once: the event came again, so it was not heard.
+    /// Sends it again at once: the event was redelivered, so JetStream did not receive it.
     pub(super) fn repeat(&mut self, now: Instant) {
         self.is_awaited = false;
         self.next = Some(now);
     }
 
-    /// What it needs now.
+    /// The next action.
     pub(super) fn due(&mut self, now: Instant) -> AckAction {
         if let Some((first, again)) = self.deadlines
             && now >= if self.sent == 0 { first } else { again }
@@ -186,8 +186,8 @@ impl PendingAck {
         AckAction::Send { unanswered }
     }
 
-    /// JetStream said this of its consumer, asked at that time, which decides about one sequence only where everything before or after it is
-    /// settled or unknown to it.
+    /// The consumer's state as of that time, which decides about a sequence only if everything before or after it is settled or unknown to
+    /// JetStream.
     pub(super) fn observed(&self, sequence: u64, info: &ConsumerInfo, asked_at: Instant) -> Fate {
         if self.unanswered_since.is_none_or(|since| asked_at < since) {
             Fate::Unknown
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_could_hear_is_sent_when_somebody_can() {
+    fn what_no_server_could_receive_is_sent_when_one_can() {
         let now = Instant::now();
         let mut ack = PendingAck::new(&Settlement::Ack, now);
         ack.send(1, now);

@@ -1,5 +1,5 @@
-//! What is done with one delivery: an attempt within its limits, a decision, a dead letter where the event is given up. Says how the
-//! delivery ends, or when it is tried again in its place; acknowledges nothing itself.
+//! Processes one delivery: an attempt within its limits, a decision, a dead letter if the event has failed for good. Returns how the
+//! delivery ends, or when it is retried in place; acknowledges nothing itself.
 
 use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc, task::Poll, time::Duration};
 
@@ -15,14 +15,14 @@ use super::{
     ack::Settlement,
     dead_letter::{FailureDetails, Original, keep, one_line, redelivery::PriorAttempts},
     delivery::Delivered,
-    retry::{Decision, Isolation, Outcome, Reason, decide, is_last_attempt, isolation},
+    retry::{Decision, Isolation, Outcome, Reason, is_last_attempt, isolation},
 };
 use crate::{
     DecodeError, Error, ErrorKind, Event, Handler, Metadata, Source, event::EVENT_TYPE,
     metrics::HandledOutcome, store::RawEvent, trace,
 };
 
-/// Reason of a termination in the server's advisory: the event is kept elsewhere.
+/// Reason of a termination in the server's advisory: the event is stored as a dead letter.
 const DEAD_LETTERED: &str = "dead-lettered";
 
 /// An event as it was delivered.
@@ -30,21 +30,21 @@ const DEAD_LETTERED: &str = "dead-lettered";
 pub(super) struct Delivery {
     pub(super) metadata: Arc<Metadata>,
     pub(super) payload: Bytes,
-    /// Attempts begin again with every delivery, and go on here until they are used up.
+    /// Attempts begin again with every delivery, and continue in place until they are used up.
     pub(super) in_place: bool,
     pub(super) isolation: Isolation,
-    /// When it was delivered first, if that is known.
+    /// When it was delivered first, if known.
     pub(super) first_delivered: Option<Timestamp>,
     /// How often this process called the handler with it.
     calls: u32,
-    /// What comes of it, where that is known without a call of the handler.
+    /// Its outcome, if known without a call of the handler.
     known: Option<Outcome>,
     /// Its next attempt begins no earlier.
     pub(super) not_before: Option<Instant>,
 }
 
 impl Delivery {
-    /// What was delivered at this time, and where it is acknowledged. In place, attempts count from 1 with each delivery.
+    /// A delivery of this time, and its acknowledgement subject. In place, attempts count from 1 with each delivery.
     pub(super) fn new<H>(runner: &HandlerRunner<H>, delivered: Delivered, time: Timestamp) -> Self {
         let Delivered { mut metadata, payload, .. } = delivered;
         let (deliveries, retry) = (metadata.attempt, &runner.retry);
@@ -54,7 +54,7 @@ impl Delivery {
             _ => runner.redelivery.take(&metadata),
         };
         let PriorAttempts { first_delivered, calls, given_up } = prior;
-        // What was given up is called no more, so it ends no process.
+        // The handler is not called any more, so the event ends no process.
         let isolation = if given_up.is_some() { Isolation::None } else { isolation(deliveries, retry) };
         let given_up = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
         let too_often = (isolation == Isolation::NotCalled).then_some(Outcome::DeliveredTooOften(deliveries));
@@ -76,18 +76,18 @@ impl Delivery {
     }
 
     /// Its next attempt is one in place.
-    fn go_on_to_next_attempt(&mut self, max_attempts: u32) {
+    pub(super) fn go_on_to_next_attempt(&mut self, max_attempts: u32) {
         let metadata = Arc::make_mut(&mut self.metadata);
         metadata.attempt += 1;
         metadata.is_last_attempt = metadata.attempt >= max_attempts;
     }
 }
 
-/// What is done after an attempt.
+/// What follows an attempt.
 #[derive(Debug)]
 pub(super) enum AttemptResult {
     Settle(Settlement),
-    /// It is tried again in its place, not before this time has passed.
+    /// It is retried in place, not before this time has passed.
     RetryInPlace {
         after: Duration,
     },
@@ -96,14 +96,14 @@ pub(super) enum AttemptResult {
 /// How an attempt ended.
 enum Ended {
     Settled(Settlement),
-    /// It comes again: to be tried, or where it was given up for this reason and with this error, to be kept.
+    /// It is redelivered: for a retry, or, if it failed for this reason and with this error, for its dead letter.
     Again {
         after: Duration,
         given_up: Option<(Reason, String)>,
     },
 }
 
-/// Makes one attempt. The delivery goes back to where it came from, also to be dropped: memory is freed at least cost there.
+/// Makes one attempt. The delivery returns to where it came from, also to be dropped: memory is freed at least cost there.
 pub(super) async fn process<H: Handler>(
     runner: Arc<HandlerRunner<H>>,
     mut delivery: Box<Delivery>,
@@ -131,7 +131,7 @@ pub(super) async fn process<H: Handler>(
     (result, delivery)
 }
 
-/// One attempt, unless it is known already what comes of it.
+/// One attempt, unless its outcome is known already.
 async fn try_once<H: Handler>(
     runner: &HandlerRunner<H>,
     delivery: &Delivery,
@@ -146,7 +146,7 @@ async fn try_once<H: Handler>(
     let Metadata { attempt, is_last_attempt, .. } = *delivery.metadata;
     let decision = match outcome {
         Outcome::Done => Decision::Done,
-        outcome => decide(outcome, attempt, is_last_attempt, &runner.retry, rand::random()),
+        outcome => runner.decide(outcome, attempt, is_last_attempt),
     };
     if !was_recorded {
         record(runner, &delivery.metadata, &decision, begun);
@@ -154,7 +154,7 @@ async fn try_once<H: Handler>(
     match decision {
         Decision::Done | Decision::Ignored => Ended::Settled(Settlement::Ack),
         Decision::Retry { after, .. } => Ended::Again { after, given_up: None },
-        // Seldom, and large: every attempt would carry the room for it.
+        // Rare, and large: every attempt would reserve the room for it.
         Decision::DeadLetter { reason, error } => {
             Box::pin(dead_letter(runner, delivery, reason, error)).await
         }
@@ -163,7 +163,7 @@ async fn try_once<H: Handler>(
 
 async fn handle<H: Handler>(runner: &HandlerRunner<H>, delivery: &Delivery, begun: Instant) -> Outcome {
     let deadline = runner.deadline;
-    // What a service wrote is called within the caught future alone, its decoding included, and cleared away there.
+    // The service's own code, its decoding included, runs and is dropped within the caught future alone.
     let handled = AssertUnwindSafe(async {
         // A handler's future may have any size, and what has it inside is moved on its way to a thread.
         let mut handling = Box::pin(async {
@@ -179,7 +179,7 @@ async fn handle<H: Handler>(runner: &HandlerRunner<H>, delivery: &Delivery, begu
         });
         match poll!(&mut handling) {
             Poll::Ready(outcome) => outcome,
-            // Most need no timer, and every attempt would carry the room for it.
+            // Most need no timer, and every attempt would reserve the room for it.
             Poll::Pending => {
                 Box::pin(timeout_at(begun + deadline, handling)).await.unwrap_or(Outcome::TimedOut(deadline))
             }
@@ -201,7 +201,8 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
 }
 
-/// Gives an event up: keeps it first, where that is wanted. While it cannot be kept it is not given up.
+/// Ends an event that failed for good: writes its dead letter first, if the binding wants one. Without the dead letter, the event does
+/// not end.
 async fn dead_letter<H: Handler>(
     runner: &HandlerRunner<H>,
     delivery: &Delivery,
@@ -220,18 +221,18 @@ async fn dead_letter<H: Handler>(
         FailureDetails { reason, error, first_delivered: *first_delivered, failed_at: Timestamp::now() };
     let original = Original::parsed(metadata, payload);
     let kept = keep(&runner.publisher, dead_letters, original, &details).await;
-    // What one event has against it says nothing about others.
+    // An error of one event's own says nothing about others.
     let is_away = kept.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);
     runner.breaker.record(!is_away);
     if let Err(error) = kept {
-        tracing::error!(binding = runner.name, %error, ?after, "failed to keep a dead letter, will retry");
+        tracing::error!(binding = runner.name, %error, ?after, "failed to write a dead letter, will retry");
         return Ended::Again { after, given_up: Some((reason, one_line(&details.error))) };
     }
     runner.metrics.dead_lettered(reason.as_str());
     Ended::Settled(Settlement::Term { reason: DEAD_LETTERED })
 }
 
-/// Keeps the bytes of an event that the client cannot parse, where that is wanted. Says with which reason its delivery is terminated.
+/// Writes the dead letter of an event that the client cannot parse, if the binding wants one. Returns the reason of the termination.
 pub(super) async fn keep_foreign<H: Handler>(
     runner: &HandlerRunner<H>,
     source: &Source,

@@ -1,8 +1,8 @@
-//! How many bytes a process holds of events, over all of its consumers. Pure.
+//! How many bytes of events a process may have in memory, over all of its consumers. Pure.
 //!
-//! Half of the budget is shared out: each consumer has its part of it whatever the others hold. The other half is first come, first
-//! served. What a consumer asked for counts as held, since it may come at any time. So all of them together never hold more, and none can
-//! starve another: what is free of the other half is granted in parts.
+//! Half of the budget is divided: each consumer has its share whatever the others use. The other half is first come, first
+//! served. What a consumer has requested counts as used, since it may arrive at any time. So all of them together never use more, and
+//! none can starve another: the other half is granted in parts.
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -18,25 +18,25 @@ struct Shared {
     /// Bytes of the largest limit among the consumers.
     limit: usize,
     consumers: usize,
-    /// Bytes that consumers hold or asked for beyond their own parts.
+    /// Bytes that consumers use or requested beyond their own shares.
     borrowed: usize,
 }
 
-/// What one consumer holds of the budget.
+/// The part of the budget that one consumer uses.
 #[derive(Debug)]
 pub(crate) struct ByteShare {
     budget: ByteBudget,
-    /// The most that this consumer may hold.
+    /// Maximum bytes of this consumer.
     limit: usize,
     held: AtomicUsize,
-    /// What was asked for and has not come.
+    /// Bytes that were requested and have not arrived.
     owed: AtomicUsize,
-    /// Changed under the lock alone.
+    /// Changed only under the lock.
     borrowed: AtomicUsize,
 }
 
 impl Shared {
-    /// What each consumer may hold whatever the others do.
+    /// The share that each consumer may use whatever the others do.
     fn own_part(&self) -> usize {
         self.limit / 2 / self.consumers.max(1)
     }
@@ -47,7 +47,7 @@ impl Shared {
 }
 
 impl ByteBudget {
-    /// Adds a consumer that may hold so many bytes. The process may hold as many as the consumer that may hold most.
+    /// Adds a consumer with this maximum. The process' maximum is the largest of its consumers'.
     pub(crate) fn share(&self, limit: usize) -> ByteShare {
         let mut shared = self.lock();
         shared.limit = shared.limit.max(limit);
@@ -62,13 +62,13 @@ impl ByteBudget {
 }
 
 impl ByteShare {
-    /// Has as many bytes as may be asked for count as owed, beside those that are, and says how many these are.
+    /// Marks as owed, beside what is owed already, as many bytes as may be requested, and returns them.
     pub(crate) fn reserve(&self, owed: usize) -> usize {
         let mut shared = self.budget.lock();
         self.owed.store(owed, Ordering::Relaxed);
         self.settle_borrowed(&mut shared);
         let taken = self.held.load(Ordering::Relaxed).saturating_add(owed);
-        // Who is alone has all of it.
+        // A consumer that is alone has all of it.
         let granted = shared.free() / shared.consumers.max(1);
         let available = shared.own_part().saturating_sub(taken) + granted;
         let available = available.min(self.limit.saturating_sub(taken));
@@ -77,28 +77,28 @@ impl ByteShare {
         available
     }
 
-    /// So many bytes may still come.
+    /// So many bytes may still arrive.
     pub(crate) fn owe(&self, bytes: usize) {
         self.owed.store(bytes, Ordering::Relaxed);
         self.settle_borrowed(&mut self.budget.lock());
     }
 
-    /// So many bytes came. They are held even where they are more than there was room for.
+    /// So many bytes arrived. They count even if they exceed the room.
     pub(crate) fn take(&self, bytes: usize) {
         self.held.fetch_add(bytes, Ordering::Relaxed);
         self.settle_borrowed(&mut self.budget.lock());
     }
 
-    /// So many are held no more.
+    /// So many bytes are released.
     pub(crate) fn give_back(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
-        // Where nothing is borrowed there is nothing to give back to others.
+        // If nothing is borrowed, nothing returns to others.
         if self.borrowed.load(Ordering::Relaxed) > 0 {
             self.settle_borrowed(&mut self.budget.lock());
         }
     }
 
-    /// Brings what counts as borrowed up to what is held and owed.
+    /// Updates the borrowed bytes to what is used and owed.
     fn settle_borrowed(&self, shared: &mut Shared) {
         let taken = self.held.load(Ordering::Relaxed).saturating_add(self.owed.load(Ordering::Relaxed));
         let borrowed = taken.saturating_sub(shared.own_part());
@@ -111,7 +111,7 @@ impl ByteShare {
 mod tests {
     use super::*;
 
-    /// What may be asked for now; nothing is.
+    /// The bytes that may be requested now; none is requested by this.
     fn available(share: &ByteShare) -> usize {
         let available = share.reserve(0);
         share.owe(0);
@@ -156,7 +156,7 @@ mod tests {
         }
         let all: usize = owed.iter().sum();
         assert!((900..=1000).contains(&all), "{owed:?}");
-        // What came is not counted twice, and what did not come is there again.
+        // What arrived is not counted twice, and what did not arrive is free again.
         shares[0].take(owed[0]);
         for share in &shares {
             share.owe(0);

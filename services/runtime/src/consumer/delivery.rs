@@ -1,4 +1,4 @@
-//! What a consumer delivers.
+//! A delivery of a consumer.
 
 use std::sync::Arc;
 
@@ -7,12 +7,11 @@ use bytes::Bytes;
 
 use crate::Metadata;
 
-/// One delivery.
 #[derive(Debug)]
 pub(super) struct Delivered {
     pub(super) metadata: Arc<Metadata>,
     pub(super) consumer_sequence: u64,
-    /// Where it is acknowledged.
+    /// Its acknowledgement subject.
     pub(super) reply: Subject,
     pub(super) payload: Bytes,
     /// In bytes, with headers and subjects.

@@ -2,14 +2,15 @@
 //!
 //! | folder or file | does |
 //! | --- | --- |
-//! | `fetch` | waits for the consumer, pulls no more than there is room for, hands deliveries on in their order; gives up what the client cannot parse |
-//! | `dispatch` | holds what was delivered: begins it in order, keeps JetStream from giving it to others, acknowledges it until that is confirmed |
+//! | `fetch` | waits for the consumer, pulls no more than there is room for, forwards deliveries in their order; dead-letters what the client cannot parse |
+//! | `dispatch` | owns the deliveries in flight: begins them in order, keeps JetStream from redelivering them, acknowledges them until that is confirmed |
 //! | `workers` | the threads on which handlers run, and the watchdog over them |
-//! | `runner` | what belongs to a handler, whichever sources its events come from |
-//! | `attempt`, `retry` | one attempt within its limits; what becomes of the event |
-//! | `dead_letter` | keeps what is given up; what is known of what comes again |
+//! | `runner` | the state of a handler, whichever sources its events come from |
+//! | `attempt`, `retry` | one attempt within its limits; the decision about the event |
+//! | `dead_letter` | stores events that failed for good; what is known of redelivered events |
 //! | `ack` | the acknowledgements |
-//! | `budget` | the bytes that a process holds |
+//! | `budget` | the bytes of events in a process |
+//! | `test_runner`, `probe` | attempts without a consumer, for tests of handlers |
 
 mod ack;
 mod attempt;
@@ -19,11 +20,13 @@ mod delivery;
 mod dispatch;
 mod fetch;
 mod observation;
+mod probe;
 mod proof;
 mod retry;
 mod runner;
 mod source;
 mod suspicion;
+mod test_runner;
 mod workers;
 
 use std::{sync::Arc, time::Duration};
@@ -37,8 +40,10 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{
     budget::ByteBudget,
+    retry::Decision,
     runner::HandlerRunner,
     source::{ConsumerDeps, ConsumerLoop},
+    test_runner::{DeliveryEnd, ObservedAttempt, TestRunner},
 };
 use self::{
     dispatch::Dispatcher,
@@ -46,10 +51,10 @@ use self::{
 };
 use crate::Handler;
 
-/// Beyond a handler's deadline, what a stop leaves for an attempt that was still to arrive, and for acknowledgements.
+/// Beyond a handler's deadline, the time that a stop leaves for an attempt that was still to arrive, and for acknowledgements.
 pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Consumes until `stop`, and then finishes what was delivered. It ends before only by a fault of this program.
+/// Consumes until `stop`, and then finishes what was delivered. It ends earlier only after a bug of this program.
 pub(crate) async fn consume<H: Handler>(mut consumer: ConsumerLoop<H>, stop: CancellationToken) {
     consumer.stop = stop.clone();
     let consumer = Arc::new(consumer);
@@ -60,7 +65,7 @@ pub(crate) async fn consume<H: Handler>(mut consumer: ConsumerLoop<H>, stop: Can
             return;
         }
     };
-    // No more is ever in it than was asked for.
+    // It never contains more than was requested.
     let (outbound, inbound) = mpsc::unbounded_channel();
     let working = async {
         let fetching = fetch::run(&consumer, outbound).map(Ok);
@@ -86,7 +91,7 @@ pub(crate) async fn consume<H: Handler>(mut consumer: ConsumerLoop<H>, stop: Can
             tracing::warn!(
                 binding = consumer.name(),
                 abandoned,
-                "stopped with attempts in flight; they are delivered again"
+                "stopped with attempts in flight; their events are redelivered"
             );
         }
     }

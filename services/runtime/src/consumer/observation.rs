@@ -1,4 +1,4 @@
-//! What JetStream said last of the consumer, for all parts of the loop, and where one of them asks for more.
+//! The newest state of the consumer, for all parts of the loop, and requests for a newer one.
 
 use std::sync::Arc;
 
@@ -8,16 +8,16 @@ use tokio::{
     time::Instant,
 };
 
-/// What JetStream says of a consumer (NATS ADR-1's `ConsumerInfo`, of which this is a part).
+/// The state of a consumer in JetStream (a part of NATS ADR-1's `ConsumerInfo`).
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(super) struct ConsumerInfo {
-    /// When it was made: one of the same name that was made at another time is another one.
+    /// Creation time: a consumer of the same name with another creation time is another one.
     pub(super) created: String,
     /// The newest delivery.
     pub(super) delivered: SequencePair,
     /// Everything up to here is acknowledged.
     pub(super) ack_floor: SequencePair,
-    /// Deliveries that are not settled.
+    /// Unacknowledged deliveries.
     pub(super) num_ack_pending: u64,
     pub(super) config: ConsumerConfig,
 }
@@ -29,7 +29,7 @@ pub(super) struct SequencePair {
     pub(super) stream_seq: u64,
 }
 
-/// The limits of pull requests, 0 where there are none, and what is delivered.
+/// The limits of pull requests, 0 if there are none, and what is delivered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct ConsumerConfig {
@@ -54,7 +54,7 @@ impl ConsumerConfig {
     }
 }
 
-/// An answer of JetStream, and when it was asked for: what happened later may not be in it.
+/// A response of JetStream, and when it was requested: what happened later may not be in it.
 #[derive(Debug)]
 pub(super) struct Observation {
     pub(super) info: ConsumerInfo,
@@ -63,7 +63,7 @@ pub(super) struct Observation {
     pub(super) incarnation: u64,
 }
 
-/// Where the newest answer is, and where another one is asked for.
+/// The newest response, and requests for a newer one.
 #[derive(Debug, Default)]
 pub(super) struct Discovery {
     pub(super) wanted: Notify,
@@ -71,7 +71,7 @@ pub(super) struct Discovery {
 }
 
 impl Discovery {
-    /// Asks for an answer to a question that is put from now on.
+    /// Requests a response as of now or later.
     pub(super) fn recheck(&self) {
         self.wanted.notify_one();
     }
@@ -85,7 +85,7 @@ impl Discovery {
         self.latest.borrow().as_ref().map_or(0, |latest| latest.incarnation)
     }
 
-    /// Waits for the answer to a question that is put from now on.
+    /// Waits for a response as of now or later.
     pub(super) async fn wait_for_consumer(&self) -> Arc<Observation> {
         let asked = Instant::now();
         let mut latest = self.subscribe();
@@ -95,13 +95,13 @@ impl Discovery {
                 return Arc::clone(found);
             }
             if latest.changed().await.is_err() {
-                // Not while this is there to be asked.
+                // Not while this exists.
                 std::future::pending::<()>().await;
             }
         }
     }
 
-    /// JetStream answered a question of that time.
+    /// JetStream responded to a request of that time.
     pub(super) fn publish(&self, info: ConsumerInfo, asked_at: Instant) {
         self.latest.send_modify(|latest| {
             let incarnation = match latest.as_ref() {

@@ -1,4 +1,4 @@
-//! Until when it is known that the consumer is still the one that delivered what is held. Pure.
+//! Until when it is certain that the consumer is still the one that delivered the events in flight. Pure.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -7,17 +7,17 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How long ago JetStream may have shown that the consumer is still the same one, for an acknowledgement to be sent without asking. A
-/// stream can be deleted and made again within milliseconds; asking for each acknowledgement would cost as much as it.
+/// Maximum age of JetStream's proof that the consumer is still the same, for an acknowledgement to be sent without asking. A
+/// stream can be deleted and recreated within milliseconds; asking for each acknowledgement would double its cost.
 const PROOF_LIFETIME: Duration = Duration::from_millis(20);
 
-/// Until when it is known that the consumer is the one that it was.
+/// Until when it is certain that the consumer is still the same.
 #[derive(Debug)]
 pub(super) struct Proof {
     began: Instant,
-    /// After JetStream showed it, in microseconds after that.
+    /// After JetStream's proof, in microseconds after that.
     shown_until: AtomicU64,
-    /// While the server has a pull request, of which it ends the last one with the consumer.
+    /// While the server has a pull request, whose last one it ends with the consumer.
     open_until: AtomicU64,
 }
 
@@ -26,7 +26,7 @@ impl Proof {
         Self { began: Instant::now(), shown_until: AtomicU64::new(0), open_until: AtomicU64::new(0) }
     }
 
-    /// JetStream showed it at this time.
+    /// JetStream proved it at this time.
     pub(super) fn renew(&self, at: Instant) {
         self.shown_until.fetch_max(self.micros(at + PROOF_LIFETIME), Ordering::Relaxed);
     }
@@ -36,7 +36,7 @@ impl Proof {
         self.open_until.store(open_until.map_or(0, |until| self.micros(until)), Ordering::Relaxed);
     }
 
-    /// There is doubt. A request that was open is open no more.
+    /// There is doubt. A request that was open is no longer open.
     pub(super) fn revoke(&self) {
         self.shown_until.store(0, Ordering::Relaxed);
         self.open_until.store(0, Ordering::Relaxed);
@@ -69,7 +69,7 @@ mod tests {
         assert!(!proof.holds(now + PROOF_LIFETIME + Duration::from_millis(1)));
         proof.hold_until(Some(now + Duration::from_secs(1)));
         assert!(proof.holds(now + Duration::from_secs(1)));
-        // It was served whole: the server reports the consumer's end no more.
+        // It was served completely: the server no longer reports the consumer's end.
         proof.hold_until(None);
         assert!(!proof.holds(now + Duration::from_secs(1)));
         proof.hold_until(Some(now + Duration::from_secs(1)));

@@ -1,4 +1,4 @@
-//! What becomes of an event after an attempt. In: how the attempt ended. Out: acknowledge, try again, or give up. Pure.
+//! Decides about an event after an attempt. In: how the attempt ended. Out: acknowledge, retry, or dead-letter. Pure.
 
 use std::time::Duration;
 
@@ -6,56 +6,56 @@ use jetwright_crds::environment::Retry;
 
 use crate::{DecodeError, HandlerError};
 
-/// What came of one delivery.
+/// The outcome of one delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The handler is content.
+    /// The handler succeeded.
     Done,
-    /// The handler said no.
+    /// The handler returned an error.
     Failed(HandlerError),
-    /// The payload or its type could not be read; the handler never saw it.
+    /// The payload or its type could not be decoded; the handler was not called.
     Undecodable(DecodeError),
-    /// Its type is unknown, and the handler's options have such events ignored.
+    /// Its type is unknown, and the handler's options ignore such events.
     Ignored,
     /// The handler panicked.
     Panicked(String),
-    /// The handler took longer than it may.
+    /// The handler exceeded its deadline.
     TimedOut(Duration),
-    /// It was delivered far more often than there are attempts, so often, and the handler was not called: it may kill its process.
+    /// It was delivered far more often than there are attempts, this often, and the handler was not called: it may kill its process.
     DeliveredTooOften(u32),
-    /// It was given up before for this reason and with this error, and its dead letter could not be kept.
+    /// It failed for good before, for this reason and with this error, and its dead letter could not be written.
     GivenUp(Reason, String),
 }
 
-/// What becomes of the event.
+/// The decision about the event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// It is done.
+    /// It is handled.
     Done,
     /// It is not for this handler.
     Ignored,
-    /// It is tried again, not before this time has passed.
+    /// It is retried, not before this time has passed.
     Retry {
         /// Time until the next attempt.
         after: Duration,
         /// What went wrong.
         error: String,
     },
-    /// It is not to be tried again, though it was not handled.
+    /// It is not retried, though it was not handled.
     DeadLetter {
-        /// Which rule gave it up.
+        /// The rule that decided so.
         reason: Reason,
         /// What went wrong.
         error: String,
     },
 }
 
-/// Which rule gave an event up.
+/// Why an event is not retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Reason {
-    /// The handler said that trying again cannot help.
+    /// The handler reported that a retry cannot help.
     Permanent,
-    /// It could not be read.
+    /// It could not be decoded.
     Undecodable,
     /// All attempts were used.
     LastAttempt,
@@ -78,7 +78,7 @@ impl Reason {
 /// Deliveries beyond the attempts that hand-overs, restarts and lost connections may cost an event.
 const SPARE_DELIVERIES: u32 = 10;
 
-/// Where an event is handled, by how often it was delivered. A delivery is no attempt: a process that gives one back, or dies, used none.
+/// How an event is handled, by the number of its deliveries. A delivery is no attempt: a process that NAKs an event, or dies, used none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Isolation {
     /// Beside others.
@@ -89,7 +89,7 @@ pub(crate) enum Isolation {
     NotCalled,
 }
 
-/// Judges an event that was delivered so often.
+/// Classifies an event by the number of its deliveries.
 pub(crate) fn isolation(deliveries: u32, retry: &Retry) -> Isolation {
     let usual = retry.max_attempts.saturating_add(SPARE_DELIVERIES);
     if deliveries > usual.saturating_mul(2) {
@@ -101,8 +101,8 @@ pub(crate) fn isolation(deliveries: u32, retry: &Retry) -> Isolation {
     }
 }
 
-/// Whether an event is given up if the attempt of this delivery fails. `calls` says how often this process called the handler with it
-/// before: those of other processes are not known, and an event that may only have been handed over is tried once more, as long as
+/// Whether an event is not retried if the attempt of this delivery fails. `calls` says how often this process called the handler with it
+/// before: those of other processes are unknown, and an event that may only have been handed over is tried once more, as long as
 /// hand-overs can explain its deliveries.
 pub(crate) fn is_last_attempt(deliveries: u32, calls: u32, retry: &Retry) -> bool {
     let is_only_handed_over = calls == 0 && deliveries > 1;
@@ -129,7 +129,7 @@ pub(crate) fn decide(
             return Decision::DeadLetter { reason: Reason::Undecodable, error: why.to_string() };
         }
         Outcome::DeliveredTooOften(deliveries) => {
-            let error = format!("delivered {deliveries} times without an end: it may end its process");
+            let error = format!("delivered {deliveries} times without being settled: it may end its process");
             return Decision::DeadLetter { reason: Reason::DeliveredTooOften, error };
         }
         Outcome::GivenUp(reason, error) => return Decision::DeadLetter { reason, error },
@@ -147,8 +147,8 @@ pub(crate) fn decide(
     Decision::Retry { after: asked_for.unwrap_or_else(|| delay(attempt, retry, jitter)), error }
 }
 
-/// The delay after this attempt: exponential up to the longest, then between half and the whole of it, so that events
-/// that failed together do not come back together.
+/// The delay after this attempt: exponential up to the maximum, then between half and the whole of it, so that events
+/// that failed together are not retried together.
 fn delay(attempt: u32, retry: &Retry, jitter: f64) -> Duration {
     let backoff = &retry.backoff;
     let longest = backoff.max.0;
@@ -252,7 +252,7 @@ mod tests {
         use Isolation::{Alone, None, NotCalled};
         let isolations = [1, 3, 13, 14, 26, 27].map(|deliveries| isolation(deliveries, &three_attempts()));
         assert_eq!(isolations, [None, None, None, Alone, Alone, NotCalled]);
-        let error = "delivered 27 times without an end: it may end its process";
+        let error = "delivered 27 times without being settled: it may end its process";
         let expected = dead_letter(Reason::DeliveredTooOften, error);
         assert_eq!(decided(Outcome::DeliveredTooOften(27), 27), expected);
     }

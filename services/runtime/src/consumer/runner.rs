@@ -1,5 +1,5 @@
-//! What belongs to a handler, whichever sources its events come from: how often and how long it is called, and what is remembered of
-//! events that come again. No connection: what it needs of NATS is a publisher for dead letters.
+//! The state of a handler, whichever sources its events come from: how often and how long it is called, and what is remembered of
+//! redelivered events. No connection: all it needs of NATS is a publisher for dead letters.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,6 +7,8 @@ use jetwright_crds::environment::{Binding, DeadLetters, Retry};
 
 use super::{
     dead_letter::{breaker::CircuitBreaker, redelivery::RedeliveryCache},
+    probe::Probe,
+    retry::{Decision, Outcome, decide},
     workers::Watchdog,
 };
 use crate::{DecodeError, HandlerOptions, Publisher, UnknownTypes, metrics::HandlerMetrics};
@@ -20,9 +22,9 @@ pub(crate) struct HandlerRunner<H> {
     pub(super) retry: Retry,
     /// How long one attempt may take.
     pub(super) deadline: Duration,
-    /// Whether failed attempts are repeated in their place.
+    /// Whether failed attempts are repeated in place.
     pub(super) is_ordered: bool,
-    /// Where events are kept that are given up.
+    /// The dead-letter stream's subject and limits.
     pub(super) dead_letters: Option<DeadLetters>,
     /// Writes dead letters.
     pub(super) publisher: Publisher,
@@ -30,6 +32,8 @@ pub(crate) struct HandlerRunner<H> {
     pub(super) redelivery: RedeliveryCache,
     pub(super) breaker: CircuitBreaker,
     pub(super) watchdog: Arc<Watchdog>,
+    /// Of a test; production has none.
+    pub(super) probe: Option<Arc<Probe>>,
 }
 
 impl<H> HandlerRunner<H> {
@@ -53,7 +57,18 @@ impl<H> HandlerRunner<H> {
             redelivery: RedeliveryCache::default(),
             breaker: CircuitBreaker::default(),
             watchdog: Arc::new(Watchdog::new(name, deadline)),
+            probe: None,
         }
+    }
+
+    /// Decides what becomes of an event that the handler is not content with.
+    pub(super) fn decide(&self, outcome: Outcome, attempt: u32, is_last_attempt: bool) -> Decision {
+        let jitter = if self.probe.is_some() { Probe::JITTER } else { rand::random() };
+        let decision = decide(outcome, attempt, is_last_attempt, &self.retry, jitter);
+        if let Some(probe) = &self.probe {
+            probe.record(&decision);
+        }
+        decision
     }
 
     /// Whether an event that cannot be decoded for this reason is not for the handler.

@@ -1,4 +1,4 @@
-//! One source of a handler's events: a JetStream consumer, what this process holds of it, and what is known of it.
+//! One source of a handler's events: a JetStream consumer, its deliveries in this process, and its known state.
 
 use std::{
     sync::{
@@ -23,11 +23,11 @@ use super::{
 };
 use crate::{Handler, Reader, Source};
 
-/// How long a consumer may be away before its process is not ready.
+/// How long a consumer may be unavailable before its process is not ready.
 const UNREADY_AFTER: Duration = Duration::from_secs(10);
-/// Deliveries that are held for each that is handled at once, where others of their key have to come first.
+/// Deliveries in flight for each that is handled at once, if others of their key have to come first.
 const WAITING_PER_SLOT: u32 = 16;
-/// One source of a handler's events: a JetStream consumer, what this process holds of it, and what is known of it.
+/// One source of a handler's events: a JetStream consumer, its deliveries in this process, and its known state.
 pub(crate) struct ConsumerLoop<H> {
     pub(super) runner: Arc<HandlerRunner<H>>,
     pub(super) source: Arc<Source>,
@@ -42,18 +42,18 @@ pub(crate) struct ConsumerLoop<H> {
     pub(super) is_serving: AtomicBool,
     /// Whether an ordered consumer waits for what is owed, and begins nothing new.
     pub(super) recovering: AtomicBool,
-    /// Deliveries that this process holds.
+    /// Deliveries in flight.
     pub(super) in_flight: AtomicUsize,
-    /// Rung when there is one less, and so few that more may be asked for.
+    /// Notified when there is one less, and so few that more may be requested.
     pub(super) capacity_freed: Notify,
-    /// How many deliveries may be held at most for that.
+    /// The maximum of deliveries in flight for that.
     pub(super) room_at: AtomicUsize,
     pub(super) suspicion: Suspicion,
-    /// Cancelled when the program is to end.
+    /// Cancelled when the program stops.
     pub(super) stop: CancellationToken,
 }
 
-/// What a consumer's loop is made of, beside what belongs to its handler.
+/// The parts of a consumer's loop, beside the state of its handler.
 pub(crate) struct ConsumerDeps {
     pub(crate) binding: Binding,
     pub(crate) connection: Connection,
@@ -98,7 +98,7 @@ impl<H> ConsumerLoop<H> {
         self.runner.name
     }
 
-    /// Deliveries that this process may hold at once.
+    /// Maximum deliveries in flight in this process.
     pub(super) fn capacity(&self) -> usize {
         let concurrency = self.runner.options.concurrency.max(1);
         let held =
@@ -110,35 +110,35 @@ impl<H> ConsumerLoop<H> {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// So many deliveries came, of so many bytes together.
+    /// So many deliveries arrived, of so many bytes together.
     pub(super) fn acquire_capacity(&self, count: usize, bytes: usize) {
         self.in_flight.fetch_add(count, Ordering::Relaxed);
         self.bytes.take(bytes);
     }
 
-    /// It is held no more.
+    /// It is released.
     pub(super) fn release_capacity(&self, bytes: usize) {
         self.bytes.give_back(bytes);
         let left = self.in_flight.fetch_sub(1, Ordering::SeqCst) - 1;
-        // The fetcher would wake for every event otherwise, and ask for none.
+        // The fetcher would wake for every event otherwise, and request none.
         if left <= self.room_at.load(Ordering::SeqCst) {
             self.capacity_freed.notify_one();
         }
     }
 
-    /// More may be asked for when no more than so many deliveries are held; whether that is so already.
+    /// More may be requested when no more than so many deliveries are in flight; returns whether that is so already.
     pub(super) fn await_room(&self, room_at: usize) -> bool {
         self.room_at.store(room_at, Ordering::SeqCst);
         self.in_flight.load(Ordering::SeqCst) <= room_at
     }
 
-    /// It is pulled from, and answers.
+    /// It is pulled from, and responds.
     pub(super) fn serving(&self) {
         self.is_serving.store(true, Ordering::Relaxed);
         self.gate.open();
     }
 
-    /// The consumer cannot be used now, and why. A pod that serves HTTP too leaves its Service only where that lasts.
+    /// The consumer cannot be used now, and why. A pod that serves HTTP too leaves its Service only if that lasts.
     pub(super) fn unavailable(&self, why: &str) {
         self.gate.close_after(UNREADY_AFTER, why);
     }

@@ -1,4 +1,4 @@
-//! Whether a delivery that the client cannot parse may have ended the connection, and how far the look for it is.
+//! Whether a delivery that the client cannot parse may have ended the connection, and the progress of the scan for it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,7 +38,7 @@ impl Suspicion {
         let _ = self.scan.subscribe().wait_for(|scan| *scan != Scan::Blocking).await;
     }
 
-    /// How many events may be held, of so many.
+    /// How many of so many events may be in flight.
     pub(super) fn limit(&self, capacity: usize) -> usize {
         if *self.scan.borrow() == Scan::Idle { capacity } else { 1 }
     }

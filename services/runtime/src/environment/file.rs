@@ -13,11 +13,11 @@ use super::problem;
 /// Path of the version in the file.
 const VERSION: &str = "version";
 
-/// What a bindings file says.
+/// The content of a bindings file.
 #[derive(Debug, Default)]
 pub struct Read {
     pub bindings: Bindings,
-    /// Paths of the fields that this version does not know.
+    /// Paths of unknown fields.
     pub unknown_fields: Vec<String>,
 }
 
@@ -62,13 +62,13 @@ pub fn read(path: &Path, handlers: &[&str], problems: &mut Vec<Problem>) -> Read
 /// Why a file cannot be used.
 #[derive(Debug)]
 enum Refused {
-    /// It is no bindings file of the version that it says.
+    /// It is not a bindings file of its own version.
     Unreadable(String),
     /// It is of this version, which is newer than this code.
     Version(u64),
 }
 
-/// What every version of the file has.
+/// The part that every version of the file has.
 #[derive(Deserialize)]
 struct Head {
     #[serde(default = "first_version")]
@@ -79,7 +79,7 @@ fn first_version() -> u64 {
     1
 }
 
-/// The version is looked at first: of a newer one, nothing else is known to mean what it means here.
+/// The version comes first: in a newer one, no other field is known to mean what it means here.
 fn parse(text: &str) -> Result<Read, Refused> {
     let unreadable = |error: serde_saphyr::Error| Refused::Unreadable(error.to_string());
     match serde_saphyr::from_str::<Head>(text).map_err(unreadable)?.version {

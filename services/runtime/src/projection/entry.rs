@@ -1,29 +1,29 @@
-//! An entry as the bucket holds it, and what an event makes of it. No I/O.
+//! An entry as the bucket stores it, and the effect of an event on it. No I/O.
 
 use serde::{Deserialize, Serialize};
 
 use super::Projection;
 use crate::{Position, StoredEvent};
 
-/// Events that could not be applied, of which the newest are remembered until their own delivery was told.
-const SKIPPED: usize = 32;
-/// Longest reason that is remembered, in bytes.
-const REASON: usize = 200;
+/// Maximum events that could not be applied and are remembered, the newest ones, until their own delivery reports them.
+const MAX_SKIPPED_EVENTS: usize = 32;
+/// Maximum length of a remembered reason, in bytes.
+const MAX_REASON_BYTES: usize = 200;
 
 /// An entry, as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(bound(deserialize = "E: Deserialize<'de>"))]
 pub(super) struct StoredEntry<E> {
-    /// The newest event of the key that was looked at.
+    /// Position of the key's newest event that was read.
     #[serde(flatten)]
     pub(super) position: Position,
-    /// What the events made; `None` where it has ended. Always there, by which entries of other programs are told.
+    /// The folded events; `None` after a deletion. Always present, which distinguishes entries from those of other programs.
     #[serde(deserialize_with = "Option::deserialize")]
     pub(super) entry: Option<E>,
     /// Events that could not be applied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) skipped: Vec<Skipped>,
-    /// The rebuild that made it anew last.
+    /// The last rebuild that wrote it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) rebuild: Option<String>,
 }
@@ -35,7 +35,7 @@ pub(super) struct Skipped {
     reason: String,
 }
 
-/// The mark of a rebuild, whatever else there is of an entry.
+/// The rebuild of an entry, whatever else the entry has.
 #[derive(Deserialize)]
 struct Mark {
     rebuild: Option<String>,
@@ -48,20 +48,20 @@ impl<E> StoredEntry<E> {
         Some(&skipped.reason)
     }
 
-    /// Whether the event at this position was looked at already, as far as positions tell: where clocks of servers differ, or
-    /// the stream was made again, a higher sequence may have an earlier time.
+    /// Whether the event at this position was read already, as far as positions show: if servers' clocks differ, or the stream was
+    /// recreated, a higher sequence may have an earlier time.
     pub(super) fn covers(&self, position: Position) -> bool {
         position.sequence <= self.position.sequence && position.time <= self.position.time
     }
 }
 
-/// An entry in the making, from its key's events.
+/// An entry while it is folded from its key's events.
 pub(super) struct Fold<P: Projection> {
     entry: Option<P::Entry>,
     skipped: Vec<Skipped>,
     position: Option<Position>,
     events: u64,
-    /// Whether any event was applied, and not all were passed over.
+    /// Whether any event was applied, and not all were skipped.
     applied: bool,
 }
 
@@ -71,76 +71,78 @@ impl<P: Projection> Fold<P> {
         Self { entry: None, skipped: Vec::new(), position: None, events: 0, applied: false }
     }
 
-    /// After the events that made this.
-    pub(super) fn after(kept: StoredEntry<P::Entry>) -> Self {
-        let StoredEntry { position, entry, skipped, rebuild: _ } = kept;
+    /// After the events of this entry.
+    pub(super) fn after(stored: StoredEntry<P::Entry>) -> Self {
+        let StoredEntry { position, entry, skipped, rebuild: _ } = stored;
         Self { entry, skipped, position: Some(position), events: 0, applied: true }
     }
 
-    /// After these events too. What cannot be read or applied is passed over: it fails in its own delivery.
+    /// Applies these events too. An event that cannot be read or applied is skipped: it fails in its own delivery.
     pub(super) fn advance(&mut self, events: &[StoredEvent]) {
-        for recorded in events {
-            self.apply(recorded);
-            self.position = Some(recorded.position());
+        for stored in events {
+            self.apply(stored);
+            self.position = Some(stored.position());
             self.events += 1;
         }
     }
 
-    fn apply(&mut self, recorded: &StoredEvent) {
-        let StoredEvent { subject, sequence, .. } = recorded;
-        match recorded.decode::<P::Event>() {
-            Ok(event) => match P::apply(self.entry.clone(), event, recorded) {
+    fn apply(&mut self, stored: &StoredEvent) {
+        let StoredEvent { subject, sequence, .. } = stored;
+        match stored.decode::<P::Event>() {
+            Ok(event) => match P::apply(self.entry.clone(), event, stored) {
                 Ok(entry) => (self.entry, self.applied) = (entry, true),
                 Err(why) => {
-                    tracing::warn!(bucket = P::BUCKET, subject, sequence, %why, "passed over");
+                    tracing::warn!(bucket = P::BUCKET, subject, sequence, %why, "skipped event");
                     self.skip(*sequence, &why.to_string());
                 }
             },
-            Err(why) => tracing::debug!(bucket = P::BUCKET, subject, sequence, %why, "passed over"),
+            Err(why) => tracing::debug!(bucket = P::BUCKET, subject, sequence, %why, "skipped event"),
         }
     }
 
     fn skip(&mut self, sequence: u64, reason: &str) {
-        let end = (0..=reason.len().min(REASON)).rev().find(|end| reason.is_char_boundary(*end));
+        let end = (0..=reason.len().min(MAX_REASON_BYTES)).rev().find(|end| reason.is_char_boundary(*end));
         self.skipped.push(Skipped { sequence, reason: reason[..end.unwrap_or_default()].to_owned() });
-        if self.skipped.len() > SKIPPED {
+        if self.skipped.len() > MAX_SKIPPED_EVENTS {
             self.skipped.remove(0);
         }
     }
 
-    /// How many events it was advanced by.
+    /// How many events it has read.
     pub(super) fn events(&self) -> u64 {
         self.events
     }
 
-    /// Whether there is nothing to know of the key: no event of it could be applied.
-    pub(super) fn is_nothing(&self) -> bool {
+    /// Whether nothing is known of the key: no event of it could be applied.
+    pub(super) fn is_empty(&self) -> bool {
         !self.applied
     }
 
-    /// What they made by now, where an event could be applied.
-    pub(super) fn so_far(&self, rebuild: Option<&String>) -> Option<StoredEntry<P::Entry>> {
+    /// The entry after the events so far, if an event could be applied.
+    pub(super) fn progress(&self, rebuild: Option<&String>) -> Option<StoredEntry<P::Entry>> {
         let Self { entry, skipped, position, .. } = self;
         let (entry, skipped, rebuild) = (entry.clone(), skipped.clone(), rebuild.cloned());
         (self.applied && self.events > 0).then_some(())?;
         Some(StoredEntry { position: (*position)?, entry, skipped, rebuild })
     }
 
-    /// What they made; `None` where there were none.
+    /// The entry after all events; `None` if there were none.
     pub(super) fn finish(self, rebuild: Option<String>) -> Option<StoredEntry<P::Entry>> {
         let Self { entry, skipped, position, .. } = self;
         Some(StoredEntry { position: position?, entry, skipped, rebuild })
     }
 }
 
-/// Reads an entry. One that is not readable, as one of another program, counts as none.
+/// Reads an entry. An unreadable one, such as another program's, counts as none.
 pub(super) fn parse<P: Projection>(key: &str, value: &[u8]) -> Option<StoredEntry<P::Entry>> {
     let parsed = serde_json::from_slice(value);
-    parsed.inspect_err(|error| tracing::warn!(bucket = P::BUCKET, key, %error, "an unreadable entry")).ok()
+    parsed
+        .inspect_err(|error| tracing::warn!(bucket = P::BUCKET, key, %error, "failed to read an entry"))
+        .ok()
 }
 
-/// Whether an entry was made by this rebuild.
-pub(super) fn is_of(value: &[u8], rebuild: &str) -> bool {
+/// Whether an entry was written by this rebuild.
+pub(super) fn is_by_rebuild(value: &[u8], rebuild: &str) -> bool {
     serde_json::from_slice(value).is_ok_and(|mark: Mark| mark.rebuild.as_deref() == Some(rebuild))
 }
 
@@ -152,15 +154,15 @@ mod tests {
         Position { time: jiff::Timestamp::from_second(seconds).unwrap(), sequence }
     }
 
-    fn kept(position: Position) -> StoredEntry<u64> {
+    fn stored(position: Position) -> StoredEntry<u64> {
         StoredEntry { position, entry: Some(7), skipped: Vec::new(), rebuild: None }
     }
 
     #[test]
     fn an_entry_is_json_with_its_position() {
         let text = r#"{"time":"1970-01-01T00:00:05Z","sequence":3,"entry":7}"#;
-        assert_eq!(serde_json::to_string(&kept(position(5, 3))).unwrap(), text);
-        assert_eq!(serde_json::from_str::<StoredEntry<u64>>(text).unwrap(), kept(position(5, 3)));
+        assert_eq!(serde_json::to_string(&stored(position(5, 3))).unwrap(), text);
+        assert_eq!(serde_json::from_str::<StoredEntry<u64>>(text).unwrap(), stored(position(5, 3)));
         let ended = r#"{"time":"1970-01-01T00:00:05Z","sequence":3,"entry":null,"rebuild":"a"}"#;
         assert_eq!(serde_json::from_str::<StoredEntry<u64>>(ended).unwrap().entry, None);
         assert!(
@@ -168,15 +170,17 @@ mod tests {
                 .is_err()
         );
         assert!(
-            is_of(ended.as_bytes(), "a") && !is_of(ended.as_bytes(), "b") && !is_of(text.as_bytes(), "a")
+            is_by_rebuild(ended.as_bytes(), "a")
+                && !is_by_rebuild(ended.as_bytes(), "b")
+                && !is_by_rebuild(text.as_bytes(), "a")
         );
     }
 
     #[test]
-    fn only_what_is_earlier_by_time_and_by_sequence_was_surely_looked_at() {
-        let kept = kept(position(5, 3));
-        assert!(kept.covers(position(5, 3)) && kept.covers(position(4, 2)));
-        // The stream was made again, or a server with a slow clock leads it now.
-        assert!(!kept.covers(position(6, 1)) && !kept.covers(position(4, 4)));
+    fn only_an_earlier_time_with_an_earlier_sequence_is_covered() {
+        let stored = stored(position(5, 3));
+        assert!(stored.covers(position(5, 3)) && stored.covers(position(4, 2)));
+        // The stream was recreated, or a server with a slow clock leads it now.
+        assert!(!stored.covers(position(6, 1)) && !stored.covers(position(4, 4)));
     }
 }

@@ -1,24 +1,25 @@
-//! Projections: what is to be read often, kept by key in a bucket and made of events. A delivery says only which key has news;
-//! what they are is read from the stream, from where the key's entry stands. So it does not matter in which order events are
-//! delivered, or how often.
+//! Projections: entries by key in a bucket, folded from events, for frequent reads. A delivery says only which key has new events;
+//! the events are read from the stream, from the position of the key's entry. So the order and the number of deliveries do not
+//! matter.
 
 mod entry;
-mod keep;
+mod projector;
 mod rebuild;
+mod testing;
 mod view;
 
 use std::fmt;
 
 use serde::{Serialize, de::DeserializeOwned};
 
-pub(crate) use self::{keep::Projector, rebuild::rebuild};
+pub(crate) use self::{projector::Projector, rebuild::rebuild, testing::fold};
 pub use self::{
     rebuild::Rebuilt,
     view::{Versioned, View, ViewError},
 };
 use crate::{Event, StoredEvent};
 
-/// Entries by key, made of events.
+/// Entries by key, folded from events.
 ///
 /// ```no_run
 /// use jetwright_runtime::{ApplyError, Projection, StoredEvent, Service};
@@ -61,16 +62,16 @@ use crate::{Event, StoredEvent};
 /// # }
 /// ```
 pub trait Projection: Send + Sync + 'static {
-    /// The events that it is made of.
+    /// The events that it is folded from.
     type Event: Event;
 
-    /// What is kept of a key, as JSON.
+    /// The value of a key, as JSON.
     type Entry: Clone + Serialize + DeserializeOwned + Send + Sync + 'static;
 
-    /// Name of the bucket that holds its entries, and nothing else.
+    /// Name of the bucket for its entries, and for nothing else.
     const BUCKET: &'static str;
 
-    /// The key that an event is about, from its subject; `None` where it is about none. Keys are made of letters, digits and
+    /// The key that an event is about, from its subject; `None` if it is about none. Keys consist of letters, digits and
     /// `-/_=.`.
     fn key(subject: &str) -> Option<&str>;
 
@@ -86,11 +87,11 @@ pub trait Projection: Send + Sync + 'static {
     fn apply(
         entry: Option<Self::Entry>,
         event: Self::Event,
-        recorded: &StoredEvent,
+        stored: &StoredEvent,
     ) -> Result<Option<Self::Entry>, ApplyError>;
 }
 
-/// Why an event can be read and not applied.
+/// Why a readable event cannot be applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct ApplyError(String);

@@ -11,9 +11,9 @@ use super::{
 };
 use crate::{Error, KeyValue, Position};
 
-/// Pause before a key that is behind is looked at again, which grows to the longest.
-const PAUSE: Duration = Duration::from_millis(5);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// Initial and maximum pause before a key that is behind is read another time.
+const INITIAL_PAUSE: Duration = Duration::from_millis(5);
+const MAX_PAUSE: Duration = Duration::from_millis(100);
 
 /// The entries of a projection. Clones share one connection.
 pub struct View<P> {
@@ -21,12 +21,12 @@ pub struct View<P> {
     projection: PhantomData<fn() -> P>,
 }
 
-/// What a projection knows of a key.
+/// The entry of a key, with its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Versioned<E> {
-    /// What the key's events made; `None` where it has ended.
+    /// The folded events; `None` after a deletion.
     pub entry: Option<E>,
-    /// The newest of the key's events that is in it.
+    /// Position of the key's newest event in the entry.
     pub position: Position,
 }
 
@@ -36,16 +36,16 @@ pub enum ViewError {
     /// The bucket cannot be read.
     #[error(transparent)]
     JetStream(#[from] Error),
-    /// The event that is to be in it is not.
-    #[error("bucket {bucket}, key {key}: at event {sequence}, and not at {minimum_sequence} yet")]
+    /// The entry does not have the wanted event yet.
+    #[error("bucket {bucket}, key {key}: at event {sequence}, waiting for {minimum_sequence}")]
     Behind {
         /// The bucket of the projection.
         bucket: &'static str,
-        /// Which key.
+        /// The entry's key.
         key: String,
-        /// Sequence of the newest of the key's events that is in it; 0 where there is none.
+        /// Sequence of the newest of the key's events in the entry; 0 if there is none.
         sequence: u64,
-        /// Sequence of the event that was asked for.
+        /// Sequence of the wanted event.
         minimum_sequence: u64,
     },
 }
@@ -67,57 +67,56 @@ impl<P: Projection> View<P> {
         Self { bucket, projection: PhantomData }
     }
 
-    /// What is known of a key by now: the newest events may not be in it yet. `None` where there is nothing, or what
-    /// cannot be read.
+    /// The current entry of a key: the newest events may not be in it yet. `None` if there is no entry, or an unreadable one.
     ///
     /// # Errors
     ///
     /// As of [`KeyValue::get`].
     pub async fn get(&self, key: &str) -> Result<Option<Versioned<P::Entry>>, Error> {
         let found = self.bucket.get(key).await?;
-        let kept = found.and_then(|found| parse::<P>(key, &found.value));
-        Ok(kept.map(|StoredEntry { position, entry, .. }| Versioned { entry, position }))
+        let stored = found.and_then(|found| parse::<P>(key, &found.value));
+        Ok(stored.map(|StoredEntry { position, entry, .. }| Versioned { entry, position }))
     }
 
-    /// What is known of a key with its event of this sequence in it, such as one that the caller has just appended: waits
-    /// for it until `within` is over. It is looked at once in any case, and 0 asks for nothing.
+    /// The entry of a key with the event of this sequence in it, such as one that the caller has just appended: waits
+    /// for it for at most `within`. The entry is read at least once, and 0 waits for nothing.
     ///
-    /// Sequences of a stream that was deleted and made again say nothing about an entry of the one before.
+    /// Sequences of a stream that was deleted and recreated say nothing about an entry of its predecessor.
     ///
     /// # Errors
     ///
-    /// [`Behind`](ViewError::Behind) when the time is over; else as [`get`](Self::get).
+    /// [`Behind`](ViewError::Behind) when the time is over; otherwise as [`get`](Self::get).
     pub async fn get_at_least(
         &self,
         key: &str,
         minimum_sequence: u64,
         within: Duration,
     ) -> Result<Option<Versioned<P::Entry>>, ViewError> {
-        let (deadline, mut pause) = (Instant::now() + within, PAUSE);
+        let (deadline, mut pause) = (Instant::now() + within, INITIAL_PAUSE);
         loop {
-            let seen = self.get(key).await?;
-            let sequence = seen.as_ref().map_or(0, |seen| seen.position.sequence);
+            let versioned = self.get(key).await?;
+            let sequence = versioned.as_ref().map_or(0, |versioned| versioned.position.sequence);
             if sequence >= minimum_sequence {
-                return Ok(seen);
+                return Ok(versioned);
             }
             if Instant::now() >= deadline {
                 let (bucket, key) = (P::BUCKET, key.to_owned());
                 return Err(ViewError::Behind { bucket, key, sequence, minimum_sequence });
             }
             sleep_until(deadline.min(Instant::now() + pause)).await;
-            pause = LONGEST_PAUSE.min(pause * 2);
+            pause = MAX_PAUSE.min(pause * 2);
         }
     }
 }
 
-/// What is behind may have caught up when the caller comes again.
+/// An entry that is behind may be up to date when the caller retries.
 impl From<ViewError> for Problem {
     fn from(error: ViewError) -> Self {
         match error {
             ViewError::JetStream(error) => error.into(),
             ViewError::Behind { .. } => {
-                tracing::info!(%error, "a caller is told to come again");
-                Self::unavailable("what was written is not shown yet: try again")
+                tracing::info!(%error, "request failed: projection is behind");
+                Self::unavailable("the projection does not have this write yet: try again")
             }
         }
     }

@@ -1,4 +1,4 @@
-//! One page of events by DIRECT.GET (NATS ADR-31): one request, many messages, and one that says that these were all.
+//! One page of events by DIRECT.GET (NATS ADR-31): one request, many messages, and a last one that ends the page.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::StoredEvent;
 
-/// Most events of one page.
+/// Maximum events of one page.
 pub(super) const PAGE_EVENTS: usize = 1000;
-/// The event that makes a page so large is its last, in bytes.
+/// A page ends with the event that makes it this large, in bytes.
 pub(super) const PAGE_BYTES: usize = 1 << 20;
-/// A server that is silent for so long does not answer any more.
-const ANSWER: Duration = Duration::from_secs(2);
+/// Maximum time between two messages of a response.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is asked for.
+/// The events to read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted<'a> {
     pub(super) stream: &'a str,
@@ -29,36 +29,36 @@ pub(super) struct Wanted<'a> {
 /// Which of the events under a filter.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Which {
-    /// Those that have at least this sequence, and of a whole page the part that `shares` such requests have each.
+    /// Those that have at least this sequence, and `1/shares` of a whole page of them.
     From { sequence: u64, shares: usize },
-    /// The newest one of each subject, of this many subjects.
+    /// The newest event of each subject, of this many subjects.
     NewestOfSubjects(usize),
 }
 
-/// Events of one answer.
+/// Events of one response.
 #[derive(Debug, Default)]
 pub(super) struct Page {
-    /// In the order of the stream, as the server that answered has them: none where it is behind.
+    /// In the order of the stream, as the server that responded has them: none if it is behind.
     pub(super) events: Vec<StoredEvent>,
-    /// More were wanted than were sent.
+    /// More events match than were sent.
     pub(super) has_more: bool,
-    /// Sequence of the newest message that this server had; known of the newest events of subjects alone.
+    /// Sequence of the newest message that this server had; known only for [`Which::NewestOfSubjects`].
     pub(super) up_to: Option<u64>,
 }
 
-/// What came of a request.
+/// The response to a request.
 #[derive(Debug)]
 pub(super) enum Answer {
     Page(Page),
-    /// The connection was lost before the end of the answer, perhaps by an event of it.
+    /// The connection was lost before the end of the response, perhaps because of an event in it.
     Lost,
-    /// This stream cannot be read so, and why.
+    /// This stream does not offer pages, and why.
     NotOffered(String),
-    /// This program's user may not read this stream so.
+    /// This program's user may not read pages of this stream.
     NotPermitted(Violation),
 }
 
-/// Asks until there is an answer, and returns why there is none where the time is over before.
+/// Sends the request until there is a response; if the deadline passes before, returns why there is none.
 pub(super) async fn ask(
     connection: &Connection,
     wanted: Wanted<'_>,
@@ -80,7 +80,7 @@ pub(super) async fn ask(
     Err(why)
 }
 
-/// Asks once. What came in order before an answer broke off is a page as well.
+/// Sends the request once. The events that came in order before a response broke off are a page as well.
 async fn ask_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Answer, String> {
     let mut link = connection.link();
     let epoch =
@@ -96,7 +96,7 @@ async fn ask_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Answer,
     loop {
         let broken = tokio::select! {
             biased;
-            answer = timeout(ANSWER, answers.next()) => match answer {
+            answer = timeout(REPLY_TIMEOUT, answers.next()) => match answer {
                 Ok(Some(message)) => {
                     let before = events.last().map_or(0, |event| event.sequence);
                     match read(message, wanted.stream, before) {
@@ -112,7 +112,7 @@ async fn ask_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Answer,
                     }
                 }
                 Ok(None) => return Ok(Answer::Lost),
-                Err(_) => "nobody answers".to_owned(),
+                Err(_) => "no server responds".to_owned(),
             },
             _ = link.wait_for(|link| !link.connected || link.epoch != epoch) => return Ok(Answer::Lost),
             violation = violations.next_matching(concerns) => return Ok(Answer::NotPermitted(violation)),
@@ -124,7 +124,7 @@ async fn ask_once(connection: &Connection, wanted: Wanted<'_>) -> Result<Answer,
     }
 }
 
-/// Sends the request. The inbox is its own, and ends with the subscriber.
+/// Sends the request. It has its own inbox, which ends with the subscriber.
 async fn request(
     client: &Client,
     subject: &str,
@@ -150,7 +150,7 @@ fn body(wanted: Wanted<'_>) -> Value {
     }
 }
 
-/// One message of an answer.
+/// One message of a response.
 #[derive(Debug)]
 enum Part {
     Event(StoredEvent),
@@ -158,14 +158,14 @@ enum Part {
         has_more: bool,
         up_to: Option<u64>,
     },
-    /// Nobody gives pages of this stream, or not whole ones.
+    /// No server gives pages of this stream, or not complete ones.
     NotOffered(String),
-    /// A message is missing before it.
+    /// A message is missing before this one.
     Broken(String),
 }
 
-/// Reads one message. `before` is the sequence of the event before it on this page, 0 for the first: every message names the
-/// one before it, so that none is lost unnoticed.
+/// Reads one message. `before` is the sequence of the previous event on this page, 0 for the first: every message names its
+/// predecessor, so that a lost one is noticed.
 fn read(message: Message, stream: &str, before: u64) -> Part {
     // A publisher can give an event a status too; only events have a sequence.
     let status = message.status.filter(|_| header(&message, "Nats-Sequence").is_none());
@@ -179,7 +179,7 @@ fn read(message: Message, stream: &str, before: u64) -> Part {
                     has_more: header(&message, "Nats-Num-Pending").is_none_or(|pending| pending != "0"),
                     up_to: header(&message, "Nats-UpTo-Sequence").and_then(|up_to| up_to.parse().ok()),
                 },
-                last => Part::Broken(format!("the end of a page names {last:?} as the last before it")),
+                last => Part::Broken(format!("the end of a page names {last:?} as its predecessor")),
             };
         }
         Some(status) => {
@@ -190,16 +190,16 @@ fn read(message: Message, stream: &str, before: u64) -> Part {
     match (header(&message, "Nats-Stream"), header(&message, "Nats-Last-Sequence")) {
         (Some(of), _) if of != stream => {
             // A mirror may keep less than what it mirrors.
-            return Part::NotOffered(format!("its mirror {of} answers for it"));
+            return Part::NotOffered(format!("its mirror {of} responds in its place"));
         }
         (_, Some(last)) if last.parse() == Ok(before) => {}
-        (_, last) => return Part::Broken(format!("a message names {last:?} as the one before it")),
+        (_, last) => return Part::Broken(format!("a message names {last:?} as its predecessor")),
     }
     let read = StreamMessage::try_from(message).map_err(|error| error.to_string());
     read.and_then(StoredEvent::from_message).map_or_else(Part::NotOffered, Part::Event)
 }
 
-/// What the server wrote into a header. It writes behind what the publisher wrote under the same name.
+/// The value that the server wrote into a header. It comes after what the publisher wrote under the same name.
 fn header<'a>(message: &'a Message, name: &'static str) -> Option<&'a str> {
     message.headers.as_ref()?.get_last(name).map(async_nats::HeaderValue::as_str)
 }
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn an_event_is_read_with_what_the_server_says_of_it() {
-        // Whoever published it wrote such headers too.
+        // The publisher wrote such headers too.
         let forged = [("Nats-Sequence", "9"), ("Nats-Stream", "letters"), ("Nats-Last-Sequence", "9")];
         let headers: Vec<_> = forged.into_iter().chain(event("7", "3")).collect();
         let Part::Event(read) = read(message(None, &headers), "numbers", 3) else { panic!("no event") };

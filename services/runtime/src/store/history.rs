@@ -10,10 +10,10 @@ use super::{
 };
 use crate::{Error, ErrorKind};
 
-/// How long a whole history may take.
-const WHOLE: Duration = Duration::from_secs(10);
-/// A history of more events is not held in memory.
-const LONGEST: usize = 100_000;
+/// Maximum time to read a whole history.
+const HISTORY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum events of a history in memory.
+const MAX_EVENTS: usize = 100_000;
 /// The events under one subject.
 #[derive(Clone, Debug, Default)]
 pub struct History {
@@ -22,7 +22,7 @@ pub struct History {
 }
 
 impl History {
-    /// Sequence of the newest event; 0 where there is none. The next write expects it.
+    /// Sequence of the newest event; 0 if there is none. The next write expects it.
     #[must_use]
     pub fn last_sequence(&self) -> u64 {
         self.events.last().map_or(0, |event| event.sequence)
@@ -30,20 +30,20 @@ impl History {
 }
 
 impl Reader {
-    /// All events of the stream under this subject, which may have wildcards: what was published before is in.
+    /// All events of the stream under this subject, which may have wildcards, including everything published before the call.
     ///
     /// # Errors
     ///
-    /// [`Unavailable`](ErrorKind::Unavailable) where NATS does not answer in time or there is no such stream,
-    /// [`Refused`](ErrorKind::Refused) where there are more than 100,000 events.
+    /// [`Unavailable`](ErrorKind::Unavailable) if NATS does not respond in time or the stream does not exist,
+    /// [`Refused`](ErrorKind::Refused) if there are more than 100,000 events.
     pub async fn history(&self, stream: &str, filter_subject: &str) -> Result<History, Error> {
         let mut pages = self.pages(stream, filter_subject);
         let read = async {
             let mut events = Vec::new();
             while let Some(page) = pages.next().await? {
                 events.extend(page);
-                if events.len() > LONGEST {
-                    let reason = format!("more than {LONGEST} events");
+                if events.len() > MAX_EVENTS {
+                    let reason = format!("must have at most {MAX_EVENTS} events");
                     return Err(Error::new(ErrorKind::Refused, object(stream, filter_subject), reason));
                 }
             }
@@ -52,15 +52,15 @@ impl Reader {
         self.within(stream, filter_subject, read).await
     }
 
-    /// Bounds the reading of a whole history in time.
+    /// Limits the time to read a whole history.
     pub(crate) async fn within<T, E: From<Error>>(
         &self,
         stream: &str,
         filter_subject: &str,
         read: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        timeout(WHOLE, read).await.unwrap_or_else(|_| {
-            let reason = format!("its events cannot be read within {WHOLE:?}");
+        timeout(HISTORY_TIMEOUT, read).await.unwrap_or_else(|_| {
+            let reason = format!("failed to read its events within {HISTORY_TIMEOUT:?}");
             Err(Error::new(ErrorKind::Unavailable, object(stream, filter_subject), reason).into())
         })
     }

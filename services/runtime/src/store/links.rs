@@ -1,9 +1,9 @@
-//! A short history backwards, event by event, without looking for any of them.
+//! A short history backwards, event by event, without a search for any of them.
 //!
-//! The server looks through a stream for what is under a filter with wildcards, and the longer the stream, the longer that takes. A
-//! message of a known sequence is found at once. An event that was appended with an expected sequence names, in headers that
-//! the server has compared before it stored them, the newest event that was under the filter then: the one before it. From the
-//! newest event these names lead to the first. Servers take the headers off where a stream has its messages from others.
+//! For a filter with wildcards the server searches the stream, and the longer the stream, the longer that takes. A message of a
+//! known sequence costs no search. An event that was appended with an expected sequence names, in headers that the server compared
+//! before it stored them, the newest event under the filter at that time: its predecessor. From the newest event these names lead
+//! to the first. Servers remove the headers in a stream that has its messages from other streams.
 
 use async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE;
 
@@ -11,18 +11,16 @@ use super::{
     direct_get::{PAGE_BYTES, PAGE_EVENTS},
     reader::Reader,
     stored_event::StoredEvent,
-    subject::matches,
 };
-use crate::{Error, publish::EXPECTED_SUBJECT};
+use crate::{Error, event::EXPECTED_SUBJECT, subject::matches};
 
-/// Events that are followed wherever they are.
-const FEW: usize = 4;
-/// Messages of the stream for each event, from which on it takes the server longer to look through them than to answer one
-/// request more.
-const SPARSE: u64 = 1000;
+/// Events that are always read this way.
+const MIN_LINKED_EVENTS: usize = 4;
+/// Messages of the stream per event from which on a search takes the server longer than one more request.
+const MIN_MESSAGES_PER_EVENT: u64 = 1000;
 
-/// The events under a filter that have at least the sequence `from`, if names lead from the newest one to the first and are worth
-/// following.
+/// The events under a filter that have at least the sequence `from`, if names lead from the newest one to the first and following
+/// them is worth it.
 pub(super) async fn follow(
     reader: &Reader,
     stream: &str,
@@ -45,13 +43,13 @@ pub(super) async fn follow(
                 bytes += event.size();
                 backwards.push(event);
             }
-            // It was taken out of the stream.
+            // It was removed from the stream.
             _ => return Ok(None),
         }
     }
 }
 
-/// The sequence of the event before this one under the filter; 0 where there was none.
+/// The sequence of the event before this one under the filter; 0 if it was the first.
 fn named(event: &StoredEvent, filter: &str) -> Option<u64> {
     if event.is_unparsable() || event.header(EXPECTED_SUBJECT) != Some(filter) {
         return None;
@@ -64,7 +62,8 @@ fn is_worth_following(backwards: &[StoredEvent]) -> bool {
     let (Some(newest), Some(oldest)) = (backwards.first(), backwards.last()) else { return false };
     let messages = newest.sequence.saturating_sub(oldest.sequence);
     let events = u64::try_from(backwards.len()).unwrap_or(u64::MAX);
-    backwards.len() < FEW || (backwards.len() < PAGE_EVENTS && messages / events >= SPARSE)
+    backwards.len() < MIN_LINKED_EVENTS
+        || (backwards.len() < PAGE_EVENTS && messages / events >= MIN_MESSAGES_PER_EVENT)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! A history as that of each of its subjects, merged in the order of the stream.
+//! A history read subject by subject, merged in the order of the stream.
 //!
-//! Servers know where the events of one subject are, and look through the whole stream for those of a filter with wildcards. So where the
-//! filter stands for a few subjects they are asked for what they have of each.
+//! Servers know where the events of one subject are, and search the whole stream for those of a filter with wildcards. So if the
+//! filter stands for a few subjects, each subject is read on its own.
 
 use std::collections::VecDeque;
 
@@ -14,10 +14,10 @@ use super::{
     stored_event::StoredEvent,
 };
 
-/// Subjects that are read beside each other, of which each has its share of a page in memory.
-const SUBJECTS: usize = 8;
+/// Maximum subjects that are read in parallel, each with its share of a page in memory.
+const MAX_SUBJECTS: usize = 8;
 
-/// A history that is read so, and how far it is.
+/// A history read this way, and the progress of reading it.
 #[derive(Debug)]
 pub(super) struct Merged {
     subjects: Vec<Subject>,
@@ -27,27 +27,27 @@ pub(super) struct Merged {
 #[derive(Debug)]
 struct Subject {
     name: String,
-    /// Sequence of the next event to ask for, or less.
+    /// Lower bound of the next event's sequence.
     from: u64,
-    /// Sequence of its newest event when the reading began.
+    /// Sequence of its newest event when reading began.
     newest: u64,
     ahead: VecDeque<StoredEvent>,
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Debug)]
 pub(super) enum Step<T> {
     Done(T),
-    /// A server that answered has less than the leader had.
+    /// A server that responded has less than the leader had.
     Behind,
-    /// The connection was lost before the end of an answer.
+    /// The connection was lost before the end of a response.
     Lost,
-    /// It cannot be read so.
+    /// The history cannot be read this way.
     Not,
 }
 
 impl Merged {
-    /// Asks which subjects there are, up to the event `newest` of the stream's leader at least.
+    /// Reads which subjects there are, at least up to the event `newest` of the stream's leader.
     pub(super) async fn begin(
         reader: &Reader,
         stream: &str,
@@ -55,10 +55,10 @@ impl Merged {
         [from, newest]: [u64; 2],
         deadline: Instant,
     ) -> Result<Step<Self>, String> {
-        let wanted = Wanted { stream, filter, which: Which::NewestOfSubjects(SUBJECTS + 1) };
+        let wanted = Wanted { stream, filter, which: Which::NewestOfSubjects(MAX_SUBJECTS + 1) };
         Ok(match direct_get::ask(&reader.connection, wanted, deadline).await? {
             Answer::Page(page) if page.up_to.is_none_or(|up_to| up_to < newest) => Step::Behind,
-            Answer::Page(Page { events, has_more: false, .. }) if events.len() <= SUBJECTS => {
+            Answer::Page(Page { events, has_more: false, .. }) if events.len() <= MAX_SUBJECTS => {
                 let events = events.into_iter().filter(|event| event.sequence >= from);
                 let subject = |event: StoredEvent| {
                     let (name, newest) = (event.subject, event.sequence);
@@ -71,7 +71,7 @@ impl Merged {
         })
     }
 
-    /// The next events of all; none after the newest.
+    /// The next events of all subjects; none after the newest.
     pub(super) async fn next(
         &mut self,
         reader: &Reader,
@@ -92,7 +92,7 @@ impl Merged {
         Ok(Step::Done(self.take()))
     }
 
-    /// What is known to come before everything that was not read yet.
+    /// The events that certainly come before everything that is not read yet.
     fn take(&mut self) -> Vec<StoredEvent> {
         let unread = self.subjects.iter().filter(|subject| !subject.is_read());
         let known = unread.map(|subject| subject.ahead.back().map_or(0, |last| last.sequence)).min();
@@ -108,7 +108,7 @@ impl Merged {
 }
 
 impl Subject {
-    /// Whether everything of it was read up to its newest event.
+    /// Whether the subject is read up to its newest event.
     fn is_read(&self) -> bool {
         self.from > self.newest
     }
@@ -137,7 +137,7 @@ impl Subject {
         })
     }
 
-    /// What is newer than the reading is left to the next one: an event of another subject may be before it.
+    /// Events newer than the beginning are left to the next reading: an event of another subject may come before them.
     fn read(&mut self, events: Vec<StoredEvent>) {
         self.from = events.last().map_or(self.from, |last| last.sequence + 1);
         self.ahead.extend(events.into_iter().filter(|event| event.sequence <= self.newest));

@@ -1,13 +1,12 @@
-//! State that JetStream holds: events by subject, and buckets.
+//! State in JetStream: events by subject, and buckets.
 //!
-//! A [`Reader`] gives the events under a subject in the order in which they were stored, and up to the newest one that the
-//! stream's leader has.
+//! A [`Reader`] gives the events under a subject in the order in which they were stored, up to the newest one of the stream's
+//! leader.
 //!
-//! The leader is asked for its newest event under the subject. Where that one and those before it name each other, they are asked
-//! for by their sequences ([`links`]); else whichever replica answers first gives the events, a thousand at a time, by each
-//! of their subjects where these are few ([`merged`]), until the newest one is among them. Where a stream does not offer
-//! that (`allowDirect`), its leader is asked for one after another, and so it is where an event is among them that the client cannot
-//! be sent ([`unparsable`]).
+//! It reads the newest event under the subject from the leader. If that event and its predecessors name each other, they are read by
+//! their sequences ([`links`]). Otherwise any replica gives the events, a thousand at a time, subject by subject if the subjects are
+//! few ([`merged`]), until the newest event is among them. If a stream does not offer that (`allowDirect`), or an event is among them
+//! that the client cannot be sent ([`unparsable`]), its leader gives them one by one.
 
 mod direct_get;
 mod history;
@@ -19,7 +18,6 @@ mod raw;
 mod reader;
 mod shared;
 mod stored_event;
-mod subject;
 mod unparsable;
 
 pub use self::{

@@ -8,59 +8,58 @@ use super::{
     direct_get::{self, Answer, PAGE_EVENTS, Page, Wanted, Which},
     links,
     merged::{Merged, Step},
-    reader::{BOUND, Reader, object},
+    reader::{REQUEST_TIMEOUT, Reader, object},
     stored_event::{Position, StoredEvent},
-    subject::is_some_of_many,
 };
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, subject::is_some_of_many};
 
-/// Events of a page that are asked of the leader one by one.
-const ONE_BY_ONE: usize = 100;
-/// Pause before a replica that is behind is asked again, which grows to the longest.
-const PAUSE: Duration = Duration::from_millis(2);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// Maximum events of a page that the leader gives one by one.
+const MAX_SINGLE_READS: usize = 100;
+/// Initial and maximum pause before a replica that is behind is asked another time.
+const INITIAL_PAUSE: Duration = Duration::from_millis(2);
+const MAX_PAUSE: Duration = Duration::from_millis(100);
 
-/// The events under a subject, page by page. Each page is bounded in time and memory.
+/// The events under a subject, page by page. Each page is limited in time and memory.
 #[derive(Debug)]
 pub(crate) struct Pages<'a> {
     reader: &'a Reader,
     stream: &'a str,
     filter: &'a str,
-    /// Sequence of the next event, or less.
+    /// Lower bound of the next event's sequence.
     from: u64,
-    /// The newest event of the stream's leader, asked for once unless it is gone.
+    /// The newest event of the stream's leader, read once unless it is deleted.
     newest: Option<StoredEvent>,
-    /// A page that was looked at already.
+    /// A page that was read in advance.
     ahead: Option<Vec<StoredEvent>>,
-    way: Way,
-    /// Of so many of the next events one may have ended the connection.
+    strategy: Strategy,
+    /// One of this many next events may have ended the connection.
     suspects: usize,
 }
 
-/// How the events are found.
+/// How the events are read.
 #[derive(Debug, Default)]
-enum Way {
-    /// Nothing was tried yet.
+enum Strategy {
+    /// Not decided yet.
     #[default]
     New,
     /// Not by the names that they give each other.
     Unknown,
-    /// As those of each of their subjects.
+    /// Subject by subject.
     Merged(Merged),
-    /// By the filter as it is.
+    /// By the filter itself.
     Filter,
 }
 
 impl Reader {
     /// The events under this subject from the first.
     pub(crate) fn pages<'a>(&'a self, stream: &'a str, filter: &'a str) -> Pages<'a> {
-        let (newest, ahead, way) = (None, None, Way::New);
-        Pages { reader: self, stream, filter, from: 1, newest, ahead, way, suspects: 0 }
+        let (newest, ahead, strategy) = (None, None, Strategy::New);
+        Pages { reader: self, stream, filter, from: 1, newest, ahead, strategy, suspects: 0 }
     }
 }
 
 impl Pages<'_> {
-    /// Goes on after the event at this position if it is still there, and says whether; else begins with the first.
+    /// Continues after the event at this position if it still exists, and returns whether it does; otherwise begins with the first.
     pub(crate) async fn resume_after(&mut self, position: Position) -> Result<bool, Error> {
         self.begin_after(position.sequence.max(1) - 1);
         if let Some(mut page) = self.next().await?
@@ -74,9 +73,9 @@ impl Pages<'_> {
         Ok(false)
     }
 
-    /// Goes on with the first event after this sequence.
+    /// Continues with the first event after this sequence.
     pub(crate) fn begin_after(&mut self, sequence: u64) {
-        (self.from, self.ahead, self.way) = (sequence + 1, None, Way::New);
+        (self.from, self.ahead, self.strategy) = (sequence + 1, None, Strategy::New);
     }
 
     /// Sequence of the newest event, once a page was read.
@@ -93,8 +92,8 @@ impl Pages<'_> {
     }
 
     async fn read(&mut self) -> Result<Option<Vec<StoredEvent>>, Error> {
-        let deadline = Instant::now() + BOUND;
-        let mut pause = PAUSE;
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        let mut pause = INITIAL_PAUSE;
         while Instant::now() < deadline {
             let newest = match &self.newest {
                 Some(newest) => newest.clone(),
@@ -108,30 +107,30 @@ impl Pages<'_> {
             }
             let page = self.page(&newest, deadline).await?;
             if page.iter().any(|event| event.sequence == newest.sequence && event.time != newest.time) {
-                return Err(self.unavailable("the stream was made again while it was read"));
+                return Err(self.unavailable("the stream was recreated while it was read"));
             }
             if let Some(last) = page.last() {
                 self.from = last.sequence + 1;
                 return Ok(Some(page));
             }
-            // Whoever answered is behind the leader; or the newest event is gone, so the leader is asked again.
-            (self.newest, self.way) = (None, Way::Unknown);
+            // The replica that responded is behind the leader; or the newest event is deleted, so the leader is asked another time.
+            (self.newest, self.strategy) = (None, Strategy::Unknown);
             sleep(pause).await;
-            pause = LONGEST_PAUSE.min(pause * 2);
+            pause = MAX_PAUSE.min(pause * 2);
         }
-        Err(self.unavailable("no replica that answers has what the leader has"))
+        Err(self.unavailable("every replica that responds is behind the leader"))
     }
 
-    /// The next events as whoever answers has them: none where it is behind.
+    /// The next events of one replica: none if it is behind.
     async fn page(&mut self, newest: &StoredEvent, deadline: Instant) -> Result<Vec<StoredEvent>, Error> {
         if newest.sequence == self.from {
             return Ok(vec![newest.clone()]);
         }
-        let Ok(Ok(_turn)) = timeout_at(deadline, self.reader.turns.acquire()).await else {
+        let Ok(Ok(_turn)) = timeout_at(deadline, self.reader.page_permits.acquire()).await else {
             return Err(self.unavailable("too many histories are being read already"));
         };
-        if matches!(self.way, Way::New) {
-            self.way = Way::Unknown;
+        if matches!(self.strategy, Strategy::New) {
+            self.strategy = Strategy::Unknown;
             if let Some(events) = self.followed(newest, deadline).await? {
                 return Ok(events);
             }
@@ -140,14 +139,14 @@ impl Pages<'_> {
         match step {
             Step::Done(events) => return Ok(events),
             Step::Behind => return Ok(Vec::new()),
-            // Any of the events that were on their way may be what ended it.
-            Step::Lost => (self.suspects, self.way) = (PAGE_EVENTS, Way::Unknown),
+            // Any of the events in that page may have ended the connection.
+            Step::Lost => (self.suspects, self.strategy) = (PAGE_EVENTS, Strategy::Unknown),
             Step::Not => {}
         }
         self.one_by_one(deadline).await
     }
 
-    /// All events that are left, where they name each other.
+    /// All remaining events, if they name each other.
     async fn followed(
         &self,
         newest: &StoredEvent,
@@ -158,11 +157,11 @@ impl Pages<'_> {
             return Ok(None);
         }
         let following = links::follow(reader, stream, filter, from, newest.clone());
-        let late = |_| Err(self.unavailable("its leader answers too late"));
+        let late = |_| Err(self.unavailable("its leader responds too late"));
         timeout_at(deadline, following).await.unwrap_or_else(late)
     }
 
-    /// Whether an event ahead may end the connection when it is sent as it is, or nobody sends pages.
+    /// Whether an event ahead may end the connection when the client is sent it, or no server sends pages.
     fn reads_one_by_one(&self) -> bool {
         let Self { reader, stream, filter, from, .. } = *self;
         self.suspects > 0 || reader.unparsable.is_ahead(stream, filter, from) || !reader.may_page(stream)
@@ -174,39 +173,39 @@ impl Pages<'_> {
         newest: &StoredEvent,
         deadline: Instant,
     ) -> Result<Step<Vec<StoredEvent>>, Error> {
-        if matches!(self.way, Way::Unknown) {
+        if matches!(self.strategy, Strategy::Unknown) {
             match self.choose(newest.sequence, deadline).await? {
-                Step::Done(way) => self.way = way,
+                Step::Done(strategy) => self.strategy = strategy,
                 Step::Behind => return Ok(Step::Behind),
                 Step::Lost => return Ok(Step::Lost),
                 Step::Not => return Ok(Step::Not),
             }
         }
-        let read = match mem::take(&mut self.way) {
-            Way::Merged(mut merged) => {
+        let read = match mem::take(&mut self.strategy) {
+            Strategy::Merged(mut merged) => {
                 let read = merged.next(self.reader, self.stream, deadline).await;
-                self.way = Way::Merged(merged);
+                self.strategy = Strategy::Merged(merged);
                 read
             }
-            Way::New | Way::Unknown | Way::Filter => {
-                self.way = Way::Filter;
+            Strategy::New | Strategy::Unknown | Strategy::Filter => {
+                self.strategy = Strategy::Filter;
                 self.under_filter(deadline).await
             }
         };
         read.map_err(|why| self.unavailable(&why))
     }
 
-    async fn choose(&self, newest: u64, deadline: Instant) -> Result<Step<Way>, Error> {
+    async fn choose(&self, newest: u64, deadline: Instant) -> Result<Step<Strategy>, Error> {
         if !is_some_of_many(self.filter) {
-            return Ok(Step::Done(Way::Filter));
+            return Ok(Step::Done(Strategy::Filter));
         }
         let range = [self.from, newest];
         let begun = Merged::begin(self.reader, self.stream, self.filter, range, deadline).await;
         Ok(match begun.map_err(|why| self.unavailable(&why))? {
-            Step::Done(merged) => Step::Done(Way::Merged(merged)),
+            Step::Done(merged) => Step::Done(Strategy::Merged(merged)),
             Step::Behind => Step::Behind,
             Step::Lost => Step::Lost,
-            Step::Not => Step::Done(Way::Filter),
+            Step::Not => Step::Done(Strategy::Filter),
         })
     }
 
@@ -217,21 +216,21 @@ impl Pages<'_> {
             Answer::Page(Page { events, .. }) => Step::Done(events),
             Answer::Lost => Step::Lost,
             Answer::NotOffered(why) => {
-                tracing::debug!(stream, why, "is read one by one");
+                tracing::debug!(stream, why, "reading events one by one");
                 Step::Not
             }
             Answer::NotPermitted(violation) => {
-                tracing::warn!(stream, %violation, "is read one by one");
+                tracing::warn!(stream, %violation, "reading events one by one");
                 reader.may_not_page(stream);
                 Step::Not
             }
         })
     }
 
-    /// What the leader has, asked for one after another.
+    /// The leader's events, one by one.
     async fn one_by_one(&mut self, deadline: Instant) -> Result<Vec<StoredEvent>, Error> {
         let (mut events, mut from) = (Vec::new(), self.from);
-        while events.len() < ONE_BY_ONE && Instant::now() < deadline {
+        while events.len() < MAX_SINGLE_READS && Instant::now() < deadline {
             let Some(event) = self.reader.next(self.stream, self.filter, from).await? else { break };
             from = event.sequence + 1;
             self.suspects = if event.is_unparsable() { 0 } else { self.suspects.saturating_sub(1) };

@@ -1,7 +1,7 @@
-//! One message exactly as its stream stores it, by MSG.GET in JSON, and whether the client can be given it at all.
+//! One message exactly as its stream stores it, by MSG.GET in JSON, and whether the client can receive it at all.
 //!
 //! JetStream stores any header block and any bytes as a subject. The client (async-nats 0.51) closes its connection, or its task panics,
-//! when it is sent what it cannot parse; JSON carries the same message in base64.
+//! when it receives what it cannot parse; JSON carries the same message in base64.
 
 use std::{borrow::Cow, str};
 
@@ -40,7 +40,7 @@ pub(super) struct Stored {
 }
 
 impl RawEvent {
-    /// Why the client closes its connection, or panics, when it is sent this message; `None` where it can be sent.
+    /// Why the client closes its connection, or panics, when it receives this message; `None` if it can receive it.
     pub(crate) fn unparsable(&self) -> Option<String> {
         // The client splits the line of a message with headers at every kind of white space.
         let splits = self.header_block.is_some() && self.subject.contains(char::is_whitespace);
@@ -48,7 +48,7 @@ impl RawEvent {
         self.unnameable().or_else(splits).or_else(|| self.headers().err())
     }
 
-    /// The same of a message that is sent with its subject in a header, as DIRECT.GET does.
+    /// The same for a message whose subject is in a header, as DIRECT.GET sends it.
     pub(super) fn unparsable_as_answer(&self) -> Option<String> {
         self.unnameable().or_else(|| self.headers().err())
     }
@@ -69,7 +69,7 @@ impl RawEvent {
         Ok(headers)
     }
 
-    /// Those of its headers that can be read, whatever the others are.
+    /// The headers that can be read, whatever the others are.
     pub(super) fn readable_headers(&self) -> HeaderMap {
         let text = self.header_block.as_deref().map_or(Cow::Borrowed(""), String::from_utf8_lossy);
         let mut headers = HeaderMap::new();
@@ -80,7 +80,7 @@ impl RawEvent {
     }
 }
 
-/// Reads a header block as the client does, up to what is wrong with a line of it.
+/// Reads a header block as the client does, up to the first error in a line.
 fn read_header_block(
     text: &str,
 ) -> Result<impl Iterator<Item = Result<(HeaderName, HeaderValue), String>>, String> {
@@ -98,7 +98,7 @@ fn read_header_block(
     }))
 }
 
-/// Reads one header, whose value may go on in lines that begin with white space.
+/// Reads one header, whose value may continue in lines that begin with white space.
 fn read_header<'a>(
     line: &str,
     folded: impl Iterator<Item = &'a str>,
@@ -162,7 +162,7 @@ mod tests {
         ] {
             assert_eq!(raw(subject, block).unparsable().as_deref(), Some(why));
         }
-        // An answer of DIRECT.GET has its subject in a header.
+        // A response of DIRECT.GET has its subject in a header.
         let answer = raw("a.\u{a0}b", Some(&b"NATS/1.0\r\n\r\n"[..])).unparsable_as_answer();
         assert_eq!(answer, None);
     }

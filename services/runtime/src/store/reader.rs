@@ -17,27 +17,27 @@ use super::{
 };
 use crate::{Error, ErrorKind};
 
-/// How long one request may take.
-pub(super) const BOUND: Duration = Duration::from_secs(3);
-/// Pages that are read at once, each of about a MiB; more wait for their turn.
-const PAGES: usize = 64;
-/// How long a stream that may not be read in pages is read without trying.
-const NOT_PERMITTED: Duration = Duration::from_mins(1);
+/// Timeout of one request.
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
+/// Maximum pages that are read at once, each of about a MiB.
+const MAX_CONCURRENT_PAGES: usize = 64;
+/// How long a stream whose pages are denied is read without them.
+const DENIED_PAGES_TTL: Duration = Duration::from_mins(1);
 
 /// Reads from streams. Clones share one connection.
 #[derive(Clone, Debug)]
 pub struct Reader {
     pub(super) connection: Connection,
-    pub(super) turns: Arc<Semaphore>,
-    /// Streams that this program's user may not read in pages, and until when that is believed.
+    pub(super) page_permits: Arc<Semaphore>,
+    /// Streams whose pages this program's user may not read, and until when that is assumed.
     not_permitted: Arc<Mutex<HashMap<String, Instant>>>,
     pub(super) unparsable: Arc<Unparsable>,
 }
 
 impl Reader {
     pub(crate) fn new(connection: Connection) -> Self {
-        let turns = Arc::new(Semaphore::new(PAGES));
-        Self { connection, turns, not_permitted: Arc::default(), unparsable: Arc::default() }
+        let page_permits = Arc::new(Semaphore::new(MAX_CONCURRENT_PAGES));
+        Self { connection, page_permits, not_permitted: Arc::default(), unparsable: Arc::default() }
     }
 
     /// The newest message of the stream under this subject, which may have wildcards, as the stream's leader has it.
@@ -60,7 +60,7 @@ impl Reader {
         self.get(stream, ">", sequence, &json!({"seq": sequence})).await
     }
 
-    /// `from` is a sequence before which nothing was to be found, nor between it and the message.
+    /// `from` is a sequence from which on, up to the message, no other one matches.
     async fn get(
         &self,
         stream: &str,
@@ -75,7 +75,7 @@ impl Reader {
         Ok(found)
     }
 
-    /// The message of this sequence, as the stream's leader has it; `None` where it is gone.
+    /// The message of this sequence, as the stream's leader has it; `None` if it is deleted.
     pub(crate) async fn raw(&self, stream: &str, sequence: u64) -> Result<Option<RawEvent>, Error> {
         self.get_raw(stream, &format!("sequence {sequence}"), &json!({ "seq": sequence })).await
     }
@@ -95,7 +95,7 @@ impl Reader {
         let request = Request {
             subject: self.connection.api_subjects().get_message(stream),
             payload: wanted.to_string().into(),
-            deadline: Instant::now() + BOUND,
+            deadline: Instant::now() + REQUEST_TIMEOUT,
         };
         match self.connection.request::<Answer>(request).await {
             Ok(Answer { message }) => RawEvent::try_from(message)
@@ -114,7 +114,7 @@ impl Reader {
 
     pub(super) fn may_not_page(&self, stream: &str) {
         let mut not_permitted = self.not_permitted.lock().unwrap_or_else(PoisonError::into_inner);
-        not_permitted.insert(stream.to_owned(), Instant::now() + NOT_PERMITTED);
+        not_permitted.insert(stream.to_owned(), Instant::now() + DENIED_PAGES_TTL);
     }
 }
 

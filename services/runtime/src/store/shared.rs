@@ -1,4 +1,4 @@
-//! Work that is done once at a time for each key, for all who ask for it meanwhile.
+//! Runs the same work once at a time for each key, and shares its outcome with all concurrent callers.
 
 use std::{
     collections::HashMap,
@@ -10,8 +10,8 @@ use std::{
 
 use tokio::sync::Mutex as Turn;
 
-/// Who arrives while the work of its key is done waits, and then does it, or has the outcome of somebody who began after that: so
-/// what comes of it is never older than the question. Nothing is kept when nobody waits.
+/// A caller that arrives while the work of its key runs waits, and then runs it, or takes the outcome of a run that began after the
+/// caller arrived: so the outcome is never older than the call. Outcomes are dropped when nobody waits.
 #[derive(Debug)]
 pub(crate) struct Shared<T> {
     works: Mutex<HashMap<String, Arc<Work<T>>>>,
@@ -19,7 +19,7 @@ pub(crate) struct Shared<T> {
     clock: AtomicU64,
 }
 
-/// The newest outcome for those who wait, and when it was begun.
+/// The newest outcome for those who wait, and when its run began.
 type Work<T> = Turn<Option<(u64, T)>>;
 
 impl<T> Default for Shared<T> {
@@ -29,7 +29,7 @@ impl<T> Default for Shared<T> {
 }
 
 impl<T: Clone> Shared<T> {
-    /// What comes of this work, or of the same that somebody else began after this was called.
+    /// The outcome of this work, or of the same work that another caller began after this call.
     pub(crate) async fn run(&self, key: &str, work: impl Future<Output = T>) -> T {
         let arrived = self.tick();
         let place =
@@ -42,7 +42,7 @@ impl<T: Clone> Shared<T> {
         }
         let begun = self.tick();
         let outcome = work.await;
-        // The table's and this one.
+        // One reference is the table's, one is this caller's: more are waiting callers.
         *turn = (Arc::strong_count(&place.work) > 2).then(|| (begun, outcome.clone()));
         outcome
     }
@@ -58,7 +58,7 @@ impl<T> Shared<T> {
     }
 }
 
-/// A place among those who ask for one key; the last one takes the key away.
+/// One caller's share of a key; the last one removes the key.
 struct Place<'a, T> {
     shared: &'a Shared<T>,
     key: &'a str,

@@ -1,4 +1,4 @@
-//! An event as its stream holds it, and what of it can be read. Pure.
+//! An event as its stream stores it, and its readable parts. Pure.
 
 use async_nats::{HeaderMap, HeaderValue, jetstream::message::StreamMessage};
 use bytes::Bytes;
@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::raw::RawEvent;
 use crate::{DecodeError, Event, event::EVENT_TYPE};
 
-/// An event as its stream holds it.
+/// An event as its stream stores it.
 #[derive(Clone, Debug)]
 pub struct StoredEvent {
-    /// Subject under which it is stored; bytes of it that are not UTF-8 are U+FFFD.
+    /// Subject under which it is stored; bytes that are not UTF-8 are U+FFFD.
     pub subject: String,
     /// Its sequence in the stream.
     pub sequence: u64,
@@ -19,12 +19,12 @@ pub struct StoredEvent {
     pub time: Timestamp,
     headers: HeaderMap,
     payload: Bytes,
-    /// Why no NATS client can be sent it as it is.
+    /// Why no NATS client can receive it.
     unparsable: Option<String>,
 }
 
-/// Where an event is: by its sequence alone it could be taken for another one, since in a stream that was deleted and made
-/// again the sequences begin anew.
+/// Position of an event: the sequence alone may be another event's, since the sequences of a stream that was deleted and recreated
+/// begin at 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Position {
     /// When JetStream stored it.
@@ -34,7 +34,7 @@ pub struct Position {
 }
 
 impl StoredEvent {
-    /// The full name of its protobuf message; empty where the event does not say, or its headers cannot be read.
+    /// The full name of its protobuf message; empty if the event has none, or its headers are unreadable.
     #[must_use]
     pub fn event_type(&self) -> &str {
         match self.unparsable {
@@ -47,7 +47,7 @@ impl StoredEvent {
     ///
     /// # Errors
     ///
-    /// It is of another type, or not readable.
+    /// It is of another type, or unreadable.
     pub fn decode<E: Event>(&self) -> Result<E, DecodeError> {
         match &self.unparsable {
             None => E::decode(self.event_type(), self.payload.clone()),
@@ -73,14 +73,24 @@ impl StoredEvent {
         self.payload
     }
 
-    /// Whether the client loses its connection when it is sent this.
+    /// Whether the client loses its connection when it receives this.
     pub(super) fn is_unparsable(&self) -> bool {
         self.unparsable.is_some()
     }
 
-    /// The bytes that it takes in memory, about.
+    /// The approximate bytes that it takes in memory.
     pub(super) fn size(&self) -> usize {
         self.subject.len() + self.payload.len()
+    }
+
+    /// One that is in no stream.
+    pub(crate) fn new(
+        subject: String,
+        Position { time, sequence }: Position,
+        headers: HeaderMap,
+        payload: Bytes,
+    ) -> Self {
+        Self { subject, sequence, time, headers, payload, unparsable: None }
     }
 
     pub(super) fn from_message(message: StreamMessage) -> Result<Self, String> {
@@ -118,10 +128,10 @@ mod tests {
             header_block: Some(Bytes::from_static(block)),
             payload: Bytes::new(),
         };
-        let recorded = StoredEvent::from(raw);
-        assert_eq!(recorded.event_type(), "");
+        let stored = StoredEvent::from(raw);
+        assert_eq!(stored.event_type(), "");
         assert_eq!(
-            recorded.decode::<()>().unwrap_err().to_string(),
+            stored.decode::<()>().unwrap_err().to_string(),
             "its header name \"X Trace\" is not allowed"
         );
     }

@@ -1,14 +1,15 @@
-//! Events that the client loses its connection by, remembered so that none of them does it twice. Pure.
+//! Events that cost the client its connection, remembered so that none of them does so twice. Pure.
 
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::{StoredEvent, subject::matches};
+use super::StoredEvent;
+use crate::subject::matches;
 
-/// Events that are remembered in a process; beyond that the oldest is forgotten, and may cost its connection once more.
-const CAPACITY: usize = 4096;
+/// Maximum events that a process remembers; beyond that the oldest is forgotten, and may cost its connection once more.
+const MAX_EVENTS: usize = 4096;
 
 /// The events that are known by now.
 #[derive(Debug, Default)]
@@ -31,7 +32,7 @@ impl Unparsable {
     pub(super) fn learn(&self, stream: &str, filter: &str, from: u64, event: &StoredEvent) {
         let StoredEvent { subject, sequence, .. } = event;
         let mut known = self.known();
-        // In a stream that was made again there may be others at their sequences, or none.
+        // In a recreated stream other events may have their sequences, or none.
         let passed = |known: &Known| (from..=*sequence).contains(&known.sequence);
         known.retain(|known| !(known.is_under(stream, filter) && passed(known)));
         if !event.is_unparsable() {
@@ -41,9 +42,9 @@ impl Unparsable {
             stream,
             subject,
             sequence,
-            "no NATS client can be sent this event: it is read as JSON"
+            "reading as JSON an event that the NATS client cannot parse"
         );
-        if known.len() >= CAPACITY {
+        if known.len() >= MAX_EVENTS {
             known.pop_front();
         }
         known.push_back(Known { stream: stream.to_owned(), subject: subject.clone(), sequence: *sequence });
@@ -93,10 +94,10 @@ mod tests {
     #[test]
     fn no_more_are_remembered_than_there_is_room_for() {
         let unparsable = Unparsable::default();
-        for sequence in 1..=CAPACITY as u64 + 5 {
+        for sequence in 1..=MAX_EVENTS as u64 + 5 {
             unparsable.learn("users", ">", sequence, &event("users.ann", sequence, b"no version"));
         }
-        assert_eq!(unparsable.known().len(), CAPACITY);
+        assert_eq!(unparsable.known().len(), MAX_EVENTS);
         assert_eq!(unparsable.known()[0].sequence, 6);
     }
 }

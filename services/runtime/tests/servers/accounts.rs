@@ -81,7 +81,7 @@ impl Account {
 impl Aggregate for Account {
     type Event = AccountEvent;
 
-    fn apply(&mut self, event: AccountEvent, _recorded: &StoredEvent) {
+    fn apply(&mut self, event: AccountEvent, _stored: &StoredEvent) {
         *self = match event {
             AccountEvent::Paid(paid) => self.paid(paid),
             AccountEvent::Closed(_) => Self::default(),
@@ -113,7 +113,7 @@ impl Projection for Balances {
     fn apply(
         entry: Option<Account>,
         event: AccountEvent,
-        _recorded: &StoredEvent,
+        _stored: &StoredEvent,
     ) -> Result<Option<Account>, ApplyError> {
         match event {
             AccountEvent::Paid(Paid { amount: 0 }) => Err(ApplyError::new("nothing was paid")),

@@ -61,7 +61,7 @@ async fn an_event_that_cannot_be_read_is_named() {
     bank.pay("ann", [1]).await;
     bank.store("accounts.ann.counted", "tests.v1.Number", &Number { value: 7 }).await.await.unwrap();
     let error = bank.accounts().await.load("ann").await.unwrap_err();
-    assert_eq!(error.to_string(), "the event 2 on accounts.ann.counted cannot be read");
+    assert_eq!(error.to_string(), "failed to read the event 2 on accounts.ann.counted");
 }
 
 #[tokio::test]

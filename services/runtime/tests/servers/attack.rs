@@ -602,9 +602,9 @@ async fn events_that_the_client_cannot_parse_hold_their_consumers_order_until_th
     }
     let handler = Scripted::content();
     let service = bench.run(&handler).await;
-    // Longer than ackWait.
+    // Longer than ackWait. Those before them may have been handled before the connection ended.
     sleep(Duration::from_secs(3)).await;
-    assert!(handler.calls().is_empty());
+    assert!(handler.values().iter().all(|value| *value < 40), "{:?}", handler.values());
     full(false).await;
     bench.await_drained().await;
     assert_eq!(handler.values(), (0..80).filter(|value| value % 4 < 2).collect::<Vec<_>>());

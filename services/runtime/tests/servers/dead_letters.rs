@@ -60,8 +60,7 @@ async fn publish_unreadable(bench: &Bench) {
 }
 
 fn expected() -> BTreeMap<String, (String, String, String)> {
-    let garbage =
-        "payload is not a tests.v1.Number: failed to decode Protobuf message: invalid wire type value: 6";
+    let garbage = "failed to decode the payload as tests.v1.Number: failed to decode Protobuf message: invalid wire type value: 6";
     [
         ("numbers.1", "permanent", "1", "no such user"),
         ("numbers.2", "last-attempt", "3", "busy"),

@@ -22,3 +22,4 @@ mod publish;
 mod reading;
 mod state;
 mod support;
+mod testing;

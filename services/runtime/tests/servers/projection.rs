@@ -267,12 +267,12 @@ async fn a_rebuild_makes_every_entry_what_its_events_say_while_it_is_being_kept(
         assert_eq!(seen(&view, &format!("new-{round}")).await.unwrap().entry, Some(account(1, 1)));
     }
     assert_eq!(seen(&view, "ghost").await, None);
-    assert!(rebuilt.events >= 800 && rebuilt.made >= 40 && rebuilt.removed == 1, "{rebuilt:?}");
+    assert!(rebuilt.events >= 800 && rebuilt.rebuilt >= 40 && rebuilt.removed == 1, "{rebuilt:?}");
     keeping.stop().await;
 
     // Again, with nobody beside it: every account once.
     let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
-    assert_eq!((rebuilt.events, rebuilt.made, rebuilt.removed), (1210, 50, 0));
+    assert_eq!((rebuilt.events, rebuilt.rebuilt, rebuilt.removed), (1210, 50, 0));
 }
 
 #[tokio::test]
@@ -290,7 +290,7 @@ async fn a_rebuild_that_was_killed_is_run_again() {
     assert!(bank.stored("KV_balances").await < 2000, "all were made");
     falsify(&bucket, &ids[0]).await;
     let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
-    assert_eq!((rebuilt.events, rebuilt.made, rebuilt.removed), (2000, 2000, 0));
+    assert_eq!((rebuilt.events, rebuilt.rebuilt, rebuilt.removed), (2000, 2000, 0));
     let view = service.view::<Balances>();
     for id in &ids {
         assert_eq!(seen(&view, id).await.unwrap().entry, Some(account(2, 1)), "{id}");
@@ -308,7 +308,7 @@ async fn a_rebuild_leaves_out_what_is_no_key_and_works_on_streams_that_are_read_
     bank.pay("nobody", [0]).await;
     let service = bank.service().await;
     let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
-    assert_eq!((rebuilt.events, rebuilt.made, rebuilt.removed), (7, 2, 0));
+    assert_eq!((rebuilt.events, rebuilt.rebuilt, rebuilt.removed), (7, 2, 0));
     let view = service.view::<Balances>();
     assert_eq!(seen(&view, "ann").await.unwrap().entry, Some(account(3, 2)));
     assert_eq!(seen(&view, "bob").await.unwrap().entry, None);

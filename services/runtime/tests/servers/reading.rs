@@ -254,7 +254,7 @@ async fn an_event_that_no_client_can_be_sent_is_named_and_costs_one_connection_a
     let accounts: Aggregates<Account> = service.aggregates("accounts", "accounts");
     for _ in 0..3 {
         let error = accounts.load("ann").await.unwrap_err();
-        assert_eq!(error.to_string(), "the event 1501 on accounts.ann.paid cannot be read");
+        assert_eq!(error.to_string(), "failed to read the event 1501 on accounts.ann.paid");
         // Others are read as ever.
         assert_eq!(accounts.load("bob").await.unwrap().state().payments, 10);
     }
@@ -312,7 +312,7 @@ async fn a_projection_passes_over_what_no_client_can_be_sent() {
     let service = bank.registered(&mut registry).await;
     for _ in 0..2 {
         let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
-        assert_eq!((rebuilt.events, rebuilt.made), (41, 1));
+        assert_eq!((rebuilt.events, rebuilt.rebuilt), (41, 1));
     }
     assert!(connections(&registry) <= 2, "{} connections", connections(&registry));
 }

@@ -56,7 +56,7 @@ async fn an_event_that_is_delivered_again_changes_nothing() {
     bench.delete_consumer().await;
     bench.create_consumer().await;
     await_until("the event to be handled again", SOON, async || {
-        let handled = service.process.log().matches("projected").count();
+        let handled = service.process.log().matches("updated projection").count();
         if handled >= 2 { Ok(()) } else { Err(format!("handled {handled} times")) }
     })
     .await;
@@ -153,7 +153,7 @@ async fn who_wrote_is_shown_what_was_written_from_the_directory_or_where_that_is
         assert_eq!(response.json::<Value>().await.unwrap(), user, "{minimum}");
     }
     for (wrong, why) in
-        [("3", "the user's newest event is 2"), ("two", "expected the Event-Sequence of an answer")]
+        [("3", "the user's newest event is 2"), ("two", "must be the Event-Sequence of a response")]
     {
         let (status, problem) = answer(service.show_at_least(id, wrong).await).await;
         let expected = json!([{"field": "Minimum-Event-Sequence", "detail": why}]);
@@ -168,7 +168,7 @@ fn sequence(response: &Response) -> String {
 }
 
 #[tokio::test]
-async fn one_command_makes_the_directory_anew() {
+async fn one_command_rebuilds_the_directory() {
     let bench = Bench::without_consumer().await;
     let service = bench.service().await;
     let user = service.register(ANN).await;
@@ -180,10 +180,10 @@ async fn one_command_makes_the_directory_anew() {
     }
     let rebuild = bench.program().arg("rebuild").start();
     assert_eq!(rebuild.wait_exit(SOON).await.code(), Some(0), "{}", rebuild.log());
-    let told = rebuild.await_log("was made anew", SOON).await;
-    let told: Value = serde_json::from_str(&told).unwrap();
-    let counts = ["events", "made", "removed"].map(|name| told[name].as_u64().unwrap());
-    assert_eq!(counts, [1, 1, 1], "{told}");
+    let line = rebuild.await_log("rebuilt projection", SOON).await;
+    let line: Value = serde_json::from_str(&line).unwrap();
+    let counts = ["events", "rebuilt", "removed"].map(|name| line[name].as_u64().unwrap());
+    assert_eq!(counts, [1, 1, 1], "{line}");
     let (entry, _) = bench.in_directory(id).await;
     assert_eq!(entry["entry"], json!({"email": ANN, "created_at": user["created_at"]}));
     assert!(bench.is_deleted(ghost).await);

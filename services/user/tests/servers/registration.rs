@@ -43,10 +43,10 @@ async fn a_registered_user_is_an_event_and_is_shown() {
     assert!(header("traceparent").unwrap().contains(TRACE_ID), "{:?}", message.headers);
 
     bench.in_directory(id).await;
-    service.process.await_log("projected", crate::bench::SOON).await;
+    service.process.await_log("updated projection", crate::bench::SOON).await;
     let lines = service.lines_of_trace(TRACE_ID);
     let messages: Vec<_> = lines.iter().filter_map(|line| line["message"].as_str()).collect();
-    for message in ["registered", "POST answered", "projected"] {
+    for message in ["registered user", "POST answered", "updated projection"] {
         assert!(messages.contains(&message), "{message:?} not in {messages:?}");
     }
 }

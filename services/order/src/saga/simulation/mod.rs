@@ -1,6 +1,7 @@
-//! The saga on a model: any interleaving of its attempts, with kills, lost and late answers and time-outs between any two of
+//! The saga on a model: any interleaving of its attempts, with kills, lost and late responses and timeouts between any two of
 //! their requests. The saga is the one that runs in production; only its ports are the model's.
 
+mod delivered;
 mod ports;
 mod properties;
 mod scenarios;
@@ -18,7 +19,7 @@ use jetwright_runtime::{Handler, HandlerError, HeaderMap, Metadata, Source};
 use prometheus_client::registry::Registry;
 
 use self::{
-    ports::{ModelPorts, Network, Pending},
+    ports::{ModelPorts, Network, Pending, no_answer},
     world::{ORDER, Request, World, placed},
 };
 use crate::{
@@ -30,18 +31,18 @@ use crate::{
 const MAX_ATTEMPTS: u32 = 3;
 /// Attempts at one event that run at once: a redelivery goes to another process while a slow one is still at work.
 const MAX_CONCURRENT: usize = 2;
-/// Requests until an order must have settled.
-const PATIENCE: u32 = 1000;
+/// Maximum requests until an order must have settled.
+const MAX_REQUESTS: u32 = 1000;
 
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
     Answered,
-    /// It takes effect, and its answer is lost.
+    /// It takes effect, and its response is lost.
     AnswerLost,
-    /// It takes no effect and has no answer.
+    /// It takes no effect and has no response.
     Lost,
-    /// It has no answer, and takes effect later.
+    /// It has no response, and takes effect later.
     Late,
 }
 
@@ -153,7 +154,7 @@ impl Simulation {
         self.begun
     }
 
-    /// Every attempt goes on up to its next request that is not answered.
+    /// Every attempt runs up to its next request that is not answered.
     fn run(&mut self) {
         let mut context = Context::from_waker(Waker::noop());
         let mut ended = Vec::new();
@@ -179,11 +180,10 @@ impl Simulation {
     fn serve(&mut self, index: usize, fate: Fate) {
         let mut network = self.network();
         let Pending { id, request, .. } = network.pending.remove(index);
-        let lost = Err(HandlerError::transient("no answer"));
-        let is_for_gateway = matches!(request, Request::Authorize | Request::Void);
+        let lost = Err(no_answer());
         let answer = match fate {
-            _ if network.gateway_away && is_for_gateway => lost,
-            Fate::Answered => Ok(network.world.serve(&request)),
+            _ if network.is_away(&request) => lost,
+            Fate::Answered => network.answer(&request),
             Fate::AnswerLost => {
                 network.world.serve(&request);
                 lost
@@ -212,28 +212,28 @@ impl Simulation {
         self.run();
     }
 
-    /// The process of an attempt is killed. What it asked for last may still take effect.
+    /// The process of an attempt is killed. Its last request may still take effect.
     fn kill(&mut self, attempt: u64) {
         self.attempts.retain(|running| running.id != attempt);
     }
 
-    /// Answers an attempt's requests up to this one, which waits; `false` where the attempt ends before.
+    /// Answers an attempt's requests up to this one, which waits; `false` if the attempt ends before.
     fn advance(&mut self, attempt: u64, mut stop: impl FnMut(&Request) -> bool) -> bool {
-        for _ in 0..PATIENCE {
+        for _ in 0..MAX_REQUESTS {
             let Some(index) = self.pending_of(attempt).first().copied() else { return false };
             if stop(&self.network().pending[index].request) {
                 return true;
             }
             self.serve(index, Fate::Answered);
         }
-        panic!("attempt {attempt} goes on for ever");
+        panic!("attempt {attempt} never ends");
     }
 
-    /// The gateway is back. Answers whatever is asked, and delivers whatever is not acknowledged, until nothing is left; an operator replays a dead
+    /// The gateway is back. Answers every request, and delivers every unacknowledged event, until nothing is left; an operator replays a dead
     /// letter. Then late requests take effect, however late.
     fn settle(&mut self) {
         self.network().gateway_away = false;
-        for _ in 0..PATIENCE {
+        for _ in 0..MAX_REQUESTS {
             if !self.network().pending.is_empty() {
                 self.serve(0, Fate::Answered);
             } else if self.deliver().is_some() || self.compensate().is_some() {
@@ -249,7 +249,7 @@ impl Simulation {
         panic!("an order does not settle");
     }
 
-    /// Places of an attempt's requests that have no answer yet.
+    /// Places of an attempt's requests that have no response yet.
     fn pending_of(&self, attempt: u64) -> Vec<usize> {
         let network = self.network();
         let own = network.pending.iter().enumerate().filter(|(_, pending)| pending.attempt == attempt);

@@ -22,7 +22,7 @@ use crate::{
     stock::Stock,
 };
 
-/// A request that nobody has answered yet.
+/// A request without a response yet.
 #[derive(Debug)]
 pub(super) struct Pending {
     pub(super) id: u64,
@@ -30,26 +30,52 @@ pub(super) struct Pending {
     pub(super) request: Request,
 }
 
-/// What attempts and the simulation share.
+/// The state shared by attempts and the simulation.
 #[derive(Debug)]
 pub(super) struct Network {
     pub(super) world: World,
     pub(super) pending: Vec<Pending>,
     pub(super) answers: BTreeMap<u64, Result<Answer, HandlerError>>,
-    /// Requests that nobody waits for any more, and which take effect later.
+    /// Requests whose callers are gone, and which take effect later.
     pub(super) late: Vec<Request>,
     /// Attempts whose steps are over by their deadline.
     pub(super) timed_out: BTreeSet<u64>,
-    /// The gateway answers nothing and decides nothing.
+    /// The gateway responds to nothing and decides nothing.
     pub(super) gateway_away: bool,
+    /// Requests are answered when they are made, and none waits for the simulation.
+    pub(super) answers_at_once: bool,
     requests: u64,
 }
 
 impl Network {
     pub(super) fn new(world: World) -> Self {
         let (pending, answers, late, timed_out) = Default::default();
-        Self { world, pending, answers, late, timed_out, gateway_away: false, requests: 0 }
+        Self {
+            world,
+            pending,
+            answers,
+            late,
+            timed_out,
+            gateway_away: false,
+            answers_at_once: false,
+            requests: 0,
+        }
     }
+
+    /// Serves a request, where there is somebody who does.
+    pub(super) fn answer(&mut self, request: &Request) -> Result<Answer, HandlerError> {
+        if self.is_away(request) { Err(no_answer()) } else { Ok(self.world.serve(request)) }
+    }
+
+    /// Whether nobody serves the request.
+    pub(super) fn is_away(&self, request: &Request) -> bool {
+        self.gateway_away && matches!(request, Request::Authorize | Request::Void)
+    }
+}
+
+/// What the caller of a port has where its answer does not come.
+pub(super) fn no_answer() -> HandlerError {
+    HandlerError::transient("no answer")
 }
 
 #[derive(Clone, Debug)]
@@ -58,7 +84,7 @@ pub(super) struct ModelPorts {
     pub(super) attempt: u64,
 }
 
-/// Makes a request that nobody waits for any more a late one.
+/// Makes a request whose caller is gone a late one.
 struct Waiting<'a>(&'a ModelPorts, u64);
 
 impl Drop for Waiting<'_> {
@@ -81,6 +107,9 @@ impl ModelPorts {
     async fn ask(&self, request: Request) -> Result<Answer, HandlerError> {
         let id = {
             let mut network = self.network();
+            if network.answers_at_once {
+                return network.answer(&request);
+            }
             network.requests += 1;
             let (id, attempt) = (network.requests, self.attempt);
             network.pending.push(Pending { id, attempt, request });
@@ -100,11 +129,12 @@ impl ModelPorts {
 
 impl Ports for ModelPorts {
     type Version = u64;
-    type Turn = ();
+    type StockLock = ();
 
     async fn load_order(&self, _: &str) -> Result<Option<(Order, u64)>, HandlerError> {
         match self.ask(Request::LoadOrder).await? {
             Answer::Order(order, version) => Ok(Some((order, version))),
+            Answer::NotPlaced => Ok(None),
             other => panic!("{other:?}"),
         }
     }
@@ -121,7 +151,7 @@ impl Ports for ModelPorts {
         self.yes(Request::UserExists).await
     }
 
-    async fn stock_turn(&self, _: &str) -> Result<(), HandlerError> {
+    async fn lock_stock(&self, _: &str) -> Result<(), HandlerError> {
         Ok(())
     }
 

@@ -7,10 +7,10 @@ use super::{
     world::{ARTICLES, Request, World},
 };
 
-/// Something that happens. Numbers choose among what there is at that moment.
+/// A move of the simulation. Numbers choose among what exists at that moment.
 #[derive(Clone, Debug)]
 enum Move {
-    /// An attempt goes on, while the others stand still.
+    /// An attempt runs, while the others stand still.
     Turn(Whose, Until, Then),
     Land(usize),
     UserExists(bool),
@@ -27,7 +27,7 @@ enum Whose {
     Running(usize),
 }
 
-/// How far an attempt goes.
+/// How far an attempt runs.
 #[derive(Clone, Copy, Debug)]
 enum Until {
     Answers(usize),
@@ -43,7 +43,7 @@ enum Then {
     Stall,
     Kill,
     TimeOut,
-    /// One of its requests does not get its answer.
+    /// One of its requests does not get its response.
     Fail(usize, Fate),
 }
 

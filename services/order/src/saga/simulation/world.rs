@@ -37,6 +37,7 @@ pub(super) enum Request {
 /// What it gives.
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
+    NotPlaced,
     Order(Order, u64),
     Yes(bool),
     Stock(Option<StockEntry>),
@@ -57,6 +58,7 @@ pub(super) enum Authorization {
 
 #[derive(Clone, Debug)]
 pub(super) struct World {
+    pub(super) is_placed: bool,
     pub(super) user_exists: bool,
     pub(super) gateway_declines: bool,
     pub(super) ends: Vec<OrderResult>,
@@ -84,6 +86,7 @@ impl World {
     pub(super) fn new() -> Self {
         let entry = |sku: &str| (sku.to_owned(), StockEntry { stock: Stock::of(STOCK), revision: 1 });
         Self {
+            is_placed: true,
             user_exists: true,
             gateway_declines: false,
             ends: Vec::new(),
@@ -100,7 +103,7 @@ impl World {
         1 + self.ends.len() as u64
     }
 
-    /// Another order takes a piece, or gives one back.
+    /// Another order takes a piece, or returns one.
     pub(super) fn trade(&mut self, sku: &str, takes: bool) {
         let Some(entry) = self.stocks.get_mut(sku) else { return };
         let others = self.taken_by_others.entry(sku.to_owned()).or_default();
@@ -114,6 +117,7 @@ impl World {
 
     pub(super) fn serve(&mut self, request: &Request) -> Answer {
         match request {
+            Request::LoadOrder if !self.is_placed => Answer::NotPlaced,
             Request::LoadOrder => {
                 let end = self.ends.first().cloned();
                 Answer::Order(Order { placed: placed(), end }, self.last_sequence())
@@ -178,7 +182,7 @@ impl World {
             return Err(format!("{:?} for {end:?}", self.authorization));
         }
         if !confirmed && self.notifications == 0 {
-            return Err("nobody notified the user".to_owned());
+            return Err("the user was not notified".to_owned());
         }
         for (sku, StockEntry { stock, .. }) in &self.stocks {
             let others = self.taken_by_others.get(sku).copied().unwrap_or_default();

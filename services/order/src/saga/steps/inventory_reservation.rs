@@ -1,11 +1,11 @@
-//! The second step: every line is in stock and set aside for the order. Reads the stock and the order, and changes the stock by
+//! The second step: every line is in stock and reserved for the order. Reads the stock and the order, and changes the stock by
 //! compare-and-set.
 //!
-//! A slow attempt must set nothing aside once another one has ended the order, since no release would follow. So it reads
+//! A slow attempt must reserve nothing once another one has ended the order, since no release would follow. So it reads
 //! the stock, *then* asks whether the order is still open, *then* writes at the revision that it read; and [`release`], which
 //! begins after the order was rejected, always writes. Either the reservation is written before the release, which then finds
 //! it, or the release is written before: then the stock was read before that, and the revision is another one, or after that,
-//! and the order was already ended when it was asked for. No clock and no duplicate window has a part in this.
+//! and the order had already ended when the attempt asked. No clock and no duplicate window has a part in this.
 
 use jetwright_proto::events::v1::{OrderLine, OrderPlaced};
 use jetwright_runtime::HandlerError;
@@ -16,10 +16,10 @@ use crate::{
     stock::{Change, Stock},
 };
 
-/// How often a change is tried against others before it fails.
+/// Maximum conflicts with other writers before a change fails.
 const MAX_CONFLICTS: u32 = 50;
 
-/// How a change ended.
+/// The result of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Changed {
     Done,
@@ -27,7 +27,7 @@ enum Changed {
     Short,
 }
 
-/// Refuses an order of what there is too little of. What was set aside before stays so until [`release`] or [`hand_out`].
+/// Refuses an order of more pieces than there are. Earlier reservations stay until [`release`] or [`commit`].
 pub(super) async fn reserve<P: Ports>(
     ports: &P,
     order: &OrderPlaced,
@@ -42,7 +42,7 @@ pub(super) async fn reserve<P: Ports>(
     Ok(StepResult::Passed(()))
 }
 
-/// Gives back what any attempt set aside for a rejected order, and keeps slower attempts from setting more aside.
+/// Releases what any attempt reserved for a rejected order, and prevents later reservations by slower attempts.
 pub(super) async fn release<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<(), HandlerError> {
     for line in &order.lines {
         change(ports, &line.sku, None, |stock| stock.release(&order.order_id)).await?;
@@ -50,22 +50,22 @@ pub(super) async fn release<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<
     Ok(())
 }
 
-/// Hands out what was set aside for a confirmed order.
-pub(super) async fn hand_out<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<(), HandlerError> {
+/// Removes the reserved pieces of a confirmed order from the stock.
+pub(super) async fn commit<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<(), HandlerError> {
     for line in &order.lines {
-        change(ports, &line.sku, None, |stock| stock.hand_out(&order.order_id)).await?;
+        change(ports, &line.sku, None, |stock| stock.commit(&order.order_id)).await?;
     }
     Ok(())
 }
 
-/// Changes a stock by compare-and-set; where a version is given, only while the order has no newer one.
+/// Changes a stock by compare-and-set; with a version, only while the order has no newer one.
 async fn change<P: Ports>(
     ports: &P,
     sku: &str,
     only_at: Option<&P::Version>,
     change: impl Fn(Stock) -> Change,
 ) -> Result<Changed, HandlerError> {
-    let _turn = ports.stock_turn(sku).await?;
+    let _lock = ports.lock_stock(sku).await?;
     for _ in 0..MAX_CONFLICTS {
         let Some(StockEntry { stock, revision }) = ports.get_stock(sku).await? else {
             return without_entry(ports, sku, only_at.is_some()).await;
@@ -90,8 +90,8 @@ async fn change<P: Ports>(
     Err(HandlerError::transient(format!("too many orders of {sku} at once")))
 }
 
-/// Where the stock has no entry, nothing is set aside. An article that is sold has lost its entry, as when the bucket was made
-/// again, and gets its first stock; one that is not sold has no pieces.
+/// Without an entry, nothing is reserved. An article that is sold has lost its entry, as after the bucket was recreated,
+/// and gets its initial stock; one that is not sold has no pieces.
 async fn without_entry<P: Ports>(ports: &P, sku: &str, reserving: bool) -> Result<Changed, HandlerError> {
     if !reserving {
         return Ok(Changed::Done);
@@ -99,5 +99,5 @@ async fn without_entry<P: Ports>(ports: &P, sku: &str, reserving: bool) -> Resul
     if !ports.restock(sku).await? {
         return Ok(Changed::Short);
     }
-    Err(HandlerError::transient(format!("{sku} had no stock and got its first one again")))
+    Err(HandlerError::transient(format!("{sku} had no stock and got its initial stock")))
 }

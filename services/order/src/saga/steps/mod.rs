@@ -3,7 +3,7 @@
 //! | step | does | undone by |
 //! | --- | --- | --- |
 //! | `user_validation` | reads whether the user exists | – |
-//! | `inventory_reservation` | sets the pieces aside | `release` |
+//! | `inventory_reservation` | reserves the pieces | `release` |
 //! | `payment_authorization` | authorizes the amount | `void` |
 
 mod inventory_reservation;
@@ -21,16 +21,16 @@ use crate::saga::ports::Ports;
 /// How a step ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum StepResult<T> {
-    /// The order may go on.
+    /// The order may continue.
     Passed(T),
     /// It may not, and why, in words for the user.
     Refused(String),
 }
 
-/// What the steps decide about an order.
+/// The decision of the steps about an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Every step passed: the pieces are set aside, and this authorization pays for them.
+    /// Every step passed: the pieces are reserved, and this authorization pays for them.
     Passed {
         /// As the payment gateway named it.
         authorization_id: String,
@@ -56,7 +56,7 @@ enum Interruption {
 /// The steps of one attempt at one order.
 #[derive(Debug)]
 pub struct Steps<'a, P: Ports> {
-    /// What they work with.
+    /// The saga's access to everything outside.
     pub ports: &'a P,
     /// Records how they end.
     pub metrics: &'a StepMetrics,
@@ -64,7 +64,7 @@ pub struct Steps<'a, P: Ports> {
     pub order: &'a OrderPlaced,
     /// The order's version that this attempt decides on.
     pub version: &'a P::Version,
-    /// When a step that has not decided yet is interrupted.
+    /// Deadline at which an undecided step is interrupted.
     pub deadline: Instant,
 }
 
@@ -109,23 +109,24 @@ impl<P: Ports> Steps<'_, P> {
             Some(Ok(StepResult::Refused(reason))) => Err(Interruption::Refused(step, reason)),
             Some(Err(failure)) => Err(Interruption::Undecided(step, failure)),
             None => {
-                let failure = HandlerError::transient("the attempt's time was over before the step decided");
+                let failure =
+                    HandlerError::transient("the step did not decide before the attempt's deadline");
                 Err(Interruption::Undecided(step, failure))
             }
         }
     }
 }
 
-/// Completes what the steps did for a confirmed order: hands its pieces out.
+/// Completes what the steps did for a confirmed order: removes its pieces from the stock.
 ///
 /// # Errors
 ///
 /// The stock cannot be changed now.
 pub async fn complete<P: Ports>(ports: &P, order: &OrderPlaced) -> Result<(), HandlerError> {
-    inventory_reservation::hand_out(ports, order).await
+    inventory_reservation::commit(ports, order).await
 }
 
-/// Undoes what the steps of all attempts did for a rejected order, each whether or not the other can be undone now.
+/// Undoes the effects of all attempts at a rejected order, each step whether or not the other can be undone now.
 ///
 /// # Errors
 ///

@@ -1,6 +1,7 @@
-//! The third step: the order's amount is authorized. Asks the payment gateway under the order's id, and records what it said.
+//! The third step: the order's amount is authorized. Sends a request to the payment gateway under the order's id, and records the
+//! decision.
 //!
-//! The gateway refuses an id that was voided, so an attempt that asks late, after the order was rejected and voided,
+//! The gateway refuses an id that was voided, so a late attempt, after the order was rejected and voided,
 //! authorizes nothing.
 
 use jetwright_proto::events::v1::{OrderPlaced, PaymentAuthorized, PaymentDeclined, PaymentVoided};
@@ -10,7 +11,7 @@ use jiff::Timestamp;
 use super::StepResult;
 use crate::{gateway::Decision, payments::PaymentEvent, saga::ports::Ports};
 
-/// Refuses an order that cannot be paid; else gives the authorization's id.
+/// Refuses an order that cannot be paid; otherwise returns the authorization's id.
 pub(super) async fn authorize<P: Ports>(
     ports: &P,
     order: &OrderPlaced,
@@ -24,8 +25,8 @@ pub(super) async fn authorize<P: Ports>(
     })
 }
 
-/// Voids what any attempt authorized for a rejected order, and keeps slower attempts from authorizing it later. The gateway is
-/// asked whatever is known: an attempt that authorized may have ended before it could record that.
+/// Voids what any attempt authorized for a rejected order, and prevents later authorizations by slower attempts. The gateway is
+/// always asked: an attempt that authorized may have died before it could record that.
 pub(super) async fn void<P: Ports>(ports: &P, order_id: &str, reason: &str) -> Result<(), HandlerError> {
     let authorization_id = ports.void(order_id).await?.unwrap_or_default();
     let event = PaymentVoided {

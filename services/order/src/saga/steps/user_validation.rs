@@ -1,4 +1,4 @@
-//! The first step: the user who ordered exists. Reads the projection of users, and their stream where the projection has a
+//! The first step: the user who ordered exists. Reads the projection of users, and their stream if the projection has a
 //! gap. Changes nothing, so there is nothing to undo.
 
 use jetwright_proto::events::v1::OrderPlaced;
@@ -7,7 +7,7 @@ use jetwright_runtime::HandlerError;
 use super::StepResult;
 use crate::{order::id, saga::ports::Ports};
 
-/// Refuses an order of nobody.
+/// Refuses an order of an unknown user.
 pub(super) async fn validate<P: Ports>(
     ports: &P,
     order: &OrderPlaced,

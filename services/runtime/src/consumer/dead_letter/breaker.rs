@@ -1,5 +1,5 @@
-//! Whether the stream of dead letters answers. While it does not, only one event in a while waits for it: each takes the slot of an event
-//! that could be handled meanwhile.
+//! Whether the dead-letter stream responds. While it does not, only one event per [`PROBE_INTERVAL`] waits for it: each takes the slot
+//! of an event that could be handled meanwhile.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -8,15 +8,15 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How often one event tries it while it does not answer. Longer than it takes to learn that it does not.
+/// How often one event tries it while it does not respond. Longer than the time-out of a write.
 const PROBE_INTERVAL: Duration = Duration::from_secs(6);
 
-/// When it may be tried next; `None` while it answers.
+/// When it may be tried next; `None` while it responds.
 #[derive(Debug, Default)]
 pub(in crate::consumer) struct CircuitBreaker(Mutex<Option<Instant>>);
 
 impl CircuitBreaker {
-    /// Whether it may be tried now; the caller [`record`s](Self::record) what came of it.
+    /// Whether it may be tried now; the caller [`record`s](Self::record) the result.
     pub(in crate::consumer) fn allow(&self) -> bool {
         let (mut next, now) = (self.0.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
         let may = next.is_none_or(|next| now >= next);
@@ -26,7 +26,7 @@ impl CircuitBreaker {
         may
     }
 
-    /// Whether it answered.
+    /// Whether it responded.
     pub(in crate::consumer) fn record(&self, answered: bool) {
         let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *next = if answered { None } else { next.or_else(|| Some(Instant::now() + PROBE_INTERVAL)) };

@@ -1,4 +1,4 @@
-//! Keeps what cannot be processed. Makes the dead letter (pure), and writes it: after that it is there, once.
+//! Stores events that cannot be processed. Builds the dead letter (pure), and writes it: after that it exists, once.
 
 pub(super) mod breaker;
 pub(super) mod redelivery;
@@ -23,25 +23,25 @@ use crate::{
 };
 
 /// Header that says how long a message is kept (NATS ADR-43); its stream has to allow it.
-const TIME_TO_LIVE: &str = "Nats-TTL";
-/// Longest error that a dead letter has, in bytes.
+const TTL_HEADER: &str = "Nats-TTL";
+/// Maximum length of a dead letter's error, in bytes.
 const MAX_ERROR_BYTES: usize = 1024;
 /// JetStream stores no message with more bytes of headers (server/stream.go of nats-server, error 10097).
-const MAX_HEADERS: usize = 65_535;
+const MAX_HEADER_BYTES: usize = 65_535;
 /// What a message needs beside its headers' names and values: the version line, its subjects, and the lengths.
 const MESSAGE_OVERHEAD: usize = 512;
 
-/// Why and when an event was given up.
+/// Why and when an event failed for good.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct FailureDetails {
     pub(super) reason: Reason,
     pub(super) error: String,
-    /// Where it is known.
+    /// Absent if unknown.
     pub(super) first_delivered: Option<Timestamp>,
     pub(super) failed_at: Timestamp,
 }
 
-/// What is kept of an event.
+/// The original event.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Original<'a> {
     pub(super) stream: &'a str,
@@ -77,7 +77,7 @@ impl<'a> Original<'a> {
         }
     }
 
-    /// One that no handler was called with.
+    /// An event that no handler was called with.
     pub(super) fn raw(stream: &'a str, consumer: &'a str, event: &'a RawEvent) -> Self {
         let RawEvent { subject, sequence, time, header_block, payload } = event;
         Self {
@@ -93,7 +93,7 @@ impl<'a> Original<'a> {
     }
 }
 
-/// Writes the dead letter. Done again, by whichever process, it is still there once: that none is there yet is what the write expects.
+/// Writes the dead letter. Repeated by any process, it still exists once: the write expects that none exists yet.
 pub(super) async fn keep(
     publisher: &Publisher,
     dead_letters: &DeadLetters,
@@ -105,24 +105,26 @@ pub(super) async fn keep(
     trace::inject_current(&mut instructions);
     instructions.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(0_u64));
     if let Some(max_age) = dead_letters.max_age {
-        instructions.insert(TIME_TO_LIVE, format!("{}s", max_age.0.as_secs().max(1)).as_str());
+        instructions.insert(TTL_HEADER, format!("{}s", max_age.0.as_secs().max(1)).as_str());
     }
     let (headers, payload) = letter(original, details, &instructions, publisher.max_payload());
     let (kind, stream) = (WriteKind::DeadLetter, stream(original.stream));
     let write = Write { kind, stream: &stream, subject: subject.clone(), headers };
     match publisher.append(write, payload).await {
-        // Without a message id nothing is taken for a duplicate; where a server says so nevertheless, nothing was stored.
-        Ok(stored) if stored.duplicate => {
-            Err(Error::new(ErrorKind::Unavailable, subject, "taken for a duplicate, and not stored"))
-        }
+        // Without a message id nothing is taken for a duplicate; if a server says so nevertheless, nothing was stored.
+        Ok(stored) if stored.duplicate => Err(Error::new(
+            ErrorKind::Unavailable,
+            subject,
+            "JetStream took it for a duplicate and did not store it",
+        )),
         Ok(_) => Ok(()),
         Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-/// The headers and the payload of a dead letter of at most so many bytes. A payload that does not fit is left out, and so is a header
-/// block that does not fit alone; the original is in its stream for as long as that keeps it.
+/// The headers and the payload of a dead letter of at most so many bytes. A payload that does not fit is omitted, and so is a header
+/// block that does not fit alone; the original is in its stream for as long as the stream keeps it.
 fn letter(
     original: Original<'_>,
     details: &FailureDetails,
@@ -132,7 +134,7 @@ fn letter(
     let room = max_payload.saturating_sub(MESSAGE_OVERHEAD);
     let mut headers = described(original, details, instructions);
     add_original_headers(&mut headers, original.headers);
-    if size(&headers) > room.min(MAX_HEADERS - MESSAGE_OVERHEAD) {
+    if size(&headers) > room.min(MAX_HEADER_BYTES - MESSAGE_OVERHEAD) {
         headers = described(original, details, instructions);
         headers.insert(HEADER_BLOCK, OMITTED);
     }
@@ -146,7 +148,7 @@ fn letter(
     (headers, Bytes::new())
 }
 
-/// What became of the original.
+/// How much of the original is in the dead letter.
 fn described(original: Original<'_>, details: &FailureDetails, instructions: &HeaderMap) -> HeaderMap {
     let Original { stream, consumer, subject, sequence, attempts, .. } = original;
     let FailureDetails { reason, error, first_delivered, failed_at } = details;
@@ -170,7 +172,7 @@ fn described(original: Original<'_>, details: &FailureDetails, instructions: &He
     headers
 }
 
-/// The original's headers, those for the server under other names; a block that was not parsed as it is.
+/// The original's headers, those with a meaning to the server under other names; an unparsed block as one value.
 fn add_original_headers(headers: &mut HeaderMap, original: Headers<'_>) {
     let parsed = match original {
         Headers::Parsed(parsed) => parsed,
@@ -201,7 +203,7 @@ fn size(headers: &HeaderMap) -> usize {
     headers.iter().flat_map(|(name, values)| values.iter().map(move |value| line(name.as_ref(), value))).sum()
 }
 
-/// An error as a header has it: those are lines, and errors may have several.
+/// An error as a header value: headers are lines, and errors may have several.
 pub(super) fn one_line(error: &str) -> String {
     let mut end = error.len().min(MAX_ERROR_BYTES);
     while !error.is_char_boundary(end) {

@@ -1,6 +1,6 @@
-//! What is known of events that come again: when they came first, how often this process called the handler with them, and where an event
-//! was given up and its dead letter could not be kept, why. Then it is not handled once more, and its dead letter says what went wrong.
-//! Bounded; what is forgotten is tried as any other delivery.
+//! What is known of redelivered events: their first delivery, how often this process called the handler with them, and, if an event failed
+//! for good and its dead letter could not be written, why. Then it is not handled once more, and its dead letter says what went wrong.
+//! Bounded; a forgotten event is tried like any other delivery.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use super::super::retry::Reason;
 use crate::Metadata;
 
-/// Events that are remembered; beyond that those are forgotten that were stored first, which others may have had since.
+/// Maximum events that are remembered; beyond that the earliest stored are forgotten, which other processes may have had since.
 const MAX_EVENTS: usize = 10_000;
 
 /// What is known of one event.
@@ -21,16 +21,16 @@ pub(in crate::consumer) struct PriorAttempts {
     pub(in crate::consumer) first_delivered: Option<Timestamp>,
     /// How often this process called the handler.
     pub(in crate::consumer) calls: u32,
-    /// Why it was given up, and the error.
+    /// Why it failed for good, and the error.
     pub(in crate::consumer) given_up: Option<(Reason, String)>,
 }
 
-/// By time and sequence: sequences begin again where a stream is made again.
+/// By time and sequence: sequences begin again if a stream is recreated.
 #[derive(Debug, Default)]
 pub(in crate::consumer) struct RedeliveryCache(Mutex<BTreeMap<(Timestamp, u64), PriorAttempts>>);
 
 impl RedeliveryCache {
-    /// Remembers an event that comes again.
+    /// Remembers an event that is redelivered.
     pub(in crate::consumer) fn put(&self, metadata: &Metadata, prior: PriorAttempts) {
         if prior == PriorAttempts::default() {
             return;
@@ -42,7 +42,7 @@ impl RedeliveryCache {
         }
     }
 
-    /// What is known of an event that came again.
+    /// What is known of a redelivered event.
     pub(in crate::consumer) fn take(&self, metadata: &Metadata) -> PriorAttempts {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(metadata)).unwrap_or_default()
     }

@@ -1,7 +1,7 @@
 //! Sends acknowledgements until JetStream confirms them, and in-progress acknowledgements while deliveries are handled.
 //!
-//! Nothing is acknowledged while it is in doubt which consumer would hear it: the server looks at names and the sequence alone, so an
-//! acknowledgement of a stream that was made again would settle another event.
+//! Nothing is acknowledged while it is uncertain which consumer would receive it: the server compares only names and the sequence, so an
+//! acknowledgement to a recreated stream would settle another event.
 
 use std::{pin::pin, task::Poll, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
     consumer::ack::{AckAction, Fate, IN_PROGRESS, PendingAck, Settlement},
 };
 
-/// How long the client may take to take something.
+/// How long the client may take to accept a command.
 const SEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl<H: Handler> Dispatcher<H> {
@@ -40,7 +40,7 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// Whether an acknowledgement can be sent now, and the consumer that delivered what is held would hear it.
+    /// Whether an acknowledgement can be sent now and reaches the consumer that delivered the events in flight.
     fn can_send(&mut self, now: Instant) -> bool {
         if self.doubted_at.is_none() && !self.consumer.proof.holds(now) {
             self.doubted_at = Some(now);
@@ -49,14 +49,14 @@ impl<H: Handler> Dispatcher<H> {
         self.is_undoubted()
     }
 
-    /// The same, where JetStream has just answered: that holds for this moment, however long the answer took.
+    /// The same, if JetStream has just responded: that is enough for this moment, however long the response took.
     fn is_undoubted(&self) -> bool {
-        // A connection that was made again, and that is not dealt with yet, may lead to another consumer.
+        // A new connection that is not processed yet may lead to another consumer.
         let is_connected = self.link.borrow().connected && !self.link.has_changed().unwrap_or(true);
         self.doubted_at.is_none() && is_connected
     }
 
-    /// Tells JetStream how a delivery ended.
+    /// Reports to JetStream how a delivery ended.
     async fn send_ack(&mut self, slot: usize, now: Instant) {
         self.ack_numbers += 1;
         let number = self.ack_numbers;
@@ -98,12 +98,12 @@ impl<H: Handler> Dispatcher<H> {
         self.settled(slot);
     }
 
-    /// Does what is due: in-progress acknowledgements of what is held, and acknowledgements that are not confirmed.
+    /// Does what is due: in-progress acknowledgements of the events in flight, and unconfirmed acknowledgements.
     ///
-    /// `is_permitted` says whether acknowledgements can be sent, where JetStream has just answered.
+    /// `is_permitted` says whether acknowledgements can be sent, if JetStream has just responded.
     pub(super) async fn send_due_acks(&mut self, now: Instant, is_permitted: Option<bool>) {
         let half = self.consumer.binding.ack_wait.0 / 2;
-        // To say that an event is in progress does no harm, whichever event has its sequence.
+        // An in-progress acknowledgement does no harm, whichever event has its sequence.
         let can_say_in_progress = self.link.borrow().connected;
         let (mut in_progress, mut due) = (Vec::new(), Vec::new());
         for (slot, held) in self.in_flight.iter_mut() {
@@ -124,7 +124,7 @@ impl<H: Handler> Dispatcher<H> {
             self.publish(reply, IN_PROGRESS.into()).await;
         }
         let can_send = !due.is_empty() && is_permitted.unwrap_or_else(|| self.can_send(now));
-        // What is given back comes again in the order in which it is given back.
+        // NAKed events are redelivered in the order of the NAKs.
         due.sort_unstable_by_key(|(sequence, ..)| *sequence);
         for (_, slot, action) in due {
             match action {
@@ -132,7 +132,7 @@ impl<H: Handler> Dispatcher<H> {
                 AckAction::Send { unanswered: true } => self.unanswered(slot, now).await,
                 AckAction::Send { unanswered: false } if can_send => self.send_ack(slot, now).await,
                 AckAction::Send { unanswered: false } => self.suspend(slot),
-                AckAction::GiveUp => self.give_up(slot, "JetStream did not confirm that it comes again"),
+                AckAction::GiveUp => self.give_up(slot, "JetStream did not confirm the redelivery"),
             }
         }
     }
@@ -143,7 +143,7 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// JetStream does not confirm. Silence says nothing about what it knows, so the consumer is asked for, and the acknowledgement repeated.
+    /// JetStream does not confirm. Silence says nothing about what it knows, so JetStream is asked for its consumer, and the acknowledgement repeated.
     async fn unanswered(&mut self, slot: usize, now: Instant) {
         self.begin_recovery(Doubt::UnansweredAck, now);
         self.consumer.discovery.recheck();
@@ -158,7 +158,7 @@ impl<H: Handler> Dispatcher<H> {
         send(self.client.publish(to, payload)).await;
     }
 
-    /// What JetStream says of its consumer decides some acknowledgements that it did not confirm, and lets the others be sent.
+    /// The consumer's state decides some of the unconfirmed acknowledgements, and lets the others be sent.
     pub(super) async fn judge_acks(&mut self, observation: &Observation) {
         let now = Instant::now();
         let can_send = self.is_undoubted();
@@ -182,12 +182,12 @@ impl<H: Handler> Dispatcher<H> {
         self.send_due_acks(now, Some(can_send)).await;
     }
 
-    /// The servers do not permit an acknowledgement. The fetcher sees that too.
+    /// The servers do not permit an acknowledgement. The fetcher gets the same violation.
     pub(super) fn not_permitted(&mut self, reply: &str) {
         let is_settling = |held: &Held| matches!(held.state, State::Settling(_)) && *held.reply == *reply;
         let slot = self.in_flight.iter().find(|(_, held)| is_settling(held)).map(|(slot, _)| slot);
         if let Some(slot) = slot {
-            self.give_up(slot, "the NATS user of this program may not acknowledge it");
+            self.give_up(slot, "this program's NATS user may not acknowledge it");
         }
     }
 
@@ -207,34 +207,34 @@ impl<H: Handler> Dispatcher<H> {
         self.release(slot);
     }
 
-    /// Lets a delivery go without JetStream's word: it may be delivered again.
+    /// Releases a delivery without JetStream's confirmation: it may be delivered again.
     pub(super) fn give_up(&mut self, slot: usize, why: &str) {
         let sequence = self.in_flight.get(slot).map(|held| held.sequence);
         tracing::warn!(
             binding = self.consumer.name(),
             sequence,
             why,
-            "released delivery without confirmation; its event may come again"
+            "released delivery without confirmation; its event may be redelivered"
         );
         self.consumer.runner.metrics.ack_unconfirmed();
         self.release(slot);
     }
 
-    /// Lets a delivery go; the next one of its key may begin.
+    /// Releases a delivery; the next one of its key may begin.
     pub(super) fn release(&mut self, slot: usize) {
         self.leave_queue(slot);
         let Some(held) = self.in_flight.remove(slot) else { return };
         self.consumer.release_capacity(held.size);
     }
 
-    /// The consumer that delivered it is gone: it is not acknowledged. One that is being handled is waited for.
+    /// The consumer that delivered it is gone: it is not acknowledged. A running attempt is waited for.
     pub(super) fn drop_predecessor(&mut self, slot: usize) {
         self.in_flight.orphan(slot);
         match self.in_flight.get(slot).map(|held| &held.state) {
             Some(State::Settling(_) | State::Returned) => {
                 self.give_up(
                     slot,
-                    "the consumer was made again; its predecessor's delivery is not acknowledged",
+                    "the consumer was recreated; its predecessor's delivery is not acknowledged",
                 );
             }
             Some(State::Paused(_, timer)) => {
@@ -246,15 +246,15 @@ impl<H: Handler> Dispatcher<H> {
     }
 }
 
-/// Hands something to the client. One that is connecting reads nothing, and would hold up everything once it has enough; what is not sent
-/// is due again.
+/// Passes a command to the client. A client that is connecting reads none, and would block everything once its queue is full; what is
+/// not sent is due again.
 async fn send(sending: impl Future<Output = Result<(), PublishError>>) {
     let mut sending = pin!(sending);
     let sent = match poll!(sending.as_mut()) {
         Poll::Ready(sent) => sent,
         Poll::Pending => match timeout(SEND_TIMEOUT, sending).await {
             Ok(sent) => sent,
-            Err(_) => return tracing::debug!("failed to send an acknowledgement: the client takes nothing"),
+            Err(_) => return tracing::debug!("failed to send an acknowledgement: the client is busy"),
         },
     };
     if let Err(error) = sent {

@@ -1,5 +1,5 @@
-//! What is not certain any more: which consumer has the name, whether the connection heard what was sent, and what is still owed. Begins
-//! recoveries, and lets what JetStream says end them.
+//! What is uncertain: which consumer has the name, whether the server received what was sent, and what is still owed. Begins recoveries,
+//! and ends them with JetStream's responses.
 
 use std::sync::atomic;
 
@@ -14,7 +14,7 @@ use super::{
 use crate::Handler;
 
 impl<H: Handler> Dispatcher<H> {
-    /// Begins an acknowledgement's and a recovery's doubt: the consumer may be gone, or another one may have its name.
+    /// Begins an uncertainty about acknowledgements and order: the consumer may be gone, or another one may have its name.
     pub(super) fn doubt_consumer(&mut self, now: Instant) {
         self.doubted_at = Some(now);
         self.consumer.proof.revoke();
@@ -49,7 +49,7 @@ impl<H: Handler> Dispatcher<H> {
         self.consumer.discovery.recheck();
     }
 
-    /// JetStream said which consumer there is, and what it still waits for.
+    /// JetStream reported which consumer exists, and which deliveries are unacknowledged.
     pub(super) async fn observed(&mut self) {
         let Some(observation) = self.observations.borrow_and_update().clone() else { return };
         self.note_incarnation(observation.incarnation);
@@ -61,7 +61,7 @@ impl<H: Handler> Dispatcher<H> {
         self.go_on_with_recovery(&observation);
     }
 
-    /// Another consumer has the name now: it knows nothing of what its predecessor delivered.
+    /// Another consumer has the name now: it knows nothing of its predecessor's deliveries.
     pub(super) fn note_incarnation(&mut self, incarnation: u64) {
         if incarnation <= self.incarnation {
             return;
@@ -78,7 +78,7 @@ impl<H: Handler> Dispatcher<H> {
             order.sentinel.reset();
         }
         self.begin_recovery(Doubt::Reconnect, Instant::now());
-        // Those that had not begun; the queue knows them no more.
+        // Those that had not begun; the queue no longer knows them.
         if self.order.is_some() {
             let is_waiting = |held: &Held| held.is_orphan && matches!(held.state, State::Waiting(_));
             for slot in self.in_flight.in_order(is_waiting) {
@@ -86,12 +86,12 @@ impl<H: Handler> Dispatcher<H> {
                 if let Some(held) = self.in_flight.get_mut(slot) {
                     held.key = None;
                 }
-                self.give_up(slot, "the consumer was made again");
+                self.give_up(slot, "the consumer was recreated");
             }
         }
     }
 
-    /// The connection was lost or made again: answers to what was sent before do not come, and what was sent last may not have been heard.
+    /// The connection was lost or reestablished: replies to earlier commands do not arrive, and the last commands may be lost.
     pub(super) fn linked(&mut self) {
         let Link { connected, generation, .. } = *self.link.borrow_and_update();
         if generation != self.generation {

@@ -1,14 +1,14 @@
-//! Events whose end JetStream has confirmed just now. One that was delivered again before the server had heard of its end arrives behind
-//! the confirmation, and behind later events of its key. Pure.
+//! Events whose end JetStream has just confirmed. An event that was redelivered before the server received its acknowledgement arrives
+//! after the confirmation, and after later events of its key. Pure.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-/// How long a delivery may be under way beside the confirmation.
+/// How long such a redelivery may take to arrive.
 const LIFETIME: Duration = Duration::from_secs(5);
-/// Events that are remembered at most. A prime: whatever part of a stream a consumer has, its sequences spread over all places.
+/// Maximum events that are remembered. A prime: whatever part of a stream a consumer has, its sequences spread over all places.
 const MAX_EVENTS: u64 = 8_191;
 
 /// One event whose end was confirmed.
@@ -20,12 +20,12 @@ struct Ended {
     at: Instant,
 }
 
-/// Each in a place that its sequence gives; a later event takes it over.
+/// Each in a place that its sequence determines; a later event replaces it.
 #[derive(Debug, Default)]
 pub(super) struct EndedEvents(Vec<Option<Ended>>);
 
 impl EndedEvents {
-    /// JetStream confirmed that this event does not come again.
+    /// JetStream confirmed that this event is never redelivered.
     pub(super) fn insert(&mut self, sequence: u64, time: Timestamp, now: Instant) {
         if self.0.is_empty() {
             self.0 = (0..MAX_EVENTS).map(|_| None).collect();
@@ -35,7 +35,7 @@ impl EndedEvents {
         }
     }
 
-    /// Whether a delivery is of such an event. One that counts as the first of its event is not: somebody reset the consumer, or a server
+    /// Whether a delivery is of such an event. One that counts as the first of its event is not: a user reset the consumer, or a server
     /// forgot what it had delivered.
     pub(super) fn contains(&self, sequence: u64, time: Timestamp, attempt: u32, now: Instant) -> bool {
         let is_it =

@@ -1,4 +1,4 @@
-//! Begins deliveries when they may, and says what becomes of them after an attempt.
+//! Begins deliveries when they may, and decides what follows an attempt.
 
 use std::{
     mem,
@@ -17,9 +17,9 @@ use crate::{
     consumer::{ack::NAK_ON_SHUTDOWN, workers::WorkerPanic},
 };
 
-/// Longest time between two attempts in one place. Timers have a bound, and what was meant beyond that hardly waits for its time.
-const LONGEST_PAUSE: Duration = Duration::from_hours(24 * 365);
-/// How long a recovery may take before the log says what it waits for, and how often it does.
+/// Maximum time between two attempts in place. Timers have a limit, and nobody notices a difference beyond this.
+const MAX_PAUSE: Duration = Duration::from_hours(24 * 365);
+/// How long a recovery may take before the log shows what it waits for, and how often.
 const RECOVERY_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 impl<H: Handler> Dispatcher<H> {
@@ -53,12 +53,12 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// Begins an attempt, where there is still time and reason for it; whether it did.
+    /// Begins an attempt, if there is still time and reason for it; returns whether it did.
     async fn begin(&mut self, slot: usize) -> bool {
         let stop_is_near = self.last_begin.is_some_and(|last| Instant::now() > last);
         let Some(held) = self.in_flight.get_mut(slot) else { return false };
         if held.is_orphan {
-            self.give_up(slot, "the consumer was made again");
+            self.give_up(slot, "the consumer was recreated");
             return false;
         }
         if stop_is_near || held.key.is_some_and(|key| self.nacked_keys.contains(&key)) {
@@ -110,11 +110,11 @@ impl<H: Handler> Dispatcher<H> {
         self.workers.begin((slot, delivery));
     }
 
-    /// Deals with the attempts that ended.
+    /// Processes the attempts that ended.
     ///
     /// # Errors
     ///
-    /// Something other than a handler panicked.
+    /// Code other than a handler panicked.
     pub(super) async fn finish_attempts(&mut self) -> Result<(), WorkerPanic> {
         for result in self.workers.take_results() {
             self.attempt_ended(result?).await;
@@ -132,10 +132,8 @@ impl<H: Handler> Dispatcher<H> {
             order.sentinel.end(key, held.sequence);
         }
         if held.is_orphan {
-            return self.give_up(
-                slot,
-                "the consumer was made again; its predecessor's delivery is not acknowledged",
-            );
+            return self
+                .give_up(slot, "the consumer was recreated; its predecessor's delivery is not acknowledged");
         }
         match result {
             AttemptResult::Settle(settlement) => self.settle(slot, &settlement).await,
@@ -144,9 +142,9 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// Other keys have the room of what is tried again later.
+    /// Other keys take the room of a delivery that is retried later.
     fn pause(&mut self, slot: usize, after: Duration, mut delivery: Box<Delivery>) {
-        let after = after.min(LONGEST_PAUSE);
+        let after = after.min(MAX_PAUSE);
         let Some(held) = self.in_flight.get_mut(slot) else { return };
         delivery.not_before = Some(Instant::now() + after);
         held.state = State::Paused(delivery, self.paused.insert(slot, after));
@@ -165,7 +163,7 @@ impl<H: Handler> Dispatcher<H> {
         delivery.not_before = None;
         held.state = State::Waiting(delivery);
         match (&mut self.order, held.key) {
-            // Where there is no room, or the order is in doubt, it waits as the first of its key.
+            // If there is no room, or the order is uncertain, it waits as the first of its key.
             (Some(order), Some(key)) if !order.recovery.is_active() => {
                 if order.queue.resume(key, slot) {
                     self.next.push_back(slot);
@@ -176,7 +174,7 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// The program is to end: half of a handler's deadline is left for what waits, and none for what waits for its next attempt.
+    /// The program stops: waiting deliveries have half of a handler's deadline, and those between two attempts have none.
     pub(super) async fn begin_stop(&mut self) {
         let half = self.consumer.binding.handler_deadline.0 / 2;
         self.last_begin = Some(Instant::now() + half);
@@ -186,7 +184,7 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// A stop does not wait for a recovery: what has not begun is for others.
+    /// A stop does not wait for a recovery: other processes get what has not begun.
     pub(super) async fn give_back_recovering(&mut self) {
         let is_recovering = self.order.as_ref().is_some_and(|order| order.recovery.is_active());
         if self.last_begin.is_none() || !is_recovering {
@@ -203,7 +201,7 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// Others get it. A pull request of this process that is still open would be served with it, so it waits until the last one has ended.
+    /// Another process gets it. An open pull request of this process would receive it, so the NAK waits until the last one has ended.
     async fn give_back(&mut self, slot: usize) {
         if let Some(held) = self.in_flight.get_mut(slot) {
             self.nacked_keys.extend(held.key);
@@ -215,7 +213,7 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// Nothing is delivered any more: what is given back is for others, in the order of the stream.
+    /// Nothing is delivered any more: NAKs follow for other processes, in the order of the stream.
     pub(super) async fn end_of_deliveries(&mut self) {
         self.give_back_recovering().await;
         self.drained = true;
@@ -232,7 +230,7 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// JetStream said what is still owed: when that is nothing, everything goes on in the order of the stream.
+    /// JetStream reported what is still owed: when that is nothing, everything continues in the order of the stream.
     pub(super) fn go_on_with_recovery(&mut self, observation: &Arc<Observation>) {
         let Some(order) = &mut self.order else { return };
         let in_flight = |counted: &_| self.in_flight.unsettled_within(counted);
@@ -257,7 +255,7 @@ impl<H: Handler> Dispatcher<H> {
                 tracing::info!(
                     binding = self.consumer.name(),
                     ?took,
-                    held = self.in_flight.len(),
+                    in_flight = self.in_flight.len(),
                     "recovered the order of events"
                 );
                 self.requeue();

@@ -1,4 +1,4 @@
-//! The deliveries that are held, each in a slot of its own, and which event is in which slot.
+//! The deliveries in flight, each in its own slot, and the slot of each event.
 
 use std::ops::RangeInclusive;
 
@@ -11,15 +11,15 @@ use tokio_util::time::delay_queue;
 
 use super::super::{ack::PendingAck, attempt::Delivery};
 
-/// Deliveries for which there is memory before they come.
+/// Deliveries for which memory is allocated in advance.
 const MAX_PREALLOCATED: usize = 2_048;
 
 /// One delivery.
 pub(super) struct Held {
-    /// Where it is acknowledged.
+    /// Its acknowledgement subject.
     pub(super) reply: Subject,
     pub(super) sequence: u64,
-    /// When the event was stored: with its sequence it is one event for ever.
+    /// When the event was stored: with its sequence it identifies the event for ever.
     pub(super) time: Timestamp,
     /// In bytes.
     pub(super) size: usize,
@@ -28,7 +28,7 @@ pub(super) struct Held {
     /// Another consumer has the name of the one that delivered it: unless that delivers it too, it is neither handled nor acknowledged
     /// any more.
     pub(super) is_orphan: bool,
-    /// When JetStream heard of it last.
+    /// The last acknowledgement of any kind to JetStream.
     pub(super) in_progress_at: Instant,
     pub(super) state: State,
 }
@@ -36,18 +36,18 @@ pub(super) struct Held {
 pub(super) enum State {
     /// For those of its key that came before it, or for a recovery.
     Waiting(Box<Delivery>),
-    /// For the time at which it is tried again.
+    /// For the time of its next attempt.
     Paused(Box<Delivery>, delay_queue::Key),
     Running,
     Settling(PendingAck),
-    /// It is given back when nothing is delivered any more.
+    /// It is NAKed when nothing is delivered any more.
     Returned,
 }
 
-/// All of them. An event is held once.
+/// All of them. An event has one slot.
 pub(super) struct InFlight {
     slots: Slab<Held>,
-    /// Sequences are numbers of the server's own making: no publisher can have them collide.
+    /// Sequences are numbers of the server's own: no publisher can make them collide.
     by_sequence: FxHashMap<u64, usize>,
 }
 
@@ -55,7 +55,7 @@ impl InFlight {
     /// With memory for so many.
     pub(super) fn with_capacity(capacity: usize) -> Self {
         let capacity = capacity.min(MAX_PREALLOCATED);
-        // Twice as many: a table that is nearly full is cleaned up again and again.
+        // Twice as many: a nearly full table is cleaned up again and again.
         let by_sequence = FxHashMap::with_capacity_and_hasher(2 * capacity, FxBuildHasher);
         Self { slots: Slab::with_capacity(capacity), by_sequence }
     }
@@ -94,7 +94,7 @@ impl InFlight {
         self.by_sequence.get(&sequence).copied()
     }
 
-    /// Its consumer is gone. It is still found by its sequence, until another event has that: the next consumer may deliver it.
+    /// Its consumer is gone. Its sequence still leads to it, until another event has that: the next consumer may deliver it.
     pub(super) fn orphan(&mut self, slot: usize) {
         if let Some(held) = self.slots.get_mut(slot) {
             held.is_orphan = true;
@@ -115,7 +115,7 @@ impl InFlight {
         self.slots.iter_mut()
     }
 
-    /// The acknowledgements that are not confirmed, with their slots and sequences.
+    /// The unconfirmed acknowledgements, with their slots and sequences.
     pub(super) fn acks(&mut self) -> impl Iterator<Item = (usize, u64, &mut PendingAck)> {
         self.slots.iter_mut().filter_map(|(slot, held)| match &mut held.state {
             State::Settling(ack) => Some((slot, held.sequence, ack)),

@@ -1,4 +1,4 @@
-//! Takes deliveries in: each has a slot, and one of an event that is held already changes how that is settled.
+//! Takes deliveries in: each has a slot, and a delivery of an event in flight changes how that event is settled.
 
 use jiff::Timestamp;
 use tokio::{sync::mpsc, time::Instant};
@@ -51,7 +51,7 @@ impl<H: Handler> Dispatcher<H> {
         if let Some(slot) = self.in_flight.find(sequence) {
             let is_same = self.in_flight.get(slot).is_some_and(|held| held.time == event_time);
             if !is_same {
-                // Another event has its sequence: the stream was made again.
+                // Another event has its sequence: the stream was recreated.
                 self.drop_predecessor(slot);
             } else if self.redelivered(slot, &delivered, now) {
                 return self.consumer.release_capacity(delivered.size);
@@ -81,18 +81,18 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// Whether this event is still held; then it is settled as its newest delivery.
+    /// Whether this event is in flight; then it is settled as its newest delivery.
     fn redelivered(&mut self, slot: usize, delivered: &Delivered, now: Instant) -> bool {
         let Some(held) = self.in_flight.get_mut(slot) else { return false };
         match &mut held.state {
-            // It was given back, and the confirmation of that was lost.
+            // It was NAKed, and the confirmation was lost.
             State::Settling(ack) if ack.is_done_by_redelivery() => {
                 self.release(slot);
                 return false;
             }
-            // Its acknowledgement was not heard.
+            // JetStream did not receive its acknowledgement.
             State::Settling(ack) => ack.repeat(now),
-            // It is being handled, and JetStream did not hear of it in time; or another consumer delivers it too.
+            // It is being handled, and JetStream had no acknowledgement in time; or another consumer delivers it too.
             State::Waiting(_) | State::Paused(..) | State::Running | State::Returned => {}
         }
         held.reply = delivered.reply.clone();

@@ -7,7 +7,7 @@ use std::{
 
 use rustc_hash::FxHashMap;
 
-/// The deliveries of each key one after another, and no more than a number of keys at once.
+/// The deliveries of each key one after another, and at most a number of keys at once.
 #[derive(Debug)]
 pub(super) struct KeyedQueue {
     lanes: FxHashMap<u64, Lane>,
@@ -60,7 +60,7 @@ impl KeyedQueue {
         }
     }
 
-    /// A delivery that had begun waits for its next attempt; the one of another key that may begin now.
+    /// A delivery that had begun waits for its next attempt; returns one of another key that may begin now.
     pub(super) fn pause(&mut self, key: u64) -> Option<usize> {
         if let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.state == LaneState::Active) {
             lane.state = LaneState::Paused;
@@ -69,7 +69,7 @@ impl KeyedQueue {
         self.next()
     }
 
-    /// A delivery that was paused goes on; whether it may now.
+    /// A delivery that was paused continues; returns whether it may now.
     pub(super) fn resume(&mut self, key: u64, slot: usize) -> bool {
         let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.state == LaneState::Paused) else {
             return false;
@@ -85,7 +85,7 @@ impl KeyedQueue {
         false
     }
 
-    /// A delivery that had begun ended; the one that may begin now.
+    /// A delivery that had begun ended; returns the one that may begin now.
     pub(super) fn complete(&mut self, key: u64) -> Option<usize> {
         if let Entry::Occupied(mut lane) = self.lanes.entry(key) {
             match lane.get().state {
@@ -107,7 +107,7 @@ impl KeyedQueue {
     pub(super) fn next(&mut self) -> Option<usize> {
         while self.room > 0 {
             let key = self.ready.pop_front()?;
-            // It may have been taken out.
+            // It may have been removed.
             if let Some(lane) = self.lanes.get_mut(&key)
                 && let Some(slot) = lane.waiting.pop_front()
             {
@@ -119,7 +119,7 @@ impl KeyedQueue {
         None
     }
 
-    /// Forgets everything but what goes on now: the rest is pushed again in another order.
+    /// Forgets everything but what runs now: the rest is pushed again in another order.
     pub(super) fn clear_waiting(&mut self) {
         self.ready.clear();
         self.lanes.retain(|_, lane| {
@@ -134,7 +134,7 @@ impl KeyedQueue {
 pub(super) struct KeyTokens {
     /// Counted from 0.
     positions: Vec<u32>,
-    /// Of this process alone: no publisher can have keys collide, so tables by key need no hash of their own that withstands it.
+    /// Of this process alone: no publisher can make keys collide, so tables by key need no collision-resistant hash.
     hasher: RandomState,
 }
 
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(queue.complete(2), Some(10));
         assert_eq!(queue.pause(1), None);
         assert!(queue.push(3, 30));
-        // Given back while it was paused: the next of its key waits for room as any other.
+        // NAKed while it was paused: the next of its key waits for room like any other.
         assert_eq!(queue.complete(1), None);
         assert_eq!(queue.complete(3), Some(11));
         assert_eq!(queue.complete(1), None);
@@ -210,7 +210,7 @@ mod tests {
         }
         assert_eq!(queue.pause(2), Some(30));
         queue.clear_waiting();
-        // What was paused has its turn as any other.
+        // A paused delivery has its turn like any other.
         assert!(!queue.push(1, 11) && !queue.push(2, 20) && !queue.push(3, 31));
         assert_eq!([queue.complete(1), queue.complete(3)], [Some(20), Some(11)]);
         assert_eq!([queue.complete(2), queue.complete(1), queue.complete(3)], [Some(31), None, None]);

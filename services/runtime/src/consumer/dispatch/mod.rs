@@ -1,4 +1,4 @@
-//! Holds what was delivered and is not settled yet: begins each delivery when it may, and keeps it until JetStream has confirmed how it
+//! Holds deliveries until they are settled: begins each when it may, and keeps it until JetStream has confirmed how it
 //! ended.
 
 mod acks;
@@ -43,35 +43,35 @@ use super::{
 };
 use crate::Handler;
 
-/// Things of one kind that are done before those of another have their turn.
+/// Maximum work of one kind before other kinds have their turn.
 const BATCH: usize = 64;
-/// Longest time between two looks at what is due.
+/// Maximum time between two checks of what is due.
 const TICK: Duration = Duration::from_millis(100);
 
-/// The deliveries that this process holds of one consumer.
+/// The deliveries of one consumer that are in flight in this process.
 pub(super) struct Dispatcher<H> {
     consumer: Arc<ConsumerLoop<H>>,
     workers: Workers<(usize, Box<Delivery>), Attempted>,
     in_flight: InFlight,
-    /// What was delivered again before its end was heard of is not handled again.
+    /// Redeliveries that were sent before the server received their acknowledgements are not handled again.
     ended: EndedEvents,
     order: Option<Order>,
     /// What may begin.
     next: VecDeque<usize>,
-    /// Attempts that go on.
+    /// Running attempts.
     running: usize,
-    /// An event that may end its process runs, or is to run, while no other does.
+    /// An event that may end its process runs, or waits to run, while no other does.
     alone: Alone,
-    /// What is tried again in its place, when its time comes.
+    /// Deliveries that are retried in place, by time.
     paused: DelayQueue<usize>,
-    /// Keys with a delivery that is given back, which a stop alone does: later ones of the same key are given back too.
+    /// Keys with a delivery NAKed during shutdown. Later deliveries of the same key are NAKed too, to preserve order.
     nacked_keys: HashSet<u64>,
-    /// Until when what waits may still begin, once the program is to end.
+    /// Until when waiting deliveries may still begin, once the program stops.
     last_begin: Option<Instant>,
     /// Nothing is delivered any more.
     drained: bool,
     confirmations: Option<Subscriber>,
-    /// The client that has the subscription, and which one it is.
+    /// The client with the subscription, and its generation.
     client: Client,
     generation: u64,
     inbox: String,
@@ -79,9 +79,9 @@ pub(super) struct Dispatcher<H> {
     link: watch::Receiver<Link>,
     observations: watch::Receiver<Option<Arc<Observation>>>,
     incarnation: u64,
-    /// After so long a recovery, the log said last what it waits for.
+    /// The duration of the recovery when the log last showed what it waits for.
     recovery_logged_at: Duration,
-    /// Since when it is in doubt whether the consumer is the one that delivered what is held.
+    /// Since when it is uncertain whether the consumer is the one that delivered the events in flight.
     doubted_at: Option<Instant>,
     violations: ViolationReceiver,
 }
@@ -146,11 +146,11 @@ impl<H: Handler> Dispatcher<H> {
         })
     }
 
-    /// Works until no more comes and everything is settled.
+    /// Works until nothing more arrives and everything is settled.
     ///
     /// # Errors
     ///
-    /// Something other than a handler panicked, which is a fault of this program.
+    /// Code other than a handler panicked, which is a bug of this program.
     pub(super) async fn run(
         &mut self,
         mut inbound: mpsc::UnboundedReceiver<Fetched>,
@@ -161,7 +161,7 @@ impl<H: Handler> Dispatcher<H> {
         while !self.drained || !self.in_flight.is_empty() {
             self.subscribe().await;
             tokio::select! {
-                // What is due is not put off for ever by what comes.
+                // New arrivals do not postpone what is due for ever.
                 biased;
                 _ = tick.tick() => self.tick().await,
                 () = stop.cancelled(), if self.last_begin.is_none() => self.begin_stop().await,
@@ -169,7 +169,7 @@ impl<H: Handler> Dispatcher<H> {
                 Some(paused) = self.paused.next() => self.resume(paused.into_inner()),
                 confirmation = next(&mut self.confirmations) => match confirmation {
                     Some(confirmation) => self.confirmed_all(&confirmation),
-                    // The client is gone for good; there will be another.
+                    // The client has ended; another one will replace it.
                     None => self.confirmations = None,
                 },
                 fetched = inbound.recv(), if !self.drained => match fetched {
@@ -188,23 +188,23 @@ impl<H: Handler> Dispatcher<H> {
         Ok(())
     }
 
-    /// How many deliveries are held.
+    /// How many deliveries are in flight.
     pub(super) fn len(&self) -> usize {
         self.in_flight.len()
     }
 
-    /// Subscribes to the confirmations of acknowledgements, on the client that there is now.
+    /// Subscribes to the confirmations of acknowledgements, on the current client.
     async fn subscribe(&mut self) {
         if self.confirmations.is_none() {
             self.generation = self.link.borrow().generation;
             self.client = self.consumer.connection.client();
             self.inbox = self.client.new_inbox();
-            // Refused where the client is gone too.
+            // Refused if the client has ended too.
             self.confirmations = self.client.subscribe(format!("{}.*.*", self.inbox)).await.ok();
         }
     }
 
-    /// What is due: deliveries of which JetStream has to hear, acknowledgements that it did not confirm, a recovery that goes on.
+    /// What is due: in-progress acknowledgements, unconfirmed acknowledgements, a recovery.
     async fn tick(&mut self) {
         let now = Instant::now();
         self.send_due_acks(now, None).await;

@@ -1,4 +1,4 @@
-//! What an ordered consumer needs beside what every consumer does. Pure.
+//! The additional state of an ordered consumer. Pure.
 
 use tokio::time::Instant;
 

@@ -1,9 +1,9 @@
-//! Whether an ordered consumer has everything that it was sent, and what is still owed where it may not. Pure.
+//! Whether an ordered consumer has all of its deliveries, and what is still owed if it may not. Pure.
 //!
-//! One process pulls, so its deliveries are numbered without a hole. A hole, a number that goes back, a new connection, an
-//! acknowledgement that nobody answers, or a start with what another process left: each is a doubt, and each begins the same recovery.
-//! Nothing new begins until JetStream says that no delivery is unacknowledged but those that are in flight here. What comes meanwhile
-//! waits, and then everything goes on in the order of the stream.
+//! One process pulls, so its deliveries are numbered without a gap. A gap, a number that goes back, a new connection, an
+//! unanswered acknowledgement, or a start after another process: each is a doubt, and each begins the same recovery.
+//! Nothing new begins until JetStream reports no unacknowledged deliveries but those in flight here. What arrives meanwhile
+//! waits, and then everything continues in the order of the stream.
 
 use std::{ops::RangeInclusive, time::Duration};
 
@@ -11,19 +11,19 @@ use tokio::time::Instant;
 
 use super::super::observation::{ConsumerInfo, Observation};
 
-/// How often JetStream is asked what is still owed.
+/// How often JetStream is asked for what is still owed.
 const INFO_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Why deliveries may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(in crate::consumer) enum Doubt {
-    /// The connection was lost and made again.
+    /// The connection was lost and reestablished.
     Reconnect,
     /// A delivery's number is not the one after the last.
     SequenceGap,
-    /// A delivery's number is lower than the last: a server that was killed hands numbers out again.
+    /// A delivery's number is lower than the last: a server that was killed assigns numbers again.
     SequenceBack,
-    /// An acknowledgement is not answered: the consumer's leader may be another one now.
+    /// An acknowledgement is unanswered: the consumer may have another leader now.
     UnansweredAck,
 }
 
@@ -39,21 +39,21 @@ impl Doubt {
     }
 }
 
-/// What became of a recovery.
+/// The progress of a recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// There is none, or the answer is older than the doubt.
+    /// There is no recovery, or the response is older than the doubt.
     Unchanged,
-    /// So many deliveries are still to come or to be settled.
+    /// So many deliveries are still to arrive or to be settled.
     Owed(u64),
-    /// Everything is there.
+    /// Everything is here.
     Complete,
 }
 
 /// The sequence of deliveries of one ordered consumer.
 #[derive(Debug)]
 pub(super) struct Recovery {
-    /// Number of the next delivery, where it is known.
+    /// Number of the next delivery, if known.
     expected: Option<u64>,
     /// Since when there is doubt.
     doubted_at: Option<Instant>,
@@ -76,7 +76,7 @@ impl Recovery {
         now.saturating_duration_since(self.began)
     }
 
-    /// A delivery of this number came; what it says against the order.
+    /// A delivery of this number arrived; returns its doubt about the order, if any.
     pub(super) fn received(&mut self, consumer_sequence: u64) -> Option<Doubt> {
         let expected = self.expected.replace(consumer_sequence + 1)?;
         match consumer_sequence {
@@ -86,7 +86,7 @@ impl Recovery {
         }
     }
 
-    /// Begins a recovery, or has the one that goes on wait for a newer answer. Whether it begins.
+    /// Begins a recovery, or makes the current one wait for a newer response. Returns whether it begins.
     pub(super) fn doubt(&mut self, doubt: Doubt, now: Instant) -> bool {
         if doubt == Doubt::Reconnect {
             self.expected = None;
@@ -109,7 +109,7 @@ impl Recovery {
         due
     }
 
-    /// JetStream answered. `in_flight` says how many deliveries of these stream sequences are here, without those for which an
+    /// JetStream responded. `in_flight` counts the deliveries of these stream sequences here, without those for which an
     /// acknowledgement was sent: JetStream may count those or not. It does not count what is up to its ack floor, as after a purge.
     pub(super) fn observed(
         &mut self,

@@ -1,12 +1,12 @@
-//! Watches in production that the events of a key begin in order, one at a time. It decides nothing: what it finds is a fault of this
+//! Checks in production that the events of a key begin in order, one at a time. It changes nothing: a violation is a bug of this
 //! program, or of a server that forgot an acknowledgement, and is counted. Pure.
 
 use rustc_hash::FxHashMap;
 
-/// Keys that are remembered, before those of which nothing is unsettled are forgotten.
+/// Maximum keys that are remembered; beyond that, keys without unsettled events are forgotten.
 const REMEMBERED_KEYS: usize = 65_536;
 
-/// What is against the order.
+/// A violation of the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum OrderViolation {
     /// A later event began although an earlier one of its key is not settled.
@@ -34,16 +34,16 @@ struct Newest {
     sequence: u64,
     is_running: bool,
     is_settled: bool,
-    /// It began before what is compared now.
+    /// It began before the current comparison period.
     is_of_before: bool,
 }
 
-/// What began last, by key.
+/// The last event that began, by key.
 #[derive(Debug, Default)]
 pub(super) struct OrderSentinel(FxHashMap<u64, Newest>);
 
 impl OrderSentinel {
-    /// An attempt begins. One more attempt of the newest event of its key is as it should be.
+    /// An attempt begins. Another attempt of the newest event of its key is in order.
     pub(super) fn begin(&mut self, key: u64, sequence: u64) -> Option<OrderViolation> {
         if self.0.len() >= REMEMBERED_KEYS {
             self.0.retain(|_, newest| newest.is_running || !newest.is_settled);
@@ -70,14 +70,14 @@ impl OrderSentinel {
         }
     }
 
-    /// An event will not come again.
+    /// An event is never redelivered.
     pub(super) fn settle(&mut self, key: u64, sequence: u64) {
         if let Some(newest) = self.0.get_mut(&key).filter(|newest| newest.sequence == sequence) {
             newest.is_settled = true;
         }
     }
 
-    /// Nothing is compared with what was before: a server that was killed forgets acknowledgements, and in a stream that was made again
+    /// Begins a new comparison period: a server that was killed forgets acknowledgements, and in a recreated stream
     /// sequences mean other events.
     pub(super) fn reset(&mut self) {
         self.0.retain(|_, newest| newest.is_running);

@@ -18,15 +18,15 @@ use super::{
 };
 use crate::{Metadata, Source, consumer::delivery::Delivered};
 
-/// Header of a status that ends a request: how much of it was not served (NATS ADR-13).
+/// Headers of a status that ends a request: how much of it was not delivered (NATS ADR-13).
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
 const PENDING_BYTES: &str = "Nats-Pending-Bytes";
-/// What the subjects begin with on which deliveries are acknowledged.
+/// Prefix of the subjects on which deliveries are acknowledged.
 const ACK_PREFIX: &str = "$JS.ACK.";
-/// What an event is taken to have in bytes before one came.
+/// Assumed bytes of an event before the first one.
 const ASSUMED_SIZE: usize = 1024;
-/// Longest pause where the consumer has as many requests as it may have.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// Maximum pause while the consumer has its maximum of requests.
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 impl Ordered for Delivered {
     fn consumer_sequence(&self) -> u64 {
@@ -34,18 +34,18 @@ impl Ordered for Delivered {
     }
 }
 
-/// What came of requests.
+/// The result of pull requests.
 pub(super) enum PullEvent {
     Deliveries(Vec<Delivered>),
-    /// A request ended as requests do.
+    /// A request ended normally.
     Ended,
-    /// A request that was held back may be made now.
+    /// A postponed request may be sent now.
     MayRequest,
-    /// The consumer is not there, or does not answer, and why that is believed.
+    /// The consumer does not exist, or does not respond, and why that is assumed.
     Unavailable(String),
     /// The connection was lost.
     Disconnected,
-    /// The client is gone for good, and what was subscribed with it.
+    /// The client has ended, and its subscriptions with it.
     Closed,
     /// The servers do not permit to pull from it, to receive its deliveries, or to acknowledge them.
     PermissionDenied(Violation),
@@ -58,21 +58,21 @@ pub(super) struct Arrivals {
     subscriptions: Vec<Subscriber>,
     merge: Merge<Delivered>,
     pub(super) credits: PullCredits,
-    /// Something ended that has not been handed on.
+    /// An end that was not passed on yet.
     ended: bool,
     unavailable: Option<String>,
-    /// Not before then a request is made again.
+    /// The next request is sent no earlier.
     pub(super) not_before: Option<Instant>,
     refusals: usize,
-    /// What events have in bytes, lately.
+    /// Average bytes of recent events.
     pub(super) average_size: usize,
     /// Number of the newest request for one event with as many bytes as the consumer grants.
     pub(super) lone_request: u64,
-    /// The next event has more bytes than these: a request that had as many left was ended.
+    /// The next event has more bytes than these: a request with as many left was ended.
     pub(super) refused_bytes: usize,
     /// The newest delivery was not the first of its event.
     pub(super) is_redelivering: bool,
-    /// How often the consumer answered as it should.
+    /// How many normal responses the consumer gave.
     pub(super) served: u64,
 }
 
@@ -95,7 +95,7 @@ impl Arrivals {
         }
     }
 
-    /// Forgets requests, on another connection or after the consumer was away. Late deliveries still arrive.
+    /// Forgets requests, on another connection or after the consumer was unavailable. Late deliveries still arrive.
     pub(super) fn reset(&mut self) {
         self.credits.forget();
         (self.ended, self.unavailable, self.not_before, self.refused_bytes) = (false, None, None, 0);
@@ -126,7 +126,7 @@ impl Arrivals {
         }
     }
 
-    /// Everything that has come over any subscription, and whether the client that had them is gone.
+    /// Everything that has arrived over any subscription, and whether their client has ended.
     fn look(&mut self, context: &mut Context<'_>) -> (Vec<Delivered>, bool) {
         let (mut deliveries, mut closed) = (Vec::new(), 0);
         for turn in 0..self.subscriptions.len() {
@@ -147,7 +147,7 @@ impl Arrivals {
     fn read(&mut self, turn: usize, message: Message) -> Option<Delivered> {
         let is_delivery = message.reply.as_ref().is_some_and(|reply| reply.starts_with(ACK_PREFIX));
         match message.status {
-            // Whoever published an event may have written a status into it.
+            // The publisher of an event may have written a status into it.
             Some(status) if !is_delivery => {
                 self.request_ended(turn, &message, status);
                 None
@@ -199,14 +199,14 @@ impl Arrivals {
         self.served += 1;
     }
 
-    /// The next request is made later, and later each time.
+    /// The next request is sent later, and later each time.
     fn hold_back(&mut self) {
         self.refusals += 1;
-        let pause = pause(self.refusals + 1, rand::random()).min(LONGEST_PAUSE);
+        let pause = pause(self.refusals + 1, rand::random()).min(MAX_PAUSE);
         self.not_before = Some(Instant::now() + pause);
     }
 
-    /// Whether something came that has not been handed on.
+    /// Whether something arrived that was not passed on yet.
     pub(super) fn has_ahead(&self) -> bool {
         self.merge.has_ahead()
     }

@@ -1,8 +1,8 @@
-//! What was asked of a consumer and has not come yet, in messages and in bytes. Pure.
+//! What was requested from a consumer and has not arrived yet, in messages and in bytes. Pure.
 //!
-//! A delivery does not say which pull request it serves, and a request that was served whole ends without a word. So requests are spread
+//! A delivery does not name its pull request, and a completely served request ends silently. So requests are spread
 //! over a few subscriptions in turn, a second each: what the requests of one turn still owe when the turn comes again is lost (their
-//! server died without a word), and is not waited for any more.
+//! server died silently), and is not waited for any more.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -10,15 +10,15 @@ use tokio::time::Instant;
 
 /// How long a request stays open at the server.
 pub(super) const EXPIRES: Duration = Duration::from_secs(1);
-/// How much longer its end may take to be heard of.
+/// How much later its end may arrive.
 pub(super) const NO_ANSWER: Duration = Duration::from_secs(2);
 /// Subscriptions over which requests are spread.
 pub(super) const TURNS: usize = 4;
 const TURN: Duration = Duration::from_secs(1);
-// A turn that comes again has no request open: the last one was made when it ended, and its end was heard of since.
+// A turn that comes again has no request open: its last one was sent when it ended, and that one's end has arrived since.
 const _: () = assert!((TURNS as u64 - 1) * TURN.as_secs() >= EXPIRES.as_secs() + NO_ANSWER.as_secs());
 
-/// One request that is open, and what it still owes.
+/// One open request, and what it still owes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct OpenRequest {
     number: u64,
@@ -38,13 +38,13 @@ pub(super) struct NewRequest {
 /// How much room there is, and how much of it is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Room {
-    /// Deliveries that may be held at once.
+    /// Maximum deliveries in flight.
     pub(super) capacity: usize,
-    /// Those that are.
+    /// Deliveries in flight.
     pub(super) in_flight: usize,
-    /// Bytes that may be asked for, beside what is held and what is owed already.
+    /// Bytes that may be requested, beside those in flight and owed already.
     pub(super) bytes: usize,
-    /// Whether something is owed without which nothing goes on: then one more is asked for where there is no room.
+    /// Whether progress depends on an owed delivery: then one more is requested even without room.
     pub(super) is_recovering: bool,
 }
 
@@ -71,7 +71,7 @@ impl PullCredits {
         NewRequest { number, turn }
     }
 
-    /// Goes on to the next turn when this one is over, and writes off what its earlier requests still owe.
+    /// Continues with the next turn when this one is over, and writes off what the next one's earlier requests still owe.
     pub(super) fn next_turn(&mut self, now: Instant) {
         if self.turn_began.is_none_or(|began| now >= began + TURN) {
             self.turn = (self.turn + 1) % TURNS;
@@ -85,7 +85,7 @@ impl PullCredits {
         self.open.iter().map(|request| request.count).sum()
     }
 
-    /// Bytes that may come with them.
+    /// Bytes that may arrive with them.
     pub(super) fn outstanding_bytes(&self) -> usize {
         self.open.iter().map(|request| request.bytes).sum()
     }
@@ -95,25 +95,25 @@ impl PullCredits {
         self.open.len()
     }
 
-    /// A message of so many bytes came over the subscription of this turn.
+    /// A message of so many bytes arrived over the subscription of this turn.
     pub(super) fn received(&mut self, turn: usize, bytes: usize) {
         let Some(place) = self.open.iter().position(|request| request.turn == turn) else { return };
         let request = &mut self.open[place];
         request.count = request.count.saturating_sub(1);
         let is_limited = request.bytes > 0;
         request.bytes = request.bytes.saturating_sub(bytes);
-        // The server ends a request without a word when its bytes are used up too.
+        // The server ends a request silently when its bytes are used up too.
         if request.count > 0 && (request.bytes > 0 || !is_limited) {
             return;
         }
-        // What it seems to have left may be another one's of this turn: the server serves all that are open.
+        // Its remainder may be another one's of this turn: the server serves all open requests.
         let left = self.open.remove(place).map_or(0, |request| request.bytes);
         if let Some(next) = self.open.iter_mut().find(|request| request.turn == turn) {
             next.bytes += left;
         }
     }
 
-    /// A request ended with so many messages unserved; all of it where the server does not say. Returns the bytes that it allowed.
+    /// A request ended with so many messages unserved; all of it if the server does not say. Returns the bytes that it allowed.
     pub(super) fn ended(&mut self, turn: usize, number: u64, unserved: Option<usize>) -> usize {
         if number <= self.forgotten {
             return 0;
@@ -121,7 +121,7 @@ impl PullCredits {
         let place = self.open.iter().position(|request| request.number == number);
         let ended = place.and_then(|place| self.open.remove(place));
         let own = ended.map_or(0, |request| request.count);
-        // What came was taken for that of the oldest request, which it may not have been: the sum of the turn is what counts.
+        // Arrivals were counted for the oldest request, which may not have been theirs: the sum of the turn is what counts.
         let unserved = unserved.unwrap_or(own);
         let mut rest = unserved.saturating_sub(own);
         let mut owed = own.saturating_sub(unserved);
@@ -143,17 +143,17 @@ impl PullCredits {
         self.last_request = None;
     }
 
-    /// When the server must have ended every request, and silence means that it does not answer.
+    /// When the server must have ended every request, and silence means that it does not respond.
     pub(super) fn unanswered_from(&self) -> Option<Instant> {
         self.last_request.filter(|_| self.outstanding() > 0).map(|asked| asked + EXPIRES + NO_ANSWER)
     }
 
-    /// With how many deliveries in flight there is room enough to ask for more, where many are owed.
+    /// The deliveries in flight at which there is room enough to request more, if many are owed.
     pub(super) fn room_at(&self, capacity: usize) -> usize {
         capacity.saturating_sub(self.outstanding() + capacity.div_ceil(8))
     }
 
-    /// How much to ask for now: all the room there is, but not a few at a time while many are owed.
+    /// How much to request now: all the room there is, but not a few at a time while many are owed.
     pub(super) fn wanted(&self, room: Room) -> usize {
         let Room { capacity, in_flight, bytes, .. } = room;
         let outstanding = self.outstanding();
@@ -182,7 +182,7 @@ mod tests {
         let NewRequest { turn, .. } = request(&mut credits, 16);
         assert_eq!(credits.wanted(room(0, 16)), 0);
         (0..12).for_each(|_| credits.received(turn, 10));
-        // Twelve are held and four are owed: full.
+        // Twelve are in flight and four are owed: full.
         assert_eq!(credits.wanted(room(12, 16)), 0);
         // Six are done.
         assert_eq!(credits.wanted(room(6, 16)), 6);

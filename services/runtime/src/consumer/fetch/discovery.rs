@@ -1,5 +1,5 @@
-//! Asks JetStream for the consumer: waits until it is there, learns which one it is and what it still owes. One question is under way at
-//! a time, for all parts of the loop. Never gives up.
+//! Asks JetStream for the consumer: waits until it exists, and learns its creation time and what it still owes. One request is in flight
+//! at a time, for all parts of the loop. Never stops.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -9,12 +9,12 @@ use tokio::time::{Instant, sleep};
 use super::super::{observation::ConsumerInfo, source::ConsumerLoop};
 use crate::{Error, Handler};
 
-/// How long one question may take.
+/// Timeout of one request.
 const INFO_TIMEOUT: Duration = Duration::from_secs(5);
-/// Shortest time between two questions.
+/// Minimum time between two requests.
 const INFO_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Answers who asks for the consumer. Until it is there the gate says what is missing. Never returns.
+/// Answers all parts that ask for the consumer. Until it exists the gate says what is missing. Never returns.
 pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
     let mut logged = String::new();
     loop {

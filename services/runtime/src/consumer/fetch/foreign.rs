@@ -1,9 +1,9 @@
 //! Finds deliveries that the client cannot parse, and dead-letters them: JetStream stores any bytes, and the client (async-nats 0.51) closes its
-//! connection when it is sent some of them, at every delivery.
+//! connection when it receives some of them, at every delivery.
 //!
-//! After a connection ended, everything that is delivered and may be unsettled is read in JSON, each event once, before more is pulled;
-//! where that takes long, one event is pulled at a time meanwhile, so that another loss of the connection names its event. What does not
-//! parse becomes a dead letter with its bytes as they are, and its delivery is terminated. Where another process has the delivery it
+//! After a connection ended, every delivery that may be unsettled is read in JSON, each event once, before more is pulled;
+//! if that takes long, one event is pulled at a time meanwhile, so that another loss of the connection identifies its event. An event that
+//! does not parse becomes a dead letter with its bytes unchanged, and its delivery is terminated. If another process has the delivery it
 //! does the same, which does no harm.
 
 use std::{
@@ -27,18 +27,18 @@ use crate::{Error, ErrorKind, Handler, store::RawEvent};
 
 /// Events that are read before any is pulled.
 const INITIAL_SCAN_EVENTS: usize = 2_000;
-/// Shortest time between two events that are read.
+/// Minimum time between two reads.
 const MIN_INTERVAL: Duration = Duration::from_micros(500);
 /// How long the server may take to confirm a termination.
 const TERM_CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest time between two attempts at events whose dead letters cannot be kept.
+/// Maximum time between two attempts at events whose dead letters could not be written.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
-/// Events whose dead letters cannot be kept, and that are held meanwhile. Nothing is pulled while there are more.
+/// Maximum events whose dead letters could not be written and that stay in flight meanwhile. Beyond that nothing is pulled.
 const MAX_PENDING: usize = 1_000;
-/// Events that ended and are remembered.
+/// Maximum events that ended and are remembered.
 const MAX_ENDED: usize = 1_000;
 
-/// Scans whenever something is suspected. Never returns.
+/// Scans whenever an event is suspected. Never returns.
 pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
     let (created, scanned_up_to) = (String::new(), HashMap::new());
     let (pending, ended) = (Vec::new(), VecDeque::new());
@@ -62,13 +62,13 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
 
 struct Scanner<'a, H> {
     consumer: &'a ConsumerLoop<H>,
-    /// Which consumer it was: events of a stream that was made again are others.
+    /// The consumer's epoch: events of a recreated stream are others.
     created: String,
     /// By filter. Messages never change, so none is read twice.
     scanned_up_to: HashMap<String, u64>,
-    /// Those that the client cannot parse, and whose dead letters could not be kept.
+    /// Events that the client cannot parse, and whose dead letters could not be written.
     pending: Vec<ForeignEvent>,
-    /// Those that ended. They come again where the consumer is reset, or the termination was forgotten.
+    /// Events that ended. They are redelivered if the consumer is reset, or the server forgets the termination.
     ended: VecDeque<ForeignEvent>,
 }
 
@@ -81,7 +81,7 @@ struct ForeignEvent {
 }
 
 impl<H: Handler> Scanner<'_, H> {
-    /// Scans, again where JetStream does not answer.
+    /// Scans, again if JetStream does not respond.
     async fn scan_to_the_end(&mut self) {
         for attempt in 1.. {
             let observation = self.consumer.discovery.wait_for_consumer().await;
@@ -89,7 +89,7 @@ impl<H: Handler> Scanner<'_, H> {
                 return;
             }
             let Err(error) = self.scan(&observation.info).await else { return };
-            let message = "failed to look for events that the NATS client cannot parse";
+            let message = "failed to read events that the NATS client may not parse";
             tracing::warn!(binding = self.consumer.name(), %error, "{message}");
             if error.kind() == ErrorKind::Refused {
                 return;
@@ -159,11 +159,11 @@ impl<H: Handler> Scanner<'_, H> {
         }
     }
 
-    /// While their dead letters cannot be kept their deliveries are held, so that they do not come again.
+    /// Until their dead letters are written their deliveries stay in progress, so that they are not redelivered.
     async fn hold_pending(&self) {
         let client = self.consumer.connection.client();
         for event in &self.pending {
-            // Where it cannot be sent the connection is lost, and everything is read again.
+            // If it cannot be sent the connection is lost, and everything is read again.
             let _ = client.publish(self.ack_subject(*event), IN_PROGRESS.into()).await;
         }
     }
@@ -195,12 +195,12 @@ impl<H: Handler> Scanner<'_, H> {
         }
     }
 
-    /// How often JetStream hears of what is pending.
+    /// How often JetStream gets in-progress acknowledgements of what is pending.
     fn hold_interval(&self) -> Duration {
         RETRY_INTERVAL.min(self.consumer.binding.ack_wait.0 / 4)
     }
 
-    /// As [`end`](Self::end), while everything that is pending is held.
+    /// As [`end`](Self::end), while everything that is pending stays in progress.
     async fn end_holding(&self, event: &RawEvent) -> bool {
         let mut ending = pin!(self.end(event));
         loop {
@@ -212,9 +212,9 @@ impl<H: Handler> Scanner<'_, H> {
         }
     }
 
-    /// Keeps a dead letter and terminates the delivery; whether that is done.
+    /// Writes a dead letter and terminates the delivery; returns whether that is done.
     async fn end(&self, event: &RawEvent) -> bool {
-        // The server looks at names and the sequence alone: a termination must not reach another consumer.
+        // The server compares only names and the sequence: a termination must not reach another consumer.
         let observation = self.consumer.discovery.wait_for_consumer().await;
         if observation.info.created != self.created {
             return true;
@@ -223,7 +223,7 @@ impl<H: Handler> Scanner<'_, H> {
         let reason = match attempt::keep_foreign(&self.consumer.runner, &self.consumer.source, event).await {
             Ok(reason) => reason,
             Err(error) => {
-                tracing::error!(binding = self.consumer.name(), sequence, %error, "failed to keep a dead letter, will retry");
+                tracing::error!(binding = self.consumer.name(), sequence, %error, "failed to write a dead letter, will retry");
                 return false;
             }
         };
@@ -241,7 +241,7 @@ impl<H: Handler> Scanner<'_, H> {
         true
     }
 
-    /// Where its delivery is acknowledged.
+    /// Its acknowledgement subject.
     fn ack_subject(&self, event: ForeignEvent) -> String {
         let binding = &self.consumer.binding;
         let ForeignEvent { sequence, time } = event;

@@ -1,8 +1,8 @@
 //! Restores the order in which a consumer delivered, over several subscriptions of one connection. Pure.
 //!
-//! The client hands every message to its subscription in the order in which the connection brings them. Whoever looks through the
-//! subscriptions one after another may see a later message in one before an earlier one in another, which came just after the look. A
-//! second look over all of them finds everything that came before what the first one saw.
+//! The client passes every message to its subscription in the order of the connection. A reader that polls the subscriptions one after
+//! another may see a later message in one before an earlier one in another, which arrived just after the poll. A
+//! second poll of all of them finds everything that arrived before what the first one saw.
 
 use std::mem;
 
@@ -12,10 +12,10 @@ pub(super) trait Ordered {
     fn consumer_sequence(&self) -> u64;
 }
 
-/// Deliveries of two looks.
+/// Deliveries of two polls.
 #[derive(Debug)]
 pub(super) struct Merge<M> {
-    /// Seen by a second look, and later than anything of the first: what came before it may not have been seen.
+    /// Seen by a second poll, and later than anything of the first: its predecessors may not have been seen.
     ahead: Vec<M>,
 }
 
@@ -26,7 +26,7 @@ impl<M> Default for Merge<M> {
 }
 
 impl<M: Ordered> Merge<M> {
-    /// What a look saw, with what was left of the one before.
+    /// The messages of a poll, with the remainder of the previous one.
     pub(super) fn first_look(&mut self, seen: Vec<M>) -> Vec<M> {
         if self.ahead.is_empty() {
             return seen;
@@ -36,7 +36,7 @@ impl<M: Ordered> Merge<M> {
         first
     }
 
-    /// Those of which every earlier one was seen, in their order.
+    /// Those whose predecessors were all seen, in their order.
     pub(super) fn in_order(&mut self, mut first: Vec<M>, second: Vec<M>) -> Vec<M> {
         let Some(last) = first.iter().map(Ordered::consumer_sequence).max() else {
             self.ahead.extend(second);
@@ -50,7 +50,7 @@ impl<M: Ordered> Merge<M> {
         first
     }
 
-    /// Whether something was seen that has not been handed on.
+    /// Whether a message was seen that was not passed on yet.
     pub(super) fn has_ahead(&self) -> bool {
         !self.ahead.is_empty()
     }
@@ -84,7 +84,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(256))]
 
-        /// A connection brings messages one after another to changing subscriptions, between any two looks at one of them.
+        /// A connection delivers messages one after another to changing subscriptions, between any two polls of one of them.
         #[test]
         fn what_is_handed_on_is_in_order_whenever_messages_come(
             turns in prop::collection::vec(0_usize..4, 1..60),

@@ -1,4 +1,4 @@
-//! Fetches deliveries from JetStream, as many as there is room for, and waits for the consumer where it is not there.
+//! Fetches deliveries from JetStream, as many as there is room for, and waits for the consumer if it does not exist.
 
 mod arrivals;
 mod credits;
@@ -23,13 +23,13 @@ use self::{arrivals::PullEvent, credits::Room, pull::Pull};
 use super::{delivery::Delivered, observation::Observation, source::ConsumerLoop};
 use crate::Handler;
 
-/// How often it is looked whether other consumers of the process have given bytes back.
+/// How often it is checked whether other consumers of the process have released bytes.
 const BYTES_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What the dispatcher hears of, in its order.
+/// What the dispatcher receives, in its order.
 pub(super) enum Fetched {
     Deliveries {
-        /// Of which consumer of the name, as [`Observation::incarnation`] counts them.
+        /// The consumer of the name, as [`Observation::incarnation`] counts them.
         incarnation: u64,
         deliveries: Vec<Delivered>,
     },
@@ -37,7 +37,7 @@ pub(super) enum Fetched {
     Doubt,
 }
 
-/// Fetches and hands on until `stop`, and then what was asked for before: nobody else would be given it before ackWait is over.
+/// Fetches and forwards until `stop`, and then what was requested before: no other process gets it before ackWait is over.
 pub(super) async fn run<H: Handler>(consumer: &ConsumerLoop<H>, outbound: mpsc::UnboundedSender<Fetched>) {
     let mut fetcher = Fetcher { consumer, outbound, pull: None, incarnation: 0 };
     consumer.stop.run_until_cancelled(fetcher.fetch_forever()).await;
@@ -51,18 +51,18 @@ pub(super) async fn run<H: Handler>(consumer: &ConsumerLoop<H>, outbound: mpsc::
 struct Fetcher<'a, H> {
     consumer: &'a ConsumerLoop<H>,
     outbound: mpsc::UnboundedSender<Fetched>,
-    /// Stays open for as long as its client and its consumer: what NATS sent around the loss of a connection arrives still.
+    /// Stays open for as long as its client and its consumer: what NATS sent around the loss of a connection still arrives.
     pull: Option<Pull>,
     incarnation: u64,
 }
 
 /// Why fetching stopped for now.
 enum Stopped {
-    /// The consumer does not answer.
+    /// The consumer does not respond.
     Unavailable(String),
     /// The connection was lost.
     Disconnected,
-    /// The client is gone, and the subscriptions with it.
+    /// The client has ended, and the subscriptions with it.
     Closed,
     /// The servers do not permit it.
     PermissionDenied(Violation),
@@ -72,17 +72,17 @@ impl<H: Handler> Fetcher<'_, H> {
     fn forward(&self, deliveries: Vec<Delivered>) {
         let bytes = deliveries.iter().map(|delivered| delivered.size).sum();
         self.consumer.acquire_capacity(deliveries.len(), bytes);
-        // Refused only where consuming has ended by a fault.
+        // Refused only if consuming has ended after a bug.
         let _ = self.outbound.send(Fetched::Deliveries { incarnation: self.incarnation, deliveries });
     }
 
-    /// Pulls and hands on, and where the consumer does not answer waits for it. Dropping it loses nothing.
+    /// Pulls and forwards, and waits for the consumer if it does not respond. Cancel safe.
     async fn fetch_forever(&mut self) {
         let consumer = self.consumer;
-        // Rounds that ended before JetStream had served a request, or with what the servers do not permit.
+        // Rounds that ended before JetStream had served a request, or with a permissions violation.
         let mut refused = 0;
         loop {
-            // A consumer that is not there, or not there any more, is waited for; so is the connection.
+            // Wait for a consumer that does not exist, or not any more; and for the connection.
             let observation = consumer.discovery.wait_for_consumer().await;
             // What the client cannot parse would end the connection again.
             consumer.suspicion.await_initial_scan().await;
@@ -122,12 +122,12 @@ impl<H: Handler> Fetcher<'_, H> {
             };
             consumer.unavailable(&why);
             tracing::warn!(binding = consumer.name(), why, "stopped pulling");
-            // It is there and may refuse every request, as where its configuration does not fit: then it is asked ever less.
+            // It exists and may refuse every request, for example with a wrong configuration: then it is asked less and less.
             sleep(pause(refused, rand::random())).await;
         }
     }
 
-    /// Subscribes to what will be pulled, if that is not subscribed to already. Deliveries of a consumer that is gone are not taken for
+    /// Subscribes to what will be pulled, if not subscribed already. Deliveries of a deleted consumer are not taken for
     /// those of another one.
     async fn open(&mut self, observation: &Observation) -> Result<(), async_nats::SubscribeError> {
         if self.incarnation != observation.incarnation || self.pull.as_ref().is_some_and(Pull::is_outdated) {
@@ -144,7 +144,7 @@ impl<H: Handler> Fetcher<'_, H> {
         self.pull.as_ref().map_or(0, Pull::served)
     }
 
-    /// Pulls and hands on until the consumer does not answer, and says why.
+    /// Pulls and forwards until the consumer does not respond, and returns why.
     async fn fetch_while_available(&mut self, observation: &Arc<Observation>) -> Stopped {
         let consumer = self.consumer;
         let Some(pull) = &mut self.pull else { return Stopped::Closed };
@@ -155,7 +155,7 @@ impl<H: Handler> Fetcher<'_, H> {
         let mut was_served = false;
         loop {
             if !self.is_proven().await {
-                return Stopped::Unavailable("the consumer was made again".to_owned());
+                return Stopped::Unavailable("the consumer was recreated".to_owned());
             }
             let consumer = self.consumer;
             let Some(pull) = &mut self.pull else { return Stopped::Closed };
@@ -176,7 +176,7 @@ impl<H: Handler> Fetcher<'_, H> {
             }
             consumer.proof.hold_until(pull.open_until());
             let room_at = pull.room_at(room);
-            // Between the look at what is held and this, there may have come to be room; where any is enough, the bell was rung.
+            // Room may have appeared between the check of what is in flight and this; if any room is enough, the notification was sent.
             if consumer.await_room(room_at) && room_at < room.in_flight {
                 continue;
             }
@@ -184,7 +184,7 @@ impl<H: Handler> Fetcher<'_, H> {
                 biased;
                 event = pull.next() => event,
                 () = consumer.capacity_freed.notified() => continue,
-                // Bytes that another consumer of the process gives back ring no bell here.
+                // Bytes that another consumer of the process releases send no notification here.
                 () = sleep(BYTES_INTERVAL), if room.bytes == 0 && !pull.owes() => continue,
             };
             consumer.proof.hold_until(pull.open_until());
@@ -205,8 +205,8 @@ impl<H: Handler> Fetcher<'_, H> {
         }
     }
 
-    /// Whether the consumer is still the one whose deliveries are handed on. While no request is open the server does not report its end, so it is
-    /// asked for before the next one.
+    /// Whether the consumer is still the one whose deliveries are forwarded. While no request is open the server does not report its end, so it
+    /// is asked for before the next request.
     async fn is_proven(&self) -> bool {
         let Self { consumer, incarnation, .. } = self;
         let is_open = self.pull.as_ref().is_some_and(Pull::owes);

@@ -17,26 +17,26 @@ use super::{
 };
 use crate::Source;
 
-/// Fewest bytes that a request allows, where there are as many.
+/// Minimum bytes that a request allows, if as many are free.
 const MIN_REQUEST_BYTES: usize = 64 * 1024;
-/// Requests in one ackWait beyond the room that there is, for what is owed: what is not due yet comes after that time at the latest, and
-/// until then each of them is served with something new.
+/// Requests in one ackWait beyond the room that there is, for what is owed: redeliveries that are not due yet come after that time at the
+/// latest, and until then each such request receives a new event.
 const OVERDRAFTS: u32 = 16;
-/// Shortest time between two of them.
+/// Minimum time between two of them.
 const MIN_OVERDRAFT_INTERVAL: Duration = Duration::from_millis(250);
-/// Shortest time between two requests where the consumer lets them be open for less than that.
+/// Minimum time between two requests if the consumer lets them be open for less than that.
 const MIN_REQUEST_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The requests that are open at one consumer.
+/// The open requests at one consumer.
 pub(super) struct Pull {
     client: Client,
-    /// Of the client that has the subscriptions.
+    /// The client of the subscriptions.
     generation: u64,
     link: watch::Receiver<Link>,
     violations: ViolationReceiver,
     inbox: String,
     subject: String,
-    /// Stands in the subjects on which deliveries are acknowledged.
+    /// Part of the subjects on which deliveries are acknowledged.
     ack_infix: String,
     arrivals: Arrivals,
     limits: RequestLimits,
@@ -45,7 +45,7 @@ pub(super) struct Pull {
     is_overdrawn: bool,
 }
 
-/// The most that a consumer grants.
+/// The maximum that a consumer grants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RequestLimits {
     batch: usize,
@@ -57,7 +57,7 @@ struct RequestLimits {
 }
 
 impl RequestLimits {
-    /// What its configuration says, where 0 is no limit.
+    /// From its configuration, in which 0 is no limit.
     fn new(config: &ConsumerConfig) -> Self {
         let limit = |value: i64| usize::try_from(value).ok().filter(|value| *value > 0).unwrap_or(usize::MAX);
         let ack_wait = Duration::from_nanos(u64::try_from(config.ack_wait).unwrap_or_default());
@@ -76,7 +76,7 @@ impl RequestLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct RequestSize {
     count: usize,
-    /// `None` where one event may have any size.
+    /// `None` if one event may have any size.
     bytes: Option<usize>,
     /// For one event, with as many bytes as the consumer grants.
     is_lone: bool,
@@ -111,10 +111,10 @@ impl Pull {
         })
     }
 
-    /// Begins to pull on the connection that there is now; `false` where there is none.
+    /// Begins to pull on the current connection; `false` if there is none.
     ///
-    /// A request of the connection before may still be served, for as long as it was made for: then more is held for a moment than there
-    /// is room for, rather than what NATS sent be left to wait for ackWait.
+    /// A request of the previous connection may still be served, for as long as it was made for: then more is in flight for a moment than there
+    /// is room for, which is better than to let what NATS sent wait for ackWait.
     pub(super) fn resume(&mut self, config: &ConsumerConfig) -> bool {
         self.arrivals.reset();
         self.violations.clear();
@@ -122,33 +122,33 @@ impl Pull {
         self.link.borrow_and_update().connected
     }
 
-    /// Whether its client is gone for good, and another one was built.
+    /// Whether its client has ended, and another one was built.
     pub(super) fn is_outdated(&self) -> bool {
         self.link.borrow().generation != self.generation
     }
 
-    /// How often the consumer answered as it should, by now.
+    /// How many normal responses the consumer gave.
     pub(super) fn served(&self) -> u64 {
         self.arrivals.served
     }
 
-    /// Whether something may still come of a request.
+    /// Whether a request may still produce something.
     pub(super) fn owes(&self) -> bool {
         self.arrivals.credits.outstanding() > 0
     }
 
-    /// Until when the server has a request, if it has one: so long the end of the consumer is heard of.
+    /// Until when the server has a request, if it has one: until then it reports the end of the consumer.
     pub(super) fn open_until(&self) -> Option<Instant> {
         self.last_request.filter(|_| self.owes()).map(|asked| asked + self.limits.expires)
     }
 
-    /// Bytes that may still come of what was asked for. What is owed for too long is written off.
+    /// Bytes that may still arrive. What is owed for too long is written off.
     pub(super) fn owed_bytes(&mut self) -> usize {
         self.arrivals.credits.next_turn(Instant::now());
         self.arrivals.credits.outstanding_bytes()
     }
 
-    /// Asks for as much as there is room for, beside what is held and what is owed.
+    /// Requests as much as there is room for, beside what is in flight and what is owed.
     pub(super) async fn request(&mut self, room: Room) -> Result<(), async_nats::PublishError> {
         let now = Instant::now();
         let is_full = room.bytes <= self.arrivals.refused_bytes || room.in_flight >= room.capacity;
@@ -171,7 +171,7 @@ impl Pull {
         self.client.publish_with_reply(self.subject.clone(), reply, request.to_string().into()).await
     }
 
-    /// With how many deliveries in flight it is worth to look again whether there is room.
+    /// The deliveries in flight at which it is worth checking for room again.
     pub(super) fn room_at(&self, room: Room) -> usize {
         let is_bound_by_bytes = room.bytes <= self.arrivals.refused_bytes.max(MIN_REQUEST_BYTES);
         if self.owes() && !is_bound_by_bytes {
@@ -181,7 +181,7 @@ impl Pull {
         }
     }
 
-    /// How much to ask for now, if anything.
+    /// How much to request now, if anything.
     fn request_size(&self, room: Room, now: Instant) -> Option<RequestSize> {
         let Self { arrivals, limits, .. } = self;
         let is_early = self.not_before().is_some_and(|not_before| now < not_before);
@@ -189,7 +189,7 @@ impl Pull {
             return None;
         }
         if self.is_overdrawn || room.bytes.min(limits.bytes) <= arrivals.refused_bytes {
-            // An event that is larger than all the room there is comes alone; so does what is owed. JetStream serves what is due again
+            // An event that is larger than all the room comes alone; so does what is owed. JetStream delivers what is due again
             // before anything new.
             let may_ask = self.is_overdrawn || room.in_flight == 0;
             let bytes = Some(limits.bytes).filter(|bytes| *bytes < usize::MAX);
@@ -203,12 +203,12 @@ impl Pull {
         (count > 0).then_some(RequestSize { count, bytes: Some(bytes), is_lone: false })
     }
 
-    /// Whether the connection was lost or made again since pulling began on it.
+    /// Whether the connection was lost or replaced since pulling began on it.
     pub(super) fn is_disconnected(&self) -> bool {
         self.link.has_changed().unwrap_or(true)
     }
 
-    /// Until when a request is held back.
+    /// Until when a request is postponed.
     fn not_before(&self) -> Option<Instant> {
         let interval = if self.is_overdrawn && !self.arrivals.is_redelivering {
             Some(self.limits.overdraft_interval)
@@ -219,7 +219,7 @@ impl Pull {
         self.arrivals.not_before.max(spaced)
     }
 
-    /// The next thing that happens. May be dropped and called again without loss.
+    /// The next event. Cancel safe.
     pub(super) async fn next(&mut self) -> PullEvent {
         let unanswered = self.arrivals.credits.unanswered_from();
         let wake_up = self.not_before().filter(|at| *at > Instant::now());
@@ -232,12 +232,12 @@ impl Pull {
         };
         let event = tokio::select! {
             biased;
-            // Tokio lets a task read so many messages, and then says of every subscription that it is empty: a later message could
-            // be seen before an earlier one. What comes is bounded by what was asked for.
+            // Tokio lets a task read so many messages, and then reports every subscription as empty: a later message could
+            // be seen before an earlier one. What arrives is bounded by what was requested.
             event = unconstrained(poll_fn(|context| arrivals.poll_next(context))) => event,
             _ = link.changed() => PullEvent::Disconnected,
             violation = violations.next_matching(concerns) => PullEvent::PermissionDenied(violation),
-            () = at(unanswered) => PullEvent::Unavailable("the consumer does not answer".to_owned()),
+            () = at(unanswered) => PullEvent::Unavailable("the consumer does not respond".to_owned()),
             () = at(wake_up) => PullEvent::MayRequest,
         };
         if !matches!(event, PullEvent::Deliveries(_) | PullEvent::Ended | PullEvent::MayRequest) {
@@ -246,7 +246,7 @@ impl Pull {
         event
     }
 
-    /// What still comes of what was asked for; `None` when that is all.
+    /// The next of what was requested; `None` when that is all.
     pub(super) async fn drain(&mut self) -> Option<Vec<Delivered>> {
         while self.owes() || self.arrivals.has_ahead() {
             match self.next().await {

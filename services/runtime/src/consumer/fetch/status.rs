@@ -1,30 +1,30 @@
-//! What the server says where it ends a pull request (NATS ADR-13, and `sendErr` in server/consumer.go of nats-server). Pure.
+//! Status messages with which the server ends a pull request (NATS ADR-13, and `sendErr` in server/consumer.go of nats-server). Pure.
 
 use async_nats::StatusCode;
 
 /// How a request ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RequestEnd {
-    /// As requests do; another one may be made at once.
+    /// Normally; another one may be sent at once.
     Expired,
     /// The next event is larger than the request allows.
     TooFewBytes,
-    /// The consumer has as many requests as it may have.
+    /// The consumer has its maximum of requests.
     TooManyRequests,
-    /// The consumer is not there, refuses the request as it is, or does not answer, and why that is believed.
+    /// The consumer does not exist, refuses the request, or does not respond, and why that is assumed.
     Unavailable(String),
 }
 
-/// Reads a status. The first part of a description is what the server says; limits follow some.
+/// Reads a status. The description begins with the server's message; limits follow some.
 pub(super) fn request_end(status: StatusCode, description: &str) -> RequestEnd {
     match (status, description) {
-        // A consumer that moves or a server that stops: another one answers the next request.
+        // A consumer that moves or a server that stops: another one serves the next request.
         (StatusCode::TIMEOUT | StatusCode::NOT_FOUND, _)
         | (_, "Leadership Change" | "Batch Completed" | "Server Shutdown") => RequestEnd::Expired,
         (_, "Message Size Exceeds MaxBytes") => RequestEnd::TooFewBytes,
         (_, "Exceeded MaxWaiting") => RequestEnd::TooManyRequests,
         (StatusCode::NO_RESPONDERS, _) => {
-            RequestEnd::Unavailable("nobody answers for the consumer".to_owned())
+            RequestEnd::Unavailable("no server responds for the consumer".to_owned())
         }
         (status, description) => RequestEnd::Unavailable(format!("{status} {description}")),
     }
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_passes_is_told_from_what_does_not() {
+    fn a_transient_end_differs_from_a_lasting_one() {
         let end = |code: u16, description| request_end(StatusCode::from_u16(code).unwrap(), description);
         for (code, description) in [
             (404, "No Messages"),
@@ -50,7 +50,7 @@ mod tests {
         assert_eq!(end(409, "Message Size Exceeds MaxBytes"), RequestEnd::TooFewBytes);
         assert_eq!(end(409, "Exceeded MaxWaiting"), RequestEnd::TooManyRequests);
         for (code, description, why) in [
-            (503, "", "nobody answers for the consumer"),
+            (503, "", "no server responds for the consumer"),
             (409, "Consumer Deleted", "409 Consumer Deleted"),
             (409, "Exceeded MaxRequestBatch of 5", "409 Exceeded MaxRequestBatch of 5"),
         ] {

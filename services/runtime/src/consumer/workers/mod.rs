@@ -1,4 +1,4 @@
-//! Threads of a handler's own, on which its attempts run. A handler that blocks its thread holds up attempts of the same handler alone:
+//! A handler's own threads, on which its attempts run. A handler that blocks its thread delays attempts of the same handler alone:
 //! acknowledgements, other handlers, HTTP and the stop run elsewhere.
 
 mod queue;
@@ -24,10 +24,10 @@ use self::{
     watchdog::Watched,
 };
 
-/// Threads of each handler, where the machine has fewer cores: one that blocks leaves another.
+/// Minimum threads of each handler, on machines with fewer cores: one that blocks leaves another.
 const MIN_THREADS: usize = 2;
 
-/// Something panicked that no handler is: a fault of this program.
+/// Code other than a handler panicked: a bug of this program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an attempt panicked outside of its handler")]
 pub(super) struct WorkerPanic;
@@ -45,7 +45,7 @@ pub(super) struct Workers<J, R> {
 }
 
 impl<J: Send + 'static, R: Send + 'static> Workers<J, R> {
-    /// Starts the threads. Each job is begun in the order of [`begin`](Self::begin), as many at once as there are threads; one that has
+    /// Starts the threads. Each job begins in the order of [`begin`](Self::begin), as many at once as there are threads; one that has
     /// to wait for something makes room for the next.
     ///
     /// # Errors
@@ -80,22 +80,22 @@ impl<J: Send + 'static, R: Send + 'static> Workers<J, R> {
         Ok(Self { new: Vec::new(), jobs, results, runtime: Some(runtime) })
     }
 
-    /// Has a job begun when a thread is free, after [`hand_over`](Self::hand_over).
+    /// Queues a job for a free thread, after [`hand_over`](Self::hand_over).
     pub(super) fn begin(&mut self, job: J) {
         self.new.push(job);
     }
 
-    /// Hands the jobs over that are new.
+    /// Hands new jobs over to the threads.
     pub(super) fn hand_over(&mut self) {
         self.jobs.extend(&mut self.new);
     }
 
-    /// Waits until there are results. May be dropped and called again without loss.
+    /// Waits until there are results. Cancel safe.
     pub(super) async fn ended(&self) {
         self.results.announced().await;
     }
 
-    /// The results that are there.
+    /// The results so far.
     pub(super) fn take_results(&self) -> Vec<Ended<R>> {
         self.results.take()
     }
@@ -103,7 +103,7 @@ impl<J: Send + 'static, R: Send + 'static> Workers<J, R> {
 
 impl<J, R> Drop for Workers<J, R> {
     fn drop(&mut self) {
-        // What waits is dropped; a thread that is blocked is left behind, since nothing can end it.
+        // Waiting jobs are dropped; a blocked thread is left behind, since nothing can end it.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -116,7 +116,7 @@ struct Worker<J, R, W> {
     results: Arc<Results<Ended<R>>>,
     watchdog: Arc<Watchdog>,
     work: W,
-    /// Room for the next attempt, or `None` after one that goes on elsewhere: attempts are large, and most end at once.
+    /// Room for the next attempt, or `None` after one that continues elsewhere: attempts are large, and most end at once.
     attempt: Option<ReusableBoxFuture<'static, Ended<R>>>,
 }
 
@@ -149,7 +149,7 @@ where
         }
     }
 
-    /// Begins a job. Most end when they are polled first; one that does not goes on as a task of its own.
+    /// Begins a job. Most end when they are polled first; one that does not continues as a task of its own.
     async fn begin(&mut self, job: J) -> Option<Ended<R>> {
         let attempt = AssertUnwindSafe((self.work)(job)).catch_unwind();
         let attempt = attempt.map(|ended| ended.map_err(|_| WorkerPanic));
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_job_that_panics_is_told_and_others_go_on() {
+    async fn a_job_that_panics_is_reported_and_others_continue() {
         let mut workers = workers(|job| async move {
             assert_ne!(job, 1, "no such job");
             job

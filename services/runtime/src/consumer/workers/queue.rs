@@ -1,4 +1,4 @@
-//! How jobs come to threads and their results back. Both go many at a time: a wake-up of another thread costs more than most jobs.
+//! How jobs reach threads and results return. Both move many at a time: a wake-up of another thread costs more than most jobs.
 
 use std::{
     collections::VecDeque,
@@ -9,9 +9,9 @@ use std::{
 
 use tokio::sync::Notify;
 
-/// Results for which the other side is woken once, at most.
+/// Maximum results for which the other side is woken once.
 const MAX_UNANNOUNCED: usize = 128;
-/// Longest time that a result waits for others to be announced with, beside the job that is done meanwhile.
+/// Maximum time that a result waits for others to be announced with, beside the current job.
 const MAX_WAIT: Duration = Duration::from_micros(200);
 /// A job that takes longer has its result announced at once: the next one may be as slow, or block its thread.
 const SLOW_JOB: Duration = Duration::from_micros(50);
@@ -37,14 +37,14 @@ impl<J> Jobs<J> {
         self.added.notify_one();
     }
 
-    /// The next job that is there, and whether it is the last one.
+    /// The next job, and whether it is the last one.
     pub(super) fn try_next(&self) -> Option<(J, bool)> {
         let mut waiting = lock(&self.waiting);
         let job = waiting.pop_front()?;
         Some((job, waiting.is_empty()))
     }
 
-    /// The next job, after a wait. May be dropped and called again without loss.
+    /// The next job, after a wait. Cancel safe.
     pub(super) async fn next(&self) -> J {
         loop {
             self.added.notified().await;
@@ -72,22 +72,22 @@ impl<R> Default for Results<R> {
 }
 
 impl<R> Results<R> {
-    /// Adds a result, which is seen by whoever looks for it, but wakes nobody.
+    /// Adds a result, which every reader sees, but wakes nobody.
     pub(super) fn add(&self, result: R) {
         lock(&self.ended).push(result);
     }
 
-    /// Wakes who waits for results.
+    /// Wakes the reader of the results.
     pub(super) fn announce(&self) {
         self.added.notify_one();
     }
 
-    /// All that is there.
+    /// All results so far.
     pub(super) fn take(&self) -> Vec<R> {
         mem::take(&mut *lock(&self.ended))
     }
 
-    /// Waits until results were announced. May be dropped and called again without loss.
+    /// Waits until results were announced. Cancel safe.
     pub(super) async fn announced(&self) {
         self.added.notified().await;
     }
@@ -113,7 +113,7 @@ impl Announcements {
         self.last_end = now;
     }
 
-    /// A job ended with a result; whether it is announced now, with those before it.
+    /// A job ended with a result; returns whether it is announced now, with those before it.
     pub(super) fn ended(&mut self, now: Instant) -> bool {
         let took = now.saturating_duration_since(mem::replace(&mut self.last_end, now));
         if self.unannounced == 0 {
@@ -129,7 +129,7 @@ impl Announcements {
         is_due
     }
 
-    /// Nothing is left to do; whether results are left to announce.
+    /// No jobs are left; returns whether results are left to announce.
     pub(super) fn idle(&mut self) -> bool {
         mem::take(&mut self.unannounced) > 0
     }

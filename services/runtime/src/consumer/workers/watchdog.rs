@@ -1,4 +1,4 @@
-//! Finds handlers that block their threads. It has a thread of its own, since what blocks threads may block timers too.
+//! Detects handlers that block their threads. It has its own thread, since what blocks threads may block timers too.
 
 use std::{
     cell::RefCell,
@@ -15,9 +15,9 @@ use std::{
 
 use jetwright_process::health::Health;
 
-/// How often threads are looked at.
+/// How often threads are checked.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// How much longer than its deadline a handler may keep a thread before the process asks to be restarted.
+/// How much longer than its deadline a handler may block a thread before the process fails liveness.
 pub(crate) const BLOCKING_MARGIN: Duration = Duration::from_secs(5);
 
 /// The threads of one handler.
@@ -27,17 +27,17 @@ pub(crate) struct Watchdog {
     /// How long an attempt may take.
     deadline: Duration,
     threads: Mutex<Vec<Weak<BusySince>>>,
-    /// Looks at the threads, from 1. Time is counted in them: an attempt need not read a clock, and a process that stood still as a whole
+    /// Checks of the threads, from 1. Time is counted in them: an attempt need not read a clock, and a process that stood still as a whole
     /// has not been blocked.
     checks: AtomicU64,
 }
 
-/// After which look a thread entered the handler; 0 while it is not in it.
+/// The check after which a thread entered the handler; 0 while it is not in it.
 #[derive(Debug, Default)]
 struct BusySince(AtomicU64);
 
 thread_local! {
-    /// What this thread is watched by. The threads of a handler run nothing else.
+    /// What watches this thread. The threads of a handler run nothing else.
     static BUSY_SINCE: RefCell<Option<(usize, Arc<BusySince>)>> = const { RefCell::new(None) };
 }
 
@@ -46,7 +46,7 @@ impl Watchdog {
         Self { handler, deadline, threads: Mutex::default(), checks: AtomicU64::new(1) }
     }
 
-    /// Watches until the handler's threads are gone: a thread that is blocked for longer than a handler may take fails liveness, since
+    /// Watches until the handler's threads have ended: a thread that is blocked for longer than a handler may take fails liveness, since
     /// only a restart ends it.
     pub(crate) fn watch(self: &Arc<Self>, health: &Health) {
         let (watchdog, health) = (Arc::downgrade(self), health.clone());
@@ -73,7 +73,7 @@ impl Watchdog {
         polled
     }
 
-    /// Notes that this thread is in the handler, or no more.
+    /// Notes that this thread enters or leaves the handler.
     fn set_busy(self: &Arc<Self>, is_busy: bool) {
         let id = Arc::as_ptr(self).addr();
         let now = if is_busy { self.checks.load(Ordering::Relaxed) } else { 0 };

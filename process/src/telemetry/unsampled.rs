@@ -1,5 +1,5 @@
-//! LogFields of which no span is made, because nobody would record it. Its trace goes on in what it asks of others, and its log lines
-//! say what they would say within its span, at a small part of a span's cost.
+//! Work without a span, because nobody would record the span. Its trace continues in its requests to other programs, and its log
+//! lines have the fields of a span, at a small part of a span's cost.
 
 use std::sync::{
     Arc,
@@ -13,10 +13,10 @@ use opentelemetry::{
 use serde_json::{Map, Value};
 use tokio::task_local;
 
-/// Whether spans go anywhere. Until telemetry is started whoever set up tracing is taken to want them.
+/// Whether spans are exported. Until telemetry is started, a subscriber of the caller's own may want them.
 static RECORDS: AtomicBool = AtomicBool::new(true);
 
-/// Whether spans are exported: if not, sampled ones are no better than none.
+/// Whether spans are exported: if not, sampled spans are of no use.
 #[must_use]
 pub fn records() -> bool {
     RECORDS.load(Ordering::Relaxed)
@@ -26,40 +26,40 @@ pub(super) fn set_records(records: bool) {
     RECORDS.store(records, Ordering::Relaxed);
 }
 
-/// What is worked on, as log lines tell it under `span`.
+/// The fields that log lines show under `span`.
 pub trait LogFields: Send + Sync + 'static {
     /// The fields, with `name` among them.
     fn fields(&self) -> Map<String, Value>;
 }
 
 task_local! {
-    /// What this thread works on now.
-    static WORK: Arc<dyn LogFields>;
+    /// The fields of what this thread does now.
+    static FIELDS: Arc<dyn LogFields>;
 }
 
-/// LogFields that is part of a trace, without a span of its own.
+/// Work that is part of a trace, without a span of its own.
 pub struct UnsampledSpan {
     trace: Context,
-    work: Arc<dyn LogFields>,
+    fields: Arc<dyn LogFields>,
 }
 
 impl UnsampledSpan {
-    /// LogFields that is part of this trace.
+    /// Work that is part of this trace.
     #[must_use]
-    pub fn new(trace: SpanContext, work: Arc<dyn LogFields>) -> Self {
-        Self { trace: Context::new().with_remote_span_context(trace), work }
+    pub fn new(trace: SpanContext, fields: Arc<dyn LogFields>) -> Self {
+        Self { trace: Context::new().with_remote_span_context(trace), fields }
     }
 
-    /// Does some of the work.
+    /// Does a part of the work.
     pub fn in_scope<T>(&self, doing: impl FnOnce() -> T) -> T {
         let _attached = self.trace.clone().attach();
-        WORK.sync_scope(Arc::clone(&self.work), doing)
+        FIELDS.sync_scope(Arc::clone(&self.fields), doing)
     }
 }
 
-/// The fields of the work around this line, if no span is made of it.
+/// The fields of the work around this line, if it has no span.
 pub(super) fn fields() -> Option<Map<String, Value>> {
-    WORK.try_with(|work| work.fields()).ok()
+    FIELDS.try_with(|fields| fields.fields()).ok()
 }
 
 /// The trace of the work around this line, if it has one.

@@ -1,4 +1,4 @@
-//! Keeps a projection: brings the key that a delivery is about up to date.
+//! Keeps a projection up to date: the key of each delivery.
 
 use std::{marker::PhantomData, time::Duration};
 
@@ -13,18 +13,17 @@ use crate::{
     store::{Pages, Shared, is_key},
 };
 
-/// How often a key is brought up to date against others who do the same, before its event is tried again as a whole.
-const TRIES: u32 = 5;
-/// How often an entry that takes long is written on the way, so that the next attempt goes on from there.
+/// Maximum tries to update a key against other writers, before its event is retried as a whole.
+const MAX_TRIES: u32 = 5;
+/// How often a long update stores its progress, so that the next attempt continues from there.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Keeps the entries of one projection. Clones share one connection.
+/// Keeps the entries of one projection up to date. Clones share one connection.
 pub(crate) struct Projector<P: Projection> {
     pub(super) bucket: KeyValue,
     pub(super) reader: Reader,
-    /// The stream of its events.
     pub(super) stream: String,
-    /// Keys that are being brought up to date.
+    /// Keys that are being updated.
     keys: Shared<Result<Option<StoredEntry<P::Entry>>, Error>>,
     projection: PhantomData<fn() -> P>,
 }
@@ -34,14 +33,14 @@ impl<P: Projection> Projector<P> {
         Self { bucket, reader, stream, keys: Shared::default(), projection: PhantomData }
     }
 
-    /// Brings a key's entry up to what its stream has, unless it is past this position already, and returns it. Of two that do
-    /// so at once, one is told of a conflict.
+    /// Updates a key's entry to the newest events in its stream, unless it covers this position already, and returns it. Of two
+    /// concurrent updates, one gets a conflict.
     async fn catch_up(
         &self,
         key: &str,
         wanted: Option<Position>,
     ) -> Result<Option<StoredEntry<P::Entry>>, Error> {
-        // Before the stream is looked at, so that what is read there is never less than what is in the entry.
+        // Before the stream is read, so that the events read there are never fewer than those in the entry.
         let found = self.bucket.get(key).await?;
         let before = found.as_ref().and_then(|found| parse::<P>(key, &found.value));
         if let (Some(before), Some(wanted)) = (&before, wanted)
@@ -59,45 +58,45 @@ impl<P: Projection> Projector<P> {
         let (mut revision, mut written) = (found.as_ref().map_or(0, |found| found.revision), Instant::now());
         while let Some(page) = pages.next().await? {
             if written.elapsed() >= PROGRESS_INTERVAL
-                && let Some(kept) = fold.so_far(rebuild.as_ref())
+                && let Some(entry) = fold.progress(rebuild.as_ref())
             {
-                revision = self.write(key, &kept, revision).await?;
+                revision = self.write(key, &entry, revision).await?;
                 written = Instant::now();
             }
             fold.advance(&page);
         }
-        let news = fold.events() > 0 && !(fold.is_nothing() && found.is_none());
-        let Some(kept) = fold.finish(rebuild) else { return Ok(None) };
-        if news {
-            self.write(key, &kept, revision).await?;
+        let changed = fold.events() > 0 && !(fold.is_empty() && found.is_none());
+        let Some(entry) = fold.finish(rebuild) else { return Ok(None) };
+        if changed {
+            self.write(key, &entry, revision).await?;
         }
-        Ok(Some(kept))
+        Ok(Some(entry))
     }
 
-    /// Whether the stream is still the one that an entry was made of, so that it is to be brought up from its position; then the
-    /// pages go on there, and else they begin with the first.
+    /// Whether the stream is still the one that an entry was folded from, so that the update continues at its position; then the
+    /// pages continue there, and otherwise they begin with the first.
     async fn can_resume(&self, pages: &mut Pages<'_>, position: Position) -> Result<bool, Error> {
         if pages.resume_after(position).await? {
             return Ok(true);
         }
-        // The event at the position is gone. That is so in a stream that was made again, where everything is later than in the
-        // one before, and also where events are kept for a time: what they made stays in the entry.
+        // The event at the position is deleted. That happens in a recreated stream, where everything is later than in its predecessor,
+        // and also where events are kept for a limited time: their effect stays in the entry.
         let first = self.reader.next(&self.stream, ">", 1).await?;
-        let made_again =
+        let recreated =
             first.is_some_and(|first| first.sequence <= position.sequence && first.time > position.time);
-        if !made_again {
+        if !recreated {
             pages.begin_after(position.sequence);
         }
-        Ok(!made_again)
+        Ok(!recreated)
     }
 
     pub(super) async fn write(
         &self,
         key: &str,
-        kept: &StoredEntry<P::Entry>,
+        entry: &StoredEntry<P::Entry>,
         revision: u64,
     ) -> Result<u64, Error> {
-        let value = serde_json::to_vec(kept).map_err(|error| {
+        let value = serde_json::to_vec(entry).map_err(|error| {
             Error::new(ErrorKind::Refused, format!("bucket {}, key {key}", P::BUCKET), error)
         })?;
         match revision {
@@ -106,8 +105,8 @@ impl<P: Projection> Projector<P> {
         }
     }
 
-    /// As [`catch_up`](Self::catch_up), once at a time for a key in this process, and again where another one was faster.
-    async fn catch_up_among_others(
+    /// As [`catch_up`](Self::catch_up), once at a time for a key in this process, and again after a conflict.
+    async fn catch_up_once_per_key(
         &self,
         key: &str,
         wanted: Option<Position>,
@@ -116,22 +115,22 @@ impl<P: Projection> Projector<P> {
             let mut own = false;
             let work = async {
                 own = true;
-                self.catch_up_among_processes(key, wanted).await
+                self.catch_up_with_retries(key, wanted).await
             };
-            let kept = self.keys.run(key, work).await?;
-            // Another delivery's work ends where that one's event is in the entry already.
-            if own || wanted.is_none_or(|wanted| kept.as_ref().is_some_and(|kept| kept.covers(wanted))) {
-                return Ok(kept);
+            let entry = self.keys.run(key, work).await?;
+            // Another delivery's update is enough if its event is in the entry already.
+            if own || wanted.is_none_or(|wanted| entry.as_ref().is_some_and(|entry| entry.covers(wanted))) {
+                return Ok(entry);
             }
         }
     }
 
-    async fn catch_up_among_processes(
+    async fn catch_up_with_retries(
         &self,
         key: &str,
         wanted: Option<Position>,
     ) -> Result<Option<StoredEntry<P::Entry>>, Error> {
-        for _ in 1..TRIES {
+        for _ in 1..MAX_TRIES {
             match self.catch_up(key, wanted).await {
                 Err(error) if error.kind() == ErrorKind::Conflict => {
                     sleep(Duration::from_millis(rand::random_range(0..=10))).await;
@@ -143,7 +142,7 @@ impl<P: Projection> Projector<P> {
     }
 }
 
-/// The key that an event is about, if it is one that a bucket can have.
+/// The key that an event is about, if it is valid for a bucket.
 pub(super) fn key_of<P: Projection>(subject: &str) -> Option<&str> {
     P::key(subject).filter(|key| is_key(key))
 }
@@ -153,24 +152,24 @@ impl<P: Projection> Handler for Projector<P> {
 
     async fn handle(&self, _event: P::Event, metadata: &Metadata) -> Result<(), HandlerError> {
         let Some(key) = key_of::<P>(&metadata.subject) else {
-            return Err(HandlerError::permanent("its subject names no key"));
+            return Err(HandlerError::permanent("its subject has no key"));
         };
-        // Of a position in another stream nothing is known here.
+        // A position in another stream means nothing here.
         let wanted = (*metadata.source.stream == *self.stream)
             .then_some(Position { time: metadata.time, sequence: metadata.sequence });
-        let kept = self.catch_up_among_others(key, wanted).await?;
+        let entry = self.catch_up_once_per_key(key, wanted).await?;
         let Some(wanted) = wanted else { return Ok(()) };
-        match kept {
-            Some(kept) if kept.position.sequence >= wanted.sequence => {
-                if let Some(why) = kept.skipped(wanted.sequence) {
+        match entry {
+            Some(entry) if entry.position.sequence >= wanted.sequence => {
+                if let Some(why) = entry.skipped(wanted.sequence) {
                     return Err(HandlerError::permanent(why));
                 }
-                let (bucket, sequence) = (P::BUCKET, kept.position.sequence);
-                tracing::info!(bucket, key, sequence, "projected");
+                let (bucket, sequence) = (P::BUCKET, entry.position.sequence);
+                tracing::info!(bucket, key, sequence, "updated projection");
                 Ok(())
             }
             _ => Err(HandlerError::transient(format_args!(
-                "its stream has nothing of this sequence under {}",
+                "its stream has no event of this sequence under {}",
                 P::filter(key)
             ))),
         }

@@ -1,7 +1,7 @@
 //! Subjects and filters of subjects. Pure.
 
-/// Whether a filter, which may have wildcards, is one of this subject.
-pub(super) fn matches(filter: &str, subject: &str) -> bool {
+/// Whether a filter, which may have wildcards, matches this subject.
+pub(crate) fn matches(filter: &str, subject: &str) -> bool {
     let mut tokens = subject.split('.');
     for wanted in filter.split('.') {
         match (wanted, tokens.next()) {
@@ -15,7 +15,7 @@ pub(super) fn matches(filter: &str, subject: &str) -> bool {
 }
 
 /// Whether a filter stands for several subjects, and not for every one.
-pub(super) fn is_some_of_many(filter: &str) -> bool {
+pub(crate) fn is_some_of_many(filter: &str) -> bool {
     filter != ">" && filter.split('.').any(|token| token == "*" || token == ">")
 }
 

@@ -1,0 +1,23 @@
+//! What a test of a handler fixes, and what it sees that no acknowledgement says. Production has none.
+
+use std::sync::{Mutex, PoisonError};
+
+use super::retry::Decision;
+
+/// Fixes the jitter of delays, and keeps what was decided of the last attempt.
+#[derive(Debug, Default)]
+pub(super) struct Probe(Mutex<Option<Decision>>);
+
+impl Probe {
+    /// No delay is shortened, so that a test knows each.
+    pub(super) const JITTER: f64 = 1.0;
+
+    pub(super) fn record(&self, decision: &Decision) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(decision.clone());
+    }
+
+    /// What was decided since it was taken last.
+    pub(super) fn take(&self) -> Option<Decision> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
