@@ -4,6 +4,7 @@
 //! Reconciling=True that work goes on, Stalled=True that nothing more happens until something changes.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use strum::VariantArray as _;
 
 /// All is as declared.
 pub const READY: &str = "Ready";
@@ -80,6 +81,12 @@ impl Reason {
         word.parse().ok()
     }
 
+    /// Every reason.
+    #[must_use]
+    pub fn all() -> &'static [Self] {
+        Self::VARIANTS
+    }
+
     /// The word as it stands in the condition.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -136,7 +143,6 @@ pub fn get<'a>(conditions: &'a [Condition], type_: &str) -> Option<&'a Condition
 #[cfg(test)]
 mod tests {
     use k8s_openapi::jiff::Timestamp;
-    use strum::VariantArray as _;
 
     use super::*;
 
@@ -150,7 +156,7 @@ mod tests {
 
     #[test]
     fn every_reason_is_known_by_its_word() {
-        for reason in Reason::VARIANTS {
+        for reason in Reason::all() {
             assert_eq!(Reason::named(reason.as_str()), Some(*reason));
         }
         assert_eq!(Reason::CrashLoop.as_str(), "CrashLoop");
