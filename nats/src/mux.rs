@@ -1,7 +1,7 @@
 //! The request mux: one inbox for the replies to all requests of a connection, and one table of the requests that wait for theirs.
 //!
-//! A request has a place in the table and a number, and the subject of its reply carries both. No number is used twice, so a late reply
-//! never reaches the request that has the place by then.
+//! A request has a slot in the table and a number, and the subject of its reply carries both. No number is used twice, so a late reply
+//! never reaches the request that has the slot by then.
 
 use std::{
     collections::VecDeque,
@@ -60,9 +60,9 @@ type Reply = Result<Bytes, NoReply>;
 /// The requests in flight. They survive neither a connection nor a client; the mux itself survives both.
 #[derive(Debug, Default)]
 pub(crate) struct RequestMux {
-    /// Prefix of the subjects of replies; a request's place and number follow. Set by the first subscription.
+    /// Prefix of the subjects of replies; a request's slot and number follow. Set by the first subscription.
     inbox: OnceLock<String>,
-    pending: Mutex<Pending>,
+    pending: Mutex<PendingTable>,
     hasher: RandomState,
     /// Notified when the queue of unsent requests is not empty any more.
     unsent: Notify,
@@ -71,13 +71,13 @@ pub(crate) struct RequestMux {
 }
 
 #[derive(Debug, Default)]
-struct Pending {
+struct PendingTable {
     connected: bool,
     /// Why no reply can arrive on this connection.
     inbox_denied: Option<Violation>,
     waiting: Slab<Waiting>,
     numbers: u64,
-    /// Places and numbers of requests that are not sent yet.
+    /// Slots and numbers of requests that are not sent yet.
     unsent: VecDeque<(usize, u64)>,
     /// A task sends.
     sending: bool,
@@ -96,14 +96,14 @@ struct Waiting {
     reply_tx: oneshot::Sender<Reply>,
 }
 
-/// A request's place in the pending. Dropping it abandons the request.
+/// A request's slot in the table. Dropping it abandons the request.
 #[derive(Debug)]
 pub(crate) struct PendingReply<'a> {
     mux: &'a RequestMux,
-    place: usize,
+    slot: usize,
     number: u64,
     reply_rx: oneshot::Receiver<Reply>,
-    /// It has left the pending.
+    /// It has left the table.
     done: bool,
 }
 
@@ -156,7 +156,7 @@ impl RequestMux {
         if !pending.connected {
             return Submitted::NotConnected(message);
         }
-        let (place, number) =
+        let (slot, number) =
             pending.enter(Waiting { number: 0, subject, message: Some(message), deadline, reply_tx });
         let idle = !mem::replace(&mut pending.sending, true);
         let unattended = !mem::replace(&mut pending.expiring, true);
@@ -167,7 +167,7 @@ impl RequestMux {
         if unattended {
             self.busy.notify_one();
         }
-        Submitted::Pending(PendingReply { mux: self, place, number, reply_rx, done: false })
+        Submitted::Pending(PendingReply { mux: self, slot, number, reply_rx, done: false })
     }
 
     /// Sends requests until the client takes no more commands, which is for ever. At most one task may do this at a time.
@@ -176,13 +176,13 @@ impl RequestMux {
     pub(crate) async fn send(&self, client: &Client) {
         loop {
             // First, since the task before may have been aborted between its wake-up and its work.
-            while let Some((place, number, mut message)) = self.next_to_send() {
+            while let Some((slot, number, mut message)) = self.next_to_send() {
                 let inbox = self.inbox.get().map_or("", String::as_str);
-                message.reply = Some(format!("{inbox}.{place}.{number}").into());
+                message.reply = Some(format!("{inbox}.{slot}.{number}").into());
                 // It waits while the client has too much to write already.
                 let Err(error) = client.publish_message(message).await else { continue };
                 let ended = error.kind() == PublishErrorKind::Send;
-                if let Some(Waiting { reply_tx, .. }) = self.pending().take(place, number) {
+                if let Some(Waiting { reply_tx, .. }) = self.pending().take(slot, number) {
                     let _ = reply_tx.send(Err(NoReply::NotSent(error)));
                 }
                 if ended {
@@ -197,10 +197,10 @@ impl RequestMux {
 
     fn next_to_send(&self) -> Option<(usize, u64, OutboundMessage)> {
         let mut pending = self.pending();
-        while let Some((place, number)) = pending.unsent.pop_front() {
+        while let Some((slot, number)) = pending.unsent.pop_front() {
             // It may be abandoned.
-            if let Some(message) = pending.get(place, number).and_then(|waiting| waiting.message.take()) {
-                return Some((place, number, message));
+            if let Some(message) = pending.get(slot, number).and_then(|waiting| waiting.message.take()) {
+                return Some((slot, number, message));
             }
         }
         pending.sending = false;
@@ -240,11 +240,11 @@ impl RequestMux {
 
     fn dispatch(&self, reply: Message) {
         let mut tokens = reply.subject.rsplit('.');
-        let (number, place) = (tokens.next(), tokens.next());
-        let (Some(Ok(number)), Some(Ok(place))) = (number.map(str::parse), place.map(str::parse)) else {
+        let (number, slot) = (tokens.next(), tokens.next());
+        let (Some(Ok(number)), Some(Ok(slot))) = (number.map(str::parse), slot.map(str::parse)) else {
             return;
         };
-        let Some(Waiting { reply_tx, .. }) = self.pending().take(place, number) else { return };
+        let Some(Waiting { reply_tx, .. }) = self.pending().take(slot, number) else { return };
         let reply = match reply.status {
             Some(StatusCode::NO_RESPONDERS) => Err(NoReply::NoResponders),
             _ => Ok(reply.payload),
@@ -264,41 +264,41 @@ impl RequestMux {
         self.hasher.hash_one(subject)
     }
 
-    fn pending(&self) -> MutexGuard<'_, Pending> {
+    fn pending(&self) -> MutexGuard<'_, PendingTable> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Pending {
-    /// Gives a request its number and its place, and queues it.
+impl PendingTable {
+    /// Gives a request its number and its slot, and queues it.
     fn enter(&mut self, waiting: Waiting) -> (usize, u64) {
         self.numbers += 1;
         let number = self.numbers;
-        let place = self.waiting.insert(Waiting { number, ..waiting });
+        let slot = self.waiting.insert(Waiting { number, ..waiting });
         if self.unsent.len() >= PRUNE_AT {
             let Self { unsent, waiting, .. } = self;
-            unsent.retain(|(place, number)| waiting.get(*place).is_some_and(|there| there.number == *number));
+            unsent.retain(|(slot, number)| waiting.get(*slot).is_some_and(|there| there.number == *number));
         }
-        self.unsent.push_back((place, number));
-        (place, number)
+        self.unsent.push_back((slot, number));
+        (slot, number)
     }
 
-    /// The request of this number, if it still has its place.
-    fn get(&mut self, place: usize, number: u64) -> Option<&mut Waiting> {
-        self.waiting.get_mut(place).filter(|waiting| waiting.number == number)
+    /// The request of this number, if it still has its slot.
+    fn get(&mut self, slot: usize, number: u64) -> Option<&mut Waiting> {
+        self.waiting.get_mut(slot).filter(|waiting| waiting.number == number)
     }
 
-    /// The same, and its place is free.
-    fn take(&mut self, place: usize, number: u64) -> Option<Waiting> {
-        self.get(place, number).is_some().then(|| self.waiting.remove(place))
+    /// The same, and its slot is free.
+    fn take(&mut self, slot: usize, number: u64) -> Option<Waiting> {
+        self.get(slot, number).is_some().then(|| self.waiting.remove(slot))
     }
 
     /// Ends those requests for which there is a reason.
     fn end(&mut self, reason: impl Fn(&Waiting) -> Option<NoReply>) {
-        let ended = self.waiting.iter().filter_map(|(place, waiting)| Some((place, reason(waiting)?)));
-        for (place, why) in ended.collect::<Vec<_>>() {
+        let ended = self.waiting.iter().filter_map(|(slot, waiting)| Some((slot, reason(waiting)?)));
+        for (slot, why) in ended.collect::<Vec<_>>() {
             // It may have been abandoned just now.
-            let _ = self.waiting.remove(place).reply_tx.send(Err(why));
+            let _ = self.waiting.remove(slot).reply_tx.send(Err(why));
         }
     }
 }
@@ -315,7 +315,7 @@ impl PendingReply<'_> {
 impl Drop for PendingReply<'_> {
     fn drop(&mut self) {
         if !self.done {
-            self.mux.pending().take(self.place, self.number);
+            self.mux.pending().take(self.slot, self.number);
         }
     }
 }
@@ -356,7 +356,7 @@ mod tests {
 
     /// The subject of a request's reply.
     fn inbox(pending: &PendingReply<'_>) -> String {
-        format!("inbox.{}.{}", pending.place, pending.number)
+        format!("inbox.{}.{}", pending.slot, pending.number)
     }
 
     fn reply(to: &str, payload: &'static str) -> Message {
@@ -412,10 +412,10 @@ mod tests {
     async fn requests_are_sent_in_their_order_and_not_those_that_were_given_up() {
         let mux = connected();
         let (first, given_up, last) = (submit(&mux, "a"), submit(&mux, "b"), submit(&mux, "c"));
-        let place = given_up.place;
+        let slot = given_up.slot;
         drop(given_up);
         let other = submit(&mux, "d");
-        assert_eq!(other.place, place);
+        assert_eq!(other.slot, slot);
         let sent = std::iter::from_fn(|| mux.next_to_send());
         let sent: Vec<_> = sent.map(|(_, number, message)| (number, message.subject.to_string())).collect();
         let expected = [(&first, "a"), (&last, "c"), (&other, "d")];

@@ -88,7 +88,7 @@ pub(super) enum AckAction {
 
 /// What the state of the consumer says about an unconfirmed acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum AckStatus {
     /// JetStream received it, or it is not needed.
     Settled,
     /// JetStream no longer knows the delivery; the event is redelivered.
@@ -188,15 +188,15 @@ impl PendingAck {
 
     /// The consumer's state as of that time, which decides about a sequence only if everything before or after it is settled or unknown to
     /// JetStream.
-    pub(super) fn observed(&self, sequence: u64, info: &ConsumerInfo, asked_at: Instant) -> Fate {
+    pub(super) fn observed(&self, sequence: u64, info: &ConsumerInfo, asked_at: Instant) -> AckStatus {
         if self.unanswered_since.is_none_or(|since| asked_at < since) {
-            Fate::Unknown
+            AckStatus::Unknown
         } else if sequence > info.delivered.stream_seq {
-            Fate::Forgotten
+            AckStatus::Forgotten
         } else if sequence <= info.ack_floor.stream_seq {
-            Fate::Settled
+            AckStatus::Settled
         } else {
-            Fate::Unknown
+            AckStatus::Unknown
         }
     }
 }
@@ -289,11 +289,11 @@ mod tests {
         let mut ack = PendingAck::new(&Settlement::Ack, now);
         ack.send(1, now);
         let later = now + SECOND;
-        assert_eq!(ack.observed(7, &info(9, 9), later), Fate::Unknown);
+        assert_eq!(ack.observed(7, &info(9, 9), later), AckStatus::Unknown);
         ack.due(later);
-        assert_eq!(ack.observed(7, &info(9, 9), now), Fate::Unknown);
+        assert_eq!(ack.observed(7, &info(9, 9), now), AckStatus::Unknown);
         let fates = [(7, 9), (6, 9), (0, 7), (0, 6)]
             .map(|(floor, delivered)| ack.observed(7, &info(floor, delivered), later));
-        assert_eq!(fates, [Fate::Settled, Fate::Unknown, Fate::Unknown, Fate::Forgotten]);
+        assert_eq!(fates, [AckStatus::Settled, AckStatus::Unknown, AckStatus::Unknown, AckStatus::Forgotten]);
     }
 }

@@ -94,7 +94,7 @@ pub(super) enum AttemptResult {
 }
 
 /// How an attempt ended.
-enum Ended {
+enum AttemptEnd {
     Settled(Settlement),
     /// It is redelivered: for a retry, or, if it failed for this reason and with this error, for its dead letter.
     Again {
@@ -114,15 +114,15 @@ pub(super) async fn process<H: Handler>(
     let trace = trace::of_attempt(runner.name, &delivery.metadata);
     let ended = trace.around(pin!(try_once(&runner, &delivery, known))).await;
     let result = match ended {
-        Ended::Settled(settlement) => AttemptResult::Settle(settlement),
-        Ended::Again { after, given_up } if delivery.in_place => {
+        AttemptEnd::Settled(settlement) => AttemptResult::Settle(settlement),
+        AttemptEnd::Again { after, given_up } if delivery.in_place => {
             delivery.known = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
             if delivery.known.is_none() {
                 delivery.go_on_to_next_attempt(runner.retry.max_attempts);
             }
             AttemptResult::RetryInPlace { after }
         }
-        Ended::Again { after, given_up } => {
+        AttemptEnd::Again { after, given_up } => {
             let Delivery { first_delivered, calls, .. } = *delivery;
             runner.redelivery.put(&delivery.metadata, PriorAttempts { first_delivered, calls, given_up });
             AttemptResult::Settle(Settlement::Nak { after })
@@ -136,7 +136,7 @@ async fn try_once<H: Handler>(
     runner: &HandlerRunner<H>,
     delivery: &Delivery,
     known: Option<Outcome>,
-) -> Ended {
+) -> AttemptEnd {
     let begun = Instant::now();
     let was_recorded = matches!(known, Some(Outcome::GivenUp(..)));
     let outcome = match known {
@@ -152,8 +152,8 @@ async fn try_once<H: Handler>(
         record(runner, &delivery.metadata, &decision, begun);
     }
     match decision {
-        Decision::Done | Decision::Ignored => Ended::Settled(Settlement::Ack),
-        Decision::Retry { after, .. } => Ended::Again { after, given_up: None },
+        Decision::Done | Decision::Ignored => AttemptEnd::Settled(Settlement::Ack),
+        Decision::Retry { after, .. } => AttemptEnd::Again { after, given_up: None },
         // Rare, and large: every attempt would reserve the room for it.
         Decision::DeadLetter { reason, error } => {
             Box::pin(dead_letter(runner, delivery, reason, error)).await
@@ -208,13 +208,13 @@ async fn dead_letter<H: Handler>(
     delivery: &Delivery,
     reason: Reason,
     error: String,
-) -> Ended {
+) -> AttemptEnd {
     let Some(dead_letters) = &runner.dead_letters else {
-        return Ended::Settled(Settlement::Term { reason: reason.as_str() });
+        return AttemptEnd::Settled(Settlement::Term { reason: reason.as_str() });
     };
     let after = runner.retry.backoff.max.0;
     if !runner.breaker.allow() {
-        return Ended::Again { after, given_up: Some((reason, one_line(&error))) };
+        return AttemptEnd::Again { after, given_up: Some((reason, one_line(&error))) };
     }
     let Delivery { metadata, payload, first_delivered, .. } = delivery;
     let details =
@@ -226,10 +226,10 @@ async fn dead_letter<H: Handler>(
     runner.breaker.record(!is_away);
     if let Err(error) = kept {
         tracing::error!(binding = runner.name, %error, ?after, "failed to write a dead letter, will retry");
-        return Ended::Again { after, given_up: Some((reason, one_line(&details.error))) };
+        return AttemptEnd::Again { after, given_up: Some((reason, one_line(&details.error))) };
     }
     runner.metrics.dead_lettered(reason.as_str());
-    Ended::Settled(Settlement::Term { reason: DEAD_LETTERED })
+    AttemptEnd::Settled(Settlement::Term { reason: DEAD_LETTERED })
 }
 
 /// Writes the dead letter of an event that the client cannot parse, if the binding wants one. Returns the reason of the termination.

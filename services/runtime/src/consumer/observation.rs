@@ -60,7 +60,7 @@ pub(super) struct Observation {
     pub(super) info: ConsumerInfo,
     pub(super) asked_at: Instant,
     /// How many consumers of this name there have been by now.
-    pub(super) incarnation: u64,
+    pub(super) consumer_epoch: u64,
 }
 
 /// The newest response, and requests for a newer one.
@@ -81,8 +81,8 @@ impl Discovery {
     }
 
     /// How many consumers of this name there have been by now.
-    pub(super) fn incarnation(&self) -> u64 {
-        self.latest.borrow().as_ref().map_or(0, |latest| latest.incarnation)
+    pub(super) fn consumer_epoch(&self) -> u64 {
+        self.latest.borrow().as_ref().map_or(0, |latest| latest.consumer_epoch)
     }
 
     /// Waits for a response as of now or later.
@@ -104,11 +104,11 @@ impl Discovery {
     /// JetStream responded to a request of that time.
     pub(super) fn publish(&self, info: ConsumerInfo, asked_at: Instant) {
         self.latest.send_modify(|latest| {
-            let incarnation = match latest.as_ref() {
+            let consumer_epoch = match latest.as_ref() {
                 None => 1,
-                Some(before) => before.incarnation + u64::from(before.info.created != info.created),
+                Some(before) => before.consumer_epoch + u64::from(before.info.created != info.created),
             };
-            *latest = Some(Arc::new(Observation { info, asked_at, incarnation }));
+            *latest = Some(Arc::new(Observation { info, asked_at, consumer_epoch }));
         });
     }
 }
@@ -126,13 +126,13 @@ mod tests {
     }
 
     #[test]
-    fn a_consumer_that_was_made_at_another_time_is_another_incarnation() {
+    fn a_consumer_that_was_made_at_another_time_has_another_epoch() {
         let discovery = Discovery::default();
-        let incarnation = |created| {
+        let consumer_epoch = |created| {
             discovery.publish(info(created), Instant::now());
-            discovery.subscribe().borrow().as_ref().map(|found| found.incarnation)
+            discovery.subscribe().borrow().as_ref().map(|found| found.consumer_epoch)
         };
-        assert_eq!(["a", "a", "b", "a"].map(incarnation), [Some(1), Some(1), Some(2), Some(3)]);
+        assert_eq!(["a", "a", "b", "a"].map(consumer_epoch), [Some(1), Some(1), Some(2), Some(3)]);
     }
 
     #[test]

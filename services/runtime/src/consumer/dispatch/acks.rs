@@ -9,10 +9,10 @@ use async_nats::{Message, PublishError, StatusCode, Subject};
 use futures::{FutureExt, StreamExt, poll};
 use tokio::time::{Instant, timeout};
 
-use super::{BATCH, Dispatcher, Held, Observation, State, recovery::Doubt};
+use super::{BATCH, Dispatcher, Held, Observation, State, recovery::RecoveryCause};
 use crate::{
     AckMode, Handler,
-    consumer::ack::{AckAction, Fate, IN_PROGRESS, PendingAck, Settlement},
+    consumer::ack::{AckAction, AckStatus, IN_PROGRESS, PendingAck, Settlement},
 };
 
 /// How long the client may take to accept a command.
@@ -42,8 +42,8 @@ impl<H: Handler> Dispatcher<H> {
 
     /// Whether an acknowledgement can be sent now and reaches the consumer that delivered the events in flight.
     fn can_send(&mut self, now: Instant) -> bool {
-        if self.doubted_at.is_none() && !self.consumer.proof.holds(now) {
-            self.doubted_at = Some(now);
+        if self.unverified_since.is_none() && !self.consumer.proof.holds(now) {
+            self.unverified_since = Some(now);
             self.consumer.discovery.recheck();
         }
         self.is_undoubted()
@@ -53,7 +53,7 @@ impl<H: Handler> Dispatcher<H> {
     fn is_undoubted(&self) -> bool {
         // A new connection that is not processed yet may lead to another consumer.
         let is_connected = self.link.borrow().connected && !self.link.has_changed().unwrap_or(true);
-        self.doubted_at.is_none() && is_connected
+        self.unverified_since.is_none() && is_connected
     }
 
     /// Reports to JetStream how a delivery ended.
@@ -93,7 +93,7 @@ impl<H: Handler> Dispatcher<H> {
         if confirmation.status == Some(StatusCode::NO_RESPONDERS) {
             let now = Instant::now();
             ack.refused(now);
-            return self.doubt_consumer(now);
+            return self.suspect_consumer(now);
         }
         self.settled(slot);
     }
@@ -145,9 +145,9 @@ impl<H: Handler> Dispatcher<H> {
 
     /// JetStream does not confirm. Silence says nothing about what it knows, so JetStream is asked for its consumer, and the acknowledgement repeated.
     async fn unanswered(&mut self, slot: usize, now: Instant) {
-        self.begin_recovery(Doubt::UnansweredAck, now);
+        self.begin_recovery(RecoveryCause::UnansweredAck, now);
         self.consumer.discovery.recheck();
-        if self.link.borrow().connected && self.doubted_at.is_none() {
+        if self.link.borrow().connected && self.unverified_since.is_none() {
             self.send_ack(slot, now).await;
         } else {
             self.suspend(slot);
@@ -159,24 +159,24 @@ impl<H: Handler> Dispatcher<H> {
     }
 
     /// The consumer's state decides some of the unconfirmed acknowledgements, and lets the others be sent.
-    pub(super) async fn judge_acks(&mut self, observation: &Observation) {
+    pub(super) async fn resolve_acks(&mut self, observation: &Observation) {
         let now = Instant::now();
         let can_send = self.is_undoubted();
         let Observation { info, asked_at, .. } = observation;
         let mut decided = Vec::new();
         for (slot, sequence, ack) in self.in_flight.acks() {
             match ack.observed(sequence, info, *asked_at) {
-                Fate::Unknown if can_send => ack.resume(now),
-                Fate::Unknown => {}
+                AckStatus::Unknown if can_send => ack.resume(now),
+                AckStatus::Unknown => {}
                 fate => decided.push((slot, fate)),
             }
         }
         for (slot, fate) in decided {
-            if fate == Fate::Settled {
+            if fate == AckStatus::Settled {
                 self.settled(slot);
             } else {
                 self.give_up(slot, "JetStream does not know its delivery any more");
-                self.begin_recovery(Doubt::UnansweredAck, now);
+                self.begin_recovery(RecoveryCause::UnansweredAck, now);
             }
         }
         self.send_due_acks(now, Some(can_send)).await;

@@ -7,23 +7,23 @@ use jetwright_nats::Link;
 use tokio::time::Instant;
 
 use super::{
-    Alone, Dispatcher,
+    Dispatcher, ExclusiveRun,
     in_flight::{Held, State},
-    recovery::Doubt,
+    recovery::RecoveryCause,
 };
 use crate::Handler;
 
 impl<H: Handler> Dispatcher<H> {
     /// Begins an uncertainty about acknowledgements and order: the consumer may be gone, or another one may have its name.
-    pub(super) fn doubt_consumer(&mut self, now: Instant) {
-        self.doubted_at = Some(now);
+    pub(super) fn suspect_consumer(&mut self, now: Instant) {
+        self.unverified_since = Some(now);
         self.consumer.proof.revoke();
         self.consumer.discovery.recheck();
         self.in_flight.acks().for_each(|(_, _, ack)| ack.suspend());
     }
 
     /// Nothing new begins until everything that was delivered is here.
-    pub(super) fn begin_recovery(&mut self, doubt: Doubt, now: Instant) {
+    pub(super) fn begin_recovery(&mut self, doubt: RecoveryCause, now: Instant) {
         let Some(order) = &mut self.order else { return };
         if order.recovery.doubt(doubt, now) {
             tracing::info!(
@@ -35,8 +35,8 @@ impl<H: Handler> Dispatcher<H> {
             self.consumer.recovering.store(true, atomic::Ordering::Relaxed);
             self.consumer.capacity_freed.notify_one();
             order.queue.clear_waiting();
-            if let Alone::Waiting(slot) = self.alone {
-                self.alone = Alone::No;
+            if let ExclusiveRun::Waiting(slot) = self.exclusive {
+                self.exclusive = ExclusiveRun::None;
                 self.next.push_back(slot);
             }
             // Those that were about to begin have not.
@@ -52,22 +52,22 @@ impl<H: Handler> Dispatcher<H> {
     /// JetStream reported which consumer exists, and which deliveries are unacknowledged.
     pub(super) async fn observed(&mut self) {
         let Some(observation) = self.observations.borrow_and_update().clone() else { return };
-        self.note_incarnation(observation.incarnation);
+        self.note_consumer_epoch(observation.consumer_epoch);
         self.consumer.proof.renew(observation.asked_at);
-        if self.doubted_at.is_some_and(|doubted_at| observation.asked_at >= doubted_at) {
-            self.doubted_at = None;
+        if self.unverified_since.is_some_and(|unverified_since| observation.asked_at >= unverified_since) {
+            self.unverified_since = None;
         }
-        self.judge_acks(&observation).await;
+        self.resolve_acks(&observation).await;
         self.go_on_with_recovery(&observation);
     }
 
     /// Another consumer has the name now: it knows nothing of its predecessor's deliveries.
-    pub(super) fn note_incarnation(&mut self, incarnation: u64) {
-        if incarnation <= self.incarnation {
+    pub(super) fn note_consumer_epoch(&mut self, consumer_epoch: u64) {
+        if consumer_epoch <= self.consumer_epoch {
             return;
         }
-        let is_first = self.incarnation == 0;
-        self.incarnation = incarnation;
+        let is_first = self.consumer_epoch == 0;
+        self.consumer_epoch = consumer_epoch;
         if is_first {
             return;
         }
@@ -77,7 +77,7 @@ impl<H: Handler> Dispatcher<H> {
         if let Some(order) = &mut self.order {
             order.sentinel.reset();
         }
-        self.begin_recovery(Doubt::Reconnect, Instant::now());
+        self.begin_recovery(RecoveryCause::Reconnect, Instant::now());
         // Those that had not begun; the queue no longer knows them.
         if self.order.is_some() {
             let is_waiting = |held: &Held| held.is_orphan && matches!(held.state, State::Waiting(_));
@@ -92,7 +92,7 @@ impl<H: Handler> Dispatcher<H> {
     }
 
     /// The connection was lost or reestablished: replies to earlier commands do not arrive, and the last commands may be lost.
-    pub(super) fn linked(&mut self) {
+    pub(super) fn connection_changed(&mut self) {
         let Link { connected, generation, .. } = *self.link.borrow_and_update();
         if generation != self.generation {
             self.confirmations = None;
@@ -105,12 +105,12 @@ impl<H: Handler> Dispatcher<H> {
                 _ => held.in_progress_at = now.checked_sub(half).unwrap_or(held.in_progress_at),
             }
         }
-        self.doubt_consumer(now);
+        self.suspect_consumer(now);
         if connected {
             if let Some(order) = &mut self.order {
                 order.sentinel.reset();
             }
-            self.begin_recovery(Doubt::Reconnect, now);
+            self.begin_recovery(RecoveryCause::Reconnect, now);
         }
     }
 }

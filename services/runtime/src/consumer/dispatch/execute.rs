@@ -9,7 +9,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
-    Alone, AttemptResult, Attempted, Delivery, Dispatcher, Held, Isolation, Observation, State,
+    AttemptResult, Attempted, Delivery, Dispatcher, ExclusiveRun, Held, Isolation, Observation, State,
     recovery::Progress, sentinel::OrderViolation,
 };
 use crate::{
@@ -38,16 +38,16 @@ impl<H: Handler> Dispatcher<H> {
 
     /// Begins what may begin.
     pub(super) async fn begin_next(&mut self) {
-        if let Alone::Waiting(slot) = self.alone
+        if let ExclusiveRun::Waiting(slot) = self.exclusive
             && self.running == 0
         {
-            self.alone = Alone::Running(slot);
+            self.exclusive = ExclusiveRun::Running(slot);
             if !self.begin(slot).await {
-                self.alone = Alone::No;
+                self.exclusive = ExclusiveRun::None;
             }
         }
         // After a reconnect more may have been delivered than was asked for.
-        while self.alone == Alone::No
+        while self.exclusive == ExclusiveRun::None
             && self.running < self.concurrency
             && let Some(slot) = self.next.pop_front()
         {
@@ -79,13 +79,13 @@ impl<H: Handler> Dispatcher<H> {
             self.pause(slot, not_before - now, delivery);
             return false;
         }
-        if delivery.isolation == Isolation::Alone && self.alone == Alone::No {
+        if delivery.isolation == Isolation::Alone && self.exclusive == ExclusiveRun::None {
             if self.running > 0 {
                 held.state = State::Waiting(delivery);
-                self.alone = Alone::Waiting(slot);
+                self.exclusive = ExclusiveRun::Waiting(slot);
                 return false;
             }
-            self.alone = Alone::Running(slot);
+            self.exclusive = ExclusiveRun::Running(slot);
         }
         self.run_attempt(slot, delivery);
         true
@@ -126,8 +126,8 @@ impl<H: Handler> Dispatcher<H> {
 
     async fn attempt_ended(&mut self, Attempted { slot, result, delivery }: Attempted) {
         self.running -= 1;
-        if self.alone == Alone::Running(slot) {
-            self.alone = Alone::No;
+        if self.exclusive == ExclusiveRun::Running(slot) {
+            self.exclusive = ExclusiveRun::None;
         }
         let Some(held) = self.in_flight.get(slot) else { return };
         if let (Some(order), Some(key)) = (&mut self.order, held.key) {

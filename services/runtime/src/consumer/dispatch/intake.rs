@@ -27,11 +27,11 @@ impl<H: Handler> Dispatcher<H> {
 
     fn receive(&mut self, fetched: Fetched, now: Instant, time: Timestamp) {
         match fetched {
-            Fetched::Doubt => self.doubt_consumer(now),
-            Fetched::Deliveries { incarnation, deliveries } => {
-                self.note_incarnation(incarnation);
+            Fetched::ConsumerSuspect => self.suspect_consumer(now),
+            Fetched::Deliveries { consumer_epoch, deliveries } => {
+                self.note_consumer_epoch(consumer_epoch);
                 for delivered in deliveries {
-                    if incarnation < self.incarnation {
+                    if consumer_epoch < self.consumer_epoch {
                         self.consumer.release_capacity(delivered.size);
                         continue;
                     }

@@ -13,7 +13,7 @@ pub(super) struct KeyedQueue {
     lanes: FxHashMap<u64, Lane>,
     /// Keys whose next delivery has no room yet. They take turns.
     ready: VecDeque<u64>,
-    room: usize,
+    free_slots: usize,
 }
 
 /// One key.
@@ -37,7 +37,7 @@ enum LaneState {
 impl KeyedQueue {
     /// With room for so many keys at once.
     pub(super) fn new(room: usize) -> Self {
-        Self { lanes: FxHashMap::default(), ready: VecDeque::new(), room }
+        Self { lanes: FxHashMap::default(), ready: VecDeque::new(), free_slots: room }
     }
 
     /// Adds a delivery; whether it may begin now.
@@ -47,9 +47,9 @@ impl KeyedQueue {
                 lane.get_mut().waiting.push_back(slot);
                 false
             }
-            Entry::Vacant(lane) if self.room > 0 => {
+            Entry::Vacant(lane) if self.free_slots > 0 => {
                 lane.insert(Lane { state: LaneState::Active, waiting: VecDeque::new() });
-                self.room -= 1;
+                self.free_slots -= 1;
                 true
             }
             Entry::Vacant(lane) => {
@@ -64,7 +64,7 @@ impl KeyedQueue {
     pub(super) fn pause(&mut self, key: u64) -> Option<usize> {
         if let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.state == LaneState::Active) {
             lane.state = LaneState::Paused;
-            self.room += 1;
+            self.free_slots += 1;
         }
         self.next()
     }
@@ -74,9 +74,9 @@ impl KeyedQueue {
         let Some(lane) = self.lanes.get_mut(&key).filter(|lane| lane.state == LaneState::Paused) else {
             return false;
         };
-        if self.room > 0 {
+        if self.free_slots > 0 {
             lane.state = LaneState::Active;
-            self.room -= 1;
+            self.free_slots -= 1;
             return true;
         }
         lane.state = LaneState::Ready;
@@ -90,7 +90,7 @@ impl KeyedQueue {
         if let Entry::Occupied(mut lane) = self.lanes.entry(key) {
             match lane.get().state {
                 LaneState::Ready => return self.next(),
-                LaneState::Active => self.room += 1,
+                LaneState::Active => self.free_slots += 1,
                 LaneState::Paused => {}
             }
             if lane.get().waiting.is_empty() {
@@ -105,14 +105,14 @@ impl KeyedQueue {
 
     /// The next delivery that may begin.
     pub(super) fn next(&mut self) -> Option<usize> {
-        while self.room > 0 {
+        while self.free_slots > 0 {
             let key = self.ready.pop_front()?;
             // It may have been removed.
             if let Some(lane) = self.lanes.get_mut(&key)
                 && let Some(slot) = lane.waiting.pop_front()
             {
                 lane.state = LaneState::Active;
-                self.room -= 1;
+                self.free_slots -= 1;
                 return Some(slot);
             }
         }
@@ -180,7 +180,7 @@ mod tests {
         assert_eq!(queue.complete(1), Some(30));
         assert_eq!(queue.complete(2), Some(11));
         assert_eq!((queue.complete(3), queue.complete(1)), (None, None));
-        assert_eq!((queue.room, queue.lanes.len()), (2, 0));
+        assert_eq!((queue.free_slots, queue.lanes.len()), (2, 0));
     }
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
         assert_eq!(queue.complete(1), None);
         assert_eq!(queue.complete(3), Some(11));
         assert_eq!(queue.complete(1), None);
-        assert_eq!((queue.room, queue.lanes.len()), (1, 0));
+        assert_eq!((queue.free_slots, queue.lanes.len()), (1, 0));
     }
 
     #[test]
@@ -214,7 +214,7 @@ mod tests {
         assert!(!queue.push(1, 11) && !queue.push(2, 20) && !queue.push(3, 31));
         assert_eq!([queue.complete(1), queue.complete(3)], [Some(20), Some(11)]);
         assert_eq!([queue.complete(2), queue.complete(1), queue.complete(3)], [Some(31), None, None]);
-        assert_eq!((queue.room, queue.lanes.len()), (2, 0));
+        assert_eq!((queue.free_slots, queue.lanes.len()), (2, 0));
     }
 
     #[test]

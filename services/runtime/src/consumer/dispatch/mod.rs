@@ -3,12 +3,12 @@
 
 mod acks;
 mod doubt;
-mod ended;
 mod execute;
 mod in_flight;
 mod intake;
 mod keyed_queue;
 mod order;
+mod recently_settled;
 mod recovery;
 pub(crate) mod sentinel;
 
@@ -30,9 +30,9 @@ use tokio_util::time::DelayQueue;
 
 use self::{
     acks::SEND_TIMEOUT,
-    ended::EndedEvents,
     in_flight::{Held, InFlight, State},
     order::Order,
+    recently_settled::RecentlySettled,
 };
 use super::{
     attempt::{AttemptResult, Delivery, process},
@@ -55,7 +55,7 @@ pub(super) struct Dispatcher<H> {
     workers: Workers<(usize, Box<Delivery>), Attempted>,
     in_flight: InFlight,
     /// Redeliveries that were sent before the server received their acknowledgements are not handled again.
-    ended: EndedEvents,
+    ended: RecentlySettled,
     order: Option<Order>,
     /// What may begin.
     next: VecDeque<usize>,
@@ -64,7 +64,7 @@ pub(super) struct Dispatcher<H> {
     /// Attempts that may run at once.
     concurrency: usize,
     /// An event that may end its process runs, or waits to run, while no other does.
-    alone: Alone,
+    exclusive: ExclusiveRun,
     /// Deliveries that are retried in place, by time.
     paused: DelayQueue<usize>,
     /// Keys with a delivery NAKed during shutdown. Later deliveries of the same key are NAKed too, to preserve order.
@@ -81,11 +81,11 @@ pub(super) struct Dispatcher<H> {
     ack_numbers: u64,
     link: watch::Receiver<Link>,
     observations: watch::Receiver<Option<Arc<Observation>>>,
-    incarnation: u64,
+    consumer_epoch: u64,
     /// The duration of the recovery when the log last showed what it waits for.
     recovery_logged_at: Duration,
     /// Since when it is uncertain whether the consumer is the one that delivered the events in flight.
-    doubted_at: Option<Instant>,
+    unverified_since: Option<Instant>,
     violations: ViolationReceiver,
 }
 
@@ -98,9 +98,9 @@ struct Attempted {
 
 /// Events that run alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Alone {
+enum ExclusiveRun {
     /// There is none.
-    No,
+    None,
     /// This one begins when nothing else runs, and nothing else begins before.
     Waiting(usize),
     /// This one runs.
@@ -125,12 +125,12 @@ impl<H: Handler> Dispatcher<H> {
         Ok(Self {
             workers,
             in_flight: InFlight::with_capacity(consumer.capacity()),
-            ended: EndedEvents::default(),
+            ended: RecentlySettled::default(),
             order: ordering.map(|ordering| Order::new(ordering.key_tokens, concurrency, Instant::now())),
             next: VecDeque::new(),
             running: 0,
             concurrency,
-            alone: Alone::No,
+            exclusive: ExclusiveRun::None,
             paused: DelayQueue::new(),
             nacked_keys: HashSet::new(),
             last_begin: None,
@@ -142,9 +142,9 @@ impl<H: Handler> Dispatcher<H> {
             ack_numbers: 0,
             link: consumer.connection.link(),
             observations: consumer.discovery.subscribe(),
-            incarnation: 0,
+            consumer_epoch: 0,
             recovery_logged_at: Duration::ZERO,
-            doubted_at: None,
+            unverified_since: None,
             violations: consumer.connection.violations(),
             consumer,
         })
@@ -180,7 +180,7 @@ impl<H: Handler> Dispatcher<H> {
                     Some(fetched) => self.receive_some(fetched, &mut inbound),
                     None => self.end_of_deliveries().await,
                 },
-                Ok(()) = self.link.changed() => self.linked(),
+                Ok(()) = self.link.changed() => self.connection_changed(),
                 Ok(()) = self.observations.changed() => self.observed().await,
                 Violation::Publish(reply) = self.violations.next_matching(is_about_acks) => self.not_permitted(&reply),
             }

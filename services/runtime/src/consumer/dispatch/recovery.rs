@@ -16,7 +16,7 @@ const INFO_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Why deliveries may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::consumer) enum Doubt {
+pub(in crate::consumer) enum RecoveryCause {
     /// The connection was lost and reestablished.
     Reconnect,
     /// A delivery's number is not the one after the last.
@@ -27,7 +27,7 @@ pub(in crate::consumer) enum Doubt {
     UnansweredAck,
 }
 
-impl Doubt {
+impl RecoveryCause {
     /// Its name in metrics and logs.
     pub(in crate::consumer) fn as_str(self) -> &'static str {
         match self {
@@ -56,7 +56,7 @@ pub(super) struct Recovery {
     /// Number of the next delivery, if known.
     expected: Option<u64>,
     /// Since when there is doubt.
-    doubted_at: Option<Instant>,
+    recovering_since: Option<Instant>,
     began: Instant,
     next_info: Instant,
 }
@@ -64,11 +64,11 @@ pub(super) struct Recovery {
 impl Recovery {
     /// In doubt: another process may have left deliveries unsettled.
     pub(super) fn new(now: Instant) -> Self {
-        Self { expected: None, doubted_at: Some(now), began: now, next_info: now }
+        Self { expected: None, recovering_since: Some(now), began: now, next_info: now }
     }
 
     pub(super) fn is_active(&self) -> bool {
-        self.doubted_at.is_some()
+        self.recovering_since.is_some()
     }
 
     /// How long nothing new has begun.
@@ -77,25 +77,25 @@ impl Recovery {
     }
 
     /// A delivery of this number arrived; returns its doubt about the order, if any.
-    pub(super) fn received(&mut self, consumer_sequence: u64) -> Option<Doubt> {
+    pub(super) fn received(&mut self, consumer_sequence: u64) -> Option<RecoveryCause> {
         let expected = self.expected.replace(consumer_sequence + 1)?;
         match consumer_sequence {
-            sequence if sequence > expected => Some(Doubt::SequenceGap),
-            sequence if sequence < expected => Some(Doubt::SequenceBack),
+            sequence if sequence > expected => Some(RecoveryCause::SequenceGap),
+            sequence if sequence < expected => Some(RecoveryCause::SequenceBack),
             _ => None,
         }
     }
 
     /// Begins a recovery, or makes the current one wait for a newer response. Returns whether it begins.
-    pub(super) fn doubt(&mut self, doubt: Doubt, now: Instant) -> bool {
-        if doubt == Doubt::Reconnect {
+    pub(super) fn doubt(&mut self, doubt: RecoveryCause, now: Instant) -> bool {
+        if doubt == RecoveryCause::Reconnect {
             self.expected = None;
         }
-        let begins = self.doubted_at.is_none();
+        let begins = self.recovering_since.is_none();
         if begins {
             self.began = now;
         }
-        self.doubted_at = Some(now);
+        self.recovering_since = Some(now);
         self.next_info = now;
         begins
     }
@@ -117,7 +117,7 @@ impl Recovery {
         in_flight: impl FnOnce(&RangeInclusive<u64>) -> u64,
     ) -> Progress {
         let Observation { info, asked_at, .. } = observation;
-        if self.doubted_at.is_none_or(|doubted_at| *asked_at < doubted_at) {
+        if self.recovering_since.is_none_or(|recovering_since| *asked_at < recovering_since) {
             return Progress::Unchanged;
         }
         let ConsumerInfo { delivered, ack_floor, num_ack_pending, .. } = info;
@@ -126,7 +126,7 @@ impl Recovery {
         if owed > 0 {
             return Progress::Owed(owed);
         }
-        self.doubted_at = None;
+        self.recovering_since = None;
         self.expected = self.expected.max(Some(delivered.consumer_seq + 1));
         Progress::Complete
     }
@@ -142,7 +142,7 @@ mod tests {
         let info = serde_json::json!({
             "created": "a", "delivered": pair, "ack_floor": floor, "num_ack_pending": num_ack_pending, "config": {},
         });
-        Observation { info: serde_json::from_value(info).unwrap(), asked_at, incarnation: 1 }
+        Observation { info: serde_json::from_value(info).unwrap(), asked_at, consumer_epoch: 1 }
     }
 
     /// In order, after ten deliveries.
@@ -157,24 +157,24 @@ mod tests {
         let mut recovery = in_order(Instant::now());
         assert!(!recovery.is_active());
         assert_eq!([11, 12, 13].map(|number| recovery.received(number)), [None; 3]);
-        assert_eq!(recovery.received(15), Some(Doubt::SequenceGap));
+        assert_eq!(recovery.received(15), Some(RecoveryCause::SequenceGap));
         assert_eq!(recovery.received(16), None);
-        assert_eq!(recovery.received(12), Some(Doubt::SequenceBack));
+        assert_eq!(recovery.received(12), Some(RecoveryCause::SequenceBack));
         assert_eq!(recovery.received(13), None);
     }
 
     #[test]
     fn the_first_delivery_after_a_recovery_is_the_one_after_what_jetstream_delivered() {
         let mut recovery = in_order(Instant::now());
-        assert_eq!(recovery.received(12), Some(Doubt::SequenceGap));
+        assert_eq!(recovery.received(12), Some(RecoveryCause::SequenceGap));
     }
 
     #[test]
     fn it_is_over_when_nothing_is_unacknowledged_but_what_is_here() {
         let now = Instant::now();
         let mut recovery = in_order(now);
-        assert!(recovery.doubt(Doubt::SequenceGap, now));
-        assert!(!recovery.doubt(Doubt::SequenceGap, now));
+        assert!(recovery.doubt(RecoveryCause::SequenceGap, now));
+        assert!(!recovery.doubt(RecoveryCause::SequenceGap, now));
         let owed = |recovery: &mut Recovery, in_flight: u64| {
             recovery.observed(
                 &observation(now, 14, 4),
@@ -191,7 +191,7 @@ mod tests {
     fn an_answer_to_an_older_question_says_nothing() {
         let now = Instant::now();
         let mut recovery = in_order(now);
-        recovery.doubt(Doubt::UnansweredAck, now + Duration::from_secs(1));
+        recovery.doubt(RecoveryCause::UnansweredAck, now + Duration::from_secs(1));
         assert_eq!(recovery.observed(&observation(now, 10, 0), |_| 0), Progress::Unchanged);
         assert!(recovery.is_active());
         let newer = observation(now + Duration::from_secs(2), 10, 0);
@@ -202,9 +202,9 @@ mod tests {
     fn after_a_new_connection_numbers_begin_anywhere() {
         let now = Instant::now();
         let mut recovery = in_order(now);
-        recovery.doubt(Doubt::Reconnect, now);
+        recovery.doubt(RecoveryCause::Reconnect, now);
         assert_eq!([4, 5].map(|number| recovery.received(number)), [None, None]);
-        assert_eq!(recovery.received(7), Some(Doubt::SequenceGap));
+        assert_eq!(recovery.received(7), Some(RecoveryCause::SequenceGap));
         assert_eq!(recovery.observed(&observation(now, 7, 0), |_| 0), Progress::Complete);
         assert_eq!(recovery.received(8), None);
     }
@@ -214,7 +214,7 @@ mod tests {
         let now = Instant::now();
         let mut recovery = in_order(now);
         assert!(!recovery.is_info_due(now));
-        recovery.doubt(Doubt::SequenceGap, now);
+        recovery.doubt(RecoveryCause::SequenceGap, now);
         assert_eq!([now, now, now + INFO_INTERVAL].map(|now| recovery.is_info_due(now)), [true, false, true]);
     }
 }

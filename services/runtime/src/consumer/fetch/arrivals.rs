@@ -104,9 +104,9 @@ impl Arrivals {
     /// The next thing that is there.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<PullEvent> {
         loop {
-            let (seen, _) = self.look(context);
-            let first = self.merge.first_look(seen);
-            let (second, is_closed) = self.look(context);
+            let (seen, _) = self.poll_subscriptions(context);
+            let first = self.merge.first_pass(seen);
+            let (second, is_closed) = self.poll_subscriptions(context);
             let deliveries = self.merge.in_order(first, second);
             if !deliveries.is_empty() {
                 return Poll::Ready(PullEvent::Deliveries(deliveries));
@@ -120,14 +120,14 @@ impl Arrivals {
             if is_closed {
                 return Poll::Ready(PullEvent::Closed);
             }
-            if !self.merge.has_ahead() {
+            if !self.merge.holds_back() {
                 return Poll::Pending;
             }
         }
     }
 
     /// Everything that has arrived over any subscription, and whether their client has ended.
-    fn look(&mut self, context: &mut Context<'_>) -> (Vec<Delivered>, bool) {
+    fn poll_subscriptions(&mut self, context: &mut Context<'_>) -> (Vec<Delivered>, bool) {
         let (mut deliveries, mut closed) = (Vec::new(), 0);
         for turn in 0..self.subscriptions.len() {
             loop {
@@ -207,7 +207,7 @@ impl Arrivals {
     }
 
     /// Whether something arrived that was not passed on yet.
-    pub(super) fn has_ahead(&self) -> bool {
-        self.merge.has_ahead()
+    pub(super) fn holds_back(&self) -> bool {
+        self.merge.holds_back()
     }
 }

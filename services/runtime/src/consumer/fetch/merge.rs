@@ -16,22 +16,22 @@ pub(super) trait Ordered {
 #[derive(Debug)]
 pub(super) struct Merge<M> {
     /// Seen by a second poll, and later than anything of the first: its predecessors may not have been seen.
-    ahead: Vec<M>,
+    held_back: Vec<M>,
 }
 
 impl<M> Default for Merge<M> {
     fn default() -> Self {
-        Self { ahead: Vec::new() }
+        Self { held_back: Vec::new() }
     }
 }
 
 impl<M: Ordered> Merge<M> {
     /// The messages of a poll, with the remainder of the previous one.
-    pub(super) fn first_look(&mut self, seen: Vec<M>) -> Vec<M> {
-        if self.ahead.is_empty() {
+    pub(super) fn first_pass(&mut self, seen: Vec<M>) -> Vec<M> {
+        if self.held_back.is_empty() {
             return seen;
         }
-        let mut first = mem::take(&mut self.ahead);
+        let mut first = mem::take(&mut self.held_back);
         first.extend(seen);
         first
     }
@@ -39,11 +39,15 @@ impl<M: Ordered> Merge<M> {
     /// Those whose predecessors were all seen, in their order.
     pub(super) fn in_order(&mut self, mut first: Vec<M>, second: Vec<M>) -> Vec<M> {
         let Some(last) = first.iter().map(Ordered::consumer_sequence).max() else {
-            self.ahead.extend(second);
+            self.held_back.extend(second);
             return first;
         };
         for message in second {
-            if message.consumer_sequence() <= last { first.push(message) } else { self.ahead.push(message) }
+            if message.consumer_sequence() <= last {
+                first.push(message);
+            } else {
+                self.held_back.push(message);
+            }
         }
         // Stable, and nearly always sorted already.
         first.sort_by_key(Ordered::consumer_sequence);
@@ -51,8 +55,8 @@ impl<M: Ordered> Merge<M> {
     }
 
     /// Whether a message was seen that was not passed on yet.
-    pub(super) fn has_ahead(&self) -> bool {
-        !self.ahead.is_empty()
+    pub(super) fn holds_back(&self) -> bool {
+        !self.held_back.is_empty()
     }
 }
 
@@ -73,12 +77,12 @@ mod tests {
     #[test]
     fn an_earlier_message_that_the_second_look_finds_goes_first() {
         let mut merge = Merge::default();
-        let first = merge.first_look(vec![2, 5]);
+        let first = merge.first_pass(vec![2, 5]);
         assert_eq!(merge.in_order(first, vec![4, 6, 3]), [2, 3, 4, 5]);
-        assert!(merge.has_ahead());
-        let first = merge.first_look(vec![]);
+        assert!(merge.holds_back());
+        let first = merge.first_pass(vec![]);
         assert_eq!(merge.in_order(first, vec![]), [6]);
-        assert!(!merge.has_ahead());
+        assert!(!merge.holds_back());
     }
 
     proptest! {
@@ -106,7 +110,7 @@ mod tests {
                 seen
             };
             for _ in 0..200 {
-                let first = merge.first_look(look(&mut subscriptions));
+                let first = merge.first_pass(look(&mut subscriptions));
                 let second = look(&mut subscriptions);
                 handed_on.extend(merge.in_order(first, second));
             }

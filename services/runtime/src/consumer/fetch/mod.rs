@@ -29,17 +29,17 @@ const BYTES_INTERVAL: Duration = Duration::from_millis(250);
 /// What the dispatcher receives, in its order.
 pub(super) enum Fetched {
     Deliveries {
-        /// The consumer of the name, as [`Observation::incarnation`] counts them.
-        incarnation: u64,
+        /// The consumer of the name, as [`Observation::consumer_epoch`] counts them.
+        consumer_epoch: u64,
         deliveries: Vec<Delivered>,
     },
     /// The consumer may be gone, or another one may have its name.
-    Doubt,
+    ConsumerSuspect,
 }
 
 /// Fetches and forwards until `stop`, and then what was requested before: no other process gets it before ackWait is over.
 pub(super) async fn run<H: Handler>(consumer: &ConsumerLoop<H>, outbound: mpsc::UnboundedSender<Fetched>) {
-    let mut fetcher = Fetcher { consumer, outbound, pull: None, incarnation: 0 };
+    let mut fetcher = Fetcher { consumer, outbound, pull: None, consumer_epoch: 0 };
     consumer.stop.run_until_cancelled(fetcher.fetch_forever()).await;
     if let Some(mut pull) = fetcher.pull.take() {
         while let Some(deliveries) = pull.drain().await {
@@ -53,7 +53,7 @@ struct Fetcher<'a, H> {
     outbound: mpsc::UnboundedSender<Fetched>,
     /// Stays open for as long as its client and its consumer: what NATS sent around the loss of a connection still arrives.
     pull: Option<Pull>,
-    incarnation: u64,
+    consumer_epoch: u64,
 }
 
 /// Why fetching stopped for now.
@@ -73,7 +73,7 @@ impl<H: Handler> Fetcher<'_, H> {
         let bytes = deliveries.iter().map(|delivered| delivered.size).sum();
         self.consumer.acquire_capacity(deliveries.len(), bytes);
         // Refused only if consuming has ended after a bug.
-        let _ = self.outbound.send(Fetched::Deliveries { incarnation: self.incarnation, deliveries });
+        let _ = self.outbound.send(Fetched::Deliveries { consumer_epoch: self.consumer_epoch, deliveries });
     }
 
     /// Pulls and forwards, and waits for the consumer if it does not respond. Cancel safe.
@@ -98,7 +98,7 @@ impl<H: Handler> Fetcher<'_, H> {
             let served = self.served();
             let stopped = self.fetch_while_available(&observation).await;
             consumer.bytes.owe(0);
-            let _ = self.outbound.send(Fetched::Doubt);
+            let _ = self.outbound.send(Fetched::ConsumerSuspect);
             consumer.is_serving.store(false, Ordering::Relaxed);
             consumer.proof.revoke();
             if let Stopped::PermissionDenied(violation) = &stopped {
@@ -130,8 +130,10 @@ impl<H: Handler> Fetcher<'_, H> {
     /// Subscribes to what will be pulled, if not subscribed already. Deliveries of a deleted consumer are not taken for
     /// those of another one.
     async fn open(&mut self, observation: &Observation) -> Result<(), async_nats::SubscribeError> {
-        if self.incarnation != observation.incarnation || self.pull.as_ref().is_some_and(Pull::is_outdated) {
-            (self.pull, self.incarnation) = (None, observation.incarnation);
+        if self.consumer_epoch != observation.consumer_epoch
+            || self.pull.as_ref().is_some_and(Pull::is_outdated)
+        {
+            (self.pull, self.consumer_epoch) = (None, observation.consumer_epoch);
         }
         if self.pull.is_none() {
             let source = Arc::clone(&self.consumer.source);
@@ -208,11 +210,11 @@ impl<H: Handler> Fetcher<'_, H> {
     /// Whether the consumer is still the one whose deliveries are forwarded. While no request is open the server does not report its end, so it
     /// is asked for before the next request.
     async fn is_proven(&self) -> bool {
-        let Self { consumer, incarnation, .. } = self;
+        let Self { consumer, consumer_epoch, .. } = self;
         let is_open = self.pull.as_ref().is_some_and(Pull::owes);
         if !is_open && !consumer.proof.holds(Instant::now()) {
             consumer.discovery.wait_for_consumer().await;
         }
-        consumer.discovery.incarnation() == *incarnation
+        consumer.discovery.consumer_epoch() == *consumer_epoch
     }
 }

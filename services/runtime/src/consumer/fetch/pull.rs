@@ -248,7 +248,7 @@ impl Pull {
 
     /// The next of what was requested; `None` when that is all.
     pub(super) async fn drain(&mut self) -> Option<Vec<Delivered>> {
-        while self.owes() || self.arrivals.has_ahead() {
+        while self.owes() || self.arrivals.holds_back() {
             match self.next().await {
                 PullEvent::Deliveries(deliveries) => return Some(deliveries),
                 PullEvent::Ended | PullEvent::MayRequest => {}

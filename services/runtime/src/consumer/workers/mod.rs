@@ -32,14 +32,14 @@ const MIN_THREADS: usize = 2;
 #[error("an attempt panicked outside of its handler")]
 pub(super) struct WorkerPanic;
 
-type Ended<R> = Result<R, WorkerPanic>;
+type JobResult<R> = Result<R, WorkerPanic>;
 
 /// The threads of one handler.
 pub(super) struct Workers<J, R> {
     /// Jobs that are not handed over yet.
     new: Vec<J>,
     jobs: Arc<Jobs<J>>,
-    results: Arc<Results<Ended<R>>>,
+    results: Arc<Results<JobResult<R>>>,
     /// `None` only while it is dropped.
     runtime: Option<Runtime>,
 }
@@ -96,7 +96,7 @@ impl<J: Send + 'static, R: Send + 'static> Workers<J, R> {
     }
 
     /// The results so far.
-    pub(super) fn take_results(&self) -> Vec<Ended<R>> {
+    pub(super) fn take_results(&self) -> Vec<JobResult<R>> {
         self.results.take()
     }
 }
@@ -113,11 +113,11 @@ impl<J, R> Drop for Workers<J, R> {
 /// One thread, which begins one job after another.
 struct Worker<J, R, W> {
     jobs: Arc<Jobs<J>>,
-    results: Arc<Results<Ended<R>>>,
+    results: Arc<Results<JobResult<R>>>,
     watchdog: Arc<Watchdog>,
     work: W,
     /// Room for the next attempt, or `None` after one that continues elsewhere: attempts are large, and most end at once.
-    attempt: Option<ReusableBoxFuture<'static, Ended<R>>>,
+    attempt: Option<ReusableBoxFuture<'static, JobResult<R>>>,
 }
 
 impl<J, R, F, W> Worker<J, R, W>
@@ -150,7 +150,7 @@ where
     }
 
     /// Begins a job. Most end when they are polled first; one that does not continues as a task of its own.
-    async fn begin(&mut self, job: J) -> Option<Ended<R>> {
+    async fn begin(&mut self, job: J) -> Option<JobResult<R>> {
         let attempt = AssertUnwindSafe((self.work)(job)).catch_unwind();
         let attempt = attempt.map(|ended| ended.map_err(|_| WorkerPanic));
         match &mut self.attempt {
@@ -190,7 +190,7 @@ mod tests {
         workers.hand_over();
     }
 
-    async fn next(workers: &Workers<u32, u32>) -> Vec<Ended<u32>> {
+    async fn next(workers: &Workers<u32, u32>) -> Vec<JobResult<u32>> {
         workers.ended().await;
         workers.take_results()
     }

@@ -22,9 +22,9 @@ struct Ended {
 
 /// Each in a place that its sequence determines; a later event replaces it.
 #[derive(Debug, Default)]
-pub(super) struct EndedEvents(Vec<Option<Ended>>);
+pub(super) struct RecentlySettled(Vec<Option<Ended>>);
 
-impl EndedEvents {
+impl RecentlySettled {
     /// JetStream confirmed that this event is never redelivered.
     pub(super) fn insert(&mut self, sequence: u64, time: Timestamp, now: Instant) {
         if self.0.is_empty() {
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn an_event_that_ended_just_now_is_known_when_it_is_delivered_again() {
-        let (mut ended, now) = (EndedEvents::default(), Instant::now());
+        let (mut ended, now) = (RecentlySettled::default(), Instant::now());
         let time = Timestamp::UNIX_EPOCH;
         assert!(!ended.contains(7, time, 2, now));
         ended.insert(7, time, now);
