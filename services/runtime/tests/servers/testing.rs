@@ -49,7 +49,7 @@ fn refusing() -> Scripted {
     Scripted::new(|_, _| async { Err(HandlerError::permanent("no such number")) })
 }
 
-/// All headers but for those that say when, and of which trace.
+/// All headers but for those that say when, and of which attempt.
 fn headers(headers: &HeaderMap) -> BTreeMap<String, String> {
     let mut headers: BTreeMap<_, _> =
         headers.iter().map(|(name, values)| (name.to_string(), values[0].to_string())).collect();
@@ -76,7 +76,11 @@ async fn a_dead_letter_of_a_test_is_the_one_that_a_pod_writes() {
 
     let mut test = HandlerTest::new("tests", refusing()).stream("numbers");
     let time = Timestamp::from_nanosecond(original.time.unix_timestamp_nanos()).unwrap();
-    let event = testing::event("numbers.7", &Number { value: 7 }).header("Nats-Msg-Id", "a").time(time);
+    let trace = original.headers.get("traceparent").unwrap().as_str();
+    let event = testing::event("numbers.7", &Number { value: 7 })
+        .header("Nats-Msg-Id", "a")
+        .header("traceparent", trace)
+        .time(time);
     assert_eq!(test.deliver(event).await, Settled::dead_lettered("permanent", "no such number"));
     let recorded = test.dead_letters().events();
     assert_eq!(recorded[0].subject, letters[0].subject.as_str());
