@@ -91,14 +91,17 @@ async fn what_only_the_operator_can_know_is_told_in_the_conditions() {
     cluster.apply(at, &consumer("nowhere", "streamRef: {name: nowhere}")).await;
     let missing = cluster.await_condition::<EventConsumer>((at, "nowhere"), ("Stalled", "True"), SOON).await;
     assert_eq!(missing.reason, "NotFound");
-    assert!(missing.message.contains("spec.streamRef") && missing.message.contains("make it"), "{missing:?}");
+    assert!(
+        missing.message.contains("spec.streamRef") && missing.message.contains("create it"),
+        "{missing:?}"
+    );
 
     // The stream of another namespace's object.
     cluster.apply(at, &stream("orders", &format!("subjects: [{at}.b]"))).await;
     let taken = cluster.await_condition::<EventStream>((at, "orders"), ("Stalled", "True"), SOON).await;
     assert_eq!(taken.reason, "NameConflict");
     assert!(
-        taken.message.contains("shop/orders") && taken.message.contains("another spec.streamName"),
+        taken.message.contains("shop/orders") && taken.message.contains("a different spec.streamName"),
         "{taken:?}"
     );
 
