@@ -1,6 +1,6 @@
 //! A service: one connection, its handlers, and their publishers.
 
-use std::{future::Future, pin::Pin, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use jetwright_crds::environment::{Binding, NATS_CREDENTIALS};
 use jetwright_nats::{Connection, ConnectionConfig};
@@ -227,7 +227,7 @@ impl Service {
             budget: self.budget.clone(),
             gate: self.health.gate(&format!("consumer {name}"), "not found yet"),
         };
-        let consumer = ConsumerLoop::new(runner, deps);
+        let consumer = ConsumerLoop::new(Arc::new(runner), deps);
         self.loops.push((name, Box::new(move |stop| Box::pin(consume(consumer, stop)))));
         Ok(self)
     }

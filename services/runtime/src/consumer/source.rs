@@ -63,7 +63,8 @@ pub(crate) struct ConsumerDeps {
 }
 
 impl<H: Handler> ConsumerLoop<H> {
-    pub(crate) fn new(runner: HandlerRunner<H>, deps: ConsumerDeps) -> Self {
+    /// One more source of this handler: its sources share what is remembered of events, the breaker of its dead letters and its metrics.
+    pub(crate) fn new(runner: Arc<HandlerRunner<H>>, deps: ConsumerDeps) -> Self {
         let ConsumerDeps { binding, connection, reader, gate, budget } = deps;
         let source = Source {
             stream: binding.stream.clone(),
@@ -74,7 +75,7 @@ impl<H: Handler> ConsumerLoop<H> {
         Self {
             bytes: budget.share(runner.options.bytes),
             recovering: AtomicBool::new(runner.is_ordered),
-            runner: Arc::new(runner),
+            runner,
             source: Arc::new(source),
             binding,
             connection,
