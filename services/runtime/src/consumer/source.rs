@@ -27,6 +27,7 @@ use crate::{Handler, Reader, Source};
 const UNREADY_AFTER: Duration = Duration::from_secs(10);
 /// Deliveries in flight for each that is handled at once, if others of their key have to come first.
 const WAITING_PER_SLOT: u32 = 16;
+
 /// One source of a handler's events: a JetStream consumer, its deliveries in this process, and its known state.
 pub(crate) struct ConsumerLoop<H> {
     pub(super) runner: Arc<HandlerRunner<H>>,

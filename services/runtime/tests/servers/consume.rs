@@ -274,6 +274,38 @@ async fn no_more_events_are_handled_at_once_than_the_handler_allows_although_nat
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_waits_goes_on_while_others_that_do_not_wait_come_without_a_pause() {
+    const EVENTS: u64 = 10_000;
+    let mut bench = Bench::without_consumer().await;
+    bench.binding.max_ack_pending = 1000;
+    let publisher = bench.publisher().await;
+    let publishing = (0..EVENTS).map(|value| publish(&publisher, value));
+    futures::stream::iter(publishing).buffer_unordered(500).for_each(|_| async {}).await;
+    bench.create_consumer().await;
+    let waited = Arc::new(Mutex::new(None));
+    let noted = Arc::clone(&waited);
+    let handler = Scripted::new(move |value, _| {
+        let noted = Arc::clone(&noted);
+        async move {
+            if value == 0 {
+                let begun = std::time::Instant::now();
+                sleep(Duration::from_millis(20)).await;
+                *noted.lock().unwrap() = Some(begun.elapsed());
+            } else {
+                let begun = std::time::Instant::now();
+                while begun.elapsed() < Duration::from_micros(300) {}
+            }
+            Ok(())
+        }
+    });
+    let service = bench.run(&handler).await;
+    bench.await_drained().await;
+    let waited = waited.lock().unwrap().unwrap();
+    assert!(waited < Duration::from_millis(500), "{waited:?}");
+    service.stop().await;
+}
+
 struct Letters;
 
 impl Handler for Letters {

@@ -11,11 +11,14 @@ use std::{
     sync::Arc,
     task::Poll,
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::FutureExt;
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::yield_now,
+};
 use tokio_util::sync::ReusableBoxFuture;
 
 pub(crate) use self::watchdog::Watchdog;
@@ -26,6 +29,9 @@ use self::{
 
 /// Minimum threads of each handler, on machines with fewer cores: one that blocks leaves another.
 const MIN_THREADS: usize = 2;
+/// How long a thread begins one job after another before it turns to those that wait for something, and to the timers and sockets that
+/// wake them: nothing else on it runs meanwhile.
+const MAX_TURN: Duration = Duration::from_millis(1);
 
 /// Code other than a handler panicked: a bug of this program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -130,23 +136,37 @@ where
     async fn run(mut self) {
         let mut announcements = Announcements::new(Instant::now());
         loop {
-            let job = if let Some((job, _)) = self.jobs.try_next() {
-                job
-            } else {
-                if announcements.idle() {
-                    self.results.announce();
-                }
-                let job = self.jobs.next().await;
-                announcements.resumed(Instant::now());
-                job
-            };
-            if let Some(result) = self.begin(job).await {
+            let job = self.jobs.next().await;
+            let began = Instant::now();
+            announcements.resumed(began);
+            let are_left = self.take_turn(job, began, &mut announcements).await;
+            if announcements.idle() {
+                self.results.announce();
+            }
+            if are_left {
+                yield_now().await;
+            }
+        }
+    }
+
+    /// Does this job and those after it, until there is none or the turn is over; returns whether some may be left.
+    async fn take_turn(&mut self, first: J, began: Instant, announcements: &mut Announcements) -> bool {
+        let mut next = Some(first);
+        while let Some(job) = next {
+            let result = self.begin(job).await;
+            let now = Instant::now();
+            if let Some(result) = result {
                 self.results.add(result);
-                if announcements.ended(Instant::now()) {
+                if announcements.ended(now) {
                     self.results.announce();
                 }
             }
+            if now.saturating_duration_since(began) > MAX_TURN {
+                return true;
+            }
+            next = self.jobs.try_next();
         }
+        false
     }
 
     /// Begins a job. Most end when they are polled first; one that does not continues as a task of its own.
@@ -174,7 +194,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, ops::Range, time::Duration};
+    use std::{collections::BTreeSet, ops::Range};
 
     use super::*;
 

@@ -37,24 +37,26 @@ impl<J> Jobs<J> {
         self.added.notify_one();
     }
 
-    /// The next job, and whether it is the last one.
-    pub(super) fn try_next(&self) -> Option<(J, bool)> {
-        let mut waiting = lock(&self.waiting);
-        let job = waiting.pop_front()?;
-        Some((job, waiting.is_empty()))
+    /// The next job, if there is one.
+    pub(super) fn try_next(&self) -> Option<J> {
+        lock(&self.waiting).pop_front()
     }
 
-    /// The next job, after a wait. Cancel safe.
+    /// The next job, as soon as there is one. Cancel safe.
     pub(super) async fn next(&self) -> J {
         loop {
-            self.added.notified().await;
-            if let Some((job, is_last)) = self.try_next() {
+            let (job, is_last) = {
+                let mut waiting = lock(&self.waiting);
+                (waiting.pop_front(), waiting.is_empty())
+            };
+            if let Some(job) = job {
                 // One thread is woken for many jobs, and this one may block it.
                 if !is_last {
                     self.added.notify_one();
                 }
                 return job;
             }
+            self.added.notified().await;
         }
     }
 }
