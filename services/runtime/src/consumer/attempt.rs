@@ -25,6 +25,10 @@ use crate::{
 /// Reason of a termination in the server's advisory: the event is stored as a dead letter.
 const DEAD_LETTERED: &str = "dead-lettered";
 
+/// Maximum delay of a retry, whatever the handler asks for. Clocks and JetStream's delays have a limit, and nobody notices a difference
+/// beyond this.
+const MAX_RETRY_DELAY: Duration = Duration::from_hours(24 * 365);
+
 /// An event as it was delivered.
 #[derive(Debug)]
 pub(super) struct Delivery {
@@ -115,17 +119,19 @@ pub(super) async fn process<H: Handler>(
     let ended = trace.around(pin!(try_once(&runner, &delivery, known))).await;
     let result = match ended {
         AttemptEnd::Settled(settlement) => AttemptResult::Settle(settlement),
-        AttemptEnd::Again { after, given_up } if delivery.in_place => {
-            delivery.known = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
-            if delivery.known.is_none() {
-                delivery.go_on_to_next_attempt(runner.retry.max_attempts);
-            }
-            AttemptResult::RetryInPlace { after }
-        }
         AttemptEnd::Again { after, given_up } => {
-            let Delivery { first_delivered, calls, .. } = *delivery;
-            runner.redelivery.put(&delivery.metadata, PriorAttempts { first_delivered, calls, given_up });
-            AttemptResult::Settle(Settlement::Nak { after })
+            let after = after.min(MAX_RETRY_DELAY);
+            if delivery.in_place {
+                delivery.known = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
+                if delivery.known.is_none() {
+                    delivery.go_on_to_next_attempt(runner.retry.max_attempts);
+                }
+                AttemptResult::RetryInPlace { after }
+            } else {
+                let Delivery { first_delivered, calls, .. } = *delivery;
+                runner.redelivery.put(&delivery.metadata, PriorAttempts { first_delivered, calls, given_up });
+                AttemptResult::Settle(Settlement::Nak { after })
+            }
         }
     };
     (result, delivery)

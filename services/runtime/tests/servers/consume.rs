@@ -152,6 +152,24 @@ async fn a_failure_that_names_its_time_is_tried_again_then_whether_order_is_kept
 }
 
 #[tokio::test]
+async fn a_time_of_the_next_attempt_that_no_clock_reaches_stops_no_other_event() {
+    for bench in [Bench::start().await, Bench::start().await.ordered()] {
+        let handler = Scripted::new(|value, _| async move {
+            if value == 0 { Err(HandlerError::retry_after(Duration::MAX, "never")) } else { Ok(()) }
+        });
+        let service = bench.run(&handler).await;
+        bench.publish(&service.publisher, 0..20).await;
+        await_until("the other events", SOON, async || {
+            let done = service.handled("done");
+            if done == 19 { Ok(()) } else { Err(done) }
+        })
+        .await;
+        assert_eq!((handler.calls().len(), service.handled("retried")), (20, 1));
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn an_event_of_an_unknown_type_is_given_up_or_ignored_as_the_handler_says() {
     for (unknown_types, outcome) in
         [(UnknownTypes::DeadLetter, "undecodable"), (UnknownTypes::Ignore, "ignored")]

@@ -17,8 +17,6 @@ use crate::{
     consumer::{ack::NAK_ON_SHUTDOWN, workers::WorkerPanic},
 };
 
-/// Maximum time between two attempts in place. Timers have a limit, and nobody notices a difference beyond this.
-const MAX_PAUSE: Duration = Duration::from_hours(24 * 365);
 /// How long a recovery may take before the log shows what it waits for, and how often.
 const RECOVERY_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
