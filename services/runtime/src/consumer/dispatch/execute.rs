@@ -44,18 +44,23 @@ impl<H: Handler> Dispatcher<H> {
                 self.exclusive = ExclusiveRun::None;
             }
         }
-        // After a reconnect more may have been delivered than was asked for.
+        // After a reconnect more may have been delivered than was asked for; a stop gives it back.
         while self.exclusive == ExclusiveRun::None
-            && self.running < self.concurrency
+            && (self.running < self.concurrency || self.is_stop_near())
             && let Some(slot) = self.next.pop_front()
         {
             self.begin(slot).await;
         }
     }
 
+    /// Whether the program stops so soon that nothing more begins.
+    fn is_stop_near(&self) -> bool {
+        self.last_begin.is_some_and(|last| Instant::now() > last)
+    }
+
     /// Begins an attempt, if there is still time and reason for it; returns whether it did.
     async fn begin(&mut self, slot: usize) -> bool {
-        let stop_is_near = self.last_begin.is_some_and(|last| Instant::now() > last);
+        let stop_is_near = self.is_stop_near();
         let Some(held) = self.in_flight.get_mut(slot) else { return false };
         if held.is_orphan {
             self.give_up(slot, "the consumer was recreated");
@@ -144,7 +149,6 @@ impl<H: Handler> Dispatcher<H> {
 
     /// Other keys take the room of a delivery that is retried later.
     fn pause(&mut self, slot: usize, after: Duration, mut delivery: Box<Delivery>) {
-        let after = after.min(MAX_PAUSE);
         let Some(held) = self.in_flight.get_mut(slot) else { return };
         delivery.not_before = Some(Instant::now() + after);
         held.state = State::Paused(delivery, self.paused.insert(slot, after));
