@@ -1,20 +1,25 @@
 //! What every reconcile needs: the clients, what the watches brought, what JetStream has, the settings, and what is remembered.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Debug, sync::Arc, time::Duration};
 
 use jetwright_crds::conditions::Reason;
 use kube::{
-    Client,
+    Api, Client, Resource,
     runtime::{controller::Action, events::Recorder},
 };
 use rand::RngExt as _;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::task::TaskTracker;
 
 use crate::{
     jetstream::{connections::Connections, ownership::ClusterNames, plan::Plan},
-    kubernetes::{apply::Applying, scopes::Scopes, status::StatusWrite},
+    kubernetes::{
+        apply::Applying,
+        scopes::Scopes,
+        status::{self, StatusUpdate, StatusWrite},
+    },
     metrics::Metrics,
-    object_state::{ObjectKey, ObjectStates},
+    object_state::{MAX_REPAIRS, ObjectKey, ObjectStates},
     outcome::{Outcome, Pending},
     pods::cache::PodCache,
     rate_limit::RateLimit,
@@ -77,6 +82,28 @@ impl Context {
         delay.filter(|_| only_stats)
     }
 
+    /// Writes the status that `update` makes of an object, and records that it was written: what a store brings from before is older.
+    ///
+    /// # Errors
+    ///
+    /// When Kubernetes refuses.
+    pub async fn write_status<K, S>(
+        &self,
+        api: &Api<K>,
+        object: &K,
+        update: impl Fn(&K) -> StatusUpdate<S>,
+    ) -> Result<StatusWrite, kube::Error>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+        S: Serialize,
+    {
+        let written = status::write(api, object, &(), update).await?;
+        if let StatusWrite::Written(version) = written {
+            self.states.status_written(&ObjectKey::of(object), version);
+        }
+        Ok(written)
+    }
+
     /// When to reconcile an object next: rarely where nothing is known to change, since changes wake it; soon where its status could
     /// not be written yet, or where the workload asks for it.
     #[must_use]
@@ -107,7 +134,7 @@ impl Context {
         }
         let requeue_after = Some(self.states.repair_delay(key)?);
         let message = format!(
-            "drift was corrected 20 times in the last minute; pausing. Another operator or tool is modifying this {kind}: stop it, or \
+            "drift was corrected {MAX_REPAIRS} times in the last minute; pausing. Another operator or tool is modifying this {kind}: stop it, or \
              remove it from this {}",
             key.kind
         );

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::error::ErrorClass;
 
 /// Maximum drift corrections of one resource per [`REPAIR_WINDOW`].
-const MAX_REPAIRS: u32 = 20;
+pub const MAX_REPAIRS: u32 = 20;
 const REPAIR_WINDOW: Duration = Duration::from_mins(1);
 /// How long an own write is waited for: without a bound, an object whose resource versions start over would never be reconciled.
 const MAX_WATCH_LAG: Duration = Duration::from_secs(10);

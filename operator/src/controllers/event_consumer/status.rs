@@ -173,11 +173,7 @@ pub async fn write(
     results: &Results,
     context: &Context,
 ) -> std::result::Result<StatusWrite, kube::Error> {
-    let written = status::write(api, object, &(), |object| update(object, results, context)).await?;
-    if let StatusWrite::Written(version) = written {
-        context.states.status_written(&ObjectKey::of(object), version);
-    }
-    Ok(written)
+    context.write_status(api, object, |object| update(object, results, context)).await
 }
 
 /// Records in events and metrics what was done, and once what is wrong.
