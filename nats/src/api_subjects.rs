@@ -1,4 +1,7 @@
-//! Subjects of JetStream's API, in the domain of the connection. Pure.
+//! Subjects of JetStream's API, in the domain of the connection, and of acknowledgements. Pure.
+
+/// Prefix of the subjects on which deliveries are acknowledged, whatever the domain (NATS ADR-15).
+pub const ACK_PREFIX: &str = "$JS.ACK.";
 
 /// The subjects of requests to the JetStream of one domain.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,14 +1,12 @@
 //! Makes a client read its credentials at every connect, and reports what happens to its connection. In: the events of the client.
 //! Out: [`ConnectionEvent`]s, with the reason if an attempt to connect fails.
 
-use std::{
-    mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{mem, sync::Arc};
 
 use async_nats::{
     AuthError, ClientError, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, Server,
 };
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     credentials::Credentials,
@@ -151,7 +149,7 @@ struct Reported {
 
 impl<F: Fn(ConnectionEvent<'_>)> ConnectionReporter<F> {
     fn reported(&self) -> MutexGuard<'_, Reported> {
-        self.reported.lock().unwrap_or_else(PoisonError::into_inner)
+        self.reported.lock()
     }
 
     /// The files were read for an attempt.
@@ -269,7 +267,7 @@ mod tests {
     fn a_reason_is_reported_once_until_it_changes_or_the_connection_was_there() {
         let received = Arc::new(Mutex::new(Vec::new()));
         let receiving = Arc::clone(&received);
-        let listener = move |event: ConnectionEvent<'_>| receiving.lock().unwrap().push(format!("{event:?}"));
+        let listener = move |event: ConnectionEvent<'_>| receiving.lock().push(format!("{event:?}"));
         let reporter = ConnectionReporter {
             listener,
             violations: Violations::new(),
@@ -283,7 +281,7 @@ mod tests {
         reporter.handle(&Event::Connected);
         reporter.failed("b");
         let expected = ["Failed(\"a\")", "Failed(\"b\")", "Connected", "Failed(\"b\")"];
-        assert_eq!(*received.lock().unwrap(), expected);
+        assert_eq!(*received.lock(), expected);
         assert!(reporter.identity.refused("").contains("set --folder"));
     }
 }

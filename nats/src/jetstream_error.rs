@@ -48,6 +48,8 @@ pub const SUBJECTS_OVERLAP: u64 = 10065;
 pub const RECONFIGURING: u64 = 10226;
 /// No message exists under this sequence or subject.
 pub const NO_MESSAGE_FOUND: u64 = 10037;
+/// There is a newer message than the writer saw.
+pub const WRONG_LAST_SEQUENCE: u64 = 10071;
 /// The stream that took the publish is not the expected one.
 pub(crate) const STREAM_NOT_MATCH: u64 = 10060;
 
@@ -64,7 +66,7 @@ const EXCEPTIONS: &[(u64, Disposition)] = &[
     (STREAM_NOT_FOUND, Unavailable),
     // JSStreamWrongLastMsgID, JSStreamWrongLastSequence: there is a newer message than the writer saw.
     (10070, Conflict),
-    (10071, Conflict),
+    (WRONG_LAST_SEQUENCE, Conflict),
     // JSStreamOffline, JSConsumerOffline, and both with a reason: its servers are down, or too old for it.
     (10118, Unavailable),
     (10119, Unavailable),

@@ -19,7 +19,7 @@ mod violation;
 
 pub use address::{AddressError, parse_addresses};
 pub use api::{Api, ApiError};
-pub use api_subjects::{ApiSubjects, api_request};
+pub use api_subjects::{ACK_PREFIX, ApiSubjects, api_request};
 pub use connection::{Connection, Request};
 pub use credentials::Credentials;
 pub use jetstream_error::{Disposition, JetStreamError};

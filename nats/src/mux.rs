@@ -7,7 +7,7 @@ use std::{
     collections::VecDeque,
     hash::{BuildHasher, RandomState},
     mem,
-    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -17,6 +17,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use futures::StreamExt;
+use parking_lot::{Mutex, MutexGuard};
 use slab::Slab;
 use tokio::{
     sync::{Notify, oneshot},
@@ -265,7 +266,7 @@ impl RequestMux {
     }
 
     fn pending(&self) -> MutexGuard<'_, PendingTable> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pending.lock()
     }
 }
 

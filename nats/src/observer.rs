@@ -1,11 +1,12 @@
 //! Keeps link, state and request mux in step with the client. In: the events of the client, and the client's own state.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicBool, Ordering},
 };
 
 use async_nats::connection::State;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 
 use crate::{
@@ -159,7 +160,7 @@ impl Observer {
 
     /// `None` if the events of this generation no longer count.
     fn lock(&self, generation: u64) -> Option<MutexGuard<'_, Current>> {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current.lock();
         (current.generation == generation).then_some(current)
     }
 

@@ -3,12 +3,10 @@
 //! A client of async-nats reconnects for ever by itself, but its task can end: it panics at a header value with a lone carriage return
 //! (0.51). Such a client still claims to be connected, and only its subscriptions and commands show that it is not.
 
-use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{Client, ConnectError, ConnectErrorKind, ServerAddr, Subscriber};
+use parking_lot::RwLock;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
@@ -48,11 +46,11 @@ pub(crate) struct CurrentClient(Arc<RwLock<Client>>);
 
 impl CurrentClient {
     pub(crate) fn get(&self) -> Client {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().clone()
     }
 
     fn set(&self, client: Client) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = client;
+        *self.0.write() = client;
     }
 }
 

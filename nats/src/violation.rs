@@ -1,17 +1,15 @@
 //! Permissions violations: the servers report them separately from the request, which gets no reply.
 
-use std::{
-    collections::VecDeque,
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use async_nats::ServerError;
+use parking_lot::Mutex;
 use tokio::{
     sync::{broadcast, watch},
     time::Instant,
 };
+
+use crate::api_subjects::ACK_PREFIX;
 
 /// Violations that may wait in one receiver.
 const CHANNEL_CAPACITY: usize = 128;
@@ -58,7 +56,7 @@ impl Violation {
     /// inbox.
     fn kind(&self) -> String {
         let (what, subject) = match self {
-            Self::Publish(subject) if subject.starts_with("$JS.ACK.") => ("publish", "$JS.ACK"),
+            Self::Publish(subject) if subject.starts_with(ACK_PREFIX) => ("publish", ACK_PREFIX),
             Self::Publish(subject) => ("publish", subject.as_str()),
             Self::Subscribe(subject) => ("subscribe", subject.split('.').next().unwrap_or_default()),
         };
@@ -130,7 +128,7 @@ impl Violations {
     /// Sends a violation to the receivers, and logs it unless its kind was logged lately.
     pub(crate) fn report(&self, violation: &Violation) {
         let kind = violation.kind();
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logged = self.logged.lock();
         if !logged.contains(&kind) {
             tracing::warn!("{violation}");
             logged.truncate(MAX_LOGGED_KINDS - 1);
@@ -142,7 +140,7 @@ impl Violations {
 
     /// A new connection: its violations are logged again.
     pub(crate) fn reset(&self) {
-        self.logged.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.logged.lock().clear();
         self.inbox_denied.send_replace(None);
     }
 }
@@ -221,10 +219,10 @@ mod tests {
             violations.report(&Violation::Publish(format!("$JS.ACK.s.c.1.{number}.1.1.0")));
             violations.report(&Violation::Publish(format!("orders.{number}")));
         }
-        let logged = violations.logged.lock().unwrap();
+        let logged = violations.logged.lock();
         assert_eq!(logged.len(), MAX_LOGGED_KINDS);
         drop(logged);
         violations.reset();
-        assert!(violations.logged.lock().unwrap().is_empty());
+        assert!(violations.logged.lock().is_empty());
     }
 }

@@ -6,9 +6,10 @@
 //! never fails liveness.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 /// The health of one program. Clones share it.
@@ -109,8 +110,7 @@ impl Health {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // No statement under the lock leaves the state half changed: a panic elsewhere leaves it usable.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -1,12 +1,13 @@
 //! The gateway's HTTP interface, with failures on purpose.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::{get, post};
 use jetwright_process::http::{HttpMetrics, Json, Path, Problem, idempotency_key, with_defaults};
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use crate::configuration::Simulation;
@@ -42,7 +43,7 @@ impl Gateway {
 
     fn ledger(&self) -> MutexGuard<'_, Ledger> {
         // Each operation leaves the ledger consistent.
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ledger.lock()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_nats::{HeaderMap, Subject};
+use jetwright_nats::ACK_PREFIX;
 use jetwright_process::telemetry::LogFields;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
@@ -67,7 +68,7 @@ impl Metadata {
     ) -> Option<(Self, u64)> {
         let mut tokens = [""; MAX_REPLY_TOKENS];
         let mut count = 0;
-        for (place, token) in tokens.iter_mut().zip(reply.strip_prefix("$JS.ACK.")?.split('.')) {
+        for (place, token) in tokens.iter_mut().zip(reply.strip_prefix(ACK_PREFIX)?.split('.')) {
             *place = token;
             count += 1;
         }

@@ -5,9 +5,11 @@
 //! none can starve another: the other half is granted in parts.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicUsize, Ordering},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// The budget of one process. Clones share it.
 #[derive(Clone, Debug, Default)]
@@ -57,7 +59,7 @@ impl ByteBudget {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

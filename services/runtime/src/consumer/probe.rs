@@ -1,8 +1,7 @@
 //! What a test of a handler fixes, and what it sees that no acknowledgement says. Production has none.
 
-use std::sync::{Mutex, PoisonError};
-
 use super::retry::Decision;
+use parking_lot::Mutex;
 
 /// Fixes the jitter of delays, and keeps what was decided of the last attempt.
 #[derive(Debug, Default)]
@@ -13,11 +12,11 @@ impl Probe {
     pub(super) const JITTER: f64 = 1.0;
 
     pub(super) fn record(&self, decision: &Decision) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(decision.clone());
+        *self.0.lock() = Some(decision.clone());
     }
 
     /// What was decided since it was taken last.
     pub(super) fn take(&self) -> Option<Decision> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }

@@ -1,18 +1,13 @@
 //! What a publisher of a test stores, in memory. In: messages as they would be sent. Out: what a stream of one replica answers. No I/O.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::VecDeque;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, header, message::OutboundMessage};
 use bytes::Bytes;
-use jetwright_nats::{JetStreamError, RequestError};
+use jetwright_nats::{JetStreamError, RequestError, jetstream_error::WRONG_LAST_SEQUENCE};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{event::EXPECTED_SUBJECT, subject::matches};
-
-/// The stream has a newer message than the expected one (JSStreamWrongLastSequence).
-const WRONG_LAST_SEQUENCE: u64 = 10071;
 
 /// Stores messages in memory.
 #[derive(Debug, Default)]
@@ -83,7 +78,7 @@ impl Recorder {
     }
 
     fn recording(&self) -> MutexGuard<'_, Recording> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -1,12 +1,9 @@
 //! Reads one event, as its stream's leader has it.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jetwright_nats::{Connection, Request, RequestError, jetstream_error::NO_MESSAGE_FOUND};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{sync::Semaphore, time::Instant};
 
@@ -108,12 +105,12 @@ impl Reader {
 
     /// Whether to try to read this stream in pages.
     pub(super) fn may_page(&self, stream: &str) -> bool {
-        let not_permitted = self.not_permitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let not_permitted = self.not_permitted.lock();
         not_permitted.get(stream).is_none_or(|until| *until <= Instant::now())
     }
 
     pub(super) fn may_not_page(&self, stream: &str) {
-        let mut not_permitted = self.not_permitted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut not_permitted = self.not_permitted.lock();
         not_permitted.insert(stream.to_owned(), Instant::now() + DENIED_PAGES_TTL);
     }
 }

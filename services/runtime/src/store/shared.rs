@@ -3,11 +3,12 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Mutex as Turn;
 
 /// A caller that arrives while the work of its key runs waits, and then runs it, or takes the outcome of a run that began after the
@@ -54,7 +55,7 @@ impl<T> Shared<T> {
     }
 
     fn works(&self) -> MutexGuard<'_, HashMap<String, Arc<Work<T>>>> {
-        self.works.lock().unwrap_or_else(PoisonError::into_inner)
+        self.works.lock()
     }
 }
 

@@ -1,12 +1,10 @@
 //! Events that cost the client its connection, remembered so that none of them does so twice. Pure.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::VecDeque;
 
 use super::StoredEvent;
 use crate::subject::matches;
+use parking_lot::{Mutex, MutexGuard};
 
 /// Maximum events that a process remembers; beyond that the oldest is forgotten, and may cost its connection once more.
 const MAX_EVENTS: usize = 4096;
@@ -51,7 +49,7 @@ impl Unparsable {
     }
 
     fn known(&self) -> MutexGuard<'_, VecDeque<Known>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -211,7 +211,7 @@ fn dead_letters(stream: &str, consumer: &str) -> DeadLetters {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Mutex, PoisonError};
+    use parking_lot::Mutex;
 
     use super::*;
     use crate::{EVENT_TYPE, UnknownTypes, testing};
@@ -236,7 +236,7 @@ mod tests {
 
     impl Obedient {
         fn calls(&self) -> Vec<Metadata> {
-            self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+            self.calls.lock().clone()
         }
     }
 
@@ -244,7 +244,7 @@ mod tests {
         type Event = Order;
 
         async fn handle(&self, order: Order, metadata: &Metadata) -> Result<(), HandlerError> {
-            self.calls.lock().unwrap().push(metadata.clone());
+            self.calls.lock().push(metadata.clone());
             match order.what.as_str() {
                 "fail" => Err(HandlerError::transient("busy")),
                 "fail until the last attempt" if !metadata.is_last_attempt => {

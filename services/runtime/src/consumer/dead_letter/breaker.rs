@@ -1,11 +1,9 @@
 //! Whether the dead-letter stream responds. While it does not, only one event per [`PROBE_INTERVAL`] waits for it: each takes the slot
 //! of an event that could be handled meanwhile.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// How often one event tries it while it does not respond. Longer than the time-out of a write.
@@ -18,7 +16,7 @@ pub(in crate::consumer) struct CircuitBreaker(Mutex<Option<Instant>>);
 impl CircuitBreaker {
     /// Whether it may be tried now; the caller [`record`s](Self::record) the result.
     pub(in crate::consumer) fn allow(&self) -> bool {
-        let (mut next, now) = (self.0.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        let (mut next, now) = (self.0.lock(), Instant::now());
         let may = next.is_none_or(|next| now >= next);
         if may && next.is_some() {
             *next = Some(now + PROBE_INTERVAL);
@@ -28,7 +26,7 @@ impl CircuitBreaker {
 
     /// Whether it responded.
     pub(in crate::consumer) fn record(&self, answered: bool) {
-        let mut next = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.0.lock();
         *next = if answered { None } else { next.or_else(|| Some(Instant::now() + PROBE_INTERVAL)) };
     }
 }

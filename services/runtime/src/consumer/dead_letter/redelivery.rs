@@ -2,12 +2,10 @@
 //! for good and its dead letter could not be written, why. Then it is not handled once more, and its dead letter says what went wrong.
 //! Bounded; a forgotten event is tried like any other delivery.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 
 use super::super::retry::Reason;
 use crate::Metadata;
@@ -35,7 +33,7 @@ impl RedeliveryCache {
         if prior == PriorAttempts::default() {
             return;
         }
-        let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut events = self.0.lock();
         events.insert(key(metadata), prior);
         if events.len() > MAX_EVENTS {
             events.pop_first();
@@ -44,7 +42,7 @@ impl RedeliveryCache {
 
     /// What is known of a redelivered event.
     pub(in crate::consumer) fn take(&self, metadata: &Metadata) -> PriorAttempts {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&key(metadata)).unwrap_or_default()
+        self.0.lock().remove(&key(metadata)).unwrap_or_default()
     }
 }
 

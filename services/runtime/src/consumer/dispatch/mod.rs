@@ -21,7 +21,7 @@ use std::{
 
 use async_nats::{Client, Subscriber};
 use futures::StreamExt;
-use jetwright_nats::{Link, Violation, ViolationReceiver};
+use jetwright_nats::{ACK_PREFIX, Link, Violation, ViolationReceiver};
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, timeout},
@@ -222,7 +222,7 @@ impl<H: Handler> Dispatcher<H> {
 }
 
 fn is_about_acks(violation: &Violation) -> bool {
-    matches!(violation, Violation::Publish(to) if to.starts_with("$JS.ACK."))
+    matches!(violation, Violation::Publish(to) if to.starts_with(ACK_PREFIX))
 }
 
 async fn next(confirmations: &mut Option<Subscriber>) -> Option<async_nats::Message> {

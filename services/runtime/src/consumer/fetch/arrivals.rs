@@ -8,7 +8,7 @@ use std::{
 
 use async_nats::{Message, StatusCode, Subscriber};
 use futures::StreamExt;
-use jetwright_nats::{Violation, backoff::pause};
+use jetwright_nats::{ACK_PREFIX, Violation, backoff::pause};
 use tokio::time::Instant;
 
 use super::{
@@ -21,8 +21,6 @@ use crate::{Metadata, Source, consumer::delivery::Delivered};
 /// Headers of a status that ends a request: how much of it was not delivered (NATS ADR-13).
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
 const PENDING_BYTES: &str = "Nats-Pending-Bytes";
-/// Prefix of the subjects on which deliveries are acknowledged.
-const ACK_PREFIX: &str = "$JS.ACK.";
 /// Assumed bytes of an event before the first one.
 const ASSUMED_SIZE: usize = 1024;
 /// Maximum pause while the consumer has its maximum of requests.

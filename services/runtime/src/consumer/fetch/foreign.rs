@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use jetwright_nats::backoff::pause;
+use jetwright_nats::{ACK_PREFIX, backoff::pause};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::super::{
@@ -258,6 +258,6 @@ impl<H: Handler> Scanner<'_, H> {
     fn ack_subject(&self, event: ForeignEvent) -> String {
         let binding = &self.consumer.binding;
         let ForeignEvent { sequence, time } = event;
-        format!("$JS.ACK.{}.{}.1.{sequence}.1.{time}.0", binding.stream, binding.consumer)
+        format!("{ACK_PREFIX}{}.{}.1.{sequence}.1.{time}.0", binding.stream, binding.consumer)
     }
 }

@@ -3,7 +3,7 @@
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use async_nats::Client;
-use jetwright_nats::{Connection, Link, Violation, ViolationReceiver};
+use jetwright_nats::{ACK_PREFIX, Connection, Link, Violation, ViolationReceiver};
 use tokio::{
     sync::watch,
     task::unconstrained,
@@ -226,7 +226,7 @@ impl Pull {
         let Self { arrivals, link, violations, subject, inbox, ack_infix, .. } = self;
         let concerns = |violation: &Violation| match violation {
             Violation::Publish(to) => {
-                to == subject || to.starts_with("$JS.ACK.") && to.contains(&**ack_infix)
+                to == subject || to.starts_with(ACK_PREFIX) && to.contains(&**ack_infix)
             }
             Violation::Subscribe(to) => to.starts_with(&**inbox),
         };

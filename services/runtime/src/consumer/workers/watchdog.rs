@@ -5,7 +5,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -14,6 +14,7 @@ use std::{
 };
 
 use jetwright_process::health::Health;
+use parking_lot::Mutex;
 
 /// How often threads are checked.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -58,7 +59,7 @@ impl Watchdog {
 
     /// The longest time that a thread has been in the handler.
     fn blocked_for(&self) -> Duration {
-        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let threads = self.threads.lock();
         let since = threads.iter().filter_map(Weak::upgrade).map(|thread| thread.0.load(Ordering::Relaxed));
         let Some(since) = since.filter(|since| *since > 0).min() else { return Duration::ZERO };
         let checks = self.checks.load(Ordering::Relaxed).saturating_sub(since);
@@ -81,7 +82,7 @@ impl Watchdog {
             Some((watchdog, busy_since)) if *watchdog == id => busy_since.0.store(now, Ordering::Relaxed),
             _ => {
                 let busy_since = Arc::new(BusySince(now.into()));
-                let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut threads = self.threads.lock();
                 threads.retain(|thread| thread.strong_count() > 0);
                 threads.push(Arc::downgrade(&busy_since));
                 *watched = Some((id, busy_since));
