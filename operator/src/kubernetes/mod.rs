@@ -11,3 +11,15 @@ pub mod status;
 pub mod stores;
 pub mod updates;
 pub mod watched;
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::Resource;
+
+/// How long an object has existed.
+#[must_use]
+pub fn age(object: &impl Resource) -> Duration {
+    let created = object.meta().creation_timestamp.as_ref().map_or_else(Timestamp::now, |time| time.0);
+    Timestamp::now().duration_since(created).unsigned_abs()
+}

@@ -42,6 +42,13 @@ pub fn invalid(errors: &[FieldError]) -> WorkloadStatus {
     WorkloadStatus { own: None, summary, requeue_after: None }
 }
 
+/// The pods wait for an EventStream that may be created in a moment.
+pub fn awaiting_stream(reference: &str, requeue_after: Duration) -> WorkloadStatus {
+    let message = format!("waiting for EventStream {reference}, which does not exist yet");
+    let summary = ConditionSummary::reconciling(Reason::StreamNotReady, message);
+    WorkloadStatus { own: None, summary, requeue_after: Some(requeue_after) }
+}
+
 /// The pods are another EventConsumer's: as ready as they say there.
 pub fn shared(spec: &EventConsumerSpec, other: Option<&EventConsumer>) -> WorkloadStatus {
     let name = spec.workload_ref.as_ref().map(|reference| reference.name.as_str()).unwrap_or_default();

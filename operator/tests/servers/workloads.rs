@@ -131,6 +131,29 @@ async fn a_workload_becomes_a_deployment_a_bindings_file_and_what_stands_beside_
     assert_eq!((status.replicas, status.selector), (Some(2), Some(selector)));
 }
 
+/// As Helm creates them: by kind, in the order of the alphabet.
+#[tokio::test]
+async fn consumers_that_are_created_a_moment_before_their_streams_roll_their_pods_out_once() {
+    let world = World::start().await;
+    world.consumer("fulfilment", SPEC).await;
+    world.consumer("mails", "{streamRef: {name: users}, workloadRef: {name: fulfilment}}").await;
+    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    world.stream("orders", "subjects: [orders.*.*]").await;
+    world.stream("users", "subjects: [users.*.*]").await;
+    await_bound(&world, &["fulfilment", "mails"]).await;
+    let deployment = await_deployment(&world, "the deployment", |_| true).await;
+    assert_eq!(deployment.metadata.generation, Some(1));
+}
+
+/// Pods are not held back for a stream that never comes: they have other events to handle.
+#[tokio::test]
+async fn a_stream_that_does_not_come_holds_pods_back_for_a_moment_only() {
+    let world = with_orders().await;
+    world.consumer("mails", "{streamRef: {name: nowhere}, workloadRef: {name: fulfilment}}").await;
+    world.consumer("fulfilment", SPEC).await;
+    await_bound(&world, &["fulfilment"]).await;
+}
+
 #[tokio::test]
 async fn pods_get_their_credentials_as_files_and_the_time_that_their_handlers_may_take() {
     let world = with_orders().await;

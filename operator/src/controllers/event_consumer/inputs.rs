@@ -67,6 +67,18 @@ pub async fn read(object: &EventConsumer, scope: &Scope, context: &Context) -> R
     })
 }
 
+/// The first EventStream that the pods consume from and that does not exist, by the name in `streamRef`.
+pub fn missing_stream<'a>(
+    object: &'a EventConsumer,
+    inputs: &Inputs,
+    guests: &'a [Guest],
+) -> Option<&'a str> {
+    let own = (object, inputs.stream.is_none());
+    let others = guests.iter().map(|guest| (guest.consumer.as_ref(), guest.stream.is_none()));
+    let missing = std::iter::once(own).chain(others).find(|(_, is_missing)| *is_missing);
+    missing.map(|(consumer, _)| consumer.spec.stream_ref.name.as_str())
+}
+
 struct Reader<'a> {
     scope: &'a Scope,
     context: &'a Context,

@@ -27,6 +27,7 @@ use crate::{
         reconcile::{self, Situation},
     },
     kubernetes::{
+        age,
         apply::{self, Applier},
         events, finalizer,
         status::ConditionSummary,
@@ -38,9 +39,13 @@ use crate::{
         apply::{apply as apply_workload, delete_workload, pods_terminated},
         build::build,
         desired::desired,
-        status::{WorkloadStatus, invalid, is_rolled_out, running, shared},
+        status::{WorkloadStatus, awaiting_stream, invalid, is_rolled_out, running, shared},
     },
 };
+
+/// How long after its creation an object's pods wait for EventStreams that do not exist: what is applied together is created one after
+/// another, and each stream that came later would roll the pods out once more.
+const STREAM_GRACE: Duration = Duration::from_secs(5);
 
 /// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
@@ -209,6 +214,11 @@ async fn ensure_workload(
             Pods::None | Pods::Own(_) => None,
         });
     };
+    if let Some(reference) = inputs::missing_stream(object, inputs, guests)
+        && let Some(left) = STREAM_GRACE.checked_sub(age(object))
+    {
+        return Ok(Some(awaiting_stream(reference, left)));
+    }
     let desired = match desired(object, workload, validate::bindings(object, inputs, guests)) {
         Ok(desired) => desired,
         Err(errors) => return Ok(Some(invalid(&errors))),

@@ -6,10 +6,9 @@
 mod status;
 mod validate;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use jetwright_crds::{EventConsumer, EventStream, conditions::Reason};
-use jiff::Timestamp;
 use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
 
 use super::finalize::{self, Step};
@@ -22,7 +21,7 @@ use crate::{
         ownership::Owner,
         reconcile::{self, Situation},
     },
-    kubernetes::{events, finalizer, list, stores::IndexKey},
+    kubernetes::{age, events, finalizer, list, stores::IndexKey},
     object_state::ObjectKey,
     outcome::{Outcome, Recorded},
 };
@@ -96,12 +95,6 @@ async fn ensure(
         context.throttle_repair(&key, Stream::KIND, plan)
     })
     .await
-}
-
-/// How long the object has existed.
-fn age(object: &EventStream) -> Duration {
-    let since = object.metadata.creation_timestamp.as_ref().map_or_else(Timestamp::now, |time| time.0);
-    Timestamp::now().duration_since(since).unsigned_abs()
 }
 
 /// Deletes the stream where the policy says so, and removes the finalizer. Bounded: the finalizer goes in the end even if NATS never comes
