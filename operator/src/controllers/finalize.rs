@@ -2,14 +2,18 @@
 
 use std::{fmt::Debug, time::Duration};
 
-use jetwright_crds::conditions::Reason;
+use jetwright_crds::{conditions::Reason, marks::OWNER};
 use kube::{Api, Resource, runtime::controller::Action};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
 use crate::{
     context::Context,
-    jetstream::{cache::Cached, ownership::Owner, reconcile},
+    jetstream::{
+        cache::Cached,
+        ownership::Owner,
+        reconcile::{self, Finalized},
+    },
     kubernetes::{
         finalizer,
         status::{self, ConditionSummary, StatusUpdate, StatusWrite},
@@ -29,6 +33,8 @@ pub enum Step {
     Retry(Option<reconcile::Error>),
     /// It was tried for long enough.
     GiveUp,
+    /// Nothing says any more that it is the object's.
+    Unmarked,
 }
 
 /// When a deletion that waits is tried again.
@@ -55,7 +61,8 @@ pub async fn delete_asset<A: Cached>(
         Err(_) => None,
     };
     match tried {
-        Some(Ok(())) => Step::Done,
+        Some(Ok(Finalized::Gone | Finalized::NotOurs)) => Step::Done,
+        Some(Ok(Finalized::Unmarked)) => Step::Unmarked,
         _ if is_overdue(object, context) => Step::GiveUp,
         Some(Err(error)) => Step::Retry(Some(error)),
         None => Step::Retry(None),
@@ -69,6 +76,17 @@ pub fn orphaned<A: Cached>(asset: &A::Key, context: &Context) -> String {
     let asset = A::describe(asset);
     format!(
         "gave up deleting {asset}: NATS was unreachable for {tried}. The {} still exists in NATS",
+        A::KIND
+    )
+}
+
+/// What a Warning event says of something that lost its mark.
+#[must_use]
+pub fn unmarked<A: Cached>(asset: &A::Key) -> String {
+    format!(
+        "{} has no {OWNER} in its metadata any more and was not deleted: another tool has taken it. Delete the {} in NATS if nothing \
+         needs it",
+        A::describe(asset),
         A::KIND
     )
 }

@@ -13,6 +13,7 @@ use super::{
     cache::{Cache, Cached},
     config::Config,
     entries::EntryGuard,
+    history::History,
     ownership::{Owner, applied_generation},
     plan::{Plan, plan},
 };
@@ -150,20 +151,33 @@ fn has_too_few_servers(error: &ApiError) -> bool {
     matches!(error, ApiError::Refused { err_code: NO_SUITABLE_PEERS, description, .. } if description == TOO_FEW_SERVERS)
 }
 
-/// Deletes what is the owner's; what is not, or what a newer generation was applied to, stays.
+/// What became of something whose object goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finalized {
+    /// It is deleted, or there was nothing.
+    Gone,
+    /// It stays: it is not the object's, or a newer generation was applied to it.
+    NotOurs,
+    /// It stays: it was the object's, and its metadata do not say so any more.
+    Unmarked,
+}
+
+/// Deletes what the metadata in JetStream say is the owner's, and nothing else: what was seen to be the owner's may be another's by now.
 ///
 /// # Errors
 ///
 /// When JetStream does not answer or refuses. Unanswered, the deletion may take effect later.
-pub async fn finalize<A: Cached>(cache: &Cache, key: &A::Key, owner: &Owner) -> Result<(), Error> {
+pub async fn finalize<A: Cached>(cache: &Cache, key: &A::Key, owner: &Owner) -> Result<Finalized, Error> {
     let failed = |source| Error::new::<A>("delete", key, source);
     let mut entry = cache.lock::<A>(key).await.map_err(failed)?;
     cache.refresh_locked::<A>(key, &mut entry).await.map_err(failed)?;
-    let Some(info) = entry.present() else { return Ok(()) };
-    let actual = (A::config(&info), info.created());
-    if applied_generation(owner, (A::KIND, A::name(key)), actual, entry.history()).is_ok() {
-        A::delete(cache.api(), key).await.map_err(failed)?;
-        cache.refresh_locked::<A>(key, &mut entry).await.map_err(failed)?;
+    let Some(info) = entry.present() else { return Ok(Finalized::Gone) };
+    let (named, actual) = ((A::KIND, A::name(key)), (A::config(&info), info.created()));
+    if applied_generation(owner, named, actual, &History::default()).is_err() {
+        let was_ours = applied_generation(owner, named, actual, entry.history()).is_ok();
+        return Ok(if was_ours { Finalized::Unmarked } else { Finalized::NotOurs });
     }
-    Ok(())
+    A::delete(cache.api(), key).await.map_err(failed)?;
+    cache.refresh_locked::<A>(key, &mut entry).await.map_err(failed)?;
+    Ok(Finalized::Gone)
 }

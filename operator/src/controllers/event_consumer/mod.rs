@@ -253,15 +253,15 @@ async fn delete(
         if !drained(object, owner, context).await? && !finalize::is_overdue(&key, context) {
             return waits("pods finish their work").await;
         }
-        let consumer = consumer_key(object, owner, context).await?;
-        match finalize::delete_asset::<Consumer>(&consumer, owner, &key, context).await {
-            Step::Done => {}
-            Step::Retry(Some(error)) => return Err(Error::Consumer(error)),
-            Step::Retry(None) => return waits("NATS is away").await,
-            Step::GiveUp => {
-                let note = finalize::orphaned::<Consumer>(&consumer, context);
-                events::warning(&context.recorder, &object.object_ref(&()), "Orphaned", note).await;
-            }
+        for consumer in consumer_keys(object, owner, context).await? {
+            let note = match finalize::delete_asset::<Consumer>(&consumer, owner, &key, context).await {
+                Step::Done => continue,
+                Step::Retry(Some(error)) => return Err(Error::Consumer(error)),
+                Step::Retry(None) => return waits("NATS is away").await,
+                Step::GiveUp => finalize::orphaned::<Consumer>(&consumer, context),
+                Step::Unmarked => finalize::unmarked::<Consumer>(&consumer),
+            };
+            events::warning(&context.recorder, &object.object_ref(&()), "Orphaned", note).await;
         }
     }
     finalize::release(api, object, context).await.map_err(Error::Release)
@@ -275,21 +275,21 @@ async fn drained(object: &EventConsumer, owner: &Owner, context: &Context) -> Re
     pods_terminated(&context.client, &owner.namespace, &names).await.map_err(Error::Pods)
 }
 
-/// The consumer in JetStream: its stream as the status has it, since the EventStream may be gone already.
-async fn consumer_key(
+/// The consumers in JetStream that may be the object's: on the stream that its EventStream has now, and on the one that the status names,
+/// since the EventStream may be gone, or another. The status proves nothing: of each, its mark says whether it is the object's.
+async fn consumer_keys(
     object: &EventConsumer,
     owner: &Owner,
     context: &Context,
-) -> Result<ConsumerKey, Error> {
-    let name = object.consumer_name();
-    let known = object.status.as_ref().and_then(|status| status.consumer.as_ref());
-    if let Some(known) = known {
-        return Ok(ConsumerKey { stream: known.stream.clone(), name });
-    }
-    let reference = &object.spec.stream_ref.name;
-    let stream = match context.scopes.of(&owner.namespace) {
+) -> Result<Vec<ConsumerKey>, Error> {
+    let declared = match context.scopes.of(&owner.namespace) {
         Some(scope) => inputs::read(object, scope, context).await.map_err(Error::Inputs)?.stream,
         None => None,
     };
-    Ok(ConsumerKey { stream: stream.map_or_else(|| reference.clone(), |stream| stream.stream_name()), name })
+    let declared =
+        declared.map_or_else(|| object.spec.stream_ref.name.clone(), |stream| stream.stream_name());
+    let known = object.status.as_ref().and_then(|status| status.consumer.as_ref());
+    let known = known.map(|consumer| consumer.stream.clone()).filter(|stream| *stream != declared);
+    let key = |stream| ConsumerKey { stream, name: object.consumer_name() };
+    Ok(std::iter::once(declared).chain(known).map(key).collect())
 }

@@ -125,6 +125,10 @@ async fn delete(
                 let note = finalize::orphaned::<Stream>(&stream, context);
                 events::warning(&context.recorder, &object.object_ref(&()), "Orphaned", note).await;
             }
+            Step::Unmarked => {
+                let note = finalize::unmarked::<Stream>(&stream);
+                events::warning(&context.recorder, &object.object_ref(&()), "Orphaned", note).await;
+            }
         }
     }
     finalize::release(api, object, context).await.map_err(Error::Release)
