@@ -2,11 +2,9 @@
 
 use std::{fmt::Debug, sync::Arc, time::Duration};
 
-use jetwright_crds::conditions::Reason;
-use kube::{
-    Api, Client, Resource,
-    runtime::{controller::Action, events::Recorder},
-};
+use jetwright_crds::conditions::{self, READY, Reason, STALLED};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{Api, Client, Resource, runtime::controller::Action};
 use rand::RngExt as _;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::task::TaskTracker;
@@ -14,15 +12,18 @@ use tokio_util::task::TaskTracker;
 use crate::{
     jetstream::{connections::Connections, ownership::ClusterNames, plan::Plan},
     kubernetes::{
+        age,
         apply::Applying,
+        events::Events,
         scopes::Scopes,
-        status::{self, StatusUpdate, StatusWrite},
+        status::{self, ConditionSummary, Progress, StatusUpdate, StatusWrite},
     },
     metrics::Metrics,
     object_state::{MAX_REPAIRS, ObjectKey, ObjectStates},
     outcome::{Outcome, Pending},
     pods::cache::PodCache,
     rate_limit::RateLimit,
+    reported::{Report, Sighting},
     workload::desired::WorkloadSettings,
 };
 
@@ -42,8 +43,7 @@ pub struct Settings {
 /// What every reconcile needs.
 pub struct Context {
     pub client: Client,
-    /// Writes Kubernetes events.
-    pub recorder: Recorder,
+    pub events: Events,
     pub connections: Connections,
     pub metrics: Metrics,
     /// Names of this Kubernetes cluster, part of every owner.
@@ -102,6 +102,36 @@ impl Context {
             self.states.status_written(&ObjectKey::of(object), version);
         }
         Ok(written)
+    }
+
+    /// Reports by an event that an object became Stalled, or is Contested: once for each reason and generation. In how long it is due,
+    /// where the object is too young. `before` is what the object's status said.
+    pub fn report_trouble<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        before: &[Condition],
+        summary: &ConditionSummary,
+    ) -> Option<Duration> {
+        if summary.progress != Progress::Stalled && summary.reason != Reason::Contested {
+            return None;
+        }
+        let reason = summary.reason.as_str();
+        let generation = object.meta().generation;
+        let is = |type_: &str| conditions::get(before, type_).filter(|condition| condition.status == "True");
+        let sighting = Sighting {
+            reason,
+            generation,
+            age: age(object),
+            was_ready: is(READY).is_some(),
+            was_told: is(STALLED)
+                .is_some_and(|stalled| stalled.reason == reason && stalled.observed_generation == generation),
+        };
+        match self.states.report(&ObjectKey::of(object), &sighting) {
+            Report::Now => self.events.warning(&object.object_ref(&()), reason, &summary.message),
+            Report::Later(delay) => return Some(delay),
+            Report::Known => {}
+        }
+        None
     }
 
     /// When to reconcile an object next: rarely where nothing is known to change, since changes wake it; soon where its status could

@@ -18,6 +18,8 @@ mod outcome;
 mod pods;
 mod rate_limit;
 mod readiness;
+mod reported;
+mod text;
 mod workload;
 
 use std::process::ExitCode;

@@ -5,10 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use jetwright_process::{admin, health::Health, metrics as process_metrics, shutdown::Shutdown};
 use k8s_openapi::api::core::v1::Namespace;
-use kube::{
-    Api, Client, ResourceExt,
-    runtime::events::{Recorder, Reporter},
-};
+use kube::{Api, Client, ResourceExt, runtime::events::Reporter};
 use prometheus_client::registry::Registry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::util::MapRequestLayer;
@@ -24,7 +21,7 @@ use crate::{
         connections::{Connection, Connections},
         ownership::ClusterNames,
     },
-    kubernetes::{apply::Applying, owned::OwnedObjects, scopes::Scopes},
+    kubernetes::{apply::Applying, events::Events, owned::OwnedObjects, scopes::Scopes},
     leader::Leadership,
     metrics::Metrics,
     object_state::ObjectStates,
@@ -116,7 +113,7 @@ async fn context(
         Reporter { controller: "jetwright-operator".to_owned(), instance: std::env::var("HOSTNAME").ok() };
     Ok(Context {
         cluster: Arc::new(cluster_names(args, &client).await?),
-        recorder: Recorder::new(client.clone(), reporter),
+        events: Events::start(client.clone(), reporter, metrics.clone()),
         connections: Connections::of(Connection { nats, cache: Cache::new(api), serves }),
         metrics,
         settings: args.settings(),

@@ -41,6 +41,11 @@ struct Scope {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Orphaned {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Named {
     namespace: String,
     stream: String,
@@ -53,6 +58,7 @@ pub struct Metrics {
     durations: Family<Controller, Histogram, fn() -> Histogram>,
     drift_corrections: Family<Controller, Counter>,
     stream_recreations: Family<Named, Counter>,
+    orphaned: Family<Orphaned, Counter>,
     api_requests: Family<Requested, Counter>,
     kubernetes_requests: Family<KubernetesRequest, Counter>,
     connected: Gauge,
@@ -68,6 +74,7 @@ impl Metrics {
             durations: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             drift_corrections: Family::default(),
             stream_recreations: Family::default(),
+            orphaned: Family::default(),
             api_requests: Family::default(),
             kubernetes_requests: Family::default(),
             connected: Gauge::default(),
@@ -90,6 +97,11 @@ impl Metrics {
             "stream_recreations",
             "Streams that were gone and were recreated, empty",
             self.stream_recreations.clone(),
+        );
+        registry.register(
+            "orphaned",
+            "Streams, consumers and pods that were left behind when their object went",
+            self.orphaned.clone(),
         );
         registry.register("jetstream_api_requests", "Requests to JetStream's API", self.api_requests.clone());
         registry.register(
@@ -121,6 +133,11 @@ impl Metrics {
     pub fn stream_recreated(&self, namespace: &str, stream: &str) {
         let labels = Named { namespace: namespace.to_owned(), stream: stream.to_owned() };
         self.stream_recreations.get_or_create(&labels).inc();
+    }
+
+    /// Something of this kind was left behind when its object went.
+    pub fn orphaned(&self, kind: &'static str) {
+        self.orphaned.get_or_create(&Orphaned { kind }).inc();
     }
 
     /// A request to JetStream ended.

@@ -9,7 +9,10 @@ use parking_lot::Mutex;
 use rand::RngExt as _;
 use tokio::time::Instant;
 
-use crate::error::ErrorClass;
+use crate::{
+    error::ErrorClass,
+    reported::{Report, Reported, Sighting},
+};
 
 /// Maximum drift corrections of one resource per [`REPAIR_WINDOW`].
 pub const MAX_REPAIRS: u32 = 20;
@@ -66,6 +69,8 @@ struct ObjectState {
     drift_repairs: Option<(Instant, u32)>,
     /// Which recreation was reported last: a reconcile that does not see yet what the one before it wrote notices it once more.
     last_recreated: Option<String>,
+    /// Which troubles were reported by events.
+    reported: Reported,
     last_status_write: Option<Instant>,
     /// The resource version that the object has since.
     written_version: Option<u64>,
@@ -149,6 +154,11 @@ impl ObjectStates {
         self.with(key, |state| {
             state.last_recreated.replace(created.to_owned()).is_none_or(|last| last != created)
         })
+    }
+
+    /// Whether a trouble of an object is to be reported now.
+    pub fn report(&self, key: &ObjectKey, sighting: &Sighting) -> Report {
+        self.with(key, |state| state.reported.decide(sighting))
     }
 
     /// How long an object's status has to wait for a write, where at most one is due in this time.

@@ -197,7 +197,7 @@ where
             result.and_then(|result| result.map_err(ReconcileFailure::of))
         }
         Watched::Invalid(invalid) => {
-            let reported = invalid_object::report::<K>(invalid, &context.client, &context.recorder).await;
+            let reported = invalid_object::report::<K>(invalid, &context.client, &context.events).await;
             reported.map_err(|error| ReconcileFailure::Failed {
                 class: ErrorClass::of_kubernetes(&error),
                 source: Box::new(error),

@@ -1,82 +1,167 @@
-//! Kubernetes events: what `kubectl describe` shows of what the operator did. Writes to Kubernetes.
+//! Kubernetes events: what `kubectl describe` shows of what the operator did. A reconcile hands them over and never waits for them; one task
+//! writes them to Kubernetes, so many a second.
 
-use jetwright_crds::conditions::{self, STALLED};
-use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::Condition};
-use kube::runtime::events::{Event, EventType, Recorder};
+use std::{future::Future, time::Duration};
 
-use super::status::{ConditionSummary, Progress};
-use crate::outcome::{OperationResult, Reconciled};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Client,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use tokio::{sync::mpsc, time::timeout};
 
-/// Longest note that Kubernetes takes.
-const MAX_NOTE_LENGTH: usize = 1024;
+use crate::{
+    error::error_chain,
+    metrics::Metrics,
+    outcome::{OperationResult, Reconciled},
+    rate_limit::RateLimit,
+    text::cut,
+};
 
-/// Reports something that the operator did.
-pub async fn normal(recorder: &Recorder, object: &ObjectReference, reason: &str, note: String) {
-    publish(recorder, object, EventType::Normal, reason, note).await;
+/// Longest note that Kubernetes takes, in bytes (ValidateEventUpdate of its API server counts them so).
+const MAX_NOTE_BYTES: usize = 1024;
+/// Most events a second, of all objects together.
+const EVENTS_PER_SECOND: u32 = 10;
+/// Events that may wait: what comes beyond that is only logged.
+const MAX_QUEUED: usize = 1024;
+/// How long Kubernetes may take to write one: its client alone would try for many minutes, and all others would wait.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Where events are handed over. Clones share the queue.
+#[derive(Clone)]
+pub struct Events {
+    queue: mpsc::Sender<(Event, ObjectReference)>,
+    metrics: Metrics,
 }
 
-/// Reports something that a user should look at.
-pub async fn warning(recorder: &Recorder, object: &ObjectReference, reason: &str, note: String) {
-    publish(recorder, object, EventType::Warning, reason, note).await;
+impl Events {
+    /// Starts the task that writes them, which ends with the last clone.
+    #[must_use]
+    pub fn start(client: Client, reporter: Reporter, metrics: Metrics) -> Self {
+        let (queue, events) = mpsc::channel(MAX_QUEUED);
+        let recorder = Recorder::new(client, reporter);
+        tokio::spawn(write_all(events, move |event, object| {
+            let recorder = recorder.clone();
+            async move { write(&recorder, &event, &object).await }
+        }));
+        Self { queue, metrics }
+    }
+
+    /// Reports something that the operator did.
+    pub fn normal(&self, object: &ObjectReference, reason: &str, note: &str) {
+        self.publish(object, EventType::Normal, reason, note);
+    }
+
+    /// Reports something that a user should look at.
+    pub fn warning(&self, object: &ObjectReference, reason: &str, note: &str) {
+        self.publish(object, EventType::Warning, reason, note);
+    }
+
+    /// Reports what stays behind an object that goes, by what kind of thing that is. Kubernetes takes no event in a namespace that is being deleted, which is where things
+    /// are left behind: the log and a metric have it in any case.
+    pub fn orphaned(&self, object: &ObjectReference, kind: &'static str, note: &str) {
+        self.metrics.orphaned(kind);
+        let (namespace, name) = (object.namespace.as_deref(), object.name.as_deref());
+        tracing::warn!(namespace, name, kind, note, "left something behind");
+        self.warning(object, "Orphaned", note);
+    }
+
+    /// Reports what was done in JetStream; `lost` is what was lost with a thing that had to be recreated. Its creation is no event: the
+    /// condition says that it is there.
+    pub fn reconciled<I>(
+        &self,
+        object: &ObjectReference,
+        kind: &str,
+        reconciled: &Reconciled<I>,
+        lost: &str,
+    ) {
+        match &reconciled.result {
+            _ if reconciled.recreated => {
+                self.warning(object, "Recreated", &format!("the {kind} was gone and was recreated: {lost}"));
+            }
+            OperationResult::Updated(fields) => {
+                self.normal(object, "Updated", &format!("updated {}", fields.join(", ")));
+            }
+            OperationResult::Corrected(fields) => {
+                let note = format!("corrected what another writer had changed: {}", fields.join(", "));
+                self.warning(object, "DriftRepaired", &note);
+            }
+            OperationResult::Created | OperationResult::Unchanged | OperationResult::Blocked(_) => {}
+        }
+    }
+
+    fn publish(&self, object: &ObjectReference, type_: EventType, reason: &str, note: &str) {
+        tracing::info!(reason, note, "recording an event");
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(cut(note, MAX_NOTE_BYTES).into_owned()),
+            action: "Reconcile".to_owned(),
+            secondary: None,
+        };
+        if self.queue.try_send((event, object.clone())).is_err() {
+            tracing::warn!(reason, "dropped an event: too many wait to be written");
+        }
+    }
+}
+
+/// Writes what is queued, in its order, for as long as there is a queue.
+async fn write_all<T, F>(mut queue: mpsc::Receiver<(Event, T)>, write: impl Fn(Event, T) -> F)
+where
+    F: Future<Output = ()>,
+{
+    let limit = RateLimit::new(EVENTS_PER_SECOND);
+    while let Some((event, object)) = queue.recv().await {
+        limit.acquire().await;
+        write(event, object).await;
+    }
 }
 
 /// An event that cannot be written is logged and no error: it would only repeat what is done already.
-async fn publish(
-    recorder: &Recorder,
-    object: &ObjectReference,
-    type_: EventType,
-    reason: &str,
-    note: String,
-) {
-    tracing::info!(reason, note, "recording an event");
-    let note = note.chars().take(MAX_NOTE_LENGTH).collect();
-    let event = Event {
-        type_,
-        reason: reason.to_owned(),
-        note: Some(note),
-        action: "Reconcile".to_owned(),
-        secondary: None,
-    };
-    if let Err(error) = recorder.publish(&event, object).await {
-        tracing::warn!(reason, %error, "failed to write an event");
+async fn write(recorder: &Recorder, event: &Event, object: &ObjectReference) {
+    let reason = &event.reason;
+    match timeout(WRITE_TIMEOUT, recorder.publish(event, object)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(reason, error = error_chain(&error), "failed to write an event"),
+        Err(_) => tracing::warn!(reason, "failed to write an event: Kubernetes did not answer"),
     }
 }
 
-/// Reports what was done in JetStream; `lost` is what was lost with a thing that had to be recreated.
-pub async fn reconciled<I>(
-    recorder: &Recorder,
-    object: &ObjectReference,
-    kind: &str,
-    reconciled: &Reconciled<I>,
-    lost: &str,
-) {
-    match &reconciled.result {
-        _ if reconciled.recreated => {
-            let note = format!("the {kind} was gone and was recreated: {lost}");
-            warning(recorder, object, "Recreated", note).await;
-        }
-        OperationResult::Created => normal(recorder, object, "Created", format!("created the {kind}")).await,
-        OperationResult::Updated(fields) => {
-            normal(recorder, object, "Updated", format!("updated {}", fields.join(", "))).await;
-        }
-        OperationResult::Corrected(fields) => {
-            let note = format!("corrected what another writer had changed: {}", fields.join(", "));
-            warning(recorder, object, "DriftRepaired", note).await;
-        }
-        OperationResult::Unchanged | OperationResult::Blocked(_) => {}
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
 
-/// Reports once, when it begins, that something waits for a change by a user.
-pub async fn stalled(
-    recorder: &Recorder,
-    object: &ObjectReference,
-    before: &[Condition],
-    summary: &ConditionSummary,
-) {
-    let known = conditions::get(before, STALLED)
-        .is_some_and(|stalled| stalled.status == "True" && stalled.reason == summary.reason.as_str());
-    if summary.progress == Progress::Stalled && !known {
-        warning(recorder, object, summary.reason.as_str(), summary.message.clone()).await;
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_of_events_is_handed_over_at_once_and_written_ten_a_second() {
+        let (queue, events) = mpsc::channel(MAX_QUEUED);
+        let metrics = Metrics::register(&mut prometheus_client::registry::Registry::default());
+        let begun = Instant::now();
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&written);
+        let writing = tokio::spawn(write_all(events, move |event, _| {
+            log.lock().unwrap().push((begun.elapsed(), event.reason));
+            // Kubernetes is slow.
+            sleep(Duration::from_millis(1))
+        }));
+        let events = Events { queue, metrics };
+        for number in 0..2 * MAX_QUEUED {
+            events.warning(&ObjectReference::default(), &number.to_string(), "words");
+        }
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        drop(events);
+        writing.await.unwrap();
+        let written = written.lock().unwrap();
+        assert_eq!(written.len(), MAX_QUEUED);
+        for (number, (at, reason)) in (0_u32..).zip(written.iter()) {
+            assert_eq!(*reason, number.to_string());
+            // A second's worth goes at once.
+            assert!(
+                *at >= Duration::from_secs(1) / EVENTS_PER_SECOND * number.saturating_sub(EVENTS_PER_SECOND)
+            );
+        }
     }
 }

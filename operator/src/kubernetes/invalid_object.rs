@@ -9,12 +9,13 @@ use kube::{
     Api, Client, Resource,
     api::{ApiResource, DynamicObject},
     core::error_boundary::InvalidObject,
-    runtime::{controller::Action, events::Recorder},
+    runtime::controller::Action,
 };
 use serde_json::json;
 
 use super::{
-    events, finalizer,
+    events::Events,
+    finalizer,
     status::{self, ConditionSummary, StatusUpdate},
 };
 
@@ -27,7 +28,7 @@ use super::{
 pub async fn report<K>(
     invalid: &InvalidObject,
     client: &Client,
-    recorder: &Recorder,
+    events: &Events,
 ) -> Result<Action, kube::Error>
 where
     K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug,
@@ -41,7 +42,7 @@ where
 
     if object.metadata.deletion_timestamp.is_some() {
         let note = format!("{message}; what it has in JetStream stays there");
-        events::warning(recorder, &object.object_ref(&resource), "Orphaned", note).await;
+        events.orphaned(&object.object_ref(&resource), "object", &note);
         finalizer::set(&api, &object, false).await?;
         return Ok(Action::await_change());
     }

@@ -5,6 +5,7 @@ mod consumers;
 mod credentials;
 mod dead_letters;
 mod deletion;
+mod events;
 mod ownership;
 mod program;
 mod sequences;

@@ -212,6 +212,15 @@ impl World {
         about.filter_map(|event| event.note).collect()
     }
 
+    /// Waits until an object has one event with this reason, and it says this.
+    pub async fn await_event(&self, name: &str, reason: &str, note: &str) {
+        await_until(&format!("{name} has the event {reason}"), SOON, || async {
+            let notes = self.events(name, reason).await;
+            if notes == [note] { Ok(()) } else { Err(format!("{notes:?}")) }
+        })
+        .await;
+    }
+
     /// What the operator answers on its admin address; None while it does not.
     pub async fn admin(&self, path: &str) -> Option<(u16, String)> {
         let answer = reqwest::get(format!("http://127.0.0.1:{}{path}", self.admin)).await.ok()?;

@@ -29,7 +29,7 @@ use crate::{
     kubernetes::{
         age,
         apply::{self, Applier},
-        events, finalizer,
+        finalizer,
         status::ConditionSummary,
     },
     object_state::ObjectKey,
@@ -107,10 +107,11 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
         workload: ensure_workload(&object, &inputs, &applier, &context).await,
     };
     // Recorded first: what was done is not done again if the status cannot be written.
-    status::record_events(&object, &results, &context).await;
+    let report_after = status::record_events(&object, &results, &context);
     let written = status::write(&api, &object, &results, &context).await.map_err(Error::Status)?;
-    let requeue_after = results.workload?.and_then(|workload| workload.requeue_after);
+    let workload_after = results.workload?.and_then(|workload| workload.requeue_after);
     results.dead_letters?;
+    let requeue_after = workload_after.into_iter().chain(report_after).min();
     results.consumer.map(|outcome| context.requeue(&outcome, written, requeue_after))
 }
 
@@ -261,7 +262,7 @@ async fn delete(
                 Step::GiveUp => finalize::orphaned::<Consumer>(&consumer, context),
                 Step::Unmarked => finalize::unmarked::<Consumer>(&consumer),
             };
-            events::warning(&context.recorder, &object.object_ref(&()), "Orphaned", note).await;
+            context.events.orphaned(&object.object_ref(&()), Consumer::KIND, &note);
         }
     }
     finalize::release(api, object, context).await.map_err(Error::Release)

@@ -17,10 +17,7 @@ use crate::{
     context::Context,
     error::error_chain,
     jetstream::info::ConsumerInfo,
-    kubernetes::{
-        events,
-        status::{self, ConditionSummary, StatusUpdate, StatusWrite},
-    },
+    kubernetes::status::{self, ConditionSummary, StatusUpdate, StatusWrite},
     object_state::ObjectKey,
     outcome::Outcome,
     workload::{apply::remedy, status::WorkloadStatus},
@@ -176,17 +173,16 @@ pub async fn write(
     context.write_status(api, object, |object| update(object, results, context)).await
 }
 
-/// Records in events and metrics what was done, and once what is wrong.
-pub async fn record_events(object: &EventConsumer, results: &Results, context: &Context) {
-    let reference = object.object_ref(&());
+/// Records in events and metrics what was done, and once what is wrong; in how long that is due, where the object is too young.
+pub fn record_events(object: &EventConsumer, results: &Results, context: &Context) -> Option<Duration> {
     if let Ok(Outcome::Reconciled(reconciled)) = &results.consumer {
         if reconciled.corrected().is_some() {
             context.metrics.drift_corrected("consumer");
         }
-        events::reconciled(&context.recorder, &reference, "consumer", reconciled, LOST).await;
+        context.events.reconciled(&object.object_ref(&()), "consumer", reconciled, LOST);
     }
     let before = object.status.as_ref().map(|status| status.conditions.as_slice());
-    events::stalled(&context.recorder, &reference, before.unwrap_or_default(), &results.overall()).await;
+    context.report_trouble(object, before.unwrap_or_default(), &results.overall())
 }
 
 #[cfg(test)]

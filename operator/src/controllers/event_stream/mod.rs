@@ -21,7 +21,7 @@ use crate::{
         ownership::Owner,
         reconcile::{self, Situation},
     },
-    kubernetes::{age, events, finalizer, list, stores::IndexKey},
+    kubernetes::{age, finalizer, list, stores::IndexKey},
     object_state::ObjectKey,
     outcome::{Outcome, Recorded},
 };
@@ -70,9 +70,9 @@ pub async fn reconcile(object: Arc<EventStream>, context: Arc<Context>) -> Resul
     }
     let result = ensure(&object, owner, &context).await.map_err(Error::Stream);
     // Recorded first: what was done is not done again if the status cannot be written.
-    status::record_events(&object, &result, &context).await;
+    let report_after = status::record_events(&object, &result, &context);
     let written = status::write(&api, &object, &result, &context).await.map_err(Error::Status)?;
-    result.map(|outcome| context.requeue(&outcome, written, None))
+    result.map(|outcome| context.requeue(&outcome, written, report_after))
 }
 
 /// Everything but the status.
@@ -123,11 +123,11 @@ async fn delete(
             Step::Retry(None) => return waits(Reason::Deleting, "NATS is away".to_owned()).await,
             Step::GiveUp => {
                 let note = finalize::orphaned::<Stream>(&stream, context);
-                events::warning(&context.recorder, &object.object_ref(&()), "Orphaned", note).await;
+                context.events.orphaned(&object.object_ref(&()), Stream::KIND, &note);
             }
             Step::Unmarked => {
                 let note = finalize::unmarked::<Stream>(&stream);
-                events::warning(&context.recorder, &object.object_ref(&()), "Orphaned", note).await;
+                context.events.orphaned(&object.object_ref(&()), Stream::KIND, &note);
             }
         }
     }

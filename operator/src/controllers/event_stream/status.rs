@@ -1,5 +1,7 @@
 //! In: the outcome of a reconcile. Out: the status, Kubernetes events and metrics. Writes to Kubernetes, except for [`advance`].
 
+use std::time::Duration;
+
 use jetwright_crds::{
     EventStream, EventStreamStatus,
     stream::{Drift, StreamState},
@@ -11,10 +13,7 @@ use super::Error;
 use crate::{
     context::Context,
     jetstream::info::StreamInfo,
-    kubernetes::{
-        events,
-        status::{self, StatusUpdate, StatusWrite},
-    },
+    kubernetes::status::{self, StatusUpdate, StatusWrite},
     object_state::ObjectKey,
     outcome::{Outcome, Reconciled},
 };
@@ -92,8 +91,8 @@ pub async fn write(
     context.write_status(api, object, |object| update(object, result, context)).await
 }
 
-/// Records in events and metrics what was done, and once what is wrong.
-pub async fn record_events(object: &EventStream, result: &Result, context: &Context) {
+/// Records in events and metrics what was done, and once what is wrong; in how long that is due, where the object is too young.
+pub fn record_events(object: &EventStream, result: &Result, context: &Context) -> Option<Duration> {
     let reference = object.object_ref(&());
     if let Ok(Outcome::Reconciled(reconciled)) = result
         && is_news(object, reconciled, context)
@@ -105,11 +104,11 @@ pub async fn record_events(object: &EventStream, result: &Result, context: &Cont
             context.metrics.stream_recreated(&object.namespace().unwrap_or_default(), &object.name_any());
         }
         let lost = lost(object, reconciled.info.as_ref());
-        events::reconciled(&context.recorder, &reference, "stream", reconciled, &lost).await;
+        context.events.reconciled(&reference, "stream", reconciled, &lost);
     }
     let summary = status::summarize(result, "");
     let before = object.status.as_ref().map(|status| status.conditions.as_slice());
-    events::stalled(&context.recorder, &reference, before.unwrap_or_default(), &summary).await;
+    context.report_trouble(object, before.unwrap_or_default(), &summary)
 }
 
 /// Whether it was not recorded before: an object that does not have the last status yet notices a recreation once more.
