@@ -9,7 +9,7 @@ use futures::{StreamExt, stream};
 use jetwright_nats::{Connection, api_request};
 use parking_lot::Mutex;
 use rand::RngExt as _;
-use serde::Deserialize;
+use serde::{Deserialize, de::IgnoredAny};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -220,7 +220,21 @@ struct Advisory {
     consumer: Option<String>,
     /// Subject of the API request, in an audit.
     subject: Option<String>,
+    /// What JetStream answered to it, as JSON.
+    response: Option<String>,
     client: Option<Client>,
+}
+
+impl Advisory {
+    /// Whether JetStream refused the request.
+    fn is_refused(&self) -> bool {
+        #[derive(Deserialize)]
+        struct Response {
+            error: Option<IgnoredAny>,
+        }
+        let response = self.response.as_deref().map(serde_json::from_str::<Response>);
+        response.is_some_and(|response| response.is_ok_and(|response| response.error.is_some()))
+    }
 }
 
 #[derive(Deserialize)]
@@ -233,8 +247,12 @@ fn target(subject: &str, payload: &[u8], own_name: &str) -> Option<Target> {
     let advisory: Advisory = serde_json::from_slice(payload).ok()?;
     let kind = subject.strip_prefix("$JS.EVENT.ADVISORY.")?;
     if kind == "API" {
-        let own = advisory.client.and_then(|client| client.name).is_some_and(|name| name == own_name);
-        return if own { None } else { target_of_api_audit(&advisory.subject?) };
+        let own = advisory.client.as_ref().is_some_and(|client| client.name.as_deref() == Some(own_name));
+        // What was refused changed nothing.
+        if own || advisory.is_refused() {
+            return None;
+        }
+        return target_of_api_audit(&advisory.subject?);
     }
     match (kind.split('.').next()?, kind.split('.').nth(1)?) {
         ("STREAM", "CREATED" | "UPDATED" | "DELETED" | "RESTORE_COMPLETE") => {
@@ -300,6 +318,19 @@ mod tests {
         assert_eq!(of("$JS.API.STREAM.PURGE.orders", "nats"), Some(stream("orders")));
         assert_eq!(of("$JS.API.STREAM.UPDATE.orders", "me"), None);
         assert_eq!(of("$JS.API.STREAM.INFO.orders", "nats"), None);
+    }
+
+    #[test]
+    fn a_request_of_others_that_was_refused_is_no_news() {
+        let of = |response: &str| {
+            let payload =
+                serde_json::json!({"subject": "$JS.API.STREAM.CREATE.orders", "response": response});
+            target("$JS.EVENT.ADVISORY.API", payload.to_string().as_bytes(), "me")
+        };
+        assert_eq!(of(r#"{"type": "x", "error": {"code": 400, "err_code": 10065}}"#), None);
+        for answered in [r#"{"type": "x", "config": {"error": 1}}"#, "{", ""] {
+            assert_eq!(of(answered), Some(stream("orders")), "{answered}");
+        }
     }
 
     #[test]

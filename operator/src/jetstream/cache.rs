@@ -157,10 +157,10 @@ impl Cache {
         }
     }
 
-    /// Tells what JetStream said of it last from anything else; None where nothing is known, or it is being changed.
+    /// Tells what JetStream said of it last from anything else; None where it said nothing yet.
     #[must_use]
     pub fn seen<A: Cached>(&self, key: &A::Key) -> Option<u64> {
-        A::entries(self).known(key)?.try_lock().ok()?.seen
+        A::entries(self).with_facts(key, |facts| facts.seen)?
     }
 
     /// Whether anything asked for it.

@@ -45,21 +45,27 @@ pub enum CacheEntry<T> {
     Present(Packed<T>),
 }
 
-/// An entry, with what was seen of the thing before.
-pub struct Slot<A: Asset> {
-    pub entry: CacheEntry<A::Info>,
-    history: History,
+/// What is known of a thing while its entry is locked, too.
+#[derive(Debug, Default)]
+pub struct Facts {
     /// Tells what JetStream said last from anything else, whether or not it is stale.
     pub seen: Option<u64>,
 }
 
-impl<A: Asset> Default for Slot<A> {
-    fn default() -> Self {
-        Self { entry: CacheEntry::Stale, history: History::default(), seen: None }
-    }
+type SharedFacts = Arc<Mutex<Facts>>;
+
+/// An entry, with what was seen of the thing before.
+pub struct Slot<A: Asset> {
+    pub entry: CacheEntry<A::Info>,
+    history: History,
+    facts: SharedFacts,
 }
 
 impl<A: Asset> Slot<A> {
+    fn new(facts: SharedFacts) -> Self {
+        Self { entry: CacheEntry::Stale, history: History::default(), facts }
+    }
+
     /// What JetStream has, where it has it.
     #[must_use]
     pub fn present(&self) -> Option<A::Info> {
@@ -81,7 +87,7 @@ impl<A: Asset> Slot<A> {
             self.history.observe(A::config(info), info.created(), A::last_sequence(info));
             (info.created(), A::config(info).to_string()).hash(&mut hasher);
         }
-        self.seen = Some(hasher.finish());
+        self.facts.lock().seen = Some(hasher.finish());
         self.entry = match answer {
             None => CacheEntry::Absent,
             Some(info) => Packed::new(info).map_or(CacheEntry::Stale, CacheEntry::Present),
@@ -96,11 +102,23 @@ impl<A: Asset> Slot<A> {
 
 pub type Entry<A> = Arc<AsyncMutex<Slot<A>>>;
 
-/// Entries, with the time when a reconcile last locked them.
-type EntryMap<A> = HashMap<<A as Asset>::Key, (Entry<A>, Instant)>;
+struct Known<A: Asset> {
+    entry: Entry<A>,
+    facts: SharedFacts,
+    /// When a reconcile last locked it.
+    locked: Instant,
+}
+
+impl<A: Asset> Known<A> {
+    fn new() -> Self {
+        let facts = SharedFacts::default();
+        let entry = Arc::new(AsyncMutex::new(Slot::new(facts.clone())));
+        Self { entry, facts, locked: Instant::now() }
+    }
+}
 
 /// All entries of a kind.
-pub struct Entries<A: Asset>(Mutex<EntryMap<A>>);
+pub struct Entries<A: Asset>(Mutex<HashMap<A::Key, Known<A>>>);
 
 impl<A: Asset> Default for Entries<A> {
     fn default() -> Self {
@@ -116,26 +134,32 @@ impl<A: Asset> Entries<A> {
     #[must_use]
     pub fn to_lock(&self, key: &A::Key) -> Entry<A> {
         let mut entries = self.0.lock();
-        let (entry, locked) =
-            entries.entry(key.clone()).or_insert_with(|| (Entry::default(), Instant::now()));
-        *locked = Instant::now();
-        entry.clone()
+        let known = entries.entry(key.clone()).or_insert_with(Known::new);
+        known.locked = Instant::now();
+        known.entry.clone()
     }
 
     #[must_use]
     pub fn known(&self, key: &A::Key) -> Option<Entry<A>> {
-        self.0.lock().get(key).map(|(entry, _)| entry.clone())
+        self.0.lock().get(key).map(|known| known.entry.clone())
+    }
+
+    /// Reads or changes the facts of an entry, if there is one.
+    pub fn with_facts<R>(&self, key: &A::Key, work: impl FnOnce(&mut Facts) -> R) -> Option<R> {
+        let facts = self.0.lock().get(key)?.facts.clone();
+        let mut facts = facts.lock();
+        Some(work(&mut facts))
     }
 
     #[must_use]
     pub fn all(&self) -> Vec<(A::Key, Entry<A>)> {
-        self.0.lock().iter().map(|(key, (entry, _))| (key.clone(), entry.clone())).collect()
+        self.0.lock().iter().map(|(key, known)| (key.clone(), known.entry.clone())).collect()
     }
 
     /// Drops the entries that no reconcile has locked for this long.
     pub fn evict_idle(&self, idle: Duration) {
         // One that is locked, or about to be, is in use.
-        self.0.lock().retain(|_, (entry, locked)| locked.elapsed() < idle || Arc::strong_count(entry) > 1);
+        self.0.lock().retain(|_, known| known.locked.elapsed() < idle || Arc::strong_count(&known.entry) > 1);
     }
 }
 

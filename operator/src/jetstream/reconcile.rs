@@ -101,9 +101,8 @@ async fn apply<A: Cached>(
         Plan::Unchanged => Ok(OperationResult::Unchanged),
         Plan::Blocked(blocked) => Ok(OperationResult::Blocked(blocked)),
         Plan::Create { config, fallbacks } => {
-            let created = create::<A>(cache.api(), key, (&config, &fallbacks), age >= CLUSTER_GRACE).await;
-            // Whatever happened, what was known before is no longer so.
-            entry.invalidate();
+            let create = create::<A>(cache.api(), key, (&config, &fallbacks), age >= CLUSTER_GRACE);
+            let created = attempt(entry, create).await;
             let info = created.map_err(|source| Error::new::<A>("create", key, source))?;
             entry.set(Some(&info));
             A::created(cache, key);
@@ -111,14 +110,27 @@ async fn apply<A: Cached>(
         }
         Plan::Update { steps, fields, drift } => {
             for step in &steps {
-                entry.invalidate();
-                let updated = A::update(cache.api(), key, step).await;
+                let updated = attempt(entry, A::update(cache.api(), key, step)).await;
                 let action = || format!("update {} of", fields.join(", "));
                 entry.set(Some(&updated.map_err(|source| Error::new::<A>(action(), key, source))?));
             }
             Ok(if drift { OperationResult::Corrected(fields) } else { OperationResult::Updated(fields) })
         }
     }
+}
+
+/// Sends what changes something. After a refusal everything is as it was: that another operator is refused the same is no news then. Only
+/// silence, or the end of the reconcile before there is an answer, leaves open what JetStream has.
+async fn attempt<A: Asset, T>(
+    entry: &mut EntryGuard<A>,
+    request: impl Future<Output = Result<T, ApiError>> + Send,
+) -> Result<T, ApiError> {
+    let before = std::mem::take(&mut entry.entry);
+    let answer = request.await;
+    if matches!(answer, Err(ApiError::Refused { .. })) {
+        entry.entry = before;
+    }
+    answer
 }
 
 /// Creates it, or a fallback. Servers that are not clustered are one; a cluster of too few may be one that is still forming, so that

@@ -238,3 +238,16 @@ pub fn conditions(object: &impl Serialize) -> Vec<Condition> {
     let object = serde_json::to_value(object).unwrap();
     serde_json::from_value(object["status"]["conditions"].clone()).unwrap_or_default()
 }
+
+/// A condition of an object.
+pub fn condition(object: &impl Serialize, type_: &str) -> Option<Condition> {
+    conditions(object).into_iter().find(|condition| condition.type_ == type_)
+}
+
+/// The sum of an operator's metrics whose lines begin so.
+pub async fn metrics_sum(admin: u16, start: &str) -> f64 {
+    let answer = reqwest::get(format!("http://127.0.0.1:{admin}/metrics")).await.unwrap();
+    let text = answer.text().await.unwrap();
+    let lines = text.lines().filter(|line| line.starts_with(start));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
