@@ -4,7 +4,9 @@ use std::{fmt::Debug, path::Path, time::Duration};
 
 use async_nats::jetstream;
 use jetwright_crds::{EventConsumer, EventStream};
-use jetwright_testing::{ControlPlane, Namespace, NatsServer, Process, await_until, binary, free_port};
+use jetwright_testing::{
+    ControlPlane, Namespace, NatsCluster, NatsServer, Process, await_until, binary, free_port,
+};
 use k8s_openapi::{
     NamespaceResourceScope, api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Condition,
 };
@@ -21,12 +23,14 @@ pub const SOON: Duration = Duration::from_secs(15);
 /// The definitions are the control plane's, and every test's.
 static DEFINITIONS: OnceCell<()> = OnceCell::const_new();
 
-pub struct World {
-    pub nats: NatsServer,
+pub struct World<N = NatsServer> {
+    pub nats: N,
     pub namespace: Namespace<'static>,
     pub operator: Process,
     pub jetstream: jetstream::Context,
     pub admin: u16,
+    /// Where the operator connects.
+    url: String,
 }
 
 /// The control plane, with the definitions in it.
@@ -74,23 +78,40 @@ impl World {
         let namespace = control_plane.namespace("operator").await;
         let admin = free_port();
         let operator = operator_of(program, control_plane, &arguments(nats.url(), namespace.name(), admin));
-        Self { nats, namespace, operator, jetstream, admin }
+        let url = nats.url().to_owned();
+        Self { nats, namespace, operator, jetstream, admin, url }
     }
 
     /// The same on a server that asks who one is; in `jetstream` the test itself may do everything.
     pub async fn on(nats: NatsServer, jetstream: jetstream::Context, more: &[&str]) -> Self {
+        let url = nats.url().to_owned();
+        Self::at(nats, url, jetstream, more).await
+    }
+}
+
+impl World<NatsCluster> {
+    /// A world on a cluster of so many NATS servers.
+    pub async fn clustered(size: usize, more: &[&str]) -> Self {
+        let nats = NatsCluster::start(size).await;
+        let (url, jetstream) = (nats.url().to_owned(), nats.jetstream().await);
+        Self::at(nats, url, jetstream, more).await
+    }
+}
+
+impl<N> World<N> {
+    async fn at(nats: N, url: String, jetstream: jetstream::Context, more: &[&str]) -> Self {
         let control_plane = control_plane().await;
         let namespace = control_plane.namespace("operator").await;
         let admin = free_port();
-        let mut arguments = arguments(nats.url(), namespace.name(), admin);
+        let mut arguments = arguments(&url, namespace.name(), admin);
         arguments.extend(more.iter().map(ToString::to_string));
         let operator = operator(control_plane, &arguments);
-        Self { nats, namespace, operator, jetstream, admin }
+        Self { nats, namespace, operator, jetstream, admin, url }
     }
 
     /// Another operator process for the same namespace and NATS.
     pub fn another_operator(&self, more: &[&str]) -> Process {
-        let mut arguments = arguments(self.nats.url(), self.namespace.name(), free_port());
+        let mut arguments = arguments(&self.url, self.namespace.name(), free_port());
         arguments.extend(more.iter().map(ToString::to_string));
         operator(self.namespace.control_plane(), &arguments)
     }
