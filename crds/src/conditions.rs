@@ -12,6 +12,8 @@ pub const READY: &str = "Ready";
 pub const RECONCILING: &str = "Reconciling";
 /// Nothing more is tried until the object, or one that it refers to, changes.
 pub const STALLED: &str = "Stalled";
+/// As many servers keep a current copy of the stream as are declared, or as its profile asks for.
+pub const DURABLE: &str = "Durable";
 /// The JetStream consumer is as declared.
 pub const CONSUMER_READY: &str = "ConsumerReady";
 /// The stream that keeps the consumer's dead letters is as it has to be.
@@ -44,6 +46,12 @@ pub enum Reason {
     Refused,
     /// JetStream or Kubernetes failed; it is tried again.
     Failed,
+    /// JetStream adds, moves or removes copies of the stream.
+    Scaling,
+    /// There are fewer servers than the profile asks for copies.
+    TooFewServers,
+    /// A server that keeps a copy is away, or behind.
+    NotCurrent,
     /// An object that the spec names does not exist.
     NotFound,
     /// The EventStream that the spec names is not ready.

@@ -92,8 +92,8 @@ pub struct EventStreamSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
 
-    /// Servers that keep a copy, 1 to 5; odd numbers make sense. Default: 1. A profile asks for 3 where the servers are
-    /// clustered, and what was settled when the stream was made is not lowered later.
+    /// Servers that keep a copy, 1 to 5; odd numbers make sense. Default: 1, or 3 with the profiles Critical and Standard where there
+    /// are as many servers. Without a number, a stream keeps the copies that it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 5))]
     pub replicas: Option<u8>,
@@ -213,7 +213,7 @@ pub struct EventStreamStatus {
     /// metadata.generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Reconciling, Stalled.
+    /// Ready, Durable, Reconciling, Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]

@@ -46,6 +46,16 @@ pub const NO_SUITABLE_PEERS: u64 = 10005;
 pub const SUBJECTS_OVERLAP: u64 = 10065;
 /// The stream is being moved or scaled.
 pub const RECONFIGURING: u64 = 10226;
+/// The stream is being moved; servers before 2.15 also say so while it is scaled.
+pub const MOVING: u64 = 10124;
+/// What the account may use is used up.
+pub const ACCOUNT_RESOURCES_EXCEEDED: u64 = 10002;
+/// The servers lack resources.
+pub const INSUFFICIENT_RESOURCES: u64 = 10023;
+/// The servers lack memory.
+pub const MEMORY_EXCEEDED: u64 = 10028;
+/// The servers lack storage.
+pub const STORAGE_EXCEEDED: u64 = 10047;
 /// No message exists under this sequence or subject.
 pub const NO_MESSAGE_FOUND: u64 = 10037;
 /// There is a newer message than the writer saw.

@@ -135,14 +135,9 @@ impl Context {
     }
 
     /// When to reconcile an object next: rarely where nothing is known to change, since changes wake it; soon where its status could
-    /// not be written yet, or where the workload asks for it.
+    /// not be written yet, or where a part of it, as its workload, asks for it.
     #[must_use]
-    pub fn requeue<I>(
-        &self,
-        outcome: &Outcome<I>,
-        status: StatusWrite,
-        workload: Option<Duration>,
-    ) -> Action {
+    pub fn requeue<I>(&self, outcome: &Outcome<I>, status: StatusWrite, part: Option<Duration>) -> Action {
         let pending = match outcome {
             Outcome::Pending(pending) => pending.requeue_after,
             Outcome::Reconciled(_) | Outcome::Invalid(_) => None,
@@ -151,8 +146,7 @@ impl Context {
             StatusWrite::Deferred(delay) => Some(delay),
             StatusWrite::Written(_) | StatusWrite::Unchanged => None,
         };
-        let delay =
-            [pending, deferred, workload].into_iter().flatten().fold(self.settings.resync, Duration::min);
+        let delay = [pending, deferred, part].into_iter().flatten().fold(self.settings.resync, Duration::min);
         Action::requeue(delay.mul_f64(rand::rng().random_range(1.0..1.2)))
     }
 

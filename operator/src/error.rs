@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 
 use jetwright_nats::{
     ApiError,
-    jetstream_error::{NO_SUITABLE_PEERS, RECONFIGURING, REPLICAS_NEED_CLUSTER, STREAM_NAME_IN_USE},
+    jetstream_error::{MOVING, NO_SUITABLE_PEERS, RECONFIGURING, REPLICAS_NEED_CLUSTER, STREAM_NAME_IN_USE},
 };
 use strum::IntoStaticStr;
 
@@ -31,7 +31,9 @@ impl ErrorClass {
         match error {
             ApiError::Refused { err_code, .. } if *err_code == STREAM_NAME_IN_USE => Self::Conflict,
             // A cluster may get its servers back, or finish a scaling, at any moment.
-            ApiError::Refused { err_code, .. } if [NO_SUITABLE_PEERS, RECONFIGURING].contains(err_code) => {
+            ApiError::Refused { err_code, .. }
+                if [NO_SUITABLE_PEERS, RECONFIGURING, MOVING].contains(err_code) =>
+            {
                 Self::Transient
             }
             // These come as 500, but mean a configuration that cannot be.

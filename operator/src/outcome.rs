@@ -97,6 +97,8 @@ pub struct Reconciled<I> {
     pub info: Option<I>,
     /// Whether it is another one than the status describes: that one is gone, whoever created this one.
     pub recreated: bool,
+    /// Why JetStream does not give it the replicas that are preferred.
+    pub refusal: Option<String>,
 }
 
 impl<I: CreationTime + Clone> Reconciled<I> {
@@ -108,7 +110,7 @@ impl<I: CreationTime + Clone> Reconciled<I> {
         // Times in statuses are whole seconds: what was created again within one looks the same.
         let another = info.as_ref().is_some_and(|info| !recorded.matches(info.created()));
         let recreated = recorded.created.is_some() && (another || result == OperationResult::Created);
-        Self { result, info, recreated }
+        Self { result, info, recreated, refusal: None }
     }
 
     /// The fields that were corrected, `*` for something that had been deleted; None where no other writer had changed anything.

@@ -13,10 +13,10 @@ const DUPLICATE_WINDOW: time::Duration = time::Duration::from_mins(2);
 /// How many servers keep a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replicas {
-    /// So many.
+    /// So many: the spec says the number.
     Exactly(u8),
-    /// So many if there are so many servers when the stream is made; later what was settled then.
-    UpTo(u8),
+    /// So many where there are as many servers, else 1 for a new stream; a stream that has more keeps them.
+    Prefer(u8),
 }
 
 /// What a profile has for the fields that are left out.
@@ -30,17 +30,17 @@ struct Defaults {
 fn defaults(profile: Option<Profile>) -> Defaults {
     let jetstream = Defaults {
         storage: Storage::File,
-        replicas: Replicas::Exactly(1),
+        replicas: Replicas::Prefer(1),
         max_age: None,
         discard: Discard::Old,
     };
     match profile {
         None => jetstream,
         Some(Profile::Critical) => {
-            Defaults { replicas: Replicas::UpTo(3), discard: Discard::New, ..jetstream }
+            Defaults { replicas: Replicas::Prefer(3), discard: Discard::New, ..jetstream }
         }
         Some(Profile::Standard) => Defaults {
-            replicas: Replicas::UpTo(3),
+            replicas: Replicas::Prefer(3),
             max_age: Some(time::Duration::from_hours(7 * 24)),
             ..jetstream
         },
@@ -122,10 +122,10 @@ mod tests {
             (spec.effective_storage(), spec.effective_replicas(), age, spec.effective_discard())
         };
         let file = Storage::File;
-        assert_eq!(effective("subjects: [a]"), (file, Replicas::Exactly(1), None, Discard::Old));
+        assert_eq!(effective("subjects: [a]"), (file, Replicas::Prefer(1), None, Discard::Old));
         assert_eq!(
             effective("{subjects: [a], profile: Critical}"),
-            (file, Replicas::UpTo(3), None, Discard::New)
+            (file, Replicas::Prefer(3), None, Discard::New)
         );
         assert_eq!(
             effective("{subjects: [a], profile: Standard, replicas: 1, limits: {maxAge: 1d}, discard: New}"),
@@ -133,7 +133,7 @@ mod tests {
         );
         assert_eq!(
             effective("{subjects: [a], profile: Ephemeral}"),
-            (Storage::Memory, Replicas::Exactly(1), Some("1h".into()), Discard::Old)
+            (Storage::Memory, Replicas::Prefer(1), Some("1h".into()), Discard::Old)
         );
     }
 

@@ -31,6 +31,8 @@ pub trait Asset: Debug + Send + Sync + Sized + 'static {
     /// The thing in words.
     fn describe(key: &Self::Key) -> String;
     fn config(info: &Self::Info) -> &Config;
+    /// Whether servers that are clustered keep it.
+    fn is_clustered(info: &Self::Info) -> bool;
     /// Sequence of a stream's last message.
     fn last_sequence(info: &Self::Info) -> Option<u64>;
     /// Whether an object's status would be the same; the rest changes without a meaning to anybody.
@@ -97,6 +99,10 @@ impl Asset for Stream {
         &info.config
     }
 
+    fn is_clustered(info: &StreamInfo) -> bool {
+        info.is_clustered()
+    }
+
     fn last_sequence(info: &StreamInfo) -> Option<u64> {
         Some(info.state.last_seq)
     }
@@ -152,6 +158,10 @@ impl Asset for Consumer {
 
     fn config(info: &ConsumerInfo) -> &Config {
         &info.config
+    }
+
+    fn is_clustered(_: &ConsumerInfo) -> bool {
+        false
     }
 
     fn last_sequence(_: &ConsumerInfo) -> Option<u64> {

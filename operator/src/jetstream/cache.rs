@@ -202,10 +202,12 @@ impl Cache {
         self.0.consumers.evict_idle(idle);
     }
 
-    /// Invalidates every entry: while the connection was away, anything may have changed.
+    /// Invalidates every entry: while the connection was away, anything may have changed, also what JetStream had refused.
     pub async fn invalidate_all(&self) {
         for (_, entry) in self.0.streams.all() {
-            entry.lock().await.invalidate();
+            let mut entry = entry.lock().await;
+            entry.invalidate();
+            entry.history_mut().forget_refusal(Duration::ZERO);
         }
         for (_, entry) in self.0.consumers.all() {
             entry.lock().await.invalidate();

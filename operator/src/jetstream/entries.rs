@@ -80,6 +80,10 @@ impl<A: Asset> Slot<A> {
         &self.history
     }
 
+    pub fn history_mut(&mut self) -> &mut History {
+        &mut self.history
+    }
+
     /// Takes over what JetStream said.
     pub fn set(&mut self, answer: Option<&A::Info>) {
         let mut hasher = DefaultHasher::new();

@@ -1,7 +1,10 @@
 //! What was seen of a stream or consumer, and is still known when its marks are wiped or it is gone. In memory: a restart or a change of
 //! leader forgets it. Decides nothing.
 
+use std::time::Duration;
+
 use jetwright_crds::marks::{OWNER, UID};
+use tokio::time::Instant;
 
 use super::config::Config;
 
@@ -10,6 +13,16 @@ use super::config::Config;
 pub struct History {
     mark: Option<Mark>,
     highest: Option<Highest>,
+    refusal: Option<Refusal>,
+}
+
+/// JetStream did not give a stream the replicas that are preferred.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Refusal {
+    /// The uid and generation of the object that asked.
+    declaration: (String, i64),
+    why: String,
+    at: Instant,
 }
 
 /// The owner that the metadata named when they did last.
@@ -42,6 +55,24 @@ impl History {
         }
     }
 
+    /// Takes note that JetStream refused what this generation of an object prefers.
+    pub fn refuse(&mut self, (uid, generation): (&str, i64), why: String) {
+        let declaration = (uid.to_owned(), generation);
+        self.refusal = Some(Refusal { declaration, why, at: Instant::now() });
+    }
+
+    /// Why JetStream refused what this generation of an object prefers; None where it may be asked.
+    #[must_use]
+    pub fn refusal(&self, (uid, generation): (&str, i64)) -> Option<&str> {
+        let refusal = self.refusal.as_ref()?;
+        (refusal.declaration.0 == uid && refusal.declaration.1 == generation).then_some(refusal.why.as_str())
+    }
+
+    /// Forgets a refusal that is at least this old.
+    pub fn forget_refusal(&mut self, age: Duration) {
+        self.refusal.take_if(|refusal| refusal.at.elapsed() >= age);
+    }
+
     /// The owner that was seen on the one that was created at this time.
     #[must_use]
     pub fn mark_at(&self, created: &str) -> Option<&str> {
@@ -63,6 +94,20 @@ mod tests {
 
     fn config(uid: Option<&str>) -> Config {
         Config::default().with("metadata", uid.map_or(json!({}), |uid| json!({ UID: uid })))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_holds_for_its_declaration_until_it_is_old() {
+        let mut history = History::default();
+        history.refuse(("a", 1), "too few".into());
+        assert_eq!(history.refusal(("a", 1)), Some("too few"));
+        assert_eq!((history.refusal(("a", 2)), history.refusal(("b", 1))), (None, None));
+        let age = Duration::from_mins(10);
+        history.forget_refusal(age);
+        assert!(history.refusal(("a", 1)).is_some());
+        tokio::time::advance(age).await;
+        history.forget_refusal(age);
+        assert_eq!(history.refusal(("a", 1)), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::config::Config;
+use super::{config::Config, stream_config::REPLICAS};
 use crate::outcome::CreationTime;
 
 /// A stream as JetStream describes it.
@@ -38,15 +38,28 @@ impl StreamInfo {
         cluster.leader.as_ref()
     }
 
+    /// Whether it is kept by servers that are clustered: others never keep more than one copy.
+    #[must_use]
+    pub fn is_clustered(&self) -> bool {
+        self.cluster.as_ref().is_some_and(|cluster| cluster.name.is_some())
+    }
+
+    /// How many copies it is to have.
+    #[must_use]
+    pub fn replicas(&self) -> u8 {
+        let replicas = self.config.get(REPLICAS).and_then(serde_json::Value::as_u64);
+        replicas.and_then(|replicas| u8::try_from(replicas).ok()).unwrap_or(1)
+    }
+
     /// What an object's status is about; the rest changes without a meaning to anybody.
     #[must_use]
     pub fn status_view(&self) -> impl PartialEq + use<'_> {
-        (
-            &self.config,
-            &self.created,
-            &self.state,
-            self.cluster.as_ref().and_then(|cluster| cluster.leader.as_ref()),
-        )
+        let cluster = self.cluster.as_ref();
+        let copies = cluster.map(|cluster| {
+            let peers = cluster.replicas.iter().map(|peer| (&peer.name, peer.current, peer.offline));
+            (cluster.leader.as_ref(), cluster.desired.is_some(), peers.collect::<Vec<_>>())
+        });
+        (&self.config, &self.created, &self.state, copies)
     }
 }
 
@@ -82,6 +95,27 @@ pub struct ClusterInfo {
     pub name: Option<String>,
     /// Server that leads it, unless an election goes on.
     pub leader: Option<String>,
+    /// Servers that keep a copy, beside the one that leads.
+    #[serde(default)]
+    pub replicas: Vec<Peer>,
+    /// Where it is being moved or scaled to, since nats-server 2.15.
+    #[serde(default)]
+    pub desired: Option<serde_json::Value>,
+}
+
+/// A server that keeps a copy.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    #[serde(default)]
+    pub name: String,
+    /// Whether it has all that is acknowledged, and was heard from lately.
+    #[serde(default)]
+    pub current: bool,
+    #[serde(default)]
+    pub offline: bool,
+    /// Operations that it is behind.
+    #[serde(default)]
+    pub lag: u64,
 }
 
 /// A consumer as JetStream describes it.

@@ -58,6 +58,12 @@ impl Owner {
         }
     }
 
+    /// Tells this declaration from any other.
+    #[must_use]
+    pub fn declaration(&self) -> (&str, i64) {
+        (&self.uid, self.generation)
+    }
+
     fn under(&self, cluster: &str) -> String {
         format!("{cluster}/{}/{}", self.namespace, self.name)
     }

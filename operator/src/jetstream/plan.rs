@@ -25,8 +25,8 @@ pub enum Plan {
     Unchanged,
     Create {
         config: Config,
-        /// What to settle for, best first, where there are too few servers.
-        fallbacks: Vec<Config>,
+        /// What to settle for where there are too few servers.
+        fallback: Option<Config>,
     },
     Update {
         /// Whole configurations, in order.
@@ -41,6 +41,12 @@ pub enum Plan {
 }
 
 impl Plan {
+    /// Whether it asks for more replicas than there are.
+    #[must_use]
+    pub fn scales(&self) -> bool {
+        matches!(self, Self::Update { fields, .. } if fields.contains(&REPLICAS))
+    }
+
     /// Whether it changes anything in JetStream.
     #[must_use]
     pub fn writes(&self) -> bool {
@@ -48,34 +54,46 @@ impl Plan {
     }
 }
 
+/// What a plan is decided on, beside what is desired.
+#[derive(Debug)]
+pub struct Known<'a, A: Asset> {
+    /// What JetStream has; None where it does not exist.
+    pub actual: Option<&'a A::Info>,
+    pub history: &'a History,
+    pub recorded: &'a Recorded,
+}
+
+// Derived, they would ask the same of the asset.
+impl<A: Asset> Clone for Known<'_, A> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<A: Asset> Copy for Known<'_, A> {}
+
 /// Decides what to do.
-pub fn plan<A: Asset>(
-    desired: &Desired<A>,
-    actual: Option<&A::Info>,
-    history: &History,
-    recorded: &Recorded,
-) -> Plan {
-    match actual {
-        Some(actual) => change(desired, actual, history, recorded),
-        None => create(desired, history, recorded),
+pub fn plan<A: Asset>(desired: &Desired<A>, known: Known<'_, A>) -> Plan {
+    match known.actual {
+        Some(actual) => change(desired, actual, known),
+        None => create(desired, known),
     }
 }
 
 /// One that existed before is recreated as it was, but for its sequences: they go on far beyond those it had.
-fn create<A: Asset>(desired: &Desired<A>, history: &History, recorded: &Recorded) -> Plan {
-    let highest = recorded.highest_sequence.max(history.highest_sequence(&desired.owner.uid));
+fn create<A: Asset>(desired: &Desired<A>, known: Known<'_, A>) -> Plan {
+    let recorded = known.recorded;
+    let highest = recorded.highest_sequence.max(known.history.highest_sequence(&desired.owner.uid));
     let config = |replicas| beginning_beyond(highest, desired.stamped(replicas));
-    let (replicas, fewer) = match (desired.replicas, recorded.replicas) {
-        (None, _) => return Plan::Create { config: config(None), fallbacks: Vec::new() },
-        (Some(Replicas::Exactly(replicas)), _) | (Some(Replicas::UpTo(_)), Some(replicas)) => {
-            (replicas, 1..1)
+    let (replicas, fewer) = match desired.replicas {
+        None => return Plan::Create { config: config(None), fallback: None },
+        Some(Replicas::Exactly(replicas)) => (replicas, None),
+        Some(Replicas::Prefer(replicas)) => {
+            let least = recorded.replicas.unwrap_or(1);
+            (replicas.max(least), Some(least).filter(|least| *least < replicas))
         }
-        (Some(Replicas::UpTo(most)), None) => (most, 1..most),
     };
-    Plan::Create {
-        config: config(Some(replicas)),
-        fallbacks: fewer.rev().map(|replicas| config(Some(replicas))).collect(),
-    }
+    Plan::Create { config: config(Some(replicas)), fallback: fewer.map(|replicas| config(Some(replicas))) }
 }
 
 /// What was acknowledged, numbered or dead-lettered under an old sequence must never mean a new event. Servers refuse a first sequence
@@ -90,13 +108,14 @@ fn beginning_beyond(highest: Option<u64>, config: Config) -> Config {
 }
 
 /// What becomes of something that exists: whether it may be touched at all, what differs, and whether that can change.
-fn change<A: Asset>(desired: &Desired<A>, info: &A::Info, history: &History, recorded: &Recorded) -> Plan {
+fn change<A: Asset>(desired: &Desired<A>, info: &A::Info, known: Known<'_, A>) -> Plan {
     let (kind, name, actual) = (A::KIND, A::name(&desired.key), A::config(info));
-    let applied = match applied_generation(&desired.owner, (kind, name), (actual, info.created()), history) {
-        Ok(applied) => applied,
-        Err(blocked) => return Plan::Blocked(blocked),
-    };
-    let target = desired.stamped(desired.replicas.map(|wish| settled(wish, actual, recorded)));
+    let applied =
+        match applied_generation(&desired.owner, (kind, name), (actual, info.created()), known.history) {
+            Ok(applied) => applied,
+            Err(blocked) => return Plan::Blocked(blocked),
+        };
+    let target = desired.stamped(desired.replicas.map(|wish| settled(wish, desired, info, known)));
     let difference = difference(&target, actual, &desired.owner, A::FIELDS);
     if !difference.immutable.is_empty() {
         let immutable = difference.immutable.join(", ");
@@ -116,13 +135,18 @@ fn change<A: Asset>(desired: &Desired<A>, info: &A::Info, history: &History, rec
     }
 }
 
-/// Replicas that were settled when the stream was created are kept, whatever servers came or went.
-fn settled(wish: Replicas, actual: &Config, recorded: &Recorded) -> u8 {
-    let there = actual.get(REPLICAS).and_then(Value::as_u64).and_then(|count| u8::try_from(count).ok());
-    match wish {
-        Replicas::Exactly(replicas) => replicas,
-        Replicas::UpTo(_) => recorded.replicas.or(there).unwrap_or(1),
-    }
+/// Without a number in the spec, the replicas that a stream has are never lowered, and more are asked for where there may be as many
+/// servers. What JetStream refused is not asked for again until that is forgotten.
+fn settled<A: Asset>(wish: Replicas, desired: &Desired<A>, info: &A::Info, known: Known<'_, A>) -> u8 {
+    let wished = match wish {
+        Replicas::Exactly(replicas) => return replicas,
+        Replicas::Prefer(replicas) => replicas,
+    };
+    let there = A::config(info).get(REPLICAS).and_then(Value::as_u64);
+    let there = there.and_then(|count| u8::try_from(count).ok()).unwrap_or(1);
+    let wanted = wished.max(known.recorded.replicas.unwrap_or(there));
+    let cannot_grow = !A::is_clustered(info) || known.history.refusal(desired.owner.declaration()).is_some();
+    if wanted > there && cannot_grow { there } else { wanted }
 }
 
 /// The server refuses new replicas and a new placement in one update (10123): the placement goes first.
@@ -178,7 +202,16 @@ mod tests {
     }
 
     fn planned(desired: &Desired<Stream>, actual: Option<&StreamInfo>, recorded: &Recorded) -> Plan {
-        plan(desired, actual, &History::default(), recorded)
+        plan_with(desired, actual, &History::default(), recorded)
+    }
+
+    fn plan_with(
+        desired: &Desired<Stream>,
+        actual: Option<&StreamInfo>,
+        history: &History,
+        recorded: &Recorded,
+    ) -> Plan {
+        plan(desired, Known { actual, history, recorded })
     }
 
     fn plan_for(spec: &str, actual: Option<&StreamInfo>) -> Plan {
@@ -192,23 +225,69 @@ mod tests {
 
     #[test]
     fn a_missing_stream_is_created_whole() {
-        assert_eq!(plan_for(SPEC, None), Plan::Create { config: config(SPEC, 1), fallbacks: vec![] });
+        assert_eq!(plan_for(SPEC, None), Plan::Create { config: config(SPEC, 1), fallback: None });
+    }
+
+    const CRITICAL: &str = "{subjects: [a], profile: Critical}";
+
+    /// A stream of clustered servers.
+    fn clustered(config: &Config) -> StreamInfo {
+        let cluster = serde_json::from_value(json!({"name": "east", "leader": "n1"})).unwrap();
+        StreamInfo { cluster: Some(cluster), ..info(config) }
+    }
+
+    fn with_replicas(replicas: u8) -> Recorded {
+        Recorded { replicas: Some(replicas), ..Recorded::default() }
+    }
+
+    /// The replicas after a plan for a stream with so many, as the status has them; None where it does nothing.
+    fn replicas_after(spec: &str, there: u8, recorded: &Recorded, history: &History) -> Option<u64> {
+        let actual = clustered(&config(spec, there));
+        match plan_with(&desired_at(1, spec), Some(&actual), history, recorded) {
+            Plan::Unchanged => None,
+            Plan::Update { steps, .. } => steps.last()?.get(REPLICAS)?.as_u64(),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
-    fn a_profile_settles_for_fewer_replicas_but_keeps_what_was_settled() {
-        let spec = "{subjects: [a], profile: Critical}";
-        let config = |replicas| config(spec, replicas);
+    fn a_new_stream_with_a_profile_has_three_replicas_or_one_and_one_that_had_three_has_them_again() {
+        let config = |replicas| config(CRITICAL, replicas);
+        let created = |replicas, fallback: Option<u8>| Plan::Create {
+            config: config(replicas),
+            fallback: fallback.map(config),
+        };
+        assert_eq!(plan_for(CRITICAL, None), created(3, Some(1)));
+        let again = |recorded| planned(&desired_at(1, CRITICAL), None, &with_replicas(recorded));
         assert_eq!(
-            plan_for(spec, None),
-            Plan::Create { config: config(3), fallbacks: vec![config(2), config(1)] }
+            [1, 2, 3, 5].map(again),
+            [created(3, Some(1)), created(3, Some(2)), created(3, None), created(5, None)]
         );
-        let recorded = Recorded { replicas: Some(3), ..Recorded::default() };
-        assert_eq!(
-            planned(&desired_at(1, spec), None, &recorded),
-            Plan::Create { config: config(3), fallbacks: vec![] }
-        );
-        assert_eq!(plan_for(spec, Some(&info(&config(1)))), Plan::Unchanged);
+    }
+
+    #[test]
+    fn a_profile_raises_replicas_unless_there_is_no_cluster_or_jetstream_refused_that_to_this_declaration() {
+        let after =
+            |there, history: &History| replicas_after(CRITICAL, there, &with_replicas(there), history);
+        let mut refused = History::default();
+        assert_eq!([1, 2, 3, 5].map(|there| after(there, &refused)), [Some(3), Some(3), None, None]);
+        assert_eq!(plan_for(CRITICAL, Some(&info(&config(CRITICAL, 1)))), Plan::Unchanged);
+        refused.refuse(("u1", 1), "too few".into());
+        assert_eq!(after(1, &refused), None);
+        refused.refuse(("u1", 0), "too few".into());
+        assert_eq!(after(1, &refused), Some(3));
+    }
+
+    #[test]
+    fn replicas_are_lowered_by_a_number_alone_and_set_back_where_another_writer_changed_them() {
+        let none = History::default();
+        let after = |spec, there, recorded: &Recorded| replicas_after(spec, there, recorded, &none);
+        assert_eq!(after(SPEC, 3, &with_replicas(3)), None, "the profile was taken out");
+        assert_eq!(after(SPEC, 3, &Recorded::default()), None);
+        assert_eq!(after("{subjects: [a], replicas: 1}", 3, &with_replicas(3)), Some(1));
+        assert_eq!(after(SPEC, 3, &with_replicas(1)), Some(1));
+        assert_eq!(after(CRITICAL, 1, &with_replicas(3)), Some(3));
+        assert_eq!(after(CRITICAL, 5, &with_replicas(3)), Some(3));
     }
 
     #[test]
@@ -219,15 +298,15 @@ mod tests {
         let first = 1_000_000_007;
         assert_eq!(
             planned(&desired_at(1, spec), None, &recorded),
-            Plan::Create { config: config(3, first), fallbacks: vec![config(2, first), config(1, first)] }
+            Plan::Create { config: config(3, first), fallback: Some(config(1, first)) }
         );
         // What was seen counts where the status is older.
         let mut history = History::default();
         history.observe(&desired_at(1, spec).stamped(Some(1)), "10:00", Some(9));
         let first = 1_000_000_009;
         assert_eq!(
-            plan(&desired_at(1, spec), None, &history, &recorded),
-            Plan::Create { config: config(3, first), fallbacks: vec![config(2, first), config(1, first)] }
+            plan_with(&desired_at(1, spec), None, &history, &recorded),
+            Plan::Create { config: config(3, first), fallback: Some(config(1, first)) }
         );
     }
 
@@ -306,7 +385,7 @@ mod tests {
         let wiped = edited(SPEC, "metadata", json!({}));
         let mut history = History::default();
         history.observe(&config(SPEC, 1), &wiped.created, Some(0));
-        let plan = plan(&desired_at(1, SPEC), Some(&wiped), &history, &Recorded::default());
+        let plan = plan_with(&desired_at(1, SPEC), Some(&wiped), &history, &Recorded::default());
         let Plan::Update { fields, drift, .. } = plan else { panic!("no update: {plan:?}") };
         assert_eq!((fields, drift), (vec!["metadata"], true));
     }
@@ -320,7 +399,8 @@ mod tests {
     #[test]
     fn placement_and_replicas_are_two_steps() {
         let actual = info(&config(SPEC, 3).with("placement", json!({"cluster": "east"})));
-        let Plan::Update { steps, .. } = plan_for(SPEC, Some(&actual)) else { panic!("no update") };
+        let spec = "{subjects: [orders.>], limits: {maxAge: 1h}, replicas: 1}";
+        let Plan::Update { steps, .. } = plan_for(spec, Some(&actual)) else { panic!("no update") };
         assert_eq!(steps, [config(SPEC, 3), config(SPEC, 1)]);
     }
 
@@ -347,15 +427,14 @@ mod tests {
             .unwrap()
         };
         let actual = actual.map(info);
-        plan(&consumer_at(2, CONSUMER), actual.as_ref(), &History::default(), &Recorded::default())
+        let (history, recorded) = (History::default(), Recorded::default());
+        let known = Known { actual: actual.as_ref(), history: &history, recorded: &recorded };
+        plan(&consumer_at(2, CONSUMER), known)
     }
 
     #[test]
     fn a_missing_consumer_is_created_whole() {
-        assert_eq!(
-            plan_consumer(None),
-            Plan::Create { config: consumer_config_at(2), fallbacks: Vec::new() }
-        );
+        assert_eq!(plan_consumer(None), Plan::Create { config: consumer_config_at(2), fallback: None });
     }
 
     #[test]

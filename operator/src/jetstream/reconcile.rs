@@ -3,9 +3,13 @@
 
 use std::time::Duration;
 
+use jetwright_crds::{conditions::Reason, stream::Replicas};
 use jetwright_nats::{
     Api, ApiError,
-    jetstream_error::{NO_SUITABLE_PEERS, REPLICAS_NEED_CLUSTER},
+    jetstream_error::{
+        ACCOUNT_RESOURCES_EXCEEDED, INSUFFICIENT_RESOURCES, MEMORY_EXCEEDED, MOVING, NO_SUITABLE_PEERS,
+        RECONFIGURING, REPLICAS_NEED_CLUSTER, STORAGE_EXCEEDED,
+    },
 };
 
 use super::{
@@ -15,7 +19,7 @@ use super::{
     entries::EntryGuard,
     history::History,
     ownership::{Owner, applied_generation},
-    plan::{Plan, plan},
+    plan::{Known, Plan, plan},
 };
 use crate::{
     error::{ErrorClass, ReconcileError},
@@ -27,6 +31,17 @@ use crate::{
 const TOO_FEW_SERVERS: &str = "no suitable peers for placement";
 /// How long an object waits for a cluster to have as many servers as its profile asks for.
 const CLUSTER_GRACE: Duration = Duration::from_mins(3);
+/// What JetStream answers where there is no room for more replicas.
+const NO_ROOM: [u64; 6] = [
+    REPLICAS_NEED_CLUSTER,
+    NO_SUITABLE_PEERS,
+    ACCOUNT_RESOURCES_EXCEEDED,
+    INSUFFICIENT_RESOURCES,
+    MEMORY_EXCEEDED,
+    STORAGE_EXCEEDED,
+];
+/// Delay before a change is tried again that waits for JetStream to move or scale a stream.
+pub const SCALING_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Why JetStream could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +74,8 @@ pub struct Situation<'a> {
     pub recorded: &'a Recorded,
     /// How long the object has existed.
     pub age: Duration,
+    /// Time after which what JetStream refused is asked for again.
+    pub refusal_ttl: Duration,
 }
 
 /// Brings JetStream to what is desired. `throttle` says where a plan has to wait.
@@ -73,19 +90,56 @@ pub async fn ensure<A: Cached>(
     throttle: impl FnOnce(&Plan) -> Option<Pending> + Send,
 ) -> Result<Outcome<A::Info>, Error> {
     let failed = |source| Error::reading::<A>(&desired.key, source);
-    let recorded = situation.recorded;
     let mut entry = cache.lock::<A>(&desired.key).await.map_err(failed)?;
-    let mut todo = plan(desired, entry.present().as_ref(), entry.history(), recorded);
+    entry.history_mut().forget_refusal(situation.refusal_ttl);
+    let mut todo = decide(desired, &situation, &entry);
     if todo.writes() {
         // What is written is decided on what JetStream has now, not on what it had when it was read last.
         cache.refresh_locked::<A>(&desired.key, &mut entry).await.map_err(failed)?;
-        todo = plan(desired, entry.present().as_ref(), entry.history(), recorded);
+        todo = decide(desired, &situation, &entry);
         if let Some(pending) = throttle(&todo) {
             return Ok(Outcome::Pending(pending));
         }
     }
-    let result = apply::<A>(cache, desired, todo, situation.age, &mut entry).await?;
-    Ok(Outcome::Reconciled(Reconciled::new(result, entry.present().as_ref(), recorded)))
+    let scales = todo.scales() && matches!(desired.replicas, Some(Replicas::Prefer(_)));
+    let mut applied = apply::<A>(cache, desired, todo, situation.age, &mut entry).await;
+    if let Err(error) = &applied
+        && scales
+        && error.source.err_code().is_some_and(|code| NO_ROOM.contains(&code))
+    {
+        entry.history_mut().refuse(desired.owner.declaration(), error.source.to_string());
+        // The rest of what is declared does not wait for more servers.
+        let rest = decide(desired, &situation, &entry);
+        applied = apply::<A>(cache, desired, rest, situation.age, &mut entry).await;
+    }
+    match applied {
+        Ok(result) => {
+            let reconciled = Reconciled::new(result, entry.present().as_ref(), situation.recorded);
+            let refusal = entry.history().refusal(desired.owner.declaration()).map(str::to_owned);
+            Ok(Outcome::Reconciled(Reconciled { refusal, ..reconciled }))
+        }
+        Err(Error { source, .. }) if [RECONFIGURING, MOVING].map(Some).contains(&source.err_code()) => {
+            Ok(Outcome::Pending(scaling::<A>(&desired.key)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn decide<A: Cached>(desired: &Desired<A>, situation: &Situation<'_>, entry: &EntryGuard<A>) -> Plan {
+    let actual = entry.present();
+    plan(desired, Known { actual: actual.as_ref(), history: entry.history(), recorded: situation.recorded })
+}
+
+fn scaling<A: Asset>(key: &A::Key) -> Pending {
+    Pending {
+        reason: Reason::Scaling,
+        message: format!(
+            "waiting until JetStream has moved or scaled {}; then it is changed as declared",
+            A::describe(key)
+        ),
+        stalled: false,
+        requeue_after: Some(SCALING_INTERVAL),
+    }
 }
 
 /// Carries a plan out, and decides nothing.
@@ -100,11 +154,15 @@ async fn apply<A: Cached>(
     match plan {
         Plan::Unchanged => Ok(OperationResult::Unchanged),
         Plan::Blocked(blocked) => Ok(OperationResult::Blocked(blocked)),
-        Plan::Create { config, fallbacks } => {
-            let create = create::<A>(cache.api(), key, (&config, &fallbacks), age >= CLUSTER_GRACE);
+        Plan::Create { config, fallback } => {
+            let settles = age >= CLUSTER_GRACE;
+            let create = create::<A>(cache.api(), key, (&config, fallback.as_ref()), settles);
             let created = attempt(entry, create).await;
-            let info = created.map_err(|source| Error::new::<A>("create", key, source))?;
+            let (info, refusal) = created.map_err(|source| Error::new::<A>("create", key, source))?;
             entry.set(Some(&info));
+            if let Some(refusal) = refusal {
+                entry.history_mut().refuse(desired.owner.declaration(), refusal.to_string());
+            }
             A::created(cache, key);
             Ok(OperationResult::Created)
         }
@@ -133,30 +191,24 @@ async fn attempt<A: Asset, T>(
     answer
 }
 
-/// Creates it, or a fallback. Servers that are not clustered are one; a cluster of too few may be one that is still forming, so that
-/// only an object that waited settles for fewer.
+/// Creates it, or a fallback, with why it is one. Servers that are not clustered are one; a cluster of too few may be one that is still
+/// forming, so that only an object that waited settles for fewer.
 async fn create<A: Asset>(
     api: &Api,
     key: &A::Key,
-    (config, fallbacks): (&Config, &[Config]),
+    (config, fallback): (&Config, Option<&Config>),
     settles: bool,
-) -> Result<A::Info, ApiError> {
-    let mut answer = A::create(api, key, config).await;
-    let candidates = match &answer {
-        // One server is one: the fewest replicas are what it takes.
-        Err(error) if error.err_code() == Some(REPLICAS_NEED_CLUSTER) => {
-            fallbacks.last().map(std::slice::from_ref)
-        }
-        Err(error) if settles && has_too_few_servers(error) => Some(fallbacks),
-        _ => None,
+) -> Result<(A::Info, Option<ApiError>), ApiError> {
+    let refusal = match A::create(api, key, config).await {
+        Ok(info) => return Ok((info, None)),
+        Err(error) => error,
     };
-    for config in candidates.unwrap_or_default() {
-        answer = A::create(api, key, config).await;
-        if !answer.as_ref().is_err_and(has_too_few_servers) {
-            break;
-        }
+    let too_few =
+        refusal.err_code() == Some(REPLICAS_NEED_CLUSTER) || settles && has_too_few_servers(&refusal);
+    match fallback {
+        Some(config) if too_few => Ok((A::create(api, key, config).await?, Some(refusal))),
+        _ => Err(refusal),
     }
-    answer
 }
 
 fn has_too_few_servers(error: &ApiError) -> bool {

@@ -8,6 +8,7 @@ mod deletion;
 mod events;
 mod ownership;
 mod program;
+mod replicas;
 mod rivals;
 mod sequences;
 mod streams;

@@ -148,7 +148,11 @@ async fn ensure_consumer(
         Ok(validated) => validated.consumer,
         Err(errors) => return Ok(Outcome::Invalid(errors)),
     };
-    let situation = Situation { recorded: &Recorded::of_consumer(object), age: Duration::ZERO };
+    let situation = Situation {
+        recorded: &Recorded::of_consumer(object),
+        age: Duration::ZERO,
+        refusal_ttl: context.settings.resync,
+    };
     let key = ObjectKey::of(object);
     reconcile::ensure(&connection.cache, &desired, situation, |plan| {
         context.throttle_repair(&key, Consumer::KIND, plan)

@@ -3,6 +3,7 @@
 //! One reconcile is inputs → validate → plan → apply → status. Its only input is the object; [`crate::jetstream::reconcile`] plans and
 //! applies.
 
+mod durable;
 mod status;
 mod validate;
 
@@ -19,7 +20,7 @@ use crate::{
         asset::{Asset as _, Stream},
         info::StreamInfo,
         ownership::Owner,
-        reconcile::{self, Situation},
+        reconcile::{self, SCALING_INTERVAL, Situation},
     },
     kubernetes::{age, finalizer, list, stores::IndexKey},
     object_state::ObjectKey,
@@ -72,7 +73,9 @@ pub async fn reconcile(object: Arc<EventStream>, context: Arc<Context>) -> Resul
     // Recorded first: what was done is not done again if the status cannot be written.
     let report_after = status::record_events(&object, &result, &context);
     let written = status::write(&api, &object, &result, &context).await.map_err(Error::Status)?;
-    result.map(|outcome| context.requeue(&outcome, written, report_after))
+    let scaling = status::is_scaling(&object, &result).then_some(SCALING_INTERVAL);
+    let part = [report_after, scaling].into_iter().flatten().min();
+    result.map(|outcome| context.requeue(&outcome, written, part))
 }
 
 /// Everything but the status.
@@ -89,7 +92,16 @@ async fn ensure(
         Ok(desired) => desired,
         Err(errors) => return Ok(Outcome::Invalid(errors)),
     };
-    let situation = Situation { recorded: &Recorded::of_stream(object), age: age(object) };
+    if status::was_scaling(object) {
+        // No advisory tells that a copy has caught up.
+        let failed = |source| reconcile::Error::reading::<Stream>(&desired.key, source);
+        connection.cache.refresh::<Stream>(&desired.key).await.map_err(failed)?;
+    }
+    let situation = Situation {
+        recorded: &Recorded::of_stream(object),
+        age: age(object),
+        refusal_ttl: context.settings.resync,
+    };
     let key = ObjectKey::of(object);
     reconcile::ensure(&connection.cache, &desired, situation, |plan| {
         context.throttle_repair(&key, Stream::KIND, plan)

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use jetwright_crds::{
     EventStream, EventStreamStatus,
+    conditions::{self, DURABLE, RECONCILING, Reason, STALLED, State},
     stream::{Drift, StreamState},
 };
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{Api, Resource, ResourceExt};
 
-use super::Error;
+use super::{Error, durable::durable};
 use crate::{
     context::Context,
     jetstream::info::StreamInfo,
@@ -22,7 +23,7 @@ type Result<T = Outcome<StreamInfo>> = std::result::Result<T, Error>;
 
 fn update(object: &EventStream, result: &Result, context: &Context) -> StatusUpdate<EventStreamStatus> {
     let before = object.status.clone().unwrap_or_default();
-    let after = advance(before.clone(), object.metadata.generation, result, &status::now());
+    let after = advance(before.clone(), object, result, &status::now());
     if after == before {
         return StatusUpdate::Unchanged;
     }
@@ -36,10 +37,11 @@ fn update(object: &EventStream, result: &Result, context: &Context) -> StatusUpd
 
 fn advance(
     mut status: EventStreamStatus,
-    generation: Option<i64>,
+    object: &EventStream,
     result: &Result,
     now: &Time,
 ) -> EventStreamStatus {
+    let generation = object.metadata.generation;
     if let Ok(Outcome::Reconciled(reconciled)) = result {
         status.stream = reconciled.info.as_ref().map(state);
         let last = status.stream.as_ref().map(|stream| stream.last_sequence);
@@ -51,17 +53,51 @@ fn advance(
     status.observed_generation = generation;
     let summary = status::summarize(result, "the stream is as declared");
     status::set_summary_conditions(&mut status.conditions, &summary, generation, now);
+    if let Ok(Outcome::Reconciled(reconciled)) = result {
+        set_durable(&mut status, durability(object, reconciled), generation, now);
+    }
     status
+}
+
+/// Sets Durable, and says that work goes on while copies are made. Where nothing is the object's own, nothing is durable or not.
+fn set_durable(status: &mut EventStreamStatus, durable: Option<State>, generation: Option<i64>, now: &Time) {
+    let Some(durable) = durable else { return conditions::unset(&mut status.conditions, DURABLE) };
+    let stalled = conditions::get(&status.conditions, STALLED).is_some_and(|known| known.status == "True");
+    if durable.reason == Reason::Scaling && !stalled {
+        let reconciling = State { status: Some(true), ..durable.clone() };
+        conditions::set(&mut status.conditions, RECONCILING, reconciling, generation, now);
+    }
+    conditions::set(&mut status.conditions, DURABLE, durable, generation, now);
+}
+
+fn durability(object: &EventStream, reconciled: &Reconciled<StreamInfo>) -> Option<State> {
+    let was_durable = known_durability(object).is_some_and(|known| known.status == "True");
+    let refusal = reconciled.refusal.as_deref();
+    Some(durable(object.spec.effective_replicas(), reconciled.info.as_ref()?, refusal, was_durable))
+}
+
+fn known_durability(object: &EventStream) -> Option<&Condition> {
+    conditions::get(&object.status.as_ref()?.conditions, DURABLE)
+}
+
+/// Whether JetStream was making copies of the object's stream when its status was written.
+pub fn was_scaling(object: &EventStream) -> bool {
+    known_durability(object).is_some_and(|known| known.reason == Reason::Scaling.as_str())
+}
+
+/// Whether JetStream is making copies of the object's stream.
+pub fn is_scaling(object: &EventStream, result: &Result) -> bool {
+    let Ok(Outcome::Reconciled(reconciled)) = result else { return false };
+    durability(object, reconciled).is_some_and(|durable| durable.reason == Reason::Scaling)
 }
 
 fn state(info: &StreamInfo) -> StreamState {
     let text =
         |name| info.config.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
-    let replicas = info.config.get("num_replicas").and_then(serde_json::Value::as_u64);
     StreamState {
         name: text("name"),
         created: status::whole_seconds(&info.created),
-        replicas: replicas.and_then(|replicas| u8::try_from(replicas).ok()).unwrap_or(1),
+        replicas: info.replicas(),
         messages: info.state.messages,
         bytes: info.state.bytes,
         first_sequence: info.state.first_seq,
@@ -135,7 +171,7 @@ fn lost(object: &EventStream, made: Option<&StreamInfo>) -> String {
     reason = "the results of reconciles, as they come"
 )]
 mod tests {
-    use jetwright_crds::conditions::{self, READY, RECONCILING, Reason, STALLED};
+    use jetwright_crds::conditions::READY;
     use k8s_openapi::jiff::Timestamp;
     use serde_json::json;
 
@@ -153,7 +189,7 @@ mod tests {
         serde_json::from_value(json!({
             "config": {"name": "orders", "num_replicas": 3}, "created": "1970-01-01T00:00:05.9Z",
             "state": {"messages": messages, "bytes": 10, "first_seq": 1, "last_seq": messages, "consumer_count": 2},
-            "cluster": {"name": "east", "leader": "n1"},
+            "cluster": {"name": "east", "leader": "n1", "replicas": [{"current": true}, {"current": true}]},
         }))
         .unwrap()
     }
@@ -161,6 +197,13 @@ mod tests {
     fn told(done: OperationResult, created: Option<i64>) -> Result {
         let recorded = Recorded { created, ..Recorded::default() };
         Ok(Outcome::Reconciled(Reconciled::new(done, Some(&info(7)), &recorded)))
+    }
+
+    fn advanced(before: EventStreamStatus, generation: i64, result: &Result) -> EventStreamStatus {
+        let mut object =
+            EventStream::new("orders", serde_json::from_value(json!({"subjects": ["a"]})).unwrap());
+        object.metadata.generation = Some(generation);
+        advance(before, &object, result, &at(9))
     }
 
     fn conditions_of(status: &EventStreamStatus) -> Vec<(&str, &str, &str)> {
@@ -173,8 +216,7 @@ mod tests {
 
     #[test]
     fn a_stream_as_declared_is_ready_and_described() {
-        let status =
-            advance(EventStreamStatus::default(), Some(4), &told(OperationResult::Created, None), &at(9));
+        let status = advanced(EventStreamStatus::default(), 4, &told(OperationResult::Created, None));
         assert_eq!(status.observed_generation, Some(4));
         assert_eq!(
             conditions_of(&status),
@@ -184,6 +226,7 @@ mod tests {
                 ("Stalled", "False", "Reconciled")
             ]
         );
+        assert_eq!(conditions::get(&status.conditions, DURABLE).unwrap().status, "True");
         let expected = StreamState {
             name: "orders".into(),
             created: Some(at(5)),
@@ -199,12 +242,31 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_whose_copies_are_being_made_is_ready_and_work_goes_on() {
+        let Ok(Outcome::Reconciled(mut scaling)) = told(OperationResult::Unchanged, Some(5)) else {
+            panic!()
+        };
+        scaling.info.as_mut().unwrap().cluster.as_mut().unwrap().replicas[0].current = false;
+        let result = Ok(Outcome::Reconciled(scaling));
+        let status = advanced(EventStreamStatus::default(), 1, &result);
+        let reconciling = ("Reconciling", "True", "Scaling");
+        assert_eq!(
+            conditions_of(&status),
+            [("Ready", "True", "Reconciled"), reconciling, ("Stalled", "False", "Reconciled")]
+        );
+        let mut object =
+            EventStream::new("orders", serde_json::from_value(json!({"subjects": ["a"]})).unwrap());
+        assert!(is_scaling(&object, &result) && !was_scaling(&object));
+        object.status = Some(status);
+        assert!(was_scaling(&object));
+    }
+
+    #[test]
     fn a_repair_is_kept_as_drift_and_so_is_a_stream_made_again() {
         let edited = told(OperationResult::Corrected(vec!["max_age"]), Some(5));
-        let status = advance(EventStreamStatus::default(), Some(1), &edited, &at(9));
+        let status = advanced(EventStreamStatus::default(), 1, &edited);
         assert_eq!(status.drift, Some(Drift { last_repaired: at(9), fields: vec!["max_age".into()] }));
-        let recreated =
-            advance(EventStreamStatus::default(), Some(1), &told(OperationResult::Created, Some(4)), &at(9));
+        let recreated = advanced(EventStreamStatus::default(), 1, &told(OperationResult::Created, Some(4)));
         assert_eq!(recreated.drift, Some(Drift { last_repaired: at(9), fields: vec!["*".into()] }));
     }
 
@@ -214,7 +276,7 @@ mod tests {
         let applied =
             Reconciled::new(OperationResult::Blocked(blocked), Some(&info(7)), &Recorded::default());
         let result = Ok(Outcome::Reconciled(applied));
-        let status = advance(EventStreamStatus::default(), Some(1), &result, &at(9));
+        let status = advanced(EventStreamStatus::default(), 1, &result);
         assert_eq!(
             conditions_of(&status),
             [
@@ -226,34 +288,29 @@ mod tests {
         assert_eq!(status.stream, None);
         // What is one's own stays described, so that it is still known to be one's own.
         let stuck = Blocked { reason: Reason::ImmutableField, message: "storage".into() };
-        let status = advance(
-            EventStreamStatus::default(),
-            Some(1),
-            &told(OperationResult::Blocked(stuck), Some(5)),
-            &at(9),
-        );
+        let status =
+            advanced(EventStreamStatus::default(), 1, &told(OperationResult::Blocked(stuck), Some(5)));
         assert_eq!(status.stream.unwrap().messages, 7);
         let invalid = Ok(Outcome::Invalid(vec![
             FieldError::new("spec.a", "too long"),
             FieldError::new("spec.b", "too short"),
         ]));
-        let status = advance(EventStreamStatus::default(), Some(1), &invalid, &at(9));
+        let status = advanced(EventStreamStatus::default(), 1, &invalid);
         let ready = conditions::get(&status.conditions, READY).unwrap();
         assert_eq!(ready.message, "spec.a: too long; spec.b: too short");
     }
 
     #[test]
     fn how_far_the_sequences_ever_were_outlives_the_stream() {
-        let seen =
-            advance(EventStreamStatus::default(), Some(1), &told(OperationResult::Created, None), &at(9));
+        let seen = advanced(EventStreamStatus::default(), 1, &told(OperationResult::Created, None));
         assert_eq!(seen.highest_sequence, Some(7));
         let before = EventStreamStatus { highest_sequence: Some(70), ..seen };
-        let restored = advance(before, Some(1), &told(OperationResult::Unchanged, Some(5)), &at(9));
+        let restored = advanced(before, 1, &told(OperationResult::Unchanged, Some(5)));
         assert_eq!(restored.highest_sequence, Some(70));
         let blocked = Blocked { reason: Reason::NameConflict, message: "taken".into() };
         let foreign =
             Reconciled::new(OperationResult::Blocked(blocked), Some(&info(700)), &Recorded::default());
-        let taken = advance(restored, Some(1), &Ok(Outcome::Reconciled(foreign)), &at(9));
+        let taken = advanced(restored, 1, &Ok(Outcome::Reconciled(foreign)));
         assert_eq!((taken.stream, taken.highest_sequence), (None, Some(70)));
     }
 

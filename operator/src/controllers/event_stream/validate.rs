@@ -123,7 +123,7 @@ mod tests {
             key: "orders".to_owned(),
             owner: owner(1),
             config: stream_config::config("orders", &serde_saphyr::from_str(spec).unwrap()),
-            replicas: Some(Replicas::UpTo(3)),
+            replicas: Some(Replicas::Prefer(3)),
         };
         assert_eq!(validated(spec), Ok(expected));
     }

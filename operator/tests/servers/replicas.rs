@@ -1,0 +1,99 @@
+//! How many servers keep a copy of a stream, and what the condition Durable says of it.
+
+use std::time::Duration;
+
+use jetwright_crds::EventStream;
+use jetwright_testing::{NatsCluster, await_until};
+
+use crate::world::World;
+
+/// How long servers may take to copy a stream, or to find that one of them is away.
+const COPIED: Duration = Duration::from_secs(30);
+
+const PLAIN: &str = "subjects: [orders.*]";
+const CRITICAL: &str = "{subjects: [orders.*], profile: Critical}";
+
+async fn await_durable<N>(world: &World<N>, status: &str, reason: &str) -> String {
+    await_until(&format!("Durable={status} ({reason})"), COPIED, || async {
+        let object = world.streams().get("orders").await.map_err(|error| error.to_string())?;
+        let conditions = crate::world::conditions(&object);
+        let durable = conditions.iter().find(|condition| condition.type_ == "Durable");
+        let told = durable.filter(|durable| {
+            durable.status == status
+                && durable.reason == reason
+                && durable.observed_generation == object.metadata.generation
+        });
+        told.map(|told| told.message.clone()).ok_or_else(|| format!("{conditions:?}"))
+    })
+    .await
+}
+
+async fn updates<N>(world: &World<N>) -> f64 {
+    let metric = "jetwright_operator_jetstream_api_requests_total{verb=\"STREAM.UPDATE\"";
+    let (_, text) = world.admin("/metrics").await.unwrap();
+    let lines = text.lines().filter(|line| line.starts_with(metric));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+#[tokio::test]
+async fn a_profile_brings_an_existing_stream_to_three_copies_which_stay_when_it_is_taken_out() {
+    let world = World::<NatsCluster>::clustered(3, &["--jetstream-resync-interval=1s"]).await;
+    world.stream("orders", PLAIN).await;
+    world.await_ready::<EventStream>("orders").await;
+    await_durable(&world, "True", "Reconciled").await;
+    assert_eq!(world.config("orders").await.num_replicas, 1);
+
+    world.stream("orders", CRITICAL).await;
+    await_durable(&world, "True", "Reconciled").await;
+    world.await_ready::<EventStream>("orders").await;
+    let info = world.jetstream.get_stream("orders").await.unwrap().get_info().await.unwrap();
+    let peers = info.cluster.unwrap().replicas;
+    assert_eq!((info.config.num_replicas, peers.iter().filter(|peer| peer.current).count()), (3, 2));
+    world.await_condition::<EventStream>("orders", "Reconciling", "False", "Reconciled").await;
+
+    world.stream("orders", "{subjects: [orders.*], limits: {maxMessages: 9}}").await;
+    world.await_ready::<EventStream>("orders").await;
+    let config = world.config("orders").await;
+    assert_eq!((config.num_replicas, config.max_messages), (3, 9), "replicas are not lowered unasked");
+
+    let led = world.nats.stream_leader("orders").await;
+    world.nats.servers()[(led + 1) % 3].stop().await;
+    let message = await_durable(&world, "False", "NotCurrent").await;
+    assert!(message.contains("2 of 3 copies are current"), "{message}");
+    world.await_ready::<EventStream>("orders").await;
+}
+
+#[tokio::test]
+async fn a_cluster_of_two_is_asked_once_for_three_copies_and_the_rest_of_the_spec_is_applied() {
+    let world = World::<NatsCluster>::clustered(2, &["--jetstream-resync-interval=1s"]).await;
+    world.stream("orders", PLAIN).await;
+    world.await_ready::<EventStream>("orders").await;
+    let before = updates(&world).await;
+    world.stream("orders", "{subjects: [orders.*], profile: Critical, limits: {maxMessages: 7}}").await;
+    let message = await_durable(&world, "False", "TooFewServers").await;
+    assert!(message.contains("no suitable peers") && message.contains("1 of 3"), "{message}");
+    world.await_ready::<EventStream>("orders").await;
+    let config = world.config("orders").await;
+    assert_eq!((config.num_replicas, config.max_messages), (1, 7));
+    // One for three copies, one for what else was declared; other wake-ups ask for nothing.
+    world.jetstream.publish("orders.1", "x".into()).await.unwrap().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!((updates(&world).await - before - 2.0).abs() < 0.5, "{} updates", updates(&world).await - before);
+    assert_eq!(world.events("orders", "Updated").await.len(), 1);
+}
+
+#[tokio::test]
+async fn on_a_lone_server_a_profile_is_not_durable_and_asks_for_nothing() {
+    let world = World::start().await;
+    world.stream("orders", PLAIN).await;
+    world.await_ready::<EventStream>("orders").await;
+    await_durable(&world, "True", "Reconciled").await;
+    let before = updates(&world).await;
+    world.stream("orders", "{subjects: [orders.*], profile: Critical, discard: Old}").await;
+    let message = await_durable(&world, "False", "TooFewServers").await;
+    assert!(message.contains("1 of 3 copies") && message.contains("not clustered"), "{message}");
+    world.await_ready::<EventStream>("orders").await;
+    assert!((updates(&world).await - before).abs() < 0.5);
+    world.stream("orders", "{subjects: [orders.*], profile: Critical, discard: Old, replicas: 1}").await;
+    await_durable(&world, "True", "Reconciled").await;
+}
