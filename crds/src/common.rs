@@ -16,6 +16,19 @@ pub struct NameRef {
     pub name: String,
 }
 
+/// What an object does where JetStream has something of its name that is not its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = described_by_field)]
+pub enum AdoptionPolicy {
+    /// It is left alone.
+    #[default]
+    Refuse,
+    /// What has no owner becomes the object's.
+    AdoptUnowned,
+    /// What has another owner becomes the object's, once.
+    TakeOver,
+}
+
 /// What becomes of the thing in JetStream when its object is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(transform = described_by_field)]

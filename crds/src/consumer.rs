@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    DeletionPolicy, Duration, NameRef,
+    AdoptionPolicy, DeletionPolicy, Duration, NameRef,
     stream::{Drift, NAME_PATTERN, SUBJECT_PATTERN},
 };
 
@@ -126,6 +126,11 @@ pub struct EventConsumerSpec {
     /// keeps the messages of WorkQueue and Interest streams for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_policy: Option<DeletionPolicy>,
+
+    /// What to do where JetStream has a consumer of this name that is not this object's. Refuse: leave it alone. AdoptUnowned: take it
+    /// if it has no owner. TakeOver: take it from its owner, once; that one no longer changes it. Default: Refuse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adoption_policy: Option<AdoptionPolicy>,
 }
 
 /// Where a new consumer begins.

@@ -27,7 +27,7 @@ pub mod stream;
 
 #[cfg(feature = "resources")]
 pub use {
-    common::{DeletionPolicy, NameRef},
+    common::{AdoptionPolicy, DeletionPolicy, NameRef},
     consumer::{EventConsumer, EventConsumerSpec, EventConsumerStatus},
     size::Size,
     stream::{EventStream, EventStreamSpec, EventStreamStatus},

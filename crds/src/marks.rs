@@ -7,5 +7,11 @@ pub const OWNER: &str = "jetwright.dev/owner";
 pub const UID: &str = "jetwright.dev/uid";
 /// The generation at which something was last changed.
 pub const GENERATION: &str = "jetwright.dev/generation";
+/// The owner that it was taken over from last.
+pub const TAKEN_FROM: &str = "jetwright.dev/taken-from";
+/// The uid of the object that took it over last: each does so once.
+pub const TAKEN_BY_UID: &str = "jetwright.dev/taken-by-uid";
+/// Owners that it was taken over from before [`TAKEN_FROM`], newest first, with blanks between them.
+pub const FORMER_OWNERS: &str = "jetwright.dev/former-owners";
 /// A hash of what was applied last, by which a change of the declaration is told from that of another writer.
 pub const APPLIED: &str = "jetwright.dev/applied";

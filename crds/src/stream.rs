@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{DeletionPolicy, Duration, Size};
+use crate::{AdoptionPolicy, DeletionPolicy, Duration, Size};
 
 pub use defaults::Replicas;
 
@@ -125,6 +125,11 @@ pub struct EventStreamSpec {
     /// this object any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletion_policy: Option<DeletionPolicy>,
+
+    /// What to do where JetStream has a stream of this name that is not this object's. Refuse: leave it alone. AdoptUnowned: take it
+    /// with what is in it if it has no owner. TakeOver: take it from its owner, once; that one no longer changes it. Default: Refuse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adoption_policy: Option<AdoptionPolicy>,
 }
 
 /// How much the events matter: each profile is a set of defaults.

@@ -10,7 +10,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    jetstream::{connections::Connections, ownership::ClusterNames, plan::Plan},
+    jetstream::{
+        connections::Connections,
+        ownership::ClusterNames,
+        plan::{Cause, Plan},
+    },
     kubernetes::{
         age,
         apply::Applying,
@@ -153,7 +157,7 @@ impl Context {
     /// Why drift of an object is not corrected now: it was, too often.
     #[must_use]
     pub fn throttle_repair(&self, key: &ObjectKey, kind: &str, plan: &Plan) -> Option<Pending> {
-        if !matches!(plan, Plan::Update { drift: true, .. }) {
+        if !matches!(plan, Plan::Update { cause: Cause::Drift, .. }) {
             return None;
         }
         let requeue_after = Some(self.states.repair_delay(key)?);

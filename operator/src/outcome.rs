@@ -71,6 +71,15 @@ impl Recorded {
     }
 }
 
+/// How something became the object's that was there before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Adoption {
+    /// It had no owner.
+    Unowned,
+    /// It was taken from this owner.
+    TakenFrom(String),
+}
+
 /// What was done in JetStream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OperationResult {
@@ -80,6 +89,11 @@ pub enum OperationResult {
     Updated(Vec<&'static str>),
     /// These fields, which another writer had changed, were corrected.
     Corrected(Vec<&'static str>),
+    /// It is the object's now; these fields changed with that.
+    Adopted {
+        adoption: Adoption,
+        fields: Vec<&'static str>,
+    },
     Blocked(Blocked),
 }
 

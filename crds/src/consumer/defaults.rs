@@ -6,7 +6,7 @@ use super::{
     BackoffSpec, DeadLetterPolicy, DeadLetterSpec, DeliverPolicy, EventConsumer, EventConsumerSpec, RetrySpec,
 };
 use crate::{
-    DeletionPolicy, Duration,
+    AdoptionPolicy, DeletionPolicy, Duration,
     environment::{Backoff, HANDLER_DEADLINE, Retry},
 };
 
@@ -99,6 +99,12 @@ impl EventConsumerSpec {
     #[must_use]
     pub fn deletes(&self) -> bool {
         self.deletion_policy != Some(DeletionPolicy::Retain)
+    }
+
+    /// What to do where JetStream has something of the name that is not the object's.
+    #[must_use]
+    pub fn effective_adoption_policy(&self) -> AdoptionPolicy {
+        self.adoption_policy.unwrap_or_default()
     }
 }
 

@@ -5,7 +5,7 @@ use std::time;
 use kube::ResourceExt as _;
 
 use super::{Discard, EventStream, EventStreamSpec, Profile, Retention, Storage};
-use crate::{DeletionPolicy, Duration};
+use crate::{AdoptionPolicy, DeletionPolicy, Duration};
 
 /// JetStream's own duplicate window.
 const DUPLICATE_WINDOW: time::Duration = time::Duration::from_mins(2);
@@ -103,6 +103,12 @@ impl EventStreamSpec {
     #[must_use]
     pub fn deletes(&self) -> bool {
         self.deletion_policy == Some(DeletionPolicy::Delete)
+    }
+
+    /// What to do where JetStream has something of the name that is not the object's.
+    #[must_use]
+    pub fn effective_adoption_policy(&self) -> AdoptionPolicy {
+        self.adoption_policy.unwrap_or_default()
     }
 }
 

@@ -90,6 +90,7 @@ pub fn object(random: u32) -> EventStream {
         allow_direct: None,
         allow_message_ttl: None,
         deletion_policy: Some(DeletionPolicy::Delete),
+        adoption_policy: None,
     };
     let mut object = EventStream::new(&format!("jetwright-verify-{random:08x}"), spec);
     object.metadata.labels = Some([(VERIFY.to_owned(), "install".to_owned())].into());

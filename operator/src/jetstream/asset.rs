@@ -3,7 +3,7 @@
 
 use std::{fmt::Debug, future::Future, hash::Hash};
 
-use jetwright_crds::stream::Replicas;
+use jetwright_crds::{AdoptionPolicy, stream::Replicas};
 use jetwright_nats::{Api, ApiError};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -57,6 +57,8 @@ pub trait Asset: Debug + Send + Sync + Sized + 'static {
 pub struct Desired<A: Asset> {
     pub key: A::Key,
     pub owner: Owner,
+    /// What to do where there is one that is not the owner's.
+    pub adoption: AdoptionPolicy,
     /// Whole, but for the replicas and the owner's marks.
     pub config: Config,
     /// Servers that keep a copy; None where the server decides, as for consumers, which have as many as their stream.

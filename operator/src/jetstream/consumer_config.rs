@@ -68,6 +68,7 @@ pub fn config(name: &str, spec: &EventConsumerSpec) -> Config {
         workload: _,
         workload_ref: _,
         deletion_policy: _,
+        adoption_policy: _,
     } = spec;
     let deliver_policy = spec.effective_deliver_policy();
     let config = Config::default()

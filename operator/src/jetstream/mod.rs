@@ -1,12 +1,13 @@
 //! JetStream: what an object declares in it, what it has, and what brings the one to the other.
 //!
 //! [`asset`] is what streams and consumers have in common, [`stream_config`] and [`consumer_config`] are the tables of their fields;
-//! [`reconcile`] carries out what [`plan`] decides from [`diff`] and [`ownership`]; [`cache`] holds what JetStream has, kept true by
+//! [`reconcile`] carries out what [`plan`] decides from [`diff`], [`ownership`] and [`claim`]; [`cache`] holds what JetStream has, kept true by
 //! [`advisories`]. The crate for NATS speaks `$JS.API`, and [`config`] keeps fields that it does not know.
 
 pub mod advisories;
 pub mod asset;
 pub mod cache;
+pub mod claim;
 pub mod config;
 pub mod connections;
 pub mod consumer_config;

@@ -3,10 +3,7 @@
 
 use std::sync::Arc;
 
-use jetwright_crds::{
-    conditions::Reason,
-    marks::{APPLIED, GENERATION, OWNER, UID},
-};
+use jetwright_crds::marks::{APPLIED, GENERATION, OWNER, UID};
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 use uuid::Uuid;
@@ -15,7 +12,6 @@ use super::{
     config::{Config, METADATA},
     history::History,
 };
-use crate::outcome::Blocked;
 
 /// The names under which this Kubernetes cluster owns things in JetStream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +40,14 @@ pub enum Ownership {
     /// It is the object's that is named.
     Foreign(String),
     Unowned,
+}
+
+impl Ownership {
+    /// Whether an object of this generation may change or delete it as its own: not where a newer one was applied.
+    #[must_use]
+    pub fn permits(&self, generation: i64) -> bool {
+        matches!(self, Self::Ours(applied) if applied.is_none_or(|applied| applied <= generation))
+    }
 }
 
 impl Owner {
@@ -105,53 +109,6 @@ impl Owner {
             }
             None => Ownership::Unowned,
         }
-    }
-}
-
-/// The generation of the object that what JetStream has was applied at; None where an object of the same name that is gone applied
-/// it.
-///
-/// # Errors
-///
-/// Why it must not be touched: it is not the object's, or a newer generation was applied.
-pub fn applied_generation(
-    owner: &Owner,
-    (kind, name): (&str, &str),
-    (config, created): (&Config, &str),
-    history: &History,
-) -> Result<Option<i64>, Blocked> {
-    match owner.ownership(config, created, history) {
-        Ownership::Ours(Some(applied)) if applied > owner.generation => {
-            Err(newer_generation(kind, name, applied, owner.generation))
-        }
-        Ownership::Ours(applied) => Ok(applied),
-        Ownership::Foreign(other) => Err(name_conflict(
-            kind,
-            &format!("{kind} {name} is owned by {other} (cluster/namespace/name) and was not modified"),
-        )),
-        Ownership::Unowned => Err(name_conflict(
-            kind,
-            &format!("{kind} {name} was not created by Jetwright and was not modified"),
-        )),
-    }
-}
-
-fn name_conflict(kind: &str, what: &str) -> Blocked {
-    Blocked {
-        reason: Reason::NameConflict,
-        message: format!(
-            "{what}. Recreate this object with a different spec.{kind}Name, or delete the {kind} in NATS"
-        ),
-    }
-}
-
-fn newer_generation(kind: &str, name: &str, applied: i64, generation: i64) -> Blocked {
-    Blocked {
-        reason: Reason::NewerGeneration,
-        message: format!(
-            "{kind} {name} was last applied at generation {applied}, but this object is at generation {generation} (restored from a \
-             backup, or a second operator is running). To take over, set deletionPolicy: Retain, then delete and recreate this object"
-        ),
     }
 }
 
@@ -234,27 +191,5 @@ pub mod tests {
         assert_eq!(of("10:00", &history), Ownership::Ours(Some(3)));
         assert_eq!(of("10:05", &history), Ownership::Unowned, "another one of the name");
         assert_eq!(of("10:00", &History::default()), Ownership::Unowned, "after a restart");
-    }
-
-    #[test]
-    fn nothing_of_others_is_touched_and_the_message_says_whose_it_is() {
-        let refused = |config: &Config| {
-            let refused =
-                applied_generation(&owner(3), ("stream", "orders"), (config, "10:00"), &History::default());
-            let Blocked { reason, message } = refused.unwrap_err();
-            (reason, message)
-        };
-        let (reason, message) = refused(&in_cluster("west").stamp(Config::default()));
-        assert_eq!(reason, Reason::NameConflict);
-        assert!(message.starts_with("stream orders is owned by west/shop/orders"), "{message}");
-        let (reason, message) = refused(&config(json!({})));
-        assert_eq!(reason, Reason::NameConflict);
-        assert!(
-            message.contains("not created by Jetwright") && message.contains("spec.streamName"),
-            "{message}"
-        );
-        let (reason, message) = refused(&owner(7).stamp(Config::default()));
-        assert_eq!(reason, Reason::NewerGeneration);
-        assert!(message.contains("at generation 7") && message.contains("at generation 3"), "{message}");
     }
 }

@@ -6,13 +6,14 @@ use serde_json::Value;
 
 use super::{
     asset::{Asset, Desired},
+    claim::{Claim, claim, with_takeover},
     config::{Config, METADATA},
     diff::difference,
     history::History,
-    ownership::{applied_generation, matches_last_applied},
+    ownership::matches_last_applied,
     stream_config::{FIRST_SEQ, MIRROR, REPLICAS},
 };
-use crate::outcome::{Blocked, CreationTime as _, Recorded};
+use crate::outcome::{Adoption, Blocked, CreationTime as _, Recorded};
 
 /// How far beyond the highest sequence that was seen a stream begins that is recreated. Statuses are a minute old at times, and
 /// the cache as old as its last resync: no stream takes a thousand million messages in between.
@@ -33,11 +34,21 @@ pub enum Plan {
         steps: Vec<Config>,
         /// Fields that change, by JetStream's names.
         fields: Vec<&'static str>,
-        /// Whether another writer changed them: what is declared had been applied already.
-        drift: bool,
+        cause: Cause,
     },
     /// Nothing can be done until something changes.
     Blocked(Blocked),
+}
+
+/// Why something is updated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The declaration is another one.
+    Declaration,
+    /// Another writer changed it: what is declared had been applied already.
+    Drift,
+    /// It becomes the object's.
+    Adoption(Adoption),
 }
 
 impl Plan {
@@ -110,12 +121,15 @@ fn beginning_beyond(highest: Option<u64>, config: Config) -> Config {
 /// What becomes of something that exists: whether it may be touched at all, what differs, and whether that can change.
 fn change<A: Asset>(desired: &Desired<A>, info: &A::Info, known: Known<'_, A>) -> Plan {
     let (kind, name, actual) = (A::KIND, A::name(&desired.key), A::config(info));
-    let applied =
-        match applied_generation(&desired.owner, (kind, name), (actual, info.created()), known.history) {
-            Ok(applied) => applied,
-            Err(blocked) => return Plan::Blocked(blocked),
-        };
-    let target = desired.stamped(desired.replicas.map(|wish| settled(wish, desired, info, known)));
+    let claim = match claim(desired, (actual, info.created()), known.history) {
+        Ok(claim) => claim,
+        Err(blocked) => return Plan::Blocked(blocked),
+    };
+    let stamped = desired.stamped(desired.replicas.map(|wish| settled(wish, desired, info, known)));
+    let target = match &claim {
+        Claim::Adopt(Adoption::TakenFrom(other)) => with_takeover(&desired.owner, other, stamped, actual),
+        Claim::Adopt(Adoption::Unowned) | Claim::Ours(_) => stamped,
+    };
     let difference = difference(&target, actual, &desired.owner, A::FIELDS);
     if !difference.immutable.is_empty() {
         let immutable = difference.immutable.join(", ");
@@ -131,7 +145,11 @@ fn change<A: Asset>(desired: &Desired<A>, info: &A::Info, known: Known<'_, A>) -
     Plan::Update {
         steps: steps(&target.merge_onto(actual, A::FIELDS), actual, &difference.changed),
         fields: difference.changed,
-        drift: applied.is_some() && matches_last_applied(&target, actual),
+        cause: match claim {
+            Claim::Adopt(adoption) => Cause::Adoption(adoption),
+            Claim::Ours(Some(_)) if matches_last_applied(&target, actual) => Cause::Drift,
+            Claim::Ours(_) => Cause::Declaration,
+        },
     }
 }
 
@@ -162,6 +180,7 @@ fn steps(target: &Config, actual: &Config, changed: &[&str]) -> Vec<Config> {
 
 #[cfg(test)]
 mod tests {
+    use jetwright_crds::AdoptionPolicy;
     use serde_json::json;
 
     use super::*;
@@ -180,6 +199,7 @@ mod tests {
         Desired {
             key: "orders".into(),
             owner: owner(generation),
+            adoption: AdoptionPolicy::Refuse,
             config: stream_config::config("orders", &spec),
             replicas: Some(spec.effective_replicas()),
         }
@@ -336,18 +356,18 @@ mod tests {
     #[test]
     fn a_field_that_another_writer_changed_is_drift() {
         let actual = edited(SPEC, "max_age", 5);
-        let Plan::Update { steps, fields, drift } = plan_for(SPEC, Some(&actual)) else {
+        let Plan::Update { steps, fields, cause } = plan_for(SPEC, Some(&actual)) else {
             panic!("no update")
         };
-        assert_eq!((steps, fields, drift), (vec![config(SPEC, 1)], vec!["max_age"], true));
+        assert_eq!((steps, fields, cause), (vec![config(SPEC, 1)], vec!["max_age"], Cause::Drift));
     }
 
     #[test]
     fn a_new_generation_is_an_update_and_no_drift() {
         let next = desired_at(2, "{subjects: [orders.>], limits: {maxBytes: 1Gi}}");
         let plan = planned(&next, Some(&info(&config(SPEC, 1))), &Recorded::default());
-        let Plan::Update { steps, fields, drift } = plan else { panic!("no update") };
-        assert_eq!((fields, drift), (vec!["max_bytes", "max_age"], false));
+        let Plan::Update { steps, fields, cause } = plan else { panic!("no update") };
+        assert_eq!((fields, cause), (vec!["max_bytes", "max_age"], Cause::Declaration));
         // The mark is written with it.
         assert_eq!(steps, [next.stamped(Some(1))]);
     }
@@ -386,8 +406,34 @@ mod tests {
         let mut history = History::default();
         history.observe(&config(SPEC, 1), &wiped.created, Some(0));
         let plan = plan_with(&desired_at(1, SPEC), Some(&wiped), &history, &Recorded::default());
-        let Plan::Update { fields, drift, .. } = plan else { panic!("no update: {plan:?}") };
-        assert_eq!((fields, drift), (vec!["metadata"], true));
+        let Plan::Update { fields, cause, .. } = plan else { panic!("no update: {plan:?}") };
+        assert_eq!((fields, cause), (vec!["metadata"], Cause::Drift));
+    }
+
+    #[test]
+    fn what_an_object_adopts_becomes_as_declared_and_its_own_and_that_is_no_drift() {
+        let unowned = edited(SPEC, "metadata", json!({"team": "red"}));
+        let adopting = Desired { adoption: AdoptionPolicy::AdoptUnowned, ..desired_at(1, SPEC) };
+        let Plan::Update { steps, fields, cause } = planned(&adopting, Some(&unowned), &Recorded::default())
+        else {
+            panic!("no update")
+        };
+        assert_eq!((fields, cause), (vec!["metadata"], Cause::Adoption(Adoption::Unowned)));
+        let metadata = steps[0].metadata();
+        assert_eq!((metadata["team"], metadata["jetwright.dev/owner"]), ("red", "east/shop/orders"));
+    }
+
+    #[test]
+    fn what_is_taken_over_names_whom_it_was_taken_from_and_is_then_as_declared() {
+        let theirs = json!({"jetwright.dev/owner": "west/shop/orders", "jetwright.dev/uid": "w", "jetwright.dev/generation": "9"});
+        let actual = edited(SPEC, "metadata", theirs);
+        let taking = Desired { adoption: AdoptionPolicy::TakeOver, ..desired_at(1, SPEC) };
+        let Plan::Update { steps, cause, .. } = planned(&taking, Some(&actual), &Recorded::default()) else {
+            panic!("no update")
+        };
+        assert_eq!(cause, Cause::Adoption(Adoption::TakenFrom("west/shop/orders".into())));
+        assert_eq!(steps[0].metadata()["jetwright.dev/taken-from"], "west/shop/orders");
+        assert_eq!(planned(&taking, Some(&info(&steps[0])), &Recorded::default()), Plan::Unchanged);
     }
 
     #[test]
@@ -410,6 +456,7 @@ mod tests {
         Desired {
             key: ConsumerKey { stream: "orders".into(), name: "fulfilment".into() },
             owner: Owner { name: "fulfilment".into(), ..owner(generation) },
+            adoption: AdoptionPolicy::Refuse,
             config: consumer_config::config("fulfilment", &serde_saphyr::from_str(spec).unwrap()),
             replicas: None,
         }
@@ -449,7 +496,7 @@ mod tests {
         let expected = Plan::Update {
             steps: vec![consumer_config_at(2).with("pause_until", "2030-01-01T00:00:00Z")],
             fields: vec!["ack_wait"],
-            drift: true,
+            cause: Cause::Drift,
         };
         assert_eq!(plan_consumer(Some(&edited)), expected);
     }
@@ -457,8 +504,11 @@ mod tests {
     #[test]
     fn a_new_declaration_of_a_consumer_is_an_update_and_no_drift() {
         let other = "{streamRef: {name: orders}, filterSubjects: [orders.*.placed], ackWait: 20s}";
-        let expected =
-            Plan::Update { steps: vec![consumer_config_at(2)], fields: vec!["ack_wait"], drift: false };
+        let expected = Plan::Update {
+            steps: vec![consumer_config_at(2)],
+            fields: vec!["ack_wait"],
+            cause: Cause::Declaration,
+        };
         assert_eq!(plan_consumer(Some(&consumer_at(1, other).stamped(None))), expected);
     }
 

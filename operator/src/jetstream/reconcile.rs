@@ -18,8 +18,8 @@ use super::{
     config::Config,
     entries::EntryGuard,
     history::History,
-    ownership::{Owner, applied_generation},
-    plan::{Known, Plan, plan},
+    ownership::Owner,
+    plan::{Cause, Known, Plan, plan},
 };
 use crate::{
     error::{ErrorClass, ReconcileError},
@@ -166,13 +166,17 @@ async fn apply<A: Cached>(
             A::created(cache, key);
             Ok(OperationResult::Created)
         }
-        Plan::Update { steps, fields, drift } => {
+        Plan::Update { steps, fields, cause } => {
             for step in &steps {
                 let updated = attempt(entry, A::update(cache.api(), key, step)).await;
                 let action = || format!("update {} of", fields.join(", "));
                 entry.set(Some(&updated.map_err(|source| Error::new::<A>(action(), key, source))?));
             }
-            Ok(if drift { OperationResult::Corrected(fields) } else { OperationResult::Updated(fields) })
+            Ok(match cause {
+                Cause::Declaration => OperationResult::Updated(fields),
+                Cause::Drift => OperationResult::Corrected(fields),
+                Cause::Adoption(adoption) => OperationResult::Adopted { adoption, fields },
+            })
         }
     }
 }
@@ -236,10 +240,11 @@ pub async fn finalize<A: Cached>(cache: &Cache, key: &A::Key, owner: &Owner) -> 
     let mut entry = cache.lock::<A>(key).await.map_err(failed)?;
     cache.refresh_locked::<A>(key, &mut entry).await.map_err(failed)?;
     let Some(info) = entry.present() else { return Ok(Finalized::Gone) };
-    let (named, actual) = ((A::KIND, A::name(key)), (A::config(&info), info.created()));
-    if applied_generation(owner, named, actual, &History::default()).is_err() {
-        let was_ours = applied_generation(owner, named, actual, entry.history()).is_ok();
-        return Ok(if was_ours { Finalized::Unmarked } else { Finalized::NotOurs });
+    let is_ours = |history: &History| {
+        owner.ownership(A::config(&info), info.created(), history).permits(owner.generation)
+    };
+    if !is_ours(&History::default()) {
+        return Ok(if is_ours(entry.history()) { Finalized::Unmarked } else { Finalized::NotOurs });
     }
     A::delete(cache.api(), key).await.map_err(failed)?;
     cache.refresh_locked::<A>(key, &mut entry).await.map_err(failed)?;

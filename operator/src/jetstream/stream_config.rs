@@ -80,6 +80,7 @@ pub fn config(name: &str, spec: &EventStreamSpec) -> Config {
         allow_direct,
         allow_message_ttl,
         deletion_policy: _,
+        adoption_policy: _,
     } = spec;
     let Limits { max_age: _, max_bytes, max_messages, max_messages_per_subject, max_message_size } =
         limits.clone().unwrap_or_default();

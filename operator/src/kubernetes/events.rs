@@ -12,8 +12,9 @@ use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     error::error_chain,
+    jetstream::config::METADATA,
     metrics::Metrics,
-    outcome::{OperationResult, Reconciled},
+    outcome::{Adoption, OperationResult, Reconciled},
     rate_limit::RateLimit,
     text::cut,
 };
@@ -85,6 +86,17 @@ impl Events {
             OperationResult::Corrected(fields) => {
                 let note = format!("corrected what another writer had changed: {}", fields.join(", "));
                 self.warning(object, "DriftRepaired", &note);
+            }
+            OperationResult::Adopted { adoption, fields } => {
+                let (reason, how) = match adoption {
+                    Adoption::Unowned => ("Adopted", format!("adopted the {kind}, which had no owner")),
+                    Adoption::TakenFrom(owner) => ("TookOver", format!("took over the {kind} from {owner}")),
+                };
+                // The mark is always written.
+                let changed: Vec<_> = fields.iter().copied().filter(|field| *field != METADATA).collect();
+                let note =
+                    if changed.is_empty() { how } else { format!("{how}: changed {}", changed.join(", ")) };
+                self.normal(object, reason, &note);
             }
             OperationResult::Created | OperationResult::Unchanged | OperationResult::Blocked(_) => {}
         }

@@ -1,6 +1,7 @@
 //! The operator as a program, against a real nats-server and a real API server.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod adoption;
 mod consumers;
 mod credentials;
 mod dead_letters;

@@ -109,6 +109,11 @@ impl<N> World<N> {
         Self { nats, namespace, operator, jetstream, admin, url }
     }
 
+    /// Another world on the same NATS: a namespace and an operator of its own.
+    pub async fn beside(&self, more: &[&str]) -> World<()> {
+        World::at((), self.url.clone(), self.jetstream.clone(), more).await
+    }
+
     /// Another operator process for the same namespace and NATS.
     pub fn another_operator(&self, more: &[&str]) -> Process {
         let mut arguments = arguments(&self.url, self.namespace.name(), free_port());

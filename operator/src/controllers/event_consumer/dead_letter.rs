@@ -110,6 +110,8 @@ fn build(
         allow_direct: Some(true),
         allow_message_ttl: Some(true),
         deletion_policy: Some(DeletionPolicy::Retain),
+        // Dead letters go with their stream.
+        adoption_policy: source.spec.adoption_policy,
     };
     let mut object = EventStream::new(&names.object, spec);
     object.metadata.namespace = source.namespace();

@@ -48,7 +48,8 @@ pub fn validate(
     let binding = binding(object, stream)?;
     let config = consumer_config::config(&binding.consumer, &object.spec);
     let key = ConsumerKey { stream: binding.stream.clone(), name: binding.consumer.clone() };
-    Ok(Validated { consumer: Desired { key, owner, config, replicas: None }, binding })
+    let adoption = object.spec.effective_adoption_policy();
+    Ok(Validated { consumer: Desired { key, owner, adoption, config, replicas: None }, binding })
 }
 
 /// What a handler needs of a consumer, whosever it is.
@@ -151,7 +152,7 @@ fn is_foreign(known: &[Condition], type_: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use jetwright_crds::environment::Retry;
+    use jetwright_crds::{AdoptionPolicy, environment::Retry};
 
     use super::*;
     use crate::jetstream::ownership::tests::owner;
@@ -185,6 +186,7 @@ mod tests {
             consumer: Desired {
                 key: ConsumerKey { stream: "orders".into(), name: "fulfilment".into() },
                 owner: owner(1),
+                adoption: AdoptionPolicy::Refuse,
                 config: consumer_config::config("fulfilment", &consumer("streamRef: {name: orders}").spec),
                 replicas: None,
             },

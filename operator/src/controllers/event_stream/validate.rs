@@ -34,8 +34,13 @@ pub fn validate(object: &EventStream, owner: Owner) -> Result<Desired<Stream>, V
     if !errors.is_empty() {
         return Err(errors);
     }
-    let config = stream_config::config(&name, spec);
-    Ok(Desired { key: name, owner, config, replicas: Some(spec.effective_replicas()) })
+    Ok(Desired {
+        config: stream_config::config(&name, spec),
+        key: name,
+        owner,
+        adoption: spec.effective_adoption_policy(),
+        replicas: Some(spec.effective_replicas()),
+    })
 }
 
 /// Subjects of a bucket belong to the stream that is the bucket: another stream would keep what is not its own.
@@ -102,7 +107,7 @@ fn window_error(window: Duration, max_age: Option<Duration>) -> Option<FieldErro
 
 #[cfg(test)]
 mod tests {
-    use jetwright_crds::stream::Replicas;
+    use jetwright_crds::{AdoptionPolicy, stream::Replicas};
 
     use super::*;
     use crate::jetstream::ownership::tests::owner;
@@ -122,6 +127,7 @@ mod tests {
         let expected = Desired {
             key: "orders".to_owned(),
             owner: owner(1),
+            adoption: AdoptionPolicy::Refuse,
             config: stream_config::config("orders", &serde_saphyr::from_str(spec).unwrap()),
             replicas: Some(Replicas::Prefer(3)),
         };
