@@ -40,8 +40,9 @@ const EVICTION_INTERVAL: Duration = Duration::from_mins(10);
 const DISCONNECT_WRITES_PER_SECOND: u32 = 20;
 /// Most owned objects that are applied a second after a start, when nothing is known of what was applied before.
 const STARTUP_APPLIES_PER_SECOND: u32 = 20;
-/// How long the API server may take to name the cluster where it has a name already.
+/// How long the API server may take to say the uid of kube-system, and the delay before it is asked again.
 const CLUSTER_UID_TIMEOUT: Duration = Duration::from_secs(5);
+const CLUSTER_UID_RETRY: Duration = Duration::from_secs(1);
 
 /// Runs until a signal, or until leadership is lost.
 ///
@@ -84,7 +85,10 @@ async fn operate(args: &Args, metrics: &Metrics, health: &Health, stop: &Cancell
     else {
         return Ok(());
     };
-    let context = Arc::new(context(args, client, nats, metrics.clone()).await?);
+    let Some(context) = stop.run_until_cancelled(context(args, client, nats, metrics.clone())).await else {
+        return Ok(());
+    };
+    let context = Arc::new(context?);
     let result = lead(args, &context, stop).await;
     reached.abort();
     result
@@ -141,12 +145,39 @@ async fn cluster_names(args: &Args, client: &Client) -> Result<ClusterNames> {
         )?;
         return Ok(ClusterNames { current, others });
     };
-    match tokio::time::timeout(CLUSTER_UID_TIMEOUT, uid_of_kube_system(client)).await {
-        Ok(Ok(uid)) => others.push(uid),
-        Ok(Err(error)) => tracing::debug!(%error, "failed to read the uid of namespace kube-system"),
-        Err(_) => tracing::debug!("reading the uid of namespace kube-system took too long"),
-    }
+    others.extend(former_uid(client).await);
     Ok(ClusterNames { current: name.clone(), others })
+}
+
+/// The uid of the namespace kube-system; None where it may not be read. An API server that does not answer is asked again: without the uid,
+/// all that was made under it would count as another cluster's.
+async fn former_uid(client: &Client) -> Option<String> {
+    loop {
+        match tokio::time::timeout(CLUSTER_UID_TIMEOUT, uid_of_kube_system(client)).await {
+            Ok(Ok(uid)) => return Some(uid),
+            Ok(Err(error)) if is_final(&error) => {
+                tracing::info!(
+                    error = format!("{error:#}"),
+                    "the uid of namespace kube-system is no name of this cluster"
+                );
+                return None;
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "failed to read the uid of namespace kube-system, will retry"
+                );
+            }
+            Err(_) => tracing::warn!("reading the uid of namespace kube-system took too long, will retry"),
+        }
+        tokio::time::sleep(CLUSTER_UID_RETRY).await;
+    }
+}
+
+/// Whether the API server answered: it may not be read, or does not exist.
+fn is_final(error: &anyhow::Error) -> bool {
+    let status = error.downcast_ref::<kube::Error>();
+    matches!(status, Some(kube::Error::Api(status)) if (400..500).contains(&status.code) && status.code != 429)
 }
 
 async fn uid_of_kube_system(client: &Client) -> Result<String> {

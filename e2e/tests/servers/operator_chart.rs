@@ -180,6 +180,13 @@ fn the_operator_may_not_read_secrets_nor_anything_elsewhere_when_it_is_given_nam
     assert_eq!(cluster_wide, [""; 0]);
 }
 
+#[test]
+fn a_cluster_that_is_named_later_may_still_read_the_uid_that_was_its_name() {
+    let reads_uid = |values: &[&str]| render(&[&VALUES, values].concat()).unwrap().contains("[kube-system]");
+    assert!(reads_uid(&[]) && reads_uid(&["--set=clusterName=east"]));
+    assert!(reads_uid(&["--set=namespaces={shop}"]));
+}
+
 #[tokio::test]
 async fn an_upgrade_keeps_passwords_and_what_did_not_change() {
     let control_plane = control_plane().await;
@@ -189,7 +196,13 @@ async fn an_upgrade_keeps_passwords_and_what_did_not_change() {
         get.push("jsonpath={range .items[*]}{.metadata.name} {.metadata.resourceVersion}{\"\\n\"}{end}");
         control_plane.kubectl(get).unwrap()
     };
-    install(&control_plane, &[]).unwrap();
+    let notes = install(&control_plane, &[]).unwrap();
+    let uid = ["get", "namespace", "kube-system", "--output=jsonpath={.metadata.uid}"];
+    let uid = control_plane.kubectl(uid).unwrap();
+    assert!(
+        notes.contains(&format!("name in NATS: {uid}\n")) && notes.contains("set the value clusterName"),
+        "{notes}"
+    );
     let before = state();
     assert!(before.contains("jetwright-nats-operator"), "{before}");
     install(&control_plane, &[]).unwrap();
@@ -206,6 +219,9 @@ async fn an_upgrade_keeps_passwords_and_what_did_not_change() {
     install(&control_plane, &users).unwrap();
     assert_eq!(password(), first, "also over an uninstallation");
 
+    let named =
+        install(&control_plane, &["--set=clusterName=east", "--set=formerClusterNames={west}"]).unwrap();
+    assert!(named.contains("name in NATS: east (formerly west)"), "{named}");
     let refusal = install(&control_plane, &["--set=nats.bundled.replicas=3"]).unwrap_err();
     assert!(refusal.contains("nats.bundled.replicas: the release has 1, which cannot become 3"), "{refusal}");
     let refusal = install(&control_plane, &["--set=nats.bundled.users.a.namespace=nowhere"]).unwrap_err();

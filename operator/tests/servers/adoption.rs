@@ -8,7 +8,7 @@ use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_testing::await_until;
 use kube::ResourceExt;
 
-use crate::world::{SOON, World};
+use crate::world::{SOON, World, arguments, control_plane, operator};
 
 const OWNER: &str = "jetwright.dev/owner";
 const TAKEN_FROM: &str = "jetwright.dev/taken-from";
@@ -167,7 +167,7 @@ async fn two_clusters_that_both_take_over_do_not_take_turns() {
     assert_eq!(note, format!("took over the stream from {of_east}"));
 
     let message = east.await_condition::<EventStream>("orders", "Stalled", "True", "NameConflict").await;
-    assert!(message.contains(&format!("{} has taken it over from this object", of_west)), "{message}");
+    assert!(message.contains(&format!("{of_west} has taken it over from this object")), "{message}");
     // Neither a new generation nor a new start takes it back, nor a new object of the name.
     let before = writes(&east).await;
     east.stream("orders", "{subjects: [orders.>], adoptionPolicy: TakeOver}").await;
@@ -262,4 +262,35 @@ async fn what_cannot_become_as_declared_is_not_adopted() {
     let message = world.await_condition::<EventStream>("orders", "Stalled", "True", "ImmutableField").await;
     assert!(message.contains("storage"), "{message}");
     assert_eq!(world.config("orders").await, before);
+}
+
+#[tokio::test]
+async fn a_cluster_that_is_named_later_loses_nothing_and_writes_nothing() {
+    let world = World::start().await;
+    world.operator.signal("TERM");
+    world.operator.wait_exit(SOON).await;
+    let arguments = arguments(world.nats.url(), world.namespace.name(), world.admin);
+    let mut unnamed = arguments.clone();
+    unnamed.retain(|argument| !argument.starts_with("--cluster-name"));
+    let first = operator(control_plane().await, &unnamed);
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.consumer("reader", "streamRef: {name: orders}").await;
+    world.await_ready::<EventConsumer>("reader").await;
+    let before = (world.config("orders").await, consumer_info(&world, "reader").await.config);
+    assert!(!before.0.metadata[OWNER].starts_with("test/"), "{:?}", before.0.metadata);
+    first.signal("TERM");
+    first.wait_exit(SOON).await;
+    let _named = operator(control_plane().await, &arguments);
+    for controller in ["stream", "consumer"] {
+        let line =
+            format!("jetwright_operator_reconciles_total{{controller=\"{controller}\",outcome=\"ok\"}}");
+        await_until("it is reconciled", SOON, || async { world.metric(&line).await.ok_or("not yet") }).await;
+    }
+    world.await_ready::<EventStream>("orders").await;
+    world.await_ready::<EventConsumer>("reader").await;
+    assert_eq!((world.config("orders").await, consumer_info(&world, "reader").await.config), before);
+    // It is its own: with the next real change the new name is written.
+    world.stream("orders", "{subjects: [orders.*], limits: {maxMessages: 5}}").await;
+    let named = owner("test", &world, "orders");
+    world.await_config("orders", |config| config.max_messages == 5 && config.metadata[OWNER] == named).await;
 }
