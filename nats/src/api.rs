@@ -13,6 +13,7 @@ use crate::{
     jetstream_error::{CONSUMER_NOT_FOUND, JetStreamError, STREAM_NOT_FOUND},
     mux::NoReply,
     reply::read,
+    violation::Violation,
 };
 
 /// Minimum timeout of a list request: with a server down the cluster takes 4 s to answer one.
@@ -28,6 +29,12 @@ pub enum ApiError {
         subject: String,
         /// What happened instead.
         why: String,
+    },
+    /// The servers do not permit this program's user to send the request.
+    #[error("{violation}")]
+    NotPermitted {
+        /// What is not permitted.
+        violation: Violation,
     },
     /// JetStream responded with an error.
     #[error("JetStream refused: {description} ({code}/{err_code})")]
@@ -63,7 +70,7 @@ impl ApiError {
     pub fn err_code(&self) -> Option<u64> {
         match self {
             Self::Refused { err_code, .. } => Some(*err_code),
-            Self::Unanswered { .. } | Self::Malformed { .. } => None,
+            Self::Unanswered { .. } | Self::NotPermitted { .. } | Self::Malformed { .. } => None,
         }
     }
 }
@@ -224,9 +231,9 @@ impl Api {
         let payload = serde_json::to_vec(body).map_err(malformed)?;
         // On the heap, since every future around it would include it.
         let reply = Box::pin(self.connection.request_once(subject.to_owned(), payload.into(), self.timeout));
-        let reply = reply.await.map_err(|no_reply| {
-            let why = self.describe(&no_reply);
-            ApiError::Unanswered { subject: subject.to_owned(), why }
+        let reply = reply.await.map_err(|no_reply| match no_reply {
+            NoReply::Forbidden(violation @ Violation::Publish(_)) => ApiError::NotPermitted { violation },
+            no_reply => ApiError::Unanswered { subject: subject.to_owned(), why: self.describe(&no_reply) },
         })?;
         read(&reply).map_err(malformed)?.map_err(|refusal| {
             let JetStreamError { code, err_code, description } = refusal.error;

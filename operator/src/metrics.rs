@@ -145,7 +145,7 @@ impl Metrics {
         let outcome = match error {
             None => "ok",
             Some(error) if error.is_absence() => "not_found",
-            Some(ApiError::Refused { .. }) => "refused",
+            Some(ApiError::Refused { .. } | ApiError::NotPermitted { .. }) => "refused",
             Some(ApiError::Unanswered { .. }) => "unanswered",
             Some(ApiError::Malformed { .. }) => "malformed",
         };

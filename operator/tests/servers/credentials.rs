@@ -191,7 +191,7 @@ async fn a_request_that_is_not_permitted_is_named_in_the_condition() {
     let secret = secret("pw");
     let world = world(&config, admin(), &secret).await;
     world.stream("orders", "subjects: [orders.*]").await;
-    let message = world.await_condition::<EventStream>("orders", "Ready", "False", "Failed").await;
+    let message = world.await_condition::<EventStream>("orders", "Ready", "False", "Refused").await;
     let words = "does not permit this program's user to publish to $JS.API.STREAM.CREATE.orders";
     assert!(message.contains(words), "{message}");
     // Permissions that are given later need no restart.
