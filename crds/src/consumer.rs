@@ -30,6 +30,7 @@ pub use template::PodTemplate;
     derive = "PartialEq",
     shortname = "ec",
     category = "jetwright",
+    selectable = ".spec.streamRef.name",
     doc = "A durable JetStream consumer, and the Deployment that consumes.",
     scale(
         spec_replicas_path = ".spec.workload.replicas",

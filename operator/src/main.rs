@@ -5,6 +5,7 @@ mod commands;
 mod connection;
 mod context;
 mod controllers;
+mod deletion;
 mod error;
 mod field_error;
 mod jetstream;

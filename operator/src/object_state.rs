@@ -10,6 +10,7 @@ use rand::RngExt as _;
 use tokio::time::Instant;
 
 use crate::{
+    deletion::Deletion,
     error::ErrorClass,
     reported::{Report, Reported, Sighting},
 };
@@ -63,8 +64,7 @@ struct ObjectState {
     failures: u32,
     /// When to try again after a failure, and what JetStream was seen to have when it failed.
     retry: Option<(Instant, Option<u64>)>,
-    /// When a deletion was first tried: what bounds it is how long it was tried, not how long ago it was asked for.
-    deletion_started: Option<Instant>,
+    deletion: Deletion,
     /// Drift corrections since a time, so that two writers who disagree do not take turns a hundred times a second.
     drift_repairs: Option<(Instant, u32)>,
     /// Which recreation was reported last: a reconcile that does not see yet what the one before it wrote notices it once more.
@@ -110,6 +110,7 @@ impl ObjectStates {
         self.with(key, |state| {
             state.failures = state.failures.saturating_add(1);
             let delay = max_delay(class, state.failures).mul_f64(rand::rng().random_range(0.5..1.0));
+            let delay = state.deletion.max_pause().map_or(delay, |longest| delay.min(longest));
             state.retry = Some((Instant::now() + delay, seen));
             delay
         })
@@ -127,14 +128,17 @@ impl ObjectStates {
         retry.is_some_and(|(at, then)| at > Instant::now() && then.is_some() && then == seen)
     }
 
-    /// How long this process has been trying to delete what belongs to an object.
-    pub fn deleting_for(&self, key: &ObjectKey) -> Duration {
-        self.with(key, |state| state.deletion_started.get_or_insert_with(Instant::now).elapsed())
+    /// Works with how far the deletion of the object with this uid has come.
+    pub fn deletion<R>(&self, key: &ObjectKey, uid: &str, work: impl FnOnce(&mut Deletion) -> R) -> R {
+        self.with(key, |state| work(state.deletion.of(uid)))
     }
 
-    /// The object is gone.
-    pub fn remove(&self, key: &ObjectKey) {
-        self.0.lock().remove(key);
+    /// Nothing holds the object with this uid any more: what is remembered of it means nothing to another one of its name.
+    pub fn released(&self, key: &ObjectKey, uid: &str) {
+        self.with(key, |state| {
+            *state = ObjectState::default();
+            state.deletion.of(uid).release();
+        });
     }
 
     /// Counts one more drift correction; how long to wait before it where there were too many.

@@ -15,6 +15,8 @@ pub enum Program {
     Etcd,
     /// The Kubernetes API server.
     KubeApiserver,
+    /// The controllers of Kubernetes, for a test that stands on what they do.
+    KubeControllerManager,
     /// The Kubernetes command line.
     Kubectl,
     /// The Helm command line, which renders charts.
@@ -29,6 +31,7 @@ impl Program {
             Self::NatsServer => "nats-server",
             Self::Etcd => "etcd",
             Self::KubeApiserver => "kube-apiserver",
+            Self::KubeControllerManager => "kube-controller-manager",
             Self::Kubectl => "kubectl",
             Self::Helm => "helm",
         }
@@ -42,7 +45,7 @@ impl Program {
     }
 
     pub(crate) fn try_path(self) -> Result<PathBuf> {
-        static PATHS: [OnceLock<Result<PathBuf, String>>; 5] = [const { OnceLock::new() }; 5];
+        static PATHS: [OnceLock<Result<PathBuf, String>>; 6] = [const { OnceLock::new() }; 6];
         let path = PATHS[self as usize].get_or_init(|| self.provide().map_err(|error| format!("{error:#}")));
         path.clone().map_err(anyhow::Error::msg)
     }

@@ -3,13 +3,19 @@
 use std::{fmt::Debug, time::Duration};
 
 use jetwright_crds::{conditions::Reason, marks::OWNER};
-use kube::{Api, Resource, runtime::controller::Action};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{Api, Resource, ResourceExt as _, runtime::controller::Action};
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::{
     context::Context,
+    deletion::{Clock, Deletion},
+    error::error_chain,
     jetstream::{
+        asset::Asset,
         cache::Cached,
         ownership::Owner,
         reconcile::{self, Finalized},
@@ -21,74 +27,128 @@ use crate::{
     object_state::ObjectKey,
 };
 
-/// Delay before a deletion that waits is tried again.
+/// Longest delay before a deletion that waits is tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(3);
+/// Time that JetStream has for a deletion which is nearly given up.
+const MIN_TRY: Duration = Duration::from_secs(1);
 
-/// How far a deletion is.
+/// What the deletion of a stream or consumer comes to.
 #[derive(Debug)]
 pub enum Step {
     /// Nothing of the object is left in JetStream.
     Done,
-    /// It is tried again: because of an error, or because NATS is away.
-    Retry(Option<reconcile::Error>),
-    /// It was tried for long enough.
-    GiveUp,
-    /// Nothing says any more that it is the object's.
-    Unmarked,
+    Wait(Wait),
+    /// It stays behind: what an event says of it.
+    Left(String),
 }
 
-/// When a deletion that waits is tried again.
+/// A deletion that goes on later.
+#[derive(Debug)]
+pub struct Wait {
+    /// What it waits for, and since when.
+    pub summary: ConditionSummary,
+    /// When it is given up.
+    pub left: Duration,
+    /// Why the last try failed, where it did.
+    pub error: Option<reconcile::Error>,
+}
+
+/// When a deletion that waits for other objects is tried again.
 #[must_use]
 pub fn requeue() -> Action {
     Action::requeue(RETRY_DELAY)
 }
 
-/// Whether a deletion was tried for long enough: what does not end by then, is not waited for.
-#[must_use]
-pub fn is_overdue(key: &ObjectKey, context: &Context) -> bool {
-    context.states.deleting_for(key) >= context.settings.deletion_timeout
+impl Wait {
+    /// A deletion that waits for something that ends by itself.
+    #[must_use]
+    pub fn for_end(message: String, left: Duration) -> Self {
+        Self { summary: ConditionSummary::reconciling(Reason::Deleting, message), left, error: None }
+    }
+
+    /// When it is tried again.
+    #[must_use]
+    pub fn requeue(&self) -> Action {
+        Action::requeue(self.left.min(RETRY_DELAY))
+    }
 }
 
-/// Deletes a stream or a consumer that is the owner's.
+/// Deletes a stream or a consumer that is the owner's, for at most the deletion timeout from the first try of this process.
 pub async fn delete_asset<A: Cached>(
     asset: &A::Key,
     owner: &Owner,
     object: &ObjectKey,
     context: &Context,
 ) -> Step {
-    let tried = match context.connections.for_namespace(&owner.namespace) {
-        Ok(connection) => Some(reconcile::finalize::<A>(&connection.cache, asset, owner).await),
-        Err(_) => None,
+    let bound = context.settings.deletion_timeout;
+    let clock = context.states.deletion(object, &owner.uid, |deletion| deletion.of_nats(bound));
+    let (summary, why, error) = match context.connections.for_namespace(&owner.namespace) {
+        Ok(connection) => {
+            let tried = reconcile::finalize::<A>(&connection.cache, asset, owner);
+            match timeout(clock.left_of(bound).max(MIN_TRY), tried).await {
+                Ok(Ok(Finalized::Gone | Finalized::NotOurs)) => return Step::Done,
+                Ok(Ok(Finalized::Unmarked)) => return Step::Left(unmarked::<A>(asset)),
+                Ok(Err(error)) => (ConditionSummary::failed(&error), error_chain(&error), Some(error)),
+                Err(_) => {
+                    let why = "JetStream does not answer".to_owned();
+                    (ConditionSummary::reconciling(Reason::Deleting, &why), why, None)
+                }
+            }
+        }
+        Err(away) => {
+            let summary = ConditionSummary::reconciling(Reason::Deleting, &away.message);
+            (summary, away.message, None)
+        }
     };
-    match tried {
-        Some(Ok(Finalized::Gone | Finalized::NotOurs)) => Step::Done,
-        Some(Ok(Finalized::Unmarked)) => Step::Unmarked,
-        _ if is_overdue(object, context) => Step::GiveUp,
-        Some(Err(error)) => Step::Retry(Some(error)),
-        None => Step::Retry(None),
+    let left = clock.left_of(bound);
+    if left.is_zero() {
+        return Step::Left(orphaned::<A>(asset, bound, &why));
     }
+    let message = format!("{}; {}", tried_since(&A::describe(asset), clock, bound), summary.message);
+    Step::Wait(Wait { summary: ConditionSummary { message, ..summary }, left, error })
 }
 
-/// What a Warning event says of something that could not be deleted.
-#[must_use]
-pub fn orphaned<A: Cached>(asset: &A::Key, context: &Context) -> String {
-    let tried = jetwright_crds::Duration(context.settings.deletion_timeout);
-    let asset = A::describe(asset);
+fn tried_since(asset: &str, clock: Clock, bound: Duration) -> String {
+    let end = clock.since.saturating_add(bound).unwrap_or(Timestamp::MAX);
+    format!("trying to delete {asset} since {:.0}, until {end:.0} at the latest", clock.since)
+}
+
+fn orphaned<A: Asset>(asset: &A::Key, tried: Duration, why: &str) -> String {
+    let tried = jetwright_crds::Duration(tried);
     format!(
-        "gave up deleting {asset}: NATS was unreachable for {tried}. The {} still exists in NATS",
+        "gave up deleting {} after {tried}: {why}. Delete the {} in NATS if it is still there and nothing needs it",
+        A::describe(asset),
         A::KIND
     )
 }
 
-/// What a Warning event says of something that lost its mark.
-#[must_use]
-pub fn unmarked<A: Cached>(asset: &A::Key) -> String {
+fn unmarked<A: Asset>(asset: &A::Key) -> String {
     format!(
         "{} has no {OWNER} in its metadata any more and was not deleted: another tool has taken it. Delete the {} in NATS if nothing \
          needs it",
         A::describe(asset),
         A::KIND
     )
+}
+
+/// Whether nothing holds the object any more, which its watch has not said yet.
+#[must_use]
+pub fn is_released(owner: &Owner, object: &ObjectKey, context: &Context) -> bool {
+    context.states.deletion(object, &owner.uid, |deletion| deletion.is_released())
+}
+
+/// Reports once that something of this kind is left behind.
+pub fn report_orphan<K: Resource<DynamicType = ()>>(
+    object: &K,
+    owner: &Owner,
+    kind: &'static str,
+    note: &str,
+    context: &Context,
+) {
+    let first = |deletion: &mut Deletion| deletion.first_report(note);
+    if context.states.deletion(&ObjectKey::of(object), &owner.uid, first) {
+        context.events.orphaned(&object.object_ref(&()), kind, note);
+    }
 }
 
 /// Removes the finalizer, and what is remembered of the object.
@@ -101,33 +161,38 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
     finalizer::set(api, object, false).await?;
-    context.states.remove(&ObjectKey::of(object));
+    context.states.released(&ObjectKey::of(object), &object.uid().unwrap_or_default());
     Ok(Action::await_change())
 }
 
-/// Says in the object's status why it still exists.
+/// Says in the object's status why it still exists, and by an event where it takes a change by somebody.
 ///
 /// # Errors
 ///
 /// When the status cannot be written.
-pub async fn set_deleting_condition<K>(
+pub async fn report<K>(
     api: &Api<K>,
     object: &K,
-    reason: Reason,
-    message: String,
+    summary: &ConditionSummary,
+    context: &Context,
 ) -> Result<(), kube::Error>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
 {
-    let summary = ConditionSummary::reconciling(reason, message);
+    let status_of = |object: &K| json!(object).get("status").cloned().unwrap_or_else(|| json!({}));
+    context.report_trouble(object, &conditions(&status_of(object)), summary);
     let update = |object: &K| {
-        let object_json = json!(object);
-        let before = object_json.get("status").cloned().unwrap_or_else(|| json!({}));
-        let after = status::with_summary_conditions(before.clone(), &summary, object.meta().generation);
+        let before = status_of(object);
+        let after = status::with_summary_conditions(before.clone(), summary, object.meta().generation);
         if after == before { StatusUpdate::Unchanged } else { StatusUpdate::Write(after) }
     };
-    if let StatusWrite::Written(_) = status::write(api, object, &(), update).await? {
-        tracing::info!(reason = reason.as_str(), message = summary.message, "deletion waits");
+    if let StatusWrite::Written(_) = context.write_status(api, object, update).await? {
+        tracing::info!(reason = summary.reason.as_str(), message = summary.message, "deletion waits");
     }
     Ok(())
+}
+
+fn conditions(status: &Value) -> Vec<Condition> {
+    let conditions = status.get("conditions").cloned().unwrap_or_default();
+    serde_json::from_value(conditions).unwrap_or_default()
 }

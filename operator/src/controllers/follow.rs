@@ -119,7 +119,7 @@ fn wake(wakeups: &mut Wakeups, signal: Signal<'_>, scope: &Scope, context: &Cont
             update.touched.iter().for_each(|touched| wakeups.of_stream(touched, &scope.event_consumers));
         }
         Signal::Consumer(update) => {
-            update.touched.iter().for_each(|touched| wakeups.of_consumer(touched, &scope.event_consumers));
+            update.touched.iter().for_each(|touched| wakeups.of_consumer(touched, scope));
         }
         Signal::Owned(update) => wakeups.consumers.extend(update.touched),
         Signal::Change(cache, change) => wakeups.of_change(&change, scope, cache, &context.states),

@@ -58,13 +58,18 @@ impl Wakeups {
         }
     }
 
-    /// An EventConsumer was touched. The one whose pods it uses, and those that use its own, depend on some of its conditions.
-    pub fn of_consumer(&mut self, touched: &Touched<EventConsumer>, consumers: &Objects<EventConsumer>) {
+    /// An EventConsumer was touched. The one whose pods it uses, and those that use its own, depend on some of its conditions; its
+    /// EventStream, where that is being deleted, waits for its end.
+    pub fn of_consumer(&mut self, touched: &Touched<EventConsumer>, scope: &Scope) {
+        let consumers = &scope.event_consumers;
         if let Some(after) = touched.after.as_ref().filter(|_| declaration_changed(touched)) {
             self.consumers.insert(name_of(after));
         }
         if touched.before.as_ref().map(readiness) == touched.after.as_ref().map(readiness) {
             return;
+        }
+        if touched.after.is_none() {
+            self.streams.extend(touched.readable().filter_map(|object| deleted_stream_of(object, scope)));
         }
         for object in touched.readable() {
             self.consumers.extend(host_of(object));
@@ -97,6 +102,13 @@ impl Wakeups {
 
 fn passes<K: Resource<DynamicType = ()>>(name: &Name, seen: Option<u64>, states: &ObjectStates) -> bool {
     !states.backs_off(&ObjectKey::new::<K>(&name.0, &name.1), seen)
+}
+
+/// The EventStream that an object refers to, where it is being deleted.
+fn deleted_stream_of(object: &EventConsumer, scope: &Scope) -> Option<Name> {
+    let (namespace, name) = (object.namespace().unwrap_or_default(), &object.spec.stream_ref.name);
+    let stream = scope.event_streams.get(&namespace, name)?;
+    stream.meta().deletion_timestamp.is_some().then(|| name_of(&stream))
 }
 
 /// The EventConsumer whose pods handle an object's events.
@@ -154,6 +166,7 @@ fn hash_of(value: &impl Hash) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
     use kube::core::DeserializeGuard;
     use serde::de::DeserializeOwned;
     use serde_json::{Value, json};
@@ -226,7 +239,7 @@ mod tests {
             let spec = "{streamRef: {name: orders}, workloadRef: {name: host}}";
             Some(watched::<EventConsumer>("mails", spec, &status(lag)))
         });
-        wakeups.of_consumer(&Touched { before, after }, &consumers().event_consumers);
+        wakeups.of_consumer(&Touched { before, after }, &consumers());
         assert_eq!(wakeups, Wakeups::default());
         let of = |messages: u64| json!({"highestSequence": messages});
         assert_eq!(woken_by_stream("orders", Some(&of(1)), Some(&of(2))), Wakeups::default());
@@ -241,14 +254,31 @@ mod tests {
             consumer.meta_mut().generation = Some(i64::from(host == "another"));
             Some(consumer)
         });
-        wakeups.of_consumer(&Touched { before, after }, &consumers().event_consumers);
+        wakeups.of_consumer(&Touched { before, after }, &consumers());
         assert_eq!(wakeups.consumers, names(["mails", "host", "another"]));
         let mut wakeups = Wakeups::default();
         let statuses = [Value::Null, with_condition("WorkloadReady", "True", "Reconciled")];
         let [before, after] = statuses
             .map(|status| Some(watched::<EventConsumer>("host", "streamRef: {name: users}", &status)));
         let touched = Touched { before, after };
-        wakeups.of_consumer(&touched, &consumers().event_consumers);
+        wakeups.of_consumer(&touched, &consumers());
         assert_eq!(wakeups.consumers, names(["mails"]));
+    }
+
+    #[test]
+    fn a_consumer_that_is_gone_wakes_the_stream_that_is_deleted_after_it() {
+        let scope = consumers();
+        let gone = || {
+            let before = Some(watched::<EventConsumer>("billing", "streamRef: {name: orders}", &Value::Null));
+            let mut wakeups = Wakeups::default();
+            wakeups.of_consumer(&Touched { before, after: None }, &scope);
+            wakeups.streams
+        };
+        let mut stream: Watched<EventStream> = watched("orders", "subjects: [a]", &Value::Null);
+        scope.event_streams.put(stream.clone());
+        assert_eq!(gone(), names([]));
+        stream.meta_mut().deletion_timestamp = Some(Time(Timestamp::now()));
+        scope.event_streams.put(stream);
+        assert_eq!(gone(), names(["orders"]));
     }
 }

@@ -10,6 +10,15 @@ use kube::{
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+/// The finalizer of the API server on an object that is deleted without its dependents, as by `kubectl delete --cascade=orphan`
+/// (metav1.FinalizerOrphanDependents).
+const ORPHAN: &str = "orphan";
+
+/// Whether an object is deleted without its dependents.
+pub fn is_orphaning<K: Resource>(object: &K) -> bool {
+    object.meta().deletion_timestamp.is_some() && object.finalizers().iter().any(|name| name == ORPHAN)
+}
+
 /// Whether an object has the finalizer.
 pub fn is_set<K: Resource>(object: &K) -> bool {
     object.finalizers().iter().any(|name| name == FINALIZER)

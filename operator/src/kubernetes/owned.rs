@@ -77,6 +77,13 @@ impl Owned {
         self.controller.as_ref().is_some_and(|controller| controller.uid == uid)
     }
 
+    /// Whether no object controls it: ours are made with a controller, so that one was taken away, as from the dependents of an object that
+    /// is deleted without them.
+    #[must_use]
+    pub fn is_orphaned(&self) -> bool {
+        self.controller.is_none()
+    }
+
     /// Whether it is older than another copy of the same object.
     fn is_older_than(&self, other: &Self) -> bool {
         let versions = self.resource_version.zip(other.resource_version);

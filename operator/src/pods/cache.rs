@@ -18,7 +18,10 @@ use kube::{
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::state::{Condition, PodFailure, PodState, observe};
+use super::{
+    drain::{Lifetime, RunningPod, lifetime},
+    state::{Condition, PodFailure, PodState, observe},
+};
 use crate::kubernetes::{
     stores::Name,
     updates::{Update, debounce},
@@ -29,7 +32,12 @@ const DEBOUNCE: Duration = Duration::from_millis(500);
 
 /// The pods of every workload, by the namespace and name of its EventConsumer. Clones share them.
 #[derive(Clone, Default)]
-pub struct PodCache(Arc<Mutex<HashMap<Name, BTreeMap<String, Known>>>>);
+pub struct PodCache {
+    /// Those that are to come up or stay up.
+    declared: Arc<Mutex<HashMap<Name, BTreeMap<String, Known>>>>,
+    /// All that have not ended, those that are told to stop included.
+    running: Arc<Mutex<HashMap<Name, BTreeMap<String, Lifetime>>>>,
+}
 
 /// A pod, and since when it is in its condition.
 #[derive(Clone, Debug)]
@@ -59,10 +67,19 @@ impl PodCache {
     /// What is wrong with the newest pods of a workload.
     #[must_use]
     pub fn summary(&self, workload: &Name) -> Summary {
-        self.0.lock().get(workload).map(summary).unwrap_or_default()
+        self.declared.lock().get(workload).map(summary).unwrap_or_default()
     }
 
-    /// Follows pods for ever, in one namespace or all. What is touched are the workloads whose pods fail otherwise than before.
+    /// The pods of a workload that have not ended.
+    #[must_use]
+    pub fn running(&self, workload: &Name) -> Vec<RunningPod> {
+        let all = self.running.lock();
+        let pods = all.get(workload).into_iter().flatten();
+        pods.map(|(name, lifetime)| RunningPod { name: name.clone(), lifetime: *lifetime }).collect()
+    }
+
+    /// Follows pods for ever, in one namespace or all. What is touched are the workloads whose pods fail otherwise than before,
+    /// or have all ended.
     pub fn watch(&self, api: Api<Pod>, namespace: Option<String>) -> impl Stream<Item = Update<Name>> + Send {
         let config = watcher::Config::default().labels(WORKLOAD);
         let mut follower = Follower { pods: self.clone(), namespace, listed: HashSet::new() };
@@ -78,7 +95,7 @@ impl PodCache {
 
     /// Takes over what is known of a pod now; true if it changes what is wrong with the workload.
     fn upsert(&self, workload: &Name, name: String, state: Option<PodState>) -> bool {
-        let mut all = self.0.lock();
+        let mut all = self.declared.lock();
         let pods = all.entry(workload.clone()).or_default();
         let before = summary(pods);
         match state {
@@ -96,13 +113,36 @@ impl PodCache {
         changed
     }
 
+    /// Takes over how long a pod may run yet, None of one that has ended; true if it was the last of its workload.
+    fn set_lifetime(&self, workload: &Name, name: &str, lifetime: Option<Lifetime>) -> bool {
+        let mut all = self.running.lock();
+        if let Some(lifetime) = lifetime {
+            all.entry(workload.clone()).or_default().insert(name.to_owned(), lifetime);
+            return false;
+        }
+        let Some(pods) = all.get_mut(workload) else { return false };
+        pods.remove(name);
+        let ended = pods.is_empty();
+        if ended {
+            all.remove(workload);
+        }
+        ended
+    }
+
     /// The pods that are known in a namespace, or in all.
     fn known(&self, namespace: Option<&str>) -> Vec<(Name, String)> {
-        let all = self.0.lock();
-        let within =
-            all.iter().filter(|((known, _), _)| namespace.is_none_or(|namespace| namespace == known));
-        within.flat_map(|(workload, pods)| pods.keys().map(|name| (workload.clone(), name.clone()))).collect()
+        let mut known = names_of(&self.declared.lock(), namespace);
+        known.extend(names_of(&self.running.lock(), namespace));
+        known.sort();
+        known.dedup();
+        known
     }
+}
+
+/// The pods in a namespace, or in all.
+fn names_of<T>(all: &HashMap<Name, BTreeMap<String, T>>, namespace: Option<&str>) -> Vec<(Name, String)> {
+    let within = all.iter().filter(|((known, _), _)| namespace.is_none_or(|namespace| namespace == known));
+    within.flat_map(|(workload, pods)| pods.keys().map(|name| (workload.clone(), name.clone()))).collect()
 }
 
 /// What is wrong with the pods of the newest template.
@@ -138,7 +178,7 @@ struct Follower {
 }
 
 impl Follower {
-    /// The workloads whose pods fail otherwise now.
+    /// The workloads whose pods fail otherwise now, or have all ended.
     fn handle_event(&mut self, event: Event<Pod>) -> Vec<Name> {
         match event {
             Event::Init => {
@@ -147,27 +187,34 @@ impl Follower {
             }
             Event::InitApply(pod) => {
                 self.listed.extend(key(&pod));
-                self.upsert(&pod, observe(&pod))
+                self.upsert(&pod, observe(&pod), lifetime(&pod))
             }
-            Event::Apply(pod) => self.upsert(&pod, observe(&pod)),
-            Event::Delete(pod) => self.upsert(&pod, None),
+            Event::Apply(pod) => self.upsert(&pod, observe(&pod), lifetime(&pod)),
+            Event::Delete(pod) => self.upsert(&pod, None, None),
             // What was not listed is gone.
             Event::InitDone => {
                 let known = self.pods.known(self.namespace.as_deref());
                 let gone: Vec<_> = known.into_iter().filter(|key| !self.listed.contains(key)).collect();
                 self.listed = HashSet::new();
-                gone.into_iter()
-                    .filter_map(|(workload, name)| {
-                        self.pods.upsert(&workload, name, None).then_some(workload)
-                    })
-                    .collect()
+                gone.into_iter().filter_map(|(workload, name)| self.set(workload, name, None, None)).collect()
             }
         }
     }
 
-    fn upsert(&self, pod: &Pod, state: Option<PodState>) -> Vec<Name> {
-        let changed = key(pod).filter(|(workload, name)| self.pods.upsert(workload, name.clone(), state));
-        changed.map(|(workload, _)| workload).into_iter().collect()
+    fn upsert(&self, pod: &Pod, state: Option<PodState>, lifetime: Option<Lifetime>) -> Vec<Name> {
+        key(pod).and_then(|(workload, name)| self.set(workload, name, state, lifetime)).into_iter().collect()
+    }
+
+    /// The workload, where something changed for it.
+    fn set(
+        &self,
+        workload: Name,
+        name: String,
+        state: Option<PodState>,
+        lifetime: Option<Lifetime>,
+    ) -> Option<Name> {
+        let ended = self.pods.set_lifetime(&workload, &name, lifetime);
+        (self.pods.upsert(&workload, name, state) || ended).then_some(workload)
     }
 }
 
@@ -233,6 +280,36 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_is_told_to_stop_runs_until_it_is_gone_and_the_last_one_is_news() {
+        let pods = PodCache::default();
+        let mut scope = Follower { pods: pods.clone(), namespace: None, listed: HashSet::new() };
+        let object = |name: &str, deleted: Option<&str>, phase: &str| -> Pod {
+            let metadata = serde_json::json!({
+                "name": name, "namespace": "shop", "uid": name, "deletionTimestamp": deleted,
+                "deletionGracePeriodSeconds": deleted.map(|_| 60), "labels": {"jetwright.dev/workload": "fulfilment"},
+            });
+            let spec = serde_json::json!({"terminationGracePeriodSeconds": 45, "containers": []});
+            let status = serde_json::json!({"phase": phase});
+            serde_json::from_value(serde_json::json!({"metadata": metadata, "spec": spec, "status": status}))
+                .unwrap()
+        };
+        let running = |pods: &PodCache| -> Vec<_> {
+            let running = pods.running(&workload()).into_iter();
+            running.map(|pod| (pod.name, pod.lifetime.grace.as_secs(), pod.lifetime.ends.is_some())).collect()
+        };
+        let end = Some("2026-01-01T00:01:00Z");
+        for (name, deleted, phase) in
+            [("a", None, "Running"), ("b", end, "Running"), ("c", None, "Succeeded"), ("d", end, "Failed")]
+        {
+            assert_eq!(scope.handle_event(Event::Apply(object(name, deleted, phase))), []);
+        }
+        assert_eq!(running(&pods), [("a".to_owned(), 45, false), ("b".to_owned(), 60, true)]);
+        assert_eq!(scope.handle_event(Event::Delete(object("a", None, "Running"))), []);
+        assert_eq!(scope.handle_event(Event::Delete(object("b", end, "Running"))), [workload()]);
+        assert_eq!(running(&pods), []);
+    }
+
+    #[test]
     fn what_a_list_does_not_name_is_gone_and_nothing_is_kept_of_it() {
         let pods = PodCache::default();
         let object = |namespace: &str| -> Pod {
@@ -260,6 +337,6 @@ mod tests {
         scopes[0].handle_event(Event::Init);
         assert_eq!(scopes[0].handle_event(Event::InitDone), [workload()]);
         assert_eq!(pods.known(None), [(("bank".to_owned(), "fulfilment".to_owned()), "a".to_owned())]);
-        assert_eq!(pods.0.lock().len(), 1);
+        assert_eq!((pods.declared.lock().len(), pods.running.lock().len()), (1, 1));
     }
 }

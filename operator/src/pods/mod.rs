@@ -1,5 +1,6 @@
-//! The pods of workloads: what each is doing, why they do not come up.
+//! The pods of workloads: what each is doing, why they do not come up, and whether they have ended.
 
 pub mod cache;
 pub mod diagnose;
+pub mod drain;
 pub mod state;

@@ -3,13 +3,12 @@
 
 use std::sync::Arc;
 
-use jetwright_crds::{labels::WORKLOAD, names::WorkloadNames};
+use jetwright_crds::names::WorkloadNames;
 use k8s_openapi::api::{
     apps::v1::Deployment,
-    core::v1::{ConfigMap, Pod, Service, ServiceAccount},
+    core::v1::{ConfigMap, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
 };
-use kube::{Api, Client, api::ListParams};
 
 use super::{build::Objects, status::is_rolled_out};
 use crate::kubernetes::{
@@ -64,19 +63,4 @@ pub async fn delete_workload(names: &WorkloadNames, applier: &Applier<'_>) -> Re
     applier.remove::<ServiceAccount>(workload).await?;
     applier.remove::<ConfigMap>(bindings).await?;
     Ok(())
-}
-
-/// Whether no pod of a workload is left. It is read: the watch may not have brought one yet.
-///
-/// # Errors
-///
-/// When Kubernetes refuses.
-pub async fn pods_terminated(
-    client: &Client,
-    namespace: &str,
-    names: &WorkloadNames,
-) -> Result<bool, kube::Error> {
-    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let pods = ListParams::default().labels(&format!("{WORKLOAD}={}", names.workload)).limit(1);
-    Ok(api.list_metadata(&pods).await?.items.is_empty())
 }

@@ -4,6 +4,7 @@
 //! a missing consumer by themselves, and a NATS that is away does not hold up a rollout.
 
 mod dead_letter;
+mod delete;
 mod inputs;
 mod status;
 mod validate;
@@ -11,16 +12,15 @@ mod validate;
 use std::{sync::Arc, time::Duration};
 
 use jetwright_crds::{EventConsumer, EventStream, conditions::Reason, names::WorkloadNames};
-use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
+use kube::{Api, ResourceExt, runtime::controller::Action};
 
 use self::inputs::{Inputs, Pods};
-use super::finalize::{self, Step};
 use crate::{
     context::Context,
     error::{ErrorClass, ReconcileError},
     field_error::join,
     jetstream::{
-        asset::{Asset as _, Consumer, ConsumerKey, Stream},
+        asset::{Asset as _, Consumer, Stream},
         connections::Connection,
         info::ConsumerInfo,
         ownership::{Owner, Ownership},
@@ -36,7 +36,7 @@ use crate::{
     outcome::{CreationTime as _, Outcome, Pending, Recorded},
     pods::diagnose::{Diagnosis, diagnose},
     workload::{
-        apply::{apply as apply_workload, delete_workload, pods_terminated},
+        apply::{apply as apply_workload, delete_workload},
         build::build,
         desired::desired,
         status::{WorkloadStatus, awaiting_stream, invalid, is_rolled_out, running, shared},
@@ -92,7 +92,7 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
     let owner = Owner::new(&context.cluster, object.as_ref());
     let api: Api<EventConsumer> = Api::namespaced(context.client.clone(), &owner.namespace);
     if object.metadata.deletion_timestamp.is_some() {
-        return delete(&object, &api, &owner, &context).await;
+        return delete::delete(&object, &api, &owner, &context).await;
     }
     if finalizer::set(&api, object.as_ref(), object.spec.deletes()).await.map_err(Error::Finalizer)? {
         // The change wakes the next reconcile.
@@ -238,63 +238,4 @@ async fn ensure_workload(
         diagnose(&pods_of, &context.pods, &context.client).await
     };
     Ok(Some(running(&desired, &deployment, &diagnosis)))
-}
-
-/// First the pods go, then the consumer, where the policy says so; then the finalizer. Bounded: the finalizer goes in the end even if NATS
-/// never comes back, so that no namespace is stuck.
-async fn delete(
-    object: &EventConsumer,
-    api: &Api<EventConsumer>,
-    owner: &Owner,
-    context: &Context,
-) -> Result<Action, Error> {
-    let key = ObjectKey::of(object);
-    if finalizer::is_set(object) && object.spec.deletes() {
-        let waits = |message: &'static str| async move {
-            let told =
-                finalize::set_deleting_condition(api, object, Reason::Deleting, message.to_owned()).await;
-            told.map(|()| finalize::requeue()).map_err(Error::Status)
-        };
-        if !drained(object, owner, context).await? && !finalize::is_overdue(&key, context) {
-            return waits("pods finish their work").await;
-        }
-        for consumer in consumer_keys(object, owner, context).await? {
-            let note = match finalize::delete_asset::<Consumer>(&consumer, owner, &key, context).await {
-                Step::Done => continue,
-                Step::Retry(Some(error)) => return Err(Error::Consumer(error)),
-                Step::Retry(None) => return waits("NATS is away").await,
-                Step::GiveUp => finalize::orphaned::<Consumer>(&consumer, context),
-                Step::Unmarked => finalize::unmarked::<Consumer>(&consumer),
-            };
-            context.events.orphaned(&object.object_ref(&()), Consumer::KIND, &note);
-        }
-    }
-    finalize::release(api, object, context).await.map_err(Error::Release)
-}
-
-/// Deletes the workload; true once none of its pods is left.
-async fn drained(object: &EventConsumer, owner: &Owner, context: &Context) -> Result<bool, Error> {
-    let Ok(names) = WorkloadNames::of(&owner.name) else { return Ok(true) };
-    let applier = Applier::new(&context.applying, &context.states, object);
-    delete_workload(&names, &applier).await.map_err(Error::Workload)?;
-    pods_terminated(&context.client, &owner.namespace, &names).await.map_err(Error::Pods)
-}
-
-/// The consumers in JetStream that may be the object's: on the stream that its EventStream has now, and on the one that the status names,
-/// since the EventStream may be gone, or another. The status proves nothing: of each, its mark says whether it is the object's.
-async fn consumer_keys(
-    object: &EventConsumer,
-    owner: &Owner,
-    context: &Context,
-) -> Result<Vec<ConsumerKey>, Error> {
-    let declared = match context.scopes.of(&owner.namespace) {
-        Some(scope) => inputs::read(object, scope, context).await.map_err(Error::Inputs)?.stream,
-        None => None,
-    };
-    let declared =
-        declared.map_or_else(|| object.spec.stream_ref.name.clone(), |stream| stream.stream_name());
-    let known = object.status.as_ref().and_then(|status| status.consumer.as_ref());
-    let known = known.map(|consumer| consumer.stream.clone()).filter(|stream| *stream != declared);
-    let key = |stream| ConsumerKey { stream, name: object.consumer_name() };
-    Ok(std::iter::once(declared).chain(known).map(key).collect())
 }

@@ -3,16 +3,16 @@
 //! One reconcile is inputs → validate → plan → apply → status. Its only input is the object; [`crate::jetstream::reconcile`] plans and
 //! applies.
 
+mod delete;
 mod durable;
 mod status;
 mod validate;
 
 use std::sync::Arc;
 
-use jetwright_crds::{EventConsumer, EventStream, conditions::Reason};
-use kube::{Api, Resource, ResourceExt, runtime::controller::Action};
+use jetwright_crds::EventStream;
+use kube::{Api, runtime::controller::Action};
 
-use super::finalize::{self, Step};
 use crate::{
     context::Context,
     error::{ErrorClass, ReconcileError},
@@ -22,7 +22,7 @@ use crate::{
         ownership::Owner,
         reconcile::{self, SCALING_INTERVAL, Situation},
     },
-    kubernetes::{age, finalizer, list, stores::IndexKey},
+    kubernetes::{age, finalizer},
     object_state::ObjectKey,
     outcome::{Outcome, Recorded},
 };
@@ -63,7 +63,7 @@ pub async fn reconcile(object: Arc<EventStream>, context: Arc<Context>) -> Resul
     let owner = Owner::new(&context.cluster, object.as_ref());
     let api: Api<EventStream> = Api::namespaced(context.client.clone(), &owner.namespace);
     if object.metadata.deletion_timestamp.is_some() {
-        return delete(&object, &api, &owner, &context).await;
+        return delete::delete(&object, &api, &owner, &context).await;
     }
     if finalizer::set(&api, object.as_ref(), object.spec.deletes()).await.map_err(Error::Finalizer)? {
         // The change wakes the next reconcile.
@@ -107,58 +107,4 @@ async fn ensure(
         context.throttle_repair(&key, Stream::KIND, plan)
     })
     .await
-}
-
-/// Deletes the stream where the policy says so, and removes the finalizer. Bounded: the finalizer goes in the end even if NATS never comes
-/// back, so that no namespace is stuck.
-async fn delete(
-    object: &EventStream,
-    api: &Api<EventStream>,
-    owner: &Owner,
-    context: &Context,
-) -> Result<Action, Error> {
-    if finalizer::is_set(object) && object.spec.deletes() {
-        let waits = |reason, message| async move {
-            let told = finalize::set_deleting_condition(api, object, reason, message).await;
-            told.map(|()| finalize::requeue()).map_err(Error::Status)
-        };
-        let users = users(object, owner, context).await?;
-        if !users.is_empty() {
-            let message =
-                format!("EventConsumers still refer to it: {}; delete them first", users.join(", "));
-            return waits(Reason::InUse, message).await;
-        }
-        let stream = object.stream_name();
-        match finalize::delete_asset::<Stream>(&stream, owner, &ObjectKey::of(object), context).await {
-            Step::Done => {}
-            Step::Retry(Some(error)) => return Err(Error::Stream(error)),
-            Step::Retry(None) => return waits(Reason::Deleting, "NATS is away".to_owned()).await,
-            Step::GiveUp => {
-                let note = finalize::orphaned::<Stream>(&stream, context);
-                context.events.orphaned(&object.object_ref(&()), Stream::KIND, &note);
-            }
-            Step::Unmarked => {
-                let note = finalize::unmarked::<Stream>(&stream);
-                context.events.orphaned(&object.object_ref(&()), Stream::KIND, &note);
-            }
-        }
-    }
-    finalize::release(api, object, context).await.map_err(Error::Release)
-}
-
-/// Names of the EventConsumers that refer to the object: what they consume is not taken from under them. That there are none is read
-/// from the API server, since a store may lag.
-async fn users(object: &EventStream, owner: &Owner, context: &Context) -> Result<Vec<String>, Error> {
-    let key = IndexKey::Stream((owner.namespace.clone(), owner.name.clone()));
-    let scope = context.scopes.of(&owner.namespace);
-    let known = scope.map(|scope| scope.event_consumers.names_by(&key)).unwrap_or_default();
-    if !known.is_empty() {
-        return Ok(known.into_iter().map(|(_, name)| name).collect());
-    }
-    let consumers: Vec<EventConsumer> = list::readable(&context.client, &owner.namespace)
-        .await
-        .map_err(|source| Error::Consumers { namespace: owner.namespace.clone(), source })?;
-    let name = object.name_any();
-    let users = consumers.into_iter().filter(|user| user.spec.stream_ref.name == name);
-    Ok(users.map(|user| user.name_any()).collect())
 }
