@@ -102,7 +102,7 @@ pub struct EventConsumerSpec {
     pub handler_deadline: Option<Duration>,
 
     /// Most messages that may be unacknowledged at once, over all pods, those that failed and wait for their next attempt included.
-    /// Default: 10000 with pods, 1000 without.
+    /// Default: with pods 10000, or the limit of the server or account where that is lower; without, the server's choice (1000).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000))]
     pub max_ack_pending: Option<u32>,

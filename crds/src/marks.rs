@@ -13,5 +13,8 @@ pub const TAKEN_FROM: &str = "jetwright.dev/taken-from";
 pub const TAKEN_BY_UID: &str = "jetwright.dev/taken-by-uid";
 /// Owners that it was taken over from before [`TAKEN_FROM`], newest first, with blanks between them.
 pub const FORMER_OWNERS: &str = "jetwright.dev/former-owners";
+/// Fields that the declaration set when something was last changed, of those that are the server's choice otherwise, by JetStream's names
+/// with commas between. Marks of earlier versions do not have it.
+pub const DECLARED: &str = "jetwright.dev/declared";
 /// A hash of what was applied last, by which a change of the declaration is told from that of another writer.
 pub const APPLIED: &str = "jetwright.dev/applied";

@@ -108,7 +108,7 @@ pub struct EventStreamSpec {
     pub discard: Option<Discard>,
 
     /// How long a message id (Nats-Msg-Id) is remembered to drop duplicates; at least 100ms and at most limits.maxAge.
-    /// Default: 2m, or limits.maxAge where that is shorter.
+    /// Default: the server's choice: 2m, or limits.maxAge or the server's limit where one is shorter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub duplicate_window: Option<Duration>,
 

@@ -48,6 +48,8 @@ pub const SUBJECTS_OVERLAP: u64 = 10065;
 pub const RECONFIGURING: u64 = 10226;
 /// The stream is being moved; servers before 2.15 also say so while it is scaled.
 pub const MOVING: u64 = 10124;
+/// A consumer may not have so many unacknowledged messages; the description ends with the limit.
+pub const MAX_ACK_PENDING_EXCEEDED: u64 = 10121;
 /// What the account may use is used up.
 pub const ACCOUNT_RESOURCES_EXCEEDED: u64 = 10002;
 /// The servers lack resources.

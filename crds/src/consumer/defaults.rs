@@ -56,7 +56,7 @@ impl EventConsumerSpec {
         self.handler_deadline.unwrap_or(HANDLER_DEADLINE)
     }
 
-    /// Most messages that may be unacknowledged at once.
+    /// Most messages that may be unacknowledged at once, where servers do not limit them further.
     #[must_use]
     pub fn effective_max_ack_pending(&self) -> u32 {
         let default = if self.has_pods() { MAX_ACK_PENDING_OF_PODS } else { MAX_ACK_PENDING };

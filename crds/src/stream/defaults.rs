@@ -7,9 +7,6 @@ use kube::ResourceExt as _;
 use super::{Discard, EventStream, EventStreamSpec, Profile, Retention, Storage};
 use crate::{AdoptionPolicy, DeletionPolicy, Duration};
 
-/// JetStream's own duplicate window.
-const DUPLICATE_WINDOW: time::Duration = time::Duration::from_mins(2);
-
 /// How many servers keep a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replicas {
@@ -90,15 +87,6 @@ impl EventStreamSpec {
         self.retention.unwrap_or_default()
     }
 
-    /// How long a message id is remembered: as set, or 2 minutes, or as long as messages are kept where that is shorter.
-    #[must_use]
-    pub fn effective_duplicate_window(&self) -> Duration {
-        self.duplicate_window.unwrap_or_else(|| {
-            let max_age = self.effective_max_age().map(|age| age.0);
-            Duration(max_age.map_or(DUPLICATE_WINDOW, |age| age.min(DUPLICATE_WINDOW)))
-        })
-    }
-
     /// Whether deleting the object deletes the stream.
     #[must_use]
     pub fn deletes(&self) -> bool {
@@ -141,14 +129,6 @@ mod tests {
             effective("{subjects: [a], profile: Ephemeral}"),
             (Storage::Memory, Replicas::Prefer(1), Some("1h".into()), Discard::Old)
         );
-    }
-
-    #[test]
-    fn the_duplicate_window_shrinks_with_the_age_unless_it_is_set() {
-        let window = |yaml: &str| spec(yaml).effective_duplicate_window().to_string();
-        assert_eq!(window("subjects: [a]"), "2m");
-        assert_eq!(window("{subjects: [a], limits: {maxAge: 30s}}"), "30s");
-        assert_eq!(window("{subjects: [a], limits: {maxAge: 30s}, duplicateWindow: 1m}"), "1m");
     }
 
     #[test]

@@ -59,21 +59,34 @@ pub struct Desired<A: Asset> {
     pub owner: Owner,
     /// What to do where there is one that is not the owner's.
     pub adoption: AdoptionPolicy,
-    /// Whole, but for the replicas and the owner's marks.
+    /// Whole, but for what the servers may limit, and the owner's marks.
     pub config: Config,
     /// Servers that keep a copy; None where the server decides, as for consumers, which have as many as their stream.
     pub replicas: Option<Replicas>,
+    /// Messages that may be unacknowledged at once, where the spec does not say and servers may allow fewer; None where it says, and where
+    /// the server decides.
+    pub max_ack_pending: Option<u32>,
+}
+
+/// What servers may limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Granted {
+    pub replicas: Option<u8>,
+    pub max_ack_pending: Option<u32>,
 }
 
 impl<A: Asset> Desired<A> {
-    /// The whole configuration, with this number of replicas.
+    /// The whole configuration, with what is granted.
     #[must_use]
-    pub fn stamped(&self, replicas: Option<u8>) -> Config {
-        let config = self.config.clone();
-        self.owner.stamp(match replicas {
-            Some(replicas) => config.with(stream_config::REPLICAS, replicas),
-            None => config,
-        })
+    pub fn stamped(&self, granted: Granted) -> Config {
+        let mut config = self.config.clone();
+        if let Some(replicas) = granted.replicas {
+            config = config.with(stream_config::REPLICAS, replicas);
+        }
+        if let Some(most) = granted.max_ack_pending {
+            config = config.with(consumer_config::MAX_ACK_PENDING, most);
+        }
+        self.owner.stamp(config, A::FIELDS)
     }
 }
 

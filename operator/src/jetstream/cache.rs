@@ -8,6 +8,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures::{Stream as Items, StreamExt, future, stream};
 use jetwright_nats::{Api, ApiError};
+use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use super::{
@@ -74,6 +75,8 @@ struct Inner {
     streams: Entries<Stream>,
     consumers: Entries<Consumer>,
     changes: broadcast::Sender<Change>,
+    /// The most messages that the servers allow to be unacknowledged at once, where they refused more.
+    max_ack_pending: Mutex<Option<u32>>,
 }
 
 impl Cache {
@@ -81,13 +84,30 @@ impl Cache {
     #[must_use]
     pub fn new(api: Api) -> Self {
         let (changes, _) = broadcast::channel(MAX_PENDING_CHANGES);
-        Self(Arc::new(Inner { api, streams: Entries::default(), consumers: Entries::default(), changes }))
+        Self(Arc::new(Inner {
+            api,
+            streams: Entries::default(),
+            consumers: Entries::default(),
+            changes,
+            max_ack_pending: Mutex::default(),
+        }))
     }
 
     /// The API behind it.
     #[must_use]
     pub fn api(&self) -> &Api {
         &self.0.api
+    }
+
+    /// The most messages that the servers allow to be unacknowledged at once, where they refused more since the last connect; 0 where they
+    /// did not say how many.
+    #[must_use]
+    pub fn max_ack_pending(&self) -> Option<u32> {
+        *self.0.max_ack_pending.lock()
+    }
+
+    pub fn set_max_ack_pending(&self, limit: Option<u32>) {
+        *self.0.max_ack_pending.lock() = limit;
     }
 
     /// Changes from now on; a listener that lags too far behind gets [`Change::Everything`].
@@ -204,6 +224,7 @@ impl Cache {
 
     /// Invalidates every entry: while the connection was away, anything may have changed, also what JetStream had refused.
     pub async fn invalidate_all(&self) {
+        self.set_max_ack_pending(None);
         for (_, entry) in self.0.streams.all() {
             let mut entry = entry.lock().await;
             entry.invalidate();

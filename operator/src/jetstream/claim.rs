@@ -151,7 +151,14 @@ mod tests {
     };
 
     fn desired(adoption: AdoptionPolicy) -> Desired<Stream> {
-        Desired { key: "orders".into(), owner: owner(3), adoption, config: Config::default(), replicas: None }
+        Desired {
+            key: "orders".into(),
+            owner: owner(3),
+            adoption,
+            config: Config::default(),
+            replicas: None,
+            max_ack_pending: None,
+        }
     }
 
     /// shop/orders of another cluster.
@@ -174,7 +181,7 @@ mod tests {
     #[test]
     fn nothing_of_others_is_touched_and_the_message_says_whose_it_is_and_what_to_do() {
         use AdoptionPolicy::{AdoptUnowned, Refuse, TakeOver};
-        let theirs = in_cluster("west").stamp(Config::default());
+        let theirs = in_cluster("west").stamp(Config::default(), &[]);
         for policy in [Refuse, AdoptUnowned] {
             let message = refused(policy, &theirs);
             assert!(message.starts_with("stream orders is owned by west/shop/orders"), "{message}");
@@ -191,7 +198,7 @@ mod tests {
     #[test]
     fn a_newer_generation_of_the_object_is_not_touched_whatever_the_policy() {
         for policy in [AdoptionPolicy::Refuse, AdoptionPolicy::AdoptUnowned, AdoptionPolicy::TakeOver] {
-            let (reason, message) = claimed(policy, &owner(7).stamp(Config::default())).unwrap_err();
+            let (reason, message) = claimed(policy, &owner(7).stamp(Config::default(), &[])).unwrap_err();
             assert_eq!(reason, Reason::NewerGeneration);
             assert!(message.contains("at generation 7") && message.contains("at generation 3"), "{message}");
         }
@@ -202,22 +209,22 @@ mod tests {
         use AdoptionPolicy::{AdoptUnowned, TakeOver};
         let adopted = |adoption| Ok(Claim::Adopt(adoption));
         assert_eq!(claimed(AdoptUnowned, &Config::default()), adopted(Adoption::Unowned));
-        let theirs = in_cluster("west").stamp(Config::default());
+        let theirs = in_cluster("west").stamp(Config::default(), &[]);
         assert_eq!(claimed(TakeOver, &theirs), adopted(Adoption::TakenFrom("west/shop/orders".into())));
         for policy in [AdoptUnowned, TakeOver] {
-            assert_eq!(claimed(policy, &owner(3).stamp(Config::default())), Ok(Claim::Ours(Some(3))));
+            assert_eq!(claimed(policy, &owner(3).stamp(Config::default(), &[])), Ok(Claim::Ours(Some(3))));
         }
     }
 
     /// What is there after this owner took it over.
     fn taken(by: &Owner, from: &str, actual: &Config) -> Config {
-        with_takeover(by, from, by.stamp(Config::default()), actual).merge_onto(actual, &[])
+        with_takeover(by, from, by.stamp(Config::default(), &[]), actual).merge_onto(actual, &[])
     }
 
     #[test]
     fn a_takeover_is_in_the_metadata_with_all_that_were_taken_from_before() {
         let (west, north) = (in_cluster("west"), in_cluster("north"));
-        let first = taken(&west, "east/shop/orders", &owner(1).stamp(Config::default()));
+        let first = taken(&west, "east/shop/orders", &owner(1).stamp(Config::default(), &[]));
         let metadata = first.metadata();
         assert_eq!(
             [metadata[OWNER], metadata[TAKEN_FROM], metadata[TAKEN_BY_UID]],
@@ -239,7 +246,7 @@ mod tests {
 
     #[test]
     fn nobody_takes_back_what_was_taken_from_him_however_many_had_it_since_nor_twice() {
-        let first = taken(&in_cluster("west"), "east/shop/orders", &owner(1).stamp(Config::default()));
+        let first = taken(&in_cluster("west"), "east/shop/orders", &owner(1).stamp(Config::default(), &[]));
         let second = taken(&in_cluster("north"), "west/shop/orders", &first);
         for (there, by) in [(first, "west"), (second, "north")] {
             let message = refused(AdoptionPolicy::TakeOver, &there);

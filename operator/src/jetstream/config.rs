@@ -36,13 +36,16 @@ pub enum DefaultValue {
     False,
     Number(i64),
     Text(&'static str),
+    /// Whatever the server makes of an absent one: by its own limits, the account's, and other fields. An absent field is not compared,
+    /// unless the last declaration had it.
+    ServersChoice,
 }
 
 impl DefaultValue {
     #[must_use]
     pub fn to_json(self) -> Value {
         match self {
-            Self::Nothing => Value::Null,
+            Self::Nothing | Self::ServersChoice => Value::Null,
             Self::False => json!(false),
             Self::Number(number) => json!(number),
             Self::Text(text) => json!(text),
@@ -92,6 +95,12 @@ impl Config {
         }
     }
 
+    /// Whether the field is left out, or has a value for which servers fill in their own.
+    #[must_use]
+    pub fn leaves_out(&self, field: &Field) -> bool {
+        self.0.get(field.name).is_none_or(is_empty)
+    }
+
     /// The metadata, the server's own keys left out.
     #[must_use]
     pub fn metadata(&self) -> BTreeMap<&str, &str> {
@@ -102,14 +111,20 @@ impl Config {
             .collect()
     }
 
-    /// This configuration laid over what there is: every field of the table is as here or gone. What the thing was created with stays
-    /// as it is, and so do fields that the table does not know and the metadata of others.
+    /// This configuration laid over what there is: every field of the table is as here or gone, so that a server chooses again what is its
+    /// choice. What the thing was created with stays as it is, and so do fields that the table does not know and the metadata of others.
     #[must_use]
     pub fn merge_onto(&self, actual: &Self, table: &[Field]) -> Self {
         let mut merged = actual.clone();
         for field in table.iter().filter(|field| field.mutability != Mutability::AtCreation) {
             match self.0.get(field.name) {
                 Some(value) => merged.0.insert(field.name.to_owned(), value.clone()),
+                // A server refuses another choice than its first.
+                None if field.mutability == Mutability::Immutable
+                    && field.default == DefaultValue::ServersChoice =>
+                {
+                    None
+                }
                 None => merged.0.remove(field.name),
             };
         }
@@ -150,7 +165,16 @@ mod tests {
         field("name", DefaultValue::Nothing, Mutability::Immutable),
         field("max_age", DefaultValue::Number(0), Mutability::Free),
         field("first_seq", DefaultValue::Number(0), Mutability::AtCreation),
+        field("duplicate_window", DefaultValue::ServersChoice, Mutability::Free),
+        field("max_waiting", DefaultValue::ServersChoice, Mutability::Immutable),
     ];
+
+    #[test]
+    fn the_server_chooses_again_what_is_left_out_unless_it_never_changes() {
+        let actual = config(json!({"duplicate_window": 5, "max_waiting": 256}));
+        let merged = Config::default().merge_onto(&actual, TABLE);
+        assert_eq!(merged, config(json!({"max_waiting": 256, "metadata": {}})));
+    }
 
     #[test]
     fn a_merge_drops_known_fields_and_keeps_where_it_began_and_unknown_ones_and_foreign_metadata() {

@@ -9,11 +9,14 @@ use serde_json::json;
 
 use super::config::{
     Config,
-    DefaultValue::{False, Nothing, Number, Text},
+    DefaultValue::{False, Nothing, Number, ServersChoice, Text},
     Field,
     Mutability::{Free, Ignored, Immutable},
     field,
 };
+
+/// How many messages may be unacknowledged at once.
+pub const MAX_ACK_PENDING: &str = "max_ack_pending";
 
 /// A consumer's fields, but for its metadata and for `pause_until`: a pause is an administrator's, and stays.
 pub const FIELDS: &[Field] = &[
@@ -33,8 +36,8 @@ pub const FIELDS: &[Field] = &[
     field("replay_policy", Text("instant"), Immutable),
     field("rate_limit_bps", Number(0), Free),
     field("sample_freq", Nothing, Free),
-    field("max_waiting", Number(512), Immutable),
-    field("max_ack_pending", Number(1000), Free),
+    field("max_waiting", ServersChoice, Immutable),
+    field(MAX_ACK_PENDING, ServersChoice, Free),
     field("flow_control", False, Immutable),
     field("headers_only", False, Free),
     // A server with a limit (max_request_batch) fills it in.
@@ -52,7 +55,7 @@ pub const FIELDS: &[Field] = &[
     field("priority_timeout", Number(0), Free),
 ];
 
-/// The whole configuration that a spec declares; fields that are left out have JetStream's default.
+/// The whole configuration that a spec declares; fields that are left out have JetStream's default, or are the server's choice.
 #[must_use]
 pub fn config(name: &str, spec: &EventConsumerSpec) -> Config {
     let EventConsumerSpec {
@@ -62,7 +65,7 @@ pub fn config(name: &str, spec: &EventConsumerSpec) -> Config {
         deliver_policy: _,
         ack_wait: _,
         handler_deadline: _,
-        max_ack_pending: _,
+        max_ack_pending,
         retry: _,
         dead_letter: _,
         workload: _,
@@ -78,8 +81,11 @@ pub fn config(name: &str, spec: &EventConsumerSpec) -> Config {
         .with("ack_policy", "explicit")
         .with("replay_policy", "instant")
         .with("ack_wait", spec.effective_ack_wait().as_nanos())
-        .with("max_deliver", spec.effective_max_deliver())
-        .with("max_ack_pending", spec.effective_max_ack_pending());
+        .with("max_deliver", spec.effective_max_deliver());
+    let config = match max_ack_pending {
+        Some(most) => config.with(MAX_ACK_PENDING, *most),
+        None => config,
+    };
     match filter_subjects.as_slice() {
         // The server wants a filter to know the subjects by.
         [] if deliver_policy == DeliverPolicy::LastPerSubject => config.with("filter_subject", ">"),
@@ -110,7 +116,7 @@ mod tests {
             json_of(""),
             json!({
                 "durable_name": "fulfilment", "name": "fulfilment", "deliver_policy": "all", "ack_policy": "explicit",
-                "replay_policy": "instant", "ack_wait": 30_000_000_000_i64, "max_deliver": -1, "max_ack_pending": 1000,
+                "replay_policy": "instant", "ack_wait": 30_000_000_000_i64, "max_deliver": -1,
             })
         );
     }
@@ -132,6 +138,7 @@ mod tests {
             field_of(", retry: {maxAttempts: 4}, workloadRef: {name: other}", "max_deliver"),
             json!(-1)
         );
-        assert_eq!(field_of(", workloadRef: {name: other}", "max_ack_pending"), json!(10_000));
+        assert_eq!(field_of(", maxAckPending: 7", "max_ack_pending"), json!(7));
+        assert_eq!(field_of(", workloadRef: {name: other}", "max_ack_pending"), Value::Null);
     }
 }

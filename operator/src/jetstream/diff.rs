@@ -1,10 +1,10 @@
 //! What differs between a desired and an actual configuration, and whether the server lets it change. Pure.
 
-use jetwright_crds::marks::{APPLIED, GENERATION, OWNER};
+use jetwright_crds::marks::{APPLIED, DECLARED, GENERATION, OWNER};
 use serde_json::Value;
 
 use super::{
-    config::{Config, Field, METADATA, Mutability},
+    config::{Config, DefaultValue, Field, METADATA, Mutability},
     ownership::Owner,
 };
 
@@ -29,6 +29,12 @@ impl Difference {
 pub fn difference(desired: &Config, actual: &Config, owner: &Owner, table: &[Field]) -> Difference {
     let mut found = Difference::default();
     for field in table {
+        if field.default == DefaultValue::ServersChoice && desired.leaves_out(field) {
+            if was_declared(actual, field) {
+                found.changed.push(field.name);
+            }
+            continue;
+        }
         let (wanted, there) = (desired.effective(field), actual.effective(field));
         if wanted == there || matches!(field.mutability, Mutability::AtCreation | Mutability::Ignored) {
             continue;
@@ -45,14 +51,19 @@ pub fn difference(desired: &Config, actual: &Config, owner: &Owner, table: &[Fie
     found
 }
 
+/// Whether what was applied last set a field that is the server's choice otherwise. A mark of an earlier version does not say.
+fn was_declared(actual: &Config, field: &Field) -> bool {
+    actual.metadata().get(DECLARED).is_some_and(|names| names.split(',').any(|name| name == field.name))
+}
+
 /// Marks that are only out of date are no reason to write: a generation may change nothing here (`kubectl scale` makes one too), another
 /// version of the operator has another hash for the same fields, and a cluster may get another name. They are written together with a
 /// real change. One that is gone is put back.
 fn differs_in_metadata(desired: &Config, actual: &Config, owner: &Owner) -> bool {
     let there = actual.metadata();
     desired.metadata().into_iter().any(|(key, value)| match (key, there.get(key)) {
+        (GENERATION | APPLIED, Some(_)) | (DECLARED, _) => false,
         (_, None) => true,
-        (GENERATION | APPLIED, Some(_)) => false,
         (OWNER, Some(known)) => !owner.is_named_by(known),
         (_, Some(known)) => *known != value,
     })
@@ -95,6 +106,19 @@ mod tests {
             "metadata": {"_nats.level": "3", "_nats.ver": "2.15.2"}, "from_the_future": true,
         });
         assert_eq!(compare(desired, actual), Difference::default());
+    }
+
+    #[test]
+    fn what_is_the_servers_choice_differs_where_it_is_declared_or_was() {
+        let window = |window: i64| json!({"duplicate_window": window});
+        assert_eq!(compare(json!({}), window(5)), Difference::default());
+        assert_eq!(compare(window(7), window(5)).changed, ["duplicate_window"]);
+        let marked =
+            |declared: &str| json!({"duplicate_window": 5, "metadata": {"jetwright.dev/declared": declared}});
+        assert_eq!(compare(json!({}), marked("max_waiting,duplicate_window")).changed, ["duplicate_window"]);
+        assert_eq!(compare(json!({}), marked("")), Difference::default());
+        let silent = json!({"metadata": {"jetwright.dev/declared": ""}});
+        assert_eq!(compare(silent, window(5)), Difference::default(), "a mark of an earlier version");
     }
 
     #[test]

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use jetwright_crds::marks::{APPLIED, GENERATION, OWNER, UID};
+use jetwright_crds::marks::{APPLIED, DECLARED, GENERATION, OWNER, UID};
 use kube::{Resource, ResourceExt};
 use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    config::{Config, METADATA},
+    config::{Config, DefaultValue, Field, METADATA},
     history::History,
 };
 
@@ -79,16 +79,22 @@ impl Owner {
         std::iter::once(current).chain(others).any(|cluster| self.under(cluster) == owner)
     }
 
-    /// A configuration with the metadata that say whose it is, and what was applied.
+    /// A configuration with the metadata that say whose it is, and what was applied. `table` has its fields.
     #[must_use]
-    pub fn stamp(&self, config: Config) -> Config {
+    pub fn stamp(&self, config: Config, table: &[Field]) -> Config {
         let text = json!(config).to_string();
         let applied = Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes());
         let generation = self.generation.to_string();
         let owner = self.under(&self.cluster.current);
+        let chosen =
+            |field: &&Field| field.default == DefaultValue::ServersChoice && !config.leaves_out(field);
+        let declared: Vec<_> = table.iter().filter(chosen).map(|field| field.name).collect();
         config.with(
             METADATA,
-            json!({ OWNER: owner, UID: self.uid, GENERATION: generation, APPLIED: applied.to_string() }),
+            json!({
+                OWNER: owner, UID: self.uid, GENERATION: generation, APPLIED: applied.to_string(),
+                DECLARED: declared.join(","),
+            }),
         )
     }
 
@@ -154,29 +160,32 @@ pub mod tests {
 
     #[test]
     fn what_an_object_made_is_its_own_at_that_generation() {
-        assert_eq!(ownership(&owner(3).stamp(Config::default())), Ownership::Ours(Some(3)));
+        assert_eq!(ownership(&owner(3).stamp(Config::default(), &[])), Ownership::Ours(Some(3)));
     }
 
     #[test]
     fn an_object_made_again_resumes_without_a_generation() {
         let before = Owner { uid: "u0".into(), ..owner(9) };
-        assert_eq!(ownership(&before.stamp(Config::default())), Ownership::Ours(None));
+        assert_eq!(ownership(&before.stamp(Config::default(), &[])), Ownership::Ours(None));
     }
 
     #[test]
     fn the_same_name_in_another_cluster_is_another_owner() {
-        let theirs = in_cluster("west").stamp(Config::default());
+        let theirs = in_cluster("west").stamp(Config::default(), &[]);
         assert_eq!(ownership(&theirs), Ownership::Foreign("west/shop/orders".into()));
     }
 
     #[test]
     fn what_was_made_before_the_cluster_had_its_name_is_its_own() {
-        assert_eq!(ownership(&in_cluster("uid-of-east").stamp(Config::default())), Ownership::Ours(Some(3)));
+        assert_eq!(
+            ownership(&in_cluster("uid-of-east").stamp(Config::default(), &[])),
+            Ownership::Ours(Some(3))
+        );
     }
 
     #[test]
     fn the_mark_tells_a_new_declaration_from_another_writers_change() {
-        let marked = |age: i64| owner(3).stamp(Config::default().with("max_age", age));
+        let marked = |age: i64| owner(3).stamp(Config::default().with("max_age", age), &[]);
         assert!(matches_last_applied(&marked(1), &marked(1).with("max_age", 5)));
         assert!(!matches_last_applied(&marked(2), &marked(1)));
         assert!(matches_last_applied(&marked(1), &Config::default()));
@@ -185,7 +194,7 @@ pub mod tests {
     #[test]
     fn what_lost_its_metadata_is_own_only_if_it_was_seen_to_have_them() {
         let mut history = History::default();
-        history.observe(&owner(3).stamp(Config::default()), "10:00", None);
+        history.observe(&owner(3).stamp(Config::default(), &[]), "10:00", None);
         let wiped = config(json!({"team": "red"}));
         let of = |created, history| owner(3).ownership(&wiped, created, history);
         assert_eq!(of("10:00", &history), Ownership::Ours(Some(3)));

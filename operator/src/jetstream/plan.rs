@@ -5,7 +5,7 @@ use jetwright_crds::{conditions::Reason, stream::Replicas};
 use serde_json::Value;
 
 use super::{
-    asset::{Asset, Desired},
+    asset::{Asset, Desired, Granted},
     claim::{Claim, claim, with_takeover},
     config::{Config, METADATA},
     diff::difference,
@@ -72,6 +72,8 @@ pub struct Known<'a, A: Asset> {
     pub actual: Option<&'a A::Info>,
     pub history: &'a History,
     pub recorded: &'a Recorded,
+    /// The most messages that the servers allow to be unacknowledged at once, where they refused more; 0 where that is theirs to say.
+    pub max_ack_pending: Option<u32>,
 }
 
 // Derived, they would ask the same of the asset.
@@ -95,7 +97,8 @@ pub fn plan<A: Asset>(desired: &Desired<A>, known: Known<'_, A>) -> Plan {
 fn create<A: Asset>(desired: &Desired<A>, known: Known<'_, A>) -> Plan {
     let recorded = known.recorded;
     let highest = recorded.highest_sequence.max(known.history.highest_sequence(&desired.owner.uid));
-    let config = |replicas| beginning_beyond(highest, desired.stamped(replicas));
+    let max_ack_pending = allowed(desired.max_ack_pending, known.max_ack_pending);
+    let config = |replicas| beginning_beyond(highest, desired.stamped(Granted { replicas, max_ack_pending }));
     let (replicas, fewer) = match desired.replicas {
         None => return Plan::Create { config: config(None), fallback: None },
         Some(Replicas::Exactly(replicas)) => (replicas, None),
@@ -125,7 +128,10 @@ fn change<A: Asset>(desired: &Desired<A>, info: &A::Info, known: Known<'_, A>) -
         Ok(claim) => claim,
         Err(blocked) => return Plan::Blocked(blocked),
     };
-    let stamped = desired.stamped(desired.replicas.map(|wish| settled(wish, desired, info, known)));
+    let stamped = desired.stamped(Granted {
+        replicas: desired.replicas.map(|wish| settled(wish, desired, info, known)),
+        max_ack_pending: allowed(desired.max_ack_pending, known.max_ack_pending),
+    });
     let target = match &claim {
         Claim::Adopt(Adoption::TakenFrom(other)) => with_takeover(&desired.owner, other, stamped, actual),
         Claim::Adopt(Adoption::Unowned) | Claim::Ours(_) => stamped,
@@ -151,6 +157,11 @@ fn change<A: Asset>(desired: &Desired<A>, info: &A::Info, known: Known<'_, A>) -
             Claim::Ours(_) => Cause::Declaration,
         },
     }
+}
+
+/// What is preferred, as far as servers allow it.
+fn allowed(preferred: Option<u32>, limit: Option<u32>) -> Option<u32> {
+    preferred.map(|most| limit.map_or(most, |limit| most.min(limit)))
 }
 
 /// Without a number in the spec, the replicas that a stream has are never lowered, and more are asked for where there may be as many
@@ -202,11 +213,17 @@ mod tests {
             adoption: AdoptionPolicy::Refuse,
             config: stream_config::config("orders", &spec),
             replicas: Some(spec.effective_replicas()),
+            max_ack_pending: None,
         }
     }
 
+    /// Nothing but so many replicas is granted.
+    fn granted(replicas: u8) -> Granted {
+        Granted { replicas: Some(replicas), ..Granted::default() }
+    }
+
     fn config(spec: &str, replicas: u8) -> Config {
-        desired_at(1, spec).stamped(Some(replicas))
+        desired_at(1, spec).stamped(granted(replicas))
     }
 
     fn info(config: &Config) -> StreamInfo {
@@ -231,7 +248,7 @@ mod tests {
         history: &History,
         recorded: &Recorded,
     ) -> Plan {
-        plan(desired, Known { actual, history, recorded })
+        plan(desired, Known { actual, history, recorded, max_ack_pending: None })
     }
 
     fn plan_for(spec: &str, actual: Option<&StreamInfo>) -> Plan {
@@ -322,7 +339,7 @@ mod tests {
         );
         // What was seen counts where the status is older.
         let mut history = History::default();
-        history.observe(&desired_at(1, spec).stamped(Some(1)), "10:00", Some(9));
+        history.observe(&desired_at(1, spec).stamped(granted(1)), "10:00", Some(9));
         let first = 1_000_000_009;
         assert_eq!(
             plan_with(&desired_at(1, spec), None, &history, &recorded),
@@ -369,7 +386,7 @@ mod tests {
         let Plan::Update { steps, fields, cause } = plan else { panic!("no update") };
         assert_eq!((fields, cause), (vec!["max_bytes", "max_age"], Cause::Declaration));
         // The mark is written with it.
-        assert_eq!(steps, [next.stamped(Some(1))]);
+        assert_eq!(steps, [next.stamped(granted(1))]);
     }
 
     #[test]
@@ -459,14 +476,19 @@ mod tests {
             adoption: AdoptionPolicy::Refuse,
             config: consumer_config::config("fulfilment", &serde_saphyr::from_str(spec).unwrap()),
             replicas: None,
+            max_ack_pending: None,
         }
     }
 
     fn consumer_config_at(generation: i64) -> Config {
-        consumer_at(generation, CONSUMER).stamped(None)
+        consumer_at(generation, CONSUMER).stamped(Granted::default())
     }
 
     fn plan_consumer(actual: Option<&Config>) -> Plan {
+        plan_consumer_of(&consumer_at(2, CONSUMER), actual, None)
+    }
+
+    fn plan_consumer_of(desired: &Desired<Consumer>, actual: Option<&Config>, limit: Option<u32>) -> Plan {
         let info = |config: &Config| -> ConsumerInfo {
             serde_json::from_value(json!({
                 "config": config, "created": "2026-11-21T10:00:00Z", "stream_name": "orders", "name": "fulfilment",
@@ -475,8 +497,9 @@ mod tests {
         };
         let actual = actual.map(info);
         let (history, recorded) = (History::default(), Recorded::default());
-        let known = Known { actual: actual.as_ref(), history: &history, recorded: &recorded };
-        plan(&consumer_at(2, CONSUMER), known)
+        let known =
+            Known { actual: actual.as_ref(), history: &history, recorded: &recorded, max_ack_pending: limit };
+        plan(desired, known)
     }
 
     #[test]
@@ -488,6 +511,20 @@ mod tests {
     fn what_the_server_fills_into_a_consumer_is_no_difference() {
         let filled = consumer_config_at(2).with("max_waiting", 512).with("num_replicas", 0);
         assert_eq!(plan_consumer(Some(&filled)), Plan::Unchanged);
+    }
+
+    #[test]
+    fn what_pods_prefer_is_lowered_to_what_servers_allow() {
+        let desired = Desired { max_ack_pending: Some(10_000), ..consumer_at(2, CONSUMER) };
+        let of = |most| desired.stamped(Granted { max_ack_pending: most, ..Granted::default() });
+        let planned = |actual: Option<&Config>, limit| plan_consumer_of(&desired, actual, limit);
+        let created = |most| Plan::Create { config: of(most), fallback: None };
+        assert_eq!(planned(None, None), created(Some(10_000)));
+        assert_eq!(planned(None, Some(500)), created(Some(500)));
+        assert_eq!(planned(Some(&of(Some(500))), Some(500)), Plan::Unchanged);
+        assert!(planned(Some(&of(Some(500))), None).writes());
+        // Where nobody knows how many, it is the server's choice.
+        assert_eq!(planned(Some(&of(None).with("max_ack_pending", 500)), Some(0)), Plan::Unchanged);
     }
 
     #[test]
@@ -509,7 +546,7 @@ mod tests {
             fields: vec!["ack_wait"],
             cause: Cause::Declaration,
         };
-        assert_eq!(plan_consumer(Some(&consumer_at(1, other).stamped(None))), expected);
+        assert_eq!(plan_consumer(Some(&consumer_at(1, other).stamped(Granted::default()))), expected);
     }
 
     #[test]

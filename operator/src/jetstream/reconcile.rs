@@ -7,8 +7,8 @@ use jetwright_crds::{conditions::Reason, stream::Replicas};
 use jetwright_nats::{
     Api, ApiError,
     jetstream_error::{
-        ACCOUNT_RESOURCES_EXCEEDED, INSUFFICIENT_RESOURCES, MEMORY_EXCEEDED, MOVING, NO_SUITABLE_PEERS,
-        RECONFIGURING, REPLICAS_NEED_CLUSTER, STORAGE_EXCEEDED,
+        ACCOUNT_RESOURCES_EXCEEDED, INSUFFICIENT_RESOURCES, MAX_ACK_PENDING_EXCEEDED, MEMORY_EXCEEDED,
+        MOVING, NO_SUITABLE_PEERS, RECONFIGURING, REPLICAS_NEED_CLUSTER, STORAGE_EXCEEDED,
     },
 };
 
@@ -92,25 +92,31 @@ pub async fn ensure<A: Cached>(
     let failed = |source| Error::reading::<A>(&desired.key, source);
     let mut entry = cache.lock::<A>(&desired.key).await.map_err(failed)?;
     entry.history_mut().forget_refusal(situation.refusal_ttl);
-    let mut todo = decide(desired, &situation, &entry);
+    let mut todo = decide(cache, desired, &situation, &entry);
     if todo.writes() {
         // What is written is decided on what JetStream has now, not on what it had when it was read last.
         cache.refresh_locked::<A>(&desired.key, &mut entry).await.map_err(failed)?;
-        todo = decide(desired, &situation, &entry);
+        todo = decide(cache, desired, &situation, &entry);
         if let Some(pending) = throttle(&todo) {
             return Ok(Outcome::Pending(pending));
         }
     }
     let scales = todo.scales() && matches!(desired.replicas, Some(Replicas::Prefer(_)));
     let mut applied = apply::<A>(cache, desired, todo, situation.age, &mut entry).await;
-    if let Err(error) = &applied
-        && scales
-        && error.source.err_code().is_some_and(|code| NO_ROOM.contains(&code))
-    {
-        entry.history_mut().refuse(desired.owner.declaration(), error.source.to_string());
-        // The rest of what is declared does not wait for more servers.
-        let rest = decide(desired, &situation, &entry);
-        applied = apply::<A>(cache, desired, rest, situation.age, &mut entry).await;
+    if let Err(Error { source, .. }) = &applied {
+        let no_room = scales && source.err_code().is_some_and(|code| NO_ROOM.contains(&code));
+        if no_room {
+            entry.history_mut().refuse(desired.owner.declaration(), source.to_string());
+        }
+        let limit = desired.max_ack_pending.and_then(|most| smaller_limit(most, source));
+        if limit.is_some() {
+            cache.set_max_ack_pending(limit);
+        }
+        if no_room || limit.is_some() {
+            // What is declared does not wait for what is only preferred.
+            let rest = decide(cache, desired, &situation, &entry);
+            applied = apply::<A>(cache, desired, rest, situation.age, &mut entry).await;
+        }
     }
     match applied {
         Ok(result) => {
@@ -125,9 +131,32 @@ pub async fn ensure<A: Cached>(
     }
 }
 
-fn decide<A: Cached>(desired: &Desired<A>, situation: &Situation<'_>, entry: &EntryGuard<A>) -> Plan {
+fn decide<A: Cached>(
+    cache: &Cache,
+    desired: &Desired<A>,
+    situation: &Situation<'_>,
+    entry: &EntryGuard<A>,
+) -> Plan {
     let actual = entry.present();
-    plan(desired, Known { actual: actual.as_ref(), history: entry.history(), recorded: situation.recorded })
+    let known = Known {
+        actual: actual.as_ref(),
+        history: entry.history(),
+        recorded: situation.recorded,
+        max_ack_pending: cache.max_ack_pending(),
+    };
+    plan(desired, known)
+}
+
+/// How many unacknowledged messages the server or the account allows, in the words of a refusal (JSConsumerMaxPendingAckExcessErrF of
+/// nats-server); 0 where they say otherwise.
+fn smaller_limit(preferred: u32, refusal: &ApiError) -> Option<u32> {
+    match refusal {
+        ApiError::Refused { err_code: MAX_ACK_PENDING_EXCEEDED, description, .. } => {
+            let limit = description.rsplit(' ').next().and_then(|limit| limit.parse().ok());
+            Some(limit.filter(|limit| *limit < preferred).unwrap_or_default())
+        }
+        _ => None,
+    }
 }
 
 fn scaling<A: Asset>(key: &A::Key) -> Pending {

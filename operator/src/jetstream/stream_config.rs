@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::config::{
     Config,
-    DefaultValue::{False, Nothing, Number, Text},
+    DefaultValue::{False, Nothing, Number, ServersChoice, Text},
     Field,
     Mutability::{AtCreation, Free, Immutable, OneWay, Retention},
     field,
@@ -39,7 +39,7 @@ pub const FIELDS: &[Field] = &[
     field("storage", Text("file"), Immutable),
     field(REPLICAS, Number(1), Free),
     field("no_ack", False, Free),
-    field("duplicate_window", Number(0), Free),
+    field("duplicate_window", ServersChoice, Free),
     field("placement", Nothing, Free),
     field(MIRROR, Nothing, Immutable),
     field("sources", Nothing, Free),
@@ -64,7 +64,7 @@ pub const FIELDS: &[Field] = &[
 ];
 
 /// The whole configuration that a spec declares, but for the replicas, which depend on the servers that there are; fields that are left
-/// out have JetStream's default.
+/// out have JetStream's default, or are the server's choice.
 #[must_use]
 pub fn config(name: &str, spec: &EventStreamSpec) -> Config {
     let EventStreamSpec {
@@ -76,7 +76,7 @@ pub fn config(name: &str, spec: &EventStreamSpec) -> Config {
         replicas: _,
         limits,
         discard: _,
-        duplicate_window: _,
+        duplicate_window,
         allow_direct,
         allow_message_ttl,
         deletion_policy: _,
@@ -87,7 +87,7 @@ pub fn config(name: &str, spec: &EventStreamSpec) -> Config {
     let (retention, storage): (&str, &str) =
         (spec.effective_retention().into(), spec.effective_storage().into());
     let discard: &str = spec.effective_discard().into();
-    Config::default()
+    let config = Config::default()
         .with("name", name)
         .with("subjects", json!(subjects))
         .with("retention", retention)
@@ -98,9 +98,12 @@ pub fn config(name: &str, spec: &EventStreamSpec) -> Config {
         .with("max_msgs", count(max_messages))
         .with("max_msgs_per_subject", count(max_messages_per_subject))
         .with("max_msg_size", max_message_size.map_or(-1, Size::as_i64))
-        .with("duplicate_window", spec.effective_duplicate_window().as_nanos())
         .with("allow_direct", allow_direct.unwrap_or_default())
-        .with("allow_msg_ttl", allow_message_ttl.unwrap_or_default())
+        .with("allow_msg_ttl", allow_message_ttl.unwrap_or_default());
+    match duplicate_window {
+        Some(window) => config.with("duplicate_window", window.as_nanos()),
+        None => config,
+    }
 }
 
 fn count(limit: Option<u64>) -> i64 {
@@ -122,7 +125,7 @@ mod tests {
             json!({
                 "name": "orders", "subjects": ["orders.>"], "retention": "limits", "storage": "file", "discard": "old",
                 "max_age": 0, "max_bytes": -1, "max_msgs": -1, "max_msgs_per_subject": -1, "max_msg_size": -1,
-                "duplicate_window": 120_000_000_000_i64, "allow_direct": false, "allow_msg_ttl": false,
+                "allow_direct": false, "allow_msg_ttl": false,
             })
         );
     }

@@ -85,13 +85,13 @@ async fn an_edit_behind_the_operators_back_is_put_right_although_it_has_no_advis
     world.consumer("fulfilment", "streamRef: {name: orders}").await;
     world.await_ready::<EventConsumer>("fulfilment").await;
     let stream = world.jetstream.get_stream("orders").await.unwrap();
-    let edited = Config { max_ack_pending: 1, ..config(&world, "orders", "fulfilment").await.unwrap() };
+    let edited = Config { max_deliver: 1, ..config(&world, "orders", "fulfilment").await.unwrap() };
     stream.update_consumer(edited).await.unwrap();
-    await_config(&world, "fulfilment", |config| config.max_ack_pending == 1000).await;
+    await_config(&world, "fulfilment", |config| config.max_deliver == -1).await;
     await_until("the repair is in the status", SOON, || async {
         let drift = world.consumers().get("fulfilment").await.unwrap().status.unwrap().drift;
         match drift {
-            Some(drift) if drift.fields == ["max_ack_pending"] => Ok(()),
+            Some(drift) if drift.fields == ["max_deliver"] => Ok(()),
             drift => Err(format!("{drift:?}")),
         }
     })

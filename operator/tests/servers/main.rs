@@ -12,6 +12,7 @@ mod program;
 mod replicas;
 mod rivals;
 mod sequences;
+mod server_limits;
 mod streams;
 mod trouble;
 mod upgrade;

@@ -49,7 +49,10 @@ pub fn validate(
     let config = consumer_config::config(&binding.consumer, &object.spec);
     let key = ConsumerKey { stream: binding.stream.clone(), name: binding.consumer.clone() };
     let adoption = object.spec.effective_adoption_policy();
-    Ok(Validated { consumer: Desired { key, owner, adoption, config, replicas: None }, binding })
+    let silent = object.spec.max_ack_pending.is_none() && object.spec.has_pods();
+    let max_ack_pending = silent.then(|| object.spec.effective_max_ack_pending());
+    let consumer = Desired { key, owner, adoption, config, replicas: None, max_ack_pending };
+    Ok(Validated { consumer, binding })
 }
 
 /// What a handler needs of a consumer, whosever it is.
@@ -189,6 +192,7 @@ mod tests {
                 adoption: AdoptionPolicy::Refuse,
                 config: consumer_config::config("fulfilment", &consumer("streamRef: {name: orders}").spec),
                 replicas: None,
+                max_ack_pending: None,
             },
             binding: Binding {
                 stream: "orders".into(),

@@ -30,7 +30,7 @@ pub fn validate(object: &EventStream, owner: Owner) -> Result<Desired<Stream>, V
     let (name, spec) = (object.stream_name(), &object.spec);
     let mut errors = spec.limits.as_ref().map(limit_errors).unwrap_or_default();
     errors.extend(bucket_error(&name, &spec.subjects));
-    errors.extend(window_error(spec.effective_duplicate_window(), spec.effective_max_age()));
+    errors.extend(spec.duplicate_window.and_then(|window| window_error(window, spec.effective_max_age())));
     if !errors.is_empty() {
         return Err(errors);
     }
@@ -40,6 +40,7 @@ pub fn validate(object: &EventStream, owner: Owner) -> Result<Desired<Stream>, V
         owner,
         adoption: spec.effective_adoption_policy(),
         replicas: Some(spec.effective_replicas()),
+        max_ack_pending: None,
     })
 }
 
@@ -130,6 +131,7 @@ mod tests {
             adoption: AdoptionPolicy::Refuse,
             config: stream_config::config("orders", &serde_saphyr::from_str(spec).unwrap()),
             replicas: Some(Replicas::Prefer(3)),
+            max_ack_pending: None,
         };
         assert_eq!(validated(spec), Ok(expected));
     }
