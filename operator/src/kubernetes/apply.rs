@@ -22,9 +22,12 @@ use kube::{
     api::{DeleteParams, Patch, PatchParams, Preconditions, ValidationDirective},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::owned::{FIELD_MANAGER, Owned, OwnedObjects};
+use super::{
+    owned::{FIELD_MANAGER, Owned, OwnedObjects},
+    take_back::{disown_updates, own_update, take_back},
+};
 use crate::{
     error::{ErrorClass, ReconcileError},
     object_state::{Fingerprint, ObjectKey, ObjectStates},
@@ -38,6 +41,13 @@ pub enum Error {
     Foreign { kind: &'static str, name: String, owner: String },
     #[error("{kind} {name}")]
     Kubernetes { kind: &'static str, name: String, source: kube::Error },
+}
+
+impl Error {
+    /// Whether the API server finds what would become of the object invalid.
+    fn is_invalid(&self) -> bool {
+        matches!(self, Self::Kubernetes { source: kube::Error::Api(status), .. } if status.code == 422)
+    }
 }
 
 impl ReconcileError for Error {
@@ -66,6 +76,9 @@ impl<K> Kind for K where
 
 /// A kind of objects that an object of ours controls, and that is watched.
 pub trait OwnedKind: Kind {
+    /// The part of an object that is the operator's whole where another writer's fields exclude those that are declared.
+    const DECLARED: &'static str = "/spec";
+
     /// What is kept of an object.
     fn keep(self) -> Owned {
         Owned::new(self.meta())
@@ -77,6 +90,8 @@ impl OwnedKind for Service {}
 impl OwnedKind for ServiceAccount {}
 impl OwnedKind for PodDisruptionBudget {}
 impl OwnedKind for Deployment {
+    const DECLARED: &'static str = "/spec/template";
+
     fn keep(self) -> Owned {
         Owned::of_deployment(self)
     }
@@ -130,7 +145,7 @@ impl<'a> Applier<'a> {
         let desired = desired::<K>(object).map_err(|source| failed(&key, source))?;
         let hash = hash_of(&desired.to_string());
         let last = self.states.applied(&key);
-        if let Some(known) = self.applying.owned.get(&key).filter(|known| known.is_controlled_by(&self.uid))
+        if let Some(known) = self.known::<K>(name)
             && last == Some(Fingerprint { desired: hash, observed: known.managed })
         {
             return Ok(known);
@@ -140,8 +155,9 @@ impl<'a> Applier<'a> {
             self.applying.startup.acquire().await;
         }
         self.states.set_applied(&key, None);
-        let applied: K = self.patch(&key, desired, current.map(|current| current.uid.clone())).await?;
-        let applied = applied.keep();
+        let applied: K = Box::pin(self.apply_or_take_back(&key, desired, current.as_deref())).await?;
+        let applied =
+            disown_updates(&self.api(), applied).await.map_err(|source| failed(&key, source))?.keep();
         self.states.set_applied(&key, Some(Fingerprint { desired: hash, observed: applied.managed }));
         self.applying.owned.insert(key.clone(), applied.clone());
         Ok(self.applying.owned.get(&key).unwrap_or_else(|| Arc::new(applied)))
@@ -178,6 +194,30 @@ impl<'a> Applier<'a> {
         Ok(Arc::new(applied))
     }
 
+    async fn apply_or_take_back<K: OwnedKind>(
+        &self,
+        key: &ObjectKey,
+        desired: Value,
+        current: Option<&Owned>,
+    ) -> Result<K, Error> {
+        let Some(uid) = current.map(|current| &current.uid) else {
+            return self.patch(key, desired, None).await;
+        };
+        match self.patch(key, desired.clone(), Some(uid.clone())).await {
+            Err(error) if error.is_invalid() => {
+                match take_back(&self.api::<K>(), &key.name, uid, &desired).await {
+                    Ok(true) => self.patch(key, desired, Some(uid.clone())).await,
+                    Err(source) if ErrorClass::of_kubernetes(&source) != ErrorClass::Terminal => {
+                        Err(failed(key, source))
+                    }
+                    // What is declared cannot be: the first answer says why.
+                    Ok(false) | Err(_) => Err(error),
+                }
+            }
+            applied => applied,
+        }
+    }
+
     async fn patch<K: Kind>(
         &self,
         key: &ObjectKey,
@@ -206,8 +246,7 @@ impl<'a> Applier<'a> {
     /// When Kubernetes refuses.
     pub async fn remove<K: OwnedKind>(&self, name: &str) -> Result<(), Error> {
         let key = self.key::<K>(name);
-        let known = self.applying.owned.get(&key).filter(|known| known.is_controlled_by(&self.uid));
-        let Some(known) = known else { return Ok(()) };
+        let Some(known) = self.known::<K>(name) else { return Ok(()) };
         self.states.set_applied(&key, None);
         let preconditions = Preconditions { uid: Some(known.uid.clone()), resource_version: None };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::background() };
@@ -216,6 +255,29 @@ impl<'a> Applier<'a> {
             Err(kube::Error::Api(status)) if status.code == 404 || status.code == 409 => Ok(()),
             Err(source) => Err(failed(&key, source)),
         }
+    }
+
+    /// The owner's object of this name, as the watches brought it.
+    pub fn known<K: OwnedKind>(&self, name: &str) -> Option<Arc<Owned>> {
+        self.applying.owned.get(&self.key::<K>(name)).filter(|known| known.is_controlled_by(&self.uid))
+    }
+
+    /// Brings a Deployment to a number of replicas, and leaves everything else of it as it is.
+    ///
+    /// # Errors
+    ///
+    /// When Kubernetes refuses.
+    pub async fn scale(&self, name: &str, known: Arc<Owned>, replicas: i32) -> Result<Arc<Owned>, Error> {
+        let spec = known.deployment.as_deref().and_then(|deployment| deployment.spec.as_ref());
+        if spec.is_some_and(|spec| spec.replicas == Some(replicas)) {
+            return Ok(known);
+        }
+        let key = self.key::<Deployment>(name);
+        let change = json!({"metadata": {"uid": known.uid}, "spec": {"replicas": replicas}});
+        let scaled = self.api::<Deployment>().patch(name, &own_update(), &Patch::Merge(change)).await;
+        let scaled = scaled.map_err(|source| failed(&key, source))?.keep();
+        self.applying.owned.insert(key.clone(), scaled.clone());
+        Ok(self.applying.owned.get(&key).unwrap_or_else(|| Arc::new(scaled)))
     }
 
     /// The object of this name, if there is one and it is the owner's. What no watch has brought is read: apply would merge into an object

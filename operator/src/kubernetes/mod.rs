@@ -9,6 +9,7 @@ pub mod owned;
 pub mod scopes;
 pub mod status;
 pub mod stores;
+mod take_back;
 pub mod updates;
 pub mod watched;
 

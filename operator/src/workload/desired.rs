@@ -1,7 +1,5 @@
 //! In: the object, and what its pods consume. Out: the workload that it declares, or what is wrong with it. Pure.
 
-use std::net::SocketAddr;
-
 use jetwright_crds::{
     EventConsumer,
     consumer::Workload,
@@ -56,7 +54,9 @@ pub fn desired(
     bindings: Bindings,
 ) -> Result<Desired, Vec<FieldError>> {
     let Workload { replicas, template, service, credentials } = workload;
-    let Value::Object(template) = template.to_json() else {
+    let mut template = template.to_json();
+    drop_nulls(&mut template);
+    let Value::Object(template) = template else {
         return Err(vec![FieldError::new(
             "spec.workload.template",
             "it is no pod template: it needs a spec with containers",
@@ -81,6 +81,18 @@ pub fn desired(
     })
 }
 
+/// Takes fields without a value out, as charts print them (`env:` with nothing behind it): to Kubernetes they are absent.
+fn drop_nulls(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, field| !field.is_null());
+            fields.values_mut().for_each(drop_nulls);
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_nulls),
+        _ => {}
+    }
+}
+
 /// The port on which the program serves its probes and metrics: that of the address that the template sets, if it sets one.
 /// An address that is not in the template is unknown before the pod runs.
 fn admin_port(template: &Map<String, Value>) -> Result<u16, FieldError> {
@@ -88,18 +100,29 @@ fn admin_port(template: &Map<String, Value>) -> Result<u16, FieldError> {
     let variables = program.and_then(|program| program.get("env")?.as_array()).into_iter().flatten();
     let mut addresses = variables.filter(|variable| variable["name"] == JETWRIGHT_ADMIN_ADDRESS);
     let Some(address) = addresses.next() else { return Ok(ADMIN_PORT) };
-    if address.get("valueFrom").is_some_and(|source| !source.is_null()) {
+    let wrong = |what: &str| {
         let message = format!(
-            "{JETWRIGHT_ADMIN_ADDRESS} must be a plain value (default: 0.0.0.0:{ADMIN_PORT}): the probes have its port"
+            "{JETWRIGHT_ADMIN_ADDRESS} {what} (default: 0.0.0.0:{ADMIN_PORT}): the probes have its port"
         );
-        return Err(FieldError::new("spec.workload.template", message));
+        Err(FieldError::new("spec.workload.template", message))
+    };
+    if address.get("valueFrom").is_some() {
+        return wrong("must be a plain value");
     }
-    let address = address.get("value").and_then(Value::as_str).and_then(|text| text.parse().ok());
-    Ok(address.map_or(ADMIN_PORT, |address: SocketAddr| address.port()))
+    let Some(text) = address.get("value").and_then(Value::as_str).filter(|text| !text.is_empty()) else {
+        return Ok(ADMIN_PORT);
+    };
+    // The host may be a reference to another variable, as $(POD_IP).
+    match text.rsplit_once(':').and_then(|(_, port)| port.parse().ok()) {
+        None | Some(0) => wrong("must end with a port"),
+        Some(port) => Ok(port),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -112,7 +135,25 @@ mod tests {
         };
         assert_eq!(admin_port_of("{spec: {containers: [{name: app}]}}"), Ok(9090));
         assert_eq!(admin_port_of(&set("value: '127.0.0.1:9191'")), Ok(9191));
-        let from = admin_port_of(&set("valueFrom: {configMapKeyRef: {name: a, key: b}}")).unwrap_err();
-        assert_eq!(from.field, "spec.workload.template");
+        assert_eq!(admin_port_of(&set("value: '$(POD_IP):9191'")), Ok(9191));
+        assert_eq!(admin_port_of(&set("value: ''")), Ok(9090));
+        for wrong in
+            ["valueFrom: {configMapKeyRef: {name: a, key: b}}", "value: '9191'", "value: '0.0.0.0:0'"]
+        {
+            assert_eq!(admin_port_of(&set(wrong)).unwrap_err().field, "spec.workload.template", "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_field_without_a_value_is_absent() {
+        let mut template = serde_saphyr::from_str(
+            "{metadata: {labels: , annotations: {a: b, c: }}, spec: {volumes: , containers: [{name: app, env: , ports: [{name: }]}]}}",
+        )
+        .unwrap();
+        drop_nulls(&mut template);
+        let expected = json!({
+            "metadata": {"annotations": {"a": "b"}}, "spec": {"containers": [{"name": "app", "ports": [{}]}]},
+        });
+        assert_eq!(template, expected);
     }
 }

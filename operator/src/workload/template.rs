@@ -23,6 +23,8 @@ const BINDINGS_VOLUME: &str = "jetwright";
 const CREDENTIALS_VOLUME: &str = "jetwright-credentials";
 /// The credentials' files may be read by every user that a container runs as: the pod has no others.
 const READABLE: i32 = 0o444;
+/// Fields with containers.
+const CONTAINERS: [&str; 2] = ["initContainers", "containers"];
 /// Variable with the name of the pod, for OpenTelemetry's attributes.
 const POD_NAME: &str = "JETWRIGHT_POD_NAME";
 
@@ -33,10 +35,16 @@ pub fn sets_service_account(template: &Map<String, Value>) -> bool {
     ["serviceAccountName", "serviceAccount"].into_iter().filter_map(named).any(|name| !name.is_empty())
 }
 
-/// Name of the admin port: `admin`, unless the template has a port of that name.
-fn admin_port_name(container: &Map<String, Value>) -> &'static str {
-    let ports = container.get("ports").and_then(Value::as_array).into_iter().flatten();
-    if ports.into_iter().any(|port| port["name"] == "admin") { "jetwright-admin" } else { "admin" }
+/// The admin port: `admin`, unless some container of the template has a port of that name, which a Service finds by it; a number alone where
+/// both names are taken.
+fn admin_port(spec: &Map<String, Value>, number: u16) -> Value {
+    let containers = CONTAINERS.iter().filter_map(|field| spec.get(*field)?.as_array()).flatten();
+    let ports: Vec<_> = containers.filter_map(|container| container["ports"].as_array()).flatten().collect();
+    let is_free = |name: &&str| !ports.iter().any(|port| port["name"] == **name);
+    match ["admin", "jetwright-admin"].into_iter().find(is_free) {
+        Some(name) => json!({ "name": name, "containerPort": number }),
+        None => json!({ "containerPort": number }),
+    }
 }
 
 /// The labels of a workload's objects.
@@ -71,11 +79,28 @@ pub fn template(desired: &Desired, settings: &WorkloadSettings, hash: &str) -> V
         let source = json!({ "secretName": secret, "defaultMode": READABLE });
         push_default(spec, "volumes", "name", json!({ "name": CREDENTIALS_VOLUME, "secret": source }));
     }
+    let admin_port = admin_port(spec, desired.admin_port);
     // The first container is the program; others are its helpers.
     if let Some(Value::Object(container)) = spec.get_mut("containers").and_then(|list| list.get_mut(0)) {
         inject_runtime(container, desired, settings);
+        push_port(container, admin_port);
+    }
+    for field in CONTAINERS {
+        let containers = spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten();
+        for container in containers.filter_map(Value::as_object_mut) {
+            set_default(container, "securityContext", container_security());
+        }
     }
     Value::Object(template)
+}
+
+/// What a container gives up that says nothing itself: with it, and with what the pod is given, the template is "restricted" by the Pod
+/// Security Standards.
+fn container_security() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+        "capabilities": { "drop": ["ALL"] },
+    })
 }
 
 /// Gives the program what the environment contract promises it.
@@ -89,21 +114,12 @@ fn inject_runtime(container: &mut Map<String, Value>, desired: &Desired, setting
         let credentials = mount(CREDENTIALS_VOLUME, NATS_CREDENTIALS_FOLDER);
         push_default(container, "volumeMounts", "mountPath", credentials);
     }
-    let (name, port) = (admin_port_name(container), desired.admin_port);
-    push_default(container, "ports", "containerPort", json!({ "name": name, "containerPort": port }));
+    let port = desired.admin_port;
     set_default(container, "livenessProbe", json!({ "httpGet": { "path": "/livez", "port": port } }));
     let readiness = json!({ "httpGet": { "path": "/readyz", "port": port }, "periodSeconds": 2 });
     set_default(container, "readinessProbe", readiness);
     // The last lines of its log tell why it ended.
     set_default(container, "terminationMessagePolicy", json!("FallbackToLogsOnError"));
-    set_default(
-        container,
-        "securityContext",
-        json!({
-            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
-            "capabilities": { "drop": ["ALL"] },
-        }),
-    );
 }
 
 fn variables(desired: &Desired, settings: &WorkloadSettings) -> Vec<Value> {
@@ -156,6 +172,18 @@ fn push_default(parent: &mut Map<String, Value>, list: &str, key: &str, item: Va
     }
 }
 
+/// Adds a port unless there is one of its number and protocol, which are what Kubernetes knows a port by.
+fn push_port(container: &mut Map<String, Value>, item: Value) {
+    let protocol = |port: &Value| port["protocol"].as_str().unwrap_or("TCP").to_owned();
+    let key = |port: &Value| (port["containerPort"].as_u64(), protocol(port));
+    let ports = container.entry("ports").or_insert_with(|| json!([]));
+    if let Value::Array(ports) = ports
+        && !ports.iter().any(|port| key(port) == key(&item))
+    {
+        ports.push(item);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{
@@ -165,6 +193,14 @@ mod tests {
 
     fn made(desired: &Desired) -> Value {
         template(desired, &settings(), "h1")
+    }
+
+    /// What a container is given that sets nothing itself.
+    fn security() -> Value {
+        json!({
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
+            "capabilities": {"drop": ["ALL"]},
+        })
     }
 
     fn container(template: &str) -> Value {
@@ -233,7 +269,7 @@ mod tests {
         );
         let variables = program["env"].as_array().unwrap();
         assert!(variables.contains(&json!({"name": "NATS_CREDENTIALS", "value": folder})), "{variables:?}");
-        assert_eq!(helper, &json!({"name": "helper"}));
+        assert_eq!(helper, &json!({"name": "helper", "securityContext": security()}));
     }
 
     #[test]
@@ -265,6 +301,34 @@ mod tests {
         );
         assert_eq!(container["livenessProbe"]["httpGet"]["port"], json!(9191));
         assert_eq!(container["readinessProbe"]["httpGet"]["port"], json!(9191));
+    }
+
+    #[test]
+    fn the_admin_port_gives_way_to_one_of_its_name_in_any_container_and_not_to_one_of_another_protocol() {
+        let port = |ports: &str, helpers: &str| {
+            let template = format!("{{spec: {{containers: [{{name: app, ports: [{ports}]}}], {helpers}}}}}");
+            container(&template)["ports"].as_array().unwrap().last().unwrap().clone()
+        };
+        let ours = json!({"name": "admin", "containerPort": 9090});
+        assert_eq!(port("{name: dns, containerPort: 9090, protocol: UDP}", ""), ours);
+        let theirs = json!({"name": "own", "containerPort": 9090, "protocol": "TCP"});
+        assert_eq!(port("{name: own, containerPort: 9090, protocol: TCP}", ""), theirs);
+        let helper = "initContainers: [{name: proxy, ports: [{name: admin, containerPort: 7}]}]";
+        assert_eq!(port("", helper), json!({"name": "jetwright-admin", "containerPort": 9090}));
+        assert_eq!(port("{name: jetwright-admin, containerPort: 8}", helper), json!({"containerPort": 9090}));
+    }
+
+    #[test]
+    fn every_container_that_sets_nothing_itself_gives_up_its_privileges() {
+        let template = made(&desired(
+            "{spec: {containers: [{name: app}, {name: helper}, {name: own, securityContext: {privileged: true}}],
+              initContainers: [{name: init}]}}",
+        ));
+        let spec = &template["spec"];
+        for container in [&spec["containers"][0], &spec["containers"][1], &spec["initContainers"][0]] {
+            assert_eq!(container["securityContext"], security(), "{container}");
+        }
+        assert_eq!(spec["containers"][2]["securityContext"], json!({"privileged": true}));
     }
 
     #[test]
