@@ -66,6 +66,8 @@ pub enum Reason {
     RolloutStuck,
     /// Kubernetes refuses to make the pods: a quota, an admission policy, a ServiceAccount that is not there.
     PodsRefused,
+    /// The pods are more than the operator's level of Pod Security allows.
+    PodSecurity,
     /// A pod fits on no node.
     Unschedulable,
     /// A volume of a pod cannot be mounted, as where its Secret is missing.

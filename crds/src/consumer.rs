@@ -218,8 +218,8 @@ pub struct Workload {
     pub replicas: i32,
 
     /// The pod, as in a Deployment. Its first container gets the environment that Jetwright's runtime reads
-    /// (JETWRIGHT_BINDINGS, NATS_URL, OTEL_…) and, where it has none, probes and a restricted security context. What is set
-    /// here wins, but for the labels app.kubernetes.io/name, app.kubernetes.io/managed-by and jetwright.dev/workload.
+    /// (JETWRIGHT_BINDINGS, NATS_URL, OTEL_…) and, where it has none, probes; every container without a security context gets a
+    /// restricted one. What is set here wins, but for the labels app.kubernetes.io/name, app.kubernetes.io/managed-by and jetwright.dev/workload.
     pub template: PodTemplate,
 
     /// A Service in front of the pods.

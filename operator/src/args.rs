@@ -6,7 +6,12 @@ use clap::{ArgAction, Args as ArgGroup, FromArgMatches, Parser, Subcommand, erro
 use jetwright_crds::{Duration, duration::ParseDurationError};
 use jetwright_nats::{AddressError, parse_addresses};
 
-use crate::{connection, context::Settings, namespaces::Namespaces, workload::desired::WorkloadSettings};
+use crate::{
+    connection,
+    context::Settings,
+    namespaces::Namespaces,
+    workload::{desired::WorkloadSettings, pod_security},
+};
 
 /// Keeps JetStream streams, consumers and their workloads as EventStream and EventConsumer resources declare them.
 ///
@@ -58,6 +63,14 @@ pub struct WorkloadArgs {
     /// Where pods send their traces by OTLP over HTTP. Default: nowhere.
     #[arg(long, env = "JETWRIGHT_WORKLOAD_OTLP_ENDPOINT", value_name = "URL")]
     workload_otlp_endpoint: Option<String>,
+    /// The most that pods may be allowed: a level of the Pod Security Standards. Templates beyond it are refused, in every namespace.
+    #[arg(
+        long = "workload-pod-security",
+        env = "JETWRIGHT_WORKLOAD_POD_SECURITY",
+        default_value = "restricted",
+        value_name = "LEVEL"
+    )]
+    pod_security: pod_security::Level,
 }
 
 /// What is looked after, and how.
@@ -217,12 +230,13 @@ impl Args {
     /// How the controllers behave.
     #[must_use]
     pub fn settings(&self) -> Settings {
-        let WorkloadArgs { workload_nats_url, workload_otlp_endpoint } = self.workloads.clone();
+        let WorkloadArgs { workload_nats_url, workload_otlp_endpoint, pod_security } = self.workloads.clone();
         Settings {
             workloads: WorkloadSettings {
                 nats_url: workload_nats_url.unwrap_or_else(|| self.nats.nats_url.clone()),
                 otlp_endpoint: workload_otlp_endpoint,
             },
+            pod_security,
             resync: self.controllers.resync_interval.into(),
             status_stats_interval: self.controllers.status_stats_interval.into(),
             deletion_timeout: self.controllers.deletion_timeout.into(),
@@ -395,6 +409,15 @@ mod tests {
                 "{flag}"
             );
         }
+    }
+
+    #[test]
+    fn pods_are_restricted_unless_more_is_permitted() {
+        let level = |flags: &[&str]| parsed(&[&["--nats-url=a"], flags].concat()).settings().pod_security;
+        assert_eq!(level(&[]), pod_security::Level::Restricted);
+        assert_eq!(level(&["--workload-pod-security=privileged"]), pod_security::Level::Privileged);
+        let wrong = ["jetwright-operator", "--nats-url=a", "--workload-pod-security=none"];
+        assert!(Args::try_parse_from(wrong).unwrap_err().to_string().contains("baseline"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::{
     pods::cache::PodCache,
     rate_limit::RateLimit,
     reported::{Report, Sighting},
-    workload::desired::WorkloadSettings,
+    workload::{desired::WorkloadSettings, pod_security},
 };
 
 /// How the controllers behave.
@@ -36,6 +36,8 @@ use crate::{
 pub struct Settings {
     /// What pods are given.
     pub workloads: WorkloadSettings,
+    /// The most that pods may be allowed.
+    pub pod_security: pod_security::Level,
     /// How often every object is reconciled although nothing seemed to change.
     pub resync: Duration,
     /// Least time between two writes of a status in which only live figures changed.

@@ -61,7 +61,7 @@ async fn pods_that_do_not_start_are_told_with_their_reason() {
         (
             "root",
             pod("root", &format!("image: {image}, securityContext: {{privileged: true}}"), ""),
-            "PodsRefused",
+            "PodSecurity",
             "privileged",
         ),
     ];

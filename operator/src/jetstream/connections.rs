@@ -70,24 +70,34 @@ impl Connections {
         Self { default }
     }
 
+    /// The connection that serves a namespace, whether NATS answers or not.
+    ///
+    /// # Errors
+    ///
+    /// That none does.
+    pub fn serving(&self, namespace: &str) -> Result<&Connection, Pending> {
+        if self.default.serves.contains(namespace) {
+            return Ok(&self.default);
+        }
+        Err(Pending {
+            reason: Reason::NoConnection,
+            message: format!(
+                "no NATS connection serves namespace {namespace}: add it to the operator's --default-connection-namespaces (the \
+                 chart's value defaultConnectionNamespaces)"
+            ),
+            stalled: true,
+            requeue_after: None,
+        })
+    }
+
     /// The connection that a namespace uses.
     ///
     /// # Errors
     ///
     /// Why nothing of the namespace can be done in JetStream now.
     pub fn for_namespace(&self, namespace: &str) -> Result<&Connection, Pending> {
-        if !self.default.serves.contains(namespace) {
-            return Err(Pending {
-                reason: Reason::NoConnection,
-                message: format!(
-                    "no NATS connection serves namespace {namespace}: add it to the operator's --default-connection-namespaces (the \
-                     chart's value defaultConnectionNamespaces)"
-                ),
-                stalled: true,
-                requeue_after: None,
-            });
-        }
-        self.default.disconnected().map_or(Ok(&self.default), Err)
+        let connection = self.serving(namespace)?;
+        connection.disconnected().map_or(Ok(connection), Err)
     }
 
     /// How long to wait before an object of a namespace says that NATS is away.

@@ -10,11 +10,7 @@ use jetwright_crds::{
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus};
 
 use super::desired::Desired;
-use crate::{
-    field_error::{FieldError, join},
-    kubernetes::status::ConditionSummary,
-    pods::diagnose::Diagnosis,
-};
+use crate::{kubernetes::status::ConditionSummary, pods::diagnose::Diagnosis};
 
 /// What the pods are doing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,17 +32,14 @@ pub struct OwnPods {
     pub selector: String,
 }
 
-/// The spec's workload cannot be.
-pub fn invalid(errors: &[FieldError]) -> WorkloadStatus {
-    let summary = ConditionSummary::stalled(Reason::Invalid, join(errors));
-    WorkloadStatus { own: None, summary, requeue_after: None }
-}
-
-/// The pods wait for an EventStream that may be created in a moment.
-pub fn awaiting_stream(reference: &str, requeue_after: Duration) -> WorkloadStatus {
-    let message = format!("waiting for EventStream {reference}, which does not exist yet");
-    let summary = ConditionSummary::reconciling(Reason::StreamNotReady, message);
-    WorkloadStatus { own: None, summary, requeue_after: Some(requeue_after) }
+/// The pods are not brought to what is declared: what there is stays as it is.
+pub fn held(
+    name: &str,
+    deployment: Option<&Deployment>,
+    summary: ConditionSummary,
+    requeue_after: Option<Duration>,
+) -> WorkloadStatus {
+    WorkloadStatus { own: deployment.map(|deployment| own_pods(name, deployment)), summary, requeue_after }
 }
 
 /// The pods are another EventConsumer's: as ready as they say there.
@@ -83,12 +76,14 @@ pub fn shared(spec: &EventConsumerSpec, other: Option<&EventConsumer>) -> Worklo
 
 /// The pods are the EventConsumer's own.
 pub fn running(desired: &Desired, deployment: &Deployment, diagnosis: &Diagnosis) -> WorkloadStatus {
-    let own = OwnPods {
-        replicas: status(deployment).replicas.unwrap_or_default(),
-        selector: format!("{WORKLOAD}={}", desired.names.workload),
-    };
+    let own = own_pods(&desired.names.workload, deployment);
     let summary = summarize(desired.replicas, deployment, diagnosis);
     WorkloadStatus { own: Some(own), summary, requeue_after: diagnosis.requeue_after }
+}
+
+fn own_pods(name: &str, deployment: &Deployment) -> OwnPods {
+    let replicas = status(deployment).replicas.unwrap_or_default();
+    OwnPods { replicas, selector: format!("{WORKLOAD}={name}") }
 }
 
 /// Whether all pods are new and available, and no old one is left.

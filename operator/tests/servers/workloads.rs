@@ -4,6 +4,7 @@ mod interruptions;
 mod no_op;
 mod permissions;
 mod pods;
+mod security;
 mod templates;
 
 use std::fmt::Debug;

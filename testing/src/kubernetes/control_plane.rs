@@ -175,6 +175,8 @@ fn api_server_args(store: u16, port: u16, folder: &Path) -> Vec<String> {
         "--service-cluster-ip-range=10.0.0.0/24".into(),
         // It refuses pods until a controller, which is not there, has made their service account.
         "--disable-admission-plugins=ServiceAccount".into(),
+        // As in every cluster: its policies decide.
+        "--allow-privileged=true".into(),
         // What a server for a few clients can do without.
         "--endpoint-reconciler-type=none".into(),
         "--enable-priority-and-fairness=false".into(),

@@ -67,16 +67,12 @@ pub async fn read(object: &EventConsumer, scope: &Scope, context: &Context) -> R
     })
 }
 
-/// The first EventStream that the pods consume from and that does not exist, by the name in `streamRef`.
-pub fn missing_stream<'a>(
-    object: &'a EventConsumer,
-    inputs: &Inputs,
-    guests: &'a [Guest],
-) -> Option<&'a str> {
+/// The EventStreams that the pods consume from and that do not exist, by the names in `streamRef`; one for each consumer that waits.
+pub fn missing_streams<'a>(object: &'a EventConsumer, inputs: &Inputs, guests: &'a [Guest]) -> Vec<&'a str> {
     let own = (object, inputs.stream.is_none());
     let others = guests.iter().map(|guest| (guest.consumer.as_ref(), guest.stream.is_none()));
-    let missing = std::iter::once(own).chain(others).find(|(_, is_missing)| *is_missing);
-    missing.map(|(consumer, _)| consumer.spec.stream_ref.name.as_str())
+    let missing = std::iter::once(own).chain(others).filter(|(_, is_missing)| *is_missing);
+    missing.map(|(consumer, _)| consumer.spec.stream_ref.name.as_str()).collect()
 }
 
 struct Reader<'a> {

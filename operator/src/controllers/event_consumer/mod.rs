@@ -8,13 +8,14 @@ mod delete;
 mod inputs;
 mod status;
 mod validate;
+mod workload;
 
 use std::{sync::Arc, time::Duration};
 
-use jetwright_crds::{EventConsumer, EventStream, conditions::Reason, names::WorkloadNames};
-use kube::{Api, ResourceExt, runtime::controller::Action};
+use jetwright_crds::{EventConsumer, EventStream, conditions::Reason};
+use kube::{Api, runtime::controller::Action};
 
-use self::inputs::{Inputs, Pods};
+use self::inputs::Inputs;
 use crate::{
     context::Context,
     error::{ErrorClass, ReconcileError},
@@ -27,25 +28,13 @@ use crate::{
         reconcile::{self, Situation},
     },
     kubernetes::{
-        age,
         apply::{self, Applier},
         finalizer,
         status::ConditionSummary,
     },
     object_state::ObjectKey,
     outcome::{CreationTime as _, Outcome, Pending, Recorded},
-    pods::diagnose::{Diagnosis, diagnose},
-    workload::{
-        apply::{apply as apply_workload, delete_workload},
-        build::build,
-        desired::desired,
-        status::{WorkloadStatus, awaiting_stream, invalid, is_rolled_out, running, shared},
-    },
 };
-
-/// How long after its creation an object's pods wait for EventStreams that do not exist: what is applied together is created one after
-/// another, and each stream that came later would roll the pods out once more.
-const STREAM_GRACE: Duration = Duration::from_secs(5);
 
 /// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
@@ -104,7 +93,7 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
     let results = status::Results {
         consumer: ensure_consumer(&object, &owner, &inputs, &context).await.map_err(Error::Consumer),
         dead_letters: ensure_dead_letters(&object, &inputs, &applier).await,
-        workload: ensure_workload(&object, &inputs, &applier, &context).await,
+        workload: workload::ensure(&object, &inputs, &applier, &context).await,
     };
     // Recorded first: what was done is not done again if the status cannot be written.
     let report_after = status::record_events(&object, &results, &context);
@@ -200,42 +189,4 @@ async fn ensure_dead_letters(
             Ok(Some(dead_letter::summarize(&kept)))
         }
     }
-}
-
-/// Brings the pods to what the object declares; None where it declares none.
-async fn ensure_workload(
-    object: &EventConsumer,
-    inputs: &Inputs,
-    applier: &Applier<'_>,
-    context: &Context,
-) -> Result<Option<WorkloadStatus>, Error> {
-    let (Some(workload), Pods::Own(guests)) = (&object.spec.workload, &inputs.pods) else {
-        // A workload that was taken out of the spec takes its pods with it. Under a name that cannot be, there is nothing.
-        if let Ok(names) = WorkloadNames::of(&object.name_any()) {
-            delete_workload(&names, applier).await.map_err(Error::Workload)?;
-        }
-        return Ok(match &inputs.pods {
-            Pods::Elsewhere(other) => Some(shared(&object.spec, other.as_deref())),
-            Pods::None | Pods::Own(_) => None,
-        });
-    };
-    if let Some(reference) = inputs::missing_stream(object, inputs, guests)
-        && let Some(left) = STREAM_GRACE.checked_sub(age(object))
-    {
-        return Ok(Some(awaiting_stream(reference, left)));
-    }
-    let desired = match desired(object, workload, validate::bindings(object, inputs, guests)) {
-        Ok(desired) => desired,
-        Err(errors) => return Ok(Some(invalid(&errors))),
-    };
-    let objects = build(&desired, &context.settings.workloads).map_err(Error::Bindings)?;
-    let owned = apply_workload(objects, &desired.names, applier).await.map_err(Error::Workload)?;
-    let deployment = owned.deployment.as_deref().cloned().unwrap_or_default();
-    let diagnosis = if is_rolled_out(&deployment) {
-        Diagnosis::default()
-    } else {
-        let pods_of = (desired.namespace.clone(), desired.names.workload.clone());
-        diagnose(&pods_of, &context.pods, &context.client).await
-    };
-    Ok(Some(running(&desired, &deployment, &diagnosis)))
 }
