@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "all of this target is tests, their helpers too")]
 
 mod accounts;
+mod admission;
 mod chart;
 mod cluster;
 mod installation;

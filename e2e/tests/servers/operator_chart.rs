@@ -12,22 +12,22 @@ use crate::chart::helm;
 /// A release and its namespace.
 const RELEASE: &str = "jetwright";
 /// Values of a small installation with NATS.
-const VALUES: [&str; 2] = ["--values", "../charts/jetwright/ci/bundled-one-values.yaml"];
+pub const VALUES: [&str; 2] = ["--values", "../charts/jetwright/ci/bundled-one-values.yaml"];
 /// With these Helm takes over what kubectl applied.
 const TAKE_OVER: [&str; 2] = ["--take-ownership", "--force-conflicts"];
 
-fn render(values: &[&str]) -> Result<String, String> {
+pub fn render(values: &[&str]) -> Result<String, String> {
     helm(None, &[&["template", RELEASE, "../charts/jetwright", "--namespace", RELEASE], values].concat())
 }
 
 /// Installs the chart or upgrades its release.
-fn install(control_plane: &ControlPlane, more: &[&str]) -> Result<String, String> {
+pub fn install(control_plane: &ControlPlane, more: &[&str]) -> Result<String, String> {
     let base = ["upgrade", "--install", RELEASE, "../charts/jetwright", "--namespace", RELEASE];
     helm(Some(control_plane), &[&base[..], &VALUES, more].concat())
 }
 
 /// An API server with namespaces in which Pod Security is restricted.
-async fn control_plane() -> ControlPlane {
+pub async fn control_plane() -> ControlPlane {
     let control_plane = ControlPlane::start().await;
     for namespace in [RELEASE, "shop", "billing"] {
         control_plane.kubectl(["create", "namespace", namespace]).unwrap();
