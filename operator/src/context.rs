@@ -10,11 +10,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    jetstream::{
-        connections::Connections,
-        ownership::ClusterNames,
-        plan::{Cause, Plan},
-    },
+    contest::WriteGate,
+    jetstream::{connections::Connections, ownership::ClusterNames},
     kubernetes::{
         age,
         apply::Applying,
@@ -23,8 +20,8 @@ use crate::{
         status::{self, ConditionSummary, Progress, StatusUpdate, StatusWrite},
     },
     metrics::Metrics,
-    object_state::{MAX_REPAIRS, ObjectKey, ObjectStates},
-    outcome::{Outcome, Pending},
+    object_state::{ObjectKey, ObjectStates},
+    outcome::Outcome,
     pods::cache::PodCache,
     rate_limit::RateLimit,
     reported::{Report, Sighting},
@@ -146,7 +143,11 @@ impl Context {
     pub fn requeue<I>(&self, outcome: &Outcome<I>, status: StatusWrite, part: Option<Duration>) -> Action {
         let pending = match outcome {
             Outcome::Pending(pending) => pending.requeue_after,
-            Outcome::Reconciled(_) | Outcome::Invalid(_) => None,
+            Outcome::Reconciled(reconciled) => {
+                let contested = reconciled.contested.as_ref();
+                contested.and_then(|contested| contested.requeue_after).or(reconciled.requeue_after)
+            }
+            Outcome::Invalid(_) => None,
         };
         let deferred = match status {
             StatusWrite::Deferred(delay) => Some(delay),
@@ -156,19 +157,11 @@ impl Context {
         Action::requeue(delay.mul_f64(rand::rng().random_range(1.0..1.2)))
     }
 
-    /// Why drift of an object is not corrected now: it was, too often.
+    /// Lets the writes of what an object declares pass, unless others write as much.
     #[must_use]
-    pub fn throttle_repair(&self, key: &ObjectKey, kind: &str, plan: &Plan) -> Option<Pending> {
-        if !matches!(plan, Plan::Update { cause: Cause::Drift, .. }) {
-            return None;
-        }
-        let requeue_after = Some(self.states.repair_delay(key)?);
-        let message = format!(
-            "drift was corrected {MAX_REPAIRS} times in the last minute; pausing. Another operator or tool is modifying this {kind}: stop it, or \
-             remove it from this {}",
-            key.kind
-        );
-        Some(Pending { reason: Reason::Contested, message, stalled: false, requeue_after })
+    pub fn write_gate<K: Resource<DynamicType = ()>>(&self, object: &K, kind: &'static str) -> WriteGate<'_> {
+        let (states, generation) = (&self.states, object.meta().generation);
+        WriteGate { states, object: ObjectKey::of(object), generation, kind }
     }
 }
 

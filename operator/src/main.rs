@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod connection;
+mod contest;
 mod context;
 mod controllers;
 mod deletion;

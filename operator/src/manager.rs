@@ -12,7 +12,7 @@ use tower::util::MapRequestLayer;
 
 use crate::{
     args::Args,
-    connection,
+    connection::{self, Identity},
     context::Context,
     controllers,
     jetstream::{
@@ -74,7 +74,7 @@ async fn operate(args: &Args, metrics: &Metrics, health: &Health, stop: &Cancell
     let readiness = Readiness::new(health);
     let client =
         client(metrics).await.context("Kubernetes cannot be found: run in a cluster, or set KUBECONFIG")?;
-    let nats = connection::open(&args.connection()?, metrics).await?;
+    let nats = connect(args, &client, metrics).await?;
     let reached = {
         let (nats, gate) = (nats.clone(), readiness.nats);
         tokio::spawn(async move { gate.open_when_reached(&nats).await })
@@ -92,6 +92,25 @@ async fn operate(args: &Args, metrics: &Metrics, health: &Health, stop: &Cancell
     let result = lead(args, &context, stop).await;
     reached.abort();
     result
+}
+
+/// The connection to NATS, which is named by the cluster. Where that has no name and Kubernetes does not answer, NATS does not wait for it.
+async fn connect(args: &Args, client: &Client, metrics: &Metrics) -> Result<jetwright_nats::Connection> {
+    let cluster = match &args.controllers.cluster_name {
+        Some(name) => Some(name.clone()),
+        None => tokio::time::timeout(CLUSTER_UID_TIMEOUT, uid_of_kube_system(client))
+            .await
+            .ok()
+            .transpose()
+            .ok()
+            .flatten(),
+    };
+    let identity = Identity {
+        cluster: cluster.as_deref().unwrap_or("unnamed"),
+        namespace: client.default_namespace(),
+        pod: &std::env::var("HOSTNAME").unwrap_or_else(|_| "operator".to_owned()),
+    };
+    Ok(connection::open(&args.connection()?, &identity, metrics).await?)
 }
 
 /// A client whose requests are counted.

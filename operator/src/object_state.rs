@@ -10,14 +10,12 @@ use rand::RngExt as _;
 use tokio::time::Instant;
 
 use crate::{
+    contest::Contest,
     deletion::Deletion,
     error::ErrorClass,
     reported::{Report, Reported, Sighting},
 };
 
-/// Maximum drift corrections of one resource per [`REPAIR_WINDOW`].
-pub const MAX_REPAIRS: u32 = 20;
-const REPAIR_WINDOW: Duration = Duration::from_mins(1);
 /// How long an own write is waited for: without a bound, an object whose resource versions start over would never be reconciled.
 const MAX_WATCH_LAG: Duration = Duration::from_secs(10);
 /// Time without use after which the state of an object is dropped; longer than any pause between two reconciles.
@@ -65,8 +63,8 @@ struct ObjectState {
     /// When to try again after a failure, and what JetStream was seen to have when it failed.
     retry: Option<(Instant, Option<u64>)>,
     deletion: Deletion,
-    /// Drift corrections since a time, so that two writers who disagree do not take turns a hundred times a second.
-    drift_repairs: Option<(Instant, u32)>,
+    /// Writes of what it declares, so that two writers who disagree do not take turns a hundred times a second.
+    contest: Contest,
     /// Which recreation was reported last: a reconcile that does not see yet what the one before it wrote notices it once more.
     last_recreated: Option<String>,
     /// Which troubles were reported by events.
@@ -141,16 +139,14 @@ impl ObjectStates {
         });
     }
 
-    /// Counts one more drift correction; how long to wait before it where there were too many.
-    pub fn repair_delay(&self, key: &ObjectKey) -> Option<Duration> {
-        self.with(key, |state| {
-            let (since, count) = state.drift_repairs.get_or_insert_with(|| (Instant::now(), 0));
-            if since.elapsed() >= REPAIR_WINDOW {
-                (*since, *count) = (Instant::now(), 0);
-            }
-            *count = count.saturating_add(1);
-            (*count > MAX_REPAIRS).then(|| REPAIR_WINDOW.saturating_sub(since.elapsed()))
-        })
+    /// Works with the contest for what an object declares.
+    pub fn with_contest<R>(&self, key: &ObjectKey, work: impl FnOnce(&mut Contest) -> R) -> R {
+        self.with(key, |state| work(&mut state.contest))
+    }
+
+    /// Whether nothing is written because others write as much.
+    pub fn is_contested(&self, key: &ObjectKey) -> bool {
+        self.read(key, |state| state.contest.is_paused())
     }
 
     /// Whether it was not reported yet that the thing was recreated at this time.
@@ -297,15 +293,6 @@ mod tests {
         assert_eq!((states.is_absent(&key()), states.applied(&key())), (false, Some(fingerprint)));
         states.set_absent(&key(), false);
         assert_eq!(states.applied(&key()), Some(fingerprint));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn two_writers_who_disagree_are_slowed_down() {
-        let states = ObjectStates::default();
-        assert!((0..MAX_REPAIRS).all(|_| states.repair_delay(&key()).is_none()));
-        assert_eq!(states.repair_delay(&key()), Some(REPAIR_WINDOW));
-        tokio::time::advance(REPAIR_WINDOW).await;
-        assert_eq!(states.repair_delay(&key()), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -97,6 +97,14 @@ pub enum OperationResult {
     Blocked(Blocked),
 }
 
+impl OperationResult {
+    /// Whether something was written.
+    #[must_use]
+    pub fn is_write(&self) -> bool {
+        !matches!(self, Self::Unchanged | Self::Blocked(_))
+    }
+}
+
 /// Something that JetStream created at some time.
 pub trait CreationTime {
     /// RFC 3339.
@@ -113,6 +121,10 @@ pub struct Reconciled<I> {
     pub recreated: bool,
     /// Why JetStream does not give it the replicas that are preferred.
     pub refusal: Option<String>,
+    /// What is to be said instead of that all is well, since others write the same thing.
+    pub contested: Option<Pending>,
+    /// When to reconcile next, where nothing else wakes the object.
+    pub requeue_after: Option<Duration>,
 }
 
 impl<I: CreationTime + Clone> Reconciled<I> {
@@ -124,7 +136,7 @@ impl<I: CreationTime + Clone> Reconciled<I> {
         // Times in statuses are whole seconds: what was created again within one looks the same.
         let another = info.as_ref().is_some_and(|info| !recorded.matches(info.created()));
         let recreated = recorded.created.is_some() && (another || result == OperationResult::Created);
-        Self { result, info, recreated, refusal: None }
+        Self { result, info, recreated, refusal: None, contested: None, requeue_after: None }
     }
 
     /// The fields that were corrected, `*` for something that had been deleted; None where no other writer had changed anything.

@@ -23,6 +23,22 @@ pub struct Settings {
     pub credentials: Option<PathBuf>,
 }
 
+/// Which operator this is, as others find it in the audit of JetStream's API.
+#[derive(Clone, Debug)]
+pub struct Identity<'a> {
+    pub cluster: &'a str,
+    pub namespace: &'a str,
+    pub pod: &'a str,
+}
+
+impl Identity<'_> {
+    /// Unique, so that the audit of the API tells this process's own changes from those of others, of its own replicas, too.
+    fn connection_name(&self) -> String {
+        let Self { cluster, namespace, pod } = self;
+        format!("jetwright-operator/{cluster}/{namespace}/{pod}/{}", uuid::Uuid::new_v4())
+    }
+}
+
 /// Why the connection could not be set up; servers that are away are no reason.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -63,12 +79,15 @@ pub fn servers(flag: &'static str, text: &str) -> Result<Vec<ServerAddr>, Error>
 /// # Errors
 ///
 /// When what the settings name cannot be used.
-pub async fn open(settings: &Settings, metrics: &Metrics) -> Result<Connection, Error> {
+pub async fn open(
+    settings: &Settings,
+    identity: &Identity<'_>,
+    metrics: &Metrics,
+) -> Result<Connection, Error> {
     let credentials = settings.credentials.as_ref();
     let credentials = credentials.map(|folder| Credentials::open(CREDENTIALS_FLAG, folder)).transpose()?;
     let connection = Connection::open(ConnectionConfig {
-        // Unique, so that the audit of the API tells this process's own changes from those of others.
-        name: format!("jetwright-operator-{}", uuid::Uuid::new_v4()),
+        name: identity.connection_name(),
         servers: settings.servers.clone(),
         credentials,
         credentials_setting: CREDENTIALS_FLAG,

@@ -77,7 +77,8 @@ impl Wakeups {
         }
     }
 
-    /// JetStream has something else. An object that failed is not woken before its next try for what it saw when it failed.
+    /// JetStream has something else. An object that failed is not woken before its next try for what it saw when it failed, nor one that
+    /// others write, too, before its next write.
     pub fn of_change(&mut self, change: &Change, scope: &Scope, cache: &Cache, states: &ObjectStates) {
         match change {
             Change::Everything => {
@@ -101,7 +102,8 @@ impl Wakeups {
 }
 
 fn passes<K: Resource<DynamicType = ()>>(name: &Name, seen: Option<u64>, states: &ObjectStates) -> bool {
-    !states.backs_off(&ObjectKey::new::<K>(&name.0, &name.1), seen)
+    let key = ObjectKey::new::<K>(&name.0, &name.1);
+    !states.backs_off(&key, seen) && !states.is_contested(&key)
 }
 
 /// The EventStream that an object refers to, where it is being deleted.

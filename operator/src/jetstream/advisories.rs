@@ -6,15 +6,15 @@
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
-use jetwright_nats::{Connection, api_request};
+use jetwright_nats::Connection;
 use parking_lot::Mutex;
 use rand::RngExt as _;
-use serde::{Deserialize, de::IgnoredAny};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    asset::{Consumer, ConsumerKey, Stream},
+    advisory::{News, Target, news},
+    asset::{Consumer, Stream},
     cache::{Cache, Change},
 };
 
@@ -45,19 +45,6 @@ pub struct Intervals {
     pub resync: Duration,
     /// Time after which an entry that no reconcile locked is dropped.
     pub idle: Duration,
-}
-
-/// What an advisory is about.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Target {
-    Stream(String),
-    Consumer(ConsumerKey),
-}
-
-impl Target {
-    fn consumer(stream: &str, name: &str) -> Self {
-        Self::Consumer(ConsumerKey { stream: stream.to_owned(), name: name.to_owned() })
-    }
 }
 
 /// JetStream's advisories.
@@ -135,18 +122,28 @@ impl Listener<'_> {
 
     async fn listen(&self, advisories: &mut Advisories) {
         while let Some(message) = advisories.messages.next().await {
-            let Some(target) = target(&message.subject, &message.payload, self.nats.name()) else { continue };
+            let heard = news(&message.subject, &message.payload, self.nats.name());
+            let Some(News { target, writer }) = heard else { continue };
             let known = match &target {
                 Target::Stream(name) => self.cache.knows::<Stream>(name),
                 Target::Consumer(key) => self.cache.knows::<Consumer>(key),
             };
-            if known
-                && self.pending.0.lock().insert(target.clone())
-                && self.targets.try_send(target.clone()).is_err()
-            {
-                self.pending.0.lock().remove(&target);
-                self.nats.slow_consumer().notify_one();
+            if !known {
+                continue;
             }
+            match (&target, writer) {
+                (Target::Stream(name), Some(writer)) => self.cache.wrote::<Stream>(name, writer),
+                (Target::Consumer(key), Some(writer)) => self.cache.wrote::<Consumer>(key, writer),
+                (_, None) => {}
+            }
+            self.enqueue(&target);
+        }
+    }
+
+    fn enqueue(&self, target: &Target) {
+        if self.pending.0.lock().insert(target.clone()) && self.targets.try_send(target.clone()).is_err() {
+            self.pending.0.lock().remove(target);
+            self.nats.slow_consumer().notify_one();
         }
     }
 }
@@ -212,130 +209,4 @@ async fn lost_advisories(nats: &Connection) {
     nats.slow_consumer().notified().await;
     tracing::warn!("lost advisories, which came faster than they were read; comparing everything");
     tokio::time::sleep(RESYNC_DELAY_AFTER_LOSS).await;
-}
-
-#[derive(Deserialize)]
-struct Advisory {
-    stream: Option<String>,
-    consumer: Option<String>,
-    /// Subject of the API request, in an audit.
-    subject: Option<String>,
-    /// What JetStream answered to it, as JSON.
-    response: Option<String>,
-    client: Option<Client>,
-}
-
-impl Advisory {
-    /// Whether JetStream refused the request.
-    fn is_refused(&self) -> bool {
-        #[derive(Deserialize)]
-        struct Response {
-            error: Option<IgnoredAny>,
-        }
-        let response = self.response.as_deref().map(serde_json::from_str::<Response>);
-        response.is_some_and(|response| response.is_ok_and(|response| response.error.is_some()))
-    }
-}
-
-#[derive(Deserialize)]
-struct Client {
-    name: Option<String>,
-}
-
-/// What to ask JetStream about, or None for what changes nothing or was our own doing.
-fn target(subject: &str, payload: &[u8], own_name: &str) -> Option<Target> {
-    let advisory: Advisory = serde_json::from_slice(payload).ok()?;
-    let kind = subject.strip_prefix("$JS.EVENT.ADVISORY.")?;
-    if kind == "API" {
-        let own = advisory.client.as_ref().is_some_and(|client| client.name.as_deref() == Some(own_name));
-        // What was refused changed nothing.
-        if own || advisory.is_refused() {
-            return None;
-        }
-        return target_of_api_audit(&advisory.subject?);
-    }
-    match (kind.split('.').next()?, kind.split('.').nth(1)?) {
-        ("STREAM", "CREATED" | "UPDATED" | "DELETED" | "RESTORE_COMPLETE") => {
-            Some(Target::Stream(advisory.stream?))
-        }
-        ("CONSUMER", "CREATED" | "DELETED" | "PAUSE") => {
-            Some(Target::consumer(&advisory.stream?, &advisory.consumer?))
-        }
-        _ => None,
-    }
-}
-
-/// What a request to the API changed: consumers have no advisory of their changes.
-fn target_of_api_audit(subject: &str) -> Option<Target> {
-    let tokens: Vec<_> = api_request(subject)?.split('.').collect();
-    match tokens[..] {
-        ["CONSUMER", "CREATE" | "RESET", stream, name, ..]
-        | ["CONSUMER", "DURABLE", "CREATE", stream, name] => Some(Target::consumer(stream, name)),
-        ["STREAM", "CREATE" | "UPDATE" | "DELETE" | "PURGE", name] => Some(Target::Stream(name.to_owned())),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn stream(name: &str) -> Target {
-        Target::Stream(name.to_owned())
-    }
-
-    fn consumer(stream: &str, name: &str) -> Target {
-        Target::consumer(stream, name)
-    }
-
-    #[test]
-    fn advisories_name_the_stream_or_consumer_to_refresh() {
-        let payload = br#"{"stream":"orders","consumer":"billing","action":"delete"}"#;
-        let of = |subject: &str| target(subject, payload, "me");
-        assert_eq!(of("$JS.EVENT.ADVISORY.STREAM.UPDATED.orders"), Some(stream("orders")));
-        assert_eq!(
-            of("$JS.EVENT.ADVISORY.CONSUMER.DELETED.orders.billing"),
-            Some(consumer("orders", "billing"))
-        );
-        assert_eq!(of("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.orders"), None);
-        assert_eq!(of("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.orders.billing"), None);
-    }
-
-    #[test]
-    fn the_audit_of_the_api_names_what_others_changed() {
-        let of = |request: &str, by: &str| {
-            let payload = serde_json::json!({"subject": request, "client": {"name": by}}).to_string();
-            target("$JS.EVENT.ADVISORY.API", payload.as_bytes(), "me")
-        };
-        assert_eq!(
-            of("$JS.API.CONSUMER.CREATE.orders.billing.orders.*.placed", "nats"),
-            Some(consumer("orders", "billing"))
-        );
-        assert_eq!(
-            of("$JS.hub.API.CONSUMER.DURABLE.CREATE.orders.billing", "nats"),
-            Some(consumer("orders", "billing"))
-        );
-        assert_eq!(of("$JS.API.STREAM.PURGE.orders", "nats"), Some(stream("orders")));
-        assert_eq!(of("$JS.API.STREAM.UPDATE.orders", "me"), None);
-        assert_eq!(of("$JS.API.STREAM.INFO.orders", "nats"), None);
-    }
-
-    #[test]
-    fn a_request_of_others_that_was_refused_is_no_news() {
-        let of = |response: &str| {
-            let payload =
-                serde_json::json!({"subject": "$JS.API.STREAM.CREATE.orders", "response": response});
-            target("$JS.EVENT.ADVISORY.API", payload.to_string().as_bytes(), "me")
-        };
-        assert_eq!(of(r#"{"type": "x", "error": {"code": 400, "err_code": 10065}}"#), None);
-        for answered in [r#"{"type": "x", "config": {"error": 1}}"#, "{", ""] {
-            assert_eq!(of(answered), Some(stream("orders")), "{answered}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_advisory_is_skipped() {
-        assert_eq!(target("$JS.EVENT.ADVISORY.API", b"{", "me"), None);
-        assert_eq!(target("$JS.EVENT.ADVISORY.STREAM.UPDATED.x", b"{}", "me"), None);
-    }
 }

@@ -16,7 +16,10 @@ use super::{
     entries::{CacheEntry, Entries, Entry, EntryGuard, Slot, same},
     info::StreamInfo,
 };
-use crate::outcome::CreationTime as _;
+use crate::{
+    contest::{ForeignWrites, Writer},
+    outcome::CreationTime as _,
+};
 
 /// Changes that a listener may lag behind before everything counts as changed for it.
 const MAX_PENDING_CHANGES: usize = 4096;
@@ -181,6 +184,17 @@ impl Cache {
     #[must_use]
     pub fn seen<A: Cached>(&self, key: &A::Key) -> Option<u64> {
         A::entries(self).with_facts(key, |facts| facts.seen)?
+    }
+
+    /// What others wrote of it.
+    #[must_use]
+    pub fn foreign_writes<A: Cached>(&self, key: &A::Key) -> ForeignWrites {
+        A::entries(self).with_facts(key, |facts| facts.foreign.clone()).unwrap_or_default()
+    }
+
+    /// Another client wrote it.
+    pub fn wrote<A: Cached>(&self, key: &A::Key, writer: Writer) {
+        A::entries(self).with_facts(key, |facts| facts.foreign.add(writer));
     }
 
     /// Whether anything asked for it.

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::{asset::Asset, history::History};
-use crate::outcome::CreationTime as _;
+use crate::{contest::ForeignWrites, outcome::CreationTime as _};
 
 /// A description of a stream or consumer as one JSON text: as a tree of values it takes many times the memory, and there are thousands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub enum CacheEntry<T> {
 pub struct Facts {
     /// Tells what JetStream said last from anything else, whether or not it is stale.
     pub seen: Option<u64>,
+    /// What other clients wrote.
+    pub foreign: ForeignWrites,
 }
 
 type SharedFacts = Arc<Mutex<Facts>>;

@@ -2,9 +2,10 @@
 //!
 //! [`asset`] is what streams and consumers have in common, [`stream_config`] and [`consumer_config`] are the tables of their fields;
 //! [`reconcile`] carries out what [`plan`] decides from [`diff`], [`ownership`] and [`claim`]; [`cache`] holds what JetStream has, kept true by
-//! [`advisories`]. The crate for NATS speaks `$JS.API`, and [`config`] keeps fields that it does not know.
+//! [`advisories`], each of which [`advisory`] reads. The crate for NATS speaks `$JS.API`, and [`config`] keeps fields that it does not know.
 
 pub mod advisories;
+pub mod advisory;
 pub mod asset;
 pub mod cache;
 pub mod claim;

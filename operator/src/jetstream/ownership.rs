@@ -79,6 +79,14 @@ impl Owner {
         std::iter::once(current).chain(others).any(|cluster| self.under(cluster) == owner)
     }
 
+    /// The uid of another object of this one's cluster name, namespace and name, where the metadata name that one.
+    #[must_use]
+    pub fn twin<'a>(&self, config: &'a Config) -> Option<&'a str> {
+        let metadata = config.metadata();
+        let named = metadata.get(OWNER).is_some_and(|owner| self.is_named_by(owner));
+        metadata.get(UID).copied().filter(|uid| named && *uid != self.uid)
+    }
+
     /// A configuration with the metadata that say whose it is, and what was applied. `table` has its fields.
     #[must_use]
     pub fn stamp(&self, config: Config, table: &[Field]) -> Config {

@@ -22,6 +22,7 @@ use super::{
     plan::{Cause, Known, Plan, plan},
 };
 use crate::{
+    contest::{Rivals, WriteGate},
     error::{ErrorClass, ReconcileError},
     outcome::{CreationTime as _, OperationResult, Outcome, Pending, Reconciled, Recorded},
 };
@@ -78,7 +79,7 @@ pub struct Situation<'a> {
     pub refusal_ttl: Duration,
 }
 
-/// Brings JetStream to what is desired. `throttle` says where a plan has to wait.
+/// Brings JetStream to what is desired, as far as `gate` lets writes pass.
 ///
 /// # Errors
 ///
@@ -87,48 +88,75 @@ pub async fn ensure<A: Cached>(
     cache: &Cache,
     desired: &Desired<A>,
     situation: Situation<'_>,
-    throttle: impl FnOnce(&Plan) -> Option<Pending> + Send,
+    gate: &WriteGate<'_>,
 ) -> Result<Outcome<A::Info>, Error> {
     let failed = |source| Error::reading::<A>(&desired.key, source);
     let mut entry = cache.lock::<A>(&desired.key).await.map_err(failed)?;
     entry.history_mut().forget_refusal(situation.refusal_ttl);
     let mut todo = decide(cache, desired, &situation, &entry);
     if todo.writes() {
+        if let Some(pending) = gate.pause() {
+            return Ok(Outcome::Pending(pending));
+        }
         // What is written is decided on what JetStream has now, not on what it had when it was read last.
         cache.refresh_locked::<A>(&desired.key, &mut entry).await.map_err(failed)?;
         todo = decide(cache, desired, &situation, &entry);
-        if let Some(pending) = throttle(&todo) {
-            return Ok(Outcome::Pending(pending));
-        }
     }
-    let scales = todo.scales() && matches!(desired.replicas, Some(Replicas::Prefer(_)));
-    let mut applied = apply::<A>(cache, desired, todo, situation.age, &mut entry).await;
-    if let Err(Error { source, .. }) = &applied {
-        let no_room = scales && source.err_code().is_some_and(|code| NO_ROOM.contains(&code));
-        if no_room {
-            entry.history_mut().refuse(desired.owner.declaration(), source.to_string());
-        }
-        let limit = desired.max_ack_pending.and_then(|most| smaller_limit(most, source));
-        if limit.is_some() {
-            cache.set_max_ack_pending(limit);
-        }
-        if no_room || limit.is_some() {
-            // What is declared does not wait for what is only preferred.
-            let rest = decide(cache, desired, &situation, &entry);
-            applied = apply::<A>(cache, desired, rest, situation.age, &mut entry).await;
-        }
-    }
-    match applied {
+    let contested = match &todo {
+        Plan::Blocked(_) => None,
+        _ => match gate.pass(todo.writes(), &rivals(cache, desired, &entry, todo.writes())) {
+            Ok(contested) => contested,
+            Err(pending) => return Ok(Outcome::Pending(pending)),
+        },
+    };
+    match apply_with_less(cache, desired, &situation, todo, &mut entry).await {
         Ok(result) => {
+            let requeue_after = if result.is_write() { gate.wrote() } else { None };
             let reconciled = Reconciled::new(result, entry.present().as_ref(), situation.recorded);
             let refusal = entry.history().refusal(desired.owner.declaration()).map(str::to_owned);
-            Ok(Outcome::Reconciled(Reconciled { refusal, ..reconciled }))
+            Ok(Outcome::Reconciled(Reconciled { refusal, contested, requeue_after, ..reconciled }))
         }
         Err(Error { source, .. }) if [RECONFIGURING, MOVING].map(Some).contains(&source.err_code()) => {
             Ok(Outcome::Pending(scaling::<A>(&desired.key)))
         }
         Err(error) => Err(error),
     }
+}
+
+/// What others do with what is desired. What has to be written may carry the mark of another.
+fn rivals<A: Cached>(cache: &Cache, desired: &Desired<A>, entry: &EntryGuard<A>, differs: bool) -> Rivals {
+    let actual = if differs { entry.present() } else { None };
+    Rivals {
+        writes: cache.foreign_writes::<A>(&desired.key),
+        twin: actual.and_then(|info| desired.owner.twin(A::config(&info)).map(ToString::to_string)),
+    }
+}
+
+/// Carries a plan out, and where JetStream refuses what is only preferred, what is declared without it.
+async fn apply_with_less<A: Cached>(
+    cache: &Cache,
+    desired: &Desired<A>,
+    situation: &Situation<'_>,
+    todo: Plan,
+    entry: &mut EntryGuard<A>,
+) -> Result<OperationResult, Error> {
+    let scales = todo.scales() && matches!(desired.replicas, Some(Replicas::Prefer(_)));
+    let applied = apply::<A>(cache, desired, todo, situation.age, entry).await;
+    let Err(Error { source, .. }) = &applied else { return applied };
+    let no_room = scales && source.err_code().is_some_and(|code| NO_ROOM.contains(&code));
+    if no_room {
+        entry.history_mut().refuse(desired.owner.declaration(), source.to_string());
+    }
+    let limit = desired.max_ack_pending.and_then(|most| smaller_limit(most, source));
+    if limit.is_some() {
+        cache.set_max_ack_pending(limit);
+    }
+    if !no_room && limit.is_none() {
+        return applied;
+    }
+    // What is declared does not wait for what is only preferred.
+    let rest = decide(cache, desired, situation, entry);
+    apply::<A>(cache, desired, rest, situation.age, entry).await
 }
 
 fn decide<A: Cached>(

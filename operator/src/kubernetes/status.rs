@@ -97,6 +97,9 @@ pub fn summarize<I, E: ReconcileError>(result: &Result<Outcome<I>, E>, when_read
         Ok(Outcome::Reconciled(Reconciled { result: OperationResult::Blocked(blocked), .. })) => {
             ConditionSummary::stalled(blocked.reason, &blocked.message)
         }
+        Ok(Outcome::Reconciled(Reconciled { contested: Some(contested), .. })) => {
+            ConditionSummary::reconciling(contested.reason, &contested.message)
+        }
         Ok(Outcome::Reconciled(_)) => ConditionSummary::ready(when_ready),
         Ok(Outcome::Invalid(errors)) => ConditionSummary::stalled(Reason::Invalid, join(errors)),
         Ok(Outcome::Pending(pending)) if pending.stalled => {

@@ -32,7 +32,6 @@ use crate::{
         finalizer,
         status::ConditionSummary,
     },
-    object_state::ObjectKey,
     outcome::{CreationTime as _, Outcome, Pending, Recorded},
 };
 
@@ -142,11 +141,8 @@ async fn ensure_consumer(
         age: Duration::ZERO,
         refusal_ttl: context.settings.resync,
     };
-    let key = ObjectKey::of(object);
-    reconcile::ensure(&connection.cache, &desired, situation, |plan| {
-        context.throttle_repair(&key, Consumer::KIND, plan)
-    })
-    .await
+    let gate = context.write_gate(object, Consumer::KIND);
+    reconcile::ensure(&connection.cache, &desired, situation, &gate).await
 }
 
 /// Whether the EventStream's stream exists and is its own: a consumer on a stream that the EventStream merely names would read what

@@ -23,7 +23,6 @@ use crate::{
         reconcile::{self, SCALING_INTERVAL, Situation},
     },
     kubernetes::{age, finalizer},
-    object_state::ObjectKey,
     outcome::{Outcome, Recorded},
 };
 
@@ -102,9 +101,6 @@ async fn ensure(
         age: age(object),
         refusal_ttl: context.settings.resync,
     };
-    let key = ObjectKey::of(object);
-    reconcile::ensure(&connection.cache, &desired, situation, |plan| {
-        context.throttle_repair(&key, Stream::KIND, plan)
-    })
-    .await
+    let gate = context.write_gate(object, Stream::KIND);
+    reconcile::ensure(&connection.cache, &desired, situation, &gate).await
 }
