@@ -74,6 +74,8 @@ struct ObjectState {
     written_version: Option<u64>,
     /// What was applied as this object, where the operator applies it.
     applied: Option<Fingerprint>,
+    /// A question about what runs as this object, by its hash, and the answer.
+    runs_as: Option<(u64, bool)>,
     /// A read proved that the object does not exist; its watch reports its creation.
     absent: bool,
 }
@@ -189,6 +191,17 @@ impl ObjectStates {
 
     pub fn set_applied(&self, key: &ObjectKey, fingerprint: Option<Fingerprint>) {
         self.with(key, |state| (state.applied, state.absent) = (fingerprint, false));
+    }
+
+    /// The answer to a question about what runs as this object, where it was the last one.
+    pub fn runs_as(&self, key: &ObjectKey, question: u64) -> Option<bool> {
+        self.read(key, |state| state.runs_as)
+            .filter(|(known, _)| *known == question)
+            .map(|(_, answer)| answer)
+    }
+
+    pub fn set_runs_as(&self, key: &ObjectKey, question: u64, answer: bool) {
+        self.with(key, |state| state.runs_as = Some((question, answer)));
     }
 
     /// Whether a read proved that the object does not exist.

@@ -109,7 +109,7 @@ pub struct Applying {
 /// Applies objects for the object that owns them.
 pub struct Applier<'a> {
     applying: &'a Applying,
-    states: &'a ObjectStates,
+    pub states: &'a ObjectStates,
     kind: String,
     namespace: String,
     uid: String,
@@ -297,11 +297,12 @@ impl<'a> Applier<'a> {
         Err(Error::Foreign { kind: key.kind, name: key.name, owner: self.kind.clone() })
     }
 
-    fn api<K: Kind>(&self) -> Api<K> {
+    /// The owner's namespace.
+    pub fn api<K: Kind>(&self) -> Api<K> {
         Api::namespaced(self.applying.client.clone(), &self.namespace)
     }
 
-    fn key<K: Kind>(&self, name: &str) -> ObjectKey {
+    pub fn key<K: Kind>(&self, name: &str) -> ObjectKey {
         ObjectKey::new::<K>(&self.namespace, name)
     }
 }
@@ -328,7 +329,8 @@ fn projection(part: &Value, whole: &Value) -> Value {
     }
 }
 
-fn hash_of(value: &impl Hash) -> u64 {
+/// A hash within this process.
+pub fn hash_of(value: &impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     value.hash(&mut hasher);
     hasher.finish()

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{
     desired::{Desired, WorkloadSettings},
-    template::{labels, sets_service_account, template},
+    template::{Helpers, labels, sets_service_account, template},
 };
 
 /// Pods that may be taken away at once, as by a node that is drained.
@@ -49,7 +49,11 @@ pub fn selector(name: &str) -> BTreeMap<String, String> {
 /// # Errors
 ///
 /// When the bindings cannot be written as YAML.
-pub fn build(desired: &Desired, settings: &WorkloadSettings) -> Result<Objects, serde_saphyr::ser::Error> {
+pub fn build(
+    desired: &Desired,
+    settings: &WorkloadSettings,
+    helpers: Helpers,
+) -> Result<Objects, serde_saphyr::ser::Error> {
     let name = &desired.names.workload;
     let file = serde_saphyr::to_string(&desired.bindings)?;
     let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, file.as_bytes()).to_string();
@@ -69,7 +73,7 @@ pub fn build(desired: &Desired, settings: &WorkloadSettings) -> Result<Objects, 
         "spec": {
             "replicas": desired.replicas,
             "selector": { "matchLabels": selector(name) },
-            "template": template(desired, settings, &hash),
+            "template": template(desired, settings, helpers, &hash),
         },
     });
     Ok(Objects {
@@ -163,7 +167,7 @@ pub(super) mod tests {
     const MINIMAL: &str = "{spec: {containers: [{name: app, image: shop/order:1}]}}";
 
     fn built(desired: &Desired) -> Objects {
-        build(desired, &settings()).unwrap()
+        build(desired, &settings(), Helpers::Hardened).unwrap()
     }
 
     /// What every object of the workload has.

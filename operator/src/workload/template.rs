@@ -47,6 +47,23 @@ fn admin_port(spec: &Map<String, Value>, number: u16) -> Value {
     }
 }
 
+/// What becomes of containers beside the program that have no security context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Helpers {
+    /// They get the program's.
+    Hardened,
+    /// They stay as they are, as operators before this one left them.
+    AsWritten,
+}
+
+/// Whether a template has such containers.
+pub fn has_bare_helpers(template: &Map<String, Value>) -> bool {
+    let Some(spec) = template.get("spec") else { return false };
+    let containers = |field: &str| spec[field].as_array().into_iter().flatten();
+    let mut helpers = containers("containers").skip(1).chain(containers("initContainers"));
+    helpers.any(|container| container.get("securityContext").is_none())
+}
+
 /// The labels of a workload's objects.
 pub fn labels(name: &str) -> BTreeMap<String, String> {
     let pairs = [(APP_NAME, name), (MANAGED_BY, JETWRIGHT), (WORKLOAD, name)];
@@ -54,7 +71,7 @@ pub fn labels(name: &str) -> BTreeMap<String, String> {
 }
 
 /// Makes the pod template; `hash` is that of the bindings.
-pub fn template(desired: &Desired, settings: &WorkloadSettings, hash: &str) -> Value {
+pub fn template(desired: &Desired, settings: &WorkloadSettings, helpers: Helpers, hash: &str) -> Value {
     let mut template = desired.template.clone();
     let metadata = object(&mut template, "metadata");
     object(metadata, "annotations").insert(BINDINGS_HASH.to_owned(), json!(hash));
@@ -84,8 +101,9 @@ pub fn template(desired: &Desired, settings: &WorkloadSettings, hash: &str) -> V
     if let Some(Value::Object(container)) = spec.get_mut("containers").and_then(|list| list.get_mut(0)) {
         inject_runtime(container, desired, settings);
         push_port(container, admin_port);
+        set_default(container, "securityContext", container_security());
     }
-    for field in CONTAINERS {
+    for field in CONTAINERS.into_iter().filter(|_| helpers == Helpers::Hardened) {
         let containers = spec.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten();
         for container in containers.filter_map(Value::as_object_mut) {
             set_default(container, "securityContext", container_security());
@@ -192,7 +210,7 @@ mod tests {
     };
 
     fn made(desired: &Desired) -> Value {
-        template(desired, &settings(), "h1")
+        template(desired, &settings(), Helpers::Hardened, "h1")
     }
 
     /// What a container is given that sets nothing itself.
@@ -329,6 +347,21 @@ mod tests {
             assert_eq!(container["securityContext"], security(), "{container}");
         }
         assert_eq!(spec["containers"][2]["securityContext"], json!({"privileged": true}));
+    }
+
+    #[test]
+    fn as_written_only_the_program_gives_up_its_privileges() {
+        let with_helper = desired("{spec: {containers: [{name: app}, {name: helper}]}}");
+        assert!(has_bare_helpers(&with_helper.template));
+        let template = template(&with_helper, &settings(), Helpers::AsWritten, "h1");
+        assert_eq!(template["spec"]["containers"][0]["securityContext"], security());
+        assert_eq!(template["spec"]["containers"][1], json!({"name": "helper"}));
+        for whole in [
+            "{containers: [{name: app}]}",
+            "{containers: [{name: app}], initContainers: [{name: a, securityContext: {}}]}",
+        ] {
+            assert!(!has_bare_helpers(&desired(&format!("{{spec: {whole}}}")).template), "{whole}");
+        }
     }
 
     #[test]

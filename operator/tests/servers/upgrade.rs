@@ -15,7 +15,7 @@ use kube::{Api, Resource, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 
 use crate::{
-    workloads::{SPEC, await_bound, await_deployment, run_pods},
+    workloads::{SPEC, await_bound, await_deployment, run_pods, run_pods_of},
     world::{World, arguments, operator_of},
 };
 
@@ -38,6 +38,17 @@ async fn previous_operator() -> Option<PathBuf> {
     assert!(made.status.success(), "{why}");
     Some(String::from_utf8(made.stdout).unwrap().trim().into())
 }
+
+/// Helpers that set nothing themselves, which the earlier version left so.
+const WITH_HELPERS: &str = "
+    streamRef: {name: orders}
+    workload:
+      replicas: 2
+      template:
+        spec:
+          containers: [{name: app, image: 'shop/order:1'}, {name: helper, image: 'x:1', resources: {limits: {cpu: 1000m}}}]
+          initContainers: [{name: init, image: 'x:1'}]
+";
 
 /// What an upgrade must leave as it is.
 #[derive(Debug, PartialEq)]
@@ -147,12 +158,16 @@ async fn an_upgrade_and_the_way_back_change_nothing_and_warn_of_nothing() {
     world.consumer("mails", "{streamRef: {name: orders}, workloadRef: {name: fulfilment}}").await;
     world.consumer("plain", "{streamRef: {name: scratch}, retry: {maxAttempts: 3}, ackWait: 5s}").await;
     await_deployment(&world, "the deployment", |_| true).await;
+    world.consumer("helped", WITH_HELPERS).await;
     await_bound(&world, &["fulfilment", "mails"]).await;
     run_pods(&world).await;
+    let deployments: Api<Deployment> = world.namespace.api();
+    await_until("the other deployment", SETTLED, || deployments.get("helped")).await;
+    run_pods_of(&world, "helped").await;
     for name in ["orders", "orders-dlq", "scratch"] {
         world.await_ready::<EventStream>(name).await;
     }
-    for name in ["fulfilment", "mails", "plain"] {
+    for name in ["fulfilment", "mails", "plain", "helped"] {
         world.await_ready::<EventConsumer>(name).await;
     }
     world.jetstream.publish("orders.1.placed", "x".into()).await.unwrap().await.unwrap();
@@ -167,8 +182,18 @@ async fn an_upgrade_and_the_way_back_change_nothing_and_warn_of_nothing() {
         settled(&world).await;
         assert_eq!(writes(&world).await, Vec::<String>::new(), "{}", program.display());
         assert_eq!(Snapshot::of(&world).await, before, "{}", program.display());
-        for name in ["fulfilment", "mails", "plain"] {
+        for name in ["fulfilment", "mails", "plain", "helped"] {
             world.await_ready::<EventConsumer>(name).await;
         }
     }
+    // What changes anyway is as this version makes it.
+    world.consumer("helped", &WITH_HELPERS.replace("order:1", "order:2")).await;
+    await_until("restricted helpers", SETTLED, || async {
+        let deployment = deployments.get("helped").await.map_err(|error| error.to_string())?;
+        let pod = deployment.spec.unwrap().template.spec.unwrap();
+        let all = pod.containers.iter().chain(pod.init_containers.iter().flatten());
+        let bare: Vec<_> = all.filter(|container| container.security_context.is_none()).collect();
+        if bare.is_empty() { Ok(()) } else { Err(format!("{bare:?}")) }
+    })
+    .await;
 }

@@ -87,12 +87,17 @@ pub async fn await_bound(world: &World, names: &[&str]) {
 
 /// What a cluster's controllers would say of pods that run.
 pub async fn run_pods(world: &World) {
+    run_pods_of(world, "fulfilment").await;
+}
+
+/// The same of another workload with two pods.
+pub async fn run_pods_of(world: &World, name: &str) {
     let api: Api<Deployment> = world.namespace.api();
-    let generation = api.get("fulfilment").await.unwrap().metadata.generation;
+    let generation = api.get(name).await.unwrap().metadata.generation;
     let status = json!({"status": {
         "observedGeneration": generation, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2, "readyReplicas": 2,
     }});
-    api.patch_status("fulfilment", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    api.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
 }
 
 fn hash(deployment: &Deployment) -> String {

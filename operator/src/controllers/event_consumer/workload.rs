@@ -23,8 +23,10 @@ use crate::{
         apply::{apply, delete_workload},
         build::build,
         desired::desired,
+        kept::runs_as,
         pod_security::{self, violations},
         status::{WorkloadStatus, held, is_rolled_out, running, shared},
+        template::{Helpers, has_bare_helpers},
     },
 };
 
@@ -58,11 +60,18 @@ pub async fn ensure(
         Ok(desired) => desired,
         Err(errors) => return hold(Hold::stalled(Reason::Invalid, join(&errors))).await.map(Some),
     };
-    let objects = build(&desired, &context.settings.workloads).map_err(Error::Bindings)?;
+    let build = |helpers| build(&desired, &context.settings.workloads, helpers).map_err(Error::Bindings);
+    let mut objects = build(Helpers::Hardened)?;
     let level = context.settings.pod_security;
     let forbidden = violations(&objects.deployment["spec"]["template"], level);
     if !forbidden.is_empty() {
         return hold(insecure(level, &forbidden)).await.map(Some);
+    }
+    if has_bare_helpers(&desired.template) {
+        let as_written = build(Helpers::AsWritten)?;
+        if runs_as(&name, &as_written.deployment, applier).await.map_err(Error::Workload)? {
+            objects = as_written;
+        }
     }
     let owned = apply(objects, &desired.names, applier).await.map_err(Error::Workload)?;
     let deployment = owned.deployment.as_deref().cloned().unwrap_or_default();
