@@ -116,7 +116,7 @@ impl Failures {
 fn wake(wakeups: &mut Wakeups, signal: Signal<'_>, scope: &Scope, context: &Context) {
     match signal {
         Signal::Stream(update) => {
-            update.touched.iter().for_each(|touched| wakeups.of_stream(touched, &scope.event_consumers));
+            update.touched.iter().for_each(|touched| wakeups.of_stream(touched, scope));
         }
         Signal::Consumer(update) => {
             update.touched.iter().for_each(|touched| wakeups.of_consumer(touched, scope));

@@ -10,7 +10,7 @@ use jetwright_crds::{
     EventConsumer, EventStream,
     conditions::{self, CONSUMER_READY, READY, WORKLOAD_READY},
     labels::DEAD_LETTERS_OF,
-    names::dead_letter_source,
+    names::{dead_letter_object, dead_letter_source},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource, ResourceExt};
@@ -22,7 +22,7 @@ use crate::{
     },
     kubernetes::{
         scopes::Scope,
-        stores::{IndexKey, Name, Objects, Touched, name_of},
+        stores::{IndexKey, Name, Touched, name_of},
         watched::Watched,
     },
     object_state::{ObjectKey, ObjectStates},
@@ -39,7 +39,7 @@ pub struct Wakeups {
 impl Wakeups {
     /// An EventStream was touched. A consumer waits for its stream to be ready, and for that of its dead letters; the figures in their
     /// statuses do not matter to it.
-    pub fn of_stream(&mut self, touched: &Touched<EventStream>, consumers: &Objects<EventConsumer>) {
+    pub fn of_stream(&mut self, touched: &Touched<EventStream>, scope: &Scope) {
         if let Some(after) = touched.after.as_ref().filter(|_| declaration_changed(touched)) {
             self.streams.insert(name_of(after));
         }
@@ -48,9 +48,14 @@ impl Wakeups {
             return;
         }
         let (namespace, name) = name_of(object);
+        // It may keep dead letters only while this one owns their stream.
+        let keeper = dead_letter_object(&name);
+        if scope.event_streams.get(&namespace, &keeper).is_some() {
+            self.streams.insert((namespace.clone(), keeper));
+        }
         let source = dead_letter_source(&name).map(str::to_owned);
         for reference in [Some(name), source].into_iter().flatten() {
-            for consumer in consumers.by(&IndexKey::Stream((namespace.clone(), reference))) {
+            for consumer in scope.event_consumers.by(&IndexKey::Stream((namespace.clone(), reference))) {
                 self.consumers.insert(name_of(consumer.as_ref()));
                 // Its events may be handled in the pods of another.
                 self.consumers.extend(host_of(&consumer));
@@ -208,28 +213,32 @@ mod tests {
         names.map(|name| ("shop".to_owned(), name.to_owned())).into()
     }
 
-    /// What is woken by an EventStream that has one status, and then another; None where it does not exist.
+    /// What is woken by an EventStream that has one status, and then another; None where it does not exist. Dead letters of orders are kept.
     fn woken_by_stream(name: &str, before: Option<&Value>, after: Option<&Value>) -> Wakeups {
         let stream = |status: &Value| watched(name, "subjects: [a]", status);
         let mut wakeups = Wakeups::default();
         let touched = Touched { before: before.map(stream), after: after.map(stream) };
-        wakeups.of_stream(&touched, &consumers().event_consumers);
+        let scope = consumers();
+        scope.event_streams.put(watched("orders-dlq", "subjects: [a]", &Value::Null));
+        wakeups.of_stream(&touched, &scope);
         wakeups
     }
 
     #[test]
-    fn a_stream_that_comes_to_be_usable_wakes_its_consumers_and_the_pods_that_handle_their_events() {
+    fn a_stream_that_comes_to_be_usable_wakes_its_consumers_the_pods_that_handle_their_events_and_its_dead_letters()
+     {
         let (none, ready) = (Value::Null, with_condition("Ready", "True", "Reconciled"));
         let consumers = names(["billing", "mails", "host"]);
         let created = woken_by_stream("orders", None, Some(&none));
-        assert_eq!(created, Wakeups { streams: names(["orders"]), consumers: consumers.clone() });
-        for (name, before, after) in [
-            ("orders", Some(&none), Some(&ready)),
-            ("orders", Some(&ready), None),
-            ("orders-dlq", Some(&none), Some(&ready)),
+        let streams = names(["orders", "orders-dlq"]);
+        assert_eq!(created, Wakeups { streams, consumers: consumers.clone() });
+        for (name, before, after, streams) in [
+            ("orders", Some(&none), Some(&ready), names(["orders-dlq"])),
+            ("orders", Some(&ready), None, names(["orders-dlq"])),
+            ("orders-dlq", Some(&none), Some(&ready), names([])),
         ] {
             let woken = woken_by_stream(name, before, after);
-            assert_eq!(woken, Wakeups { streams: names([]), consumers: consumers.clone() }, "{name}");
+            assert_eq!(woken, Wakeups { streams, consumers: consumers.clone() }, "{name}");
         }
     }
 

@@ -2,6 +2,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod adoption;
+mod capture;
 mod consumers;
 mod credentials;
 mod dead_letters;

@@ -1,10 +1,11 @@
 //! EventStream: keeps a JetStream stream as declared.
 //!
-//! One reconcile is inputs → validate → plan → apply → status. Its only input is the object; [`crate::jetstream::reconcile`] plans and
-//! applies.
+//! One reconcile is inputs → validate → plan → apply → status. [`crate::jetstream::reconcile`] plans and applies.
 
 mod delete;
 mod durable;
+mod inputs;
+mod reserved;
 mod status;
 mod validate;
 
@@ -87,7 +88,11 @@ async fn ensure(
         Ok(connection) => connection,
         Err(pending) => return Ok(Outcome::Pending(pending)),
     };
-    let desired = match validate::validate(object, owner) {
+    let grants = match inputs::read(object, &owner, &connection.cache, context).await? {
+        Ok(grants) => grants,
+        Err(pending) => return Ok(Outcome::Pending(pending)),
+    };
+    let desired = match validate::validate(object, owner, &grants) {
         Ok(desired) => desired,
         Err(errors) => return Ok(Outcome::Invalid(errors)),
     };

@@ -1,4 +1,4 @@
-//! In: an EventStream. Out: the stream that it declares, whole, or everything that is wrong with it. Pure.
+//! In: an EventStream, and which reserved subjects it may have. Out: the stream that it declares, whole, or everything that is wrong with it. Pure.
 //!
 //! What the API server refuses by the schema is not judged again here.
 
@@ -6,6 +6,7 @@ use std::time;
 
 use jetwright_crds::{Duration, EventStream, stream::Limits};
 
+use super::reserved::{self, Grants};
 use crate::{
     field_error::FieldError,
     jetstream::{
@@ -18,18 +19,19 @@ use crate::{
 /// Shortest age and duplicate window that JetStream takes (checkStreamCfg in server/stream.go of nats-server).
 const MIN_AGE: time::Duration = time::Duration::from_millis(100);
 
-/// How the subjects and the streams of key-value and object buckets begin (ADR-8 and ADR-20 of NATS).
-const BUCKETS: [(&str, &str); 2] = [("$KV.", "KV_"), ("$O.", "OBJ_")];
-
 /// Makes the desired stream of an object.
 ///
 /// # Errors
 ///
 /// Everything that is wrong, each with its field and what to do.
-pub fn validate(object: &EventStream, owner: Owner) -> Result<Desired<Stream>, Vec<FieldError>> {
+pub fn validate(
+    object: &EventStream,
+    owner: Owner,
+    grants: &Grants,
+) -> Result<Desired<Stream>, Vec<FieldError>> {
     let (name, spec) = (object.stream_name(), &object.spec);
     let mut errors = spec.limits.as_ref().map(limit_errors).unwrap_or_default();
-    errors.extend(bucket_error(&name, &spec.subjects));
+    errors.extend(reserved::errors(&name, spec, grants));
     errors.extend(spec.duplicate_window.and_then(|window| window_error(window, spec.effective_max_age())));
     if !errors.is_empty() {
         return Err(errors);
@@ -41,19 +43,6 @@ pub fn validate(object: &EventStream, owner: Owner) -> Result<Desired<Stream>, V
         adoption: spec.effective_adoption_policy(),
         replicas: Some(spec.effective_replicas()),
         max_ack_pending: None,
-    })
-}
-
-/// Subjects of a bucket belong to the stream that is the bucket: another stream would keep what is not its own.
-fn bucket_error(name: &str, subjects: &[String]) -> Option<FieldError> {
-    BUCKETS.iter().find_map(|(subject_prefix, name_prefix)| {
-        let bucket = |subject: &String| subject.strip_prefix(subject_prefix)?.split('.').next().map(str::to_owned);
-        let foreign = subjects.iter().filter_map(bucket).find(|bucket| *name != format!("{name_prefix}{bucket}"))?;
-        let message = format!(
-            "{subject_prefix}{foreign} belongs to the stream {name_prefix}{foreign}: name this stream so by spec.streamName, or \
-             choose other subjects"
-        );
-        Some(FieldError::new("spec.subjects", message))
     })
 }
 
@@ -115,7 +104,7 @@ mod tests {
 
     fn validated(spec: &str) -> Result<Desired<Stream>, Vec<FieldError>> {
         let object = EventStream::new("orders", serde_saphyr::from_str(spec).unwrap());
-        validate(&object, owner(1))
+        validate(&object, owner(1), &Grants::default())
     }
 
     fn fields(spec: &str) -> Vec<&'static str> {
@@ -146,24 +135,13 @@ mod tests {
     }
 
     #[test]
-    fn the_subjects_of_a_bucket_are_its_own_streams() {
-        assert_eq!(fields("{subjects: ['$KV.users.>']}"), ["spec.subjects"]);
-        assert_eq!(
-            fields("{streamName: KV_users, subjects: ['$KV.users.>', '$KV.others.>']}"),
-            ["spec.subjects"]
-        );
-        validated("{streamName: KV_users, subjects: ['$KV.users.>']}").unwrap();
-        validated("{streamName: OBJ_files, subjects: ['$O.files.C.>', '$O.files.M.>']}").unwrap();
-    }
-
-    #[test]
     fn every_error_is_named_at_once() {
-        let spec =
-            "{subjects: [a], limits: {maxAge: 10ms, maxBytes: 0, maxMessageSize: 2Gi}, duplicateWindow: 1ms}";
+        let spec = "{subjects: [$SRV.a], limits: {maxAge: 10ms, maxBytes: 0, maxMessageSize: 2Gi}, duplicateWindow: 1ms}";
         let all = [
             "spec.limits.maxAge",
             "spec.limits.maxBytes",
             "spec.limits.maxMessageSize",
+            "spec.subjects",
             "spec.duplicateWindow",
         ];
         assert_eq!(fields(spec), all);
