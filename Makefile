@@ -49,9 +49,9 @@ demo: ## Everything on a kind cluster of this machine, a user, two orders, and a
 clean-demo: ## Remove the demo's cluster; programs and images stay in the cache
 	@e2e/demo/demo down
 
-bench-operator: programs ## The operator's figures, of its release build: until Ready, until repaired, memory and processor time when idle
+bench-operator: programs ## The operator's figures, of its release build: until Ready, until repaired, requests, memory, many objects; ONLY="speed requests memory many ten-thousand" chooses some
 	$(CARGO) build --release --locked -p jetwright-operator
-	$(CARGO) bench --locked -p jetwright-e2e --bench figures
+	$(CARGO) bench --locked -p jetwright-e2e --bench operator -- $(ONLY)
 
 bench-runtime: programs ## Figures of the runtime beside a bare async-nats loop: consuming, publishing, requests, ordered lanes, latency, memory; ONLY='consume "1 %"' chooses some
 	$(CARGO) bench --locked -p jetwright-runtime --bench runtime -- $(ONLY)

@@ -26,7 +26,10 @@ use kube::{
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
-use super::{stores::Name, updates::Update};
+use super::{
+    stores::Name,
+    updates::{Update, watch_config},
+};
 use crate::object_state::ObjectKey;
 
 /// Field manager of everything that the operator applies.
@@ -179,7 +182,7 @@ impl OwnedObjects {
 }
 
 fn selected() -> watcher::Config {
-    watcher::Config::default().labels(&format!("{MANAGED_BY}={JETWRIGHT}"))
+    watch_config().labels(&format!("{MANAGED_BY}={JETWRIGHT}"))
 }
 
 fn follow<W>(

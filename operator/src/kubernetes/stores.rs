@@ -23,7 +23,10 @@ use kube::{
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
-use super::{updates::Update, watched::Watched};
+use super::{
+    updates::{Update, watch_config},
+    watched::Watched,
+};
 
 /// Namespace and name of an object.
 pub type Name = (String, String);
@@ -107,7 +110,7 @@ where
     where
         K: DeserializeOwned,
     {
-        watcher::watcher(api, watcher::Config::default()).default_backoff().map(|event| match event {
+        watcher::watcher(api, watch_config()).default_backoff().map(|event| match event {
             Ok(event) => {
                 let synced = matches!(event, Event::InitDone);
                 Update::touching(self.handle_event(event), synced)

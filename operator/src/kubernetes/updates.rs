@@ -8,6 +8,16 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::error::error_chain;
 
+/// Objects that a list brings at once. A page is held as text and as objects, with what is left out of them afterwards: of large objects,
+/// a few hundred take more memory than all that is kept.
+const PAGE_SIZE: u32 = 50;
+
+/// How every watch lists and watches.
+#[must_use]
+pub fn watch_config() -> watcher::Config {
+    watcher::Config::default().page_size(PAGE_SIZE)
+}
+
 /// One step of a watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Update<T> {

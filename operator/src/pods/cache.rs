@@ -24,7 +24,7 @@ use super::{
 };
 use crate::kubernetes::{
     stores::Name,
-    updates::{Update, debounce},
+    updates::{Update, debounce, watch_config},
 };
 
 /// Least time between two times that pods wake reconciles: a pod that crashes changes many times a minute.
@@ -81,7 +81,7 @@ impl PodCache {
     /// Follows pods for ever, in one namespace or all. What is touched are the workloads whose pods fail otherwise than before,
     /// or have all ended.
     pub fn watch(&self, api: Api<Pod>, namespace: Option<String>) -> impl Stream<Item = Update<Name>> + Send {
-        let config = watcher::Config::default().labels(WORKLOAD);
+        let config = watch_config().labels(WORKLOAD);
         let mut follower = Follower { pods: self.clone(), namespace, listed: HashSet::new() };
         let updates = watcher(api, config).default_backoff().map(move |event| match event {
             Ok(event) => {

@@ -26,6 +26,7 @@ const TOKEN: &str = "administrator-of-a-test";
 pub struct ControlPlane {
     kubeconfig: PathBuf,
     api_server: Process,
+    api_server_args: Vec<String>,
     etcd: Process,
     folder: Arc<Folder>,
 }
@@ -65,9 +66,22 @@ impl ControlPlane {
         fs::write(&kubeconfig, kubeconfig_text(api, &folder.path().join("certificates")))?;
         let etcd = Process::builder(etcd).name("etcd").folder(&folder);
         let etcd = etcd.args(etcd_args(store, peers, &folder.path().join("etcd"))).try_start()?;
+        let api_server_args = api_server_args(store, api, folder.path());
         let api_server = Process::builder(api_server).name("kube-apiserver").folder(&folder);
-        let api_server = api_server.args(api_server_args(store, api, folder.path())).try_start()?;
-        Ok((Self { kubeconfig, api_server, etcd, folder }, format!("http://127.0.0.1:{store}/health")))
+        let api_server = api_server.args(&api_server_args).try_start()?;
+        let control_plane = Self { kubeconfig, api_server, api_server_args, etcd, folder };
+        Ok((control_plane, format!("http://127.0.0.1:{store}/health")))
+    }
+
+    /// Kills the API server, and starts it again on the same store: watches whose last version is older than the store have to list
+    /// again.
+    pub async fn restart_api_server(&mut self) {
+        self.api_server.kill();
+        let program = Program::KubeApiserver.path();
+        let api_server = Process::builder(program).name("kube-apiserver").folder(&self.folder);
+        self.api_server = api_server.args(&self.api_server_args).start();
+        let ready = self.api_server.await_ready(START, async || self.is_ready().await).await;
+        ready.unwrap_or_else(|error| panic!("the API server did not start again: {error:?}"));
     }
 
     async fn is_ready(&self) -> Result<()> {

@@ -1,0 +1,68 @@
+//! Figures of the operator against a real nats-server and a real API server. Run by `make bench-operator`, which builds the operator
+//! first; `ONLY="requests memory"` chooses some of them.
+//!
+//! - `speed`: how soon an EventStream is Ready, how soon what others changed is put right, and what it costs to be idle.
+//! - `requests`: what a reconcile asks for that changes nothing, and what some messages cost beside many workloads.
+//! - `memory`: what many objects take, also after every watch had to list again.
+//! - `many`: 3,000 EventStreams at once, beside what the API server alone takes.
+//! - `ten-thousand`: 10,000 EventStreams and 20,000 EventConsumers, and a restart with them. Only where it is chosen: it takes long.
+//!
+//! The operator is the release program; the servers and this program share the machine with it. Counts of requests are asserted, times
+//! and memory are printed.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a figure that cannot be had ends the program"
+)]
+
+mod many;
+mod memory;
+mod objects;
+mod requests;
+mod speed;
+mod world;
+
+use jetwright_testing::target_folder;
+
+#[tokio::main]
+async fn main() {
+    // `cargo test --all-targets` runs it too, which is no time to measure.
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        return;
+    }
+    let operator = target_folder().join("release/jetwright-operator");
+    assert!(
+        operator.is_file(),
+        "{} is missing: run `cargo build --release -p jetwright-operator`, or `make bench-operator`",
+        operator.display()
+    );
+    let chosen: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
+    let runs = |name: &str, by_default: bool| {
+        if chosen.is_empty() { by_default } else { chosen.iter().any(|chosen| *chosen == name) }
+    };
+    if runs("speed", true) {
+        speed::one_after_another().await;
+        speed::all_at_once().await;
+    }
+    if runs("requests", true) {
+        requests::of_reconciles_that_change_nothing().await;
+        requests::of_messages_beside_workloads().await;
+    }
+    if runs("memory-streams", true) {
+        memory::of_streams().await;
+    }
+    if runs("memory-consumers", true) {
+        memory::of_consumers().await;
+    }
+    if runs("memory-workloads", true) {
+        memory::of_workloads().await;
+    }
+    if runs("many", true) {
+        many::streams_at_once().await;
+    }
+    if runs("ten-thousand", false) {
+        many::ten_thousand().await;
+    }
+}
