@@ -10,77 +10,19 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    NoKubernetes, advice, client,
+    client,
     definitions::{self, Compared},
-    probe::{self, Left, Removed, State},
+    error::Error,
+    probe::{self, Removed},
     say,
 };
-use crate::{
-    error::error_chain,
-    namespaces::Namespaces,
-    readiness::{self, UPGRADE_DEFINITIONS},
-};
+use crate::{error::error_chain, namespaces::Namespaces, readiness};
 
 /// What is older was left by a run that was killed; none takes so long.
 const MAX_RUN: SignedDuration = SignedDuration::from_mins(10);
 
 /// How long Kubernetes may take to answer after that.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Why an installation does not work, or nobody knows.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// There is no Kubernetes to ask.
-    #[error(transparent)]
-    Kubernetes(#[from] NoKubernetes),
-    /// Definitions are missing, or may not be read.
-    #[error("{0}")]
-    Definitions(String),
-    /// Definitions are of an older version.
-    #[error(
-        "the CustomResourceDefinitions are older than this program ({}): they lack {lacking}; {UPGRADE_DEFINITIONS}",
-        env!("CARGO_PKG_VERSION")
-    )]
-    Older {
-        /// Fields that they lack.
-        lacking: String,
-    },
-    /// The EventStream could not be made.
-    #[error("EventStream {name} could not be made in namespace {namespace}")]
-    Make { name: String, namespace: String, source: kube::Error },
-    /// Kubernetes does not answer.
-    #[error("Kubernetes does not answer")]
-    Unanswered,
-    /// The EventStream was not ready in time.
-    #[error("EventStream {name} was not ready in time{}; {}", cause(state), what_to_do(state, namespace))]
-    NotReady {
-        name: String,
-        namespace: String,
-        /// What it had come to.
-        state: State,
-    },
-    /// A signal came.
-    #[error("interrupted")]
-    Interrupted,
-    /// The EventStream is still there.
-    #[error(transparent)]
-    Left(#[from] Left),
-}
-
-fn cause(state: &State) -> String {
-    match state {
-        State::NotReady { reason, message } => format!(" ({reason}: {message})"),
-        State::Ready | State::Unseen => String::new(),
-    }
-}
-
-fn what_to_do(state: &State, namespace: &str) -> String {
-    let reason = match state {
-        State::NotReady { reason, .. } => Some(reason.as_str()),
-        State::Ready | State::Unseen => None,
-    };
-    advice::of(reason, namespace)
-}
 
 /// Checks an installation in a namespace (the program's own, where none is named), for about this time.
 ///
@@ -112,7 +54,7 @@ pub async fn run(namespace: Option<String>, within: Duration, stop: &Cancellatio
             say(format_args!("left: {}", error_chain(&left)));
             return Err(error);
         }
-        (checked, removed) => checked.and(removed.map_err(Error::Left))?,
+        (checked, removed) => checked.and(removed)?,
     }
     say("the installation works");
     Ok(())
@@ -155,7 +97,7 @@ async fn check(
     Ok(())
 }
 
-async fn remove(api: &Api<EventStream>, namespace: &str, name: &str) -> Result<(), Left> {
+async fn remove(api: &Api<EventStream>, namespace: &str, name: &str) -> Result<(), Error> {
     match probe::remove(api, namespace, name).await? {
         Removed::Whole => say(format_args!("gone: EventStream {name} is deleted, with what belongs to it")),
         Removed::WithoutOperator => {
@@ -205,19 +147,6 @@ mod tests {
         assert!(is_left_behind(made(601), now));
         assert!(
             !is_left_behind(made(600), now) && !is_left_behind(made(-30), now) && !is_left_behind(None, now)
-        );
-    }
-
-    #[test]
-    fn a_failure_tells_the_reason_the_message_and_what_to_do() {
-        let state = State::NotReady { reason: "NoConnection".into(), message: "nobody serves it".into() };
-        let error = Error::NotReady { name: "a".into(), namespace: "shop".into(), state };
-        let text = error.to_string();
-        assert!(
-            text.starts_with(
-                "EventStream a was not ready in time (NoConnection: nobody serves it); add shop"
-            ),
-            "{text}"
         );
     }
 }

@@ -3,16 +3,18 @@
 
 mod advice;
 mod definitions;
+mod error;
 mod install;
 mod probe;
 mod uninstall;
 
-use std::{error::Error, fmt::Display, io::Write, process::ExitCode};
+use std::{error::Error as StdError, fmt::Display, io::Write, process::ExitCode};
 
 use jetwright_process::shutdown::Shutdown;
 use kube::Client;
 use tokio_util::sync::CancellationToken;
 
+use self::error::Error;
 use crate::{args::Command, error::error_chain};
 
 /// Runs a command: success, or a line that says why not.
@@ -30,7 +32,7 @@ pub async fn run(command: Command) -> ExitCode {
     }
 }
 
-async fn follow(command: Command, stop: &CancellationToken) -> Result<(), Box<dyn Error>> {
+async fn follow(command: Command, stop: &CancellationToken) -> Result<(), Box<dyn StdError>> {
     match command {
         Command::VerifyInstall { namespace, timeout } => {
             Ok(install::run(namespace, timeout.into(), stop).await?)
@@ -39,13 +41,8 @@ async fn follow(command: Command, stop: &CancellationToken) -> Result<(), Box<dy
     }
 }
 
-/// There is no Kubernetes to ask.
-#[derive(Debug, thiserror::Error)]
-#[error("Kubernetes cannot be found: run in a cluster, or set KUBECONFIG")]
-struct NoKubernetes(#[source] kube::Error);
-
-async fn client() -> Result<Client, NoKubernetes> {
-    Client::try_default().await.map_err(NoKubernetes)
+async fn client() -> Result<Client, Error> {
+    Client::try_default().await.map_err(Error::NoKubernetes)
 }
 
 /// Prints a line. Nobody being there to read it is no reason to leave something behind.

@@ -14,7 +14,7 @@ use kube::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use super::say;
+use super::{error::Error, say};
 use crate::kubernetes::finalizer;
 
 /// First tokens of the subject that the stream has.
@@ -54,25 +54,6 @@ pub enum Removed {
     Whole,
     /// The operator did not act. Its status names no stream, so the finalizer was removed without it.
     WithoutOperator,
-}
-
-/// Why an object is still there.
-#[derive(Debug, thiserror::Error)]
-pub enum Left {
-    /// Kubernetes does not delete it.
-    #[error("EventStream {name} could not be deleted: kubectl delete eventstream {name} -n {namespace}")]
-    Undeleted { name: String, namespace: String, source: kube::Error },
-    /// It is being deleted, but its stream is in JetStream.
-    #[error(
-        "EventStream {name} is marked for deletion and still there, since its stream is in JetStream: it goes when the operator \
-         reaches NATS, or gives that up (--deletion-timeout)"
-    )]
-    Held { name: String },
-    /// Kubernetes did not say anything in time.
-    #[error(
-        "Kubernetes does not answer, so EventStream {name} may be left: kubectl delete eventstream {name} -n {namespace}"
-    )]
-    Unanswered { name: String, namespace: String },
 }
 
 /// An EventStream of this name, in memory, for a subject of its own.
@@ -147,29 +128,29 @@ pub async fn await_ready(api: &Api<EventStream>, name: &str, end: Instant) -> Re
 /// # Errors
 ///
 /// When it is still there.
-pub async fn remove(api: &Api<EventStream>, namespace: &str, name: &str) -> Result<Removed, Left> {
+pub async fn remove(api: &Api<EventStream>, namespace: &str, name: &str) -> Result<Removed, Error> {
     match delete(api, name, FINALIZER_TIMEOUT).await {
         Deletion::Gone => return Ok(Removed::Whole),
         Deletion::Pending(object) if is_unmade(&object) => {
             // A conflict, or no answer, leaves the object there, which is reported below.
             let _ = timeout(REQUEST_TIMEOUT, finalizer::set(api, &object, false)).await;
         }
-        Deletion::Pending(_) => return Err(Left::Held { name: name.to_owned() }),
+        Deletion::Pending(_) => return Err(Error::Terminating { name: name.to_owned() }),
         Deletion::Failed(None) => {}
         Deletion::Failed(Some(source)) => return Err(undeleted(namespace, name, source)),
     }
     match delete(api, name, DELETE_TIMEOUT).await {
         Deletion::Gone => Ok(Removed::WithoutOperator),
-        Deletion::Pending(_) => Err(Left::Held { name: name.to_owned() }),
+        Deletion::Pending(_) => Err(Error::Terminating { name: name.to_owned() }),
         Deletion::Failed(Some(source)) => Err(undeleted(namespace, name, source)),
         Deletion::Failed(None) => {
-            Err(Left::Unanswered { name: name.to_owned(), namespace: namespace.to_owned() })
+            Err(Error::PerhapsLeft { name: name.to_owned(), namespace: namespace.to_owned() })
         }
     }
 }
 
-fn undeleted(namespace: &str, name: &str, source: kube::Error) -> Left {
-    Left::Undeleted { name: name.to_owned(), namespace: namespace.to_owned(), source }
+fn undeleted(namespace: &str, name: &str, source: kube::Error) -> Error {
+    Error::Undeleted { name: name.to_owned(), namespace: namespace.to_owned(), source }
 }
 
 /// Whether no status ever named a stream of this object.

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{NoKubernetes, client, say};
+use super::{client, error::Error, say};
 use crate::{
     kubernetes::{finalizer, list},
     namespaces::Namespaces,
@@ -20,31 +20,6 @@ use crate::{
 const NAMED: usize = 20;
 /// How long it may take.
 const TIMEOUT: Duration = Duration::from_mins(1);
-
-/// Why the operator cannot be uninstalled yet, or nobody knows.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// There is no Kubernetes to ask.
-    #[error(transparent)]
-    Kubernetes(#[from] NoKubernetes),
-    /// A kind cannot be listed.
-    #[error("{kind}s cannot be listed ({scope})")]
-    List {
-        kind: String,
-        /// Where.
-        scope: String,
-        source: kube::Error,
-    },
-    /// Kubernetes does not answer.
-    #[error("Kubernetes does not answer")]
-    Unanswered,
-    /// A signal came.
-    #[error("interrupted")]
-    Interrupted,
-    /// There are objects with the finalizer.
-    #[error("{0} objects wait for the operator to be deleted")]
-    Held(usize),
-}
 
 /// An object that has the finalizer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
