@@ -8,6 +8,7 @@ mod credentials;
 mod dead_letters;
 mod deletion;
 mod events;
+mod leader;
 mod ownership;
 mod program;
 mod replicas;
