@@ -69,7 +69,10 @@ async fn an_operator_with_the_documented_rights_and_no_others_does_all_of_it() {
     world.await_gone::<EventConsumer>("fulfilment").await;
     // What it may not do would be retried behind the scenes.
     let log = operator.log();
-    assert!(!log.contains("forbidden"), "{log}");
+    // The uid of kube-system is asked for wherever it may be read.
+    let refused: Vec<_> =
+        log.lines().filter(|line| line.contains("forbidden") && !line.contains("kube-system")).collect();
+    assert!(refused.is_empty(), "{refused:?}");
 }
 
 #[tokio::test]
