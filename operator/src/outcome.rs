@@ -39,7 +39,16 @@ pub struct Recorded {
     pub highest_sequence: Option<u64>,
 }
 
+/// Sequences beyond this are not believed: no stream has so many messages, and one that began there would soon have none left.
+const MAX_SEQUENCE: u64 = 1 << 53;
+
 impl Recorded {
+    /// A sequence that a status names, which others than the operator can write.
+    #[must_use]
+    pub fn sequence(recorded: Option<u64>) -> Option<u64> {
+        recorded.filter(|sequence| *sequence <= MAX_SEQUENCE)
+    }
+
     /// What the object's status says of the stream.
     #[must_use]
     pub fn of_stream(object: &EventStream) -> Self {
@@ -49,9 +58,8 @@ impl Recorded {
             created: stream.and_then(|stream| stream.created.as_ref()).map(|time| time.0.as_second()),
             replicas: stream.map(|stream| stream.replicas),
             // A status that an older version wrote has the last sequence alone.
-            highest_sequence: status
-                .and_then(|status| status.highest_sequence)
-                .max(stream.map(|stream| stream.last_sequence)),
+            highest_sequence: Self::sequence(status.and_then(|status| status.highest_sequence))
+                .max(Self::sequence(stream.map(|stream| stream.last_sequence))),
         }
     }
 

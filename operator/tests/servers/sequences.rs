@@ -3,6 +3,7 @@
 use async_nats::jetstream::stream::Config;
 use jetwright_crds::EventStream;
 use jetwright_testing::await_until;
+use kube::api::{Patch, PatchParams};
 
 use crate::world::{SOON, World};
 
@@ -134,4 +135,26 @@ async fn after_no_kind_of_update_does_a_restart_of_the_server_empty_a_stream() {
         world.await_config(stream, |config| config.metadata.contains_key("jetwright.dev/owner")).await;
         assert_eq!(after_a_restart(&world, stream).await, in_it, "metadata put back");
     }
+}
+
+#[tokio::test]
+async fn a_forged_sequence_in_a_status_is_not_believed_and_does_not_stay() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    let mut status = world.streams().get("orders").await.unwrap().status.unwrap();
+    status.highest_sequence = Some(1 << 62);
+    if let Some(stream) = &mut status.stream {
+        stream.last_sequence = 1 << 61;
+    }
+    let forged = Patch::Merge(serde_json::json!({ "status": status }));
+    world.streams().patch_status("orders", &PatchParams::default(), &forged).await.unwrap();
+    world.jetstream.delete_stream("orders").await.unwrap();
+    let next = next_sequence(&world, "orders").await;
+    assert!((FAR - 1..2 * FAR).contains(&next), "{next}");
+    await_until("the status is right again", SOON, || async {
+        let status = world.streams().get("orders").await.unwrap().status.unwrap();
+        if status.highest_sequence < Some(1 << 53) { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
 }

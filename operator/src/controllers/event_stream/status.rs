@@ -16,7 +16,7 @@ use crate::{
     jetstream::info::StreamInfo,
     kubernetes::status::{self, StatusUpdate, StatusWrite},
     object_state::ObjectKey,
-    outcome::{Outcome, Reconciled},
+    outcome::{Outcome, Reconciled, Recorded},
 };
 
 type Result<T = Outcome<StreamInfo>> = std::result::Result<T, Error>;
@@ -45,7 +45,7 @@ fn advance(
     if let Ok(Outcome::Reconciled(reconciled)) = result {
         status.stream = reconciled.info.as_ref().map(state);
         let last = status.stream.as_ref().map(|stream| stream.last_sequence);
-        status.highest_sequence = status.highest_sequence.max(last);
+        status.highest_sequence = Recorded::sequence(status.highest_sequence).max(last);
         if let Some(fields) = reconciled.corrected() {
             status.drift = Some(Drift { last_repaired: now.clone(), fields });
         }
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
     use crate::{
         field_error::FieldError,
-        outcome::{Blocked, OperationResult, Recorded},
+        outcome::{Blocked, OperationResult},
     };
 
     fn at(second: i64) -> Time {
