@@ -193,10 +193,9 @@ async fn former_uid(client: &Client) -> Option<String> {
     }
 }
 
-/// Whether the API server answered: it may not be read, or does not exist.
+/// Whether the API server said that it may not be read, or does not exist.
 fn is_final(error: &anyhow::Error) -> bool {
-    let status = error.downcast_ref::<kube::Error>();
-    matches!(status, Some(kube::Error::Api(status)) if (400..500).contains(&status.code) && status.code != 429)
+    matches!(error.downcast_ref(), Some(kube::Error::Api(status)) if matches!(status.code, 403 | 404))
 }
 
 async fn uid_of_kube_system(client: &Client) -> Result<String> {
