@@ -72,7 +72,7 @@ pub fn errors(name: &str, spec: &EventStreamSpec, grants: &Grants) -> Vec<FieldE
         let message = format!("{name} begins with $, as the servers' own streams do: choose another name");
         FieldError::new("spec.streamName", message)
     });
-    let of_subjects = match bucket_error(name, subjects) {
+    let of_subjects = match bucket(name, subjects, grants) {
         Bucket::Not => subjects.iter().find_map(|subject| subject_error(subject, spec, grants)),
         Bucket::Whole => None,
         Bucket::Wrong(message) => Some(message),
@@ -87,9 +87,15 @@ enum Bucket {
     Wrong(String),
 }
 
-fn bucket_error(name: &str, subjects: &[String]) -> Bucket {
+fn bucket(name: &str, subjects: &[String], grants: &Grants) -> Bucket {
     let named = BUCKETS.iter().find_map(|kind| Some((kind, name.strip_prefix(kind.stream_prefix)?)));
     let Some((kind, bucket)) = named else { return Bucket::Not };
+    let is_jetwrights = bucket.split('-').next() == Some(JETWRIGHT);
+    if is_jetwrights && !grants.in_operators_namespace {
+        return Bucket::Wrong(format!(
+            "buckets whose names begin with {JETWRIGHT} belong to Jetwright: name the stream otherwise by spec.streamName"
+        ));
+    }
     let expected = kind.subjects(bucket);
     if expected.iter().collect::<BTreeSet<_>>() == subjects.iter().collect::<BTreeSet<_>>() {
         return Bucket::Whole;
@@ -254,6 +260,17 @@ mod tests {
             let found = errors_of(name, &format!("{{subjects: [{subjects}]}}"), &Grants::default());
             assert_eq!(found.is_empty(), right, "{name} {subjects}: {found:?}");
         }
+    }
+
+    #[test]
+    fn buckets_of_jetwright_itself_are_for_the_operators_namespace() {
+        let own = Grants { in_operators_namespace: true, ..Grants::default() };
+        for bucket in ["jetwright", "jetwright-partitions"] {
+            let (name, spec) = (format!("KV_{bucket}"), format!("{{subjects: ['$KV.{bucket}.>']}}"));
+            assert!(!errors_of(&name, &spec, &Grants::default()).is_empty());
+            assert_eq!(errors_of(&name, &spec, &own), []);
+        }
+        assert_eq!(errors_of("KV_jetwrights", "{subjects: ['$KV.jetwrights.>']}", &Grants::default()), []);
     }
 
     #[test]
