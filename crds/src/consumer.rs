@@ -51,6 +51,13 @@ pub use template::PodTemplate;
          (has(oldSelf.spec.consumerName) ? oldSelf.spec.consumerName : oldSelf.metadata.name)"
     )
     .message("spec.consumerName never changes: a renamed consumer would begin again. Make another EventConsumer"),
+    // Free until there is a consumer, as a wrong first value could never be corrected otherwise.
+    validation = Rule::new(
+        "!has(oldSelf.status) || !has(oldSelf.status.consumer) || \
+         (has(self.spec.deliverPolicy) ? self.spec.deliverPolicy : 'All') == \
+         (has(oldSelf.spec.deliverPolicy) ? oldSelf.spec.deliverPolicy : 'All')"
+    )
+    .message("spec.deliverPolicy cannot change once the consumer exists: make another EventConsumer"),
     validation = Rule::new(
         "!has(self.spec.workload) || self.metadata.name.matches('^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$')"
     )
@@ -60,10 +67,6 @@ pub use template::PodTemplate;
 #[x_kube(
     validation = Rule::new("!(has(self.workload) && has(self.workloadRef))")
         .message("spec.workload and spec.workloadRef exclude each other: declare the pods here, or name the EventConsumer that does"),
-    validation = Rule::new(
-        "(has(self.deliverPolicy) ? self.deliverPolicy : 'All') == (has(oldSelf.deliverPolicy) ? oldSelf.deliverPolicy : 'All')"
-    )
-    .message("spec.deliverPolicy cannot change once the consumer exists: make another EventConsumer"),
     validation = Rule::new("!has(self.deadLetter) || has(self.workload) || has(self.workloadRef)")
         .message("spec.deadLetter: dead letters are written by pods, and this object has none: declare spec.workload, name one by spec.workloadRef, or leave the field out")
 )]
@@ -84,7 +87,8 @@ pub struct EventConsumerSpec {
     pub filter_subjects: Vec<String>,
 
     /// Where a new consumer begins: with All messages, the Last one, the last of every subject (LastPerSubject), or what comes
-    /// after it was made (New). A consumer of a WorkQueue has All. Default: All. Never changes.
+    /// after it was made (New). A consumer of a WorkQueue has All. Default: All. Never changes once the consumer
+    /// exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deliver_policy: Option<DeliverPolicy>,
 

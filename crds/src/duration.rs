@@ -7,7 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// What a duration must look like; the API server and the parser use the same pattern.
 pub const PATTERN: &str = "^([0-9]+(ms|s|m|h|d|w|y))+$";
 
-/// A span of time of whole milliseconds, at most 292 years (JetStream counts nanoseconds in 63 bits).
+/// A span of time of whole milliseconds. JetStream holds at most 292 years ([`Duration::MAX`]); more is read all the same where a manifest
+/// has it, since an object that cannot be read could not say what is wrong with it.
 ///
 /// Units are `ms`, `s`, `m`, `h`, `d` (24 hours), `w` (7 days) and `y` (365 days), largest first by convention;
 /// several add up.
@@ -37,6 +38,9 @@ const UNITS: [(&str, u64); 7] = [
 ];
 
 impl Duration {
+    /// The longest that JetStream holds: it counts nanoseconds in 63 bits.
+    pub const MAX: Self = Self::from_millis(i64::MAX.unsigned_abs() / 1_000_000);
+
     /// A duration of whole seconds.
     #[must_use]
     pub const fn from_secs(seconds: u64) -> Self {
@@ -66,35 +70,34 @@ impl FromStr for Duration {
     type Err = ParseDurationError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let malformed = || ParseDurationError::Malformed(text.to_owned());
-        let too_long = || ParseDurationError::TooLong(text.to_owned());
-        if text.is_empty() {
+        let parsed = parse(text)?;
+        if parsed > Self::MAX { Err(ParseDurationError::TooLong(text.to_owned())) } else { Ok(parsed) }
+    }
+}
+
+/// Reads a text that follows [`PATTERN`], however long it is: what is beyond all bounds counts as the longest that can be said.
+fn parse(text: &str) -> Result<Duration, ParseDurationError> {
+    let malformed = || ParseDurationError::Malformed(text.to_owned());
+    if text.is_empty() {
+        return Err(malformed());
+    }
+    let mut milliseconds: u64 = 0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(malformed)?;
+        let (number, tail) = rest.split_at(digits);
+        let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
+        let (unit, next) = tail.split_at(letters);
+        let (_, in_unit) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(malformed)?;
+        if number.is_empty() {
             return Err(malformed());
         }
-        let mut milliseconds: u64 = 0;
-        let mut rest = text;
-        while !rest.is_empty() {
-            let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(malformed)?;
-            let (number, tail) = rest.split_at(digits);
-            let letters = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
-            let (unit, next) = tail.split_at(letters);
-            let (_, in_unit) = UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(malformed)?;
-            if number.is_empty() {
-                return Err(malformed());
-            }
-            let count: u64 = number.parse().map_err(|_| too_long())?;
-            milliseconds = count
-                .checked_mul(*in_unit)
-                .and_then(|more| milliseconds.checked_add(more))
-                .ok_or_else(too_long)?;
-            rest = next;
-        }
-        let longest = u64::try_from(i64::MAX / 1_000_000).unwrap_or(u64::MAX);
-        if milliseconds > longest {
-            return Err(too_long());
-        }
-        Ok(Self::from_millis(milliseconds))
+        // Digits that are no number are too many.
+        let count: u64 = number.parse().unwrap_or(u64::MAX);
+        milliseconds = milliseconds.saturating_add(count.saturating_mul(*in_unit));
+        rest = next;
     }
+    Ok(Duration::from_millis(milliseconds))
 }
 
 impl fmt::Display for Duration {
@@ -124,7 +127,7 @@ impl Serialize for Duration {
 
 impl<'de> Deserialize<'de> for Duration {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        parse(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
     }
 }
 
@@ -168,6 +171,17 @@ mod tests {
         for text in ["293y", "99999999999999999999s", "18446744073709551615y"] {
             assert_eq!(text.parse::<Duration>(), Err(ParseDurationError::TooLong(text.to_owned())));
         }
+    }
+
+    #[test]
+    fn in_a_manifest_more_is_read_as_what_the_pattern_takes() {
+        let read = |text: &str| serde_json::from_value::<Duration>(serde_json::json!(text)).unwrap();
+        assert_eq!(read("300y").to_string(), "300y");
+        for text in ["300y", "99999999999999999999s", "18446744073709551615y1ms"] {
+            assert!(read(text) > Duration::MAX, "{text}");
+        }
+        assert!(read("292y") < Duration::MAX);
+        assert!(serde_json::from_value::<Duration>(serde_json::json!("5 parsecs")).is_err());
     }
 
     #[test]

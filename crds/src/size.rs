@@ -7,7 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 /// What a size must look like; the API server and the parser use the same pattern.
 pub const PATTERN: &str = "^[0-9]+(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$";
 
-/// A number of bytes, at most 2^63 - 1 (JetStream counts bytes in 63 bits).
+/// A number of bytes. JetStream counts at most 2^63 - 1 ([`Size::MAX`]); more is read all the same where a manifest has it, since an object
+/// that cannot be read could not say what is wrong with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Size(pub u64);
 
@@ -39,6 +40,9 @@ const UNITS: [(&str, u64); 10] = [
 ];
 
 impl Size {
+    /// The most that JetStream counts.
+    pub const MAX: Self = Self(i64::MAX.unsigned_abs());
+
     /// The size as JetStream's configuration has it.
     #[must_use]
     pub fn as_i64(self) -> i64 {
@@ -50,21 +54,22 @@ impl FromStr for Size {
     type Err = ParseSizeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-        let (number, unit) = text.split_at(digits);
-        let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
-        let factor = if unit.is_empty() { Some(1) } else { factor };
-        let (Some(factor), false) = (factor, number.is_empty()) else {
-            return Err(ParseSizeError::Malformed(text.to_owned()));
-        };
-        number
-            .parse::<u64>()
-            .ok()
-            .and_then(|number| number.checked_mul(factor))
-            .filter(|bytes| i64::try_from(*bytes).is_ok())
-            .map(Self)
-            .ok_or_else(|| ParseSizeError::TooLarge(text.to_owned()))
+        let parsed = parse(text)?;
+        if parsed > Self::MAX { Err(ParseSizeError::TooLarge(text.to_owned())) } else { Ok(parsed) }
     }
+}
+
+/// Reads a text that follows [`PATTERN`], however large it is: what is beyond all bounds counts as the largest that can be said.
+fn parse(text: &str) -> Result<Size, ParseSizeError> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+    let factor = if unit.is_empty() { Some(1) } else { factor };
+    let (Some(factor), false) = (factor, number.is_empty()) else {
+        return Err(ParseSizeError::Malformed(text.to_owned()));
+    };
+    // Digits that are no number are too many.
+    Ok(Size(number.parse::<u64>().unwrap_or(u64::MAX).saturating_mul(factor)))
 }
 
 impl fmt::Display for Size {
@@ -92,9 +97,8 @@ impl<'de> Deserialize<'de> for Size {
             Text(String),
         }
         match Raw::deserialize(deserializer)? {
-            Raw::Number(bytes) if i64::try_from(bytes).is_ok() => Ok(Self(bytes)),
-            Raw::Number(bytes) => Err(de::Error::custom(ParseSizeError::TooLarge(bytes.to_string()))),
-            Raw::Text(text) => text.parse().map_err(de::Error::custom),
+            Raw::Number(bytes) => Ok(Self(bytes)),
+            Raw::Text(text) => parse(&text).map_err(de::Error::custom),
         }
     }
 }
@@ -139,6 +143,17 @@ mod tests {
         for text in ["9223372036854775808", "8192Pi", "99999999999999999999"] {
             assert_eq!(text.parse::<Size>(), Err(ParseSizeError::TooLarge(text.to_owned())));
         }
+    }
+
+    #[test]
+    fn in_a_manifest_more_is_read_as_what_the_pattern_takes() {
+        let read = |value: serde_json::Value| serde_json::from_value::<Size>(value).unwrap();
+        assert_eq!(read(serde_json::json!("8192Pi")).to_string(), "8192Pi");
+        for text in ["8192Pi", "99999999999999999999", "9999999999999999999P"] {
+            assert!(read(serde_json::json!(text)) > Size::MAX, "{text}");
+        }
+        assert_eq!(read(serde_json::json!(i64::MAX)), Size::MAX);
+        assert!(serde_json::from_value::<Size>(serde_json::json!("much")).is_err());
     }
 
     #[test]

@@ -38,36 +38,36 @@ pub const NAME_PATTERN: &str = r"^[^\s.*>/\\]+$";
     printcolumn(name = "Stream", type_ = "string", json_path = ".status.stream.name", priority = 1),
     validation = Rule::new("has(self.spec.streamName) || !self.metadata.name.contains('.')")
         .message("metadata.name has a dot, which a JetStream name cannot have: set spec.streamName"),
+    // What the stream never changes is free until there is one: a wrong first value could never be corrected otherwise. An operator that
+    // finds another one all the same writes nothing.
     validation = Rule::new(
-        "(has(self.spec.streamName) ? self.spec.streamName : self.metadata.name) == \
+        "!has(oldSelf.status) || !has(oldSelf.status.stream) || \
+         (has(self.spec.streamName) ? self.spec.streamName : self.metadata.name) == \
          (has(oldSelf.spec.streamName) ? oldSelf.spec.streamName : oldSelf.metadata.name)"
     )
-    .message("spec.streamName never changes: a renamed stream would leave its events behind. Make another EventStream"),
+    .message("spec.streamName never changes once the stream exists: a renamed stream would leave its events behind. Make another EventStream"),
+    validation = Rule::new(
+        "!has(oldSelf.status) || !has(oldSelf.status.stream) || \
+         (has(self.spec.storage) ? self.spec.storage : has(self.spec.profile) && self.spec.profile == 'Ephemeral' ? 'Memory' : 'File') == \
+         (has(oldSelf.spec.storage) ? oldSelf.spec.storage : has(oldSelf.spec.profile) && oldSelf.spec.profile == 'Ephemeral' ? 'Memory' : 'File')"
+    )
+    .message("spec.storage (or the storage of spec.profile) cannot change once the stream exists: make another EventStream, or set spec.storage to what it was"),
+    validation = Rule::new(
+        "!has(oldSelf.status) || !has(oldSelf.status.stream) || \
+         ((has(self.spec.retention) ? self.spec.retention : 'Limits') == 'WorkQueue') == \
+         ((has(oldSelf.spec.retention) ? oldSelf.spec.retention : 'Limits') == 'WorkQueue')"
+    )
+    .message("spec.retention cannot change to or from WorkQueue once the stream exists: make another EventStream"),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new(
-        "(has(self.storage) ? self.storage : has(self.profile) && self.profile == 'Ephemeral' ? 'Memory' : 'File') == \
-         (has(oldSelf.storage) ? oldSelf.storage : has(oldSelf.profile) && oldSelf.profile == 'Ephemeral' ? 'Memory' : 'File')"
-    )
-    .message("spec.storage (or the storage of spec.profile) cannot change once the stream exists: make another EventStream, or set spec.storage to what it was"),
-    validation = Rule::new(
-        "((has(self.retention) ? self.retention : 'Limits') == 'WorkQueue') == \
-         ((has(oldSelf.retention) ? oldSelf.retention : 'Limits') == 'WorkQueue')"
-    )
-    .message("spec.retention cannot change to or from WorkQueue: make another EventStream"),
-    validation = Rule::new(
         "!(has(oldSelf.allowMessageTtl) && oldSelf.allowMessageTtl) || (has(self.allowMessageTtl) && self.allowMessageTtl)"
     )
-    .message("spec.allowMessageTtl cannot be switched off once it is on: leave it, or make another EventStream"),
-    validation = Rule::new(
-        "self.subjects.all(s, !s.startsWith('$JS') && !s.startsWith('$SYS') && !s.startsWith('$NRG') && \
-         !s.startsWith('_INBOX') && !s.startsWith('_R_') && !s.startsWith('*') && !s.startsWith('>'))"
-    )
-    .message("spec.subjects: the servers' own subjects ($JS, $SYS, $NRG, _INBOX, _R_), and * or > in the first place, would keep what belongs to others: begin with a word of your own")
+    .message("spec.allowMessageTtl cannot be switched off once it is on: leave it, or make another EventStream")
 )]
 pub struct EventStreamSpec {
-    /// Name of the stream in JetStream. Default: metadata.name. Never changes.
+    /// Name of the stream in JetStream. Default: metadata.name. Never changes once the stream exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 255), regex(pattern = NAME_PATTERN))]
     pub stream_name: Option<String>,
@@ -80,15 +80,24 @@ pub struct EventStreamSpec {
 
     /// Subjects whose messages the stream keeps, such as `orders.*.*`. No other stream of the account may overlap.
     #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 255), regex(pattern = SUBJECT_PATTERN)))]
-    #[x_kube(merge_strategy = ListMerge::Set)]
+    // At the field, where the API server leaves alone what it took before.
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = Rule::new(
+            "self.all(s, !s.startsWith('$JS') && !s.startsWith('$SYS') && !s.startsWith('$NRG') && \
+             !s.startsWith('_INBOX') && !s.startsWith('_R_') && !s.startsWith('*') && !s.startsWith('>'))"
+        )
+        .message("the servers' own subjects ($JS, $SYS, $NRG, _INBOX, _R_), and * or > in the first place, would keep what belongs to others: begin with a word of your own")
+    )]
     pub subjects: Vec<String>,
 
     /// Retention policy. Limits: messages are removed only by limits. Interest: removed once every consumer has acknowledged them.
-    /// WorkQueue: removed once acknowledged. Default: Limits. Changes between Limits and Interest only.
+    /// WorkQueue: removed once acknowledged. Default: Limits. Changes between Limits and Interest only once the stream
+    /// exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Retention>,
 
-    /// Where messages are kept. Default: File, or what the profile says. Never changes.
+    /// Where messages are kept. Default: File, or what the profile says. Never changes once the stream exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub storage: Option<Storage>,
 

@@ -68,7 +68,7 @@ async fn an_object_with_dots_in_its_name_has_to_name_its_stream() {
 #[tokio::test]
 async fn the_streams_name_never_changes_but_may_be_written_down() {
     let streams = Manifests::of_streams().await;
-    let never = "spec.streamName never changes";
+    let never = "spec.streamName never changes once the stream exists";
     let (unset, own, other) = (
         "{metadata: {name: NAME}, spec: {subjects: [a]}}",
         "{metadata: {name: NAME}, spec: {subjects: [a], streamName: NAME}}",
@@ -77,9 +77,9 @@ async fn the_streams_name_never_changes_but_may_be_written_down() {
     let named = |text: &str, name: &str| text.replace("NAME", name);
     streams.accepts_change(&named(unset, "n1"), &named(own, "n1")).await;
     streams.accepts_change(&named(own, "n2"), &named(unset, "n2")).await;
-    streams.rejects_change(&named(unset, "n3"), &named(other, "n3"), never).await;
-    streams.rejects_change(&named(other, "n4"), &named(unset, "n4"), never).await;
-    streams.rejects_change(&named(other, "n5"), &named(own, "n5"), never).await;
+    streams.rejects_change_once_there(&named(unset, "n3"), &named(other, "n3"), never).await;
+    streams.rejects_change_once_there(&named(other, "n4"), &named(unset, "n4"), never).await;
+    streams.rejects_change_once_there(&named(other, "n5"), &named(own, "n5"), never).await;
 }
 
 #[tokio::test]
@@ -107,7 +107,9 @@ async fn storage_never_changes_whether_it_is_set_or_the_profiles() {
         ("profile: Ephemeral, storage: File", "profile: Ephemeral"),
     ];
     for (from, to) in other {
-        streams.rejects_change(&with(from), &with(to), "cannot change once the stream exists").await;
+        streams
+            .rejects_change_once_there(&with(from), &with(to), "cannot change once the stream exists")
+            .await;
     }
 }
 
@@ -133,7 +135,11 @@ async fn retention_changes_between_limits_and_interest_only() {
         ("retention: WorkQueue", ""),
     ] {
         streams
-            .rejects_change(&with(from), &with(to), "spec.retention cannot change to or from WorkQueue")
+            .rejects_change_once_there(
+                &with(from),
+                &with(to),
+                "spec.retention cannot change to or from WorkQueue",
+            )
             .await;
     }
 }
@@ -286,5 +292,5 @@ async fn a_streams_field_without_a_value_is_as_if_it_were_not_there() {
     streams.rejects("spec: {subjects: null}", "spec.subjects: Required value").await;
     streams.rejects("spec: {subjects: [null]}", "spec.subjects[0]").await;
     let (memory, none) = ("spec: {subjects: [a], storage: Memory}", "spec: {subjects: [a], storage: null}");
-    streams.rejects_change(memory, none, "cannot change once the stream exists").await;
+    streams.rejects_change_once_there(memory, none, "cannot change once the stream exists").await;
 }

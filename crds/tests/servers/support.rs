@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::sync::OnceCell;
 
 /// Definitions are usually served within a second.
-const SERVED: Duration = Duration::from_secs(30);
+pub const SERVED: Duration = Duration::from_secs(30);
 
 /// A folder or file of this repository.
 pub fn path(name: &str) -> PathBuf {
@@ -101,16 +101,26 @@ impl Manifests {
         refused_with(words, manifest, answer);
     }
 
-    /// What was created from the one manifest can become the other.
+    /// What was created from the one manifest can become the other, whether or not there is something in JetStream.
     pub async fn accepts_change(&self, from: &str, to: &str) {
-        if let Err(error) = self.change(from, to).await {
-            panic!("refused:\n{from}\n->\n{to}\n{error}");
+        for exists in [false, true] {
+            if let Err(error) = self.change(from, to, exists).await {
+                panic!("refused:\n{from}\n->\n{to}\n{error}");
+            }
         }
     }
 
     /// What was created from the one manifest cannot become the other, and the error has these words.
     pub async fn rejects_change(&self, from: &str, to: &str, words: &str) {
-        refused_with(words, &format!("{from}\n->\n{to}"), self.change(from, to).await);
+        refused_with(words, &format!("{from}\n->\n{to}"), self.change(from, to, false).await);
+    }
+
+    /// The same, but only once the status says that there is something in JetStream: until then the change is accepted.
+    pub async fn rejects_change_once_there(&self, from: &str, to: &str, words: &str) {
+        if let Err(error) = self.change(from, to, false).await {
+            panic!("refused with nothing in JetStream:\n{from}\n->\n{to}\n{error}");
+        }
+        refused_with(words, &format!("{from}\n->\n{to}"), self.change(from, to, true).await);
     }
 
     async fn create(&self, object: &Value, query: &str) -> Result<Value, String> {
@@ -118,15 +128,31 @@ impl Manifests {
         self.send(Request::post(uri), object).await
     }
 
-    async fn change(&self, from: &str, to: &str) -> Result<Value, String> {
+    /// `exists`: whether the status describes something in JetStream.
+    async fn change(&self, from: &str, to: &str, exists: bool) -> Result<Value, String> {
         let before = self.object(from);
-        let created = self.create(&before, "").await.unwrap_or_else(|error| panic!("{from}\n{error}"));
+        let query = "?fieldValidation=Strict";
+        let mut known = self.create(&before, "").await.unwrap_or_else(|error| panic!("{from}\n{error}"));
+        let uri = format!("{}/{}", self.collection(), before["metadata"]["name"].as_str().unwrap());
+        if exists {
+            known["status"] = self.status_of_existing();
+            known = self.send(Request::put(format!("{uri}/status{query}")), &known).await.unwrap();
+        }
         let mut after = self.object(to);
-        after["metadata"]["name"] = created["metadata"]["name"].clone();
-        after["metadata"]["resourceVersion"] = created["metadata"]["resourceVersion"].clone();
-        let name = created["metadata"]["name"].as_str().unwrap();
-        let uri = format!("{}/{name}?fieldValidation=Strict&dryRun=All", self.collection());
-        self.send(Request::put(uri), &after).await
+        after["metadata"]["name"] = known["metadata"]["name"].clone();
+        after["metadata"]["resourceVersion"] = known["metadata"]["resourceVersion"].clone();
+        let changed = self.send(Request::put(format!("{uri}{query}&dryRun=All")), &after).await;
+        self.send(Request::delete(uri), &json!({})).await.unwrap();
+        changed
+    }
+
+    fn status_of_existing(&self) -> Value {
+        match self.kind {
+            "EventStream" => json!({"stream": {
+                "name": "a", "replicas": 1, "messages": 0, "bytes": 0, "firstSequence": 1, "lastSequence": 0, "consumers": 0,
+            }}),
+            _ => json!({"consumer": {"stream": "a", "name": "b"}}),
+        }
     }
 
     async fn send(&self, request: http::request::Builder, object: &Value) -> Result<Value, String> {

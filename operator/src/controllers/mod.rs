@@ -13,9 +13,10 @@ use std::{
 
 use futures::{FutureExt, StreamExt, future, stream};
 use jetwright_crds::{EventConsumer, EventStream};
-use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Resource, ResourceExt,
+    core::error_boundary::InvalidObject,
     runtime::{
         controller::{self, Action, applier},
         reflector::{ObjectRef, Store},
@@ -30,7 +31,14 @@ use crate::{
     context::Context,
     error::{ErrorClass, ReconcileError, error_chain},
     jetstream::asset::{Consumer, ConsumerKey, Stream},
-    kubernetes::{invalid_object, scopes::Scope, status::resource_version, stores::Name, watched::Watched},
+    kubernetes::{
+        invalid_object,
+        reduced::{self, Reduced},
+        scopes::Scope,
+        status::resource_version,
+        stores::Name,
+        watched::Watched,
+    },
     object_state::ObjectKey,
 };
 
@@ -95,6 +103,10 @@ impl ReconcileFailure {
         Self::Failed { class: error.class(), source: Box::new(error) }
     }
 
+    fn of_kubernetes(error: kube::Error) -> Self {
+        Self::Failed { class: ErrorClass::of_kubernetes(&error), source: Box::new(error) }
+    }
+
     fn class(&self) -> ErrorClass {
         match self {
             Self::Failed { class, .. } => *class,
@@ -117,7 +129,13 @@ impl Run<'_> {
         reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + Sync + 'static,
         seen: fn(&K, &Context) -> Option<u64>,
     ) where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Send + Sync + 'static,
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+            + Reduced
+            + Clone
+            + Debug
+            + Send
+            + Sync
+            + 'static,
         F: Future<Output = Result<Action, E>> + Send + 'static,
         E: ReconcileError,
     {
@@ -147,7 +165,7 @@ async fn instrument<K, F, E>(
     reconcile: impl Fn(Arc<K>, Arc<Context>) -> F,
 ) -> Result<Action, ReconcileFailure>
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug,
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Reduced + Clone + Debug,
     F: Future<Output = Result<Action, E>>,
     E: ReconcileError,
 {
@@ -186,23 +204,37 @@ async fn run_once<K, F, E>(
     reconcile: impl Fn(Arc<K>, Arc<Context>) -> F,
 ) -> Result<Action, ReconcileFailure>
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug,
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Reduced + Clone + Debug,
     F: Future<Output = Result<Action, E>>,
     E: ReconcileError,
 {
-    match object {
-        Watched::Valid(object) => {
-            let limited = tokio::time::timeout(RECONCILE_TIMEOUT, reconcile(object.clone(), context.clone()));
-            let result = limited.await.map_err(|_| ReconcileFailure::TimedOut);
-            result.and_then(|result| result.map_err(ReconcileFailure::of))
-        }
+    let readable = match object {
+        Watched::Valid(object) => object.clone(),
         Watched::Invalid(invalid) => {
-            let reported = invalid_object::report::<K>(invalid, &context.client, &context.events).await;
-            reported.map_err(|error| ReconcileFailure::Failed {
-                class: ErrorClass::of_kubernetes(&error),
-                source: Box::new(error),
-            })
+            let Some(deleted) = deleted(invalid, context).await? else {
+                let reported = invalid_object::report::<K>(invalid, &context.client, &context.events);
+                return reported.await.map_err(ReconcileFailure::of_kubernetes);
+            };
+            Arc::new(deleted)
         }
+    };
+    let limited = tokio::time::timeout(RECONCILE_TIMEOUT, reconcile(readable, context.clone()));
+    let result = limited.await.map_err(|_| ReconcileFailure::TimedOut);
+    result.and_then(|result| result.map_err(ReconcileFailure::of))
+}
+
+/// What can be read of an object that is being deleted: enough to find what it has in JetStream, whose mark says whether it is its own.
+async fn deleted<K>(invalid: &InvalidObject, context: &Context) -> Result<Option<K>, ReconcileFailure>
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Reduced,
+{
+    let ObjectMeta { namespace, name, deletion_timestamp, .. } = &invalid.metadata;
+    let (Some(namespace), Some(name), Some(_)) = (namespace, name, deletion_timestamp) else {
+        return Ok(None);
+    };
+    match reduced::get(&context.client, namespace, name).await {
+        Err(kube::Error::SerdeError(_)) => Ok(None),
+        found => found.map_err(ReconcileFailure::of_kubernetes),
     }
 }
 

@@ -14,7 +14,9 @@ use tokio::sync::broadcast;
 use super::{
     asset::{Asset, Consumer, ConsumerKey, Stream},
     entries::{CacheEntry, Entries, Entry, EntryGuard, Slot, same},
-    info::StreamInfo,
+    info::{ConsumerInfo, StreamInfo},
+    marks::{Marks, Names},
+    ownership::Owner,
 };
 use crate::{
     contest::{ForeignWrites, Writer},
@@ -41,6 +43,14 @@ pub trait Cached: Asset {
     fn change(key: &Self::Key) -> Change;
     /// One was created, or another one has its name.
     fn created(cache: &Cache, key: &Self::Key);
+    /// Takes note of whose it is.
+    fn observe_mark(cache: &Cache, info: &Self::Info);
+    /// Another one that is the owner's, by its mark: the owner was renamed since.
+    fn elsewhere(
+        cache: &Cache,
+        owner: &Owner,
+        key: &Self::Key,
+    ) -> impl Future<Output = Result<Option<String>, ApiError>> + Send;
 }
 
 impl Cached for Stream {
@@ -55,6 +65,14 @@ impl Cached for Stream {
     fn created(cache: &Cache, key: &String) {
         cache.invalidate_consumers(key);
     }
+
+    fn observe_mark(cache: &Cache, info: &StreamInfo) {
+        cache.0.marks.observe(info);
+    }
+
+    async fn elsewhere(cache: &Cache, owner: &Owner, key: &String) -> Result<Option<String>, ApiError> {
+        cache.0.marks.elsewhere(cache.api(), owner, key).await
+    }
 }
 
 impl Cached for Consumer {
@@ -67,6 +85,13 @@ impl Cached for Consumer {
     }
 
     fn created(_: &Cache, _: &ConsumerKey) {}
+
+    fn observe_mark(_: &Cache, _: &ConsumerInfo) {}
+
+    /// Neither the name of a consumer nor its stream's ever changes.
+    async fn elsewhere(_: &Cache, _: &Owner, _: &ConsumerKey) -> Result<Option<String>, ApiError> {
+        Ok(None)
+    }
 }
 
 /// What JetStream has over one connection. Clones share it.
@@ -80,6 +105,7 @@ struct Inner {
     changes: broadcast::Sender<Change>,
     /// The most messages that the servers allow to be unacknowledged at once, where they refused more.
     max_ack_pending: Mutex<Option<u32>>,
+    marks: Marks,
 }
 
 impl Cache {
@@ -93,6 +119,7 @@ impl Cache {
             consumers: Entries::default(),
             changes,
             max_ack_pending: Mutex::default(),
+            marks: Marks::default(),
         }))
     }
 
@@ -277,15 +304,17 @@ impl Cache {
 
     /// Refreshes what a list has, and leaves in `missed` what it does not have.
     async fn refresh_by_list(&self, missed: &mut HashMap<String, Entry<Stream>>) -> Result<(), ApiError> {
-        let mut offset = 0;
+        let (mut offset, mut names) = (0, Names::default());
         loop {
             let streams: Vec<StreamInfo> = self.api().list_streams(offset).await?;
             if streams.is_empty() {
+                self.0.marks.replace(names);
                 return Ok(());
             }
             offset += streams.len();
             for info in streams {
-                let name = name_of(&info);
+                names.add(&info);
+                let name = info.name().unwrap_or_default().to_owned();
                 if let Some(entry) = missed.remove(&name) {
                     let mut entry = entry.lock().await;
                     let before = std::mem::take(&mut entry.entry);
@@ -294,8 +323,4 @@ impl Cache {
             }
         }
     }
-}
-
-fn name_of(info: &StreamInfo) -> String {
-    info.config.get("name").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned()
 }

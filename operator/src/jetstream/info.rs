@@ -31,6 +31,11 @@ impl CreationTime for ConsumerInfo {
 }
 
 impl StreamInfo {
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.config.get("name").and_then(serde_json::Value::as_str)
+    }
+
     /// Server that leads it, in a cluster.
     #[must_use]
     pub fn leader(&self) -> Option<&String> {

@@ -16,6 +16,7 @@ pub mod diff;
 pub mod entries;
 pub mod history;
 pub mod info;
+pub mod marks;
 pub mod ownership;
 pub mod plan;
 pub mod reconcile;

@@ -58,6 +58,12 @@ impl Plan {
         matches!(self, Self::Update { fields, .. } if fields.contains(&REPLICAS))
     }
 
+    /// Whether something becomes the object's that was not.
+    #[must_use]
+    pub fn claims(&self) -> bool {
+        matches!(self, Self::Create { .. } | Self::Update { cause: Cause::Adoption(_), .. })
+    }
+
     /// Whether it changes anything in JetStream.
     #[must_use]
     pub fn writes(&self) -> bool {

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     contest::{Rivals, WriteGate},
     error::{ErrorClass, ReconcileError},
-    outcome::{CreationTime as _, OperationResult, Outcome, Pending, Reconciled, Recorded},
+    outcome::{Blocked, CreationTime as _, OperationResult, Outcome, Pending, Reconciled, Recorded},
 };
 
 /// The server's words where a cluster has too few servers, and no other reason beside it (selectPeerError in
@@ -101,6 +101,11 @@ pub async fn ensure<A: Cached>(
         // What is written is decided on what JetStream has now, not on what it had when it was read last.
         cache.refresh_locked::<A>(&desired.key, &mut entry).await.map_err(failed)?;
         todo = decide(cache, desired, &situation, &entry);
+        if todo.claims()
+            && let Some(other) = A::elsewhere(cache, &desired.owner, &desired.key).await.map_err(failed)?
+        {
+            todo = Plan::Blocked(renamed::<A>(&desired.key, &other));
+        }
     }
     let contested = match &todo {
         Plan::Blocked(_) => None,
@@ -187,6 +192,14 @@ fn smaller_limit(preferred: u32, refusal: &ApiError) -> Option<u32> {
     }
 }
 
+fn renamed<A: Asset>(key: &A::Key, other: &str) -> Blocked {
+    let (kind, name) = (A::KIND, A::name(key));
+    let message = format!(
+        "spec.{kind}Name never changes once the {kind} exists: {kind} {other} was created for this object, which names {name} now.          Neither was modified: set spec.{kind}Name to {other}, and make another object for {name}"
+    );
+    Blocked { reason: Reason::ImmutableField, message }
+}
+
 fn scaling<A: Asset>(key: &A::Key) -> Pending {
     Pending {
         reason: Reason::Scaling,
@@ -217,6 +230,7 @@ async fn apply<A: Cached>(
             let created = attempt(entry, create).await;
             let (info, refusal) = created.map_err(|source| Error::new::<A>("create", key, source))?;
             entry.set(Some(&info));
+            A::observe_mark(cache, &info);
             if let Some(refusal) = refusal {
                 entry.history_mut().refuse(desired.owner.declaration(), refusal.to_string());
             }

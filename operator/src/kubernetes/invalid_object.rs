@@ -19,8 +19,8 @@ use super::{
     status::{self, ConditionSummary, StatusUpdate},
 };
 
-/// Says in the object's status that it cannot be read; one that is being deleted loses its finalizer, since what belongs to it is no
-/// longer known.
+/// Says in the object's status that it cannot be read; one that is being deleted, and of which not even the names can be read, loses its
+/// finalizer.
 ///
 /// # Errors
 ///

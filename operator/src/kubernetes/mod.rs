@@ -6,6 +6,7 @@ pub mod finalizer;
 pub mod invalid_object;
 pub mod list;
 pub mod owned;
+pub mod reduced;
 pub mod scopes;
 pub mod status;
 pub mod stores;

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{
     Api, Resource, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{PartialObjectMeta, Patch, PatchParams, Request},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -238,8 +238,13 @@ where
         "status": status,
     });
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    let written = api.patch_status(&object.name_any(), &params, &Patch::Apply(patch)).await?;
-    Ok(resource_version(&written))
+    // The answer is read no further than its metadata: the object may be one that cannot be read.
+    let mut request = Request::new(api.resource_url())
+        .patch_subresource("status", &object.name_any(), &params, &Patch::Apply(patch))
+        .map_err(kube::Error::BuildRequest)?;
+    request.extensions_mut().insert("patch_status");
+    let written: PartialObjectMeta = api.clone().into_client().request(request).await?;
+    Ok(written.metadata.resource_version.and_then(|version| version.parse().ok()))
 }
 
 /// An object's resource version as a number, by which of two copies the newer is told, as the API server's own clients do.

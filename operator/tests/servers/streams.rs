@@ -239,33 +239,6 @@ async fn a_spec_that_cannot_be_is_told_with_every_field_and_jetstream_stays_as_i
 }
 
 #[tokio::test]
-async fn an_object_that_cannot_be_read_says_so_and_holds_up_nobody() {
-    let world = World::start().await;
-    // The schema's pattern takes it; JetStream's 63 bits of nanoseconds do not.
-    let object = serde_json::json!({
-        "apiVersion": "jetwright.dev/v1alpha1", "kind": "EventStream", "metadata": {"name": "ages"},
-        "spec": {"subjects": ["ages.*"], "limits": {"maxAge": "300y"}},
-    });
-    let resource = kube::api::ApiResource::erase::<EventStream>(&());
-    let api: kube::Api<kube::api::DynamicObject> =
-        kube::Api::namespaced_with(world.namespace.client(), world.namespace.name(), &resource);
-    let object = serde_json::from_value(object).unwrap();
-    api.create(&kube::api::PostParams::default(), &object).await.unwrap();
-    world.stream("orders", "subjects: [orders.*]").await;
-    world.await_ready::<EventStream>("orders").await;
-    await_until("the unreadable object says so", SOON, || async {
-        let object = api.get("ages").await.map_err(|error| error.to_string())?;
-        let told =
-            crate::world::conditions(&object).into_iter().find(|condition| condition.type_ == "Stalled");
-        match told {
-            Some(told) if told.message.contains("300y") && told.message.contains("292 years") => Ok(()),
-            told => Err(format!("{told:?}")),
-        }
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn what_jetstream_refuses_is_told_in_its_words() {
     let world = World::start().await;
     world.stream("first", "subjects: [orders.*]").await;

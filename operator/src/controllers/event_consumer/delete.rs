@@ -1,14 +1,14 @@
 //! The deletion of an EventConsumer: first its pods go, then the consumer, where the policy says so; then the finalizer. Bounded: pods by the time
 //! that they may take to stop, the consumer by the deletion timeout, so that no namespace is stuck.
 
-use jetwright_crds::{EventConsumer, labels::WORKLOAD, names::WorkloadNames};
+use jetwright_crds::{EventConsumer, EventStream, labels::WORKLOAD, names::WorkloadNames};
 use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{Api, Resource, ResourceExt, api::ListParams, runtime::controller::Action};
 
 use super::{
     super::finalize::{self, Step, Wait},
-    Error, inputs,
+    Error,
 };
 use crate::{
     context::Context,
@@ -17,7 +17,7 @@ use crate::{
         asset::{Asset as _, Consumer, ConsumerKey},
         ownership::Owner,
     },
-    kubernetes::{apply::Applier, finalizer, status::ConditionSummary},
+    kubernetes::{apply::Applier, finalizer, reduced, status::ConditionSummary, watched::Watched},
     object_state::ObjectKey,
     pods::drain::{Drain, RunningPod, drain, lifetime},
     workload::apply::delete_workload,
@@ -195,12 +195,18 @@ impl Deletion<'_> {
     /// since the EventStream may be gone, or another. The status proves nothing: of each, its mark says whether it is the object's.
     async fn consumer_keys(&self) -> Result<Vec<ConsumerKey>, Error> {
         let Self { object, owner, context, .. } = self;
-        let declared = match context.scopes.of(&owner.namespace) {
-            Some(scope) => inputs::read(object, scope, context).await.map_err(Error::Inputs)?.stream,
-            None => None,
+        let reference = object.spec.stream_ref.name.as_str();
+        let scope = context.scopes.of(&owner.namespace);
+        let stored = scope.and_then(|scope| scope.event_streams.get(&owner.namespace, reference));
+        let declared = match stored.as_ref().and_then(Watched::valid) {
+            Some(stream) => Some(stream.stream_name()),
+            None if reference.is_empty() => None,
+            None => {
+                let read = reduced::get::<EventStream>(&context.client, &owner.namespace, reference);
+                read.await.map_err(Error::EventStream)?.map(|stream| stream.stream_name())
+            }
         };
-        let declared =
-            declared.map_or_else(|| object.spec.stream_ref.name.clone(), |stream| stream.stream_name());
+        let declared = declared.unwrap_or_else(|| reference.to_owned());
         let known = object.status.as_ref().and_then(|status| status.consumer.as_ref());
         let known = known.map(|consumer| consumer.stream.clone()).filter(|stream| *stream != declared);
         let key = |stream| ConsumerKey { stream, name: object.consumer_name() };

@@ -50,6 +50,8 @@ pub enum Error {
     Workload(#[source] apply::Error),
     #[error("failed to list the pods")]
     Pods(#[source] kube::Error),
+    #[error("failed to read the EventStream")]
+    EventStream(#[source] kube::Error),
     #[error("failed to change the finalizer")]
     Finalizer(#[source] kube::Error),
     #[error("failed to remove the finalizer")]
@@ -64,9 +66,11 @@ impl ReconcileError for Error {
             Self::Consumer(error) => error.class(),
             Self::Inputs(error) | Self::DeadLetters(error) | Self::Workload(error) => error.class(),
             Self::Bindings(_) => ErrorClass::Terminal,
-            Self::Pods(error) | Self::Finalizer(error) | Self::Release(error) | Self::Status(error) => {
-                ErrorClass::of_kubernetes(error)
-            }
+            Self::Pods(error)
+            | Self::EventStream(error)
+            | Self::Finalizer(error)
+            | Self::Release(error)
+            | Self::Status(error) => ErrorClass::of_kubernetes(error),
         }
     }
 }

@@ -82,7 +82,14 @@ fn binding(object: &EventConsumer, stream: &EventStream) -> Result<Binding, Vec<
 
 fn errors_of(spec: &EventConsumerSpec, stream: &EventStream) -> Vec<FieldError> {
     let (deadline, retry) = (spec.effective_handler_deadline(), spec.effective_retry());
-    let mut errors = Vec::new();
+    let backoff = spec.retry.as_ref().and_then(|retry| retry.backoff.clone()).unwrap_or_default();
+    let durations = [
+        ("spec.ackWait", spec.ack_wait),
+        ("spec.retry.backoff.initial", backoff.initial),
+        ("spec.retry.backoff.max", backoff.max),
+    ];
+    let mut errors: Vec<_> =
+        durations.into_iter().filter_map(|(field, duration)| FieldError::too_long(field, duration)).collect();
     if !HANDLER_DEADLINES.contains(&deadline) {
         let (least, most) = HANDLER_DEADLINES.into_inner();
         let message = format!("{deadline} must be from {least} to {most} (default: {HANDLER_DEADLINE})");
@@ -124,7 +131,7 @@ pub fn dead_letter_max_age(spec: &EventConsumerSpec) -> Result<Option<jetwright_
         let message = format!("{age} must be whole seconds, at least one (default: {default})");
         return Err(FieldError::new("spec.deadLetter.maxAge", message));
     }
-    Ok(Some(age))
+    FieldError::too_long("spec.deadLetter.maxAge", Some(age)).map_or(Ok(Some(age)), Err)
 }
 
 /// What the pods of an object consume: its own events, and those of its guests.
@@ -264,6 +271,19 @@ mod tests {
             validated(spec, "subjects: ['orders.*.*']"),
             Err(vec![FieldError::new("spec.filterSubjects", message)])
         );
+    }
+
+    #[test]
+    fn what_jetstream_cannot_hold_is_refused() {
+        let spec = "{streamRef: {name: orders}, ackWait: 300y, retry: {backoff: {initial: 293y, max: 99999999999999999999y}},
+            workloadRef: {name: other}, deadLetter: {maxAge: 400y}}";
+        let all = [
+            "spec.ackWait",
+            "spec.retry.backoff.initial",
+            "spec.retry.backoff.max",
+            "spec.deadLetter.maxAge",
+        ];
+        assert_eq!(fields(spec), all);
     }
 
     #[test]

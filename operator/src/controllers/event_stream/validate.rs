@@ -50,6 +50,8 @@ fn limit_errors(limits: &Limits) -> Vec<FieldError> {
     let Limits { max_age, max_bytes, max_messages: _, max_messages_per_subject: _, max_message_size } =
         limits;
     let mut errors = Vec::new();
+    errors.extend(FieldError::too_long("spec.limits.maxAge", *max_age));
+    errors.extend(FieldError::too_large("spec.limits.maxBytes", *max_bytes));
     if let Some(age) = max_age
         && age.0 < MIN_AGE
     {
@@ -87,6 +89,9 @@ fn window_error(window: Duration, max_age: Option<Duration>) -> Option<FieldErro
             field,
             format!("{window} is less than 100ms, the shortest that JetStream takes"),
         ));
+    }
+    if let Some(error) = FieldError::too_long(field, Some(window)) {
+        return Some(error);
     }
     let age = max_age.filter(|age| window > *age)?;
     Some(FieldError::new(
@@ -132,6 +137,14 @@ mod tests {
             fields("{subjects: [a], limits: {maxAge: 30s}, duplicateWindow: 1m}"),
             ["spec.duplicateWindow"]
         );
+    }
+
+    #[test]
+    fn what_jetstream_cannot_hold_is_named_with_its_bound() {
+        let spec = "{subjects: [a], limits: {maxAge: 300y, maxBytes: '99999999999999999999'}, duplicateWindow: 299y}";
+        let errors: Vec<_> = validated(spec).unwrap_err().into_iter().map(|error| error.message).collect();
+        assert!(errors[0].starts_with("300y must be at most 292 years"), "{errors:?}");
+        assert!(errors[1].contains("less than 2^63 bytes") && errors[2].starts_with("299y"), "{errors:?}");
     }
 
     #[test]

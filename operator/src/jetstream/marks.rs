@@ -1,0 +1,96 @@
+//! Which streams carry the mark of which object, by its uid: filled by lists of all streams, and by what is created. An object whose mark
+//! is on a stream of another name was renamed after its stream was created; a second stream would leave the events of the first behind.
+
+use std::collections::{BTreeSet, HashMap};
+
+use jetwright_crds::marks::UID;
+use jetwright_nats::{Api, ApiError};
+use parking_lot::Mutex;
+use tokio::sync::Mutex as AsyncMutex;
+
+use super::{
+    asset::{Asset as _, Stream},
+    history::History,
+    info::StreamInfo,
+    ownership::{Owner, Ownership},
+};
+use crate::outcome::CreationTime as _;
+
+/// Pages of a list; one has 256 streams.
+const MAX_PAGES: usize = 1024;
+
+/// Names of streams, by the uid of the object whose mark they carry.
+#[derive(Default)]
+pub struct Names(HashMap<String, BTreeSet<String>>);
+
+impl Names {
+    pub fn add(&mut self, info: &StreamInfo) {
+        let metadata = info.config.metadata();
+        if let (Some(uid), Some(name)) = (metadata.get(UID), info.name()) {
+            self.0.entry((*uid).to_owned()).or_default().insert(name.to_owned());
+        }
+    }
+}
+
+/// The index; None until all streams were listed once.
+#[derive(Default)]
+pub struct Marks {
+    names: Mutex<Option<Names>>,
+    /// Held while they are listed.
+    listing: AsyncMutex<()>,
+}
+
+impl Marks {
+    /// Takes note of a stream.
+    pub fn observe(&self, info: &StreamInfo) {
+        if let Some(names) = self.names.lock().as_mut() {
+            names.add(info);
+        }
+    }
+
+    /// Takes over what a list of all streams has.
+    pub fn replace(&self, names: Names) {
+        *self.names.lock() = Some(names);
+    }
+
+    /// Another stream than this one that is the owner's, by its mark as JetStream has it now.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer.
+    pub async fn elsewhere(&self, api: &Api, owner: &Owner, name: &str) -> Result<Option<String>, ApiError> {
+        self.list_once(api).await?;
+        let names = self.names.lock().as_ref().and_then(|names| names.0.get(&owner.uid).cloned());
+        for other in names.unwrap_or_default().into_iter().filter(|other| other != name) {
+            let info = Stream::info(api, &other).await?;
+            let is_own = info.is_some_and(|info| {
+                let ownership = owner.ownership(&info.config, info.created(), &History::default());
+                matches!(ownership, Ownership::Ours(Some(_)))
+            });
+            if is_own {
+                return Ok(Some(other));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn list_once(&self, api: &Api) -> Result<(), ApiError> {
+        let _one = self.listing.lock().await;
+        if self.names.lock().is_some() {
+            return Ok(());
+        }
+        let (mut names, mut offset) = (Names::default(), 0);
+        for _ in 0..MAX_PAGES {
+            let page: Vec<StreamInfo> = api.list_streams(offset).await?;
+            if page.is_empty() {
+                break;
+            }
+            offset += page.len();
+            for info in &page {
+                names.add(info);
+            }
+        }
+        self.replace(names);
+        Ok(())
+    }
+}
