@@ -1,5 +1,7 @@
 //! Whose a stream or consumer is: the mark in JetStream alone says it, whatever a status says.
 
+use std::time::Duration;
+
 use async_nats::{
     ConnectOptions,
     jetstream::{self, consumer, stream},
@@ -183,4 +185,52 @@ async fn a_mark_of_another_object_is_not_overwritten_and_its_stream_is_neither_c
     world.delete::<EventStream>("orders").await;
     world.await_gone::<EventStream>("orders").await;
     assert_eq!(world.config("orders").await.metadata[OWNER], "west/shop/orders");
+}
+
+#[tokio::test]
+async fn a_new_leader_takes_no_stream_for_its_objects_own_whose_mark_vanished_before_it_led() {
+    let election = ["--leader-elect=true", "--leader-elect-namespace=default", "--lease-name=ownership"];
+    let world = World::with(NatsServer::start().await, &election).await;
+    world.stream("orders", "{subjects: [orders.*], deletionPolicy: Delete}").await;
+    world.await_ready::<EventStream>("orders").await;
+    let standby = world.another_operator(&election);
+    standby.await_log("waiting for leadership", SOON).await;
+    world.operator.signal("STOP");
+    wipe_stream(&world, "orders").await;
+    world.operator.signal("KILL");
+    standby.await_log("\"reconciling\"", Duration::from_secs(25)).await;
+    world.await_condition::<EventStream>("orders", "Stalled", "True", "NameConflict").await;
+    world.delete::<EventStream>("orders").await;
+    world.await_gone::<EventStream>("orders").await;
+    assert!(!world.config("orders").await.metadata.contains_key(OWNER));
+}
+
+#[tokio::test]
+async fn a_consumer_that_got_another_objects_mark_is_neither_changed_nor_deleted_nor_taken_over_twice() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.consumer("reader", "{streamRef: {name: orders}, adoptionPolicy: TakeOver}").await;
+    world.await_ready::<EventConsumer>("reader").await;
+    let give_to = async |owner: &str| {
+        let mut config = consumer_config(&world, "orders", "reader").await.unwrap();
+        config.metadata.insert(OWNER.into(), owner.into());
+        world.jetstream.get_stream("orders").await.unwrap().update_consumer(config).await.unwrap();
+    };
+    give_to("west/shop/reader").await;
+    await_until("it is taken over", SOON, || async {
+        let metadata = consumer_config(&world, "orders", "reader").await?.metadata;
+        let from = metadata.get("jetwright.dev/taken-from").map(String::as_str);
+        if from == Some("west/shop/reader") { Ok(()) } else { Err(format!("{metadata:?}")) }
+    })
+    .await;
+    world.await_ready::<EventConsumer>("reader").await;
+    give_to("north/shop/reader").await;
+    let message = world.await_condition::<EventConsumer>("reader", "Stalled", "True", "NameConflict").await;
+    assert!(message.contains("this object has taken it over before"), "{message}");
+    world.delete::<EventConsumer>("reader").await;
+    world.await_gone::<EventConsumer>("reader").await;
+    assert_eq!(
+        consumer_config(&world, "orders", "reader").await.unwrap().metadata[OWNER],
+        "north/shop/reader"
+    );
 }
