@@ -16,8 +16,9 @@ programs: ## The servers that tests run against: found on PATH, or built once (8
 previous-operator: ## The operator of the version that upgrades are tested from (the tag upgrade-from), built once and kept
 	@testing/programs/previous-operator || [ $$? = 3 ]
 
-manifests: ## The CustomResourceDefinitions, from the Rust types into crds/manifests, to which the chart has a link
-	$(CARGO) run -q -p jetwright-crds --locked --example manifests crds/manifests
+# Two folders, since Helm tells at each command of a link in a chart, and a packaged chart needs the files anyhow.
+manifests: ## The CustomResourceDefinitions, from the Rust types into crds/manifests, and the same into the chart
+	$(CARGO) run -q -p jetwright-crds --locked --example manifests crds/manifests charts/jetwright/files/crds
 
 lint: ## Formatting and clippy, without warnings
 	$(CARGO) fmt --all --check
