@@ -10,16 +10,20 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Labels of every object: include "jetwright.labels" (list $ "operator") */}}
-{{- define "jetwright.labels" -}}
-{{- $ := index . 0 -}}
-{{ include "jetwright.selectorLabels" . }}
-app.kubernetes.io/part-of: jetwright
-app.kubernetes.io/managed-by: {{ $.Release.Service }}
-app.kubernetes.io/version: {{ $.Chart.AppVersion | quote }}
-helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" | trunc 63 }}
-{{- with $.Values.commonLabels }}
-{{ toYaml . }}
+{{/*
+Labels and annotations of an object: include "jetwright.metadata" (list $ "operator"), and behind these annotations and labels of its own, as
+dicts, either of which wins over what is common.
+*/}}
+{{- define "jetwright.metadata" -}}
+{{- $ := index . 0 }}{{ $annotations := dict }}{{ $labels := dict -}}
+{{- if gt (len .) 2 }}{{ $annotations = index . 2 }}{{ end -}}
+{{- if gt (len .) 3 }}{{ $labels = index . 3 }}{{ end -}}
+{{- $chart := dict "app.kubernetes.io/part-of" "jetwright" "app.kubernetes.io/version" $.Chart.AppVersion
+      "helm.sh/chart" (printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" | trunc 63) -}}
+{{- $fixed := include "jetwright.selectorLabels" . | fromYaml }}{{ $_ := set $fixed "app.kubernetes.io/managed-by" $.Release.Service -}}
+labels: {{- merge $fixed $labels $.Values.commonLabels $chart | toYaml | nindent 2 }}
+{{- with merge (dict) $annotations $.Values.commonAnnotations }}
+annotations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
@@ -31,47 +35,49 @@ app.kubernetes.io/instance: {{ $.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* Labels of pods: without versions, so that an upgrade that changes nothing else in a pod does not start it anew. */}}
+{{/*
+Labels of pods: include "jetwright.podLabels" (list $ "operator" .Values.podLabels). Without versions, so that an upgrade that changes nothing
+else in a pod does not restart it.
+*/}}
 {{- define "jetwright.podLabels" -}}
 {{- $ := index . 0 -}}
-{{ include "jetwright.selectorLabels" . }}
-app.kubernetes.io/part-of: jetwright
-{{- with $.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- merge (include "jetwright.selectorLabels" . | fromYaml) (index . 2) $.Values.commonLabels (dict "app.kubernetes.io/part-of" "jetwright") | toYaml }}
 {{- end -}}
 
-{{/* Reference of an image: include "jetwright.image" (list .Values.image "default tag") */}}
+{{/* Reference of an image: include "jetwright.image" (list $ .Values.image "default tag") */}}
 {{- define "jetwright.image" -}}
-{{- $image := index . 0 -}}
-{{- with $image.registry }}{{ . }}/{{ end -}}
+{{- $ := index . 0 }}{{ $image := index . 1 -}}
+{{- with $.Values.global.imageRegistry | default $image.registry }}{{ . }}/{{ end -}}
 {{- $image.repository -}}
-{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default (index . 1) }}{{ end -}}
+{{- if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $image.tag | default (index . 2) }}{{ end -}}
 {{- end -}}
 
+{{/* Secrets with which images are pulled; each is a name, or {name: …} as in a pod. */}}
 {{- define "jetwright.pullSecrets" -}}
-{{- with .Values.image.pullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . }}
-  {{- end }}
+{{- $secrets := list -}}
+{{- range concat (.Values.global.imagePullSecrets | default list) .Values.imagePullSecrets -}}
+{{- $secrets = append $secrets (kindIs "string" . | ternary (dict "name" .) .) -}}
+{{- end -}}
+{{- with $secrets | uniq }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
-{{/* What Pod Security "restricted" asks of a pod, and of a container. */}}
-{{- define "jetwright.podSecurity" -}}
-runAsNonRoot: true
-runAsUser: 65532
-runAsGroup: 65532
-fsGroup: 65532
-fsGroupChangePolicy: OnRootMismatch
-seccompProfile: {type: RuntimeDefault}
+{{/* A security context without what was set to null, as where OpenShift assigns users. */}}
+{{- define "jetwright.securityContext" -}}
+{{- $context := dict -}}
+{{- range $field, $value := . -}}
+{{- if not (kindIs "invalid" $value) }}{{ $_ := set $context $field $value }}{{ end -}}
+{{- end -}}
+{{- toYaml $context -}}
 {{- end -}}
 
-{{- define "jetwright.containerSecurity" -}}
-allowPrivilegeEscalation: false
-readOnlyRootFilesystem: true
-capabilities: {drop: [ALL]}
+{{/* Constraints of a spread; one without a labelSelector gets that of the pods: include "jetwright.spread" (list constraints selector) */}}
+{{- define "jetwright.spread" -}}
+{{- $selector := dict "labelSelector" (dict "matchLabels" (index . 1 | fromYaml)) -}}
+{{- range index . 0 }}
+- {{ hasKey . "labelSelector" | ternary . (merge (deepCopy .) $selector) | toYaml | nindent 2 | trim }}
+{{- end }}
 {{- end -}}
 
 {{- define "jetwright.serviceAccountName" -}}

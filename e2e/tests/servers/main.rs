@@ -5,6 +5,7 @@
 mod accounts;
 mod admission;
 mod chart;
+mod chart_values;
 mod cluster;
 mod installation;
 mod operator_chart;

@@ -1,10 +1,9 @@
-{{/* Labels and annotations of what belongs to a hook, gone with its end: include "jetwright.verifyMetadata" (list $ "test" "weight") */}}
+{{/* Labels and annotations of what belongs to a hook, gone with its end: include "jetwright.verifyMetadata" (list $ "test" "weight"), and behind these whose output Helm shows */}}
 {{- define "jetwright.verifyMetadata" -}}
-labels: {{- include "jetwright.labels" (list (index . 0) "verify") | nindent 2 }}
-annotations:
-  helm.sh/hook: {{ index . 1 }}
-  helm.sh/hook-weight: {{ index . 2 | quote }}
-  helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+{{- $hook := dict "helm.sh/hook" (index . 1) "helm.sh/hook-weight" (index . 2)
+      "helm.sh/hook-delete-policy" "before-hook-creation,hook-succeeded,hook-failed" -}}
+{{- if gt (len .) 3 }}{{ $_ := set $hook "helm.sh/hook-output-log-policy" (index . 3) }}{{ end -}}
+{{- include "jetwright.metadata" (list (index . 0) "verify" $hook) -}}
 {{- end -}}
 
 {{/* The pod of a hook, which runs a subcommand of the operator: include "jetwright.verifyPod" (list $ "service account" (list "subcommand")) */}}
@@ -15,10 +14,10 @@ automountServiceAccountToken: true
 enableServiceLinks: false
 restartPolicy: Never
 {{- include "jetwright.pullSecrets" $ }}
-securityContext: {{- include "jetwright.podSecurity" $ | nindent 2 }}
+securityContext: {{- include "jetwright.securityContext" $.Values.podSecurityContext | nindent 2 }}
 containers:
   - name: verify
-    image: {{ include "jetwright.image" (list $.Values.image $.Chart.AppVersion) }}
+    image: {{ include "jetwright.image" (list $ $.Values.image $.Chart.AppVersion) }}
     imagePullPolicy: {{ $.Values.image.pullPolicy }}
     args: {{ toRawJson (index . 2) }}
     env:
@@ -26,7 +25,7 @@ containers:
     resources:
       requests: {cpu: 10m, memory: 16Mi}
       limits: {memory: 64Mi}
-    securityContext: {{- include "jetwright.containerSecurity" $ | nindent 6 }}
+    securityContext: {{- include "jetwright.securityContext" $.Values.securityContext | nindent 6 }}
 {{- with $.Values.nodeSelector }}
 nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
