@@ -80,6 +80,16 @@ imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end -}}
 
+{{/* NetworkPolicyPeers that may reach metrics: those that are named, or else the pods of the release's namespace. */}}
+{{- define "jetwright.metricsPeers" -}}
+{{- $peers := .Values.networkPolicy.metricsFrom -}}
+{{- with .Values.networkPolicy.metricsNamespaces -}}
+{{- $named := dict "key" "kubernetes.io/metadata.name" "operator" "In" "values" . -}}
+{{- $peers = append $peers (dict "namespaceSelector" (dict "matchExpressions" (list $named))) -}}
+{{- end -}}
+{{- $peers | default (list (dict "podSelector" dict)) | toYaml -}}
+{{- end -}}
+
 {{- define "jetwright.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- .Values.serviceAccount.name | default (printf "%s-operator" (include "jetwright.fullname" .)) -}}

@@ -149,6 +149,27 @@ fn all_images_come_from_the_registry_that_charts_share_with_the_secrets_of_both(
     }
 }
 
+#[test]
+fn only_the_namespaces_that_are_named_reach_metrics() {
+    let lets_in = |values: &[&str], policy: &str, port: u16| {
+        let objects = objects_with(values);
+        let rules = find(&objects, "NetworkPolicy", policy)["spec"]["ingress"].as_array().unwrap().clone();
+        rules.into_iter().find(|rule| rule["ports"][0]["port"] == port).unwrap()["from"].clone()
+    };
+    let named = json!({"namespaceSelector": {"matchExpressions": [
+        {"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["monitoring", "observability"]},
+    ]}});
+    let peer = json!({"ipBlock": {"cidr": "10.1.0.0/16"}});
+    let namespaces = "--set=networkPolicy.metricsNamespaces={monitoring,observability}";
+    let from = "--set=networkPolicy.metricsFrom[0].ipBlock.cidr=10.1.0.0/16";
+    for (policy, port) in [("jetwright-operator", 8080), ("jetwright-nats", 8222)] {
+        assert_eq!(lets_in(&[], policy, port), json!([{"podSelector": {}}]), "the release's own namespace");
+        assert_eq!(lets_in(&[namespaces], policy, port), json!([named]));
+        assert_eq!(lets_in(&[from], policy, port), json!([peer]));
+        assert_eq!(lets_in(&[namespaces, from], policy, port), json!([peer, named]));
+    }
+}
+
 /// Memory that the operator keeps for itself, and for each object with pods, in KiB. docs/install.md has these figures too.
 const PROGRAM: u64 = 15 * 1024;
 const STREAM: u64 = 10;
@@ -217,6 +238,7 @@ fn every_value_is_described_and_no_other_is_taken() {
         ("extraVolumes[0].nme=a", "/extraVolumes/0': missing property 'name'"),
         ("imagePullSecrets[0].nme=a", "/imagePullSecrets/0"),
         ("image.pullSecrets[0]=a", "moved to imagePullSecrets"),
+        ("networkPolicy.metricsNamespaces[0]=No Namespace", "/networkPolicy/metricsNamespaces/0"),
     ] {
         let refusal = render(&[&VALUES[..], &["--set", value]].concat()).unwrap_err();
         assert!(refusal.contains(told), "{value}: {refusal}");

@@ -154,7 +154,7 @@ async fn network_policies_let_in_who_has_to_talk_and_nobody_else() {
     };
     let servers = pods("nats", "nats");
     let operator = policy("jetwright-operator");
-    assert_eq!(lets_in(&operator), [(8080, Value::Null)]);
+    assert_eq!(lets_in(&operator), [(8080, json!([{"podSelector": {}}]))]);
     assert_eq!(operator["policyTypes"], json!(["Ingress", "Egress"]));
     let to_nats = json!({"ports": [{"port": 4222, "protocol": "TCP"}], "to": [servers]});
     assert!(operator["egress"].as_array().unwrap().contains(&to_nats), "{operator}");
