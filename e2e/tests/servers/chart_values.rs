@@ -6,7 +6,10 @@ use jetwright_e2e::path;
 use jetwright_testing::{Folder, Program};
 use serde_json::{Value, json};
 
-use crate::operator_chart::{VALUES, render};
+use crate::{
+    chart::helm,
+    operator_chart::{VALUES, render},
+};
 
 const OPENSHIFT: [&str; 2] = ["--values", "../charts/jetwright/ci/openshift-values.yaml"];
 
@@ -243,6 +246,44 @@ fn every_value_is_described_and_no_other_is_taken() {
         let refusal = render(&[&VALUES[..], &["--set", value]].concat()).unwrap_err();
         assert!(refusal.contains(told), "{value}: {refusal}");
     }
+}
+
+#[test]
+fn the_notes_name_the_cluster_and_only_the_steps_that_are_left() {
+    let notes = |values: &[&str]| {
+        let install =
+            ["install", "jetwright", "../charts/jetwright", "--namespace", "jetwright", "--dry-run=client"];
+        let said = helm(None, &[&install[..], values].concat()).unwrap();
+        said.split_once("NOTES:").unwrap().1.to_owned()
+    };
+    let bundled = "--set=nats.bundled.enabled=true";
+    let (serve, scrape, define) =
+        ("set 'defaultConnectionNamespaces={shop}'", "metricsNamespaces={", "CustomResourceDefinitions");
+    let fresh = notes(&[bundled]);
+    let order = [
+        "name in NATS: ",
+        "set the value clusterName before a rebuild",
+        "What to do next:",
+        serve,
+        "helm test jetwright",
+        scrape,
+    ];
+    let places = order.map(|text| fresh.find(text).unwrap_or_else(|| panic!("no {text} in {fresh}")));
+    assert!(places.is_sorted(), "{fresh}");
+    assert!(!fresh.contains(define), "{fresh}");
+
+    let done =
+        ["--set=defaultConnectionNamespaces={shop}", "--set=networkPolicy.metricsNamespaces={monitoring}"];
+    let named = ["--set=clusterName=east", "--set=formerClusterNames={west}", "--set=crds.install=false"];
+    let settled = notes(&[&[bundled][..], &done, &named].concat());
+    assert!(settled.contains("name in NATS: east (formerly west)\n"), "{settled}");
+    assert!(settled.contains(define), "{settled}");
+    assert!(
+        !settled.contains(serve) && !settled.contains(scrape) && !settled.contains("kube-system\nIt is"),
+        "{settled}"
+    );
+    let open = notes(&[bundled, "--set=networkPolicy.enabled=false"]);
+    assert!(!open.contains(scrape), "{open}");
 }
 
 #[test]
