@@ -1,8 +1,10 @@
 //! The chart as a platform team uses it: tested, upgraded, moved between kubectl and Helm, refused to be removed too early, removed.
 
+use std::{collections::BTreeMap, fs};
+
 use jetwright_crds::EventStream;
 use jetwright_e2e::cluster::{Cluster, LATER, OPERATOR, OwnNamespace, SHOP, SOON, checkout, stream};
-use jetwright_testing::await_until;
+use jetwright_testing::{Folder, await_until};
 use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::Pod},
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
@@ -160,5 +162,32 @@ async fn the_operators_image_is_small_and_no_image_has_anything_that_runs_as_roo
     for name in ["operator", "user-service", "order-service", "payment-simulator", "nats"] {
         let inspect = format!("image inspect --format {{{{.Config.User}}}} jetwright/{name}:{tag}");
         assert_eq!(cluster.docker(&inspect).await.trim(), "65532:65532", "{name}");
+    }
+}
+
+#[tokio::test]
+async fn every_image_says_what_it_is_and_carries_licences() {
+    let cluster = Cluster::connect().await;
+    let image = operator_image(&cluster).await;
+    let (_, tag) = image.rsplit_once(':').unwrap();
+    let folder = Folder::new("licenses");
+    for name in ["operator", "user-service", "order-service", "payment-simulator", "nats"] {
+        let image = format!("jetwright/{name}:{tag}");
+        let labels =
+            cluster.docker(&format!("image inspect --format {{{{.Config.Labels|json}}}} {image}")).await;
+        let labels: BTreeMap<String, String> = serde_json::from_str(&labels).unwrap();
+        let label = |key: &str| labels.get(&format!("org.opencontainers.image.{key}")).cloned();
+        assert_eq!(label("title"), Some(format!("jetwright/{name}")), "{labels:?}");
+        assert_eq!(label("licenses").as_deref(), Some("Apache-2.0"), "{labels:?}");
+        assert!(
+            label("version").is_some_and(|version| version.starts_with(|first: char| first.is_ascii_digit()))
+        );
+
+        let container = cluster.docker(&format!("create {image}")).await;
+        let (container, to) = (container.trim(), folder.path().join(name));
+        cluster.docker(&format!("cp {container}:/licenses {}", to.display())).await;
+        cluster.docker(&format!("rm {container}")).await;
+        let parts = fs::read_to_string(to.join("THIRD-PARTY.txt")).unwrap();
+        assert!(parts.contains("Apache License"), "{name}");
     }
 }
