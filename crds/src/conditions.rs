@@ -6,6 +6,11 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use strum::VariantArray as _;
 
+use crate::text::cut;
+
+/// Longest message, in bytes. Kubernetes takes 32,768, but an object has several of these, and a list thousands.
+pub const MAX_MESSAGE_BYTES: usize = 2000;
+
 /// All is as declared.
 pub const READY: &str = "Ready";
 /// Work towards what is declared goes on.
@@ -117,7 +122,11 @@ pub struct State {
 
 /// Puts a condition into the list, and keeps the time of the last transition where the status stays what it was.
 pub fn set(conditions: &mut Vec<Condition>, type_: &str, state: State, generation: Option<i64>, now: &Time) {
-    let status = match state.status {
+    let State { status, reason, mut message } = state;
+    if message.len() > MAX_MESSAGE_BYTES {
+        message = cut(&message, MAX_MESSAGE_BYTES).into_owned();
+    }
+    let status = match status {
         Some(true) => "True",
         Some(false) => "False",
         None => "Unknown",
@@ -125,8 +134,8 @@ pub fn set(conditions: &mut Vec<Condition>, type_: &str, state: State, generatio
     let fresh = |since: Time| Condition {
         type_: type_.to_owned(),
         status: status.to_owned(),
-        reason: state.reason.as_str().to_owned(),
-        message: state.message,
+        reason: reason.as_str().to_owned(),
+        message,
         observed_generation: generation,
         last_transition_time: since,
     };
@@ -183,5 +192,15 @@ mod tests {
         set(&mut conditions, READY, ready(true, Reason::Reconciled), Some(2), &at(3));
         assert_eq!(get(&conditions, READY).unwrap().last_transition_time, at(3));
         assert_eq!(conditions.len(), 1);
+    }
+
+    #[test]
+    fn a_message_is_bounded_whatever_somebody_wrote_into_a_field() {
+        let mut list = Vec::new();
+        let message = "я".repeat(40_000);
+        let state = State { status: Some(false), reason: Reason::Refused, message };
+        set(&mut list, READY, state, Some(1), &at(1));
+        let bytes = list[0].message.len();
+        assert!((MAX_MESSAGE_BYTES - 4..=MAX_MESSAGE_BYTES).contains(&bytes), "{bytes}");
     }
 }

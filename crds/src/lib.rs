@@ -24,6 +24,8 @@ pub mod names;
 pub mod size;
 #[cfg(feature = "resources")]
 pub mod stream;
+#[cfg(feature = "resources")]
+pub mod text;
 
 #[cfg(feature = "resources")]
 pub use {

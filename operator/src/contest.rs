@@ -7,13 +7,12 @@
 
 use std::time::Duration;
 
-use jetwright_crds::conditions::Reason;
+use jetwright_crds::{conditions::Reason, text::cut};
 use tokio::time::Instant;
 
 use crate::{
     object_state::{ObjectKey, ObjectStates},
     outcome::Pending,
-    text::cut,
 };
 
 /// Most writes of one thing in a [`WINDOW`] without a new generation of its object.

@@ -21,7 +21,6 @@ mod pods;
 mod rate_limit;
 mod readiness;
 mod reported;
-mod text;
 mod workload;
 
 use std::process::ExitCode;

@@ -3,6 +3,7 @@
 
 use std::{future::Future, time::Duration};
 
+use jetwright_crds::text::cut;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Client,
@@ -16,7 +17,6 @@ use crate::{
     metrics::Metrics,
     outcome::{Adoption, OperationResult, Reconciled},
     rate_limit::RateLimit,
-    text::cut,
 };
 
 /// Longest note that Kubernetes takes, in bytes (ValidateEventUpdate of its API server counts them so).
