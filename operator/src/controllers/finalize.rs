@@ -4,10 +4,8 @@ use std::{fmt::Debug, time::Duration};
 
 use jetwright_crds::{conditions::Reason, marks::OWNER};
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, Resource, ResourceExt as _, runtime::controller::Action};
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Value, json};
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use crate::{
@@ -20,10 +18,7 @@ use crate::{
         ownership::Owner,
         reconcile::{self, Finalized},
     },
-    kubernetes::{
-        finalizer,
-        status::{self, ConditionSummary, StatusUpdate, StatusWrite},
-    },
+    kubernetes::{finalizer, status::ConditionSummary},
     object_state::ObjectKey,
 };
 
@@ -163,36 +158,4 @@ where
     finalizer::set(api, object, false).await?;
     context.states.released(&ObjectKey::of(object), &object.uid().unwrap_or_default());
     Ok(Action::await_change())
-}
-
-/// Says in the object's status why it still exists, and by an event where it takes a change by somebody.
-///
-/// # Errors
-///
-/// When the status cannot be written.
-pub async fn report<K>(
-    api: &Api<K>,
-    object: &K,
-    summary: &ConditionSummary,
-    context: &Context,
-) -> Result<(), kube::Error>
-where
-    K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
-{
-    let status_of = |object: &K| json!(object).get("status").cloned().unwrap_or_else(|| json!({}));
-    context.report_trouble(object, &conditions(&status_of(object)), summary);
-    let update = |object: &K| {
-        let before = status_of(object);
-        let after = status::with_summary_conditions(before.clone(), summary, object.meta().generation);
-        if after == before { StatusUpdate::Unchanged } else { StatusUpdate::Write(after) }
-    };
-    if let StatusWrite::Written(_) = context.write_status(api, object, update).await? {
-        tracing::info!(reason = summary.reason.as_str(), message = summary.message, "deletion waits");
-    }
-    Ok(())
-}
-
-fn conditions(status: &Value) -> Vec<Condition> {
-    let conditions = status.get("conditions").cloned().unwrap_or_default();
-    serde_json::from_value(conditions).unwrap_or_default()
 }

@@ -5,6 +5,7 @@ mod event_consumer;
 mod event_stream;
 mod finalize;
 mod follow;
+mod report;
 mod triggers;
 
 use std::{
@@ -12,21 +13,22 @@ use std::{
 };
 
 use futures::{FutureExt, StreamExt, future, stream};
-use jetwright_crds::{EventConsumer, EventStream};
+use jetwright_crds::{EventConsumer, EventStream, conditions::Reason};
 use k8s_openapi::{NamespaceResourceScope, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
-    Resource, ResourceExt,
+    Api, Resource, ResourceExt,
     core::error_boundary::InvalidObject,
     runtime::{
         controller::{self, Action, applier},
         reflector::{ObjectRef, Store},
     },
 };
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use self::follow::Queues;
+use self::{follow::Queues, report::report_summary};
 use crate::{
     context::Context,
     error::{ErrorClass, ReconcileError, error_chain},
@@ -35,7 +37,7 @@ use crate::{
         invalid_object,
         reduced::{self, Reduced},
         scopes::Scope,
-        status::resource_version,
+        status::{ConditionSummary, resource_version},
         stores::Name,
         watched::Watched,
     },
@@ -44,6 +46,8 @@ use crate::{
 
 /// Longest time that one reconcile may take: the Kubernetes client alone would try for many minutes.
 const RECONCILE_TIMEOUT: Duration = Duration::from_mins(1);
+/// How long Kubernetes may take to write that it took longer.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Delay before an object is reconciled whose watch has not brought what was written last.
 const STALE_DELAY: Duration = Duration::from_millis(100);
 /// Wake-ups that wait for a controller to take them over.
@@ -133,6 +137,7 @@ impl Run<'_> {
             + Reduced
             + Clone
             + Debug
+            + Serialize
             + Send
             + Sync
             + 'static,
@@ -165,7 +170,7 @@ async fn instrument<K, F, E>(
     reconcile: impl Fn(Arc<K>, Arc<Context>) -> F,
 ) -> Result<Action, ReconcileFailure>
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Reduced + Clone + Debug,
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Reduced + Clone + Debug + Serialize,
     F: Future<Output = Result<Action, E>>,
     E: ReconcileError,
 {
@@ -204,7 +209,7 @@ async fn run_once<K, F, E>(
     reconcile: impl Fn(Arc<K>, Arc<Context>) -> F,
 ) -> Result<Action, ReconcileFailure>
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Reduced + Clone + Debug,
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Reduced + Clone + Debug + Serialize,
     F: Future<Output = Result<Action, E>>,
     E: ReconcileError,
 {
@@ -218,9 +223,12 @@ where
             Arc::new(deleted)
         }
     };
-    let limited = tokio::time::timeout(RECONCILE_TIMEOUT, reconcile(readable, context.clone()));
-    let result = limited.await.map_err(|_| ReconcileFailure::TimedOut);
-    result.and_then(|result| result.map_err(ReconcileFailure::of))
+    let limited = tokio::time::timeout(RECONCILE_TIMEOUT, reconcile(readable.clone(), context.clone()));
+    if let Ok(result) = limited.await {
+        return result.map_err(ReconcileFailure::of);
+    }
+    report_timeout(readable.as_ref(), context).await;
+    Err(ReconcileFailure::TimedOut)
 }
 
 /// What can be read of an object that is being deleted: enough to find what it has in JetStream, whose mark says whether it is its own.
@@ -235,6 +243,25 @@ where
     match reduced::get(&context.client, namespace, name).await {
         Err(kube::Error::SerdeError(_)) => Ok(None),
         found => found.map_err(ReconcileFailure::of_kubernetes),
+    }
+}
+
+/// Says in an object's status that its reconcile took too long, which its pipeline does at its end alone.
+async fn report_timeout<K>(object: &K, context: &Context)
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned,
+{
+    let api = Api::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
+    let message = format!("{}; it is tried again", ReconcileFailure::TimedOut);
+    let summary = ConditionSummary::reconciling(Reason::Failed, message);
+    match tokio::time::timeout(STATUS_TIMEOUT, report_summary(&api, object, &summary, context)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(%error, "failed to write the status"),
+        Err(_) => tracing::warn!("failed to write the status: Kubernetes does not answer"),
     }
 }
 

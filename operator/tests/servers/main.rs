@@ -4,11 +4,13 @@
 mod adoption;
 mod capture;
 mod consumers;
+mod costs;
 mod credentials;
 mod dead_ends;
 mod dead_letters;
 mod deletion;
 mod events;
+mod fake_jetstream;
 mod leader;
 mod ownership;
 mod program;

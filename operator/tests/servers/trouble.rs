@@ -7,7 +7,10 @@ use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_testing::{NatsServer, RawClient, await_until};
 use kube::api::ListParams;
 
-use crate::world::{SOON, World, conditions};
+use crate::{
+    fake_jetstream::FakeJetStream,
+    world::{SOON, World, conditions},
+};
 
 const LONG: Duration = Duration::from_mins(1);
 
@@ -208,4 +211,26 @@ async fn the_figures_in_a_status_follow_what_happens_in_the_stream() {
         if (stream.messages, lag) == (3, Some(3)) { Ok(()) } else { Err(format!("{stream:?} {lag:?}")) }
     })
     .await;
+}
+
+/// A JetStream that hangs, while NATS itself answers.
+#[tokio::test]
+async fn a_reconcile_that_takes_too_long_is_told_in_the_status() {
+    let (nats, fake) = FakeJetStream::start().await;
+    fake.set_silent(true);
+    let jetstream = nats.jetstream().await;
+    let world = World::on(nats, jetstream, &["--jetstream-timeout=5m"]).await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    let message = await_until("the status says so", LONG + SOON, || async {
+        let object = world.streams().get("orders").await.unwrap();
+        let ready = conditions(&object).into_iter().find(|condition| condition.type_ == "Ready");
+        let ready = ready.ok_or("no condition")?;
+        if (ready.status.as_str(), ready.reason.as_str()) == ("False", "Failed") {
+            Ok(ready.message)
+        } else {
+            Err("another")
+        }
+    })
+    .await;
+    assert!(message.contains("took longer than 60s"), "{message}");
 }

@@ -7,7 +7,10 @@ use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{Api, Resource, ResourceExt, api::ListParams, runtime::controller::Action};
 
 use super::{
-    super::finalize::{self, Step, Wait},
+    super::{
+        finalize::{self, Step, Wait},
+        report::report_summary,
+    },
     Error,
 };
 use crate::{
@@ -43,7 +46,7 @@ pub async fn delete(
             let note = "its pods and its consumer stay: it was deleted without its dependents";
             context.events.normal(&object.object_ref(&()), "Orphaned", note);
         } else if let Some(wait) = deletion.next().await? {
-            finalize::report(api, object, &wait.summary, context).await.map_err(Error::Status)?;
+            report_summary(api, object, &wait.summary, context).await.map_err(Error::Status)?;
             let requeue = wait.requeue();
             return wait.error.map_or(Ok(requeue), |error| Err(Error::Consumer(error)));
         }
@@ -146,7 +149,7 @@ impl Deletion<'_> {
     /// Says in the status what failed.
     async fn failed(&self, error: Error) -> Error {
         let summary = ConditionSummary::failed(&error);
-        match finalize::report(self.api, self.object, &summary, self.context).await {
+        match report_summary(self.api, self.object, &summary, self.context).await {
             Ok(()) => error,
             Err(error) => Error::Status(error),
         }

@@ -9,7 +9,10 @@ use kube::{
 };
 
 use super::{
-    super::finalize::{self, Step},
+    super::{
+        finalize::{self, Step},
+        report::report_summary,
+    },
     Error,
 };
 use crate::{
@@ -55,7 +58,7 @@ async fn next(
     context: &Context,
 ) -> Result<Option<Action>, Error> {
     let report = async |summary: &ConditionSummary| {
-        finalize::report(api, object, summary, context).await.map_err(Error::Status)
+        report_summary(api, object, summary, context).await.map_err(Error::Status)
     };
     let users = match users(owner, context).await {
         Ok(users) => users,
