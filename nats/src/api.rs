@@ -75,6 +75,17 @@ impl ApiError {
     }
 }
 
+/// One page of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page<I> {
+    /// What is on it; less than there is where servers did not respond.
+    pub items: Vec<I>,
+    /// Most that a page has, as the server says; 0 where it does not.
+    pub limit: usize,
+    /// How many there are on all pages, as the server says.
+    pub total: usize,
+}
+
 /// Called with the verb of each request, and with its error if it failed.
 type Observe = dyn Fn(&'static str, Option<&ApiError>) + Send + Sync;
 
@@ -111,14 +122,49 @@ impl Api {
     /// # Errors
     ///
     /// When JetStream does not answer or refuses.
-    pub async fn list_streams<I: DeserializeOwned>(&self, offset: usize) -> Result<Vec<I>, ApiError> {
+    pub async fn list_streams<I: DeserializeOwned>(&self, offset: usize) -> Result<Page<I>, ApiError> {
         #[derive(Deserialize)]
-        struct Page<I> {
+        struct Answer<I> {
             streams: Option<Vec<I>>,
+            #[serde(default)]
+            limit: usize,
+            #[serde(default)]
+            total: usize,
         }
+        let answer: Answer<I> = self.list("STREAM.LIST", &[], offset).await?;
+        Ok(Page { items: answer.streams.unwrap_or_default(), limit: answer.limit, total: answer.total })
+    }
+
+    /// One page of a stream's consumers, at most 256. Consumers whose servers did not respond are missing.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer or refuses.
+    pub async fn list_consumers<I: DeserializeOwned>(
+        &self,
+        stream: &str,
+        offset: usize,
+    ) -> Result<Page<I>, ApiError> {
+        #[derive(Deserialize)]
+        struct Answer<I> {
+            consumers: Option<Vec<I>>,
+            #[serde(default)]
+            limit: usize,
+            #[serde(default)]
+            total: usize,
+        }
+        let answer: Answer<I> = self.list("CONSUMER.LIST", &[stream], offset).await?;
+        Ok(Page { items: answer.consumers.unwrap_or_default(), limit: answer.limit, total: answer.total })
+    }
+
+    async fn list<T: DeserializeOwned>(
+        &self,
+        verb: &'static str,
+        names: &[&str],
+        offset: usize,
+    ) -> Result<T, ApiError> {
         let patient = Self { timeout: self.timeout.max(LIST_TIMEOUT), ..self.clone() };
-        let page: Page<I> = patient.request("STREAM.LIST", &[], &json!({ "offset": offset })).await?;
-        Ok(page.streams.unwrap_or_default())
+        patient.request(verb, names, &json!({ "offset": offset })).await
     }
 
     /// Creates a stream.

@@ -18,7 +18,7 @@ mod supervisor;
 mod violation;
 
 pub use address::{AddressError, parse_addresses};
-pub use api::{Api, ApiError};
+pub use api::{Api, ApiError, Page};
 pub use api_subjects::{ACK_PREFIX, ApiSubjects, api_request};
 pub use connection::{Connection, Request};
 pub use credentials::Credentials;

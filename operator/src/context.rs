@@ -60,6 +60,8 @@ pub struct Context {
     pub states: ObjectStates,
     /// Statuses that say Disconnected: with NATS away, every object has one to write.
     pub disconnect_writes: RateLimit,
+    /// Statuses in which only live figures change.
+    pub stats_writes: RateLimit,
     /// The reconciles that run.
     pub running: TaskTracker,
 }
@@ -76,13 +78,13 @@ impl Context {
     ) -> Option<Duration> {
         if disconnected {
             let grace = self.connections.disconnect_grace(&key.namespace);
-            let limited = || (!self.disconnect_writes.try_acquire()).then_some(DISCONNECT_RETRY);
-            if let Some(delay) = grace.or_else(limited) {
-                return Some(delay);
-            }
+            return grace.or_else(|| self.states.turn(key, &self.disconnect_writes));
+        }
+        if !only_stats {
+            return None;
         }
         let delay = self.states.status_write_delay(key, self.settings.status_stats_interval);
-        delay.filter(|_| only_stats)
+        delay.or_else(|| self.states.turn(key, &self.stats_writes))
     }
 
     /// Writes the status that `update` makes of an object, and records that it was written: what a store brings from before is older.
@@ -164,6 +166,3 @@ impl Context {
         WriteGate { states, object: ObjectKey::of(object), generation, kind }
     }
 }
-
-/// Delay before a status that says Disconnected is tried again.
-const DISCONNECT_RETRY: Duration = Duration::from_secs(10);

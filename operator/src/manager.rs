@@ -38,6 +38,8 @@ const MIN_CACHE_IDLE: Duration = Duration::from_mins(15);
 const EVICTION_INTERVAL: Duration = Duration::from_mins(10);
 /// Most statuses that say Disconnected a second.
 const DISCONNECT_WRITES_PER_SECOND: u32 = 20;
+/// Most statuses a second in which only live figures change.
+const STATS_WRITES_PER_SECOND: u32 = 20;
 /// Most owned objects that are applied a second after a start, when nothing is known of what was applied before.
 const STARTUP_APPLIES_PER_SECOND: u32 = 20;
 /// How long the API server may take to say the uid of kube-system, and the delay before it is asked again.
@@ -150,6 +152,7 @@ async fn context(
         pods: PodCache::default(),
         states: ObjectStates::default(),
         disconnect_writes: RateLimit::new(DISCONNECT_WRITES_PER_SECOND),
+        stats_writes: RateLimit::new(STATS_WRITES_PER_SECOND),
         running: TaskTracker::new(),
     })
 }

@@ -13,11 +13,14 @@ use crate::{
     contest::Contest,
     deletion::Deletion,
     error::ErrorClass,
+    rate_limit::RateLimit,
     reported::{Report, Reported, Sighting},
 };
 
 /// How long an own write is waited for: without a bound, an object whose resource versions start over would never be reconciled.
 const MAX_WATCH_LAG: Duration = Duration::from_secs(10);
+/// Time after which a turn is over that was not used.
+const TURN_TTL: Duration = Duration::from_mins(5);
 /// Time without use after which the state of an object is dropped; longer than any pause between two reconciles.
 const TTL: Duration = Duration::from_hours(2);
 
@@ -70,6 +73,8 @@ struct ObjectState {
     /// Which troubles were reported by events.
     reported: Reported,
     last_status_write: Option<Instant>,
+    /// When the status may be written, of those that wait for a permit.
+    turn: Option<Instant>,
     /// The resource version that the object has since.
     written_version: Option<u64>,
     /// What was applied as this object, where the operator applies it.
@@ -169,10 +174,23 @@ impl ObjectStates {
         interval.checked_sub(last.elapsed()).filter(|left| !left.is_zero())
     }
 
+    /// How long a status that waits for a permit has to wait; None when it is its turn.
+    pub fn turn(&self, key: &ObjectKey, limit: &RateLimit) -> Option<Duration> {
+        self.with(key, |state| {
+            let now = Instant::now();
+            // One that was not used is nobody's any more.
+            let turn = state.turn.filter(|turn| now.saturating_duration_since(*turn) < TURN_TTL);
+            let turn = turn.unwrap_or_else(|| now + limit.reserve());
+            state.turn = Some(turn);
+            Some(turn.saturating_duration_since(now)).filter(|wait| !wait.is_zero())
+        })
+    }
+
     /// The status was written; the object has this resource version since.
     pub fn status_written(&self, key: &ObjectKey, version: Option<u64>) {
         self.with(key, |state| {
             (state.last_status_write, state.written_version) = (Some(Instant::now()), version);
+            state.turn = None;
         });
     }
 

@@ -96,7 +96,12 @@ async fn the_api_reaches_the_jetstream_of_its_domain_alone() {
     assert!(
         matches!(&elsewhere, ApiError::Unanswered { why, .. } if why.contains("JetStream is unavailable"))
     );
-    assert_eq!(hub.list_streams::<Value>(0).await.unwrap().len(), 1);
+    let streams = hub.list_streams::<Value>(0).await.unwrap();
+    assert_eq!((streams.items.len(), streams.limit, streams.total), (1, 256, 1));
+    let consumers = hub.list_consumers::<Value>("orders", 0).await.unwrap();
+    assert_eq!((consumers.items[0]["name"].as_str(), consumers.total), (Some("billing"), 1));
+    let beyond = hub.list_consumers::<Value>("orders", 1).await.unwrap();
+    assert_eq!((beyond.items.len(), beyond.total), (0, 1));
     assert_eq!(
         [hub.delete_stream("orders").await.unwrap(), hub.delete_stream("orders").await.unwrap()],
         [true, false]

@@ -16,6 +16,7 @@ use super::{
     advisory::{News, Target, news},
     asset::{Consumer, Stream},
     cache::{Cache, Change},
+    comparison,
 };
 
 /// Advisories of streams and consumers, and the audit of the API.
@@ -169,6 +170,7 @@ async fn refresh(cache: &Cache, pending: &PendingSet, queue: mpsc::Receiver<Targ
 
 async fn resync(cache: &Cache, nats: &Connection, intervals: Intervals) {
     let mut state = nats.state();
+    let mut is_back = false;
     loop {
         cache.evict_idle(intervals.idle);
         // Not within the next line: what is borrowed is locked, and the connection could not report changes meanwhile.
@@ -178,13 +180,21 @@ async fn resync(cache: &Cache, nats: &Connection, intervals: Intervals) {
         } else {
             RESYNC_RETRY_DELAY
         };
+        if std::mem::take(&mut is_back) {
+            // What is not compared yet is asked about by its object.
+            cache.notify(Change::Everything);
+        }
         tokio::select! {
             changed = state.changed() => {
                 if changed.is_err() {
                     return;
                 }
                 cache.invalidate_all().await;
-                cache.notify(Change::Everything);
+                // Once it is back, lists come first: they take fewer requests than a reconcile of each object.
+                is_back = state.borrow().connected;
+                if !is_back {
+                    cache.notify(Change::Everything);
+                }
             }
             () = lost_advisories(nats) => {}
             () = tokio::time::sleep(pause) => {}
@@ -197,7 +207,7 @@ async fn resync_once(cache: &Cache, connected: bool) -> bool {
     if !connected {
         return true;
     }
-    let refreshed = cache.refresh_all().await;
+    let refreshed = comparison::compare(cache).await;
     if let Err(error) = &refreshed {
         tracing::warn!(%error, "failed to compare with JetStream; trying again");
     }

@@ -4,10 +4,16 @@
 //! one that finds nothing to change asks NATS nothing. An answer, also that something does not exist, is knowledge; only silence makes
 //! an entry stale.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use futures::{Stream as Items, StreamExt, future, stream};
-use jetwright_nats::{Api, ApiError};
+use futures::{Stream as Items, stream};
+use jetwright_nats::{Api, ApiError, Violation};
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
@@ -25,8 +31,6 @@ use crate::{
 
 /// Changes that a listener may lag behind before everything counts as changed for it.
 const MAX_PENDING_CHANGES: usize = 4096;
-/// Requests to JetStream at once while the cache is refreshed.
-const MAX_CONCURRENT_REQUESTS: usize = 16;
 
 /// Something in JetStream is other than it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,6 +107,8 @@ struct Inner {
     streams: Entries<Stream>,
     consumers: Entries<Consumer>,
     changes: broadcast::Sender<Change>,
+    /// Whether it was said that consumers may not be listed.
+    lists_forbidden: AtomicBool,
     /// The most messages that the servers allow to be unacknowledged at once, where they refused more.
     max_ack_pending: Mutex<Option<u32>>,
     marks: Marks,
@@ -118,6 +124,7 @@ impl Cache {
             streams: Entries::default(),
             consumers: Entries::default(),
             changes,
+            lists_forbidden: AtomicBool::new(false),
             max_ack_pending: Mutex::default(),
             marks: Marks::default(),
         }))
@@ -276,51 +283,26 @@ impl Cache {
         }
     }
 
-    /// Refreshes all that is known: streams by lists of 256, what a list misses and the consumers one by one. A stream that a list
-    /// misses is not gone: its servers may be away. What is not answered is asked about the next time.
-    ///
-    /// # Errors
-    ///
-    /// When JetStream does not answer to a list; the consumers are refreshed all the same.
-    pub async fn refresh_all(&self) -> Result<(), ApiError> {
-        let mut missed: HashMap<_, _> = self.0.streams.all().into_iter().collect();
-        let listed = self.refresh_by_list(&mut missed).await;
-        // Without a list, each stream would be asked for alone, and JetStream is slow already.
-        let missed = if listed.is_ok() { missed } else { HashMap::new() };
-        let streams = stream::iter(missed.into_keys());
-        let streams = streams.map(|name| async move { self.refresh::<Stream>(&name).await });
-        let consumers = stream::iter(self.0.consumers.all());
-        let consumers = consumers.map(|(key, _)| async move { self.refresh::<Consumer>(&key).await });
-        let both = streams.map(future::Either::Left).chain(consumers.map(future::Either::Right));
-        let log = |answer: Result<(), ApiError>| {
-            if let Err(error) = answer {
-                tracing::debug!(%error, "failed to refresh an entry");
-            }
-            future::ready(())
-        };
-        both.buffer_unordered(MAX_CONCURRENT_REQUESTS).for_each(log).await;
-        listed
+    /// Takes over which streams are whose, from a list of them all.
+    pub fn replace_marks(&self, names: Names) {
+        self.0.marks.replace(names);
     }
 
-    /// Refreshes what a list has, and leaves in `missed` what it does not have.
-    async fn refresh_by_list(&self, missed: &mut HashMap<String, Entry<Stream>>) -> Result<(), ApiError> {
-        let (mut offset, mut names) = (0, Names::default());
-        loop {
-            let streams: Vec<StreamInfo> = self.api().list_streams(offset).await?;
-            if streams.is_empty() {
-                self.0.marks.replace(names);
-                return Ok(());
-            }
-            offset += streams.len();
-            for info in streams {
-                names.add(&info);
-                let name = info.name().unwrap_or_default().to_owned();
-                if let Some(entry) = missed.remove(&name) {
-                    let mut entry = entry.lock().await;
-                    let before = std::mem::take(&mut entry.entry);
-                    self.take_over(&name, &before, Some(&info), &mut entry);
-                }
-            }
+    /// Takes over what a list says.
+    pub async fn take_over_listed<A: Cached>(&self, key: &A::Key, info: &A::Info, entry: &Entry<A>) {
+        let mut entry = entry.lock().await;
+        let before = std::mem::take(&mut entry.entry);
+        self.take_over(key, &before, Some(info), &mut entry);
+    }
+
+    /// The operator may not list consumers; said once.
+    pub fn lists_are_forbidden(&self, violation: &Violation) {
+        if !self.0.lists_forbidden.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                %violation,
+                "asking for each consumer alone, since lists of them are not permitted: permit the operator's user to publish to \
+                 $JS.API.CONSUMER.LIST.* too"
+            );
         }
     }
 }

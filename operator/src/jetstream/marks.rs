@@ -4,20 +4,18 @@
 use std::collections::{BTreeSet, HashMap};
 
 use jetwright_crds::marks::UID;
-use jetwright_nats::{Api, ApiError};
+use jetwright_nats::{Api, ApiError, Page};
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::{
     asset::{Asset as _, Stream},
+    comparison::{Pages, stream_name},
     history::History,
     info::StreamInfo,
     ownership::{Owner, Ownership},
 };
 use crate::outcome::CreationTime as _;
-
-/// Pages of a list; one has 256 streams.
-const MAX_PAGES: usize = 1024;
 
 /// Names of streams, by the uid of the object whose mark they carry.
 #[derive(Default)]
@@ -79,15 +77,12 @@ impl Marks {
         if self.names.lock().is_some() {
             return Ok(());
         }
-        let (mut names, mut offset) = (Names::default(), 0);
-        for _ in 0..MAX_PAGES {
-            let page: Vec<StreamInfo> = api.list_streams(offset).await?;
-            if page.is_empty() {
+        let (mut names, mut pages) = (Names::default(), Pages::default());
+        loop {
+            let page: Page<StreamInfo> = api.list_streams(pages.offset).await?;
+            page.items.iter().for_each(|info| names.add(info));
+            if !pages.is_followed(&page, stream_name) {
                 break;
-            }
-            offset += page.len();
-            for info in &page {
-                names.add(info);
             }
         }
         self.replace(names);

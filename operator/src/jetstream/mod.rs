@@ -9,6 +9,7 @@ pub mod advisory;
 pub mod asset;
 pub mod cache;
 pub mod claim;
+pub mod comparison;
 pub mod config;
 pub mod connections;
 pub mod consumer_config;

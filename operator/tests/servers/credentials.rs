@@ -14,12 +14,13 @@ use jetwright_testing::{
 use crate::world::{SOON, World};
 
 /// What the operator may do, and no more: docs/operator.md.
-const PUBLISH: [&str; 8] = [
+const PUBLISH: [&str; 9] = [
     "$JS.API.STREAM.LIST",
     "$JS.API.STREAM.INFO.*",
     "$JS.API.STREAM.CREATE.*",
     "$JS.API.STREAM.UPDATE.*",
     "$JS.API.STREAM.DELETE.*",
+    "$JS.API.CONSUMER.LIST.*",
     "$JS.API.CONSUMER.INFO.*.*",
     "$JS.API.CONSUMER.CREATE.*.*",
     "$JS.API.CONSUMER.DELETE.*.*",

@@ -1,0 +1,259 @@
+//! Compares everything that is cached with what JetStream has: streams by lists, the consumers of each stream by lists of their own, and one by one
+//! what a list does not have. What is not listed is not gone: its servers may be away. Bounded: a JetStream that hangs is left alone after a few
+//! requests, and what was not compared is compared the next time. Asks JetStream and writes the cache.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream};
+use jetwright_nats::{ApiError, Page};
+use tokio::time::timeout;
+
+use super::{
+    asset::{Consumer, ConsumerKey, Stream},
+    cache::{Cache, Cached},
+    entries::Entry,
+    info::{ConsumerInfo, StreamInfo},
+    marks::Names,
+};
+
+/// Longest time of a comparison.
+const COMPARISON_TIMEOUT: Duration = Duration::from_mins(1);
+/// Requests at once.
+const MAX_CONCURRENT_REQUESTS: usize = 16;
+/// Unanswered requests in a row after which JetStream is left alone.
+const MAX_UNANSWERED: usize = 3;
+/// Consumers in a page of a list (JSApiListLimit in server/jetstream_api.go of nats-server).
+const PAGE: u64 = 256;
+
+/// Compares everything.
+///
+/// # Errors
+///
+/// When JetStream does not answer, or refuses to list streams.
+pub async fn compare(cache: &Cache) -> Result<(), Incomplete> {
+    let comparison = Comparison { cache, unanswered: AtomicUsize::new(0), forbidden: AtomicBool::new(false) };
+    timeout(COMPARISON_TIMEOUT, comparison.run()).await.map_err(|_| Incomplete::TooLong)?
+}
+
+/// Why not everything could be compared.
+#[derive(Debug, thiserror::Error)]
+pub enum Incomplete {
+    #[error(transparent)]
+    List(#[from] ApiError),
+    #[error("JetStream left {MAX_UNANSWERED} requests in a row unanswered")]
+    Unanswered,
+    #[error("it took longer than {COMPARISON_TIMEOUT:?}")]
+    TooLong,
+}
+
+struct Comparison<'a> {
+    cache: &'a Cache,
+    /// Requests in a row without an answer.
+    unanswered: AtomicUsize,
+    /// Consumers may not be listed.
+    forbidden: AtomicBool,
+}
+
+/// The consumers of one stream that are cached.
+struct OfStream {
+    name: String,
+    cached: HashMap<ConsumerKey, Entry<Consumer>>,
+    /// Pages that a list of them all has.
+    pages: u64,
+}
+
+impl Comparison<'_> {
+    async fn run(&self) -> Result<(), Incomplete> {
+        let mut missed: HashMap<_, _> = Stream::entries(self.cache).all().into_iter().collect();
+        let (mut counts, mut names) = (HashMap::new(), Names::default());
+        let mut pages = Pages::default();
+        loop {
+            let page: Page<StreamInfo> = self.cache.api().list_streams(pages.offset).await?;
+            let is_followed = pages.is_followed(&page, stream_name);
+            for info in page.items {
+                names.add(&info);
+                let name = stream_name(&info).to_owned();
+                if let Some(entry) = missed.remove(&name) {
+                    self.cache.take_over_listed::<Stream>(&name, &info, &entry).await;
+                }
+                counts.insert(name, info.state.consumer_count);
+            }
+            if !is_followed {
+                break;
+            }
+        }
+        self.cache.replace_marks(names);
+        let silent = self.streams(missed.into_keys().collect()).await;
+        self.consumers(counts, &silent).await;
+        if self.is_over() { Err(Incomplete::Unanswered) } else { Ok(()) }
+    }
+
+    /// Asks about the streams that the list does not have, and returns those that are not answered for. That their servers are away says
+    /// nothing of the others, since the list was answered.
+    async fn streams(&self, missed: Vec<String>) -> HashSet<String> {
+        let silent = &AtomicUsize::new(0);
+        let asked = stream::iter(missed).map(|name| async move {
+            let is_asked = silent.load(Relaxed) < MAX_CONCURRENT_REQUESTS;
+            let answered = is_asked && self.cache.refresh::<Stream>(&name).await.is_ok();
+            silent.fetch_add(usize::from(!answered), Relaxed);
+            (!answered).then_some(name)
+        });
+        asked.buffer_unordered(MAX_CONCURRENT_REQUESTS).filter_map(async |silent| silent).collect().await
+    }
+
+    /// Compares the consumers of each stream but those that were not answered for, whose consumers would not be either.
+    async fn consumers(&self, counts: HashMap<String, u64>, silent: &HashSet<String>) {
+        let mut streams = BTreeMap::<String, HashMap<_, _>>::new();
+        for (key, entry) in Consumer::entries(self.cache).all() {
+            streams.entry(key.stream.clone()).or_default().insert(key, entry);
+        }
+        streams.retain(|name, _| !silent.contains(name));
+        let of_stream = |(name, cached)| {
+            let pages = counts.get(&name).map_or(1, |count| count.div_ceil(PAGE));
+            OfStream { name, cached, pages }
+        };
+        let mut streams: Vec<_> = streams.into_iter().map(of_stream).collect();
+        // The first alone: where lists are not permitted, the servers complain of each.
+        if let Some(first) = streams.iter().position(OfStream::is_listed) {
+            self.consumers_of(streams.remove(first)).await;
+        }
+        let others = stream::iter(streams).map(|others| self.consumers_of(others));
+        others.buffer_unordered(MAX_CONCURRENT_REQUESTS).collect::<()>().await;
+    }
+
+    async fn consumers_of(&self, mut of_stream: OfStream) {
+        if self.is_over() {
+            return;
+        }
+        if of_stream.is_listed() && !self.forbidden.load(Relaxed) {
+            match self.list_consumers(&mut of_stream).await {
+                Err(ApiError::NotPermitted { violation }) => {
+                    self.forbidden.store(true, Relaxed);
+                    self.cache.lists_are_forbidden(&violation);
+                }
+                Err(error @ ApiError::Unanswered { .. }) => {
+                    tracing::debug!(stream = of_stream.name, %error, "failed to list consumers");
+                    return;
+                }
+                Err(_) | Ok(()) => {}
+            }
+        }
+        for key in of_stream.cached.into_keys() {
+            self.refresh(&key).await;
+        }
+    }
+
+    /// Takes over what lists of a stream's consumers have, and leaves the others.
+    async fn list_consumers(&self, OfStream { name, cached, .. }: &mut OfStream) -> Result<(), ApiError> {
+        let mut pages = Pages::default();
+        loop {
+            let page = self.cache.api().list_consumers(name, pages.offset).await;
+            let page: Page<ConsumerInfo> = self.noted(page)?;
+            let is_followed = pages.is_followed(&page, ConsumerInfo::name);
+            for info in page.items {
+                let key = ConsumerKey { stream: name.clone(), name: info.name.clone() };
+                if let Some(entry) = cached.remove(&key) {
+                    self.cache.take_over_listed::<Consumer>(&key, &info, &entry).await;
+                }
+            }
+            if !is_followed {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Asks about one consumer.
+    async fn refresh(&self, key: &ConsumerKey) {
+        if self.is_over() {
+            return;
+        }
+        if let Err(error) = self.noted(self.cache.refresh::<Consumer>(key).await) {
+            tracing::debug!(%error, "failed to refresh an entry");
+        }
+    }
+
+    /// Counts requests in a row that are not answered.
+    fn noted<T>(&self, answer: Result<T, ApiError>) -> Result<T, ApiError> {
+        match &answer {
+            Err(ApiError::Unanswered { .. }) => {
+                self.unanswered.fetch_add(1, Relaxed);
+            }
+            _ if self.is_over() => {}
+            _ => self.unanswered.store(0, Relaxed),
+        }
+        answer
+    }
+
+    fn is_over(&self) -> bool {
+        self.unanswered.load(Relaxed) >= MAX_UNANSWERED
+    }
+}
+
+impl OfStream {
+    /// Whether a list takes fewer requests than one for each.
+    fn is_listed(&self) -> bool {
+        self.cached.len() as u64 > self.pages
+    }
+}
+
+/// How far a list was read: to what the server says is its end, or to a page that brings nothing new, as from a server that ignores the offset.
+#[derive(Default)]
+pub struct Pages {
+    /// Where the next page begins.
+    pub offset: usize,
+    seen: HashSet<String>,
+}
+
+impl Pages {
+    /// Takes note of a page; whether there is another one.
+    pub fn is_followed<I>(&mut self, page: &Page<I>, name: impl Fn(&I) -> &str) -> bool {
+        // A page has less than there is where servers do not answer.
+        self.offset += page.items.len().max(page.limit);
+        let mut is_new = false;
+        for item in &page.items {
+            is_new |= self.seen.insert(name(item).to_owned());
+        }
+        is_new && self.offset < page.total
+    }
+}
+
+/// The name of a stream in a list.
+pub fn stream_name(stream: &StreamInfo) -> &str {
+    stream.name().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The requests that a list of so many takes, and what it brings, from a server that ignores offsets or not.
+    fn read(count: usize, total: usize, ignores_offset: bool) -> (usize, Vec<usize>) {
+        let (mut pages, mut requests, mut taken) = (Pages::default(), 0, BTreeSet::new());
+        loop {
+            requests += 1;
+            let from = if ignores_offset { 0 } else { pages.offset.min(count) };
+            let items: Vec<_> = (from..count.min(from + 256)).map(|number| number.to_string()).collect();
+            taken.extend(items.iter().map(|item| item.parse::<usize>().unwrap()));
+            if !pages.is_followed(&Page { items, limit: 256, total }, String::as_str) {
+                return (requests, taken.into_iter().collect());
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_is_read_to_its_end_whatever_the_server_makes_of_offset_and_total() {
+        for (count, requests) in [(0, 1), (1, 1), (256, 1), (257, 2), (1000, 4)] {
+            assert_eq!(read(count, count, false), (requests, (0..count).collect()), "{count}");
+        }
+        // It says too much, or does not know offsets.
+        assert_eq!(read(300, usize::MAX, false), (3, (0..300).collect()));
+        assert_eq!(read(1000, 1000, true), (2, (0..256).collect()));
+        assert_eq!(read(1000, usize::MAX, true), (2, (0..256).collect()));
+    }
+}
