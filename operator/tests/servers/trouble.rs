@@ -206,7 +206,8 @@ async fn the_figures_in_a_status_follow_what_happens_in_the_stream() {
         world.jetstream.publish(format!("orders.{number}"), "x".into()).await.unwrap().await.unwrap();
     }
     await_until("the figures are in the statuses", SOON, || async {
-        let stream = world.streams().get("orders").await.unwrap().status.unwrap().stream.unwrap();
+        let status = world.streams().get("orders").await.unwrap().status;
+        let stream = status.and_then(|status| status.stream).ok_or("its stream is not in the status yet")?;
         let lag = world.consumers().get("reader").await.unwrap().status.unwrap().lag;
         if (stream.messages, lag) == (3, Some(3)) { Ok(()) } else { Err(format!("{stream:?} {lag:?}")) }
     })
