@@ -9,8 +9,9 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use kube::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{
     AdoptionPolicy, DeletionPolicy, Duration, NameRef,
@@ -61,7 +62,13 @@ pub use template::PodTemplate;
     validation = Rule::new(
         "!has(self.spec.workload) || self.metadata.name.matches('^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$')"
     )
-    .message("with spec.workload, metadata.name is also the name of a Service: at most 63 of a-z, 0-9 and -, a letter first")
+    .message("with spec.workload, metadata.name is also the name of a Service: at most 63 of a-z, 0-9 and -, a letter first"),
+    validation = Rule::new(
+        "!has(self.spec.workloadRef) || self.spec.workloadRef.name != self.metadata.name || \
+         (oldSelf.hasValue() && has(oldSelf.value().spec.workloadRef) && oldSelf.value().spec.workloadRef.name == self.spec.workloadRef.name)"
+    )
+    .optional_old_self(true)
+    .message("spec.workloadRef names this object itself: declare its pods in spec.workload, or name the EventConsumer that does")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -251,10 +258,25 @@ pub struct WorkloadCredentials {
 /// A Service named like the EventConsumer.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorkloadService {
-    /// Ports, as in a Service.
-    #[schemars(length(min = 1, max = 32))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["port".to_owned()]))]
+    /// Ports, as in a Service: one for each number and protocol.
+    // Whole, since a list by number alone cannot have two protocols, and one by both would lose track of who applied the ports of before.
+    #[schemars(length(min = 1, max = 32), transform = with_protocols)]
+    #[x_kube(
+        merge_strategy = ListMerge::Atomic,
+        validation = Rule::new(
+            "self.all(one, self.exists_one(other, one.port == other.port && \
+             (has(one.protocol) ? one.protocol : 'TCP') == (has(other.protocol) ? other.protocol : 'TCP')))"
+        )
+        .message("spec.workload.service.ports: each number is there once for each protocol")
+    )]
     pub ports: Vec<ServicePort>,
+}
+
+/// Names the protocols that a port may have, which also bounds what it costs to compare them.
+fn with_protocols(schema: &mut Schema) {
+    if let Some(protocol) = schema.pointer_mut("/items/properties/protocol").and_then(Value::as_object_mut) {
+        protocol.insert("enum".to_owned(), vec!["TCP", "UDP", "SCTP"].into());
+    }
 }
 
 /// What the operator found and did.

@@ -252,9 +252,28 @@ async fn a_service_has_1_to_32_different_ports() {
     consumers.rejects(&service(&ports(33)), "spec.workload.service.ports: Too many").await;
     consumers.rejects(&service(""), "spec.workload.service.ports in body should have at least 1 items").await;
     consumers
-        .rejects(&service("{port: 80}, {port: 80}"), "spec.workload.service.ports[1]: Duplicate value")
+        .rejects(
+            &service("{port: 80}, {port: 80, protocol: TCP}"),
+            "each number is there once for each protocol",
+        )
         .await;
     consumers.rejects(&service("{name: http}"), "spec.workload.service.ports[0].port: Required value").await;
+    let both = service("{name: a, port: 53}, {name: b, port: 53, protocol: UDP}");
+    consumers.accepts(&both).await;
+    let unknown = "spec.workload.service.ports[0].protocol: Unsupported value";
+    consumers.rejects(&service("{port: 80, protocol: tcp}"), unknown).await;
+}
+
+#[tokio::test]
+async fn a_consumer_does_not_use_its_own_pods() {
+    let consumers = Manifests::of_consumers().await;
+    let itself = "spec.workloadRef names this object itself";
+    let refers = |name: &str| {
+        format!("{{metadata: {{name: a}}, {}}}", with(&format!("workloadRef: {{name: {name}}}")))
+    };
+    consumers.accepts(&refers("b")).await;
+    consumers.rejects(&refers("a"), itself).await;
+    consumers.rejects_change(&refers("b"), &refers("a"), itself).await;
 }
 
 #[tokio::test]

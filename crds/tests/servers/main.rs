@@ -4,6 +4,7 @@
 mod consumer;
 mod definitions;
 mod documentation;
+mod earlier;
 mod narrowing;
 mod scale;
 mod stream;

@@ -50,6 +50,15 @@ pub fn shared(spec: &EventConsumerSpec, other: Option<&EventConsumer>) -> Worklo
             Reason::NotFound,
             format!("spec.workloadRef: there is no EventConsumer {name}: make it"),
         ),
+        // One that an earlier definition took.
+        Some(other) if other.spec.workload_ref.as_ref().is_some_and(|own| own.name == name) => {
+            ConditionSummary::stalled(
+                Reason::Invalid,
+                format!(
+                    "spec.workloadRef: EventConsumer {name} names itself: declare its pods in spec.workload, or name the EventConsumer that does"
+                ),
+            )
+        }
         Some(other) if other.spec.workload.is_none() => ConditionSummary::stalled(
             Reason::Invalid,
             format!(
@@ -267,5 +276,8 @@ mod tests {
             ConditionSummary::reconciling(Reason::CrashLoop, "pods of host: words")
         );
         assert_eq!(told("False", "FromTheFuture").reason, Reason::RollingOut);
+        let itself = EventConsumer::new("host", spec.clone());
+        let refused = shared(&spec, Some(&itself)).summary;
+        assert!(refused.reason == Reason::Invalid && refused.message.contains("names itself"), "{refused:?}");
     }
 }

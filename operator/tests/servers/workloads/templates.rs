@@ -117,6 +117,20 @@ async fn the_admin_port_stands_beside_whatever_ports_the_template_has() {
 }
 
 #[tokio::test]
+async fn a_service_has_a_port_for_each_number_and_protocol() {
+    let world = with_orders().await;
+    let ports = "[{name: tcp, port: 53}, {name: udp, port: 53, protocol: UDP}]";
+    let spec = spec_of("").replace("workload: {", &format!("workload: {{service: {{ports: {ports}}}, "));
+    world.consumer("fulfilment", &spec).await;
+    await_object::<Service>(&world, "fulfilment", |found| {
+        let ports = found["spec"]["ports"].as_array().unwrap();
+        let found: Vec<_> = ports.iter().map(|port| (&port["port"], &port["protocol"])).collect();
+        found == [(&json!(53), &json!("TCP")), (&json!(53), &json!("UDP"))]
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_admin_address_of_the_template_moves_port_and_probes_and_is_a_plain_value() {
     let world = with_orders().await;
     let set = |source: &str| spec_of(&format!("env: [{{name: JETWRIGHT_ADMIN_ADDRESS, {source}}}]"));
