@@ -37,16 +37,12 @@ pub enum ApiError {
         violation: Violation,
     },
     /// JetStream responded with an error.
-    #[error("JetStream refused: {description} ({code}/{err_code})")]
+    #[error("JetStream refused: {} ({}/{})", error.description, error.code, error.err_code)]
     Refused {
         /// Subject of the request.
         subject: String,
-        /// As of HTTP; from 500 on the error is the server's own.
-        code: u64,
-        /// JetStream's error code (server/errors.json of nats-server).
-        err_code: u64,
-        /// The server's description.
-        description: String,
+        /// What it responded with.
+        error: JetStreamError,
     },
     /// The response is not of the expected form.
     #[error("failed to read the response to {subject}")]
@@ -62,14 +58,14 @@ impl ApiError {
     /// Whether JetStream says that the stream or consumer does not exist.
     #[must_use]
     pub fn is_absence(&self) -> bool {
-        matches!(self, Self::Refused { err_code: STREAM_NOT_FOUND | CONSUMER_NOT_FOUND, .. })
+        matches!(self.err_code(), Some(STREAM_NOT_FOUND | CONSUMER_NOT_FOUND))
     }
 
     /// JetStream's error code, if it responded with one.
     #[must_use]
     pub fn err_code(&self) -> Option<u64> {
         match self {
-            Self::Refused { err_code, .. } => Some(*err_code),
+            Self::Refused { error, .. } => Some(error.err_code),
             Self::Unanswered { .. } | Self::NotPermitted { .. } | Self::Malformed { .. } => None,
         }
     }
@@ -281,10 +277,9 @@ impl Api {
             NoReply::Forbidden(violation @ Violation::Publish(_)) => ApiError::NotPermitted { violation },
             no_reply => ApiError::Unanswered { subject: subject.to_owned(), why: self.describe(&no_reply) },
         })?;
-        read(&reply).map_err(malformed)?.map_err(|refusal| {
-            let JetStreamError { code, err_code, description } = refusal.error;
-            ApiError::Refused { subject: subject.to_owned(), code, err_code, description }
-        })
+        read(&reply)
+            .map_err(malformed)?
+            .map_err(|refusal| ApiError::Refused { subject: subject.to_owned(), error: refusal.error })
     }
 
     fn describe(&self, no_reply: &NoReply) -> String {

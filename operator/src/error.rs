@@ -11,7 +11,7 @@ use jetwright_nats::{
 };
 use strum::IntoStaticStr;
 
-use crate::jetstream::remedy::remedy;
+use crate::remedy::remedy;
 
 /// The API server's words for server-side apply with a field that the kind does not have (typed.AsTyped in structured-merge-diff).
 const UNKNOWN_FIELD: &str = "failed to create typed patch object";
@@ -52,10 +52,7 @@ impl ErrorClass {
     #[must_use]
     pub fn of_jetstream(error: &ApiError) -> Self {
         match error {
-            ApiError::Refused { code, err_code, description, .. } => {
-                let (code, err_code, description) = (*code, *err_code, description.clone());
-                Self::of_refusal(&JetStreamError { code, err_code, description })
-            }
+            ApiError::Refused { error, .. } => Self::of_refusal(error),
             // Only an administrator of NATS changes that.
             ApiError::NotPermitted { .. } => Self::Terminal,
             ApiError::Unanswered { .. } | ApiError::Malformed { .. } => Self::Transient,
@@ -175,9 +172,11 @@ mod tests {
         for (code, err_code, description, expected) in ANSWERS {
             let refused = ApiError::Refused {
                 subject: String::new(),
-                code: *code,
-                err_code: *err_code,
-                description: (*description).to_owned(),
+                error: JetStreamError {
+                    code: *code,
+                    err_code: *err_code,
+                    description: (*description).to_owned(),
+                },
             };
             assert_eq!(ErrorClass::of_jetstream(&refused), *expected, "{err_code} {description}");
         }

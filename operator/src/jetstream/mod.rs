@@ -21,6 +21,5 @@ pub mod marks;
 pub mod ownership;
 pub mod plan;
 pub mod reconcile;
-pub mod remedy;
 pub mod stream_config;
 pub mod subjects;
