@@ -1,7 +1,7 @@
 //! The conditions in status, and the reasons that they carry.
 //!
 //! They follow kstatus, so that `kubectl wait`, Argo CD and Flux understand them: Ready says whether all is as declared,
-//! Reconciling=True that work goes on, Stalled=True that nothing more happens until something changes.
+//! Reconciling=True that work goes on, Stalled=True that it takes a change, since trying again rarely helps.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use strum::VariantArray as _;
@@ -15,7 +15,7 @@ pub const MAX_MESSAGE_BYTES: usize = 2000;
 pub const READY: &str = "Ready";
 /// Work towards what is declared goes on.
 pub const RECONCILING: &str = "Reconciling";
-/// Nothing more is tried until the object, or one that it refers to, changes.
+/// The object, or one that it refers to, has to change; meanwhile it is tried again rarely.
 pub const STALLED: &str = "Stalled";
 /// As many servers keep a current copy of the stream as are declared, or as its profile asks for.
 pub const DURABLE: &str = "Durable";
@@ -41,7 +41,7 @@ pub enum Reason {
     NameConflict,
     /// A newer generation of this object was applied by another process.
     NewerGeneration,
-    /// Somebody else keeps changing what is put right.
+    /// Another client writes the same stream or consumer as often as the operator.
     Contested,
     /// No NATS connection serves this namespace.
     NoConnection,

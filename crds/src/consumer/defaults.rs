@@ -1,5 +1,6 @@
 //! What an EventConsumer's fields are where they are left out, and the names that are derived from it. Pure.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 
 use super::{
@@ -25,6 +26,12 @@ impl EventConsumer {
     #[must_use]
     pub fn consumer_name(&self) -> String {
         self.spec.consumer_name.clone().unwrap_or_else(|| self.name_any())
+    }
+
+    /// The conditions of its status; none before the first reconcile.
+    #[must_use]
+    pub fn conditions(&self) -> &[Condition] {
+        self.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()
     }
 }
 

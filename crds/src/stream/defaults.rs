@@ -1,5 +1,6 @@
 //! What an EventStream's fields are where they are left out, and the names that are derived from it. Pure.
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use std::time;
 
 use kube::ResourceExt as _;
@@ -52,6 +53,12 @@ impl EventStream {
     #[must_use]
     pub fn stream_name(&self) -> String {
         self.spec.stream_name.clone().unwrap_or_else(|| self.name_any())
+    }
+
+    /// The conditions of its status; none before the first reconcile.
+    #[must_use]
+    pub fn conditions(&self) -> &[Condition] {
+        self.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()
     }
 }
 

@@ -92,8 +92,7 @@ pub async fn make(api: &Api<EventStream>, object: &EventStream) -> Result<EventS
 
 /// What the object's newest generation has come to.
 pub fn state(object: &EventStream) -> State {
-    let conditions = object.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    match conditions::get(conditions, READY) {
+    match conditions::get(object.conditions(), READY) {
         Some(ready) if ready.observed_generation != object.metadata.generation => State::Unseen,
         Some(ready) if ready.status == "True" => State::Ready,
         Some(ready) => State::NotReady { reason: ready.reason.clone(), message: ready.message.clone() },

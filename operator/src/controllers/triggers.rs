@@ -1,10 +1,7 @@
 //! What wakes a reconcile: changes of its object (not of its status), of objects that it depends on, and of what JetStream has. In: what the
 //! watches and the cache report. Out: the names of the objects to reconcile. Pure.
 
-use std::{
-    collections::BTreeSet,
-    hash::{DefaultHasher, Hash, Hasher},
-};
+use std::collections::BTreeSet;
 
 use jetwright_crds::{
     EventConsumer, EventStream,
@@ -16,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource, ResourceExt};
 
 use crate::{
+    hash::hash_of,
     jetstream::{
         asset::{Consumer, Stream},
         cache::{Cache, Change},
@@ -137,10 +135,8 @@ fn declaration_changed<K: Resource<DynamicType = ()> + Clone>(touched: &Touched<
 /// Changes when an EventStream's declaration changes, when it is reconciled as declared, becomes ready, stops being so, or is being deleted; and
 /// with its replicas, which those of its dead letters follow.
 fn usability(object: &Watched<EventStream>) -> u64 {
-    let status = object.valid().and_then(|object| object.status.as_ref());
-    let known = status.map(|status| status.conditions.as_slice());
-    let observed =
-        known.and_then(|known| conditions::get(known, READY)).map(|ready| ready.observed_generation);
+    let known = object.valid().map(|object| object.conditions()).unwrap_or_default();
+    let observed = conditions::get(known, READY).map(|ready| ready.observed_generation);
     let ready = (condition(known, READY), observed);
     let recorded = object.valid().map(|object| Recorded::of_stream(object)).unwrap_or_default();
     let meta = object.meta();
@@ -151,24 +147,17 @@ fn usability(object: &Watched<EventStream>) -> u64 {
 
 /// Changes with what EventConsumers in the same pods depend on.
 fn readiness(object: &Watched<EventConsumer>) -> u64 {
-    let status = object.valid().and_then(|object| object.status.as_ref());
-    let known = status.map(|status| status.conditions.as_slice());
+    let known = object.valid().map(|object| object.conditions()).unwrap_or_default();
     let meta = object.meta();
     let deleted = meta.deletion_timestamp.is_some();
     let ready = [CONSUMER_READY, WORKLOAD_READY].map(|type_| condition(known, type_));
-    let message = known.and_then(|known| conditions::get(known, WORKLOAD_READY)).map(|ready| &ready.message);
+    let message = conditions::get(known, WORKLOAD_READY).map(|ready| &ready.message);
     hash_of(&(&meta.uid, meta.generation, deleted, ready, message))
 }
 
 /// Status and reason of a condition.
-fn condition<'a>(known: Option<&'a [Condition]>, type_: &str) -> Option<(&'a str, &'a str)> {
-    conditions::get(known?, type_).map(|condition| (condition.status.as_str(), condition.reason.as_str()))
-}
-
-fn hash_of(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
+fn condition<'a>(known: &'a [Condition], type_: &str) -> Option<(&'a str, &'a str)> {
+    conditions::get(known, type_).map(|condition| (condition.status.as_str(), condition.reason.as_str()))
 }
 
 #[cfg(test)]

@@ -65,20 +65,16 @@ pub fn shared(spec: &EventConsumerSpec, other: Option<&EventConsumer>) -> Worklo
                 "spec.workloadRef: EventConsumer {name} has no spec.workload: name the one that declares the pods"
             ),
         ),
-        Some(other) => {
-            let known = other.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-            match conditions::get(known, WORKLOAD_READY) {
-                Some(ready) if ready.status == "True" => ConditionSummary::ready(&ready.message),
-                Some(ready) => {
-                    let reason = Reason::named(&ready.reason).unwrap_or(Reason::RollingOut);
-                    ConditionSummary::reconciling(reason, format!("pods of {name}: {}", ready.message))
-                }
-                None => ConditionSummary::reconciling(
-                    Reason::RollingOut,
-                    format!("pods of {name}: not there yet"),
-                ),
+        Some(other) => match conditions::get(other.conditions(), WORKLOAD_READY) {
+            Some(ready) if ready.status == "True" => ConditionSummary::ready(&ready.message),
+            Some(ready) => {
+                let reason = Reason::named(&ready.reason).unwrap_or(Reason::RollingOut);
+                ConditionSummary::reconciling(reason, format!("pods of {name}: {}", ready.message))
             }
-        }
+            None => {
+                ConditionSummary::reconciling(Reason::RollingOut, format!("pods of {name}: not there yet"))
+            }
+        },
     };
     WorkloadStatus { own: None, summary, requeue_after: None }
 }

@@ -123,9 +123,8 @@ fn build(
 /// Dead letters are kept once the EventStream is Ready as it was applied last.
 pub fn summarize(kept: &EventStream) -> ConditionSummary {
     let name = kept.name_any();
-    let known = kept.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let newest = |type_| {
-        let condition = conditions::get(known, type_)?;
+        let condition = conditions::get(kept.conditions(), type_)?;
         (condition.observed_generation == kept.metadata.generation).then_some(condition)
     };
     let Some(ready) = newest(READY) else {

@@ -181,8 +181,7 @@ pub fn record_events(object: &EventConsumer, results: &Results, context: &Contex
         }
         context.events.reconciled(&object.object_ref(&()), "consumer", reconciled, LOST);
     }
-    let before = object.status.as_ref().map(|status| status.conditions.as_slice());
-    context.report_trouble(object, before.unwrap_or_default(), &results.overall())
+    context.report_trouble(object, object.conditions(), &results.overall())
 }
 
 #[cfg(test)]

@@ -147,9 +147,7 @@ pub fn bindings(object: &EventConsumer, inputs: &Inputs, guests: &[Guest]) -> Bi
 
 /// The binding of a consumer; None where the consumer's own conditions say what is wrong with it.
 fn usable_binding(consumer: &EventConsumer, stream: &EventStream) -> Option<Binding> {
-    let of_stream = stream.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let of_consumer = consumer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    if is_foreign(of_stream, READY) || is_foreign(of_consumer, CONSUMER_READY) {
+    if is_foreign(stream.conditions(), READY) || is_foreign(consumer.conditions(), CONSUMER_READY) {
         return None;
     }
     binding(consumer, stream).ok()

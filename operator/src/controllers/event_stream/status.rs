@@ -143,8 +143,7 @@ pub fn record_events(object: &EventStream, result: &Result, context: &Context) -
         context.events.reconciled(&reference, "stream", reconciled, &lost);
     }
     let summary = status::summarize(result, "");
-    let before = object.status.as_ref().map(|status| status.conditions.as_slice());
-    context.report_trouble(object, before.unwrap_or_default(), &summary)
+    context.report_trouble(object, object.conditions(), &summary)
 }
 
 /// Whether it was not recorded before: an object that does not have the last status yet notices a recreation once more.
