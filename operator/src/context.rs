@@ -10,7 +10,6 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    contest::WriteGate,
     jetstream::{connections::Connections, ownership::ClusterNames},
     kubernetes::{
         age,
@@ -26,6 +25,7 @@ use crate::{
     rate_limit::RateLimit,
     reported::{Report, Sighting},
     workload::{desired::WorkloadSettings, pod_security},
+    write_gate::WriteGate,
 };
 
 /// How the controllers behave.
@@ -77,7 +77,7 @@ impl Context {
         only_stats: bool,
     ) -> Option<Duration> {
         if disconnected {
-            let grace = self.connections.disconnect_grace(&key.namespace);
+            let grace = self.connections.report_disconnect_after(&key.namespace);
             return grace.or_else(|| self.states.turn(key, &self.disconnect_writes));
         }
         if !only_stats {

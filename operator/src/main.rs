@@ -9,6 +9,7 @@ mod controllers;
 mod deletion;
 mod error;
 mod field_error;
+mod hash;
 mod jetstream;
 mod kubernetes;
 mod leader;
@@ -20,8 +21,10 @@ mod outcome;
 mod pods;
 mod rate_limit;
 mod readiness;
+mod remedy;
 mod reported;
 mod workload;
+mod write_gate;
 
 use std::process::ExitCode;
 

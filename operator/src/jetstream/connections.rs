@@ -31,11 +31,11 @@ impl Connection {
         advisories::run(advisories, &self.cache, &self.nats, intervals, stop).await;
     }
 
-    /// How long to wait before an object says that NATS is away: the connection may come back at once.
+    /// How long it is until an object says that NATS is away, since the connection may come back at once; None where it says so now.
     #[must_use]
-    pub fn disconnect_grace(&self) -> Option<Duration> {
+    pub fn report_disconnect_after(&self) -> Option<Duration> {
         let away = self.nats.state().borrow().disconnected_for().unwrap_or_default();
-        (away < DISCONNECT_GRACE).then_some(DISCONNECT_GRACE)
+        DISCONNECT_GRACE.checked_sub(away).filter(|left| !left.is_zero())
     }
 
     fn disconnected(&self) -> Option<Pending> {
@@ -100,10 +100,10 @@ impl Connections {
         connection.disconnected().map_or(Ok(connection), Err)
     }
 
-    /// How long to wait before an object of a namespace says that NATS is away.
+    /// How long it is until an object of a namespace says that NATS is away.
     #[must_use]
-    pub fn disconnect_grace(&self, namespace: &str) -> Option<Duration> {
-        self.default.serves.contains(namespace).then(|| self.default.disconnect_grace()).flatten()
+    pub fn report_disconnect_after(&self, namespace: &str) -> Option<Duration> {
+        self.default.serves.contains(namespace).then(|| self.default.report_disconnect_after()).flatten()
     }
 
     pub fn all(&self) -> impl Iterator<Item = &Connection> {

@@ -22,9 +22,10 @@ use super::{
     plan::{Cause, Known, Plan, plan},
 };
 use crate::{
-    contest::{Rivals, WriteGate},
+    contest::Rivals,
     error::{ErrorClass, ReconcileError},
     outcome::{Blocked, CreationTime as _, OperationResult, Outcome, Pending, Reconciled, Recorded},
+    write_gate::WriteGate,
 };
 
 /// The server's words where a cluster has too few servers, and no other reason beside it (selectPeerError in
@@ -184,8 +185,8 @@ fn decide<A: Cached>(
 /// nats-server); 0 where they say otherwise.
 fn smaller_limit(preferred: u32, refusal: &ApiError) -> Option<u32> {
     match refusal {
-        ApiError::Refused { err_code: MAX_ACK_PENDING_EXCEEDED, description, .. } => {
-            let limit = description.rsplit(' ').next().and_then(|limit| limit.parse().ok());
+        ApiError::Refused { error, .. } if error.err_code == MAX_ACK_PENDING_EXCEEDED => {
+            let limit = error.description.rsplit(' ').next().and_then(|limit| limit.parse().ok());
             Some(limit.filter(|limit| *limit < preferred).unwrap_or_default())
         }
         _ => None,
@@ -287,7 +288,7 @@ async fn create<A: Asset>(
 }
 
 fn has_too_few_servers(error: &ApiError) -> bool {
-    matches!(error, ApiError::Refused { err_code: NO_SUITABLE_PEERS, description, .. } if description == TOO_FEW_SERVERS)
+    matches!(error, ApiError::Refused { error, .. } if error.err_code == NO_SUITABLE_PEERS && error.description == TOO_FEW_SERVERS)
 }
 
 /// What became of something whose object goes.

@@ -3,33 +3,24 @@
 //!
 //! As long as we want what we applied last, and what is ours in the object is what it was then, there is nothing to do.
 
-use std::{
-    fmt::Debug,
-    hash::{DefaultHasher, Hash, Hasher},
-    sync::Arc,
-};
+use std::{fmt::Debug, sync::Arc};
 
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        apps::v1::Deployment,
-        core::v1::{ConfigMap, Service, ServiceAccount},
-        policy::v1::PodDisruptionBudget,
-    },
-};
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions, ValidationDirective},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
+    kinds::{Kind, OwnedKind},
     owned::{FIELD_MANAGER, Owned, OwnedObjects},
     take_back::{disown_updates, own_update, take_back},
 };
 use crate::{
     error::{ErrorClass, ReconcileError},
+    hash::hash_of,
     object_state::{Fingerprint, ObjectKey, ObjectStates},
     rate_limit::RateLimit,
 };
@@ -56,44 +47,6 @@ impl ReconcileError for Error {
             Self::Foreign { .. } => ErrorClass::Terminal,
             Self::Kubernetes { source, .. } => ErrorClass::of_kubernetes(source),
         }
-    }
-}
-
-/// A kind of objects that can be applied.
-pub trait Kind:
-    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned
-{
-}
-
-impl<K> Kind for K where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + Debug
-        + Serialize
-        + DeserializeOwned
-{
-}
-
-/// A kind of objects that an object of ours controls, and that is watched.
-pub trait OwnedKind: Kind {
-    /// The part of an object that is the operator's whole where another writer's fields exclude those that are declared.
-    const DECLARED: &'static str = "/spec";
-
-    /// What is kept of an object.
-    fn keep(self) -> Owned {
-        Owned::new(self.meta())
-    }
-}
-
-impl OwnedKind for ConfigMap {}
-impl OwnedKind for Service {}
-impl OwnedKind for ServiceAccount {}
-impl OwnedKind for PodDisruptionBudget {}
-impl OwnedKind for Deployment {
-    const DECLARED: &'static str = "/spec/template";
-
-    fn keep(self) -> Owned {
-        Owned::of_deployment(self)
     }
 }
 
@@ -327,13 +280,6 @@ fn projection(part: &Value, whole: &Value) -> Value {
         ),
         (_, whole) => whole.clone(),
     }
-}
-
-/// A hash within this process.
-pub fn hash_of(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
 }
 
 fn failed(key: &ObjectKey, source: kube::Error) -> Error {

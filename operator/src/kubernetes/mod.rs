@@ -4,6 +4,7 @@ pub mod apply;
 pub mod events;
 pub mod finalizer;
 pub mod invalid_object;
+pub mod kinds;
 pub mod list;
 pub mod owned;
 pub mod reduced;

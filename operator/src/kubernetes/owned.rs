@@ -4,7 +4,6 @@
 use std::{
     collections::{HashMap, HashSet},
     fmt::Debug,
-    hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
 };
 
@@ -30,7 +29,7 @@ use super::{
     stores::Name,
     updates::{Update, watch_config},
 };
-use crate::object_state::ObjectKey;
+use crate::{hash::hash_of, object_state::ObjectKey};
 
 /// Field manager of everything that the operator applies.
 pub const FIELD_MANAGER: &str = "jetwright";
@@ -105,9 +104,7 @@ fn managed(meta: &ObjectMeta) -> u64 {
     });
     let fields: Vec<_> =
         ours.filter_map(|entry| entry.fields_v1.as_ref()).map(|fields| fields.0.to_string()).collect();
-    let mut hasher = DefaultHasher::new();
-    (&meta.uid, fields).hash(&mut hasher);
-    hasher.finish()
+    hash_of(&(&meta.uid, fields))
 }
 
 /// The objects of all kinds that carry our label. Clones share them.

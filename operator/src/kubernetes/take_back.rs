@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{apply::OwnedKind, owned::FIELD_MANAGER};
+use super::{kinds::OwnedKind, owned::FIELD_MANAGER};
 
 /// Makes the part of an object that is declared what is desired; false where there is no such part.
 ///

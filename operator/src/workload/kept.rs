@@ -7,9 +7,12 @@ use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::{Patch, PatchParams};
 use serde_json::Value;
 
-use crate::kubernetes::{
-    apply::{Applier, Error, hash_of},
-    owned::FIELD_MANAGER,
+use crate::{
+    hash::hash_of,
+    kubernetes::{
+        apply::{Applier, Error},
+        owned::FIELD_MANAGER,
+    },
 };
 
 /// Whether to apply this Deployment would leave the pod template of the one that exists as it is.
