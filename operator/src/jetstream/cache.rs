@@ -170,14 +170,24 @@ impl Cache {
     ///
     /// When JetStream has to be asked and does not answer.
     pub async fn lock<A: Cached>(&self, key: &A::Key) -> Result<EntryGuard<A>, ApiError> {
+        Ok(self.lock_to_write::<A>(key).await?.0)
+    }
+
+    /// The same, with whether JetStream was asked just now: what a write is decided on has to be that new.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream has to be asked and does not answer.
+    pub async fn lock_to_write<A: Cached>(&self, key: &A::Key) -> Result<(EntryGuard<A>, bool), ApiError> {
         let mut entry = A::entries(self).to_lock(key).lock_owned().await;
+        let is_stale = matches!(entry.entry, CacheEntry::Stale);
         // The holder acts on what it learns by this: to notify would wake the holder again, and for ever where JetStream refuses what
         // it does.
-        if matches!(entry.entry, CacheEntry::Stale) {
+        if is_stale {
             let answer = A::info(self.api(), key).await?;
             entry.set(answer.as_ref());
         }
-        Ok(entry)
+        Ok((entry, is_stale))
     }
 
     /// Asks JetStream about a locked entry, and notifies where it is other than it was: other objects may wait for it.

@@ -59,7 +59,8 @@ impl StreamInfo {
     /// What an object's status is about; the rest changes without a meaning to anybody.
     #[must_use]
     pub fn status_view(&self) -> impl PartialEq + use<'_> {
-        let cluster = self.cluster.as_ref();
+        // Servers that are not clustered name themselves as leader in some responses only.
+        let cluster = self.cluster.as_ref().filter(|cluster| cluster.name.is_some());
         let copies = cluster.map(|cluster| {
             let peers = cluster.replicas.iter().map(|peer| (&peer.name, peer.current, peer.offline));
             (cluster.leader.as_ref(), cluster.desired.is_some(), peers.collect::<Vec<_>>())

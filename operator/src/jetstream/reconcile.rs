@@ -92,7 +92,7 @@ pub async fn ensure<A: Cached>(
     gate: &WriteGate<'_>,
 ) -> Result<Outcome<A::Info>, Error> {
     let failed = |source| Error::reading::<A>(&desired.key, source);
-    let mut entry = cache.lock::<A>(&desired.key).await.map_err(failed)?;
+    let (mut entry, just_read) = cache.lock_to_write::<A>(&desired.key).await.map_err(failed)?;
     entry.history_mut().forget_refusal(situation.refusal_ttl);
     let mut todo = decide(cache, desired, &situation, &entry);
     if todo.writes() {
@@ -100,8 +100,10 @@ pub async fn ensure<A: Cached>(
             return Ok(Outcome::Pending(pending));
         }
         // What is written is decided on what JetStream has now, not on what it had when it was read last.
-        cache.refresh_locked::<A>(&desired.key, &mut entry).await.map_err(failed)?;
-        todo = decide(cache, desired, &situation, &entry);
+        if !just_read {
+            cache.refresh_locked::<A>(&desired.key, &mut entry).await.map_err(failed)?;
+            todo = decide(cache, desired, &situation, &entry);
+        }
         if todo.claims()
             && let Some(other) = A::elsewhere(cache, &desired.owner, &desired.key).await.map_err(failed)?
         {
@@ -243,6 +245,10 @@ async fn apply<A: Cached>(
                 let updated = attempt(entry, A::update(cache.api(), key, step)).await;
                 let action = || format!("update {} of", fields.join(", "));
                 entry.set(Some(&updated.map_err(|source| Error::new::<A>(action(), key, source))?));
+            }
+            if let Cause::Adoption(_) = cause {
+                // The object that had it does not any more.
+                cache.notify(A::change(key));
             }
             Ok(match cause {
                 Cause::Declaration => OperationResult::Updated(fields),

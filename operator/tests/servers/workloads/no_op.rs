@@ -112,3 +112,25 @@ async fn a_reconcile_that_changes_nothing_asks_neither_kubernetes_nor_nats() {
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     assert_eq!(requests(&world).await, asked);
 }
+
+#[tokio::test]
+async fn a_stream_that_is_made_costs_two_writes_and_two_reconciles() {
+    let world = World::with(NatsServer::start().await, &["--jetstream-resync-interval=1h"]).await;
+    world.stream("warm", "subjects: [warm.*]").await;
+    world.await_ready::<EventStream>("warm").await;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    let before = (requests(&world).await, reconciles(&world).await);
+    let writes = || sum(&world, "jetwright_operator_kubernetes_requests_total{verb=\"patch\"", "no label");
+    let written = writes().await;
+    world.stream("orders", "{subjects: [orders.*.*], deletionPolicy: Delete}").await;
+    world.await_ready::<EventStream>("orders").await;
+    // What is heard of its own request comes a moment later.
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    let after = (requests(&world).await, reconciles(&world).await);
+    // For the finalizer, and with it.
+    assert!(after.1 - before.1 < 2.5, "{} reconciles", after.1 - before.1);
+    // The finalizer and the status.
+    assert!(writes().await - written < 2.5, "{} writes", writes().await - written);
+    // Whether it is there, its creation, and what the advisory of that asks for.
+    assert!(after.0.1 - before.0.1 < 3.5, "{} requests to NATS", after.0.1 - before.0.1);
+}
