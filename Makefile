@@ -2,7 +2,7 @@ CARGO := cargo
 PROGRAMS := nats-server etcd kube-apiserver kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs previous-operator manifests lint test test-unit test-servers test-e2e audit images demo clean-demo bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
+.PHONY: help build programs previous-operator manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ test-e2e: ## What a user does and what breaks at night, on a kind cluster that i
 
 audit: ## Licences, bans and sources of all crates, by deny.toml; needs no network, so does not ask for known vulnerabilities (not part of make test)
 	$$(testing/programs/cargo-program cargo-deny) --locked check licenses bans sources
+
+sbom: ## A bill of materials of each program (CycloneDX), into target/sbom (not part of make test)
+	@images/sbom target/sbom
 
 images: ## The programs' images, in the Docker engine that there is or that e2e/cluster/engine starts; prints their names
 	@DOCKER_HOST=$$(e2e/cluster/engine) images/build
