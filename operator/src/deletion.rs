@@ -58,6 +58,11 @@ impl Deletion {
         clock
     }
 
+    /// Since when the end of the objects that use it is waited for, which has no bound.
+    pub fn of_users(&mut self) -> Clock {
+        *self.pods.get_or_insert_with(Clock::start)
+    }
+
     /// Since when NATS is tried; with this bound.
     pub fn of_nats(&mut self, bound: Duration) -> Clock {
         let clock = *self.nats.get_or_insert_with(Clock::start);

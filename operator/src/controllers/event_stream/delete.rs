@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     context::Context,
+    deletion::Deletion,
     jetstream::{
         asset::{Asset as _, Stream},
         ownership::Owner,
@@ -68,7 +69,12 @@ async fn next(
         }
     };
     if !users.is_empty() {
-        let message = format!("EventConsumers still refer to it: {}; delete them first", users.join(", "));
+        let clock = context.states.deletion(&ObjectKey::of(object), &owner.uid, Deletion::of_users);
+        let message = format!(
+            "waiting since {:.0}: EventConsumers still refer to it: {}; delete them first",
+            clock.since,
+            users.join(", ")
+        );
         report(&ConditionSummary::reconciling(Reason::InUse, message)).await?;
         return Ok(Some(finalize::requeue()));
     }
