@@ -92,6 +92,7 @@ async fn operate(args: &Args, metrics: &Metrics, health: &Health, stop: &Cancell
     };
     let context = Arc::new(context?);
     let result = lead(args, &context, stop).await;
+    context.events.flush().await;
     reached.abort();
     result
 }

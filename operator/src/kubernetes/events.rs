@@ -1,7 +1,7 @@
 //! Kubernetes events: what `kubectl describe` shows of what the operator did. A reconcile hands them over and never waits for them; one task
 //! writes them to Kubernetes, so many a second.
 
-use std::{future::Future, time::Duration};
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
 use jetwright_crds::text::cut;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -9,7 +9,11 @@ use kube::{
     Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use tokio::{sync::mpsc, time::timeout};
+use parking_lot::Mutex;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 
 use crate::{
     error::error_chain,
@@ -28,6 +32,31 @@ const MAX_QUEUED: usize = 1024;
 /// How long Kubernetes may take to write one: its client alone would try for many minutes, and all others would wait.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Notes that are told apart; with more, events that were the same before are new ones.
+const MAX_NOTES: usize = 256;
+/// How long the end of the program waits for events that are not written yet.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+const FLUSH_POLL: Duration = Duration::from_millis(50);
+
+/// The client library counts an event up that comes again for the same object and reason, with the note that it had first. Here each note has
+/// a recorder of its own, so that no event says what was so before.
+struct Recorders {
+    client: Client,
+    reporter: Reporter,
+    by_note: Mutex<HashMap<String, Recorder>>,
+}
+
+impl Recorders {
+    fn of_note(&self, note: &str) -> Recorder {
+        let mut by_note = self.by_note.lock();
+        if by_note.len() >= MAX_NOTES && !by_note.contains_key(note) {
+            by_note.clear();
+        }
+        let new = || Recorder::new(self.client.clone(), self.reporter.clone());
+        by_note.entry(note.to_owned()).or_insert_with(new).clone()
+    }
+}
+
 /// Where events are handed over. Clones share the queue.
 #[derive(Clone)]
 pub struct Events {
@@ -40,12 +69,26 @@ impl Events {
     #[must_use]
     pub fn start(client: Client, reporter: Reporter, metrics: Metrics) -> Self {
         let (queue, events) = mpsc::channel(MAX_QUEUED);
-        let recorder = Recorder::new(client, reporter);
+        let recorders = Arc::new(Recorders { client, reporter, by_note: Mutex::default() });
         tokio::spawn(write_all(events, move |event, object| {
-            let recorder = recorder.clone();
+            let recorder = recorders.of_note(event.note.as_deref().unwrap_or_default());
             async move { write(&recorder, &event, &object).await }
         }));
         Self { queue, metrics }
+    }
+
+    /// Waits until what was handed over is written, but not for long: the program ends.
+    pub async fn flush(&self) {
+        let written = async {
+            while self.queue.capacity() < self.queue.max_capacity() {
+                sleep(FLUSH_POLL).await;
+            }
+            // The last one may be under way.
+            sleep(FLUSH_POLL).await;
+        };
+        if timeout(FLUSH_TIMEOUT, written).await.is_err() {
+            tracing::warn!("ending before all events are written");
+        }
     }
 
     /// Reports something that the operator did.
@@ -141,9 +184,7 @@ async fn write(recorder: &Recorder, event: &Event, object: &ObjectReference) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
-
-    use tokio::time::{Instant, sleep};
+    use tokio::time::Instant;
 
     use super::*;
 
@@ -155,7 +196,7 @@ mod tests {
         let written = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&written);
         let writing = tokio::spawn(write_all(events, move |event, _| {
-            log.lock().unwrap().push((begun.elapsed(), event.reason));
+            log.lock().push((begun.elapsed(), event.reason));
             // Kubernetes is slow.
             sleep(Duration::from_millis(1))
         }));
@@ -166,7 +207,7 @@ mod tests {
         assert_eq!(begun.elapsed(), Duration::ZERO);
         drop(events);
         writing.await.unwrap();
-        let written = written.lock().unwrap();
+        let written = written.lock();
         assert_eq!(written.len(), MAX_QUEUED);
         for (number, (at, reason)) in (0_u32..).zip(written.iter()) {
             assert_eq!(*reason, number.to_string());

@@ -94,3 +94,19 @@ async fn a_note_in_another_script_is_cut_to_what_kubernetes_takes() {
     let notes = await_event(&world, "fulfilment", "Refused", SOON).await;
     assert!(notes[0].contains("яяя") && notes[0].len() <= 1024, "{notes:?}");
 }
+
+#[tokio::test]
+async fn two_updates_have_an_event_each_with_what_each_updated() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.stream("orders", "subjects: [orders.*, refunds.*]").await;
+    await_event(&world, "orders", "Updated", SOON).await;
+    world.stream("orders", "{subjects: [orders.*, refunds.*], limits: {maxMessages: 5}}").await;
+    await_until("both are told", SOON, || async {
+        let mut notes = world.events("orders", "Updated").await;
+        notes.sort();
+        if notes == ["updated max_msgs", "updated subjects"] { Ok(()) } else { Err(format!("{notes:?}")) }
+    })
+    .await;
+}
