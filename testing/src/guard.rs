@@ -62,15 +62,20 @@ fn start() -> Result<Run> {
 
 /// Notes a process, the leader of its process group, as one to be killed with this one.
 pub(crate) fn note(pid: u32) -> Result<()> {
+    fs::write(note_of(pid)?, start_time(pid)?)?;
+    Ok(())
+}
+
+/// When a process was started, in the kernel's ticks since its own start: with the id it tells a process from a later one.
+///
+/// # Errors
+///
+/// When there is no such process.
+pub fn start_time(pid: u32) -> Result<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // proc_pid_stat(5): the start time is field 22; the command's name, field 2, may hold blanks and parentheses.
-    let begun = stat
-        .rsplit(") ")
-        .next()
-        .and_then(|rest| rest.split(' ').nth(19))
-        .context("no start time in /proc")?;
-    fs::write(note_of(pid)?, begun)?;
-    Ok(())
+    let begun = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(19));
+    Ok(begun.context("no start time in /proc")?.to_owned())
 }
 
 /// Strikes out a process that has ended.

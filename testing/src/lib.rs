@@ -44,6 +44,7 @@ mod secret;
 pub use awaiting::await_until;
 pub use certificates::{Authority, Certified};
 pub use folder::Folder;
+pub use guard::start_time;
 pub use kubernetes::{ControlPlane, Namespace};
 pub use nats::{JwtAccount, NatsCluster, NatsServer, NatsServerBuilder, RawClient};
 pub use port::free_port;

@@ -44,7 +44,12 @@ impl Program {
         self.try_path().unwrap_or_else(|error| panic!("{error:#}"))
     }
 
-    pub(crate) fn try_path(self) -> Result<PathBuf> {
+    /// As [`Self::path`], for a program that says why there is none.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be built.
+    pub fn try_path(self) -> Result<PathBuf> {
         static PATHS: [OnceLock<Result<PathBuf, String>>; 6] = [const { OnceLock::new() }; 6];
         let path = PATHS[self as usize].get_or_init(|| self.provide().map_err(|error| format!("{error:#}")));
         path.clone().map_err(anyhow::Error::msg)

@@ -45,7 +45,12 @@ impl ControlPlane {
         started.await.as_ref().unwrap_or_else(|error| panic!("{error}"))
     }
 
-    async fn try_start() -> Result<Self> {
+    /// As [`Self::start`], for a program that says why there is none.
+    ///
+    /// # Errors
+    ///
+    /// When one of the two servers cannot be started, with the end of its log.
+    pub async fn try_start() -> Result<Self> {
         let started = on_free_ports(async || {
             let (control_plane, store) = Self::spawn()?;
             let healthy = async || reqwest::get(&store).await?.error_for_status().map(drop);

@@ -51,6 +51,15 @@ impl NatsCluster {
 
     /// As [`Self::start`], with servers that need more than the defaults.
     pub async fn start_with(size: usize, builder: NatsServerBuilder) -> Self {
+        Self::try_start_with(size, builder).await.unwrap_or_else(|error| panic!("{error:#}"))
+    }
+
+    /// As [`Self::start_with`], for a program that says why there is none.
+    ///
+    /// # Errors
+    ///
+    /// When a server cannot be started, with the end of its log, or they elect no leader.
+    pub async fn try_start_with(size: usize, builder: NatsServerBuilder) -> Result<Self> {
         let started = on_free_ports(async || {
             let cluster = Self::spawn(size, &builder)?;
             for server in &cluster.servers {
@@ -59,7 +68,7 @@ impl NatsCluster {
             cluster.try_meta_leader().await?;
             Ok::<_, NotReady>(cluster)
         });
-        started.await.unwrap_or_else(|error| panic!("a cluster of {size} nats-servers: {error:#}"))
+        started.await.with_context(|| format!("a cluster of {size} nats-servers"))
     }
 
     fn spawn(size: usize, builder: &NatsServerBuilder) -> Result<Self> {

@@ -86,7 +86,12 @@ impl ProcessBuilder {
         self.try_start().unwrap_or_else(|error| panic!("{name} could not be started: {error:#}"))
     }
 
-    pub(crate) fn try_start(self) -> Result<Process> {
+    /// As [`Self::start`], for a program that does not end where it cannot be started.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such program, or the machine has no room for it.
+    pub fn try_start(self) -> Result<Process> {
         if self.program.is_absolute() && !self.program.is_file() {
             bail!("there is no {}", self.program.display());
         }
