@@ -2,10 +2,10 @@ CARGO := cargo
 PROGRAMS := nats-server etcd kube-apiserver kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs previous-operator manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
+.PHONY: help build programs previous-operator manifests lint test test-unit test-servers test-e2e audit sbom images demo-cluster clean-demo-cluster bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-19s %s\n", $$1, $$2}'
 
 build: ## The workspace's own programs, into target/debug
 	$(CARGO) build --workspace --bins --locked
@@ -50,11 +50,11 @@ sbom: ## A bill of materials of each program (CycloneDX), into target/sbom (not 
 images: ## The programs' images, in the Docker engine that there is or that e2e/cluster/engine starts; prints their names
 	@DOCKER_HOST=$$(e2e/cluster/engine) images/build
 
-demo: ## Everything on a kind cluster of this machine, a user, two orders, and an account of what happened
-	@e2e/demo/demo up
+demo-cluster: ## A shop by Helm on a kind cluster of this machine, a user, two orders, and an account of what happened
+	@e2e/demo/on-kind up
 
-clean-demo: ## Remove the demo's cluster; programs and images stay in the cache
-	@e2e/demo/demo down
+clean-demo-cluster: ## Remove the cluster of demo-cluster; programs and images stay in the cache
+	@e2e/demo/on-kind down
 
 bench-operator: programs ## The operator's figures, of its release build: until Ready, until repaired, requests, memory, many objects; ONLY="speed requests memory many ten-thousand" chooses some
 	$(CARGO) build --release --locked -p jetwright-operator
@@ -70,16 +70,16 @@ bench-shop: programs ## Figures of the shop's release programs on one nats-serve
 	$(CARGO) build --release --locked --workspace --bins
 	$(CARGO) bench --locked -p jetwright-e2e --bench shop
 
-bench-cluster: ## Figures of the demo's cluster, which has to be up: until streams and the shop are ready, memory when idle
-	@e2e/demo/demo install
+bench-cluster: ## Figures of the cluster of demo-cluster, which is made where it is not up: until streams and the shop are ready, memory when idle
+	@e2e/demo/on-kind install
 	@export JETWRIGHT_CLUSTER=$${JETWRIGHT_CLUSTER:-jetwright-demo} && eval "$$(e2e/cluster/cluster env $$JETWRIGHT_CLUSTER)" && \
 	  $(CARGO) bench --profile dev --locked -p jetwright-e2e --bench cluster
 
-time-cold: ## Seconds that `make demo`, and then `make test`, of the last commit take where nothing has been downloaded or built
-	@testing/time-make cold demo clean-demo test
+time-cold: ## Seconds that `make demo-cluster`, and then `make test`, of the last commit take where nothing has been downloaded or built
+	@testing/time-make cold demo-cluster clean-demo-cluster test
 
-time-warm: ## Seconds that `make demo`, the same again, and `make test` take here
-	@testing/time-make warm demo demo test
+time-warm: ## Seconds that `make demo-cluster`, the same again, and `make test` take here
+	@testing/time-make warm demo-cluster demo-cluster test
 
 clean: ## Remove what Cargo built; the servers for tests stay in the cache, which `testing/programs/provide --cached` names
 	$(CARGO) clean

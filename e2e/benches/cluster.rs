@@ -1,6 +1,6 @@
-//! Figures of the demo's cluster: how long until a stream and the whole shop are ready, and what the programs hold when idle.
+//! Figures of the cluster of `make demo-cluster`: how long until a stream and the whole shop are ready, and what the programs hold when idle.
 //!
-//! `make bench-cluster`, with the demo's cluster up. Nothing else should run on the machine.
+//! `make bench-cluster`, with that cluster up. Nothing else should run on the machine.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! The kind cluster of `make test-e2e`, with what `e2e/demo/demo install` has put into it, driven as a user drives it: kubectl, helm and
+//! The kind cluster of `make test-e2e`, with what `e2e/demo/on-kind install` has put into it, driven as a user drives it: kubectl, helm and
 //! docker from PATH, HTTP to the services through the API server, and NATS through a port that kubectl forwards.
 
 mod command;

@@ -1,4 +1,4 @@
-//! `make demo`, on the cluster that is there.
+//! `make demo-cluster`, on the cluster that is there.
 
 use std::{
     ffi::OsStr,
@@ -10,7 +10,7 @@ use jetwright_e2e::cluster::{Cluster, checkout};
 /// Runs the demo's script as a shell would: with what Cargo sets for tests, the crate ring would be built anew, and all that stands on it.
 fn demo(command: &str) -> Output {
     let cargos: Vec<_> = std::env::vars_os().map(|(name, _)| name).filter(|name| is_cargos(name)).collect();
-    let mut script = Command::new(checkout("e2e/demo/demo"));
+    let mut script = Command::new(checkout("e2e/demo/on-kind"));
     for name in cargos {
         script.env_remove(name);
     }
