@@ -1,8 +1,8 @@
 CARGO := cargo
-PROGRAMS := nats-server etcd kube-apiserver kubectl helm
+PROGRAMS := nats-server etcd kube-apiserver kube-controller-manager kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs previous-operator manifests lint test test-unit test-servers test-e2e audit sbom images demo-cluster clean-demo-cluster bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
+.PHONY: help build programs previous-operator manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo demo-cluster clean-demo-cluster bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-19s %s\n", $$1, $$2}'
@@ -50,7 +50,13 @@ sbom: ## A bill of materials of each program (CycloneDX), into target/sbom (not 
 images: ## The programs' images, in the Docker engine that there is or that e2e/cluster/engine starts; prints their names
 	@DOCKER_HOST=$$(e2e/cluster/engine) images/build
 
-demo-cluster: ## A shop by Helm on a kind cluster of this machine, a user, two orders, and an account of what happened
+demo: ## Operator, NATS and a shop as processes of this machine, and an account of what happens; the servers stay, or FOLLOW=1 until Ctrl-C
+	@e2e/demo/local up $(if $(FOLLOW),--follow)
+
+clean-demo: ## End what the demo left running; programs stay in the cache
+	@e2e/demo/local down
+
+demo-cluster: ## The same shop by Helm on a kind cluster of this machine, a user, two orders, and an account of what happened
 	@e2e/demo/on-kind up
 
 clean-demo-cluster: ## Remove the cluster of demo-cluster; programs and images stay in the cache
@@ -75,11 +81,11 @@ bench-cluster: ## Figures of the cluster of demo-cluster, which is made where it
 	@export JETWRIGHT_CLUSTER=$${JETWRIGHT_CLUSTER:-jetwright-demo} && eval "$$(e2e/cluster/cluster env $$JETWRIGHT_CLUSTER)" && \
 	  $(CARGO) bench --profile dev --locked -p jetwright-e2e --bench cluster
 
-time-cold: ## Seconds that `make demo-cluster`, and then `make test`, of the last commit take where nothing has been downloaded or built
-	@testing/time-make cold demo-cluster clean-demo-cluster test
+time-cold: ## Seconds that `make demo`, `make demo-cluster`, and then `make test`, of the last commit take where nothing has been downloaded or built
+	@testing/time-make cold demo clean-demo demo-cluster clean-demo-cluster test
 
-time-warm: ## Seconds that `make demo-cluster`, the same again, and `make test` take here
-	@testing/time-make warm demo-cluster demo-cluster test
+time-warm: ## Seconds that `make demo`, the same again, `make demo-cluster`, the same again, and `make test` take here
+	@testing/time-make warm demo demo clean-demo demo-cluster demo-cluster test
 
 clean: ## Remove what Cargo built; the servers for tests stay in the cache, which `testing/programs/provide --cached` names
 	$(CARGO) clean

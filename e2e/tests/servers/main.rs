@@ -7,6 +7,7 @@ mod admission;
 mod chart;
 mod chart_values;
 mod cluster;
+mod demo;
 mod images;
 mod installation;
 mod operator_chart;

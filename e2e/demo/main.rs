@@ -1,0 +1,43 @@
+//! Jetwright on this machine without a cluster: `make demo`.
+//!
+//! Servers, operator and services are processes on the loopback network. One process, `jetwright-demo serve`, starts them all and plays the node
+//! ([`node`]); with it they end. `up` starts that process, declares the shop, and tells what happens; `down` ends it.
+
+mod account;
+mod machine;
+mod manifests;
+mod node;
+mod run;
+mod serve;
+mod state;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+jetwright-demo up [--follow]   starts what does not run yet, declares the shop, and tells what happens; --follow stays until Ctrl-C
+jetwright-demo down            ends all of it, and removes its files
+jetwright-demo env             what a shell evaluates to go on with kubectl";
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<_> = arguments.iter().map(String::as_str).collect();
+    let ended = match words.as_slice() {
+        ["up"] => run::up(false).await,
+        ["up", "--follow"] => run::up(true).await,
+        ["down"] => run::down().await,
+        ["env"] => run::environment(),
+        ["serve"] => serve::serve().await,
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The process that all of a demo stands on: it starts the servers and the operator, plays the node, and ends with all that it started.
+//!
+//! Whoever starts it holds its standard input: when that closes without the line `stay`, the starter is gone, and the demo ends.
+
+use std::{collections::BTreeMap, fs, io::BufRead, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::{Context, Result, bail};
+use jetwright_testing::{ControlPlane, Folder, NatsCluster, NatsServer, Process, Program, binary, free_port};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    time::sleep,
+};
+
+use crate::{
+    manifests::{SERVICES, SHOP},
+    node::Node,
+    state::{Home, Identity, Parts},
+};
+
+/// The line by which the starter lets it go on alone.
+pub const STAY: &str = "stay";
+/// The user of NATS for whom nothing is forbidden.
+pub const ADMINISTRATOR: &str = "admin";
+/// The password of all users: who reaches the loopback network of this machine may use the demo.
+pub const PASSWORD: &str = "demo";
+/// The services' users of NATS: the Secret `nats-<user>` is what the shop's chart expects.
+pub const USERS: [&str; 2] = ["users", "orders"];
+/// Controllers of Kubernetes that the demo has. Those of endpoints are not among them: they refuse addresses of the loopback network.
+const CONTROLLERS: &str = "deployment-controller,replicaset-controller,garbage-collector-controller,\
+                           namespace-controller,disruption-controller,pod-garbage-collector-controller";
+const POLL: Duration = Duration::from_secs(1);
+
+/// Servers, operator and node.
+struct Demo {
+    control_plane: ControlPlane,
+    _nats: NatsCluster,
+    controllers: Process,
+    operator: Process,
+    start_operator: jetwright_testing::ProcessBuilder,
+}
+
+/// Runs a demo until it is told to end.
+///
+/// # Errors
+///
+/// When a part of it cannot be started, or ends.
+pub async fn serve() -> Result<()> {
+    let home = Home::open()?;
+    let folder = Folder::new("demo");
+    let run = folder.path().parent().context("a folder of this run")?;
+    home.write("process.json", &Identity::own(run)?)?;
+    let left = abandoned();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let demo = async {
+        let demo = start(&home, &folder).await?;
+        watch(demo, &home).await
+    };
+    tokio::pin!(demo);
+    tokio::pin!(left);
+    loop {
+        tokio::select! {
+            // Its log, which says why, stays.
+            ended = &mut demo => return ended,
+            _ = &mut left => break,
+            _ = terminate.recv() => break,
+            // A terminal that closes is no reason to end.
+            _ = hangup.recv() => {}
+        }
+    }
+    home.remove()
+}
+
+/// Is answered when the starter is gone before it let this process go on alone.
+fn abandoned() -> oneshot::Receiver<()> {
+    let (gone, told) = oneshot::channel();
+    std::thread::spawn(move || {
+        let stays = std::io::stdin().lock().lines().map_while(Result::ok).any(|line| line == STAY);
+        if stays {
+            // Nobody is answered any more, and nothing is to end: the channel stays open.
+            std::mem::forget(gone);
+        } else {
+            let _ = gone.send(());
+        }
+    });
+    told
+}
+
+async fn start(home: &Home, folder: &Arc<Folder>) -> Result<Demo> {
+    let users = USERS.iter().chain([&ADMINISTRATOR]);
+    let users: Vec<_> = users.map(|user| format!("{{user: {user}, password: {PASSWORD}}}")).collect();
+    let nats = NatsServer::builder().config(&format!("authorization {{ users: [{}] }}", users.join(", ")));
+    let (control_plane, nats) =
+        tokio::try_join!(ControlPlane::try_start(), NatsCluster::try_start_with(3, nats))?;
+    let controllers = Process::builder(Program::KubeControllerManager.try_path()?)
+        .arg("--kubeconfig")
+        .arg(control_plane.kubeconfig())
+        .args(["--leader-elect=false", "--secure-port=0"])
+        .arg(format!("--controllers={CONTROLLERS}"))
+        .try_start()?;
+    control_plane.apply(jetwright_e2e::path("../crds/manifests")).await;
+    let logs = home.path("logs");
+    fs::create_dir_all(&logs)?;
+    let node = Node::new(control_plane.client().await, programs(), logs);
+    let questions = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
+    node.register(questions.local_addr()?.port()).await?;
+    tokio::spawn(Arc::clone(&node).answer(questions));
+    let services = serve_services(&node).await?;
+    tokio::spawn(node.run());
+    let start_operator = operator(&control_plane, &nats, folder)?;
+    let operator = start_operator.clone().try_start()?;
+    let kubeconfig = home.path("kubeconfig");
+    fs::copy(control_plane.kubeconfig(), &kubeconfig)?;
+    let kubectl = Program::Kubectl.try_path()?;
+    home.write("demo.json", &Parts { kubeconfig, kubectl, nats: nats.url().to_owned(), services })?;
+    Ok(Demo { control_plane, _nats: nats, controllers, operator, start_operator })
+}
+
+/// Image to program.
+fn programs() -> BTreeMap<String, PathBuf> {
+    let of = |name: &str| (format!("jetwright/{name}"), binary(&format!("jetwright-{name}")));
+    ["user-service", "order-service", "payment-simulator"].map(of).into()
+}
+
+/// A port of this machine for each Service of the shop.
+async fn serve_services(node: &Arc<Node>) -> Result<BTreeMap<String, String>> {
+    let mut urls = BTreeMap::new();
+    for name in SERVICES {
+        let listener = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
+        urls.insert(name.to_owned(), format!("http://{}", listener.local_addr()?));
+        let node = Arc::clone(node);
+        tokio::spawn(async move { node.serve(SHOP, name, listener).await });
+    }
+    Ok(urls)
+}
+
+fn operator(
+    control_plane: &ControlPlane,
+    nats: &NatsCluster,
+    folder: &Arc<Folder>,
+) -> Result<jetwright_testing::ProcessBuilder> {
+    let credentials = folder.path().join("credentials");
+    fs::create_dir_all(&credentials)?;
+    fs::write(credentials.join("username"), ADMINISTRATOR)?;
+    fs::write(credentials.join("password"), PASSWORD)?;
+    Ok(Process::builder(binary("jetwright-operator"))
+        .folder(folder)
+        .env("KUBECONFIG", control_plane.kubeconfig())
+        .args(["--nats-url", nats.url(), "--leader-elect=false"])
+        .arg(format!("--nats-credentials-folder={}", credentials.display()))
+        .arg(format!("--admin-address=127.0.0.1:{}", free_port()))
+        // Figures in a status are seconds old, so that one sees them change.
+        .args(["--status-stats-interval=2s", "--jetstream-resync-interval=5s"]))
+}
+
+/// Watches over a demo that runs: an operator that ends is started again, as its Deployment would, and where a server ends, or somebody removes
+/// the demo's folder, all of it does.
+async fn watch(mut demo: Demo, home: &Home) -> Result<()> {
+    loop {
+        sleep(POLL).await;
+        if !home.path("process.json").exists() {
+            return Ok(());
+        }
+        for (name, process) in [
+            ("etcd", demo.control_plane.etcd()),
+            ("kube-apiserver", demo.control_plane.api_server()),
+            ("kube-controller-manager", &demo.controllers),
+        ] {
+            if let Some(status) = process.exited() {
+                bail!(
+                    "{name} ended ({status}), and the demo with it; its log ends with:\n{}",
+                    last_lines(process)
+                );
+            }
+        }
+        if demo.operator.exited().is_some() {
+            demo.operator = demo.start_operator.clone().try_start()?;
+        }
+    }
+}
+
+fn last_lines(process: &Process) -> String {
+    let log = process.log();
+    let lines: Vec<_> = log.lines().collect();
+    lines[lines.len().saturating_sub(10)..].join("\n")
+}
