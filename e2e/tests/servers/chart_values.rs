@@ -54,7 +54,6 @@ fn name(object: &Value) -> &str {
 fn every_object_has_the_common_labels_and_annotations_and_keeps_its_own() {
     let common = ["--set=commonLabels.team=events", "--set=commonAnnotations.contact=events"];
     let forged = [
-        "--set=commonLabels.app\\.kubernetes\\.io/component=mine",
         "--set=commonLabels.app\\.kubernetes\\.io/part-of=shop",
         "--set=commonAnnotations.helm\\.sh/resource-policy=delete",
         "--set=metrics.annotations=true,metrics.serviceMonitor.enabled=true,metrics.serviceMonitor.labels.release=prometheus",
@@ -64,7 +63,6 @@ fn every_object_has_the_common_labels_and_annotations_and_keeps_its_own() {
         let metadata = &object["metadata"];
         assert_eq!(metadata["labels"]["team"], "events", "{object}");
         assert_eq!(metadata["annotations"]["contact"], "events", "{object}");
-        assert_ne!(metadata["labels"]["app.kubernetes.io/component"], "mine", "{object}");
         assert_eq!(metadata["labels"]["app.kubernetes.io/part-of"], "shop", "{object}");
     }
     let annotation =

@@ -116,6 +116,14 @@ fn a_wrong_value_is_refused_with_its_name_and_what_to_do() {
         (&["--set=nats.url=nats://me:secret@a:4222"], "nats.url: no users and passwords in it"),
         (&["--set=nats.url=a:4222"], "write it as nats://host:4222"),
         (
+            &[bundled, "--set=podLabels.app\\.kubernetes\\.io/component=mine"],
+            "podLabels: the chart finds its pods by the label app.kubernetes.io/component",
+        ),
+        (
+            &[bundled, "--set=commonLabels.app\\.kubernetes\\.io/name=mine"],
+            "commonLabels: the chart finds its pods by the label app.kubernetes.io/name",
+        ),
+        (
             &["--set=nats.url=nats://a", "--set=nats.bundled.users.a.namespace=shop"],
             "nats.bundled.users: these are",
         ),
