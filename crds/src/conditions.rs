@@ -37,6 +37,8 @@ pub enum Reason {
     Invalid,
     /// JetStream cannot change this field of what exists.
     ImmutableField,
+    /// An update would lose messages, and nobody has accepted that.
+    DataLoss,
     /// The name is taken by something that this object does not own.
     NameConflict,
     /// A newer generation of this object was applied by another process.

@@ -87,7 +87,8 @@ pub struct EventConsumerSpec {
     #[schemars(length(min = 1, max = 255), regex(pattern = NAME_PATTERN))]
     pub consumer_name: Option<String>,
 
-    /// Subjects of the stream to consume; they may not overlap. Default: all of them.
+    /// Subjects of the stream to consume; none may cover another, and servers before 2.14 let none overlap. In a WorkQueue they may not
+    /// overlap with those of other consumers either. Default: all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 255), regex(pattern = SUBJECT_PATTERN)))]
     #[x_kube(merge_strategy = ListMerge::Set)]

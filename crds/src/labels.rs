@@ -15,5 +15,8 @@ pub const DEAD_LETTERS_OF: &str = "jetwright.dev/dead-letters-of";
 pub const VERIFY: &str = "jetwright.dev/verify";
 /// Annotation of pods that changes with their bindings, so that they are rolled out.
 pub const BINDINGS_HASH: &str = "jetwright.dev/bindings-hash";
+/// Annotation of an EventStream with which its user accepts that an update loses messages: fields and values as in the spec, such as
+/// `retention=Interest, limits.maxAge=7d`. It holds for these values alone.
+pub const ACCEPT_DATA_LOSS: &str = "jetwright.dev/accept-data-loss";
 /// Finalizer of objects whose deletion deletes something in JetStream.
 pub const FINALIZER: &str = "jetwright.dev/cleanup";

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use jetwright_crds::{
     EventConsumer, EventStream,
-    conditions::{self, CONSUMER_READY, READY, WORKLOAD_READY},
-    labels::DEAD_LETTERS_OF,
+    conditions::{self, CONSUMER_READY, READY, Reason, WORKLOAD_READY},
+    labels::{ACCEPT_DATA_LOSS, DEAD_LETTERS_OF},
     names::{dead_letter_object, dead_letter_source},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -68,6 +68,10 @@ impl Wakeups {
         if let Some(after) = touched.after.as_ref().filter(|_| declaration_changed(touched)) {
             self.consumers.insert(name_of(after));
         }
+        if touched.before.as_ref().map(applied) != touched.after.as_ref().map(applied) {
+            let consumers = touched.readable().flat_map(|object| barred_beside(object, scope));
+            self.consumers.extend(consumers);
+        }
         if touched.before.as_ref().map(readiness) == touched.after.as_ref().map(readiness) {
             return;
         }
@@ -116,6 +120,26 @@ fn deleted_stream_of(object: &EventConsumer, scope: &Scope) -> Option<Name> {
     stream.meta().deletion_timestamp.is_some().then(|| name_of(&stream))
 }
 
+/// EventConsumers of the same stream that cannot be as they are: perhaps since they overlapped with what this one had.
+fn barred_beside(object: &EventConsumer, scope: &Scope) -> Vec<Name> {
+    let stream = (object.namespace().unwrap_or_default(), object.spec.stream_ref.name.clone());
+    let mut consumers = scope.event_consumers.by(&IndexKey::Stream(stream));
+    consumers.retain(|consumer| {
+        let known = consumer.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        consumer.metadata.uid != object.metadata.uid
+            && condition(known, CONSUMER_READY).is_some_and(|(_, reason)| reason == Reason::Invalid.as_str())
+    });
+    consumers.iter().map(|consumer| name_of(consumer.as_ref())).collect()
+}
+
+/// Changes when another declaration is applied to an EventConsumer's consumer, or the consumer is gone.
+fn applied(object: &Watched<EventConsumer>) -> u64 {
+    let status = object.valid().and_then(|object| object.status.as_ref());
+    let ready = status.and_then(|status| conditions::get(&status.conditions, CONSUMER_READY));
+    let ready = ready.map(|ready| (ready.status.as_str(), ready.observed_generation));
+    hash_of(&(&object.meta().uid, ready))
+}
+
 /// The EventConsumer whose pods handle an object's events.
 fn host_of(object: &EventConsumer) -> Option<Name> {
     let reference = object.spec.workload_ref.as_ref()?;
@@ -127,7 +151,8 @@ fn declaration_changed<K: Resource<DynamicType = ()> + Clone>(touched: &Touched<
     let declaration = |object: &Watched<K>| {
         let meta = object.meta();
         let deleted = meta.deletion_timestamp.is_some();
-        hash_of(&(&meta.uid, meta.generation, &meta.finalizers, deleted))
+        let consent = object.annotations().get(ACCEPT_DATA_LOSS);
+        hash_of(&(&meta.uid, meta.generation, &meta.finalizers, deleted, consent))
     };
     touched.before.as_ref().map(declaration) != touched.after.as_ref().map(declaration)
 }

@@ -230,6 +230,14 @@ impl Cache {
         A::entries(self).with_facts(key, |facts| facts.seen)?
     }
 
+    /// What JetStream is known to have, without waiting for who writes it: what is being written is stale.
+    #[must_use]
+    pub fn peek<A: Cached>(&self, key: &A::Key) -> CacheEntry<A::Info> {
+        let entry = A::entries(self).known(key);
+        let locked = entry.as_ref().and_then(|entry| entry.try_lock().ok());
+        locked.map(|slot| slot.entry.clone()).unwrap_or_default()
+    }
+
     /// What others wrote of it.
     #[must_use]
     pub fn foreign_writes<A: Cached>(&self, key: &A::Key) -> ForeignWrites {

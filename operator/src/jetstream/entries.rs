@@ -56,6 +56,17 @@ pub struct Facts {
 
 type SharedFacts = Arc<Mutex<Facts>>;
 
+impl<T: Serialize + DeserializeOwned> CacheEntry<T> {
+    /// What JetStream has, where it has it.
+    #[must_use]
+    pub fn present(&self) -> Option<T> {
+        match self {
+            Self::Present(info) => info.unpack(),
+            Self::Stale | Self::Absent => None,
+        }
+    }
+}
+
 /// An entry, with what was seen of the thing before.
 pub struct Slot<A: Asset> {
     pub entry: CacheEntry<A::Info>,
@@ -71,10 +82,7 @@ impl<A: Asset> Slot<A> {
     /// What JetStream has, where it has it.
     #[must_use]
     pub fn present(&self) -> Option<A::Info> {
-        match &self.entry {
-            CacheEntry::Present(info) => info.unpack(),
-            CacheEntry::Stale | CacheEntry::Absent => None,
-        }
+        self.entry.present()
     }
 
     #[must_use]

@@ -97,6 +97,12 @@ pub struct StreamState {
     /// Consumers.
     #[serde(default)]
     pub consumer_count: u64,
+    /// When the first message came, RFC 3339.
+    #[serde(default)]
+    pub first_ts: Option<String>,
+    /// Subjects that the messages have.
+    #[serde(default)]
+    pub num_subjects: u64,
 }
 
 /// Where a stream is led.

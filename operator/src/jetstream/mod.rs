@@ -13,6 +13,7 @@ pub mod comparison;
 pub mod config;
 pub mod connections;
 pub mod consumer_config;
+pub mod data_loss;
 pub mod diff;
 pub mod entries;
 pub mod history;

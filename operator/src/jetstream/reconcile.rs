@@ -71,13 +71,18 @@ impl ReconcileError for Error {
     }
 }
 
+/// Why a plan for what JetStream has must not be carried out.
+type Forbids<'a, I> = dyn Fn(&Plan, Option<&I>) -> Option<Blocked> + Sync + 'a;
+
 /// What an object knows of itself beyond its declaration.
-pub struct Situation<'a> {
+pub struct Situation<'a, A: Asset> {
     pub recorded: &'a Recorded,
     /// How long the object has existed.
     pub age: Duration,
     /// Time after which what JetStream refused is asked for again.
     pub refusal_ttl: Duration,
+    /// Says why a plan must not be carried out that JetStream would not refuse.
+    pub forbids: &'a Forbids<'a, A::Info>,
 }
 
 /// Brings JetStream to what is desired, as far as `gate` lets writes pass.
@@ -88,7 +93,7 @@ pub struct Situation<'a> {
 pub async fn ensure<A: Cached>(
     cache: &Cache,
     desired: &Desired<A>,
-    situation: Situation<'_>,
+    situation: Situation<'_, A>,
     gate: &WriteGate<'_>,
 ) -> Result<Outcome<A::Info>, Error> {
     let failed = |source| Error::reading::<A>(&desired.key, source);
@@ -108,6 +113,9 @@ pub async fn ensure<A: Cached>(
             && let Some(other) = A::elsewhere(cache, &desired.owner, &desired.key).await.map_err(failed)?
         {
             todo = Plan::Blocked(renamed::<A>(&desired.key, &other));
+        }
+        if let Some(blocked) = (situation.forbids)(&todo, entry.present().as_ref()) {
+            todo = Plan::Blocked(blocked);
         }
     }
     let contested = match &todo {
@@ -144,7 +152,7 @@ fn rivals<A: Cached>(cache: &Cache, desired: &Desired<A>, entry: &EntryGuard<A>,
 async fn apply_with_less<A: Cached>(
     cache: &Cache,
     desired: &Desired<A>,
-    situation: &Situation<'_>,
+    situation: &Situation<'_, A>,
     todo: Plan,
     entry: &mut EntryGuard<A>,
 ) -> Result<OperationResult, Error> {
@@ -170,7 +178,7 @@ async fn apply_with_less<A: Cached>(
 fn decide<A: Cached>(
     cache: &Cache,
     desired: &Desired<A>,
-    situation: &Situation<'_>,
+    situation: &Situation<'_, A>,
     entry: &EntryGuard<A>,
 ) -> Plan {
     let actual = entry.present();

@@ -13,9 +13,42 @@ pub fn overlap(one: &str, other: &str) -> bool {
     }
 }
 
+/// Whether every subject that the one matches is matched by the other too, by the server's own rule (isSubsetMatchTokenized in
+/// server/sublist.go of nats-server).
+#[must_use]
+pub fn is_covered(one: &str, other: &str) -> bool {
+    let (mut one, mut other) = (one.split('.'), other.split('.'));
+    loop {
+        match (one.next(), other.next()) {
+            (Some(_), Some(">")) | (None, None) => return true,
+            (Some(a), Some(b)) if a == b || (b == "*" && a != ">") => {}
+            _ => return false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_subject_is_covered_by_one_that_matches_all_of_it() {
+        for (one, other) in
+            [("a.b", "a.*"), ("a.*", "a.>"), ("a.>", "a.>"), ("a.>", ">"), ("a.b.c", "*.b.>"), ("a", "a")]
+        {
+            assert!(is_covered(one, other), "{one} {other}");
+        }
+        for (one, other) in [
+            ("a.*", "a.b"),
+            ("a.>", "a.*"),
+            ("a.*.x", "a.1.*"),
+            ("a.1.*", "a.*.x"),
+            ("a", "a.>"),
+            ("a.b", "a"),
+        ] {
+            assert!(!is_covered(one, other), "{one} {other}");
+        }
+    }
 
     #[test]
     fn subjects_overlap_where_some_subject_matches_both() {

@@ -8,6 +8,7 @@ mod delete;
 mod inputs;
 mod status;
 mod validate;
+mod work_queue;
 mod workload;
 
 use std::{sync::Arc, time::Duration};
@@ -15,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 use jetwright_crds::{EventConsumer, EventStream, conditions::Reason};
 use kube::{Api, runtime::controller::Action};
 
-use self::inputs::Inputs;
+use self::{inputs::Inputs, work_queue::WorkQueue};
 use crate::{
     context::Context,
     error::{ErrorClass, ReconcileError},
@@ -140,10 +141,16 @@ async fn ensure_consumer(
         Ok(validated) => validated.consumer,
         Err(errors) => return Ok(Outcome::Invalid(errors)),
     };
+    let consumers = context.scopes.of(&owner.namespace).map(|scope| &scope.event_consumers);
+    let queue = match consumers {
+        Some(consumers) => WorkQueue::of(object, stream, consumers, &connection.cache).await?,
+        None => None,
+    };
     let situation = Situation {
         recorded: &Recorded::of_consumer(object),
         age: Duration::ZERO,
         refusal_ttl: context.settings.resync,
+        forbids: &|plan, _| queue.as_ref()?.forbids(plan),
     };
     let gate = context.write_gate(object, Consumer::KIND);
     reconcile::ensure(&connection.cache, &desired, situation, &gate).await

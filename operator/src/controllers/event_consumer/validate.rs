@@ -116,7 +116,17 @@ fn errors_of(spec: &EventConsumerSpec, stream: &EventStream) -> Vec<FieldError> 
         let message = format!("{filter} matches nothing that the stream keeps ({})", kept.join(", "));
         errors.push(FieldError::new("spec.filterSubjects", message));
     }
+    errors.extend(covered_filter(&spec.filter_subjects));
     errors
+}
+
+/// Filters may overlap in part; one that another covers adds nothing, and servers refuse it.
+fn covered_filter(filters: &[String]) -> Option<FieldError> {
+    filters.iter().enumerate().find_map(|(index, one)| {
+        let others = filters.iter().enumerate().filter(|(other, _)| *other != index);
+        let (_, other) = others.into_iter().find(|(_, other)| subjects::is_covered(one, other))?;
+        Some(FieldError::new("spec.filterSubjects", format!("{one} is covered by {other}: leave it out")))
+    })
 }
 
 /// How long each dead letter is kept; None where there are none.
@@ -268,6 +278,20 @@ mod tests {
         assert_eq!(
             validated(spec, "subjects: ['orders.*.*']"),
             Err(vec![FieldError::new("spec.filterSubjects", message)])
+        );
+    }
+
+    #[test]
+    fn filters_may_overlap_in_part_but_none_may_cover_another() {
+        let errors = |filters: &str| {
+            let spec = format!("{{streamRef: {{name: orders}}, filterSubjects: {filters}}}");
+            validated(&spec, "subjects: ['orders.*.*']").err()
+        };
+        assert_eq!(errors("[orders.*.placed, orders.1.*]"), None);
+        let message = "orders.1.placed is covered by orders.*.placed: leave it out";
+        assert_eq!(
+            errors("[orders.*.placed, orders.1.placed]"),
+            Some(vec![FieldError::new("spec.filterSubjects", message)])
         );
     }
 

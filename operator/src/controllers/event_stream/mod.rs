@@ -12,6 +12,7 @@ mod validate;
 use std::sync::Arc;
 
 use jetwright_crds::EventStream;
+use jiff::Timestamp;
 use kube::{Api, runtime::controller::Action};
 
 use crate::{
@@ -19,6 +20,7 @@ use crate::{
     error::{ErrorClass, ReconcileError},
     jetstream::{
         asset::{Asset as _, Stream},
+        data_loss::{self, Consent},
         info::StreamInfo,
         ownership::Owner,
         reconcile::{self, SCALING_INTERVAL, Situation},
@@ -101,10 +103,12 @@ async fn ensure(
         let failed = |source| reconcile::Error::reading::<Stream>(&desired.key, source);
         connection.cache.refresh::<Stream>(&desired.key).await.map_err(failed)?;
     }
+    let consent = Consent::of(object);
     let situation = Situation {
         recorded: &Recorded::of_stream(object),
         age: age(object),
         refusal_ttl: context.settings.resync,
+        forbids: &|plan, info| data_loss::refusal(plan, info, &consent, Timestamp::now()),
     };
     let gate = context.write_gate(object, Stream::KIND);
     reconcile::ensure(&connection.cache, &desired, situation, &gate).await
