@@ -4,8 +4,11 @@ use std::time::Duration;
 
 use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_testing::await_until;
-use k8s_openapi::api::events::v1::Event;
-use kube::{Api, api::ListParams};
+use k8s_openapi::api::{apps::v1::Deployment, events::v1::Event};
+use kube::{
+    Api,
+    api::{ListParams, Patch, PatchParams},
+};
 
 use crate::{
     workloads::{SPEC, await_deployment, run_pods},
@@ -109,4 +112,25 @@ async fn two_updates_have_an_event_each_with_what_each_updated() {
         if notes == ["updated max_msgs", "updated subjects"] { Ok(()) } else { Err(format!("{notes:?}")) }
     })
     .await;
+}
+
+#[tokio::test]
+async fn pods_that_become_more_are_told_and_those_that_somebody_else_scaled_are_not() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*.*]").await;
+    world.consumer("fulfilment", SPEC).await;
+    await_deployment(&world, "the deployment", |_| true).await;
+    world.await_condition::<EventConsumer>("fulfilment", "ConsumerReady", "True", "Reconciled").await;
+    let has = |replicas: i32| {
+        move |deployment: &Deployment| {
+            deployment.spec.as_ref().and_then(|spec| spec.replicas) == Some(replicas)
+        }
+    };
+    let api: Api<Deployment> = world.namespace.api();
+    let patch = Patch::Merge(serde_json::json!({"spec": {"replicas": 7}}));
+    api.patch("fulfilment", &PatchParams::default(), &patch).await.unwrap();
+    await_deployment(&world, "as many as declared", has(2)).await;
+    world.consumer("fulfilment", &SPEC.replace("replicas: 2", "replicas: 5")).await;
+    await_deployment(&world, "as many as declared now", has(5)).await;
+    world.await_event("fulfilment", "Scaled", "scaled the pods from 2 to 5").await;
 }

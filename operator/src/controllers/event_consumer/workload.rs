@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use jetwright_crds::{EventConsumer, conditions::Reason, names::WorkloadNames};
 use k8s_openapi::api::apps::v1::Deployment;
-use kube::ResourceExt;
+use kube::{Resource as _, ResourceExt};
 
 use super::{
     Error,
@@ -52,6 +52,7 @@ pub async fn ensure(
         });
     };
     let name = object.name_any();
+    report_scaling(object, workload.replicas, applier, context);
     let hold = |why: Hold| hold(why, &name, workload.replicas, applier);
     if let Some(why) = no_connection(object, context).or_else(|| awaited_stream(object, inputs, guests)) {
         return hold(why).await.map(Some);
@@ -82,6 +83,21 @@ pub async fn ensure(
         diagnose(&pods_of, &context.pods, &context.client).await
     };
     Ok(Some(running(&desired, &deployment, &diagnosis)))
+}
+
+/// Reports that the pods are about to be as many as a new generation declares. That somebody else scaled the Deployment, which is corrected, is
+/// another matter.
+fn report_scaling(object: &EventConsumer, replicas: i32, applier: &Applier<'_>, context: &Context) {
+    let known = applier.known::<Deployment>(&object.name_any());
+    let deployment = known.as_deref().and_then(|owned| owned.deployment.as_deref());
+    let before = deployment.and_then(|deployment| deployment.spec.as_ref()?.replicas);
+    let observed = object.status.as_ref().and_then(|status| status.observed_generation);
+    if let Some(before) = before.filter(|before| *before != replicas)
+        && observed != object.metadata.generation
+    {
+        let note = format!("scaled the pods from {before} to {replicas}");
+        context.events.normal(&object.object_ref(&()), "Scaled", &note);
+    }
 }
 
 /// Why pods stay as they are.
