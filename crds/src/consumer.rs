@@ -295,8 +295,8 @@ pub struct EventConsumerStatus {
     /// The consumer in JetStream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer: Option<ConsumerState>,
-    /// Messages of the stream that were not delivered yet; a figure as of the operator's last look, at most a --jetstream-resync-interval
-    /// and a --status-stats-interval old while NATS is connected.
+    /// Messages of the stream that were not delivered yet, as the operator read them last: at most a --jetstream-resync-interval and a
+    /// --status-stats-interval old while NATS is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<u64>,
     /// Messages delivered and not acknowledged yet; a figure as old as lag.
@@ -311,7 +311,7 @@ pub struct EventConsumerStatus {
     /// Label selector of those pods, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
-    /// What somebody changed behind the operator's back.
+    /// What another client changed, and the operator corrected last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<Drift>,
 }

@@ -232,20 +232,20 @@ pub struct EventStreamStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
-    /// The stream as JetStream had it at the operator's last look; its figures are at most a --jetstream-resync-interval and a
-    /// --status-stats-interval old while NATS is connected.
+    /// The stream as the operator read it last; its figures are at most a --jetstream-resync-interval and a --status-stats-interval old
+    /// while NATS is connected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<StreamState>,
-    /// Highest sequence that the stream, or one that it took the place of, was seen to have. A stream that vanished is made again
-    /// with sequences far beyond it, so that none of before comes again.
+    /// Highest sequence that the operator read of the stream, or of one that it replaced. A stream that is gone is recreated with
+    /// sequences far beyond it, so that no sequence ever means two messages.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub highest_sequence: Option<u64>,
-    /// What somebody changed behind the operator's back.
+    /// What another client changed, and the operator corrected last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<Drift>,
 }
 
-/// A stream in JetStream, as of the operator's last look.
+/// A stream in JetStream, as the operator read it last.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StreamState {
@@ -266,18 +266,18 @@ pub struct StreamState {
     pub last_sequence: u64,
     /// Consumers that it has, those that no EventConsumer declares included.
     pub consumers: u64,
-    /// Server that led it at the operator's last look; absent where the servers are not clustered, and while none leads.
+    /// Server that leads it; absent where the servers are not clustered, and while none leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,
 }
 
-/// The last repair of what somebody changed.
+/// The last correction of what another client changed.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Drift {
-    /// When it was put right.
+    /// When the operator corrected it.
     pub last_repaired: Time,
-    /// Fields that were put right, by JetStream's names; `*` where the whole thing had been deleted.
+    /// Fields that it corrected, by JetStream's names; `*` where the whole stream or consumer had been deleted.
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub fields: Vec<String>,
