@@ -49,6 +49,8 @@ pub enum Reason {
     NoConnection,
     /// The NATS servers cannot be reached.
     Disconnected,
+    /// NATS is connected, and JetStream does not answer for the stream or consumer.
+    JetStreamUnavailable,
     /// JetStream refused the configuration.
     Refused,
     /// JetStream or Kubernetes failed; it is tried again.

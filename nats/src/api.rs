@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 
 use crate::{
     connection::Connection,
-    jetstream_error::{CONSUMER_NOT_FOUND, JetStreamError, STREAM_NOT_FOUND},
+    jetstream_error::{
+        CLUSTER_NOT_AVAILABLE, CONSUMER_NOT_FOUND, CONSUMER_OFFLINE, JetStreamError, STREAM_NOT_FOUND,
+        STREAM_OFFLINE,
+    },
     mux::NoReply,
     reply::read,
     violation::Violation,
@@ -61,6 +64,18 @@ impl ApiError {
         matches!(self.err_code(), Some(STREAM_NOT_FOUND | CONSUMER_NOT_FOUND))
     }
 
+    /// Whether JetStream is away, as far as this request can tell: nobody answered, or a server answered that nobody leads what was asked for.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        match self {
+            Self::Unanswered { .. } => true,
+            Self::Refused { error, .. } => {
+                [CLUSTER_NOT_AVAILABLE, STREAM_OFFLINE, CONSUMER_OFFLINE].contains(&error.err_code)
+            }
+            Self::NotPermitted { .. } | Self::Malformed { .. } => false,
+        }
+    }
+
     /// JetStream's error code, if it responded with one.
     #[must_use]
     pub fn err_code(&self) -> Option<u64> {
@@ -76,6 +91,8 @@ impl ApiError {
 pub struct Page<I> {
     /// What is on it; less than there is where servers did not respond.
     pub items: Vec<I>,
+    /// Names of those whose servers did not.
+    pub missing: Vec<String>,
     /// Most that a page has, as the server says; 0 where it does not.
     pub limit: usize,
     /// How many there are on all pages, as the server says.
@@ -90,6 +107,7 @@ type Observe = dyn Fn(&'static str, Option<&ApiError>) + Send + Sync;
 pub struct Api {
     connection: Connection,
     timeout: Duration,
+    list_timeout: Duration,
     observe: Arc<Observe>,
 }
 
@@ -101,7 +119,18 @@ impl Api {
         timeout: Duration,
         observe: impl Fn(&'static str, Option<&ApiError>) + Send + Sync + 'static,
     ) -> Self {
-        Self { connection: connection.clone(), timeout, observe: Arc::new(observe) }
+        let list_timeout = timeout.max(LIST_TIMEOUT);
+        Self { connection: connection.clone(), timeout, list_timeout, observe: Arc::new(observe) }
+    }
+
+    /// The same connection, with one timeout for all requests, lists too, and with another observer.
+    #[must_use]
+    pub fn with_timeout(
+        &self,
+        timeout: Duration,
+        observe: impl Fn(&'static str, Option<&ApiError>) + Send + Sync + 'static,
+    ) -> Self {
+        Self { timeout, list_timeout: timeout, observe: Arc::new(observe), ..self.clone() }
     }
 
     /// The stream of this name, or `None` if JetStream says that it does not exist.
@@ -113,22 +142,31 @@ impl Api {
         absent_is_none(self.request("STREAM.INFO", &[name], &json!({})).await)
     }
 
-    /// One page of streams with their configurations and states, at most 256. Streams whose servers did not respond are missing.
+    /// One page of streams with their configurations and states, at most 256. Those whose servers did not answer are named alone, although
+    /// JetStream lists some of them with an empty state.
     ///
     /// # Errors
     ///
     /// When JetStream does not answer or refuses.
     pub async fn list_streams<I: DeserializeOwned>(&self, offset: usize) -> Result<Page<I>, ApiError> {
         #[derive(Deserialize)]
-        struct Answer<I> {
-            streams: Option<Vec<I>>,
+        struct Answer {
+            streams: Option<Vec<Value>>,
+            missing: Option<Vec<String>>,
             #[serde(default)]
             limit: usize,
             #[serde(default)]
             total: usize,
         }
-        let answer: Answer<I> = self.list("STREAM.LIST", &[], offset).await?;
-        Ok(Page { items: answer.streams.unwrap_or_default(), limit: answer.limit, total: answer.total })
+        let Answer { streams, missing, limit, total } = self.list("STREAM.LIST", &[], offset).await?;
+        let is_missing = |stream: &Value| {
+            let name = stream.pointer("/config/name").and_then(Value::as_str);
+            name.is_some_and(|name| missing.iter().flatten().any(|missing| missing == name))
+        };
+        let streams = streams.into_iter().flatten().filter(|stream| !is_missing(stream));
+        let malformed = |source| ApiError::Malformed { subject: "STREAM.LIST".to_owned(), source };
+        let items: Result<_, _> = streams.map(serde_json::from_value).collect();
+        Ok(Page { items: items.map_err(malformed)?, missing: missing.unwrap_or_default(), limit, total })
     }
 
     /// One page of a stream's consumers, at most 256. Consumers whose servers did not respond are missing.
@@ -144,13 +182,16 @@ impl Api {
         #[derive(Deserialize)]
         struct Answer<I> {
             consumers: Option<Vec<I>>,
+            missing: Option<Vec<String>>,
             #[serde(default)]
             limit: usize,
             #[serde(default)]
             total: usize,
         }
-        let answer: Answer<I> = self.list("CONSUMER.LIST", &[stream], offset).await?;
-        Ok(Page { items: answer.consumers.unwrap_or_default(), limit: answer.limit, total: answer.total })
+        let Answer { consumers, missing, limit, total } =
+            self.list("CONSUMER.LIST", &[stream], offset).await?;
+        let (items, missing) = (consumers.unwrap_or_default(), missing.unwrap_or_default());
+        Ok(Page { items, missing, limit, total })
     }
 
     async fn list<T: DeserializeOwned>(
@@ -159,7 +200,7 @@ impl Api {
         names: &[&str],
         offset: usize,
     ) -> Result<T, ApiError> {
-        let patient = Self { timeout: self.timeout.max(LIST_TIMEOUT), ..self.clone() };
+        let patient = Self { timeout: self.list_timeout, ..self.clone() };
         patient.request(verb, names, &json!({ "offset": offset })).await
     }
 

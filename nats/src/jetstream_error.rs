@@ -36,6 +36,12 @@ use Disposition::{Conflict, Refused, Retry, Unavailable};
 pub const STREAM_NOT_FOUND: u64 = 10059;
 /// The consumer does not exist.
 pub const CONSUMER_NOT_FOUND: u64 = 10014;
+/// The cluster has no leader that could answer.
+pub const CLUSTER_NOT_AVAILABLE: u64 = 10008;
+/// The servers of the stream are down.
+pub const STREAM_OFFLINE: u64 = 10118;
+/// The servers of the consumer are down.
+pub const CONSUMER_OFFLINE: u64 = 10119;
 /// A stream of this name exists with another configuration.
 pub const STREAM_NAME_IN_USE: u64 = 10058;
 /// More than one replica needs clustered servers.
@@ -80,8 +86,8 @@ const EXCEPTIONS: &[(u64, Disposition)] = &[
     (10070, Conflict),
     (WRONG_LAST_SEQUENCE, Conflict),
     // JSStreamOffline, JSConsumerOffline, and both with a reason: its servers are down, or too old for it.
-    (10118, Unavailable),
-    (10119, Unavailable),
+    (STREAM_OFFLINE, Unavailable),
+    (CONSUMER_OFFLINE, Unavailable),
     (10194, Unavailable),
     (10195, Unavailable),
     // JSStreamDuplicateMessageConflict: a write with this message id is in flight, which is this one if it is repeated.

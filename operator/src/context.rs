@@ -62,6 +62,10 @@ pub struct Context {
     pub disconnect_writes: RateLimit,
     /// Statuses in which only live figures change.
     pub stats_writes: RateLimit,
+    /// Statuses that come to say JetStreamUnavailable, or no longer do: a server that is away has many streams.
+    pub availability_writes: RateLimit,
+    /// As often their objects are woken, the most urgent first.
+    pub availability_wakeups: RateLimit,
     /// The reconciles that run.
     pub running: TaskTracker,
 }
@@ -85,6 +89,15 @@ impl Context {
         }
         let delay = self.states.status_write_delay(key, self.settings.status_stats_interval);
         delay.or_else(|| self.states.turn(key, &self.stats_writes))
+    }
+
+    /// Waits for a permit where an object comes to say JetStreamUnavailable, or no longer says so. `before` is what its status says.
+    pub async fn pace_availability(&self, before: &[Condition], summary: &ConditionSummary) {
+        let is_away = |reason: &str| reason == Reason::JetStreamUnavailable.as_str();
+        let was = conditions::get(before, READY).is_some_and(|ready| is_away(&ready.reason));
+        if was != is_away(summary.reason.as_str()) {
+            self.availability_writes.acquire().await;
+        }
     }
 
     /// Writes the status that `update` makes of an object, and records that it was written: what a store brings from before is older.

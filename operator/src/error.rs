@@ -89,6 +89,11 @@ impl ErrorClass {
 pub trait ReconcileError: StdError + Send + Sync + 'static {
     /// What it means for the next try.
     fn class(&self) -> ErrorClass;
+
+    /// Whether JetStream did not answer, so that nobody knows what it has.
+    fn is_unavailable(&self) -> bool {
+        false
+    }
 }
 
 /// An error with all its sources, in one line.

@@ -40,6 +40,8 @@ const EVICTION_INTERVAL: Duration = Duration::from_mins(10);
 const DISCONNECT_WRITES_PER_SECOND: u32 = 20;
 /// Most statuses a second in which only live figures change.
 const STATS_WRITES_PER_SECOND: u32 = 20;
+/// Most statuses that come to say JetStreamUnavailable, or no longer do, a second.
+const AVAILABILITY_WRITES_PER_SECOND: u32 = 100;
 /// Most owned objects that are applied a second after a start, when nothing is known of what was applied before.
 const STARTUP_APPLIES_PER_SECOND: u32 = 20;
 /// How long the API server may take to say the uid of kube-system, and the delay before it is asked again.
@@ -154,6 +156,8 @@ async fn context(
         states: ObjectStates::default(),
         disconnect_writes: RateLimit::new(DISCONNECT_WRITES_PER_SECOND),
         stats_writes: RateLimit::new(STATS_WRITES_PER_SECOND),
+        availability_writes: RateLimit::new(AVAILABILITY_WRITES_PER_SECOND),
+        availability_wakeups: RateLimit::new(AVAILABILITY_WRITES_PER_SECOND),
         running: TaskTracker::new(),
     })
 }
@@ -231,7 +235,7 @@ async fn reconcile(args: &Args, context: &Arc<Context>, stop: &CancellationToken
         idle: (context.settings.resync * 4).max(MIN_CACHE_IDLE),
     };
     let connections = futures::future::join_all(
-        context.connections.all().map(|connection| connection.run(intervals, stop)),
+        context.connections.all().map(|connection| connection.run(&context.metrics, intervals, stop)),
     );
     let controllers = controllers::run(context, args.controllers.concurrency, stop);
     // A controller whose first list did not arrive yet would wait for it for ever, so the end is that of the reconciles.

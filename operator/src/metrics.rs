@@ -1,7 +1,8 @@
 //! The operator's metrics. Labels are few: a controller, an outcome, a verb of the API.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -51,6 +52,24 @@ struct Named {
     stream: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Connection {
+    connection: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+/// What JetStream's availability follows from.
+#[derive(Debug, Default)]
+struct Availability {
+    connected: bool,
+    /// It does not answer for some streams.
+    outage: bool,
+}
+
 /// All metrics. Clones share them.
 #[derive(Clone)]
 pub struct Metrics {
@@ -62,6 +81,9 @@ pub struct Metrics {
     api_requests: Family<Requested, Counter>,
     kubernetes_requests: Family<KubernetesRequest, Counter>,
     connected: Gauge,
+    available: Family<Connection, Gauge>,
+    availability: Arc<Mutex<Availability>>,
+    probes: Family<Outcome, Counter>,
     leader: Gauge,
     scopes_ready: Family<Scope, Gauge>,
 }
@@ -78,6 +100,9 @@ impl Metrics {
             api_requests: Family::default(),
             kubernetes_requests: Family::default(),
             connected: Gauge::default(),
+            available: Family::default(),
+            availability: Arc::default(),
+            probes: Family::default(),
             leader: Gauge::default(),
             scopes_ready: Family::default(),
         };
@@ -110,6 +135,16 @@ impl Metrics {
             self.kubernetes_requests.clone(),
         );
         registry.register("nats_connected", "1 while NATS is connected", self.connected.clone());
+        registry.register(
+            "jetstream_available",
+            "1 while NATS is connected and JetStream answers for every stream that is looked after",
+            self.available.clone(),
+        );
+        registry.register(
+            "jetstream_probes",
+            "Requests to JetStream that only find out whether it answers",
+            self.probes.clone(),
+        );
         registry.register("leader", "1 while this process is the one that acts", self.leader.clone());
         registry.register(
             "scope_ready",
@@ -142,14 +177,7 @@ impl Metrics {
 
     /// A request to JetStream ended.
     pub fn api_request(&self, verb: &'static str, error: Option<&ApiError>) {
-        let outcome = match error {
-            None => "ok",
-            Some(error) if error.is_absence() => "not_found",
-            Some(ApiError::Refused { .. } | ApiError::NotPermitted { .. }) => "refused",
-            Some(ApiError::Unanswered { .. }) => "unanswered",
-            Some(ApiError::Malformed { .. }) => "malformed",
-        };
-        self.api_requests.get_or_create(&Requested { verb, outcome }).inc();
+        self.api_requests.get_or_create(&Requested { verb, outcome: outcome(error) }).inc();
     }
 
     /// A request to Kubernetes is sent.
@@ -174,10 +202,39 @@ impl Metrics {
     /// The connection came or went.
     pub fn nats_connected(&self, connected: bool) {
         self.connected.set(connected.into());
+        self.set_available(|availability| availability.connected = connected);
+    }
+
+    /// Whether JetStream does not answer for some streams.
+    pub fn jetstream_outage(&self, outage: bool) {
+        self.set_available(|availability| availability.outage = outage);
+    }
+
+    fn set_available(&self, change: impl FnOnce(&mut Availability)) {
+        let mut availability = self.availability.lock();
+        change(&mut availability);
+        let available = availability.connected && !availability.outage;
+        self.available.get_or_create(&Connection { connection: "default" }).set(available.into());
+    }
+
+    /// A request that only finds out whether JetStream answers ended.
+    pub fn probed(&self, error: Option<&ApiError>) {
+        self.probes.get_or_create(&Outcome { outcome: outcome(error) }).inc();
     }
 
     /// Whether this process acts.
     pub fn leads(&self, leads: bool) {
         self.leader.set(leads.into());
+    }
+}
+
+/// How a request to JetStream ended.
+fn outcome(error: Option<&ApiError>) -> &'static str {
+    match error {
+        None => "ok",
+        Some(error) if error.is_absence() => "not_found",
+        Some(ApiError::Refused { .. } | ApiError::NotPermitted { .. }) => "refused",
+        Some(ApiError::Unanswered { .. }) => "unanswered",
+        Some(ApiError::Malformed { .. }) => "malformed",
     }
 }

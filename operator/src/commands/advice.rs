@@ -26,6 +26,11 @@ pub fn of(reason: Option<&str>, namespace: &str) -> String {
             "the operator does not reach NATS: check the chart's values nats.url and nats.credentialsSecret (flags --nats-url, \
              --nats-credentials-folder), that NATS runs, and the network between them; the operator's log says more: {LOG}"
         )
+    } else if is(Reason::JetStreamUnavailable) {
+        format!(
+            "NATS is connected and JetStream does not answer: see that the servers run with JetStream, that all of them are there, and \
+             that the account of the operator's user may use it; the operator's log says more: {LOG}"
+        )
     } else if is(Reason::Refused) {
         "change what it says: what was asked for is a stream of at most 64Ki in memory, which takes an account with JetStream and \
          room in memory, and the operator's user the NATS permissions that docs/operator.md lists"
@@ -46,6 +51,7 @@ mod tests {
         for (reason, words) in [
             (Some("NoConnection"), ["add shop to", "defaultConnectionNamespaces"]),
             (Some("Disconnected"), ["nats.url", "nats.credentialsSecret"]),
+            (Some("JetStreamUnavailable"), ["run with JetStream", "kubectl logs"]),
             (Some("Refused"), ["in memory", "NATS permissions"]),
             (Some("Invalid"), ["the same version", "definitions"]),
             (Some("Failed"), ["docs/conditions.md", "kubectl logs"]),

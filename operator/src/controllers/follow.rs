@@ -13,9 +13,12 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
 };
-use tokio::{sync::mpsc, time::Instant};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 
-use super::triggers::Wakeups;
+use super::triggers::{Object, Urgent, Wakeups};
 use crate::{
     context::Context,
     jetstream::cache::{Cache, Change},
@@ -24,6 +27,7 @@ use crate::{
         stores::{Name, Touched},
         updates::Update,
     },
+    rate_limit::RateLimit,
 };
 
 /// How long a watch fails before its scope counts as not ready.
@@ -49,7 +53,21 @@ impl Queues {
             let _ = self.consumers.send(name).await;
         }
     }
+
+    /// Wakes as many as are permitted, the most urgent first.
+    async fn send_urgent(&self, urgent: &mut Urgent, limit: &RateLimit) {
+        while !urgent.is_empty() && limit.try_acquire() {
+            let _ = match urgent.next() {
+                Some(Object::Stream(name)) => self.streams.send(name).await,
+                Some(Object::Consumer(name)) => self.consumers.send(name).await,
+                None => return,
+            };
+        }
+    }
 }
+
+/// How long to wait before more of the objects are woken that say that they are away.
+const URGENT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What a watch or a cache reports.
 enum Signal<'a> {
@@ -73,7 +91,16 @@ pub async fn follow(scope: &Arc<Scope>, context: &Context, queues: Queues) {
     let mut unsynced: HashSet<Source> = (0..watches).collect();
     let mut failures = Failures::default();
     let mut held = Wakeups::default();
-    while let Some((source, signal)) = signals.next().await {
+    let mut urgent = Urgent::default();
+    loop {
+        let next = tokio::select! {
+            next = signals.next() => next,
+            () = sleep(URGENT_INTERVAL), if unsynced.is_empty() && !urgent.is_empty() => {
+                queues.send_urgent(&mut urgent, &context.availability_wakeups).await;
+                continue;
+            }
+        };
+        let Some((source, signal)) = next else { return };
         let (synced, failed) = match &signal {
             Signal::Stream(update) => (update.synced, update.failed),
             Signal::Consumer(update) => (update.synced, update.failed),
@@ -86,11 +113,15 @@ pub async fn follow(scope: &Arc<Scope>, context: &Context, queues: Queues) {
         if failed {
             failures.add(source);
         }
+        if let Signal::Change(_, Change::Availability(streams)) = &signal {
+            urgent.add(streams, scope);
+        }
         wake(&mut held, signal, scope, context);
         let ready = unsynced.is_empty() && !failures.persist();
         context.metrics.scope_ready(scope.namespace.as_deref().unwrap_or("*"), ready);
         if unsynced.is_empty() {
             queues.send(std::mem::take(&mut held)).await;
+            queues.send_urgent(&mut urgent, &context.availability_wakeups).await;
         }
     }
 }

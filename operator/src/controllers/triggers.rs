@@ -1,13 +1,14 @@
 //! What wakes a reconcile: changes of its object (not of its status), of objects that it depends on, and of what JetStream has. In: what the
 //! watches and the cache report. Out: the names of the objects to reconcile. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use jetwright_crds::{
     EventConsumer, EventStream,
     conditions::{self, CONSUMER_READY, READY, Reason, WORKLOAD_READY},
     labels::{ACCEPT_DATA_LOSS, DEAD_LETTERS_OF},
     names::{dead_letter_object, dead_letter_source},
+    stream::Profile,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource, ResourceExt};
@@ -92,6 +93,8 @@ impl Wakeups {
                 self.streams.extend(scope.event_streams.names());
                 self.consumers.extend(scope.event_consumers.names());
             }
+            // They are woken in an order of their own: see [`Urgent`].
+            Change::Availability(_) => {}
             Change::Stream(name) => {
                 let named = scope.event_streams.names_by(&IndexKey::JetStream(name.clone()));
                 let seen = cache.seen::<Stream>(name);
@@ -105,6 +108,51 @@ impl Wakeups {
                 self.consumers.extend(woken);
             }
         }
+    }
+}
+
+/// An object of either kind.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Object {
+    Stream(Name),
+    Consumer(Name),
+}
+
+/// The objects whose streams JetStream does not answer for, or does again: many at once, in the order in which to say so. Those of
+/// streams of the profile Critical come first. Each is there once.
+#[derive(Debug, Default)]
+pub struct Urgent {
+    critical: VecDeque<Object>,
+    others: VecDeque<Object>,
+    known: HashSet<Object>,
+}
+
+impl Urgent {
+    /// Adds the objects of some streams in JetStream: the EventStreams, and the EventConsumers that refer to them.
+    pub fn add(&mut self, streams: &[String], scope: &Scope) {
+        for stream in streams {
+            for object in scope.event_streams.by(&IndexKey::JetStream(stream.clone())) {
+                let is_critical = object.spec.profile == Some(Profile::Critical);
+                let name = name_of(object.as_ref());
+                let users = scope.event_consumers.names_by(&IndexKey::Stream(name.clone()));
+                let objects =
+                    [Object::Stream(name)].into_iter().chain(users.into_iter().map(Object::Consumer));
+                let queue = if is_critical { &mut self.critical } else { &mut self.others };
+                queue.extend(objects.filter(|object| self.known.insert(object.clone())));
+            }
+        }
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
+    /// Takes the next one.
+    pub fn next(&mut self) -> Option<Object> {
+        let next = self.critical.pop_front().or_else(|| self.others.pop_front())?;
+        self.known.remove(&next);
+        Some(next)
     }
 }
 
@@ -254,6 +302,30 @@ mod tests {
             let woken = woken_by_stream(name, before, after);
             assert_eq!(woken, Wakeups { streams, consumers: consumers.clone() }, "{name}");
         }
+    }
+
+    #[test]
+    fn critical_streams_and_their_consumers_say_first_that_they_are_away_and_each_says_it_once() {
+        let scope = consumers();
+        for (name, spec) in [
+            ("users", "{streamName: USERS, subjects: [users.*]}"),
+            ("orders", "{subjects: [orders.*], profile: Critical}"),
+        ] {
+            scope.event_streams.put(watched(name, spec, &Value::Null));
+        }
+        let mut urgent = Urgent::default();
+        urgent.add(&["USERS".to_owned(), "orders".to_owned(), "unknown".to_owned()], &scope);
+        urgent.add(&["USERS".to_owned()], &scope);
+        let name = |name: &str| ("shop".to_owned(), name.to_owned());
+        let expected = [
+            Object::Stream(name("orders")),
+            Object::Consumer(name("billing")),
+            Object::Consumer(name("mails")),
+            Object::Stream(name("users")),
+            Object::Consumer(name("other")),
+        ];
+        assert_eq!(std::iter::from_fn(|| urgent.next()).collect::<Vec<_>>(), expected);
+        assert!(urgent.is_empty());
     }
 
     #[test]

@@ -15,16 +15,20 @@ use tokio_util::sync::CancellationToken;
 use super::{
     advisory::{News, Target, news},
     asset::{Consumer, Stream},
+    availability::Prober,
     cache::{Cache, Change},
     comparison,
 };
+use crate::{contest::Writer, metrics::Metrics};
 
 /// Advisories of streams and consumers, and the audit of the API.
-const SUBJECTS: [&str; 8] = [
+const SUBJECTS: [&str; 10] = [
     "$JS.EVENT.ADVISORY.STREAM.CREATED.*",
     "$JS.EVENT.ADVISORY.STREAM.UPDATED.*",
     "$JS.EVENT.ADVISORY.STREAM.DELETED.*",
     "$JS.EVENT.ADVISORY.STREAM.RESTORE_COMPLETE.*",
+    "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.*",
+    "$JS.EVENT.ADVISORY.STREAM.QUORUM_LOST.*",
     "$JS.EVENT.ADVISORY.CONSUMER.CREATED.*.*",
     "$JS.EVENT.ADVISORY.CONSUMER.DELETED.*.*",
     "$JS.EVENT.ADVISORY.CONSUMER.PAUSE.*.*",
@@ -73,22 +77,24 @@ impl Advisories {
     }
 }
 
-/// Runs until `stop`: follows advisories, and refreshes everything at each connect and at the interval.
+/// Runs until `stop`: follows advisories, refreshes everything at each connect and at the interval, and finds what is not answered for.
 pub async fn run(
     advisories: Advisories,
-    cache: &Cache,
-    nats: &Connection,
+    (cache, nats): (&Cache, &Connection),
+    metrics: &Metrics,
     intervals: Intervals,
     stop: &CancellationToken,
 ) {
     let (targets, queue) = mpsc::channel(MAX_PENDING_TARGETS);
     let pending = PendingSet::default();
     let listener = Listener { cache, nats, pending: &pending, targets };
+    let prober = Prober::new(cache, nats, metrics);
     let work = async {
         tokio::join!(
             listener.follow(advisories),
             refresh(cache, &pending, queue),
             resync(cache, nats, intervals),
+            prober.run(),
         )
     };
     stop.run_until_cancelled(work).await;
@@ -123,22 +129,35 @@ impl Listener<'_> {
 
     async fn listen(&self, advisories: &mut Advisories) {
         while let Some(message) = advisories.messages.next().await {
-            let heard = news(&message.subject, &message.payload, self.nats.name());
-            let Some(News { target, writer }) = heard else { continue };
-            let known = match &target {
-                Target::Stream(name) => self.cache.knows::<Stream>(name),
-                Target::Consumer(key) => self.cache.knows::<Consumer>(key),
-            };
-            if !known {
-                continue;
+            match news(&message.subject, &message.payload, self.nats.name()) {
+                Some(News::Changed { target, writer }) => self.changed(&target, writer),
+                Some(News::Elected { stream, leader }) => self.elected(stream, leader),
+                Some(News::QuorumLost { stream }) => self.cache.lost_quorum(&stream),
+                None => {}
             }
-            match (&target, writer) {
-                (Target::Stream(name), Some(writer)) => self.cache.wrote::<Stream>(name, writer),
-                (Target::Consumer(key), Some(writer)) => self.cache.wrote::<Consumer>(key, writer),
-                (_, None) => {}
-            }
-            self.enqueue(&target);
         }
+    }
+
+    fn elected(&self, stream: String, leader: String) {
+        if self.cache.elected(&stream, leader) {
+            self.enqueue(&Target::Stream(stream));
+        }
+    }
+
+    fn changed(&self, target: &Target, writer: Option<Writer>) {
+        let known = match target {
+            Target::Stream(name) => self.cache.knows::<Stream>(name),
+            Target::Consumer(key) => self.cache.knows::<Consumer>(key),
+        };
+        if !known {
+            return;
+        }
+        match (target, writer) {
+            (Target::Stream(name), Some(writer)) => self.cache.wrote::<Stream>(name, writer),
+            (Target::Consumer(key), Some(writer)) => self.cache.wrote::<Consumer>(key, writer),
+            (_, None) => {}
+        }
+        self.enqueue(target);
     }
 
     fn enqueue(&self, target: &Target) {

@@ -23,6 +23,7 @@ impl Target {
 struct Advisory {
     stream: Option<String>,
     consumer: Option<String>,
+    leader: Option<String>,
     /// Subject of the API request, in an audit.
     subject: Option<String>,
     /// What JetStream answered to it, as JSON.
@@ -51,11 +52,17 @@ struct Client {
 
 /// What an advisory says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct News {
-    /// What to ask JetStream about.
-    pub target: Target,
-    /// Another client that wrote it, which the audit of the API alone says.
-    pub writer: Option<Writer>,
+pub enum News {
+    Changed {
+        /// What to ask JetStream about.
+        target: Target,
+        /// Another client that wrote it, which the audit of the API alone says.
+        writer: Option<Writer>,
+    },
+    /// A server leads a stream from now on.
+    Elected { stream: String, leader: String },
+    /// A stream lost its leader, who lost most of the servers that keep it.
+    QuorumLost { stream: String },
 }
 
 /// What an advisory says, or None of what changes nothing or was our own doing.
@@ -72,9 +79,13 @@ pub fn news(subject: &str, payload: &[u8], own_name: &str) -> Option<News> {
         ("CONSUMER", "CREATED" | "DELETED" | "PAUSE") => {
             Target::consumer(&advisory.stream?, &advisory.consumer?)
         }
+        ("STREAM", "LEADER_ELECTED") => {
+            return Some(News::Elected { stream: advisory.stream?, leader: advisory.leader? });
+        }
+        ("STREAM", "QUORUM_LOST") => return Some(News::QuorumLost { stream: advisory.stream? }),
         _ => return None,
     };
-    Some(News { target, writer: None })
+    Some(News::Changed { target, writer: None })
 }
 
 /// What a request to the API changed: consumers have no advisory of their changes, and no other advisory names the client. What was refused
@@ -100,7 +111,7 @@ fn audited(advisory: Advisory, own_name: &str) -> Option<News> {
         _ => return None,
     };
     let writer = is_write.then_some(Writer { name: client.name, user: client.user, host: client.host });
-    Some(News { target, writer })
+    Some(News::Changed { target, writer })
 }
 
 #[cfg(test)]
@@ -108,7 +119,10 @@ mod tests {
     use super::*;
 
     fn target(subject: &str, payload: &[u8], own_name: &str) -> Option<Target> {
-        news(subject, payload, own_name).map(|news| news.target)
+        match news(subject, payload, own_name)? {
+            News::Changed { target, .. } => Some(target),
+            News::Elected { .. } | News::QuorumLost { .. } => None,
+        }
     }
 
     fn stream(name: &str) -> Target {
@@ -128,7 +142,6 @@ mod tests {
             of("$JS.EVENT.ADVISORY.CONSUMER.DELETED.orders.billing"),
             Some(consumer("orders", "billing"))
         );
-        assert_eq!(of("$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.orders"), None);
         assert_eq!(of("$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.orders.billing"), None);
     }
 
@@ -156,7 +169,10 @@ mod tests {
         let of = |request: &str| {
             let client = serde_json::json!({"name": "nats", "user": "app", "host": "10.0.0.7"});
             let payload = serde_json::json!({"subject": request, "client": client});
-            news("$JS.EVENT.ADVISORY.API", payload.to_string().as_bytes(), "me").unwrap().writer
+            match news("$JS.EVENT.ADVISORY.API", payload.to_string().as_bytes(), "me") {
+                Some(News::Changed { writer, .. }) => writer,
+                other => panic!("{other:?}"),
+            }
         };
         let [name, user, host] = ["nats", "app", "10.0.0.7"].map(|text| Some(text.to_owned()));
         let writer = Some(Writer { name, user, host });
@@ -177,6 +193,15 @@ mod tests {
         for answered in [r#"{"type": "x", "config": {"error": 1}}"#, "{", ""] {
             assert_eq!(of(answered), Some(stream("orders")), "{answered}");
         }
+    }
+
+    #[test]
+    fn advisories_name_who_leads_a_stream_and_that_nobody_does() {
+        let payload = br#"{"stream":"orders","leader":"n2","replicas":[]}"#;
+        let of = |kind: &str| news(&format!("$JS.EVENT.ADVISORY.STREAM.{kind}.orders"), payload, "me");
+        let stream = || "orders".to_owned();
+        assert_eq!(of("LEADER_ELECTED"), Some(News::Elected { stream: stream(), leader: "n2".into() }));
+        assert_eq!(of("QUORUM_LOST"), Some(News::QuorumLost { stream: stream() }));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     config::{Config, Field},
     consumer_config,
-    info::{ConsumerInfo, StreamInfo},
+    info::{ConsumerInfo, Standing, StreamInfo},
     ownership::Owner,
     stream_config,
 };
@@ -35,6 +35,10 @@ pub trait Asset: Debug + Send + Sync + Sized + 'static {
     fn is_clustered(info: &Self::Info) -> bool;
     /// Sequence of a stream's last message.
     fn last_sequence(info: &Self::Info) -> Option<u64>;
+    /// Who leads a stream.
+    fn standing(_: &Self::Info) -> Option<Standing> {
+        None
+    }
     /// Whether an object's status would be the same; the rest changes without a meaning to anybody.
     fn same_status(one: &Self::Info, other: &Self::Info) -> bool;
 
@@ -120,6 +124,10 @@ impl Asset for Stream {
 
     fn last_sequence(info: &StreamInfo) -> Option<u64> {
         Some(info.state.last_seq)
+    }
+
+    fn standing(info: &StreamInfo) -> Option<Standing> {
+        Some(info.standing())
     }
 
     fn same_status(one: &StreamInfo, other: &StreamInfo) -> bool {

@@ -15,7 +15,7 @@ use std::{
 use futures::{Stream as Items, stream};
 use jetwright_nats::{Api, ApiError, Violation};
 use parking_lot::Mutex;
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast, watch};
 
 use super::{
     asset::{Asset, Consumer, ConsumerKey, Stream},
@@ -37,6 +37,8 @@ const MAX_PENDING_CHANGES: usize = 4096;
 pub enum Change {
     Stream(String),
     Consumer(ConsumerKey),
+    /// JetStream does not answer for these streams, or does again.
+    Availability(Arc<[String]>),
     /// Anything: the connection came, went, or may have missed something.
     Everything,
 }
@@ -109,6 +111,8 @@ struct Inner {
     changes: broadcast::Sender<Change>,
     /// Whether it was said that consumers may not be listed.
     lists_forbidden: AtomicBool,
+    doubts: Notify,
+    outages: watch::Sender<()>,
     /// The most messages that the servers allow to be unacknowledged at once, where they refused more.
     max_ack_pending: Mutex<Option<u32>>,
     marks: Marks,
@@ -125,6 +129,8 @@ impl Cache {
             consumers: Entries::default(),
             changes,
             lists_forbidden: AtomicBool::new(false),
+            doubts: Notify::default(),
+            outages: watch::Sender::default(),
             max_ack_pending: Mutex::default(),
             marks: Marks::default(),
         }))
@@ -186,6 +192,7 @@ impl Cache {
         if is_stale {
             let answer = A::info(self.api(), key).await?;
             entry.set(answer.as_ref());
+            self.announce_recovery::<A>(key);
         }
         Ok((entry, is_stale))
     }
@@ -215,6 +222,7 @@ impl Cache {
         entry: &mut Slot<A>,
     ) {
         entry.set(answer);
+        self.announce_recovery::<A>(key);
         let is_another = !same(before, &entry.entry, |one, other| one.created() == other.created());
         if is_another && !matches!(before, CacheEntry::Stale) {
             A::created(self, key);
@@ -247,6 +255,26 @@ impl Cache {
     /// Another client wrote it.
     pub fn wrote<A: Cached>(&self, key: &A::Key, writer: Writer) {
         A::entries(self).with_facts(key, |facts| facts.foreign.add(writer));
+    }
+
+    /// Tells where JetStream answered for a stream that it did not answer for before: others than who asked wait for it.
+    fn announce_recovery<A: Cached>(&self, key: &A::Key) {
+        let recovered = A::entries(self).with_facts(key, |facts| std::mem::take(&mut facts.recovered));
+        if recovered == Some(true) {
+            self.notify(Change::Availability(Arc::new([A::name(key).to_owned()])));
+        }
+    }
+
+    /// Where it is told that streams may have lost their leaders.
+    #[must_use]
+    pub fn doubts(&self) -> &Notify {
+        &self.0.doubts
+    }
+
+    /// Where it is told that streams were marked as away.
+    #[must_use]
+    pub fn outages(&self) -> &watch::Sender<()> {
+        &self.0.outages
     }
 
     /// Whether anything asked for it.

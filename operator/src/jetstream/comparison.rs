@@ -70,10 +70,11 @@ impl Comparison<'_> {
     async fn run(&self) -> Result<(), Incomplete> {
         let mut missed: HashMap<_, _> = Stream::entries(self.cache).all().into_iter().collect();
         let (mut counts, mut names) = (HashMap::new(), Names::default());
-        let mut pages = Pages::default();
+        let (mut pages, mut is_complete) = (Pages::default(), true);
         loop {
             let page: Page<StreamInfo> = self.cache.api().list_streams(pages.offset).await?;
             let is_followed = pages.is_followed(&page, stream_name);
+            is_complete &= page.missing.is_empty();
             for info in page.items {
                 names.add(&info);
                 let name = stream_name(&info).to_owned();
@@ -86,8 +87,14 @@ impl Comparison<'_> {
                 break;
             }
         }
-        self.cache.replace_marks(names);
-        let silent = self.streams(missed.into_keys().collect()).await;
+        if is_complete {
+            self.cache.replace_marks(names);
+        }
+        // Whether those that are away answer again, is asked apart from this.
+        let (away, missed): (Vec<_>, _) =
+            missed.into_keys().partition(|name| self.cache.outage(name).is_some());
+        let mut silent = self.streams(missed).await;
+        silent.extend(away);
         self.consumers(counts, &silent).await;
         if self.is_over() { Err(Incomplete::Unanswered) } else { Ok(()) }
     }
@@ -214,8 +221,8 @@ impl Pages {
         // A page has less than there is where servers do not answer.
         self.offset += page.items.len().max(page.limit);
         let mut is_new = false;
-        for item in &page.items {
-            is_new |= self.seen.insert(name(item).to_owned());
+        for name in page.items.iter().map(name).chain(page.missing.iter().map(String::as_str)) {
+            is_new |= self.seen.insert(name.to_owned());
         }
         is_new && self.offset < page.total
     }
@@ -240,7 +247,7 @@ mod tests {
             let from = if ignores_offset { 0 } else { pages.offset.min(count) };
             let items: Vec<_> = (from..count.min(from + 256)).map(|number| number.to_string()).collect();
             taken.extend(items.iter().map(|item| item.parse::<usize>().unwrap()));
-            if !pages.is_followed(&Page { items, limit: 256, total }, String::as_str) {
+            if !pages.is_followed(&Page { items, missing: Vec::new(), limit: 256, total }, String::as_str) {
                 return (requests, taken.into_iter().collect());
             }
         }

@@ -9,8 +9,13 @@ use tokio_util::sync::CancellationToken;
 use super::{
     advisories::{self, Advisories, Intervals},
     cache::Cache,
+    outages::Outage,
 };
-use crate::{namespaces::Namespaces, outcome::Pending};
+use crate::{
+    metrics::Metrics,
+    namespaces::Namespaces,
+    outcome::{Outcome, Pending},
+};
 
 /// How long NATS is away before the objects say so.
 const DISCONNECT_GRACE: Duration = Duration::from_secs(10);
@@ -26,9 +31,27 @@ pub struct Connection {
 
 impl Connection {
     /// Keeps the cache true until `stop`.
-    pub async fn run(&self, intervals: Intervals, stop: &CancellationToken) {
+    pub async fn run(&self, metrics: &Metrics, intervals: Intervals, stop: &CancellationToken) {
         let advisories = Advisories::subscribe(&self.nats).await;
-        advisories::run(advisories, &self.cache, &self.nats, intervals, stop).await;
+        advisories::run(advisories, (&self.cache, &self.nats), metrics, intervals, stop).await;
+    }
+
+    /// Works with a stream or its consumers for as long as JetStream answers for it: what waits for an answer that does not come, holds up
+    /// other objects.
+    ///
+    /// # Errors
+    ///
+    /// Those of the work.
+    pub async fn while_available<I, E>(
+        &self,
+        stream: &str,
+        work: impl Future<Output = Result<Outcome<I>, E>> + Send,
+    ) -> Result<Outcome<I>, E> {
+        tokio::select! {
+            biased;
+            outage = self.cache.await_outage(stream) => Ok(Outcome::Pending(unavailable(stream, &outage))),
+            result = work => result,
+        }
     }
 
     /// How long it is until an object says that NATS is away, since the connection may come back at once; None where it says so now.
@@ -56,6 +79,13 @@ impl Connection {
         };
         Some(Pending { reason: Reason::Disconnected, message, stalled: false, requeue_after: None })
     }
+}
+
+fn unavailable(stream: &str, outage: &Outage) -> Pending {
+    let message = format!(
+        "JetStream does not answer for stream {stream}: {outage}. Everything of it is re-checked when it answers"
+    );
+    Pending { reason: Reason::JetStreamUnavailable, message, stalled: false, requeue_after: None }
 }
 
 /// Every connection.

@@ -15,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{asset::Asset, history::History};
+use super::{asset::Asset, history::History, info::Standing, outages::Outage};
 use crate::{contest::ForeignWrites, outcome::CreationTime as _};
 
 /// A description of a stream or consumer as one JSON text: as a tree of values it takes many times the memory, and there are thousands.
@@ -52,6 +52,29 @@ pub struct Facts {
     pub seen: Option<u64>,
     /// What other clients wrote.
     pub foreign: ForeignWrites,
+    /// Who leads a stream, as it was heard last.
+    pub standing: Option<Standing>,
+    /// When a leader was elected last, as far as it was heard.
+    pub elected: Option<Instant>,
+    /// Whether it was heard that it has no leader.
+    pub doubtful: bool,
+    /// Why JetStream does not answer for it.
+    pub outage: Option<Outage>,
+    /// JetStream answers for it again, and nobody was told.
+    pub recovered: bool,
+}
+
+impl Facts {
+    /// Takes note of who leads a stream; None where it does not exist.
+    pub fn observe(&mut self, standing: Option<&Standing>) {
+        if let Some(Standing { is_led: false, .. }) = standing {
+            self.doubtful = true;
+            return;
+        }
+        self.standing = standing.cloned();
+        self.doubtful = false;
+        self.recovered |= self.outage.take().is_some();
+    }
 }
 
 type SharedFacts = Arc<Mutex<Facts>>;
@@ -101,7 +124,10 @@ impl<A: Asset> Slot<A> {
             self.history.observe(A::config(info), info.created(), A::last_sequence(info));
             (info.created(), A::config(info).to_string()).hash(&mut hasher);
         }
-        self.facts.lock().seen = Some(hasher.finish());
+        let mut facts = self.facts.lock();
+        facts.seen = Some(hasher.finish());
+        facts.observe(answer.and_then(A::standing).as_ref());
+        drop(facts);
         self.entry = match answer {
             None => CacheEntry::Absent,
             Some(info) => Packed::new(info).map_or(CacheEntry::Stale, CacheEntry::Present),
@@ -163,6 +189,13 @@ impl<A: Asset> Entries<A> {
         let facts = self.0.lock().get(key)?.facts.clone();
         let mut facts = facts.lock();
         Some(work(&mut facts))
+    }
+
+    /// Reads the facts of all entries.
+    pub fn for_each_facts(&self, mut work: impl FnMut(&A::Key, &Facts)) {
+        for (key, known) in self.0.lock().iter() {
+            work(key, &known.facts.lock());
+        }
     }
 
     #[must_use]

@@ -1,9 +1,26 @@
 //! Streams and consumers as JetStream describes them: what they are declared as, and what is in them.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::{config::Config, stream_config::REPLICAS};
 use crate::outcome::CreationTime;
+
+/// How long a leader may not have heard from a server that keeps a copy: they exchange a message a second, and a leader without most of
+/// them still answers for 10 to 20 s.
+const PEER_SILENCE: Duration = Duration::from_secs(4);
+
+/// Who leads a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// A server, without a name where servers are not clustered; None while there is none.
+    pub leader: Option<String>,
+    /// Whether another server can take over.
+    pub replicated: bool,
+    /// Whether it has a leader, and the leader has most of the servers that keep a copy.
+    pub is_led: bool,
+}
 
 /// A stream as JetStream describes it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -54,6 +71,21 @@ impl StreamInfo {
     pub fn replicas(&self) -> u8 {
         let replicas = self.config.get(REPLICAS).and_then(serde_json::Value::as_u64);
         replicas.and_then(|replicas| u8::try_from(replicas).ok()).unwrap_or(1)
+    }
+
+    /// Who leads it, and whether anybody does.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let Some(cluster) = self.cluster.as_ref().filter(|cluster| cluster.name.is_some()) else {
+            return Standing { leader: Some(String::new()), replicated: false, is_led: true };
+        };
+        let heard = |peer: &&Peer| !peer.offline && Duration::from_nanos(peer.active) < PEER_SILENCE;
+        let there = 1 + cluster.replicas.iter().filter(heard).count();
+        Standing {
+            leader: cluster.leader.clone(),
+            replicated: self.replicas() > 1,
+            is_led: cluster.leader.is_some() && 2 * there > 1 + cluster.replicas.len(),
+        }
     }
 
     /// What an object's status is about; the rest changes without a meaning to anybody.
@@ -131,6 +163,9 @@ pub struct Peer {
     pub current: bool,
     #[serde(default)]
     pub offline: bool,
+    /// Nanoseconds since the leader heard from it. Not kept: it changes all the time.
+    #[serde(default, skip_serializing)]
+    pub active: u64,
     /// Operations that it is behind.
     #[serde(default)]
     pub lag: u64,
@@ -156,4 +191,45 @@ pub struct ConsumerInfo {
     /// Messages delivered more than once and not acknowledged yet.
     #[serde(default)]
     pub num_redelivered: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn standing(cluster: &serde_json::Value, replicas: u8) -> Standing {
+        let info: StreamInfo = serde_json::from_value(json!({
+            "config": {"name": "orders", "num_replicas": replicas}, "created": "2026-11-21T10:00:00Z",
+            "state": {"messages": 0, "bytes": 0, "first_seq": 0, "last_seq": 0}, "cluster": cluster,
+        }))
+        .unwrap();
+        info.standing()
+    }
+
+    #[test]
+    fn a_stream_is_led_where_its_leader_hears_from_most_of_its_servers() {
+        let peer = |seconds: u64, offline: bool| json!({"name": "n", "current": true, "offline": offline, "active": seconds * 1_000_000_000});
+        let led = |leader: Option<&str>, peers: [serde_json::Value; 2]| {
+            let standing = standing(&json!({"name": "c", "leader": leader, "replicas": peers}), 3);
+            assert!(standing.replicated && standing.leader.as_deref() == leader);
+            standing.is_led
+        };
+        assert!(led(Some("n1"), [peer(0, false), peer(0, false)]));
+        assert!(led(Some("n1"), [peer(0, false), peer(60, false)]));
+        assert!(!led(Some("n1"), [peer(5, false), peer(60, false)]));
+        assert!(!led(Some("n1"), [peer(0, true), peer(0, true)]));
+        assert!(!led(None, [peer(0, false), peer(0, false)]));
+        let single = standing(&json!({"name": "c", "leader": "n1"}), 1);
+        assert_eq!(single, Standing { leader: Some("n1".into()), replicated: false, is_led: true });
+    }
+
+    #[test]
+    fn a_server_alone_leads_without_a_name() {
+        let alone = Standing { leader: Some(String::new()), replicated: false, is_led: true };
+        for cluster in [json!(null), json!({"leader": "nats-4222"})] {
+            assert_eq!(standing(&cluster, 1), alone);
+        }
+    }
 }

@@ -2,11 +2,12 @@
 //!
 //! [`asset`] is what streams and consumers have in common, [`stream_config`] and [`consumer_config`] are the tables of their fields;
 //! [`reconcile`] carries out what [`plan`] decides from [`diff`], [`ownership`] and [`claim`]; [`cache`] holds what JetStream has, kept true by
-//! [`advisories`], each of which [`advisory`] reads. The crate for NATS speaks `$JS.API`, and [`config`] keeps fields that it does not know.
+//! [`advisories`], each of which [`advisory`] reads, and [`availability`] finds what JetStream does not answer for. The crate for NATS speaks `$JS.API`, and [`config`] keeps fields that it does not know.
 
 pub mod advisories;
 pub mod advisory;
 pub mod asset;
+pub mod availability;
 pub mod cache;
 pub mod claim;
 pub mod comparison;
@@ -19,6 +20,7 @@ pub mod entries;
 pub mod history;
 pub mod info;
 pub mod marks;
+pub mod outages;
 pub mod ownership;
 pub mod plan;
 pub mod reconcile;

@@ -69,6 +69,10 @@ impl ReconcileError for Error {
     fn class(&self) -> ErrorClass {
         ErrorClass::of_jetstream(&self.source)
     }
+
+    fn is_unavailable(&self) -> bool {
+        self.source.is_unavailable()
+    }
 }
 
 /// Why a plan for what JetStream has must not be carried out.

@@ -74,8 +74,17 @@ impl ConditionSummary {
         Self { ready: Some(false), reason, message: message.into(), progress: Progress::Reconciling }
     }
 
+    /// Work goes on, and nobody knows what there is.
+    #[must_use]
+    pub fn unknown(reason: Reason, message: impl Into<String>) -> Self {
+        Self { ready: None, ..Self::reconciling(reason, message) }
+    }
+
     /// A reconcile failed.
     pub fn failed(error: &impl ReconcileError) -> Self {
+        if error.is_unavailable() {
+            return Self::unknown(Reason::JetStreamUnavailable, error_chain(error));
+        }
         match error.class() {
             ErrorClass::Terminal => Self::stalled(Reason::Refused, error_chain(error)),
             ErrorClass::Conflict | ErrorClass::Transient => {
@@ -91,6 +100,9 @@ impl ConditionSummary {
     }
 }
 
+/// While it is so, nobody knows what JetStream has.
+const AWAY: [Reason; 2] = [Reason::Disconnected, Reason::JetStreamUnavailable];
+
 /// What a reconcile of something in JetStream means for its conditions.
 pub fn summarize<I, E: ReconcileError>(result: &Result<Outcome<I>, E>, when_ready: &str) -> ConditionSummary {
     match result {
@@ -105,10 +117,9 @@ pub fn summarize<I, E: ReconcileError>(result: &Result<Outcome<I>, E>, when_read
         Ok(Outcome::Pending(pending)) if pending.stalled => {
             ConditionSummary::stalled(pending.reason, &pending.message)
         }
-        Ok(Outcome::Pending(pending)) if pending.reason == Reason::Disconnected => ConditionSummary {
-            ready: None,
-            ..ConditionSummary::reconciling(pending.reason, &pending.message)
-        },
+        Ok(Outcome::Pending(pending)) if AWAY.contains(&pending.reason) => {
+            ConditionSummary::unknown(pending.reason, &pending.message)
+        }
         Ok(Outcome::Pending(pending)) => ConditionSummary::reconciling(pending.reason, &pending.message),
         Err(error) => ConditionSummary::failed(error),
     }

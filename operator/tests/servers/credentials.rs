@@ -188,7 +188,7 @@ async fn a_rotated_password_is_used_without_a_restart_and_a_file_that_is_missing
 
 #[tokio::test]
 async fn a_request_that_is_not_permitted_is_named_in_the_condition() {
-    let config = users("pw", &["$JS.API.STREAM.INFO.*"], &SUBSCRIBE);
+    let config = users("pw", &["$JS.API.STREAM.INFO.*", "$JS.API.STREAM.LIST"], &SUBSCRIBE);
     let secret = secret("pw");
     let world = world(&config, admin(), &secret).await;
     world.stream("orders", "subjects: [orders.*]").await;

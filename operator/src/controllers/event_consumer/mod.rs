@@ -14,7 +14,7 @@ mod workload;
 use std::{sync::Arc, time::Duration};
 
 use jetwright_crds::{EventConsumer, EventStream, conditions::Reason};
-use kube::{Api, runtime::controller::Action};
+use kube::{Api, ResourceExt as _, runtime::controller::Action};
 
 use self::{inputs::Inputs, work_queue::WorkQueue};
 use crate::{
@@ -74,6 +74,10 @@ impl ReconcileError for Error {
             | Self::Status(error) => ErrorClass::of_kubernetes(error),
         }
     }
+
+    fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Consumer(error) if error.is_unavailable())
+    }
 }
 
 /// Brings one EventConsumer's consumer, dead letters and workload to what it declares, and says so in its status.
@@ -127,11 +131,22 @@ async fn ensure_consumer(
         Ok(connection) => connection,
         Err(pending) => return Ok(Outcome::Pending(pending)),
     };
+    let work = ensure_on_stream(object, owner, (stream, connection), context);
+    connection.while_available(&stream.stream_name(), work).await
+}
+
+async fn ensure_on_stream(
+    object: &EventConsumer,
+    owner: &Owner,
+    (stream, connection): (&EventStream, &Connection),
+    context: &Context,
+) -> Result<Outcome<ConsumerInfo>, reconcile::Error> {
     if !owns_its_stream(stream, connection, context).await? {
         return Ok(Outcome::Pending(Pending {
             reason: Reason::StreamNotReady,
             message: format!(
-                "waiting for EventStream {reference}: its stream does not exist yet (see its conditions)"
+                "waiting for EventStream {}: its stream does not exist yet (see its conditions)",
+                stream.name_any()
             ),
             stalled: false,
             requeue_after: None,

@@ -170,6 +170,8 @@ pub async fn write(
     results: &Results,
     context: &Context,
 ) -> std::result::Result<StatusWrite, kube::Error> {
+    let before = object.status.as_ref().map(|status| status.conditions.as_slice());
+    context.pace_availability(before.unwrap_or_default(), &results.overall()).await;
     context.write_status(api, object, |object| update(object, results, context)).await
 }
 

@@ -20,6 +20,7 @@ use crate::{
     error::{ErrorClass, ReconcileError},
     jetstream::{
         asset::{Asset as _, Stream},
+        connections::Connection,
         data_loss::{self, Consent},
         info::StreamInfo,
         ownership::Owner,
@@ -53,6 +54,10 @@ impl ReconcileError for Error {
             | Self::Release(source)
             | Self::Status(source) => ErrorClass::of_kubernetes(source),
         }
+    }
+
+    fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Stream(error) if error.is_unavailable())
     }
 }
 
@@ -90,6 +95,16 @@ async fn ensure(
         Ok(connection) => connection,
         Err(pending) => return Ok(Outcome::Pending(pending)),
     };
+    let work = ensure_on(connection, object, owner, context);
+    connection.while_available(&object.stream_name(), work).await
+}
+
+async fn ensure_on(
+    connection: &Connection,
+    object: &EventStream,
+    owner: Owner,
+    context: &Context,
+) -> Result<Outcome<StreamInfo>, reconcile::Error> {
     let grants = match inputs::read(object, &owner, &connection.cache, context).await? {
         Ok(grants) => grants,
         Err(pending) => return Ok(Outcome::Pending(pending)),

@@ -124,6 +124,8 @@ pub async fn write(
     result: &Result,
     context: &Context,
 ) -> std::result::Result<StatusWrite, kube::Error> {
+    let before = object.status.as_ref().map(|status| status.conditions.as_slice());
+    context.pace_availability(before.unwrap_or_default(), &status::summarize(result, "")).await;
     context.write_status(api, object, |object| update(object, result, context)).await
 }
 
