@@ -43,12 +43,17 @@ pub async fn up(follow: bool) -> Result<()> {
     let began = Instant::now();
     let home = Home::open()?;
     let lock = home.lock()?;
-    let (mut started, parts) = match (home.running(), home.parts()) {
-        (Some(_), Some(parts)) => {
-            eprintln!("demo: found the servers that run (make clean-demo ends them)");
-            (None, parts)
+    let (mut started, parts) = if let (Some(_), Some(parts)) = (home.running(), home.parts()) {
+        eprintln!("demo: found the servers that run (make clean-demo ends them)");
+        (None, parts)
+    } else {
+        let started = start(&home).await;
+        if started.is_err() {
+            home.remove()?;
         }
-        _ => start(&home).await.map(|(started, parts)| (Some(started), parts))?,
+        let (started, parts) = started?;
+        eprintln!("demo: they run after {} seconds", began.elapsed().as_secs());
+        (Some(started), parts)
     };
     let told = account::tell(&home, &parts, began).await;
     if let Err(error) = told {

@@ -54,10 +54,45 @@ enum State {
 struct Running {
     since: Timestamp,
     begun: Instant,
+    startup: Option<Probe>,
     readiness: Option<Probe>,
     liveness: Option<Probe>,
-    /// When it is killed that was told to end because it does not live.
+    /// When a process is killed that was told to end because a probe failed.
     killed_at: Option<Instant>,
+}
+
+impl Running {
+    /// Asks what is due, and ends a process that does not come up, or does not live any more.
+    async fn probe(&mut self, process: &Process) {
+        if let Some(end) = self.killed_at {
+            if Instant::now() >= end {
+                process.kill();
+            }
+            return;
+        }
+        // The others wait until it has come up.
+        if let Some(startup) = self.startup.as_mut().filter(|startup| !startup.holds()) {
+            startup.ask().await;
+            if startup.has_failed() {
+                self.stop(process);
+            }
+            return;
+        }
+        if let Some(readiness) = &mut self.readiness {
+            readiness.ask().await;
+        }
+        if let Some(liveness) = &mut self.liveness {
+            liveness.ask().await;
+            if liveness.has_failed() {
+                self.stop(process);
+            }
+        }
+    }
+
+    fn stop(&mut self, process: &Process) {
+        process.signal("TERM");
+        self.killed_at = Some(Instant::now() + GRACE);
+    }
 }
 
 impl Container {
@@ -82,6 +117,13 @@ impl Container {
         }
     }
 
+    /// How long it goes on before it is told to end.
+    pub fn pre_stop(&self) -> Duration {
+        let hook = self.spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref());
+        let seconds = hook.and_then(|hook| hook.sleep.as_ref()).map_or(0, |sleep| sleep.seconds);
+        Duration::from_secs(seconds.try_into().unwrap_or_default())
+    }
+
     pub fn signal(&self, signal: &str) {
         if let Some(process) = &self.process {
             process.signal(signal);
@@ -96,23 +138,10 @@ impl Container {
             State::Running(running) => {
                 let Some(process) = &self.process else { return };
                 if let Some(status) = process.exited() {
-                    self.ended(status);
+                    self.ended(status, place.restart_policy());
                     return;
                 }
-                if let Some(readiness) = &mut running.readiness {
-                    readiness.ask().await;
-                }
-                if let Some(liveness) = &mut running.liveness {
-                    liveness.ask().await;
-                    match running.killed_at {
-                        None if !liveness.holds() => {
-                            process.signal("TERM");
-                            running.killed_at = Some(Instant::now() + GRACE);
-                        }
-                        Some(end) if Instant::now() >= end => process.kill(),
-                        _ => {}
-                    }
-                }
+                running.probe(process).await;
             }
         }
     }
@@ -131,6 +160,18 @@ impl Container {
         let environment = environment::resolve(node, place, &self.spec).await?;
         let failed =
             |error: anyhow::Error| Unstartable { reason: "RunContainerError", message: format!("{error:#}") };
+        let probe = |probe: &Option<_>| {
+            probe.as_ref().map(|probe| Probe::new(probe, &self.spec, place.address)).transpose()
+        };
+        let [startup, readiness] = [&self.spec.startup_probe, &self.spec.readiness_probe].map(probe);
+        let running = Running {
+            since: Timestamp::now(),
+            begun: Instant::now(),
+            startup: startup?.map(Probe::that_has_to_succeed),
+            readiness: readiness?.map(Probe::that_has_to_succeed),
+            liveness: probe(&self.spec.liveness_probe)?,
+            killed_at: None,
+        };
         let process = Process::builder(program)
             .name(&self.spec.name)
             .folder(&place.folder)
@@ -144,20 +185,15 @@ impl Container {
                 .map_err(|error| failed(error.into()))?;
         }
         self.process = Some(process);
-        let probe = |probe: &Option<_>| {
-            probe.as_ref().map(|probe| Probe::new(probe, &self.spec, place.address)).transpose()
-        };
-        Ok(Running {
-            since: Timestamp::now(),
-            begun: Instant::now(),
-            readiness: probe(&self.spec.readiness_probe)?.map(Probe::that_has_to_succeed),
-            liveness: probe(&self.spec.liveness_probe)?,
-            killed_at: None,
-        })
+        Ok(running)
     }
 
-    fn ended(&mut self, status: ExitStatus) {
+    fn ended(&mut self, status: ExitStatus, policy: &str) {
         let ended = self.terminated(status);
+        if policy == "Never" || policy == "OnFailure" && status.success() {
+            self.state = State::Ended(ended);
+            return;
+        }
         let steady = match &self.state {
             State::Running(running) => running.begun.elapsed() >= STEADY,
             _ => false,

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1::{Container as Spec, EnvVar, EnvVarSource, Pod};
+use k8s_openapi::api::core::v1::{Container as Spec, EnvVar, EnvVarSource, LifecycleHandler, Pod};
 use kube::ResourceExt;
 
 use super::{NAME, Node, container::Unstartable, pod::Place, probe::unsupported, volumes};
@@ -39,6 +39,12 @@ pub fn program<'a>(node: &'a Node, container: &Spec) -> Result<&'a Path, Unstart
 pub async fn resolve(node: &Node, place: &Place, container: &Spec) -> Result<Environment, Unstartable> {
     if container.env_from.as_ref().is_some_and(|sources| !sources.is_empty()) {
         return Err(unsupported("has envFrom", container));
+    }
+    let hooks = container.lifecycle.as_ref();
+    let other =
+        |hook: &LifecycleHandler| hook.exec.is_some() || hook.http_get.is_some() || hook.tcp_socket.is_some();
+    if hooks.is_some_and(|hooks| hooks.post_start.is_some() || hooks.pre_stop.as_ref().is_some_and(other)) {
+        return Err(unsupported("has a lifecycle hook that is not preStop.sleep", container));
     }
     let has_init =
         place.pod.spec.as_ref().is_some_and(|spec| spec.init_containers.iter().flatten().count() > 0);

@@ -29,6 +29,13 @@ pub struct Place {
     pub started: Timestamp,
 }
 
+impl Place {
+    /// What becomes of a container that ended.
+    pub fn restart_policy(&self) -> &str {
+        self.pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref()).unwrap_or("Always")
+    }
+}
+
 struct Worker {
     node: Arc<Node>,
     pods: Api<Pod>,
@@ -89,16 +96,20 @@ impl Worker {
         }
     }
 
-    /// SIGTERM, and SIGKILL once the grace period is over; then the object goes.
+    /// SIGTERM after what `preStop` sleeps, and SIGKILL once the grace period is over; then the object goes.
     async fn terminate(&mut self, changes: &watch::Receiver<Change>) {
         lock(&self.node.endpoints).remove(&self.place.pod.uid().unwrap_or_default());
-        for container in &self.containers {
-            container.signal("TERM");
-        }
         let grace = self.place.pod.metadata.deletion_grace_period_seconds;
         let grace = grace.and_then(|seconds| u64::try_from(seconds).ok()).map_or(GRACE, Duration::from_secs);
-        let end = Instant::now() + grace;
-        while Instant::now() < end && self.containers.iter().any(Container::runs) {
+        let begun = Instant::now();
+        let mut told = vec![false; self.containers.len()];
+        while begun.elapsed() < grace && self.containers.iter().any(Container::runs) {
+            for (container, told) in self.containers.iter().zip(&mut told) {
+                if !*told && begun.elapsed() >= container.pre_stop() {
+                    container.signal("TERM");
+                    *told = true;
+                }
+            }
             // Who deletes it by force does not wait for the grace period.
             if changes.has_changed().is_err() || changes.borrow().is_none() {
                 return;

@@ -74,6 +74,11 @@ impl Probe {
         self.holds
     }
 
+    /// Whether it failed as often in a row as it may.
+    pub fn has_failed(&self) -> bool {
+        self.failures >= self.failure_threshold
+    }
+
     /// Asks, if it is due.
     pub async fn ask(&mut self) {
         if Instant::now() < self.next {
@@ -96,7 +101,7 @@ impl Probe {
         (self.successes, self.failures) = if good { (self.successes + 1, 0) } else { (0, self.failures + 1) };
         if self.successes >= self.success_threshold {
             self.holds = true;
-        } else if self.failures >= self.failure_threshold {
+        } else if self.has_failed() {
             self.holds = false;
         }
     }

@@ -134,6 +134,21 @@ fn the_demo_tells_its_story_prints_lines_that_work_is_found_again_and_leaves_not
         .line("kubectl get deployment order-fulfilment --namespace shop -o jsonpath={.status.readyReplicas}");
     assert_eq!(scaled, "3");
 
+    // The node does with a pod what a kubelet does.
+    let simulator =
+        "kubectl run --image=jetwright/payment-simulator:1 --env=PAYMENT_SIMULATOR_HTTP_ADDRESS=nowhere";
+    let waiting = "--for=jsonpath={.status.containerStatuses[0].state.waiting.reason}";
+    for line in [
+        &format!("{simulator} once --restart=Never"),
+        "kubectl wait pod/once --for=jsonpath={.status.phase}=Failed --timeout=30s",
+        &format!("{simulator} again"),
+        &format!("kubectl wait pod/again {waiting}=CrashLoopBackOff --timeout=30s"),
+        "kubectl run unknown --image=example/unknown:1",
+        &format!("kubectl wait pod/unknown {waiting}=ErrImagePull --timeout=30s"),
+    ] {
+        demo.line(line);
+    }
+
     let before = demo.processes().0.last().cloned();
     let (account, said) = demo.run(&["up"]);
     assert!(said.contains("found the servers that run"), "{said}");
