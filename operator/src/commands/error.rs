@@ -1,6 +1,6 @@
 //! Why a command fails. Each reads as one line that says what to do.
 
-use super::{advice, probe::State};
+use super::{advice, state::State};
 use crate::readiness::UPGRADE_DEFINITIONS;
 
 /// Why an installation does not work, the operator cannot be uninstalled yet, or nobody knows.

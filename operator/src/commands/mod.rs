@@ -6,6 +6,7 @@ mod definitions;
 mod error;
 mod install;
 mod probe;
+mod state;
 mod uninstall;
 
 use std::{error::Error as StdError, fmt::Display, io::Write, process::ExitCode};

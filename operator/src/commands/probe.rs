@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use jetwright_crds::{
     DeletionPolicy, EventStream, EventStreamSpec, Size,
-    conditions::{self, READY},
     labels::VERIFY,
     stream::{Limits, Profile, Storage},
 };
@@ -14,7 +13,11 @@ use kube::{
 };
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{error::Error, say};
+use super::{
+    error::Error,
+    say,
+    state::{State, state},
+};
 use crate::kubernetes::finalizer;
 
 /// First tokens of the subject that the stream has.
@@ -29,23 +32,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const FINALIZER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the object may take to go with nothing left to hold it.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// What an EventStream's newest generation has come to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum State {
-    /// No operator has said anything about it.
-    #[default]
-    Unseen,
-    /// It is ready.
-    Ready,
-    /// It is not.
-    NotReady {
-        /// The condition's reason.
-        reason: String,
-        /// The condition's message.
-        message: String,
-    },
-}
 
 /// How an object went.
 #[derive(Debug)]
@@ -87,16 +73,6 @@ pub async fn make(api: &Api<EventStream>, object: &EventStream) -> Result<EventS
     match timeout(REQUEST_TIMEOUT, api.create(&PostParams::default(), object)).await {
         Ok(created) => created.map_err(Some),
         Err(_) => Err(None),
-    }
-}
-
-/// What the object's newest generation has come to.
-pub fn state(object: &EventStream) -> State {
-    match conditions::get(object.conditions(), READY) {
-        Some(ready) if ready.observed_generation != object.metadata.generation => State::Unseen,
-        Some(ready) if ready.status == "True" => State::Ready,
-        Some(ready) => State::NotReady { reason: ready.reason.clone(), message: ready.message.clone() },
-        None => State::Unseen,
     }
 }
 

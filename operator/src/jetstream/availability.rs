@@ -17,7 +17,8 @@ use super::{
     asset::Stream,
     cache::{Cache, Cached as _},
     info::{Standing, StreamInfo},
-    outages::{Led, Outage},
+    outage::Outage,
+    outages::Led,
 };
 use crate::metrics::Metrics;
 

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     advisories::{self, Advisories, Intervals},
     cache::Cache,
-    outages::Outage,
+    outage::Outage,
 };
 use crate::{
     metrics::Metrics,

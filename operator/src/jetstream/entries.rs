@@ -15,7 +15,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{asset::Asset, history::History, info::Standing, outages::Outage};
+use super::{asset::Asset, history::History, info::Standing, outage::Outage};
 use crate::{contest::ForeignWrites, outcome::CreationTime as _};
 
 /// A description of a stream or consumer as one JSON text: as a tree of values it takes many times the memory, and there are thousands.

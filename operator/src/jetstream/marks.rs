@@ -10,10 +10,10 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use super::{
     asset::{Asset as _, Stream},
-    comparison::{Pages, stream_name},
     history::History,
     info::StreamInfo,
     ownership::{Owner, Ownership},
+    pages::{Pages, stream_name},
 };
 use crate::outcome::CreationTime as _;
 

@@ -1,6 +1,6 @@
 //! What is known of who leads each stream, and for which of them JetStream does not answer. Decides nothing: [`super::availability`] does.
 
-use std::{collections::HashMap, fmt};
+use std::collections::HashMap;
 
 use tokio::time::Instant;
 
@@ -8,30 +8,8 @@ use super::{
     asset::Stream,
     cache::{Cache, Cached as _, Change},
     info::Standing,
+    outage::Outage,
 };
-
-/// Why JetStream does not answer for a stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outage {
-    /// No server answers.
-    All,
-    /// The server that leads it does not answer.
-    Server(String),
-    /// Too few of the servers that keep it are there to elect a leader.
-    Leaderless,
-}
-
-impl fmt::Display for Outage {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::All => formatter.write_str("no server does"),
-            Self::Server(name) => write!(formatter, "server {name}, which leads it, does not answer"),
-            Self::Leaderless => {
-                formatter.write_str("it has no leader, since too few of the servers that keep it answer")
-            }
-        }
-    }
-}
 
 /// The streams that a server leads, as far as known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
