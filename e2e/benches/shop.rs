@@ -26,7 +26,7 @@ mod shop;
 
 use std::{
     collections::HashMap,
-    env, fs,
+    env,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -36,6 +36,7 @@ use std::{
 
 use async_nats::Subscriber;
 use futures::{StreamExt, future::join_all};
+use jetwright_testing::processor_seconds;
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 
 use shop::{ADMIN_PORT, Answer, Shop, order, placed};
@@ -55,8 +56,6 @@ const STEADY: [usize; 2] = [100, 15];
 const REPEATED: usize = 8000;
 /// What has not ended by then never will.
 const BOUND: Duration = Duration::from_mins(3);
-/// Ticks a second of the times in /proc (USER_HZ).
-const TICKS: f64 = 100.0;
 
 #[tokio::main]
 async fn main() {
@@ -277,13 +276,4 @@ fn rate(count: usize, took: Duration) -> f64 {
 
 fn as_float(count: usize) -> f64 {
     f64::from(u32::try_from(count).unwrap())
-}
-
-/// Processor time that a process has taken so far (proc_pid_stat(5): utime and stime are fields 14 and 15).
-fn processor_seconds(pid: u32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    // The second field, the name in parentheses, may hold spaces.
-    let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks = |field: usize| fields[field - 3].parse::<f64>().unwrap();
-    (ticks(14) + ticks(15)) / TICKS
 }

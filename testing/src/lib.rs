@@ -40,6 +40,7 @@ mod port;
 mod process;
 mod program;
 mod secret;
+mod usage;
 
 pub use awaiting::await_until;
 pub use certificates::{Authority, Certified};
@@ -51,3 +52,4 @@ pub use port::free_port;
 pub use process::{Process, ProcessBuilder};
 pub use program::{Program, binary, target_folder};
 pub use secret::MountedSecret;
+pub use usage::{memory_bytes, processor_seconds};

@@ -1,14 +1,11 @@
 //! An operator with servers of its own, and what is read of them.
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use jetwright_crds::EventStream;
 use jetwright_e2e::{Operator, path};
-use jetwright_testing::{ControlPlane, NatsServer, await_until};
+use jetwright_testing::{ControlPlane, NatsServer, await_until, memory_bytes, processor_seconds};
 use kube::{Api, Client, Resource};
 
 /// What is not done by then never will be.
@@ -19,8 +16,6 @@ const IDLE: Duration = Duration::from_secs(30);
 const MINUTE: Duration = Duration::from_mins(1);
 /// How long nothing has to change for all to be quiet.
 const QUIET: Duration = Duration::from_secs(2);
-/// Ticks a second of the times in /proc (USER_HZ, the same on all Linux architectures that matter here).
-const TICKS: f64 = 100.0;
 /// The namespace of the objects.
 pub const NAMESPACE: &str = "figures";
 
@@ -140,27 +135,21 @@ impl World {
         );
     }
 
-    fn status_mib(&self, field: &str) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.operator.process.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-        line.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
+    fn memory_mib(&self, what: &str) -> f64 {
+        let kibibytes = memory_bytes(self.operator.process.pid(), what) / 1024;
+        f64::from(u32::try_from(kibibytes).unwrap()) / 1024.0
     }
 
     pub fn resident_mib(&self) -> f64 {
-        self.status_mib("VmRSS")
+        self.memory_mib("VmRSS")
     }
 
     pub fn peak_mib(&self) -> f64 {
-        self.status_mib("VmHWM")
+        self.memory_mib("VmHWM")
     }
 
-    /// Processor time that the operator has taken so far (proc_pid_stat(5): utime and stime are fields 14 and 15).
-    pub fn processor_seconds(&self) -> f64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.operator.process.pid())).unwrap();
-        // The second field, the name in parentheses, may hold spaces.
-        let fields: Vec<_> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        let ticks = |field: usize| fields[field - 3].parse::<f64>().unwrap();
-        (ticks(14) + ticks(15)) / TICKS
+    fn processor_seconds(&self) -> f64 {
+        processor_seconds(self.operator.process.pid())
     }
 }
 

@@ -7,7 +7,7 @@ pub use builder::ProcessBuilder;
 pub(crate) use ready::{NotReady, on_free_ports};
 
 use crate::folder::{Folder, tail};
-use crate::guard;
+use crate::{guard, usage};
 use anyhow::{Result, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -139,14 +139,7 @@ impl Process {
     /// The memory that it holds (its resident set), in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
-        // proc_pid_status(5): kilobytes of 1024
-        let kilobytes =
-            status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
-        let Some(Ok(kilobytes)) = kilobytes.map(str::parse::<u64>) else {
-            panic!("{} ({}) does not run, so it has no memory", self.name, self.pid)
-        };
-        kilobytes * 1024
+        usage::memory_bytes(self.pid, "VmRSS")
     }
 
     fn child(&self) -> MutexGuard<'_, Running> {

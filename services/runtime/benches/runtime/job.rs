@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use jetwright_testing::{memory_bytes, processor_seconds};
 use serde::{Deserialize, Serialize};
 
-use crate::{process, setting::Tracing};
+use crate::setting::Tracing;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Job {
@@ -92,15 +93,15 @@ pub struct Watch {
 
 impl Watch {
     pub fn start() -> Self {
-        Self { begun: Instant::now(), processor_seconds: process::processor_seconds("self") }
+        Self { begun: Instant::now(), processor_seconds: processor_seconds("self") }
     }
 
     /// What it took until now.
     pub fn report(&self) -> Report {
         Report {
             seconds: self.begun.elapsed().as_secs_f64(),
-            processor_seconds: process::processor_seconds("self") - self.processor_seconds,
-            peak_bytes: process::memory_bytes("VmHWM"),
+            processor_seconds: processor_seconds("self") - self.processor_seconds,
+            peak_bytes: memory_bytes("self", "VmHWM"),
             latencies_us: Vec::new(),
         }
     }

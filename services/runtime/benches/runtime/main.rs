@@ -19,7 +19,6 @@ mod event;
 mod job;
 mod ours;
 mod party;
-mod process;
 mod requests;
 mod setting;
 mod tell;

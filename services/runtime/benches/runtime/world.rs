@@ -5,13 +5,12 @@ use std::{collections::BTreeSet, time::Duration};
 use async_nats::jetstream::{self, consumer, stream};
 use axum::{Router, routing::post};
 use jetwright_crds::dead_letter;
-use jetwright_testing::{NatsServer, await_until};
+use jetwright_testing::{NatsServer, await_until, processor_seconds};
 
 use crate::{
     bare,
     job::{Job, Kind, Report},
     party::Party,
-    process::processor_seconds,
     setting::{ACK_WAIT, CONSUMER},
 };
 
