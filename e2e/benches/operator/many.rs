@@ -2,12 +2,12 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
-use futures::{StreamExt, stream};
+use futures::StreamExt;
 use jetwright_e2e::Operator;
-use kube::api::PostParams;
+use kube::Api;
 
 use crate::{
-    objects::{WRITERS, event_consumer, event_stream, stream_name},
+    objects::{WRITERS, create, event_consumer, event_streams, stream_name},
     world::{NAMESPACE, World},
 };
 
@@ -23,23 +23,14 @@ pub async fn streams_at_once() {
     let world = World::start().await;
     world.control_plane.kubectl(["create", "namespace", "alone"]).unwrap();
     let begun = Instant::now();
-    let alone = kube::Api::namespaced(world.client.clone(), "alone");
-    let created = stream::iter(0..STREAMS).map(async |number| {
-        alone.create(&PostParams::default(), &event_stream(&stream_name(number), "Delete")).await.unwrap();
-    });
-    created.buffer_unordered(WRITERS).collect::<()>().await;
+    create(&Api::namespaced(world.client.clone(), "alone"), event_streams(STREAMS, "Delete")).await;
     let alone = begun.elapsed();
 
     let before = world.quiet().await;
     let mut ready = world.ready().await;
     let begun = Instant::now();
-    let creating = async {
-        let created = stream::iter(0..STREAMS).map(async |number| {
-            let object = event_stream(&stream_name(number), "Delete");
-            world.streams().create(&PostParams::default(), &object).await.unwrap();
-        });
-        created.buffer_unordered(WRITERS).collect::<()>().await;
-    };
+    let streams = world.streams();
+    let creating = create(&streams, event_streams(STREAMS, "Delete"));
     let seeing = async {
         let mut missing: BTreeSet<_> = (0..STREAMS).map(stream_name).collect();
         while !missing.is_empty() {

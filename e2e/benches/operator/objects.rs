@@ -1,8 +1,11 @@
 //! The objects that are measured.
 
+use std::fmt::Debug;
+
 use futures::{StreamExt, stream};
 use jetwright_crds::{EventConsumer, EventStream};
-use kube::api::PostParams;
+use kube::{Api, api::PostParams};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::world::World;
@@ -16,7 +19,7 @@ pub fn stream_name(number: usize) -> String {
     format!("s{number}")
 }
 
-fn object<K: serde::de::DeserializeOwned>(kind: &str, name: &str, spec: &Value) -> K {
+fn object<K: DeserializeOwned>(kind: &str, name: &str, spec: &Value) -> K {
     let object = json!({"apiVersion": "jetwright.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
     serde_json::from_value(object).unwrap()
 }
@@ -49,20 +52,27 @@ pub fn workload(name: &str, stream: &str) -> EventConsumer {
     )
 }
 
+/// Creates objects, [`WRITERS`] at a time.
+pub async fn create<K>(api: &Api<K>, objects: impl Iterator<Item = K>)
+where
+    K: Clone + Debug + Serialize + DeserializeOwned,
+{
+    let created = stream::iter(objects).map(async |object| {
+        api.create(&PostParams::default(), &object).await.unwrap();
+    });
+    created.buffer_unordered(WRITERS).collect::<()>().await;
+}
+
+pub fn event_streams(count: usize, deletion_policy: &str) -> impl Iterator<Item = EventStream> {
+    (0..count).map(move |number| event_stream(&stream_name(number), deletion_policy))
+}
+
 impl World {
     pub async fn create_streams(&self, count: usize) {
-        let created = stream::iter(0..count).map(async |number| {
-            let object = event_stream(&stream_name(number), "Retain");
-            self.streams().create(&PostParams::default(), &object).await.unwrap();
-        });
-        created.buffer_unordered(WRITERS).collect::<()>().await;
+        create(&self.streams(), event_streams(count, "Retain")).await;
     }
 
     pub async fn create_consumers(&self, objects: impl Iterator<Item = EventConsumer>) {
-        let api = self.api::<EventConsumer>();
-        let created = stream::iter(objects).map(async |object| {
-            api.create(&PostParams::default(), &object).await.unwrap();
-        });
-        created.buffer_unordered(WRITERS).collect::<()>().await;
+        create(&self.api(), objects).await;
     }
 }
