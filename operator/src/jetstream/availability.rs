@@ -19,6 +19,7 @@ use super::{
     info::{Standing, StreamInfo},
     outage::Outage,
     outages::Led,
+    pages::PAGE,
 };
 use crate::metrics::Metrics;
 
@@ -36,8 +37,6 @@ const ELECTION_TIME: Duration = Duration::from_secs(6);
 const MAX_CONCURRENT_PROBES: usize = 512;
 /// Streams that are read at once when their server answers again.
 const MAX_CONCURRENT_READS: usize = 64;
-/// Streams of one page of a list.
-const PAGE: usize = 256;
 
 /// What a request for a stream shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,21 +4,22 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    pin::pin,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     time::Duration,
 };
 
-use futures::{StreamExt, stream};
-use jetwright_nats::{ApiError, Page};
+use futures::{StreamExt, TryStreamExt, stream};
+use jetwright_nats::ApiError;
 use tokio::time::timeout;
 
 use super::{
     asset::{Consumer, ConsumerKey, Stream},
     cache::{Cache, Cached},
     entries::Entry,
-    info::{ConsumerInfo, StreamInfo},
+    info::ConsumerInfo,
     marks::Names,
-    pages::{Pages, stream_name},
+    pages::{PAGE, pages, stream_name},
 };
 
 /// Longest time of a comparison.
@@ -27,8 +28,6 @@ const COMPARISON_TIMEOUT: Duration = Duration::from_mins(1);
 const MAX_CONCURRENT_REQUESTS: usize = 16;
 /// Unanswered requests in a row after which JetStream is left alone.
 const MAX_UNANSWERED: usize = 3;
-/// Consumers in a page of a list (JSApiListLimit in server/jetstream_api.go of nats-server).
-const PAGE: u64 = 256;
 
 /// Compares everything.
 ///
@@ -71,10 +70,9 @@ impl Comparison<'_> {
     async fn run(&self) -> Result<(), Incomplete> {
         let mut missed: HashMap<_, _> = Stream::entries(self.cache).all().into_iter().collect();
         let (mut counts, mut names) = (HashMap::new(), Names::default());
-        let (mut pages, mut is_complete) = (Pages::default(), true);
-        loop {
-            let page: Page<StreamInfo> = self.cache.api().list_streams(pages.offset).await?;
-            let is_followed = pages.is_followed(&page, stream_name);
+        let mut is_complete = true;
+        let mut pages = pin!(pages(|offset| self.cache.api().list_streams(offset), stream_name));
+        while let Some(page) = pages.try_next().await? {
             is_complete &= page.missing.is_empty();
             for info in page.items {
                 names.add(&info);
@@ -83,9 +81,6 @@ impl Comparison<'_> {
                     self.cache.take_over_listed::<Stream>(&name, &info, &entry).await;
                 }
                 counts.insert(name, info.state.consumer_count);
-            }
-            if !is_followed {
-                break;
             }
         }
         if is_complete {
@@ -121,7 +116,7 @@ impl Comparison<'_> {
         }
         streams.retain(|name, _| !silent.contains(name));
         let of_stream = |(name, cached)| {
-            let pages = counts.get(&name).map_or(1, |count| count.div_ceil(PAGE));
+            let pages = counts.get(&name).map_or(1, |count| count.div_ceil(PAGE as u64));
             OfStream { name, cached, pages }
         };
         let mut streams: Vec<_> = streams.into_iter().map(of_stream).collect();
@@ -157,21 +152,18 @@ impl Comparison<'_> {
 
     /// Takes over what lists of a stream's consumers have, and leaves the others.
     async fn list_consumers(&self, OfStream { name, cached, .. }: &mut OfStream) -> Result<(), ApiError> {
-        let mut pages = Pages::default();
-        loop {
-            let page = self.cache.api().list_consumers(name, pages.offset).await;
-            let page: Page<ConsumerInfo> = self.noted(page)?;
-            let is_followed = pages.is_followed(&page, ConsumerInfo::name);
+        let stream = name.as_str();
+        let ask = |offset| async move { self.noted(self.cache.api().list_consumers(stream, offset).await) };
+        let mut pages = pin!(pages(ask, ConsumerInfo::name));
+        while let Some(page) = pages.try_next().await? {
             for info in page.items {
                 let key = ConsumerKey { stream: name.clone(), name: info.name.clone() };
                 if let Some(entry) = cached.remove(&key) {
                     self.cache.take_over_listed::<Consumer>(&key, &info, &entry).await;
                 }
             }
-            if !is_followed {
-                return Ok(());
-            }
         }
+        Ok(())
     }
 
     /// Asks about one consumer.

@@ -1,10 +1,14 @@
 //! Which streams carry the mark of which object, by its uid: filled by lists of all streams, and by what is created. An object whose mark
 //! is on a stream of another name was renamed after its stream was created; a second stream would leave the events of the first behind.
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    pin::pin,
+};
 
+use futures::TryStreamExt;
 use jetwright_crds::marks::UID;
-use jetwright_nats::{Api, ApiError, Page};
+use jetwright_nats::{Api, ApiError};
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -13,7 +17,7 @@ use super::{
     history::History,
     info::StreamInfo,
     ownership::{Owner, Ownership},
-    pages::{Pages, stream_name},
+    pages::{pages, stream_name},
 };
 use crate::outcome::CreationTime as _;
 
@@ -77,13 +81,10 @@ impl Marks {
         if self.names.lock().is_some() {
             return Ok(());
         }
-        let (mut names, mut pages) = (Names::default(), Pages::default());
-        loop {
-            let page: Page<StreamInfo> = api.list_streams(pages.offset).await?;
+        let mut names = Names::default();
+        let mut pages = pin!(pages(|offset| api.list_streams(offset), stream_name));
+        while let Some(page) = pages.try_next().await? {
             page.items.iter().for_each(|info| names.add(info));
-            if !pages.is_followed(&page, stream_name) {
-                break;
-            }
         }
         self.replace(names);
         Ok(())

@@ -1,22 +1,43 @@
-//! Where the next page of a list of JetStream begins, and where the list ends. Pure.
+//! Lists of JetStream, page by page: where the next page begins, and where the list ends. Asks by what it is given, and does no I/O itself.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, future::Future};
 
+use futures::{Stream, stream};
 use jetwright_nats::Page;
 
 use super::info::StreamInfo;
 
-/// How far a list was read: to what the server says is its end, or to a page that brings nothing new, as from a server that ignores the offset.
+/// Most items of a page (JSApiListLimit in server/jetstream_api.go of nats-server).
+pub const PAGE: usize = 256;
+
+/// The pages of a list, each asked for from its offset: to what the server says is its end, or to a page that brings nothing new, as from a
+/// server that ignores the offset.
+pub fn pages<I, E, F: Future<Output = Result<Page<I>, E>>>(
+    ask: impl Fn(usize) -> F,
+    name: fn(&I) -> &str,
+) -> impl Stream<Item = Result<Page<I>, E>> {
+    stream::try_unfold(Some(Position::default()), move |position| {
+        let asked = position.map(|position| (ask(position.offset), position));
+        async move {
+            let Some((page, mut position)) = asked else { return Ok(None) };
+            let page = page.await?;
+            let is_followed = position.is_followed(&page, name);
+            Ok(Some((page, is_followed.then_some(position))))
+        }
+    })
+}
+
+/// How far a list was read.
 #[derive(Default)]
-pub struct Pages {
+struct Position {
     /// Where the next page begins.
-    pub offset: usize,
+    offset: usize,
     seen: HashSet<String>,
 }
 
-impl Pages {
+impl Position {
     /// Takes note of a page; whether there is another one.
-    pub fn is_followed<I>(&mut self, page: &Page<I>, name: impl Fn(&I) -> &str) -> bool {
+    fn is_followed<I>(&mut self, page: &Page<I>, name: fn(&I) -> &str) -> bool {
         // A page has less than there is where servers do not answer.
         self.offset += page.items.len().max(page.limit);
         let mut is_new = false;
@@ -34,22 +55,25 @@ pub fn stream_name(stream: &StreamInfo) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{cell::Cell, collections::BTreeSet, convert::Infallible};
+
+    use futures::{FutureExt, TryStreamExt, future};
 
     use super::*;
 
     /// The requests that a list of so many takes, and what it brings, from a server that ignores offsets or not.
     fn read(count: usize, total: usize, ignores_offset: bool) -> (usize, Vec<usize>) {
-        let (mut pages, mut requests, mut taken) = (Pages::default(), 0, BTreeSet::new());
-        loop {
-            requests += 1;
-            let from = if ignores_offset { 0 } else { pages.offset.min(count) };
-            let items: Vec<_> = (from..count.min(from + 256)).map(|number| number.to_string()).collect();
-            taken.extend(items.iter().map(|item| item.parse::<usize>().unwrap()));
-            if !pages.is_followed(&Page { items, missing: Vec::new(), limit: 256, total }, String::as_str) {
-                return (requests, taken.into_iter().collect());
-            }
-        }
+        let requests = Cell::new(0);
+        let ask = |offset: usize| {
+            requests.set(requests.get() + 1);
+            let from = if ignores_offset { 0 } else { offset.min(count) };
+            let items = (from..count.min(from + 256)).map(|number| number.to_string()).collect();
+            future::ready(Ok::<_, Infallible>(Page { items, missing: Vec::new(), limit: 256, total }))
+        };
+        let read = pages(ask, String::as_str).try_collect::<Vec<Page<String>>>();
+        let read = read.now_or_never().unwrap().unwrap();
+        let taken = read.iter().flat_map(|page| &page.items).map(|item| item.parse::<usize>().unwrap());
+        (requests.get(), taken.collect::<BTreeSet<_>>().into_iter().collect())
     }
 
     #[test]
