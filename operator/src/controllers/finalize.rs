@@ -48,17 +48,17 @@ pub struct Wait {
     pub error: Option<reconcile::Error>,
 }
 
-/// When a deletion that waits for other objects is tried again.
-#[must_use]
-pub fn requeue() -> Action {
-    Action::requeue(RETRY_DELAY)
-}
-
 impl Wait {
     /// A deletion that waits for something that ends by itself.
     #[must_use]
     pub fn for_end(message: String, left: Duration) -> Self {
         Self { summary: ConditionSummary::reconciling(Reason::Deleting, message), left, error: None }
+    }
+
+    /// A deletion that waits for as long as other objects are there.
+    #[must_use]
+    pub fn without_end(summary: ConditionSummary) -> Self {
+        Self { summary, left: Duration::MAX, error: None }
     }
 
     /// When it is tried again.

@@ -210,7 +210,8 @@ fn smaller_limit(preferred: u32, refusal: &ApiError) -> Option<u32> {
 fn renamed<A: Asset>(key: &A::Key, other: &str) -> Blocked {
     let (kind, name) = (A::KIND, A::name(key));
     let message = format!(
-        "spec.{kind}Name never changes once the {kind} exists: {kind} {other} was created for this object, which names {name} now.          Neither was modified: set spec.{kind}Name to {other}, and make another object for {name}"
+        "spec.{kind}Name never changes once the {kind} exists: {kind} {other} was created for this object, which names {name} now. \
+         Neither was modified: set spec.{kind}Name to {other}, and make another object for {name}"
     );
     Blocked { reason: Reason::ImmutableField, message }
 }

@@ -10,7 +10,7 @@ use kube::{
 
 use super::{
     super::{
-        finalize::{self, Step},
+        finalize::{self, Step, Wait},
         report::report_summary,
     },
     Error,
@@ -44,27 +44,27 @@ pub async fn delete(
         if finalizer::is_orphaning(object) {
             let note = "its stream stays: it was deleted without its dependents";
             context.events.normal(&object.object_ref(&()), "Orphaned", note);
-        } else if let Some(waits) = next(object, api, owner, context).await? {
-            return Ok(waits);
+        } else if let Some(wait) = next(object, api, owner, context).await? {
+            report_summary(api, object, &wait.summary, context).await.map_err(Error::Status)?;
+            let requeue = wait.requeue();
+            return wait.error.map_or(Ok(requeue), |error| Err(Error::Stream(error)));
         }
     }
     finalize::release(api, object, context).await.map_err(Error::Release)
 }
 
-/// When the deletion is tried again; None where nothing holds the object any more.
+/// What the deletion waits for; None where nothing holds the object any more.
 async fn next(
     object: &EventStream,
     api: &Api<EventStream>,
     owner: &Owner,
     context: &Context,
-) -> Result<Option<Action>, Error> {
-    let report = async |summary: &ConditionSummary| {
-        report_summary(api, object, summary, context).await.map_err(Error::Status)
-    };
+) -> Result<Option<Wait>, Error> {
     let users = match users(owner, context).await {
         Ok(users) => users,
         Err(error) => {
-            report(&ConditionSummary::failed(&error)).await?;
+            let summary = ConditionSummary::failed(&error);
+            report_summary(api, object, &summary, context).await.map_err(Error::Status)?;
             return Err(error);
         }
     };
@@ -75,17 +75,12 @@ async fn next(
             clock.since,
             users.join(", ")
         );
-        report(&ConditionSummary::reconciling(Reason::InUse, message)).await?;
-        return Ok(Some(finalize::requeue()));
+        return Ok(Some(Wait::without_end(ConditionSummary::reconciling(Reason::InUse, message))));
     }
     let stream = object.stream_name();
     match finalize::delete_asset::<Stream>(&stream, owner, &ObjectKey::of(object), context).await {
         Step::Done => Ok(None),
-        Step::Wait(wait) => {
-            report(&wait.summary).await?;
-            let requeue = wait.requeue();
-            wait.error.map_or(Ok(Some(requeue)), |error| Err(Error::Stream(error)))
-        }
+        Step::Wait(wait) => Ok(Some(wait)),
         Step::Left(note) => {
             finalize::report_orphan(object, owner, Stream::KIND, &note, context);
             Ok(None)
