@@ -8,9 +8,7 @@ mod follow;
 mod report;
 mod triggers;
 
-use std::{
-    convert::Infallible, error::Error as StdError, fmt::Debug, future::Future, sync::Arc, time::Duration,
-};
+use std::{convert::Infallible, error::Error as StdError, future::Future, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, future, stream};
 use jetwright_crds::{EventConsumer, EventStream, conditions::Reason};
@@ -23,7 +21,6 @@ use kube::{
         reflector::{ObjectRef, Store},
     },
 };
-use serde::{Serialize, de::DeserializeOwned};
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -35,6 +32,7 @@ use crate::{
     jetstream::asset::{Consumer, ConsumerKey, Stream},
     kubernetes::{
         invalid_object,
+        kinds::Kind,
         reduced::{self, Reduced},
         scopes::Scope,
         status::{ConditionSummary, resource_version},
@@ -133,14 +131,7 @@ impl Run<'_> {
         reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + Sync + 'static,
         seen: fn(&K, &Context) -> Option<u64>,
     ) where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Reduced
-            + Clone
-            + Debug
-            + Serialize
-            + Send
-            + Sync
-            + 'static,
+        K: Kind + Reduced + Send + Sync + 'static,
         F: Future<Output = Result<Action, E>> + Send + 'static,
         E: ReconcileError,
     {
@@ -170,7 +161,7 @@ async fn instrument<K, F, E>(
     reconcile: impl Fn(Arc<K>, Arc<Context>) -> F,
 ) -> Result<Action, ReconcileFailure>
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Reduced + Clone + Debug + Serialize,
+    K: Kind + Reduced,
     F: Future<Output = Result<Action, E>>,
     E: ReconcileError,
 {
@@ -209,7 +200,7 @@ async fn run_once<K, F, E>(
     reconcile: impl Fn(Arc<K>, Arc<Context>) -> F,
 ) -> Result<Action, ReconcileFailure>
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Reduced + Clone + Debug + Serialize,
+    K: Kind + Reduced,
     F: Future<Output = Result<Action, E>>,
     E: ReconcileError,
 {
@@ -249,11 +240,7 @@ where
 /// Says in an object's status that its reconcile took too long, which its pipeline does at its end alone.
 async fn report_timeout<K>(object: &K, context: &Context)
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + Debug
-        + Serialize
-        + DeserializeOwned,
+    K: Kind,
 {
     let api = Api::namespaced(context.client.clone(), &object.namespace().unwrap_or_default());
     let message = format!("{}; it is tried again", ReconcileFailure::TimedOut);

@@ -1,4 +1,4 @@
-//! The kinds of objects that the operator applies.
+//! The kinds of objects that the operator reads and writes.
 
 use std::fmt::Debug;
 
@@ -15,7 +15,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::owned::Owned;
 
-/// A kind of objects that can be applied.
+/// A kind of objects in namespaces that can be read and written.
 pub trait Kind:
     Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned
 {
