@@ -16,7 +16,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 
-use crate::world::{SOON, World, arguments, control_plane, operator};
+use crate::world::{SOON, World, arguments, control_plane, manifest, operator};
 
 const WORKLOAD: &str = "workload: {template: {spec: {containers: [{name: app, image: 'shop/order:1'}]}}}";
 
@@ -306,14 +306,10 @@ async fn in_a_cluster_dead_letters_have_as_many_replicas_as_their_events() {
     let control_plane = control_plane().await;
     let namespace = control_plane.namespace("dead-letters").await;
     let _operator = operator(control_plane, &arguments(cluster.url(), namespace.name(), free_port()));
-    let object = |kind: &str, name: &str, spec: &str| {
-        let spec: Value = serde_saphyr::from_str(spec).unwrap();
-        json!({"apiVersion": "jetwright.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec})
-    };
     let (streams, post): (Api<EventStream>, _) = (namespace.api(), PostParams::default());
-    let orders = object("EventStream", "orders", "{profile: Critical, subjects: [orders.*.*]}");
+    let orders = manifest::<EventStream>("orders", "{profile: Critical, subjects: [orders.*.*]}");
     streams.create(&post, &serde_json::from_value(orders).unwrap()).await.unwrap();
-    let fulfilment = object("EventConsumer", "fulfilment", &spec(""));
+    let fulfilment = manifest::<EventConsumer>("fulfilment", &spec(""));
     let fulfilment: EventConsumer = serde_json::from_value(fulfilment).unwrap();
     namespace.api().create(&post, &fulfilment).await.unwrap();
     let replicas = async |wanted: usize| {

@@ -1,6 +1,6 @@
 //! Several operators, or an operator and another tool, at work on one account.
 
-use std::{fmt::Debug, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use async_nats::jetstream::{consumer, stream};
 use jetwright_crds::{EventConsumer, EventStream};
@@ -11,9 +11,8 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta},
 };
 use kube::{Api, Client, Resource, api::PostParams};
-use serde::{Serialize, de::DeserializeOwned};
 
-use crate::world::{SOON, World, arguments, condition, control_plane, metrics_sum, operator};
+use crate::world::{Kind, SOON, World, arguments, condition, control_plane, manifest, metrics_sum, operator};
 
 /// An operator of another Kubernetes cluster on a world's NATS.
 struct Rival {
@@ -67,27 +66,15 @@ impl Rival {
 
     async fn declare<K>(&self, name: &str, spec: &str)
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + Debug
-            + Serialize
-            + DeserializeOwned,
+        K: Kind,
     {
-        let spec: serde_json::Value = serde_saphyr::from_str(spec).unwrap();
-        let object = serde_json::json!({
-            "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name}, "spec": spec,
-        });
-        let object = serde_json::from_value(object).unwrap();
+        let object = serde_json::from_value(manifest::<K>(name, spec)).unwrap();
         self.api::<K>().create(&PostParams::default(), &object).await.unwrap();
     }
 
     async fn ready<K>(&self, name: &str) -> Condition
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + Debug
-            + Serialize
-            + DeserializeOwned,
+        K: Kind,
     {
         await_until(&format!("{name} has a status"), SOON, || async {
             condition(&self.api::<K>().get(name).await.unwrap(), "Ready").ok_or("none")
@@ -97,11 +84,7 @@ impl Rival {
 
     async fn await_reason<K>(&self, name: &str, reason: &str) -> String
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + Debug
-            + Serialize
-            + DeserializeOwned,
+        K: Kind,
     {
         await_until(&format!("{name} has the reason {reason}"), SOON, || async {
             let ready = self.ready::<K>(name).await;

@@ -7,26 +7,20 @@ mod pods;
 mod security;
 mod templates;
 
-use std::fmt::Debug;
-
 use jetwright_crds::{EventConsumer, EventStream, environment::Bindings};
 use jetwright_testing::await_until;
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        apps::v1::Deployment,
-        core::v1::{ConfigMap, Service, ServiceAccount},
-        policy::v1::PodDisruptionBudget,
-    },
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Service, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    Api, Resource,
+    Api,
     api::{DeleteParams, Patch, PatchParams, PostParams},
 };
-use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use crate::world::{SOON, World};
+use crate::world::{Kind, SOON, World};
 
 pub const SPEC: &str = "
     streamRef: {name: orders}
@@ -55,11 +49,7 @@ pub async fn await_deployment(world: &World, what: &str, wanted: impl Fn(&Deploy
 /// Waits until an object is there and as wanted.
 async fn await_object<K>(world: &World, name: &str, wanted: impl Fn(&Value) -> bool)
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + Debug
-        + Serialize
-        + DeserializeOwned,
+    K: Kind,
 {
     let api: Api<K> = world.namespace.api();
     await_until(&format!("{} {name} as declared", K::kind(&())), SOON, || async {
@@ -279,7 +269,7 @@ async fn a_changed_or_deleted_object_of_the_workload_is_put_right() {
 /// Changes an object as `kubectl edit` does.
 async fn edit<K>(world: &World, name: &str, change: Value)
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    K: Kind,
 {
     let api: Api<K> = world.namespace.api();
     api.patch(name, &PatchParams::default(), &Patch::Merge(change)).await.unwrap();
@@ -288,7 +278,7 @@ where
 /// Deletes an object, and waits until another one is in its place.
 async fn delete_and_await<K>(world: &World, name: &str)
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    K: Kind,
 {
     let api: Api<K> = world.namespace.api();
     let before = api.get(name).await.unwrap().meta().uid.clone();

@@ -60,6 +60,35 @@ pub fn operator_of(program: &Path, control_plane: &ControlPlane, arguments: &[St
     Process::builder(program).env("KUBECONFIG", control_plane.kubeconfig()).args(arguments).start()
 }
 
+/// A kind of objects in namespaces.
+pub trait Kind:
+    Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned
+{
+}
+
+impl<K> Kind for K where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned
+{
+}
+
+/// An object with a spec in YAML.
+pub fn manifest<K: Kind>(name: &str, spec: &str) -> serde_json::Value {
+    let spec: serde_json::Value = serde_saphyr::from_str(spec).unwrap();
+    serde_json::json!({
+        "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name}, "spec": spec,
+    })
+}
+
+/// Applies a spec as a user's tool does, whole.
+pub async fn apply<K: Kind>(api: &Api<K>, name: &str, spec: &str) -> K {
+    let object = manifest::<K>(name, spec);
+    api.patch(name, &PatchParams::apply("user"), &Patch::Apply(object)).await.unwrap()
+}
+
 impl World {
     pub async fn start() -> Self {
         Self::with(NatsServer::start().await, &[]).await
@@ -130,16 +159,8 @@ impl<N> World<N> {
     }
 
     /// Applies a spec as a user's tool does, whole.
-    pub async fn declare<K>(&self, name: &str, spec: &str) -> K
-    where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
-    {
-        let spec: serde_json::Value = serde_saphyr::from_str(spec).unwrap();
-        let object = serde_json::json!({
-            "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name}, "spec": spec,
-        });
-        let api: Api<K> = self.namespace.api();
-        api.patch(name, &PatchParams::apply("user"), &Patch::Apply(object)).await.unwrap()
+    pub async fn declare<K: Kind>(&self, name: &str, spec: &str) -> K {
+        apply(&self.namespace.api(), name, spec).await
     }
 
     pub async fn stream(&self, name: &str, spec: &str) -> EventStream {
@@ -152,7 +173,7 @@ impl<N> World<N> {
 
     pub async fn delete<K>(&self, name: &str)
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+        K: Kind,
     {
         let api: Api<K> = self.namespace.api();
         api.delete(name, &DeleteParams::default()).await.unwrap();
@@ -160,11 +181,7 @@ impl<N> World<N> {
 
     pub async fn await_gone<K>(&self, name: &str)
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + Debug
-            + Serialize
-            + DeserializeOwned,
+        K: Kind,
     {
         let api: Api<K> = self.namespace.api();
         await_until(&format!("{name} is gone"), SOON, || async {
@@ -181,11 +198,7 @@ impl<N> World<N> {
     /// Waits until the newest generation of an object has a condition with this status and reason; its message.
     pub async fn await_condition<K>(&self, name: &str, type_: &str, status: &str, reason: &str) -> String
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + Debug
-            + Serialize
-            + DeserializeOwned,
+        K: Kind,
     {
         let api: Api<K> = self.namespace.api();
         await_until(&format!("{name} has {type_}={status} ({reason})"), SOON, || async {
@@ -203,11 +216,7 @@ impl<N> World<N> {
 
     pub async fn await_ready<K>(&self, name: &str)
     where
-        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-            + Clone
-            + Debug
-            + Serialize
-            + DeserializeOwned,
+        K: Kind,
     {
         self.await_condition::<K>(name, "Ready", "True", "Reconciled").await;
     }

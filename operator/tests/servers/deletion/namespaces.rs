@@ -7,11 +7,11 @@ use jetwright_testing::{ControlPlane, NatsServer, Process, Program, await_until,
 use k8s_openapi::api::core::v1::{Namespace, Pod};
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, PostParams},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::world::{SOON, arguments, conditions};
+use crate::world::{Kind, SOON, apply, arguments, conditions};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(6);
@@ -22,19 +22,8 @@ const SPEC: &str = "
     workload: {template: {spec: {containers: [{name: app, image: 'shop/order:1'}]}}}
 ";
 
-async fn declare<K>(client: &Client, name: &str, spec: &str)
-where
-    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + std::fmt::Debug
-        + serde::de::DeserializeOwned,
-{
-    let spec: Value = serde_saphyr::from_str(spec).unwrap();
-    let object = json!({
-        "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name}, "spec": spec,
-    });
-    let api: Api<K> = Api::namespaced(client.clone(), "shop");
-    api.patch(name, &PatchParams::apply("user"), &Patch::Apply(object)).await.unwrap();
+async fn declare<K: Kind>(client: &Client, name: &str, spec: &str) {
+    apply(&Api::<K>::namespaced(client.clone(), "shop"), name, spec).await;
 }
 
 #[tokio::test]

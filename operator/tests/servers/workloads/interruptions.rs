@@ -1,27 +1,21 @@
 //! What an operator that is killed leaves, and what one that finds nothing to do writes.
 
-use std::fmt::Debug;
-
 use futures::{StreamExt, stream};
 use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_testing::{ControlPlane, NatsServer, await_until, free_port};
-use k8s_openapi::{
-    NamespaceResourceScope,
-    api::{
-        apps::v1::Deployment,
-        core::v1::{ConfigMap, Service, ServiceAccount},
-        policy::v1::PodDisruptionBudget,
-    },
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{ConfigMap, Service, ServiceAccount},
+    policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    Api, Resource, ResourceExt,
+    Api, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams},
 };
-use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::{SPEC, await_object, with_orders};
-use crate::world::{SOON, World, arguments, operator};
+use crate::world::{Kind, SOON, World, apply, arguments, operator};
 
 /// Waits until all that belongs to a workload is there, and the consumer's.
 async fn await_whole(world: &World, name: &str) {
@@ -91,7 +85,7 @@ async fn an_operator_killed_between_any_two_objects_makes_the_rest_when_it_is_ba
 
 async fn delete<K>(world: &World, name: &str)
 where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
+    K: Kind,
 {
     world.namespace.api::<K>().delete(name, &DeleteParams::background()).await.unwrap();
 }
@@ -139,15 +133,6 @@ async fn a_workload_that_is_as_declared_is_written_no_more() {
         if count > before { Ok(()) } else { Err(count) }
     })
     .await;
-}
-
-async fn apply<K>(api: &Api<K>, name: &str, spec: &str)
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug + DeserializeOwned,
-{
-    let spec: serde_json::Value = serde_saphyr::from_str(spec).unwrap();
-    let object = json!({"apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name}, "spec": spec});
-    api.patch(name, &PatchParams::apply("user"), &Patch::Apply(object)).await.unwrap();
 }
 
 /// How many server-side applies of objects of workloads, and of EventStreams, an API server has served.
