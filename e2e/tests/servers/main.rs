@@ -15,4 +15,5 @@ mod pod;
 mod shop;
 mod story;
 mod stream;
+mod tiers;
 mod trouble;
