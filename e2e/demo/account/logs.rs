@@ -50,21 +50,19 @@ impl Line {
             _ => return None,
         };
         let span = &line["span"];
-        let first = |name: &str, fallback: &str| {
-            let found =
-                [&line[name], &span[name], &span[fallback]].into_iter().find(|value| !value.is_null());
+        let first = |name: &str| {
+            let found = [&line[name], &span[name]].into_iter().find(|value| !value.is_null());
             found
                 .map(|value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned))
                 .unwrap_or_default()
         };
         let took = line["took_ms"].as_f64().map(|took| format!("{took:.1} ms")).unwrap_or_default();
-        let destination = "messaging.destination.name";
         Some(Self {
             time: line["time"].as_str().or(line["timestamp"].as_str()).unwrap_or_default().to_owned(),
-            stream: first("stream", destination),
-            sequence: first("sequence", "sequence"),
-            subject: first("subject", destination),
-            binding: handled.then(|| first("binding", "binding")),
+            stream: first("stream"),
+            sequence: first("sequence"),
+            subject: first("subject"),
+            binding: handled.then(|| first("binding")),
             pod: pod.to_owned(),
             took,
         })

@@ -16,7 +16,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
 
-use super::{problem, unsampled, variable};
+use super::{problem, variable, work_span};
 use crate::configuration::Problem;
 
 /// The NATS client logs each of its events and each failed attempt to connect; the programs log these themselves, once.
@@ -130,11 +130,11 @@ where
     layer.add_multiple_dynamic_fields(move |event, context, writer| {
         // Writing into a string does not fail.
         if context.event_span(event).is_none()
-            && let Some(fields) = unsampled::fields()
+            && let Some(fields) = work_span::fields()
         {
             let _ = writer.write_field("span", fields);
         }
-        let span = span_context(event, context, &dispatch).or_else(unsampled::span_context);
+        let span = span_context(event, context, &dispatch).or_else(work_span::span_context);
         let Some(span) = span else { return };
         let _ = writer.write_field("trace_id", span.trace_id().to_string());
         let _ = writer.write_field("span_id", span.span_id().to_string());
@@ -175,7 +175,7 @@ pub(crate) mod tests {
     use serde_json::Value;
     use tracing::subscriber::{DefaultGuard, Interest, set_default};
 
-    use super::super::unsampled::{LogFields, UnsampledSpan};
+    use super::super::work_span::{LogFields, WorkSpan};
     use super::*;
 
     /// Keeps callsites from being disabled for good. The first thread that reaches a callsite asks all subscribers whether they want
@@ -271,7 +271,7 @@ pub(crate) mod tests {
         let _guard = output.subscribe();
         let (trace, span) = (TraceId::from(7_u128), SpanId::from(9_u64));
         let parent = SpanContext::new(trace, span, TraceFlags::default(), true, TraceState::default());
-        UnsampledSpan::new(parent, Arc::new(Mails)).in_scope(|| {
+        WorkSpan::unsampled(parent).with_fields(Arc::new(Mails)).in_scope(|| {
             tracing::info!("one");
             tracing::info_span!("inner").in_scope(|| tracing::info!("two"));
         });

@@ -12,7 +12,7 @@
 
 mod export;
 pub(crate) mod log;
-mod unsampled;
+mod work_span;
 
 use std::env;
 use std::io;
@@ -26,7 +26,7 @@ use opentelemetry_sdk::trace::SdkTracerProvider;
 
 use crate::configuration::{Problem, Problems};
 use log::Log;
-pub use unsampled::{LogFields, UnsampledSpan, records};
+pub use work_span::{LogFields, WorkSpan, fail_current, record_with, records};
 
 /// How long [`Telemetry::shutdown`] waits for the collector.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,12 +60,15 @@ impl Telemetry {
         let exporter = export::from_env(&mut problems);
         Problems::check(problems)?;
 
-        unsampled::set_records(exporter.is_some());
+        let is_exported = exporter.is_some();
         let mut builder = SdkTracerProvider::builder().with_resource(resource(service_name));
         if let Some(exporter) = exporter {
             builder = builder.with_batch_exporter(exporter);
         }
         let provider = builder.build();
+        if is_exported {
+            record_with(&provider);
+        }
         opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
         let subscriber = log.subscriber(io::stdout, provider.tracer("jetwright"));
         tracing::subscriber::set_global_default(subscriber)
@@ -215,6 +218,40 @@ mod tests {
         assert!(started.elapsed() < FLUSH_TIMEOUT + Duration::from_secs(5), "{:?}", started.elapsed());
         let log = String::from_utf8(output.stdout).unwrap();
         assert!(log.contains("failed to flush traces"), "{log}");
+    }
+
+    #[test]
+    fn a_collector_that_does_not_answer_costs_those_who_make_spans_neither_time_nor_memory() {
+        const SPANS: usize = 200_000;
+        if env::var_os(CHILD).is_some() {
+            let _telemetry = Telemetry::start("given-name").unwrap();
+            let began = Instant::now();
+            for _ in 0..SPANS {
+                let attributes = vec![opentelemetry::KeyValue::new("text", "x".repeat(1000))];
+                let builder =
+                    opentelemetry::trace::SpanBuilder::from_name("work").with_attributes(attributes);
+                WorkSpan::start(builder, None).in_scope(|| assert!(records()));
+            }
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+            println!("took {} ms, peak {peak}", began.elapsed().as_millis());
+            // What waits for the collector would hold up the end.
+            std::process::exit(0);
+        }
+        let collector = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", collector.local_addr().unwrap());
+        let output = program(
+            "a_collector_that_does_not_answer_costs_those_who_make_spans_neither_time_nor_memory",
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.as_str())],
+        );
+        let printed = String::from_utf8(output.stdout).unwrap();
+        let figures = printed.lines().find_map(|line| line.split_once("took ")).unwrap().1;
+        let (took, peak) = figures.split_once(" ms, peak ").unwrap();
+        // All of the spans would be 200 MB.
+        let peak: usize = peak.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+        assert!(peak < 60_000, "{printed}");
+        // A span waits for nobody: the first export alone is given up after ten seconds.
+        assert!(took.parse::<u64>().unwrap() < 8000, "{printed}");
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl LogFields for Metadata {
             field("consumer", source.consumer.as_str().into()),
             field("sequence", (*sequence).into()),
             field("attempt", (*attempt).into()),
-            field("messaging.destination.name", subject.as_str().into()),
+            field("subject", subject.as_str().into()),
         ])
     }
 }

@@ -2,7 +2,7 @@
 
 pub(crate) mod recorder;
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue, Subject, header, message::OutboundMessage};
 use bytes::Bytes;
@@ -11,7 +11,6 @@ use prometheus_client::registry::Registry;
 use prost::{Message, Name};
 use serde::Deserialize;
 use tokio::time::Instant;
-use tracing::Instrument;
 
 use self::recorder::{Recorder, Stored};
 use crate::{
@@ -52,6 +51,9 @@ pub struct PublishOptions {
     /// Name of the stream that must store the event. Any other stream whose subjects match refuses it, and nothing is stored.
     /// Default: any stream with the subject.
     pub expected_stream: Option<String>,
+    /// The subject with `*` for what is another at each event, as in `orders.*.placed`. It names the span: a name for every order would be
+    /// too many for whoever keeps traces. Default: the span is named by the type of the event.
+    pub subject_template: Option<Cow<'static, str>>,
 }
 
 /// The newest sequence that a writer saw among an aggregate's events.
@@ -138,9 +140,9 @@ impl Publisher {
     where
         E: Message + Name,
     {
-        let stream = options.expected_stream.clone();
+        let (stream, template) = (options.expected_stream.clone(), options.subject_template.clone());
         let checked = checked_headers(subject, options)?;
-        let (span, trace) = trace::of_publish(subject, E::NAME);
+        let (span, trace) = trace::of_publish(subject, template.as_deref(), E::NAME);
         let message = || {
             let mut headers = headers(E::full_name(), &checked);
             trace::inject(&trace, &mut headers);
@@ -151,17 +153,20 @@ impl Publisher {
                 headers: Some(headers),
             }
         };
-        let published = if span.is_none() {
-            self.store(WriteKind::Event, subject, stream.as_deref(), &message).await
-        } else {
-            let storing = self.store(WriteKind::Event, subject, stream.as_deref(), &message);
-            Box::pin(storing.instrument(span.clone())).await
+        let storing = async {
+            let published = self.store(WriteKind::Event, subject, stream.as_deref(), &message).await;
+            match &published {
+                Ok(Published { stream, sequence, .. }) => {
+                    tracing::debug!(stream, sequence, subject, "published");
+                }
+                Err(error) => trace::fail_current(error.kind().as_str(), error),
+            }
+            published
         };
-        span.in_scope(|| match &published {
-            Ok(Published { stream, sequence, .. }) => tracing::debug!(stream, sequence, subject, "published"),
-            Err(error) => trace::failed(&span, error.kind().as_str(), error),
-        });
-        published
+        match span {
+            None => storing.await,
+            Some(span) => trace::within(&span, Box::pin(storing).as_mut()).await,
+        }
     }
 
     /// The largest message that the server takes, in bytes, with its headers.
@@ -234,7 +239,7 @@ pub(crate) fn header_value(object: &str, name: &str, text: &str) -> Result<Heade
 
 /// Headers from the options of a publish.
 fn checked_headers(subject: &str, options: PublishOptions) -> Result<Vec<(HeaderName, HeaderValue)>, Error> {
-    let PublishOptions { message_id, expected, expected_stream } = options;
+    let PublishOptions { message_id, expected, expected_stream, subject_template: _ } = options;
     let message_id = match message_id {
         Some(id) => header_value(subject, "message id", &id)?,
         None => own_message_id().into(),
@@ -288,6 +293,7 @@ mod tests {
             message_id: Some("7".to_owned()),
             expected: Some(Expected::last(3, "orders.1.>")),
             expected_stream: Some("orders".to_owned()),
+            ..PublishOptions::default()
         };
         let headers = checked_headers("orders.1.placed", options).unwrap();
         let mut headers: Vec<_> = headers

@@ -106,7 +106,11 @@ impl Ports for Adapters {
         message_id: String,
     ) -> Result<(), HandlerError> {
         let subject = format!("notifications.{}.order_rejected", notification.user_id);
-        let options = PublishOptions { message_id: Some(message_id), ..PublishOptions::default() };
+        let options = PublishOptions {
+            message_id: Some(message_id),
+            subject_template: Some("notifications.*.order_rejected".into()),
+            ..PublishOptions::default()
+        };
         self.publisher.publish(&subject, notification, options).await?;
         Ok(())
     }

@@ -219,7 +219,9 @@ impl<A: Aggregate> Aggregates<A> {
         let (message_id, known_to_others) = event.message_id();
         let expected = Some(Expected::last(loaded.last_sequence, filter.as_str()));
         let expected_stream = Some(self.stream.clone());
-        let options = PublishOptions { message_id: Some(message_id.clone()), expected, expected_stream };
+        let subject_template = Some(format!("{}.*.{}", self.prefix, event.name()).into());
+        let message = Some(message_id.clone());
+        let options = PublishOptions { message_id: message, expected, expected_stream, subject_template };
         let published = match event.publish(&self.publisher, &subject, options).await {
             Err(conflict) if conflict.kind() == ErrorKind::Conflict => {
                 match self.stored(&filter, loaded.last_sequence, &message_id).await {

@@ -7,8 +7,8 @@ use async_nats::HeaderName;
 use bytes::Bytes;
 use futures::{FutureExt, poll};
 use jiff::Timestamp;
+use opentelemetry::trace::SpanContext;
 use tokio::time::{Instant, timeout_at};
-use tracing::Span;
 
 use super::{
     HandlerRunner,
@@ -43,6 +43,8 @@ pub(super) struct Delivery {
     calls: u32,
     /// Its outcome, if known without a call of the handler.
     known: Option<Outcome>,
+    /// The span of the attempt before, if this process made it and it is recorded.
+    previous: Option<SpanContext>,
     /// Its next attempt begins no earlier.
     pub(super) not_before: Option<Instant>,
 }
@@ -57,7 +59,7 @@ impl Delivery {
             1 => PriorAttempts { first_delivered: Some(time), ..PriorAttempts::default() },
             _ => runner.redelivery.take(&metadata),
         };
-        let PriorAttempts { first_delivered, calls, given_up } = prior;
+        let PriorAttempts { first_delivered, calls, given_up, previous } = prior;
         // The handler is not called any more, so the event ends no process.
         let isolation = if given_up.is_some() { Isolation::None } else { isolation(deliveries, retry) };
         let given_up = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
@@ -75,6 +77,7 @@ impl Delivery {
             first_delivered,
             calls,
             known: given_up.or(too_often),
+            previous,
             not_before: None,
         }
     }
@@ -115,12 +118,13 @@ pub(super) async fn process<H: Handler>(
     let _in_flight = runner.metrics.begin();
     let known = delivery.known.take();
     delivery.calls += u32::from(known.is_none());
-    let trace = trace::of_attempt(runner.name, &delivery.metadata);
-    let ended = trace.around(pin!(try_once(&runner, &delivery, known))).await;
+    let span = trace::of_attempt(&runner.templates, &delivery.metadata, delivery.previous.as_ref());
+    let ended = trace::within(&span, pin!(try_once(&runner, &delivery, known))).await;
     let result = match ended {
         AttemptEnd::Settled(settlement) => AttemptResult::Settle(settlement),
         AttemptEnd::Again { after, given_up } => {
             let after = after.min(MAX_RETRY_DELAY);
+            delivery.previous = Some(span.span_context()).filter(SpanContext::is_sampled);
             if delivery.in_place {
                 delivery.known = given_up.map(|(reason, error)| Outcome::GivenUp(reason, error));
                 if delivery.known.is_none() {
@@ -128,8 +132,10 @@ pub(super) async fn process<H: Handler>(
                 }
                 AttemptResult::RetryInPlace { after }
             } else {
-                let Delivery { first_delivered, calls, .. } = *delivery;
-                runner.redelivery.put(&delivery.metadata, PriorAttempts { first_delivered, calls, given_up });
+                let (first_delivered, calls) = (delivery.first_delivered, delivery.calls);
+                let previous = delivery.previous.take();
+                let prior = PriorAttempts { first_delivered, calls, given_up, previous };
+                runner.redelivery.put(&delivery.metadata, prior);
                 AttemptResult::Settle(Settlement::Nak { after })
             }
         }
@@ -277,12 +283,12 @@ fn record<H: Handler>(runner: &HandlerRunner<H>, metadata: &Metadata, decision: 
         }
         Decision::Ignored => HandledOutcome::Ignored,
         Decision::Retry { after, error } => {
-            trace::failed(&Span::current(), "transient", error);
+            trace::fail_current("transient", error);
             tracing::warn!(binding, subject, sequence, attempt, ?after, error, "handler failed, will retry");
             HandledOutcome::Retried
         }
         Decision::DeadLetter { reason, error } => {
-            trace::failed(&Span::current(), reason.as_str(), error);
+            trace::fail_current(reason.as_str(), error);
             let reason = reason.as_str();
             tracing::error!(binding, subject, sequence, attempt, reason, error, "gave up event");
             HandledOutcome::DeadLettered(reason)

@@ -11,7 +11,9 @@ use super::{
     retry::{Decision, Outcome, decide},
     workers::Watchdog,
 };
-use crate::{DecodeError, HandlerOptions, Publisher, UnknownTypes, metrics::HandlerMetrics};
+use crate::{
+    DecodeError, HandlerOptions, Publisher, UnknownTypes, metrics::HandlerMetrics, trace::Templates,
+};
 
 /// Calls one handler.
 pub(crate) struct HandlerRunner<H> {
@@ -32,6 +34,8 @@ pub(crate) struct HandlerRunner<H> {
     pub(super) redelivery: RedeliveryCache,
     pub(super) breaker: CircuitBreaker,
     pub(super) watchdog: Arc<Watchdog>,
+    /// What spans call the subjects of its events.
+    pub(super) templates: Templates,
     /// Of a test; production has none.
     pub(super) probe: Option<Arc<Probe>>,
 }
@@ -57,6 +61,7 @@ impl<H> HandlerRunner<H> {
             redelivery: RedeliveryCache::default(),
             breaker: CircuitBreaker::default(),
             watchdog: Arc::new(Watchdog::new(name, deadline)),
+            templates: Templates::default(),
             probe: None,
         }
     }

@@ -65,7 +65,7 @@ impl<H: Handler> TestRunner<H> {
         let (now, size) = (Timestamp::now(), payload.len());
         if calls > 0 && !self.runner.is_ordered {
             metadata.attempt = metadata.attempt.max(calls.saturating_add(1));
-            let prior = PriorAttempts { first_delivered: Some(now), calls, given_up: None };
+            let prior = PriorAttempts { first_delivered: Some(now), calls, ..PriorAttempts::default() };
             self.runner.redelivery.put(&metadata, prior);
         }
         let (metadata, reply) = (Arc::new(metadata), Subject::from_static("test"));

@@ -8,12 +8,14 @@ use jetwright_runtime::{
     ErrorKind, Expected, Handler, HandlerError, Metadata, PublishOptions, Published, Service,
 };
 use jetwright_testing::{NatsServer, await_until};
-use opentelemetry::trace::{TraceContextExt, TraceId};
+use opentelemetry::{
+    Context,
+    trace::{TraceContextExt, TraceId},
+};
 use prometheus_client::registry::Registry;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, Span};
-use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing::Instrument;
 
 use crate::{
     proxy::Proxy,
@@ -343,7 +345,7 @@ impl Handler for Tracing {
 }
 
 fn current_trace() -> TraceId {
-    Span::current().context().span().span_context().trace_id()
+    Context::map_current(|context| context.span().span_context().trace_id())
 }
 
 #[tokio::test]

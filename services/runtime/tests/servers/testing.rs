@@ -18,6 +18,7 @@ async fn publish_all(publisher: &Publisher) -> Vec<Result<Published, Error>> {
         message_id: id.map(str::to_owned),
         expected: last.map(|last| Expected::last(last, filter)),
         expected_stream: Some("numbers".to_owned()),
+        ..PublishOptions::default()
     };
     let mut results = Vec::new();
     for (subject, options) in [

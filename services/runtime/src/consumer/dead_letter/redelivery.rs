@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use opentelemetry::trace::SpanContext;
 use parking_lot::Mutex;
 
 use super::super::retry::Reason;
@@ -21,6 +22,8 @@ pub(in crate::consumer) struct PriorAttempts {
     pub(in crate::consumer) calls: u32,
     /// Why it failed for good, and the error.
     pub(in crate::consumer) given_up: Option<(Reason, String)>,
+    /// The span of the last attempt, if it is recorded.
+    pub(in crate::consumer) previous: Option<SpanContext>,
 }
 
 /// By time and sequence: sequences begin again if a stream is recreated.
@@ -59,7 +62,7 @@ mod tests {
         let cache = RedeliveryCache::default();
         let given_up = |sequence: u64| {
             let given_up = Some((Reason::Permanent, sequence.to_string()));
-            PriorAttempts { first_delivered: None, calls: 1, given_up }
+            PriorAttempts { first_delivered: None, calls: 1, given_up, previous: None }
         };
         let most = u64::try_from(MAX_EVENTS).unwrap();
         for sequence in 0..=most {

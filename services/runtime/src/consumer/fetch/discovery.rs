@@ -27,6 +27,7 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
                         consumer.gate.open();
                     }
                     logged.clear();
+                    consumer.runner.templates.set(&info.config.filters());
                     consumer.discovery.publish(info, asked_at);
                     break;
                 }
