@@ -16,7 +16,8 @@ use tokio::{
 };
 
 use crate::{
-    account, machine, serve,
+    account, machine,
+    serve::{self, ADMINISTRATOR, PASSWORD},
     state::{Home, Identity, Parts},
 };
 
@@ -187,6 +188,8 @@ pub fn environment() -> Result<()> {
         bail!("no demo runs: make demo starts one");
     };
     println!("export KUBECONFIG='{}'", parts.kubeconfig.display());
+    // What the `nats` command-line tool reads.
+    println!("export NATS_URL='{}' NATS_USER={ADMINISTRATOR} NATS_PASSWORD={PASSWORD}", parts.nats);
     for (service, url) in &parts.services {
         println!("export {}='{url}'", service.to_uppercase().replace('-', "_"));
     }
