@@ -17,6 +17,9 @@ pub mod conditions;
 #[cfg(feature = "resources")]
 pub mod consumer;
 #[cfg(feature = "resources")]
+#[cfg(test)]
+mod documentation;
+#[cfg(feature = "resources")]
 pub mod manifests;
 #[cfg(feature = "resources")]
 pub mod names;

@@ -108,20 +108,6 @@ fn the_bindings_file_in_the_documentation_is_one() {
     assert_eq!(bindings.bindings["order-users"], usual("users", "order-users"));
 }
 
-#[test]
-fn links_between_documents_lead_somewhere() {
-    let documents =
-        files(&path("docs"), "md").into_iter().chain([path("README.md"), path("CONTRIBUTING.md")]);
-    for document in documents {
-        let text = fs::read_to_string(&document).unwrap();
-        let targets = text.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-        for target in targets.filter(|target| !target.contains("://") && !target.starts_with('#')) {
-            let file = document.parent().unwrap().join(target.split('#').next().unwrap());
-            assert!(file.exists(), "{} links to {target}", document.display());
-        }
-    }
-}
-
 /// The files with this extension in a folder and below.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
