@@ -1,5 +1,5 @@
 CARGO := cargo
-PROGRAMS := nats-server etcd kube-apiserver kube-controller-manager kubectl helm
+PROGRAMS := nats-server etcd kube-apiserver kube-controller-manager kubectl helm prometheus promtool
 
 .DEFAULT_GOAL := help
 .PHONY: help build programs previous-operator manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo demo-cluster clean-demo-cluster bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean

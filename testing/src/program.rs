@@ -21,6 +21,10 @@ pub enum Program {
     Kubectl,
     /// The Helm command line, which renders charts.
     Helm,
+    /// The Prometheus server.
+    Prometheus,
+    /// Prometheus' command line, which checks and tests rules.
+    Promtool,
 }
 
 impl Program {
@@ -34,11 +38,13 @@ impl Program {
             Self::KubeControllerManager => "kube-controller-manager",
             Self::Kubectl => "kubectl",
             Self::Helm => "helm",
+            Self::Prometheus => "prometheus",
+            Self::Promtool => "promtool",
         }
     }
 
     /// Where the program is: on PATH if it is new enough there, else built once from its Go module, which takes minutes
-    /// and says so on standard error (see `testing/programs/provide`).
+    /// and says so on standard error, or taken out of Debian's package (see `testing/programs/provide`).
     #[must_use]
     pub fn path(self) -> PathBuf {
         self.try_path().unwrap_or_else(|error| panic!("{error:#}"))
@@ -50,7 +56,7 @@ impl Program {
     ///
     /// When it cannot be built.
     pub fn try_path(self) -> Result<PathBuf> {
-        static PATHS: [OnceLock<Result<PathBuf, String>>; 6] = [const { OnceLock::new() }; 6];
+        static PATHS: [OnceLock<Result<PathBuf, String>>; 8] = [const { OnceLock::new() }; 8];
         let path = PATHS[self as usize].get_or_init(|| self.provide().map_err(|error| format!("{error:#}")));
         path.clone().map_err(anyhow::Error::msg)
     }

@@ -134,6 +134,30 @@ fn a_killed_build_leaves_no_program_and_the_next_one_succeeds() {
 }
 
 #[test]
+fn promtool_is_taken_out_of_debians_package_once_if_that_is_new_enough() {
+    let download = "#!/bin/sh\necho \"$@\" >> \"$JETWRIGHT_CACHE/builds\"\ntouch prometheus_1_amd64.deb\n";
+    let machine_with = |version: &str| {
+        let extract = format!(
+            "#!/bin/sh\nmkdir -p usr/bin\nprintf '#!/bin/sh\\necho promtool, version {version}+ds >&2\\n' > usr/bin/promtool\n\
+             chmod +x usr/bin/promtool\n"
+        );
+        Machine::new().with("apt-get", download).with("dpkg-deb", &extract)
+    };
+    let machine = machine_with("2.42.0");
+    let (path, _) = said(&machine.provide("promtool").output().unwrap());
+    assert!(path.ends_with("/cache/bin/promtool-debian"), "{path}");
+    assert_eq!(said(&machine.provide("promtool").output().unwrap()), (path, String::new()));
+    assert_eq!(machine.builds(), 1);
+
+    let (path, told) = said(&machine_with("2.24.1").provide("promtool").output().unwrap());
+    assert_eq!(path, "");
+    assert!(
+        told.contains("is older than 2.42.0: use a newer one, or put promtool of at least 2.42.0 on PATH"),
+        "{told}"
+    );
+}
+
+#[test]
 fn a_program_on_path_is_taken_if_it_is_new_enough() {
     let said_by = |version: &str| {
         let machine = Machine::new().with("go", GO);
