@@ -4,6 +4,7 @@
 
 mod accounts;
 mod admission;
+mod alerts;
 mod chart;
 mod chart_values;
 mod cluster;
