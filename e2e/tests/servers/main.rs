@@ -8,6 +8,7 @@ mod alerts;
 mod chart;
 mod chart_values;
 mod cluster;
+mod dashboards;
 mod demo;
 mod images;
 mod installation;
