@@ -2,7 +2,7 @@ CARGO := cargo
 PROGRAMS := nats-server etcd kube-apiserver kube-controller-manager kubectl helm prometheus promtool
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs previous-operator manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo demo-cluster clean-demo-cluster bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
+.PHONY: help build programs previous-operator manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo demo-cluster clean-demo-cluster check-dashboards bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-19s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ demo-cluster: ## The same shop by Helm on a kind cluster of this machine, a user
 
 clean-demo-cluster: ## Remove the cluster of demo-cluster; programs and images stay in the cache
 	@e2e/demo/on-kind down
+
+check-dashboards: programs ## A real Prometheus beside the demo, which has to run, has something to show in every panel of the chart's dashboards
+	$(CARGO) test --locked -p jetwright-e2e --test servers observed:: -- --ignored
 
 bench-operator: programs ## The operator's figures, of its release build: until Ready, until repaired, requests, memory, many objects; ONLY="speed requests memory many ten-thousand" chooses some
 	$(CARGO) build --release --locked -p jetwright-operator

@@ -190,6 +190,7 @@ pub fn environment() -> Result<()> {
     println!("export KUBECONFIG='{}'", parts.kubeconfig.display());
     // What the `nats` command-line tool reads.
     println!("export NATS_URL='{}' NATS_USER={ADMINISTRATOR} NATS_PASSWORD={PASSWORD}", parts.nats);
+    println!("export OPERATOR='{}'", parts.operator);
     for (service, url) in &parts.services {
         println!("export {}='{url}'", service.to_uppercase().replace('-', "_"));
     }

@@ -109,12 +109,17 @@ async fn start(home: &Home, folder: &Arc<Folder>) -> Result<Demo> {
     tokio::spawn(Arc::clone(&node).answer(questions));
     let services = serve_services(&node).await?;
     tokio::spawn(node.run());
-    let start_operator = operator(&control_plane, &nats, folder)?;
+    let admin = format!("127.0.0.1:{}", free_port());
+    let start_operator = operator(&control_plane, &nats, &admin, folder)?;
     let operator = start_operator.clone().try_start()?;
     let kubeconfig = home.path("kubeconfig");
     fs::copy(control_plane.kubeconfig(), &kubeconfig)?;
     let kubectl = Program::Kubectl.try_path()?;
-    home.write("demo.json", &Parts { kubeconfig, kubectl, nats: nats.url().to_owned(), services })?;
+    let (nats_url, operator_url) = (nats.url().to_owned(), format!("http://{admin}"));
+    home.write(
+        "demo.json",
+        &Parts { kubeconfig, kubectl, nats: nats_url, operator: operator_url, services },
+    )?;
     Ok(Demo { control_plane, _nats: nats, controllers, operator, start_operator })
 }
 
@@ -139,6 +144,7 @@ async fn serve_services(node: &Arc<Node>) -> Result<BTreeMap<String, String>> {
 fn operator(
     control_plane: &ControlPlane,
     nats: &NatsCluster,
+    admin: &str,
     folder: &Arc<Folder>,
 ) -> Result<jetwright_testing::ProcessBuilder> {
     let credentials = folder.path().join("credentials");
@@ -150,7 +156,7 @@ fn operator(
         .env("KUBECONFIG", control_plane.kubeconfig())
         .args(["--nats-url", nats.url(), "--leader-elect=false"])
         .arg(format!("--nats-credentials-folder={}", credentials.display()))
-        .arg(format!("--admin-address=127.0.0.1:{}", free_port()))
+        .arg(format!("--admin-address={admin}"))
         // Figures in a status are seconds old, so that one sees them change.
         .args(["--status-stats-interval=2s", "--jetstream-resync-interval=5s"]))
 }

@@ -35,6 +35,9 @@ pub struct Parts {
     pub kubectl: PathBuf,
     /// The NATS servers, with commas between.
     pub nats: String,
+    /// URL of the operator's metrics and probes.
+    #[serde(default)]
+    pub operator: String,
     /// URLs by the name of the Service in the shop.
     pub services: BTreeMap<String, String>,
 }
