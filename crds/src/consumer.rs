@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::{
     AdoptionPolicy, DeletionPolicy, Duration, NameRef,
+    monitoring::ConsumerMonitoring,
     stream::{Drift, NAME_PATTERN, SUBJECT_PATTERN},
 };
 
@@ -134,6 +135,10 @@ pub struct EventConsumerSpec {
     /// Another EventConsumer of this namespace whose workload's pods consume from this consumer too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload_ref: Option<NameRef>,
+
+    /// When something is wrong with the consumer, for the alerts, and as metadata for NATS' own tools.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitoring: Option<ConsumerMonitoring>,
 
     /// What becomes of the consumer in JetStream when this object is deleted. Default: Delete, since a forgotten consumer
     /// keeps the messages of WorkQueue and Interest streams for ever.

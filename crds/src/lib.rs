@@ -22,6 +22,8 @@ mod documentation;
 #[cfg(feature = "resources")]
 pub mod manifests;
 #[cfg(feature = "resources")]
+pub mod monitoring;
+#[cfg(feature = "resources")]
 pub mod names;
 #[cfg(feature = "resources")]
 pub mod size;

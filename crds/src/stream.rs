@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{AdoptionPolicy, DeletionPolicy, Duration, Size};
+use crate::{AdoptionPolicy, DeletionPolicy, Duration, Size, monitoring::StreamMonitoring};
 
 pub use defaults::Replicas;
 
@@ -129,6 +129,10 @@ pub struct EventStreamSpec {
     /// Whether a message may say itself how long it is kept (header `Nats-TTL`). Default: false. Never goes back to false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allow_message_ttl: Option<bool>,
+
+    /// When something is wrong with the stream, for the alerts, and as metadata for NATS' own tools.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monitoring: Option<StreamMonitoring>,
 
     /// What becomes of the stream when this object is deleted. Default: Retain. Delete waits until no EventConsumer refers to
     /// this object any more.

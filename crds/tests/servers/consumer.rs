@@ -346,3 +346,23 @@ async fn a_consumers_field_without_a_value_is_as_if_it_were_not_there() {
         .rejects_change_once_there(&with("deliverPolicy: New"), &with("deliverPolicy: null"), "cannot change")
         .await;
 }
+
+#[tokio::test]
+async fn a_threshold_of_a_consumer_is_more_than_nothing() {
+    let consumers = Manifests::of_consumers().await;
+    consumers.accepts(&with("monitoring: {}")).await;
+    let all = "lagWarning: 1, lagCritical: 2, ackPendingCritical: 3, lastDeliveryCritical: 10m, lastAckCritical: 1h, deliveryDelay: 500ms";
+    consumers.accepts(&with(&format!("monitoring: {{{all}}}"))).await;
+    for wrong in [
+        "lagCritical: 0",
+        "lagWarning: -1",
+        "lastAckCritical: 0s",
+        "deliveryDelay: 0m0s",
+        "lastDeliveryCritical: soon",
+    ] {
+        let field = wrong.split(':').next().unwrap();
+        consumers
+            .rejects(&with(&format!("monitoring: {{{wrong}}}")), &format!("spec.monitoring.{field}"))
+            .await;
+    }
+}

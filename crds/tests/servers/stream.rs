@@ -294,3 +294,22 @@ async fn a_streams_field_without_a_value_is_as_if_it_were_not_there() {
     let (memory, none) = ("spec: {subjects: [a], storage: Memory}", "spec: {subjects: [a], storage: null}");
     streams.rejects_change_once_there(memory, none, "cannot change once the stream exists").await;
 }
+
+#[tokio::test]
+async fn a_threshold_of_a_stream_is_more_than_nothing() {
+    let streams = Manifests::of_streams().await;
+    let with = |rest: &str| format!("spec: {{subjects: [a], monitoring: {{{rest}}}}}");
+    streams.accepts(&with("")).await;
+    let all = "peersExpected: 3, peerLagCritical: 1, peerSeenCritical: 5s, minMessagesWarning: 2, minMessagesCritical: 1";
+    streams.accepts(&with(all)).await;
+    for wrong in [
+        "peersExpected: 0",
+        "peersExpected: 6",
+        "peerLagCritical: 0",
+        "peerSeenCritical: 0s",
+        "minMessagesCritical: 0",
+    ] {
+        let field = wrong.split(':').next().unwrap();
+        streams.rejects(&with(wrong), &format!("spec.monitoring.{field}")).await;
+    }
+}

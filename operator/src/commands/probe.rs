@@ -56,6 +56,7 @@ pub fn object(random: u32) -> EventStream {
         duplicate_window: None,
         allow_direct: None,
         allow_message_ttl: None,
+        monitoring: None,
         deletion_policy: Some(DeletionPolicy::Delete),
         adoption_policy: None,
     };

@@ -2,6 +2,10 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use jetwright_crds::{
+    marks::DECLARED,
+    monitoring::{self, METADATA_PREFIX, Threshold},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -80,6 +84,15 @@ impl Config {
         self
     }
 
+    /// Sets the metadata by which NATS' tools judge, where an object says anything of that.
+    #[must_use]
+    pub fn with_thresholds(self, thresholds: Option<Vec<Threshold>>) -> Self {
+        match thresholds {
+            Some(thresholds) => self.with(METADATA, json!(monitoring::metadata(&thresholds))),
+            None => self,
+        }
+    }
+
     /// The value of a field, if it is there.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Value> {
@@ -111,6 +124,24 @@ impl Config {
             .collect()
     }
 
+    /// Whether the declaration that was applied last set this field of those that are the server's choice otherwise, or this key of the metadata
+    /// of those by which NATS' tools judge. A mark of an earlier version does not say.
+    #[must_use]
+    pub fn was_declared(&self, name: &str) -> bool {
+        self.metadata().get(DECLARED).is_some_and(|names| names.split(',').any(|declared| declared == name))
+    }
+
+    /// Keys by which NATS' tools judge that the declaration had when it was applied to `actual`, and has no more. Those that somebody else
+    /// set stay.
+    #[must_use]
+    pub fn thresholds_gone_from<'a>(&self, actual: &'a Self) -> Vec<&'a str> {
+        let (wanted, there) = (self.metadata(), actual.metadata());
+        let is_gone = |key: &&str| {
+            key.starts_with(METADATA_PREFIX) && !wanted.contains_key(*key) && actual.was_declared(key)
+        };
+        there.into_keys().filter(is_gone).collect()
+    }
+
     /// This configuration laid over what there is: every field of the table is as here or gone, so that a server chooses again what is its
     /// choice. What the thing was created with stays as it is, and so do fields that the table does not know and the metadata of others.
     #[must_use]
@@ -129,6 +160,9 @@ impl Config {
             };
         }
         let mut metadata = actual.metadata();
+        for key in self.thresholds_gone_from(actual) {
+            metadata.remove(key);
+        }
         metadata.extend(self.metadata());
         merged.0.insert(METADATA.to_owned(), json!(metadata));
         merged

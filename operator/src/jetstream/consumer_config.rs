@@ -70,6 +70,7 @@ pub fn config(name: &str, spec: &EventConsumerSpec) -> Config {
         dead_letter: _,
         workload: _,
         workload_ref: _,
+        monitoring: _,
         deletion_policy: _,
         adoption_policy: _,
     } = spec;
@@ -86,6 +87,7 @@ pub fn config(name: &str, spec: &EventConsumerSpec) -> Config {
         Some(most) => config.with(MAX_ACK_PENDING, *most),
         None => config,
     };
+    let config = config.with_thresholds(spec.thresholds());
     match filter_subjects.as_slice() {
         // The server wants a filter to know the subjects by.
         [] if deliver_policy == DeliverPolicy::LastPerSubject => config.with("filter_subject", ">"),
@@ -127,6 +129,22 @@ mod tests {
         assert_eq!(filters(", filterSubjects: [a.*]"), (json!("a.*"), Value::Null));
         assert_eq!(filters(", filterSubjects: [a.*, b.*]"), (Value::Null, json!(["a.*", "b.*"])));
         assert_eq!(filters(", deliverPolicy: LastPerSubject"), (json!(">"), Value::Null));
+    }
+
+    #[test]
+    fn thresholds_that_nats_tools_know_are_metadata() {
+        assert_eq!(field_of("", "metadata"), Value::Null);
+        let all =
+            ", monitoring: {lagWarning: 1, lagCritical: 2, ackPendingCritical: 3, lastDeliveryCritical: 4m,
+            lastAckCritical: 500ms, deliveryDelay: 6s}";
+        assert_eq!(
+            field_of(all, "metadata"),
+            json!({
+                "io.nats.monitor.enabled": "true", "io.nats.monitor.unprocessed-critical": "2",
+                "io.nats.monitor.outstanding-ack-critical": "3", "io.nats.monitor.last-delivery-critical": "4m",
+                "io.nats.monitor.last-ack-critical": "500ms",
+            })
+        );
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub fn difference(desired: &Config, actual: &Config, owner: &Owner, table: &[Fie
     let mut found = Difference::default();
     for field in table {
         if field.default == DefaultValue::ServersChoice && desired.leaves_out(field) {
-            if was_declared(actual, field) {
+            if actual.was_declared(field.name) {
                 found.changed.push(field.name);
             }
             continue;
@@ -51,17 +51,13 @@ pub fn difference(desired: &Config, actual: &Config, owner: &Owner, table: &[Fie
     found
 }
 
-/// Whether what was applied last set a field that is the server's choice otherwise. A mark of an earlier version does not say.
-fn was_declared(actual: &Config, field: &Field) -> bool {
-    actual.metadata().get(DECLARED).is_some_and(|names| names.split(',').any(|name| name == field.name))
-}
-
 /// Marks that are only out of date are no reason to write: a generation may change nothing here (`kubectl scale` makes one too), another
 /// version of the operator has another hash for the same fields, and a cluster may get another name. They are written together with a
 /// real change. One that is gone is put back.
 fn differs_in_metadata(desired: &Config, actual: &Config, owner: &Owner) -> bool {
     let there = actual.metadata();
-    desired.metadata().into_iter().any(|(key, value)| match (key, there.get(key)) {
+    let gone = !desired.thresholds_gone_from(actual).is_empty();
+    gone || desired.metadata().into_iter().any(|(key, value)| match (key, there.get(key)) {
         (GENERATION | APPLIED, Some(_)) | (DECLARED, _) => false,
         (_, None) => true,
         (OWNER, Some(known)) => !owner.is_named_by(known),
@@ -154,6 +150,30 @@ mod tests {
                 ["metadata"]
             );
         }
+    }
+
+    #[test]
+    fn a_threshold_that_was_declared_goes_with_its_declaration_and_that_of_somebody_else_stays() {
+        let table = stream_config::FIELDS;
+        let declared = |keys: Value| owner(3).stamp(config(json!({"metadata": keys})), table);
+        let before = declared(json!({"io.nats.monitor.msgs-warn": "5", "io.nats.monitor.enabled": "true"}));
+        let by_hand = Value::from("9");
+        let mut metadata = before.get(METADATA).unwrap().clone();
+        metadata["io.nats.monitor.seen-critical"] = by_hand;
+        let before = before.with(METADATA, metadata);
+
+        let fewer = declared(json!({"io.nats.monitor.enabled": "true"}));
+        assert_eq!(difference(&fewer, &before, &owner(3), table).changed, [METADATA]);
+        let after = fewer.merge_onto(&before, table);
+        assert_eq!(after.metadata().get("io.nats.monitor.msgs-warn"), None);
+        assert_eq!(after.metadata().get("io.nats.monitor.seen-critical"), Some(&"9"));
+        assert_eq!(difference(&fewer, &after, &owner(3), table), Difference::default());
+
+        let none = owner(3).stamp(Config::default(), table);
+        assert_eq!(difference(&none, &after, &owner(3), table).changed, [METADATA]);
+        let after = none.merge_onto(&after, table);
+        assert_eq!(after.metadata().get("io.nats.monitor.enabled"), None);
+        assert_eq!(difference(&none, &after, &owner(3), table), Difference::default());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Whose a stream or consumer is. The owner is kept in its metadata in JetStream, so that it survives the operator, its cluster and the
 //! object; nothing else proves ownership, least of all a status, which others can write. Pure.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jetwright_crds::marks::{APPLIED, DECLARED, GENERATION, OWNER, UID};
 use kube::{Resource, ResourceExt};
@@ -96,14 +96,21 @@ impl Owner {
         let owner = self.under(&self.cluster.current);
         let chosen =
             |field: &&Field| field.default == DefaultValue::ServersChoice && !config.leaves_out(field);
-        let declared: Vec<_> = table.iter().filter(chosen).map(|field| field.name).collect();
-        config.with(
-            METADATA,
-            json!({
-                OWNER: owner, UID: self.uid, GENERATION: generation, APPLIED: applied.to_string(),
-                DECLARED: declared.join(","),
-            }),
-        )
+        let fields = table.iter().filter(chosen).map(|field| field.name);
+        let thresholds = config.metadata();
+        let declared: Vec<_> = fields.chain(thresholds.keys().copied()).collect();
+        let (applied, declared) = (applied.to_string(), declared.join(","));
+        let marks = [
+            (OWNER, &owner),
+            (UID, &self.uid),
+            (GENERATION, &generation),
+            (APPLIED, &applied),
+            (DECLARED, &declared),
+        ];
+        let marks = marks.map(|(key, value)| (key, value.as_str()));
+        let metadata: BTreeMap<_, _> = thresholds.into_iter().chain(marks).collect();
+        let metadata = json!(metadata);
+        config.with(METADATA, metadata)
     }
 
     /// How this object relates to what has this configuration and was created then. A tool that writes configurations whole takes our

@@ -79,6 +79,7 @@ pub fn config(name: &str, spec: &EventStreamSpec) -> Config {
         duplicate_window,
         allow_direct,
         allow_message_ttl,
+        monitoring: _,
         deletion_policy: _,
         adoption_policy: _,
     } = spec;
@@ -100,10 +101,11 @@ pub fn config(name: &str, spec: &EventStreamSpec) -> Config {
         .with("max_msg_size", max_message_size.map_or(-1, Size::as_i64))
         .with("allow_direct", allow_direct.unwrap_or_default())
         .with("allow_msg_ttl", allow_message_ttl.unwrap_or_default());
-    match duplicate_window {
+    let config = match duplicate_window {
         Some(window) => config.with("duplicate_window", window.as_nanos()),
         None => config,
-    }
+    };
+    config.with_thresholds(spec.thresholds())
 }
 
 fn count(limit: Option<u64>) -> i64 {
@@ -126,6 +128,26 @@ mod tests {
                 "name": "orders", "subjects": ["orders.>"], "retention": "limits", "storage": "file", "discard": "old",
                 "max_age": 0, "max_bytes": -1, "max_msgs": -1, "max_msgs_per_subject": -1, "max_msg_size": -1,
                 "allow_direct": false, "allow_msg_ttl": false,
+            })
+        );
+    }
+
+    #[test]
+    fn thresholds_are_metadata_that_nats_tools_read_and_a_replicated_stream_expects_its_peers() {
+        let metadata = |rest: &str| json_of(&format!("{{subjects: [a]{rest}}}"))["metadata"].clone();
+        assert_eq!(metadata(""), serde_json::Value::Null);
+        assert_eq!(metadata(", replicas: 3"), serde_json::Value::Null);
+        assert_eq!(metadata(", monitoring: {}"), json!({"io.nats.monitor.enabled": "true"}));
+        assert_eq!(metadata(", replicas: 3, monitoring: {}")["io.nats.monitor.peer-expect"], "3");
+        let all =
+            ", replicas: 3, monitoring: {peersExpected: 2, peerLagCritical: 50, peerSeenCritical: 1m30s,
+            minMessagesWarning: 20, minMessagesCritical: 10}";
+        assert_eq!(
+            metadata(all),
+            json!({
+                "io.nats.monitor.enabled": "true", "io.nats.monitor.peer-expect": "2", "io.nats.monitor.peer-lag-critical": "50",
+                "io.nats.monitor.peer-seen-critical": "1m30s", "io.nats.monitor.msgs-warn": "20",
+                "io.nats.monitor.msgs-critical": "10",
             })
         );
     }

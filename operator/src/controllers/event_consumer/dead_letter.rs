@@ -109,6 +109,7 @@ fn build(
         duplicate_window: None,
         allow_direct: Some(true),
         allow_message_ttl: Some(true),
+        monitoring: None,
         deletion_policy: Some(DeletionPolicy::Retain),
         // Dead letters go with their stream.
         adoption_policy: source.spec.adoption_policy,

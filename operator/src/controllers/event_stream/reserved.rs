@@ -65,6 +65,7 @@ pub fn errors(name: &str, spec: &EventStreamSpec, grants: &Grants) -> Vec<FieldE
         duplicate_window: _,
         allow_direct: _,
         allow_message_ttl: _,
+        monitoring: _,
         deletion_policy: _,
         adoption_policy: _,
     } = spec;
