@@ -1,5 +1,4 @@
-//! The dashboards of the chart, without Grafana: they are whole, Prometheus can read every query, and nothing in them or in the rules asks for a
-//! metric that does not exist.
+//! The dashboards of the chart, without Grafana: they are whole, and Prometheus can read every query.
 
 use std::{collections::BTreeSet, fs, process::Command};
 
