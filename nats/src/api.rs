@@ -21,6 +21,10 @@ use crate::{
 
 /// Minimum timeout of a list request: with a server down the cluster takes 4 s to answer one.
 const LIST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest name of a stream or consumer (JSMaxNameLen of nats-server).
+const MAX_NAME_BYTES: usize = 255;
+/// Longest part of an invalid name that an error has.
+const MAX_TOLD_CHARS: usize = 80;
 
 /// Why a request to JetStream failed.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +42,15 @@ pub enum ApiError {
     NotPermitted {
         /// What is not permitted.
         violation: Violation,
+    },
+    /// No stream or consumer can have this name; nothing was sent. As part of a subject it could address something else, and a server ends
+    /// the connection at one that is too long.
+    #[error(
+        "JetStream takes no name such as {name:?}: 1 to {MAX_NAME_BYTES} bytes without dots, blanks, '*' and '>'"
+    )]
+    InvalidName {
+        /// The name, or its beginning.
+        name: String,
     },
     /// JetStream responded with an error.
     #[error("JetStream refused: {} ({}/{})", error.description, error.code, error.err_code)]
@@ -58,10 +71,11 @@ pub enum ApiError {
 }
 
 impl ApiError {
-    /// Whether JetStream says that the stream or consumer does not exist.
+    /// Whether the stream or consumer does not exist, as JetStream says, or as its name does.
     #[must_use]
     pub fn is_absence(&self) -> bool {
-        matches!(self.err_code(), Some(STREAM_NOT_FOUND | CONSUMER_NOT_FOUND))
+        matches!(self, Self::InvalidName { .. })
+            || matches!(self.err_code(), Some(STREAM_NOT_FOUND | CONSUMER_NOT_FOUND))
     }
 
     /// Whether JetStream is away, as far as this request can tell: nobody answered, or a server answered that nobody leads what was asked for.
@@ -72,7 +86,7 @@ impl ApiError {
             Self::Refused { error, .. } => {
                 [CLUSTER_NOT_AVAILABLE, STREAM_OFFLINE, CONSUMER_OFFLINE].contains(&error.err_code)
             }
-            Self::NotPermitted { .. } | Self::Malformed { .. } => false,
+            Self::InvalidName { .. } | Self::NotPermitted { .. } | Self::Malformed { .. } => false,
         }
     }
 
@@ -81,7 +95,10 @@ impl ApiError {
     pub fn err_code(&self) -> Option<u64> {
         match self {
             Self::Refused { error, .. } => Some(error.err_code),
-            Self::Unanswered { .. } | Self::NotPermitted { .. } | Self::Malformed { .. } => None,
+            Self::Unanswered { .. }
+            | Self::InvalidName { .. }
+            | Self::NotPermitted { .. }
+            | Self::Malformed { .. } => None,
         }
     }
 }
@@ -299,6 +316,9 @@ impl Api {
         names: &[&str],
         body: &(impl Serialize + Sync),
     ) -> Result<T, ApiError> {
+        if let Some(name) = names.iter().find(|name| !can_be_name(name)) {
+            return Err(ApiError::InvalidName { name: name.chars().take(MAX_TOLD_CHARS).collect() });
+        }
         let subject = self.connection.api_subjects().request(verb, names);
         let answer = self.exchange(&subject, body).await;
         (self.observe)(verb, answer.as_ref().err());
@@ -336,6 +356,12 @@ impl fmt::Debug for Api {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.debug_struct("Api").field("connection", &self.connection).finish_non_exhaustive()
     }
+}
+
+/// Whether a server looks for a stream or consumer of this name (isValidName of nats-server).
+fn can_be_name(name: &str) -> bool {
+    let is_excluded = |c: char| c.is_ascii_whitespace() || matches!(c, '.' | '*' | '>');
+    (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.contains(is_excluded)
 }
 
 fn absent_is_none<T>(answer: Result<T, ApiError>) -> Result<Option<T>, ApiError> {

@@ -53,8 +53,8 @@ impl ErrorClass {
     pub fn of_jetstream(error: &ApiError) -> Self {
         match error {
             ApiError::Refused { error, .. } => Self::of_refusal(error),
-            // Only an administrator of NATS changes that.
-            ApiError::NotPermitted { .. } => Self::Terminal,
+            // Only a user, or an administrator of NATS, changes that.
+            ApiError::InvalidName { .. } | ApiError::NotPermitted { .. } => Self::Terminal,
             ApiError::Unanswered { .. } | ApiError::Malformed { .. } => Self::Transient,
         }
     }

@@ -233,7 +233,9 @@ fn outcome(error: Option<&ApiError>) -> &'static str {
     match error {
         None => "ok",
         Some(error) if error.is_absence() => "not_found",
-        Some(ApiError::Refused { .. } | ApiError::NotPermitted { .. }) => "refused",
+        Some(ApiError::Refused { .. } | ApiError::InvalidName { .. } | ApiError::NotPermitted { .. }) => {
+            "refused"
+        }
         Some(ApiError::Unanswered { .. }) => "unanswered",
         Some(ApiError::Malformed { .. }) => "malformed",
     }

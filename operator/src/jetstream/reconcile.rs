@@ -280,7 +280,7 @@ async fn attempt<A: Asset, T>(
 ) -> Result<T, ApiError> {
     let before = std::mem::take(&mut entry.entry);
     let answer = request.await;
-    if matches!(answer, Err(ApiError::Refused { .. })) {
+    if matches!(answer, Err(ApiError::Refused { .. } | ApiError::InvalidName { .. })) {
         entry.entry = before;
     }
     answer

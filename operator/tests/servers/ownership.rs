@@ -118,6 +118,24 @@ async fn a_forged_status_neither_hides_a_consumer_from_its_deletion_nor_points_i
 }
 
 #[tokio::test]
+async fn a_name_in_a_status_that_no_stream_can_have_holds_up_no_deletion_and_costs_no_connection() {
+    let world = World::start().await;
+    world.stream("orders", "subjects: [orders.*]").await;
+    let too_long = "x".repeat(6000);
+    let names = ["", "a.b", ">", "x\r\nPUB $JS.API.STREAM.DELETE.orders 0\r\n\r\n", &too_long];
+    for (number, forged) in names.into_iter().enumerate() {
+        let name = format!("reader-{number}");
+        world.consumer(&name, "streamRef: {name: orders}").await;
+        world.await_ready::<EventConsumer>(&name).await;
+        forge_consumer_status(&world, &name, json!({"consumer": {"stream": forged, "name": name}})).await;
+        world.delete::<EventConsumer>(&name).await;
+        world.await_gone::<EventConsumer>(&name).await;
+        consumer_config(&world, "orders", &name).await.unwrap_err();
+    }
+    assert!(!world.operator.log().contains("disconnected from NATS"), "{}", world.operator.log());
+}
+
+#[tokio::test]
 async fn what_lost_its_mark_is_not_deleted_with_its_object_and_an_event_says_so() {
     let (world, _secret) = deaf_world().await;
     world.stream("orders", "{subjects: [orders.*], deletionPolicy: Delete}").await;
