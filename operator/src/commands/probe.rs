@@ -109,7 +109,7 @@ pub async fn remove(api: &Api<EventStream>, namespace: &str, name: &str) -> Resu
         Deletion::Gone => return Ok(Removed::Whole),
         Deletion::Pending(object) if is_unmade(&object) => {
             // A conflict, or no answer, leaves the object there, which is reported below.
-            let _ = timeout(REQUEST_TIMEOUT, finalizer::set(api, &object, false)).await;
+            let _ = timeout(REQUEST_TIMEOUT, finalizer::remove_from_unchanged(api, &object)).await;
         }
         Deletion::Pending(_) => return Err(Error::Terminating { name: name.to_owned() }),
         Deletion::Failed(None) => {}

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use futures::{StreamExt, stream};
+use futures::{StreamExt, future, stream};
 use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_testing::{NatsServer, RawClient, await_until};
-use kube::api::ListParams;
+use kube::api::{ListParams, Patch, PatchParams};
+use serde_json::json;
 
 use crate::{
     fake_jetstream::FakeJetStream,
@@ -234,4 +235,31 @@ async fn a_reconcile_that_takes_too_long_is_told_in_the_status() {
     })
     .await;
     assert!(message.contains("took longer than 60s"), "{message}");
+}
+
+#[tokio::test]
+async fn an_object_that_others_change_all_the_time_is_made_and_deleted() {
+    let world = World::start().await;
+    let changing = (0..2).map(|writer| {
+        let api = world.streams();
+        async move {
+            for number in 0_u64.. {
+                let change = Patch::Merge(
+                    json!({"metadata": {"annotations": {format!("w{writer}"): number.to_string()}}}),
+                );
+                // It is there between its creation and its end.
+                let _ = api.patch("orders", &PatchParams::default(), &change).await;
+            }
+        }
+    });
+    let life = async {
+        world.stream("orders", "{subjects: [orders.*], deletionPolicy: Delete}").await;
+        world.await_config("orders", |_| true).await;
+        world.delete::<EventStream>("orders").await;
+        world.await_gone::<EventStream>("orders").await;
+    };
+    tokio::select! {
+        () = life => {}
+        _ = future::join_all(changing) => {}
+    }
 }
