@@ -41,6 +41,8 @@ pub struct Recorded {
 
 /// Sequences beyond this are not believed: no stream has so many messages, and one that began there would soon have none left.
 const MAX_SEQUENCE: u64 = 1 << 53;
+/// More copies than these are not believed: JetStream refuses them, and with them every other change of the stream.
+const MAX_REPLICAS: u8 = 5;
 
 impl Recorded {
     /// A sequence that a status names, which others than the operator can write.
@@ -56,7 +58,9 @@ impl Recorded {
         let stream = status.and_then(|status| status.stream.as_ref());
         Self {
             created: stream.and_then(|stream| stream.created.as_ref()).map(|time| time.0.as_second()),
-            replicas: stream.map(|stream| stream.replicas),
+            replicas: stream
+                .map(|stream| stream.replicas)
+                .filter(|replicas| (1..=MAX_REPLICAS).contains(replicas)),
             // A status that an older version wrote has the last sequence alone.
             highest_sequence: Self::sequence(status.and_then(|status| status.highest_sequence))
                 .max(Self::sequence(stream.map(|stream| stream.last_sequence))),

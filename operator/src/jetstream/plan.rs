@@ -26,8 +26,10 @@ pub enum Plan {
     Unchanged,
     Create {
         config: Config,
-        /// What to settle for where there are too few servers.
+        /// What to settle for where a cluster has too few servers.
         fallback: Option<Config>,
+        /// What to settle for on a server that is in no cluster.
+        alone: Option<Config>,
     },
     Update {
         /// Whole configurations, in order.
@@ -105,15 +107,20 @@ fn create<A: Asset>(desired: &Desired<A>, known: Known<'_, A>) -> Plan {
     let highest = recorded.highest_sequence.max(known.history.highest_sequence(&desired.owner.uid));
     let max_ack_pending = allowed(desired.max_ack_pending, known.max_ack_pending);
     let config = |replicas| beginning_beyond(highest, desired.stamped(Granted { replicas, max_ack_pending }));
-    let (replicas, fewer) = match desired.replicas {
-        None => return Plan::Create { config: config(None), fallback: None },
-        Some(Replicas::Exactly(replicas)) => (replicas, None),
-        Some(Replicas::Prefer(replicas)) => {
-            let least = recorded.replicas.unwrap_or(1);
-            (replicas.max(least), Some(least).filter(|least| *least < replicas))
-        }
+    let exact = |replicas| Plan::Create { config: config(replicas), fallback: None, alone: None };
+    let wished = match desired.replicas {
+        None => return exact(None),
+        Some(Replicas::Exactly(replicas)) => return exact(Some(replicas)),
+        Some(Replicas::Prefer(replicas)) => replicas,
     };
-    Plan::Create { config: config(Some(replicas)), fallback: fewer.map(|replicas| config(Some(replicas))) }
+    let least = recorded.replicas.unwrap_or(1);
+    let replicas = wished.max(least);
+    Plan::Create {
+        config: config(Some(replicas)),
+        fallback: (least < replicas).then(|| config(Some(least))),
+        // However many it had: a server that is not clustered has one of everything.
+        alone: (replicas > 1).then(|| config(Some(1))),
+    }
 }
 
 /// What was acknowledged, numbered or dead-lettered under an old sequence must never mean a new event. Servers refuse a first sequence
@@ -268,7 +275,10 @@ mod tests {
 
     #[test]
     fn a_missing_stream_is_created_whole() {
-        assert_eq!(plan_for(SPEC, None), Plan::Create { config: config(SPEC, 1), fallback: None });
+        assert_eq!(
+            plan_for(SPEC, None),
+            Plan::Create { config: config(SPEC, 1), fallback: None, alone: None }
+        );
     }
 
     const CRITICAL: &str = "{subjects: [a], profile: Critical}";
@@ -299,6 +309,7 @@ mod tests {
         let created = |replicas, fallback: Option<u8>| Plan::Create {
             config: config(replicas),
             fallback: fallback.map(config),
+            alone: Some(config(1)),
         };
         assert_eq!(plan_for(CRITICAL, None), created(3, Some(1)));
         let again = |recorded| planned(&desired_at(1, CRITICAL), None, &with_replicas(recorded));
@@ -341,7 +352,11 @@ mod tests {
         let first = 1_000_000_007;
         assert_eq!(
             planned(&desired_at(1, spec), None, &recorded),
-            Plan::Create { config: config(3, first), fallback: Some(config(1, first)) }
+            Plan::Create {
+                config: config(3, first),
+                fallback: Some(config(1, first)),
+                alone: Some(config(1, first))
+            }
         );
         // What was seen counts where the status is older.
         let mut history = History::default();
@@ -349,7 +364,11 @@ mod tests {
         let first = 1_000_000_009;
         assert_eq!(
             plan_with(&desired_at(1, spec), None, &history, &recorded),
-            Plan::Create { config: config(3, first), fallback: Some(config(1, first)) }
+            Plan::Create {
+                config: config(3, first),
+                fallback: Some(config(1, first)),
+                alone: Some(config(1, first))
+            }
         );
     }
 
@@ -510,7 +529,10 @@ mod tests {
 
     #[test]
     fn a_missing_consumer_is_created_whole() {
-        assert_eq!(plan_consumer(None), Plan::Create { config: consumer_config_at(2), fallback: None });
+        assert_eq!(
+            plan_consumer(None),
+            Plan::Create { config: consumer_config_at(2), fallback: None, alone: None }
+        );
     }
 
     #[test]
@@ -524,7 +546,7 @@ mod tests {
         let desired = Desired { max_ack_pending: Some(10_000), ..consumer_at(2, CONSUMER) };
         let of = |most| desired.stamped(Granted { max_ack_pending: most, ..Granted::default() });
         let planned = |actual: Option<&Config>, limit| plan_consumer_of(&desired, actual, limit);
-        let created = |most| Plan::Create { config: of(most), fallback: None };
+        let created = |most| Plan::Create { config: of(most), fallback: None, alone: None };
         assert_eq!(planned(None, None), created(Some(10_000)));
         assert_eq!(planned(None, Some(500)), created(Some(500)));
         assert_eq!(planned(Some(&of(Some(500))), Some(500)), Plan::Unchanged);

@@ -240,9 +240,9 @@ async fn apply<A: Cached>(
     match plan {
         Plan::Unchanged => Ok(OperationResult::Unchanged),
         Plan::Blocked(blocked) => Ok(OperationResult::Blocked(blocked)),
-        Plan::Create { config, fallback } => {
-            let settles = age >= CLUSTER_GRACE;
-            let create = create::<A>(cache.api(), key, (&config, fallback.as_ref()), settles);
+        Plan::Create { config, fallback, alone } => {
+            let fallbacks = Fallbacks { clustered: fallback.filter(|_| age >= CLUSTER_GRACE), alone };
+            let create = create::<A>(cache.api(), key, &config, &fallbacks);
             let created = attempt(entry, create).await;
             let (info, refusal) = created.map_err(|source| Error::new::<A>("create", key, source))?;
             entry.set(Some(&info));
@@ -286,23 +286,34 @@ async fn attempt<A: Asset, T>(
     answer
 }
 
+/// What to settle for where there are too few servers for what is preferred.
+struct Fallbacks {
+    /// In a cluster.
+    clustered: Option<Config>,
+    /// On a server that is in none.
+    alone: Option<Config>,
+}
+
 /// Creates it, or a fallback, with why it is one. Servers that are not clustered are one; a cluster of too few may be one that is still
 /// forming, so that only an object that waited settles for fewer.
 async fn create<A: Asset>(
     api: &Api,
     key: &A::Key,
-    (config, fallback): (&Config, Option<&Config>),
-    settles: bool,
+    config: &Config,
+    fallbacks: &Fallbacks,
 ) -> Result<(A::Info, Option<ApiError>), ApiError> {
     let refusal = match A::create(api, key, config).await {
         Ok(info) => return Ok((info, None)),
         Err(error) => error,
     };
-    let too_few =
-        refusal.err_code() == Some(REPLICAS_NEED_CLUSTER) || settles && has_too_few_servers(&refusal);
+    let fallback = match refusal.err_code() {
+        Some(REPLICAS_NEED_CLUSTER) => &fallbacks.alone,
+        _ if has_too_few_servers(&refusal) => &fallbacks.clustered,
+        _ => &None,
+    };
     match fallback {
-        Some(config) if too_few => Ok((A::create(api, key, config).await?, Some(refusal))),
-        _ => Err(refusal),
+        Some(config) => Ok((A::create(api, key, config).await?, Some(refusal))),
+        None => Err(refusal),
     }
 }
 

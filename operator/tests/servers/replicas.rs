@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use jetwright_crds::EventStream;
 use jetwright_testing::{NatsCluster, await_until};
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
 
-use crate::world::World;
+use crate::world::{SOON, World};
 
 /// How long servers may take to copy a stream, or to find that one of them is away.
 const COPIED: Duration = Duration::from_secs(30);
@@ -96,4 +98,37 @@ async fn on_a_lone_server_a_profile_is_not_durable_and_asks_for_nothing() {
     assert!((updates(&world).await - before).abs() < 0.5);
     world.stream("orders", "{subjects: [orders.*], profile: Critical, discard: Old, replicas: 1}").await;
     await_durable(&world, "True", "Reconciled").await;
+}
+
+/// Writes into a status how many copies the stream has, as a backup of another cluster has it, or somebody who may patch statuses.
+async fn forge_replicas<N>(world: &World<N>, replicas: u8) {
+    let forged = Patch::Merge(json!({"status": {"stream": {"replicas": replicas}}}));
+    world.streams().patch_status("orders", &PatchParams::default(), &forged).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_that_had_three_copies_is_made_again_with_one_on_a_lone_server() {
+    let world = World::start().await;
+    world.stream("orders", CRITICAL).await;
+    world.await_ready::<EventStream>("orders").await;
+    forge_replicas(&world, 3).await;
+    world.jetstream.delete_stream("orders").await.unwrap();
+    await_until("the stream is made again", SOON, || async {
+        world.jetstream.get_stream("orders").await.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    world.await_ready::<EventStream>("orders").await;
+    await_durable(&world, "False", "TooFewServers").await;
+}
+
+#[tokio::test]
+async fn more_copies_in_a_status_than_there_can_be_hold_up_no_update() {
+    let world = World::<NatsCluster>::clustered(3, &[]).await;
+    world.stream("orders", PLAIN).await;
+    world.await_ready::<EventStream>("orders").await;
+    forge_replicas(&world, 7).await;
+    world.stream("orders", "{subjects: [orders.*], limits: {maxMessages: 9}}").await;
+    world.await_ready::<EventStream>("orders").await;
+    let config = world.config("orders").await;
+    assert_eq!((config.num_replicas, config.max_messages), (1, 9));
 }
