@@ -15,8 +15,9 @@ use crate::{
     jetstream::{
         asset::Asset,
         cache::Cached,
+        finalize::{self, Finalized},
         ownership::Owner,
-        reconcile::{self, Finalized},
+        reconcile,
     },
     kubernetes::{finalizer, status::ConditionSummary},
     object_state::ObjectKey,
@@ -79,10 +80,9 @@ pub async fn delete_asset<A: Cached>(
     let clock = context.states.deletion(object, &owner.uid, |deletion| deletion.of_nats(bound));
     let (summary, why, error) = match context.connections.for_namespace(&owner.namespace) {
         Ok(connection) => {
-            let tried = reconcile::finalize::<A>(&connection.cache, asset, owner);
+            let tried = finalize::finalize::<A>(&connection.cache, asset, owner);
             match timeout(clock.left_of(bound).max(MIN_TRY), tried).await {
-                Ok(Ok(Finalized::Gone | Finalized::NotOurs)) => return Step::Done,
-                Ok(Ok(Finalized::Unmarked)) => return Step::Left(unmarked::<A>(asset)),
+                Ok(Ok(finalized)) => return step::<A>(finalized, asset, owner),
                 Ok(Err(error)) => (ConditionSummary::failed(&error), error_chain(&error), Some(error)),
                 Err(_) => {
                     let why = "JetStream does not answer".to_owned();
@@ -101,6 +101,16 @@ pub async fn delete_asset<A: Cached>(
     }
     let message = format!("{}; {}", tried_since(&A::describe(asset), clock, bound), summary.message);
     Step::Wait(Wait { summary: ConditionSummary { message, ..summary }, left, error })
+}
+
+fn step<A: Asset>(finalized: Finalized, asset: &A::Key, owner: &Owner) -> Step {
+    match finalized {
+        Finalized::Gone | Finalized::NotOurs => Step::Done,
+        Finalized::Settling(left) => Step::Wait(Wait::for_end(settling::<A>(asset), left)),
+        Finalized::Unmarked => Step::Left(unmarked::<A>(asset)),
+        Finalized::Newer(applied) => Step::Left(newer::<A>(asset, applied, owner)),
+        Finalized::Elsewhere(other) => Step::Left(renamed::<A>(asset, &other)),
+    }
 }
 
 fn tried_since(asset: &str, clock: Clock, bound: Duration) -> String {
@@ -123,6 +133,32 @@ fn unmarked<A: Asset>(asset: &A::Key) -> String {
          needs it",
         A::describe(asset),
         A::KIND
+    )
+}
+
+fn settling<A: Asset>(asset: &A::Key) -> String {
+    format!(
+        "{} does not exist, but JetStream has not answered every request about it, and may make it yet: waiting a moment",
+        A::describe(asset)
+    )
+}
+
+fn newer<A: Asset>(asset: &A::Key, applied: i64, owner: &Owner) -> String {
+    format!(
+        "{} was last applied at generation {applied}, but this object was at generation {}, and it was not deleted. Delete the {} in NATS \
+         if nothing needs it",
+        A::describe(asset),
+        owner.generation,
+        A::KIND
+    )
+}
+
+fn renamed<A: Asset>(asset: &A::Key, other: &str) -> String {
+    let kind = A::KIND;
+    format!(
+        "{kind} {other} was created for this object, which named {} in the end, and was not deleted. Delete the {kind} in NATS if nothing \
+         needs it",
+        A::name(asset)
     )
 }
 

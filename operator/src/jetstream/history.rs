@@ -8,12 +8,24 @@ use tokio::time::Instant;
 
 use super::config::Config;
 
+/// How long JetStream has to say that there is nothing until a request that it did not answer makes nothing any more: it works at several
+/// requests at once, and a server that stood still at all that came meanwhile.
+const SETTLING_TIME: Duration = Duration::from_secs(5);
+
 /// What was seen of one stream or consumer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     mark: Option<Mark>,
     highest: Option<Highest>,
     refusal: Option<Refusal>,
+    unanswered: Option<Unanswered>,
+}
+
+/// JetStream was asked to make, change or delete it, and has not said what became of that.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unanswered {
+    /// Since when it has said that it does not exist.
+    absent_since: Option<Instant>,
 }
 
 /// JetStream did not give a stream the replicas that are preferred.
@@ -44,6 +56,9 @@ struct Highest {
 impl History {
     /// Takes note of what JetStream says; `last_sequence` is a stream's. What no object owns has no meaning to one that creates it again.
     pub fn observe(&mut self, config: &Config, created: &str, last_sequence: Option<u64>) {
+        if let Some(unanswered) = &mut self.unanswered {
+            unanswered.absent_since = None;
+        }
         let metadata = config.metadata();
         if let Some(owner) = metadata.get(OWNER) {
             self.mark = Some(Mark { created: created.to_owned(), owner: (*owner).to_owned() });
@@ -53,6 +68,26 @@ impl History {
             Some(highest) if highest.uid == **uid => highest.sequence = highest.sequence.max(sequence),
             highest => *highest = Some(Highest { uid: (*uid).to_owned(), sequence }),
         }
+    }
+
+    /// Takes note of a request that changes it, and returns what was open before, for when it is answered.
+    pub fn ask(&mut self) -> Option<Unanswered> {
+        self.unanswered.replace(Unanswered::default())
+    }
+
+    /// JetStream answered the request; this was open before.
+    pub fn answered(&mut self, before: Option<Unanswered>) {
+        self.unanswered = before;
+    }
+
+    /// Of what does not exist, as JetStream says now: how long a request that it did not answer may make it yet; None where nothing does.
+    pub fn settling(&mut self) -> Option<Duration> {
+        let since = *self.unanswered.as_mut()?.absent_since.get_or_insert_with(Instant::now);
+        let left = SETTLING_TIME.checked_sub(since.elapsed()).filter(|left| !left.is_zero());
+        if left.is_none() {
+            self.unanswered = None;
+        }
+        left
     }
 
     /// Takes note that JetStream refused what this generation of an object prefers.

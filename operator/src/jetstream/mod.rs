@@ -1,7 +1,7 @@
 //! JetStream: what an object declares in it, what it has, and what brings the one to the other.
 //!
 //! [`asset`] is what streams and consumers have in common, [`stream_config`] and [`consumer_config`] are the tables of their fields;
-//! [`reconcile`] carries out what [`plan`] decides from [`diff`], [`ownership`] and [`claim`]; [`cache`] holds what JetStream has, kept true by
+//! [`reconcile`] carries out what [`plan`] decides from [`diff`], [`ownership`] and [`claim`], and [`finalize`] deletes what an object leaves; [`cache`] holds what JetStream has, kept true by
 //! [`advisories`], each of which [`advisory`] reads, and [`availability`] finds what JetStream does not answer for. The crate for NATS speaks `$JS.API`, and [`config`] keeps fields that it does not know.
 
 pub mod advisories;
@@ -17,6 +17,7 @@ pub mod consumer_config;
 pub mod data_loss;
 pub mod diff;
 pub mod entries;
+pub mod finalize;
 pub mod history;
 pub mod info;
 pub mod marks;

@@ -1,5 +1,4 @@
-//! Brings a stream or a consumer in JetStream to what is desired, or deletes it. Reads and writes JetStream; what to do is decided in
-//! [`super::plan`].
+//! Brings a stream or a consumer in JetStream to what is desired. Reads and writes JetStream; what to do is decided in [`super::plan`].
 
 use std::time::Duration;
 
@@ -17,14 +16,12 @@ use super::{
     cache::{Cache, Cached},
     config::Config,
     entries::EntryGuard,
-    history::History,
-    ownership::Owner,
     plan::{Cause, Known, Plan, plan},
 };
 use crate::{
     contest::Rivals,
     error::{ErrorClass, ReconcileError},
-    outcome::{Blocked, CreationTime as _, OperationResult, Outcome, Pending, Reconciled, Recorded},
+    outcome::{Blocked, OperationResult, Outcome, Pending, Reconciled, Recorded},
     write_gate::WriteGate,
 };
 
@@ -55,7 +52,8 @@ pub struct Error {
 }
 
 impl Error {
-    fn new<A: Asset>(action: impl Into<String>, key: &A::Key, source: ApiError) -> Self {
+    /// The error of something that was tried.
+    pub fn new<A: Asset>(action: impl Into<String>, key: &A::Key, source: ApiError) -> Self {
         Self { action: action.into(), asset: A::describe(key), source }
     }
 
@@ -273,14 +271,19 @@ async fn apply<A: Cached>(
 }
 
 /// Sends what changes something. After a refusal everything is as it was: that another operator is refused the same is no news then. Only
-/// silence, or the end of the reconcile before there is an answer, leaves open what JetStream has.
-async fn attempt<A: Asset, T>(
+/// silence, or the end of the reconcile before there is an answer, leaves open what JetStream has, and what it will have.
+pub(super) async fn attempt<A: Asset, T>(
     entry: &mut EntryGuard<A>,
     request: impl Future<Output = Result<T, ApiError>> + Send,
 ) -> Result<T, ApiError> {
     let before = std::mem::take(&mut entry.entry);
+    let open = entry.history_mut().ask();
     let answer = request.await;
-    if matches!(answer, Err(ApiError::Refused { .. } | ApiError::InvalidName { .. })) {
+    let is_refused = matches!(answer, Err(ApiError::Refused { .. } | ApiError::InvalidName { .. }));
+    if is_refused || answer.is_ok() {
+        entry.history_mut().answered(open);
+    }
+    if is_refused {
         entry.entry = before;
     }
     answer
@@ -319,36 +322,4 @@ async fn create<A: Asset>(
 
 fn has_too_few_servers(error: &ApiError) -> bool {
     matches!(error, ApiError::Refused { error, .. } if error.err_code == NO_SUITABLE_PEERS && error.description == TOO_FEW_SERVERS)
-}
-
-/// What became of something whose object goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finalized {
-    /// It is deleted, or there was nothing.
-    Gone,
-    /// It stays: it is not the object's, or a newer generation was applied to it.
-    NotOurs,
-    /// It stays: it was the object's, and its metadata do not say so any more.
-    Unmarked,
-}
-
-/// Deletes what the metadata in JetStream say is the owner's, and nothing else: what was seen to be the owner's may be another's by now.
-///
-/// # Errors
-///
-/// When JetStream does not answer or refuses. Unanswered, the deletion may take effect later.
-pub async fn finalize<A: Cached>(cache: &Cache, key: &A::Key, owner: &Owner) -> Result<Finalized, Error> {
-    let failed = |source| Error::new::<A>("delete", key, source);
-    let mut entry = cache.lock::<A>(key).await.map_err(failed)?;
-    cache.refresh_locked::<A>(key, &mut entry).await.map_err(failed)?;
-    let Some(info) = entry.present() else { return Ok(Finalized::Gone) };
-    let is_ours = |history: &History| {
-        owner.ownership(A::config(&info), info.created(), history).permits(owner.generation)
-    };
-    if !is_ours(&History::default()) {
-        return Ok(if is_ours(entry.history()) { Finalized::Unmarked } else { Finalized::NotOurs });
-    }
-    A::delete(cache.api(), key).await.map_err(failed)?;
-    cache.refresh_locked::<A>(key, &mut entry).await.map_err(failed)?;
-    Ok(Finalized::Gone)
 }

@@ -2,6 +2,7 @@
 
 use async_nats::jetstream::stream::StorageType;
 use jetwright_crds::{EventConsumer, EventStream};
+use jetwright_testing::await_until;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
@@ -49,6 +50,30 @@ async fn a_stream_that_is_renamed_where_its_status_does_not_tell_of_it_is_left_a
     world.await_ready::<EventStream>("another").await;
     world.stream("orders", "{streamName: BEFORE, subjects: [orders.*]}").await;
     world.await_ready::<EventStream>("orders").await;
+}
+
+#[tokio::test]
+async fn a_stream_that_its_object_does_not_name_any_more_stays_when_that_is_deleted_and_an_event_says_so() {
+    let mut world = World::start().await;
+    world.stream("orders", "{streamName: BEFORE, subjects: [orders.*], deletionPolicy: Delete}").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.operator.signal("TERM");
+    world.operator.wait_exit(SOON).await;
+    let lost = Patch::Merge(json!({"status": {"stream": null}}));
+    world.streams().patch_status("orders", &PatchParams::default(), &lost).await.unwrap();
+    world.stream("orders", "{streamName: AFTER, subjects: [orders.*], deletionPolicy: Delete}").await;
+    world.delete::<EventStream>("orders").await;
+    world.operator = world.another_operator(&[]);
+    world.await_gone::<EventStream>("orders").await;
+    world.jetstream.get_stream("BEFORE").await.unwrap();
+    let note = await_until("what is left behind is said", SOON, || async {
+        world.events("orders", "Orphaned").await.pop().ok_or("no event")
+    })
+    .await;
+    assert!(
+        note.contains("stream BEFORE was created for this object") && note.contains("named AFTER"),
+        "{note}"
+    );
 }
 
 #[tokio::test]

@@ -28,6 +28,9 @@ pub struct FakeJetStream(Arc<Inner>);
 struct Inner {
     silent: AtomicBool,
     ignores_offset: AtomicBool,
+    is_slow: AtomicBool,
+    /// Creations that it came to neither carry out nor answer.
+    waiting: Mutex<Vec<(String, Value)>>,
     things: Mutex<BTreeMap<String, Value>>,
     asked: Mutex<BTreeMap<String, usize>>,
 }
@@ -56,6 +59,22 @@ impl FakeJetStream {
         self.0.silent.store(silent, Relaxed);
     }
 
+    /// Whether creations of streams wait: it answers other requests meanwhile, as servers do that work at several at once.
+    pub fn set_slow(&self, is_slow: bool) {
+        self.0.is_slow.store(is_slow, Relaxed);
+    }
+
+    /// Carries out the creations that wait. It is too late for an answer.
+    pub fn catch_up(&self) {
+        let waiting = std::mem::take(&mut *self.0.waiting.lock());
+        self.0.things.lock().extend(waiting.into_iter().map(|(name, config)| (name, stream(&config))));
+    }
+
+    /// Whether there is a stream of this name.
+    pub fn has_stream(&self, name: &str) -> bool {
+        self.0.things.lock().contains_key(name)
+    }
+
     /// Whether every page of a list is its first.
     pub fn set_ignores_offset(&self, ignores: bool) {
         self.0.ignores_offset.store(ignores, Relaxed);
@@ -82,13 +101,15 @@ impl FakeJetStream {
         let body: Value = serde_json::from_slice(payload).unwrap_or_default();
         let mut things = self.0.things.lock();
         Some(match (verb.as_str(), names) {
-            ("STREAM.CREATE" | "STREAM.UPDATE", [name]) => {
-                let state =
-                    json!({"messages": 0, "bytes": 0, "first_seq": 0, "last_seq": 0, "consumer_count": 0});
-                let info = json!({"config": body, "created": "2026-01-01T00:00:00Z", "state": state});
-                things.insert((*name).to_owned(), info.clone());
-                info
+            ("STREAM.CREATE", [name]) if self.0.is_slow.load(Relaxed) => {
+                self.0.waiting.lock().push(((*name).to_owned(), body));
+                return None;
             }
+            ("STREAM.CREATE" | "STREAM.UPDATE", [name]) => {
+                things.insert((*name).to_owned(), stream(&body));
+                stream(&body)
+            }
+            ("STREAM.DELETE", [name]) if things.remove(*name).is_some() => json!({"success": true}),
             ("CONSUMER.CREATE", [stream, name, ..]) => {
                 let info = json!({
                     "stream_name": stream, "name": name, "config": body["config"], "created": "2026-01-01T00:00:00Z",
@@ -123,4 +144,10 @@ impl FakeJetStream {
         let page: Vec<_> = all.iter().skip(from).take(256).collect();
         json!({"total": total, "offset": offset, "limit": 256, kind: page})
     }
+}
+
+/// A stream without messages, as INFO describes it.
+fn stream(config: &Value) -> Value {
+    let state = json!({"messages": 0, "bytes": 0, "first_seq": 0, "last_seq": 0, "consumer_count": 0});
+    json!({"config": config, "created": "2026-01-01T00:00:00Z", "state": state})
 }

@@ -136,6 +136,23 @@ async fn a_name_in_a_status_that_no_stream_can_have_holds_up_no_deletion_and_cos
 }
 
 #[tokio::test]
+async fn a_stream_of_a_newer_generation_stays_and_an_event_says_so() {
+    let world = World::start().await;
+    world.stream("orders", "{subjects: [orders.*], deletionPolicy: Delete}").await;
+    world.await_ready::<EventStream>("orders").await;
+    let mut newer = world.config("orders").await;
+    newer.metadata.insert("jetwright.dev/generation".into(), "7".into());
+    world.jetstream.update_stream(newer).await.unwrap();
+    world.stream("orders", "{subjects: [orders.*, refunds.*], deletionPolicy: Delete}").await;
+    world.await_condition::<EventStream>("orders", "Stalled", "True", "NewerGeneration").await;
+    world.delete::<EventStream>("orders").await;
+    world.await_gone::<EventStream>("orders").await;
+    assert_eq!(world.config("orders").await.subjects, ["orders.*"]);
+    let note = await_orphaned(&world, "orders").await;
+    assert!(note.contains("generation 7") && note.contains("was not deleted"), "{note}");
+}
+
+#[tokio::test]
 async fn what_lost_its_mark_is_not_deleted_with_its_object_and_an_event_says_so() {
     let (world, _secret) = deaf_world().await;
     world.stream("orders", "{subjects: [orders.*], deletionPolicy: Delete}").await;

@@ -238,6 +238,24 @@ async fn a_reconcile_that_takes_too_long_is_told_in_the_status() {
 }
 
 #[tokio::test]
+async fn a_stream_whose_creation_took_effect_when_its_object_was_deleted_already_goes_with_it() {
+    let (nats, fake) = FakeJetStream::start().await;
+    let world = World::with(nats, &["--jetstream-timeout=1s"]).await;
+    fake.set_slow(true);
+    world.stream("orders", "{subjects: [orders.*], deletionPolicy: Delete}").await;
+    world.await_condition::<EventStream>("orders", "Ready", "Unknown", "JetStreamUnavailable").await;
+    let asked = fake.asked("STREAM.INFO");
+    world.delete::<EventStream>("orders").await;
+    await_until("JetStream was asked for it, and had none", SOON, || async {
+        if fake.asked("STREAM.INFO") > asked { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    fake.catch_up();
+    world.await_gone::<EventStream>("orders").await;
+    assert!(!fake.has_stream("orders"));
+}
+
+#[tokio::test]
 async fn an_object_that_others_change_all_the_time_is_made_and_deleted() {
     let world = World::start().await;
     let changing = (0..2).map(|writer| {
