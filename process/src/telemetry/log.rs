@@ -7,7 +7,7 @@ use json_subscriber::JsonLayer;
 use opentelemetry::trace::{SpanContext, TraceContextExt};
 use opentelemetry_sdk::trace::SdkTracer;
 use tracing::dispatcher::WeakDispatch;
-use tracing::{Dispatch, Event, Level, Metadata, Subscriber};
+use tracing::{Dispatch, Event, Subscriber};
 use tracing_opentelemetry::get_otel_context;
 use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
@@ -21,6 +21,9 @@ use crate::configuration::Problem;
 
 /// The NATS client logs each of its events and each failed attempt to connect; the programs log these themselves, once.
 const DEFAULT_FILTER: &str = "info,async_nats=warn,async_nats::connector=off";
+
+/// The most verbose level of spans.
+const TRACED: LevelFilter = LevelFilter::INFO;
 
 /// Keys of every line. An event's field of the same name goes under `fields.<name>`: a key occurs once.
 const RESERVED_KEYS: [&str; 6] = ["time", "level", "target", "span", "trace_id", "span_id"];
@@ -92,21 +95,19 @@ impl Log {
             .with_threads(false)
             .with_location(false)
             .with_tracked_inactivity(false)
-            .with_filter(filter_fn(traced));
+            .with_filter(TRACED);
         // A line shows the spans around it even if their own level is not logged.
-        let filter =
-            EnvFilter::new(&self.filter).or(filter_fn(|metadata| metadata.is_span() && traced(metadata)));
+        let traced_spans = filter_fn(|metadata| metadata.is_span() && *metadata.level() <= TRACED);
+        let filter = EnvFilter::new(&self.filter).or(traced_spans.with_max_level_hint(TRACED));
         let dispatch = Arc::<OnceLock<WeakDispatch>>::default();
         let lines: Box<dyn Layer<_> + Send + Sync> = match self.format {
             Format::Json => Box::new(json(writer, Arc::clone(&dispatch))),
             Format::Text => Box::new(fmt::layer().with_writer(writer).with_ansi(false)),
         };
-        Registry::default().with(spans).with(lines.with_filter(filter)).with(KeepDispatch(dispatch))
+        // It reads no line. Without a filter it would want all of them: the client has several below `info` for each message.
+        let keep_dispatch = KeepDispatch(dispatch).with_filter(LevelFilter::OFF);
+        Registry::default().with(spans).with(lines.with_filter(filter)).with(keep_dispatch)
     }
-}
-
-fn traced(metadata: &Metadata<'_>) -> bool {
-    *metadata.level() <= Level::INFO
 }
 
 /// Writes `{"level", "span": {"name", …}, "target", "time", "trace_id", "span_id", "message", …}`.
@@ -173,6 +174,7 @@ pub(crate) mod tests {
     use opentelemetry::trace::{SpanId, TraceFlags, TraceId, TraceState, TracerProvider};
     use opentelemetry_sdk::trace::SdkTracerProvider;
     use serde_json::Value;
+    use tracing::Metadata;
     use tracing::subscriber::{DefaultGuard, Interest, set_default};
 
     use super::super::work_span::{LogFields, WorkSpan};
@@ -316,6 +318,19 @@ pub(crate) mod tests {
         assert_eq!(lines.len(), 1);
         assert_eq!(lines[0]["message"], "loud");
         assert!(lines[0]["trace_id"].is_string(), "{}", lines[0]);
+    }
+
+    #[test]
+    fn a_line_that_is_not_logged_is_refused_by_its_level_alone() {
+        for (filter, level) in [
+            (DEFAULT_FILTER, LevelFilter::INFO),
+            ("error", TRACED),
+            ("warn,async_nats=debug", LevelFilter::DEBUG),
+        ] {
+            let log = Log { filter: filter.to_owned(), ..Log::default() };
+            let subscriber = log.subscriber(io::sink, SdkTracerProvider::builder().build().tracer("test"));
+            assert_eq!(subscriber.max_level_hint(), Some(level), "{filter}");
+        }
     }
 
     #[test]
