@@ -5,7 +5,9 @@
 
 use std::{pin::pin, task::Poll, time::Duration};
 
-use async_nats::{Message, PublishError, StatusCode, Subject};
+use async_nats::{
+    Message, PublishError, StatusCode, Subject, client::traits::Publisher as _, message::OutboundMessage,
+};
 use futures::{FutureExt, StreamExt, poll};
 use tokio::time::{Instant, timeout};
 
@@ -26,9 +28,10 @@ impl<H: Handler> Dispatcher<H> {
         let is_unconfirmed =
             self.consumer.runner.options.ack_mode == AckMode::FireAndForget && held.key.is_none();
         if can_send && is_unconfirmed && *settlement == Settlement::Ack {
-            let reply = held.reply.clone();
-            self.publish(reply, settlement.payload()).await;
-            return self.release(slot);
+            if let Some(held) = self.take_out(slot) {
+                self.publish(held.reply, settlement.payload()).await;
+            }
+            return;
         }
         let mut ack = PendingAck::new(settlement, now);
         if !can_send {
@@ -66,22 +69,25 @@ impl<H: Handler> Dispatcher<H> {
         ack.send(number, now);
         let (to, payload) = (reply.clone(), ack.payload.clone());
         let answer_to = format!("{}.{slot}.{number}", self.inbox);
-        send(self.client.publish_with_reply(to, answer_to, payload)).await;
+        // The client checks the subject alone: that of the confirmation is its own.
+        let ack = OutboundMessage { subject: to, reply: Some(answer_to.into()), payload, headers: None };
+        send(self.client.publish_message(ack)).await;
     }
 
     pub(super) fn confirmed_all(&mut self, first: &Message) {
-        self.confirmed(first);
+        let now = Instant::now();
+        self.confirmed(first, now);
         for _ in 1..BATCH {
             let confirmations = self.confirmations.as_mut();
             let Some(Some(confirmation)) = confirmations.and_then(|more| more.next().now_or_never()) else {
                 return;
             };
-            self.confirmed(&confirmation);
+            self.confirmed(&confirmation, now);
         }
     }
 
     /// JetStream confirms an acknowledgement.
-    fn confirmed(&mut self, confirmation: &Message) {
+    fn confirmed(&mut self, confirmation: &Message, now: Instant) {
         let mut tokens = confirmation.subject.rsplit('.');
         let mut number = || tokens.next()?.parse::<u64>().ok();
         let (Some(number), Some(slot)) = (number(), number()) else { return };
@@ -91,11 +97,10 @@ impl<H: Handler> Dispatcher<H> {
             return;
         }
         if confirmation.status == Some(StatusCode::NO_RESPONDERS) {
-            let now = Instant::now();
             ack.refused(now);
             return self.suspect_consumer(now);
         }
-        self.settled(slot);
+        self.settled(slot, now);
     }
 
     /// Does what is due: in-progress acknowledgements of the events in flight, and unconfirmed acknowledgements.
@@ -173,7 +178,7 @@ impl<H: Handler> Dispatcher<H> {
         }
         for (slot, fate) in decided {
             if fate == AckStatus::Settled {
-                self.settled(slot);
+                self.settled(slot, now);
             } else {
                 self.give_up(slot, "JetStream does not know its delivery any more");
                 self.begin_recovery(RecoveryCause::UnansweredAck, now);
@@ -192,11 +197,11 @@ impl<H: Handler> Dispatcher<H> {
     }
 
     /// JetStream knows how a delivery ended.
-    fn settled(&mut self, slot: usize) {
+    fn settled(&mut self, slot: usize, now: Instant) {
         if let Some(Held { sequence, time, state: State::Settling(ack), .. }) = self.in_flight.get(slot)
             && ack.ends_event()
         {
-            self.ended.insert(*sequence, *time, Instant::now());
+            self.ended.insert(*sequence, *time, now);
         }
         if let (Some(order), Some(Held { key: Some(key), sequence, state: State::Settling(ack), .. })) =
             (&mut self.order, self.in_flight.get(slot))
@@ -222,9 +227,14 @@ impl<H: Handler> Dispatcher<H> {
 
     /// Releases a delivery; the next one of its key may begin.
     pub(super) fn release(&mut self, slot: usize) {
+        self.take_out(slot);
+    }
+
+    fn take_out(&mut self, slot: usize) -> Option<Held> {
         self.leave_queue(slot);
-        let Some(held) = self.in_flight.remove(slot) else { return };
+        let held = self.in_flight.remove(slot)?;
         self.consumer.release_capacity(held.size);
+        Some(held)
     }
 
     /// The consumer that delivered it is gone: it is not acknowledged. A running attempt is waited for.
