@@ -62,6 +62,7 @@ mod event;
 #[cfg(test)]
 mod guide;
 mod handler;
+mod known_headers;
 mod metadata;
 mod metrics;
 mod problem;

@@ -3,7 +3,6 @@
 
 use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use async_nats::HeaderName;
 use bytes::Bytes;
 use futures::{FutureExt, poll};
 use jiff::Timestamp;
@@ -18,7 +17,7 @@ use super::{
     retry::{Decision, Isolation, Outcome, Reason, is_last_attempt, isolation},
 };
 use crate::{
-    DecodeError, Error, ErrorKind, Event, Handler, Metadata, Source, event::EVENT_TYPE,
+    DecodeError, Error, ErrorKind, Event, Handler, Metadata, Source, known_headers::KnownHeaders,
     metrics::HandledOutcome, store::RawEvent, trace,
 };
 
@@ -110,16 +109,20 @@ enum AttemptEnd {
     },
 }
 
-/// Makes one attempt. The delivery returns to where it came from, also to be dropped: memory is freed at least cost there.
+/// Makes one attempt, which begins now. The delivery returns to where it came from, also to be dropped: memory is freed at least cost there.
 pub(super) async fn process<H: Handler>(
     runner: Arc<HandlerRunner<H>>,
     mut delivery: Box<Delivery>,
+    now: Instant,
 ) -> (AttemptResult, Box<Delivery>) {
     let _in_flight = runner.metrics.begin();
     let known = delivery.known.take();
     delivery.calls += u32::from(known.is_none());
-    let span = trace::of_attempt(&runner.templates, &delivery.metadata, delivery.previous.as_ref());
-    let ended = trace::within(&span, pin!(try_once(&runner, &delivery, known))).await;
+    let headers = KnownHeaders::find(&delivery.metadata.headers);
+    let parent = trace::extract(&delivery.metadata.headers, headers);
+    let span = trace::of_attempt(&runner.templates, &delivery.metadata, parent, delivery.previous.as_ref());
+    let attempt = Attempt { delivery: &delivery, event_type: headers.event_type, begun: now };
+    let ended = trace::within(&span, pin!(try_once(&runner, attempt, known))).await;
     let result = match ended {
         AttemptEnd::Settled(settlement) => AttemptResult::Settle(settlement),
         AttemptEnd::Again { after, given_up } => {
@@ -143,17 +146,26 @@ pub(super) async fn process<H: Handler>(
     (result, delivery)
 }
 
+/// What an attempt knows of its event.
+#[derive(Clone, Copy)]
+struct Attempt<'a> {
+    delivery: &'a Delivery,
+    /// Of its headers.
+    event_type: Option<&'a str>,
+    begun: Instant,
+}
+
 /// One attempt, unless its outcome is known already.
 async fn try_once<H: Handler>(
     runner: &HandlerRunner<H>,
-    delivery: &Delivery,
+    attempted: Attempt<'_>,
     known: Option<Outcome>,
 ) -> AttemptEnd {
-    let begun = Instant::now();
+    let Attempt { delivery, begun, .. } = attempted;
     let was_recorded = matches!(known, Some(Outcome::GivenUp(..)));
     let outcome = match known {
         Some(outcome) => outcome,
-        None => handle(runner, delivery, begun).await,
+        None => handle(runner, attempted).await,
     };
     let Metadata { attempt, is_last_attempt, .. } = *delivery.metadata;
     let decision = match outcome {
@@ -173,13 +185,14 @@ async fn try_once<H: Handler>(
     }
 }
 
-async fn handle<H: Handler>(runner: &HandlerRunner<H>, delivery: &Delivery, begun: Instant) -> Outcome {
+async fn handle<H: Handler>(runner: &HandlerRunner<H>, attempt: Attempt<'_>) -> Outcome {
+    let Attempt { delivery, event_type, begun } = attempt;
     let deadline = runner.deadline;
     // The service's own code, its decoding included, runs and is dropped within the caught future alone.
     let handled = AssertUnwindSafe(async {
         // A handler's future may have any size, and what has it inside is moved on its way to a thread.
         let mut handling = Box::pin(async {
-            let event = match decode::<H::Event>(delivery) {
+            let event = match decode::<H::Event>(event_type, delivery) {
                 Ok(event) => event,
                 Err(why) if runner.ignores(&why) => return Outcome::Ignored,
                 Err(why) => return Outcome::Undecodable(why),
@@ -203,9 +216,8 @@ async fn handle<H: Handler>(runner: &HandlerRunner<H>, delivery: &Delivery, begu
     outcome
 }
 
-fn decode<E: Event>(delivery: &Delivery) -> Result<E, DecodeError> {
-    let event_type = delivery.metadata.headers.get(HeaderName::from_static(EVENT_TYPE));
-    E::decode(event_type.ok_or_else(DecodeError::missing_type)?.as_str(), delivery.payload.clone())
+fn decode<E: Event>(event_type: Option<&str>, delivery: &Delivery) -> Result<E, DecodeError> {
+    E::decode(event_type.ok_or_else(DecodeError::missing_type)?, delivery.payload.clone())
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> String {

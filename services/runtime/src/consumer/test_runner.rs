@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::Subject;
 use bytes::Bytes;
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::{
     HandlerRunner,
@@ -83,7 +84,7 @@ impl<H: Handler> TestRunner<H> {
     pub(crate) async fn attempt(&self, PendingAttempt(delivery): PendingAttempt) -> ObservedAttempt {
         // The time that the stream of dead letters is left alone after it did not answer does not pass here.
         self.runner.breaker.record(true);
-        let (result, delivery) = process(Arc::clone(&self.runner), delivery).await;
+        let (result, delivery) = process(Arc::clone(&self.runner), delivery, Instant::now()).await;
         let end = match result {
             AttemptResult::Settle(Settlement::Ack) => DeliveryEnd::Acknowledged,
             AttemptResult::Settle(Settlement::Term { .. }) => {

@@ -10,9 +10,11 @@ use opentelemetry::{
 };
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 
+use crate::known_headers::KnownHeaders;
+
 /// Headers of W3C Trace Context.
-const TRACEPARENT: &str = "traceparent";
-const TRACESTATE: &str = "tracestate";
+pub(crate) const TRACEPARENT: &str = "traceparent";
+pub(crate) const TRACESTATE: &str = "tracestate";
 
 static W3C: LazyLock<TraceContextPropagator> = LazyLock::new(TraceContextPropagator::new);
 
@@ -29,10 +31,10 @@ impl Extractor for Headers<'_> {
 }
 
 /// The trace that headers name.
-pub(super) fn extract(headers: &HeaderMap) -> Option<SpanContext> {
-    let parent = headers.get(HeaderName::from_static(TRACEPARENT))?;
-    let plain = match headers.get(HeaderName::from_static(TRACESTATE)) {
-        None => plain(parent.as_str()),
+pub(crate) fn extract(headers: &HeaderMap, known: KnownHeaders<'_>) -> Option<SpanContext> {
+    let parent = known.traceparent?;
+    let plain = match known.tracestate {
+        None => plain(parent),
         Some(_) => None,
     };
     let context = plain.unwrap_or_else(|| {
@@ -45,20 +47,30 @@ pub(super) fn extract(headers: &HeaderMap) -> Option<SpanContext> {
 /// Reads the usual `traceparent`: of the first version, sampled or not, and nothing else. Every event has one, for which the
 /// propagator allocates several times.
 fn plain(parent: &str) -> Option<SpanContext> {
-    let digits = |text: &str| text.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
-    let (trace, rest) = parent.strip_prefix("00-")?.split_at_checked(32)?;
-    let (span, flags) = rest.strip_prefix('-')?.split_at_checked(16)?;
+    let (trace, rest) = parent.as_bytes().strip_prefix(b"00-")?.split_at_checked(32)?;
+    let (span, flags) = rest.strip_prefix(b"-")?.split_at_checked(16)?;
     let sampled = match flags {
-        "-00" => false,
-        "-01" => true,
+        b"-00" => false,
+        b"-01" => true,
         _ => return None,
     };
-    if !digits(trace) || !digits(span) {
-        return None;
-    }
-    let (trace, span) = (TraceId::from_hex(trace).ok()?, SpanId::from_hex(span).ok()?);
+    let (high, low) = trace.split_at(16);
+    let trace = (u128::from(hex(high)?) << 64) | u128::from(hex(low)?);
+    let (trace, span) = (TraceId::from(trace), SpanId::from(hex(span)?));
     let flags = TraceFlags::default().with_sampled(sampled);
     Some(SpanContext::new(trace, span, flags, true, TraceState::default()))
+}
+
+/// The value of at most 16 hexadecimal digits, none of them a capital.
+fn hex(digits: &[u8]) -> Option<u64> {
+    digits.iter().try_fold(0, |value, digit| {
+        let digit = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => return None,
+        };
+        Some((value << 4) | u64::from(digit))
+    })
 }
 
 /// A trace that nobody records: it correlates log lines.
@@ -106,7 +118,7 @@ mod tests {
             let context = SpanContext::new(ids.0, ids.1, flags, true, state);
             let mut headers = HeaderMap::new();
             inject(&context, &mut headers);
-            assert_eq!(extract(&headers), Some(context));
+            assert_eq!(extract(&headers, KnownHeaders::find(&headers)), Some(context));
             assert_eq!(headers.len(), 1 + usize::from(sampled));
         }
     }
@@ -136,7 +148,7 @@ mod tests {
             headers.insert(TRACEPARENT, parent.as_str());
             let context = W3C.extract_with_context(&Context::new(), &Headers(&headers));
             let expected = Some(context.span().span_context().clone()).filter(SpanContext::is_valid);
-            assert_eq!(extract(&headers), expected, "{parent}");
+            assert_eq!(extract(&headers, KnownHeaders::find(&headers)), expected, "{parent}");
         }
     }
 

@@ -14,21 +14,21 @@ use opentelemetry::{
     trace::{SpanContext, TraceContextExt},
 };
 
-use self::context::{extract, new_trace};
+use self::context::new_trace;
 pub(crate) use self::{
-    context::{inject, push_hex},
+    context::{TRACEPARENT, TRACESTATE, extract, inject, push_hex},
     templates::Templates,
 };
 use crate::Metadata;
 
-/// The span of one attempt at an event: in the trace of the event's headers, or in a new one. It links the attempt before it, where this
+/// The span of one attempt at an event: in the trace that the event's headers name (`parent`), or in a new one. It links the attempt before it, where this
 /// process made that.
 pub(crate) fn of_attempt(
     templates: &Templates,
     metadata: &Arc<Metadata>,
+    parent: Option<SpanContext>,
     previous: Option<&SpanContext>,
 ) -> WorkSpan {
-    let parent = extract(&metadata.headers);
     let span = match parent {
         Some(parent) if !records() || !parent.is_sampled() => WorkSpan::unsampled(parent),
         None if !records() => WorkSpan::unsampled(new_trace()),
@@ -75,6 +75,7 @@ mod tests {
     use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 
     use super::*;
+    use crate::known_headers::KnownHeaders;
 
     /// The spans of this trace, oldest first. All tests of the process share the provider.
     fn spans_of(exporter: &InMemorySpanExporter, trace: TraceId) -> Vec<SpanData> {
@@ -101,8 +102,9 @@ mod tests {
             let flags = TraceFlags::default().with_sampled(sampled);
             let mut headers = HeaderMap::new();
             inject(&SpanContext::new(ids.0, ids.1, flags, true, TraceState::default()), &mut headers);
+            let parent = extract(&headers, KnownHeaders::find(&headers));
             let metadata = Metadata { headers, attempt, ..Metadata::example(7) };
-            of_attempt(&templates, &Arc::new(metadata), previous)
+            of_attempt(&templates, &Arc::new(metadata), parent, previous)
         };
         let unsampled = attempt(false, 1, None);
         let work = async || {

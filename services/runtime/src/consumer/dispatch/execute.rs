@@ -121,9 +121,12 @@ impl<H: Handler> Dispatcher<H> {
     ///
     /// Code other than a handler panicked.
     pub(super) async fn finish_attempts(&mut self) -> Result<(), WorkerPanic> {
-        for result in self.workers.take_results() {
+        let mut results = mem::take(&mut self.results);
+        self.workers.take_results(&mut results);
+        for result in results.drain(..) {
             self.attempt_ended(result?).await;
         }
+        self.results = results;
         Ok(())
     }
 

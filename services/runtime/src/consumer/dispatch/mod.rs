@@ -53,6 +53,8 @@ const TICK: Duration = Duration::from_millis(100);
 pub(super) struct Dispatcher<H> {
     consumer: Arc<ConsumerLoop<H>>,
     workers: Workers<(usize, Box<Delivery>), Attempted>,
+    /// Room for the attempts that ended.
+    results: Vec<Result<Attempted, WorkerPanic>>,
     in_flight: InFlight,
     /// Redeliveries that were sent before the server received their acknowledgements are not handled again.
     ended: RecentlySettled,
@@ -113,17 +115,19 @@ impl<H: Handler> Dispatcher<H> {
     /// The system gives the handler no threads.
     pub(super) fn open(consumer: Arc<ConsumerLoop<H>>) -> io::Result<Self> {
         let runner = Arc::clone(&consumer.runner);
-        let workers = Workers::start(consumer.name(), &consumer.runner.watchdog, move |(slot, delivery)| {
-            let runner = Arc::clone(&runner);
-            async move {
-                let (result, delivery) = process(runner, delivery).await;
-                Attempted { slot, result, delivery }
-            }
-        })?;
+        let workers =
+            Workers::start(consumer.name(), &consumer.runner.watchdog, move |(slot, delivery), now| {
+                let runner = Arc::clone(&runner);
+                async move {
+                    let (result, delivery) = process(runner, delivery, now.into()).await;
+                    Attempted { slot, result, delivery }
+                }
+            })?;
         let ordering = consumer.binding.ordering.clone();
         let concurrency = usize::try_from(consumer.runner.options.concurrency.max(1)).unwrap_or(usize::MAX);
         Ok(Self {
             workers,
+            results: Vec::new(),
             in_flight: InFlight::with_capacity(consumer.capacity()),
             ended: RecentlySettled::default(),
             order: ordering.map(|ordering| Order::new(ordering.key_tokens, concurrency, Instant::now())),

@@ -52,7 +52,7 @@ pub(super) struct Workers<J, R> {
 
 impl<J: Send + 'static, R: Send + 'static> Workers<J, R> {
     /// Starts the threads. Each job begins in the order of [`begin`](Self::begin), as many at once as there are threads; one that has
-    /// to wait for something makes room for the next.
+    /// to wait for something makes room for the next. `work` receives the time too: each reading of a clock counts here.
     ///
     /// # Errors
     ///
@@ -60,7 +60,7 @@ impl<J: Send + 'static, R: Send + 'static> Workers<J, R> {
     pub(super) fn start<F>(
         name: &'static str,
         watchdog: &Arc<Watchdog>,
-        work: impl Fn(J) -> F + Clone + Send + Sync + 'static,
+        work: impl Fn(J, Instant) -> F + Clone + Send + Sync + 'static,
     ) -> io::Result<Self>
     where
         F: Future<Output = R> + Send + 'static,
@@ -101,9 +101,9 @@ impl<J: Send + 'static, R: Send + 'static> Workers<J, R> {
         self.results.announced().await;
     }
 
-    /// The results so far.
-    pub(super) fn take_results(&self) -> Vec<JobResult<R>> {
-        self.results.take()
+    /// Puts the results so far into `room`, which is empty and is filled next time.
+    pub(super) fn take_results(&self, room: &mut Vec<JobResult<R>>) {
+        self.results.swap(room);
     }
 }
 
@@ -131,7 +131,7 @@ where
     J: Send + 'static,
     R: Send + 'static,
     F: Future<Output = R> + Send + 'static,
-    W: Fn(J) -> F,
+    W: Fn(J, Instant) -> F,
 {
     async fn run(mut self) {
         let mut announcements = Announcements::new(Instant::now());
@@ -151,10 +151,10 @@ where
 
     /// Does this job and those after it, until there is none or the turn is over; returns whether some may be left.
     async fn take_turn(&mut self, first: J, began: Instant, announcements: &mut Announcements) -> bool {
-        let mut next = Some(first);
+        let (mut next, mut now) = (Some(first), began);
         while let Some(job) = next {
-            let result = self.begin(job).await;
-            let now = Instant::now();
+            let result = self.begin(job, now).await;
+            now = Instant::now();
             if let Some(result) = result {
                 self.results.add(result);
                 if announcements.ended(now) {
@@ -170,8 +170,8 @@ where
     }
 
     /// Begins a job. Most end when they are polled first; one that does not continues as a task of its own.
-    async fn begin(&mut self, job: J) -> Option<JobResult<R>> {
-        let attempt = AssertUnwindSafe((self.work)(job)).catch_unwind();
+    async fn begin(&mut self, job: J, now: Instant) -> Option<JobResult<R>> {
+        let attempt = AssertUnwindSafe((self.work)(job, now)).catch_unwind();
         let attempt = attempt.map(|ended| ended.map_err(|_| WorkerPanic));
         match &mut self.attempt {
             Some(room) => room.set(attempt),
@@ -202,7 +202,8 @@ mod tests {
     where
         F: Future<Output = u32> + Send + 'static,
     {
-        Workers::start("tests", &Arc::new(Watchdog::new("tests", Duration::from_mins(1))), work).unwrap()
+        let watchdog = Arc::new(Watchdog::new("tests", Duration::from_mins(1)));
+        Workers::start("tests", &watchdog, move |job, _| work(job)).unwrap()
     }
 
     fn begin_all(workers: &mut Workers<u32, u32>, jobs: Range<u32>) {
@@ -210,9 +211,15 @@ mod tests {
         workers.hand_over();
     }
 
+    fn results(workers: &Workers<u32, u32>) -> Vec<JobResult<u32>> {
+        let mut results = Vec::new();
+        workers.take_results(&mut results);
+        results
+    }
+
     async fn next(workers: &Workers<u32, u32>) -> Vec<JobResult<u32>> {
         workers.ended().await;
-        workers.take_results()
+        results(workers)
     }
 
     #[tokio::test]
@@ -228,7 +235,7 @@ mod tests {
         while done.len() < 200 {
             done.extend(next(&workers).await.into_iter().map(Result::unwrap));
         }
-        assert!(workers.take_results().is_empty());
+        assert!(results(&workers).is_empty());
     }
 
     #[tokio::test]

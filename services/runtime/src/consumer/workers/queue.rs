@@ -84,9 +84,9 @@ impl<R> Results<R> {
         self.added.notify_one();
     }
 
-    /// All results so far.
-    pub(super) fn take(&self) -> Vec<R> {
-        mem::take(&mut *lock(&self.ended))
+    /// All results so far, in exchange for empty room for the next ones.
+    pub(super) fn swap(&self, room: &mut Vec<R>) {
+        mem::swap(&mut *lock(&self.ended), room);
     }
 
     /// Waits until results were announced. Cancel safe.
