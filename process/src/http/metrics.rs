@@ -5,7 +5,18 @@ use std::time::Duration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::Registry;
+
+use crate::metrics::catalogue::{name_of, words};
+
+crate::catalogue! {
+    /// The one that OpenTelemetry names.
+    DURATION: Histogram "http_server_request_duration_seconds" [
+        words("http_request_method", &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE", "_OTHER"]),
+        name_of("http_route", "a route of the program"),
+        name_of("http_response_status_code", "a status")
+    ] "Time from the headers of a request to its response";
+}
 
 /// Buckets that OpenTelemetry's conventions advise, in seconds.
 const DURATION_BUCKETS: [f64; 14] =
@@ -32,8 +43,7 @@ impl HttpMetrics {
     pub fn register(registry: &mut Registry) -> Self {
         let durations =
             Family::new_with_constructor((|| Histogram::new(DURATION_BUCKETS)) as fn() -> Histogram);
-        let help = "Time from a request's headers to its response";
-        registry.register_with_unit("http_server_request_duration", help, Unit::Seconds, durations.clone());
+        DURATION.register(registry, durations.clone());
         Self { durations }
     }
 

@@ -8,7 +8,7 @@ mod propagation;
 mod server;
 
 pub use input::{Json, Path, idempotency_key};
-pub use metrics::HttpMetrics;
+pub use metrics::{CATALOGUE as METRICS, HttpMetrics};
 pub use problem::Problem;
 pub use propagation::inject;
 pub use server::{Drain, Server, bind, with_defaults};

@@ -5,17 +5,28 @@ use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
+
+use super::catalogue::{Definition, name_of};
+
+crate::catalogue! {
+    /// Which program, in which version.
+    BUILD: Info "jetwright_build" [name_of("program", "the program"), name_of("version", "its version")] "What this program is";
+    /// Its start.
+    START_TIME: Gauge "process_start_time_seconds" [] "When the process started, in Unix time";
+    /// Its memory.
+    RESIDENT_MEMORY: Gauge "process_resident_memory_bytes" [] "Resident memory of the process";
+    /// Its files.
+    OPEN_FILES: Gauge "process_open_fds" [] "Open file descriptors of the process";
+}
 
 /// Adds `jetwright_build_info{program, version}`, `process_start_time_seconds`, `process_resident_memory_bytes` and
 /// `process_open_fds` to the registry. The start is the moment of this call: call it first.
 pub fn register(registry: &mut Registry, program: &'static str) {
     let build = Info::new(vec![("program", program), ("version", env!("CARGO_PKG_VERSION"))]);
-    registry.register("jetwright_build", "What this program is", build);
+    BUILD.register(registry, build);
     let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     registry.register_collector(Box::new(Process { started }));
 }
@@ -29,18 +40,11 @@ struct Process {
 
 impl Collector for Process {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let figures = [
-            ("process_start_time_seconds", "When the process started, in Unix time", Some(self.started)),
-            ("process_resident_memory_bytes", "Resident memory of the process", resident_bytes()),
-            ("process_open_fds", "Open file descriptors", open_files()),
-        ];
-        for (name, help, value) in figures {
-            if let Some(value) = value {
-                let encoder = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-                ConstGauge::new(value).encode(encoder)?;
-            }
-        }
-        Ok(())
+        let mut encode =
+            |row: &Definition, value: Option<f64>| row.encode(&mut encoder, value.map(|value| ([], value)));
+        encode(&START_TIME, Some(self.started))?;
+        encode(&RESIDENT_MEMORY, resident_bytes())?;
+        encode(&OPEN_FILES, open_files())
     }
 }
 
