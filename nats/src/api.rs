@@ -116,7 +116,8 @@ pub struct Page<I> {
     pub total: usize,
 }
 
-/// Called with the verb of each request, and with its error if it failed.
+/// Called with the verb of each request, and with its error if it failed. The verb is that of the subject, but for updates of consumers:
+/// `CONSUMER.UPDATE`, although JetStream takes them as `CONSUMER.CREATE`.
 type Observe = dyn Fn(&'static str, Option<&ApiError>) + Send + Sync;
 
 /// JetStream's API over one connection. Responses are read into the caller's types. Clones share the connection.
@@ -140,6 +141,15 @@ impl Api {
         Self { connection: connection.clone(), timeout, list_timeout, observe: Arc::new(observe) }
     }
 
+    /// The same, with another observer.
+    #[must_use]
+    pub fn observed(
+        &self,
+        observe: impl Fn(&'static str, Option<&ApiError>) + Send + Sync + 'static,
+    ) -> Self {
+        Self { observe: Arc::new(observe), ..self.clone() }
+    }
+
     /// The same connection, with one timeout for all requests, lists too, and with another observer.
     #[must_use]
     pub fn with_timeout(
@@ -157,6 +167,23 @@ impl Api {
     /// When JetStream does not answer or refuses.
     pub async fn stream_info<I: DeserializeOwned>(&self, name: &str) -> Result<Option<I>, ApiError> {
         absent_is_none(self.request("STREAM.INFO", &[name], &json!({})).await)
+    }
+
+    /// How many subjects that match a filter have messages in a stream, or `None` if JetStream says that it does not exist.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer or refuses.
+    pub async fn subject_count(&self, stream: &str, filter: &str) -> Result<Option<u64>, ApiError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            #[serde(default)]
+            total: u64,
+        }
+        // A page beyond the end brings the total without the subjects.
+        let body = json!({ "subjects_filter": filter, "offset": i32::MAX });
+        let answer: Result<Answer, _> = self.request("STREAM.INFO", &[stream], &body).await;
+        absent_is_none(answer.map(|answer| answer.total))
     }
 
     /// One page of streams with their configurations and states, at most 256. Those whose servers did not answer are named alone, although
@@ -297,7 +324,8 @@ impl Api {
         config: &(impl Serialize + Sync),
     ) -> Result<I, ApiError> {
         let body = json!({ "stream_name": stream, "config": config, "action": "update" });
-        self.request("CONSUMER.CREATE", &[stream, name], &body).await
+        // The server tells the two apart by the body alone.
+        self.request_as("CONSUMER.UPDATE", "CONSUMER.CREATE", &[stream, name], &body).await
     }
 
     /// Deletes a consumer; false if it did not exist.
@@ -316,12 +344,23 @@ impl Api {
         names: &[&str],
         body: &(impl Serialize + Sync),
     ) -> Result<T, ApiError> {
+        self.request_as(verb, verb, names, body).await
+    }
+
+    /// A request that is observed by another verb than that of its subject.
+    async fn request_as<T: DeserializeOwned>(
+        &self,
+        observed: &'static str,
+        verb: &'static str,
+        names: &[&str],
+        body: &(impl Serialize + Sync),
+    ) -> Result<T, ApiError> {
         if let Some(name) = names.iter().find(|name| !can_be_name(name)) {
             return Err(ApiError::InvalidName { name: name.chars().take(MAX_TOLD_CHARS).collect() });
         }
         let subject = self.connection.api_subjects().request(verb, names);
         let answer = self.exchange(&subject, body).await;
-        (self.observe)(verb, answer.as_ref().err());
+        (self.observe)(observed, answer.as_ref().err());
         answer
     }
 

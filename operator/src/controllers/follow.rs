@@ -13,12 +13,12 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
 };
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep},
-};
+use tokio::time::{Instant, sleep};
 
-use super::triggers::{Object, Urgent, Wakeups};
+use super::{
+    queue::Queue,
+    triggers::{Object, Urgent, Wakeups},
+};
 use crate::{
     context::Context,
     jetstream::cache::{Cache, Change},
@@ -39,29 +39,28 @@ const READINESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Where wake-ups go.
 pub struct Queues {
-    pub streams: mpsc::Sender<Name>,
-    pub consumers: mpsc::Sender<Name>,
+    pub streams: Queue,
+    pub consumers: Queue,
 }
 
 impl Queues {
     async fn send(&self, wakeups: Wakeups) {
         for name in wakeups.streams {
-            // Nobody receives any more when the controller has stopped.
-            let _ = self.streams.send(name).await;
+            self.streams.send(name).await;
         }
         for name in wakeups.consumers {
-            let _ = self.consumers.send(name).await;
+            self.consumers.send(name).await;
         }
     }
 
     /// Wakes as many as are permitted, the most urgent first.
     async fn send_urgent(&self, urgent: &mut Urgent, limit: &RateLimit) {
         while !urgent.is_empty() && limit.try_acquire() {
-            let _ = match urgent.next() {
+            match urgent.next() {
                 Some(Object::Stream(name)) => self.streams.send(name).await,
                 Some(Object::Consumer(name)) => self.consumers.send(name).await,
                 None => return,
-            };
+            }
         }
     }
 }

@@ -5,6 +5,7 @@ mod event_consumer;
 mod event_stream;
 mod finalize;
 mod follow;
+mod queue;
 mod report;
 mod triggers;
 
@@ -25,7 +26,7 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use self::{follow::Queues, report::report_summary};
+use self::{follow::Queues, queue::Waiting, report::report_summary};
 use crate::{
     context::Context,
     error::{ErrorClass, ReconcileError, error_chain},
@@ -36,7 +37,7 @@ use crate::{
         reduced::{self, Reduced},
         scopes::Scope,
         status::{ConditionSummary, resource_version},
-        stores::Name,
+        stores::{Name, name_of},
         watched::Watched,
     },
     object_state::ObjectKey,
@@ -48,8 +49,6 @@ const RECONCILE_TIMEOUT: Duration = Duration::from_mins(1);
 const STATUS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Delay before an object is reconciled whose watch has not brought what was written last.
 const STALE_DELAY: Duration = Duration::from_millis(100);
-/// Wake-ups that wait for a controller to take them over.
-const MAX_QUEUED: usize = 1024;
 
 /// Runs every controller until `stop`, with at most `concurrency` reconciles of each at once.
 pub async fn run(context: &Arc<Context>, concurrency: u16, stop: &CancellationToken) {
@@ -58,18 +57,20 @@ pub async fn run(context: &Arc<Context>, concurrency: u16, stop: &CancellationTo
 }
 
 async fn run_scope(scope: &Arc<Scope>, context: &Arc<Context>, concurrency: u16, stop: &CancellationToken) {
-    let (streams, stream_queue) = mpsc::channel(MAX_QUEUED);
-    let (consumers, consumer_queue) = mpsc::channel(MAX_QUEUED);
+    let (streams, stream_queue, waiting_streams) = queue::queue("stream", &context.metrics);
+    let (consumers, consumer_queue, waiting_consumers) = queue::queue("consumer", &context.metrics);
     // The queues end with it, and the controllers when they have done what they began.
     let following = stop.run_until_cancelled(follow::follow(scope, context, Queues { streams, consumers }));
     let run = Run { context, concurrency };
     let streams = run.controller(
-        ("stream", scope.event_streams.reader(), stream_queue),
+        ("stream", scope.event_streams.reader()),
+        (stream_queue, waiting_streams),
         event_stream::reconcile,
         seen_of_stream,
     );
     let consumers = run.controller(
-        ("consumer", scope.event_consumers.reader(), consumer_queue),
+        ("consumer", scope.event_consumers.reader()),
+        (consumer_queue, waiting_consumers),
         event_consumer::reconcile,
         seen_of_consumer,
     );
@@ -127,7 +128,8 @@ impl Run<'_> {
     /// Reconciles the objects of a kind whose names are queued, until the queue ends.
     async fn controller<K, F, E>(
         &self,
-        (name, objects, queue): (&'static str, Store<Watched<K>>, mpsc::Receiver<Name>),
+        (name, objects): (&'static str, Store<Watched<K>>),
+        (queue, waiting): (mpsc::Receiver<Name>, Waiting),
         reconcile: impl Fn(Arc<K>, Arc<Context>) -> F + Clone + Send + Sync + 'static,
         seen: fn(&K, &Context) -> Option<u64>,
     ) where
@@ -144,11 +146,13 @@ impl Run<'_> {
             move |object: Arc<Watched<K>>, failure: &ReconcileFailure, context: Arc<Context>| {
                 error_policy(&object, failure, &context, seen)
             };
+        let begun = waiting.clone();
         let reconcile = move |object: Arc<Watched<K>>, context: Arc<Context>| {
+            begun.ended(&name_of(object.as_ref()));
             instrument(name, object, context, reconcile.clone()).boxed()
         };
         applier(reconcile, error_policy, self.context.clone(), objects, queue, config)
-            .for_each(|result| log_result(name, result))
+            .for_each(|result| log_result(name, result, &waiting))
             .await;
     }
 }
@@ -273,10 +277,17 @@ fn key<K: Resource<DynamicType = ()> + Clone>(object: &Watched<K>) -> ObjectKey 
 fn log_result<K: Resource<DynamicType = ()>>(
     controller: &'static str,
     result: Result<(ObjectRef<K>, Action), controller::Error<ReconcileFailure, Infallible>>,
+    waiting: &Waiting,
 ) -> future::Ready<()> {
-    // An object that went while it waited is no error.
-    if let Err(controller::Error::RunnerError(error)) = result {
-        tracing::error!(controller, %error, "the queue failed");
+    match result {
+        // An object that went while it waited is no error.
+        Err(controller::Error::ObjectNotFound(gone)) => {
+            waiting.ended(&(gone.namespace.unwrap_or_default(), gone.name));
+        }
+        Err(controller::Error::RunnerError(error)) => {
+            tracing::error!(controller, %error, "the queue failed");
+        }
+        Err(_) | Ok(_) => {}
     }
     future::ready(())
 }

@@ -90,10 +90,9 @@ async fn an_edit_behind_the_operators_back_is_put_right_at_once_and_told() {
     .await;
     let note = "corrected what another writer had changed: description, max_msgs";
     world.await_event("orders", "DriftRepaired", note).await;
-    assert_eq!(
-        world.metric("jetwright_operator_drift_corrections_total{controller=\"stream\"}").await,
-        Some(1.0)
-    );
+    let labels =
+        format!("{{controller=\"stream\",namespace=\"{}\",name=\"orders\"}}", world.namespace.name());
+    assert_eq!(world.metric(&format!("jetwright_operator_drift_corrections_total{labels}")).await, Some(1.0));
 }
 
 #[tokio::test]

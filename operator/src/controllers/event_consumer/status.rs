@@ -179,7 +179,8 @@ pub async fn write(
 pub fn record_events(object: &EventConsumer, results: &Results, context: &Context) -> Option<Duration> {
     if let Ok(Outcome::Reconciled(reconciled)) = &results.consumer {
         if reconciled.corrected().is_some() {
-            context.metrics.drift_corrected("consumer");
+            let ObjectKey { namespace, name, .. } = ObjectKey::of(object);
+            context.metrics.drift_corrected("consumer", &namespace, &name);
         }
         context.events.reconciled(&object.object_ref(&()), "consumer", reconciled, LOST);
     }

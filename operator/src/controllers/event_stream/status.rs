@@ -136,7 +136,8 @@ pub fn record_events(object: &EventStream, result: &Result, context: &Context) -
         && is_news(object, reconciled, context)
     {
         if reconciled.corrected().is_some() {
-            context.metrics.drift_corrected("stream");
+            let ObjectKey { namespace, name, .. } = ObjectKey::of(object);
+            context.metrics.drift_corrected("stream", &namespace, &name);
         }
         if reconciled.recreated {
             context.metrics.stream_recreated(&object.namespace().unwrap_or_default(), &object.name_any());

@@ -1,6 +1,11 @@
-//! The operator's metrics. Labels are few: a controller, an outcome, a verb of the API.
+//! The operator's metrics about itself. [`catalogue`] has what there is.
 
-use std::{sync::Arc, time::Duration};
+pub mod catalogue;
+
+use std::{
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -23,6 +28,19 @@ struct Reconciled {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Controller {
     controller: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Drifted {
+    controller: &'static str,
+    namespace: String,
+    name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Written {
+    kind: &'static str,
+    action: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -75,10 +93,12 @@ struct Availability {
 pub struct Metrics {
     reconciles: Family<Reconciled, Counter>,
     durations: Family<Controller, Histogram, fn() -> Histogram>,
-    drift_corrections: Family<Controller, Counter>,
+    queue_depth: Family<Controller, Gauge>,
+    drift_corrections: Family<Drifted, Counter>,
     stream_recreations: Family<Named, Counter>,
     orphaned: Family<Orphaned, Counter>,
     api_requests: Family<Requested, Counter>,
+    writes: Family<Written, Counter>,
     kubernetes_requests: Family<KubernetesRequest, Counter>,
     connected: Gauge,
     available: Family<Connection, Gauge>,
@@ -86,6 +106,8 @@ pub struct Metrics {
     probes: Family<Outcome, Counter>,
     leader: Gauge,
     scopes_ready: Family<Scope, Gauge>,
+    stats_interval: Gauge<f64, AtomicU64>,
+    stats_requests: Family<Outcome, Counter>,
 }
 
 impl Metrics {
@@ -94,10 +116,12 @@ impl Metrics {
         let metrics = Self {
             reconciles: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            queue_depth: Family::default(),
             drift_corrections: Family::default(),
             stream_recreations: Family::default(),
             orphaned: Family::default(),
             api_requests: Family::default(),
+            writes: Family::default(),
             kubernetes_requests: Family::default(),
             connected: Gauge::default(),
             available: Family::default(),
@@ -105,52 +129,30 @@ impl Metrics {
             probes: Family::default(),
             leader: Gauge::default(),
             scopes_ready: Family::default(),
+            stats_interval: Gauge::default(),
+            stats_requests: Family::default(),
         };
-        metrics.register_with(registry.sub_registry_with_prefix("jetwright_operator"));
+        metrics.register_with(registry);
         metrics
     }
 
     fn register_with(&self, registry: &mut Registry) {
-        registry.register("reconciles", "Reconciles by controller and outcome", self.reconciles.clone());
-        registry.register("reconcile_duration_seconds", "Time that reconciles took", self.durations.clone());
-        registry.register(
-            "drift_corrections",
-            "Changes by other writers that were corrected",
-            self.drift_corrections.clone(),
-        );
-        registry.register(
-            "stream_recreations",
-            "Streams that were gone and were recreated, empty",
-            self.stream_recreations.clone(),
-        );
-        registry.register(
-            "orphaned",
-            "Streams, consumers and pods that were left behind when their object went",
-            self.orphaned.clone(),
-        );
-        registry.register("jetstream_api_requests", "Requests to JetStream's API", self.api_requests.clone());
-        registry.register(
-            "kubernetes_requests",
-            "Requests to the API server of Kubernetes",
-            self.kubernetes_requests.clone(),
-        );
-        registry.register("nats_connected", "1 while NATS is connected", self.connected.clone());
-        registry.register(
-            "jetstream_available",
-            "1 while NATS is connected and JetStream answers for every stream that is looked after",
-            self.available.clone(),
-        );
-        registry.register(
-            "jetstream_probes",
-            "Requests to JetStream that only find out whether it answers",
-            self.probes.clone(),
-        );
-        registry.register("leader", "1 while this process is the one that acts", self.leader.clone());
-        registry.register(
-            "scope_ready",
-            "1 while all watches of a scope (a namespace, or * for all) work and have brought everything once",
-            self.scopes_ready.clone(),
-        );
+        catalogue::RECONCILES.register(registry, self.reconciles.clone());
+        catalogue::RECONCILE_DURATION.register(registry, self.durations.clone());
+        catalogue::QUEUE_DEPTH.register(registry, self.queue_depth.clone());
+        catalogue::DRIFT_CORRECTIONS.register(registry, self.drift_corrections.clone());
+        catalogue::STREAM_RECREATIONS.register(registry, self.stream_recreations.clone());
+        catalogue::ORPHANED.register(registry, self.orphaned.clone());
+        catalogue::JETSTREAM_API_REQUESTS.register(registry, self.api_requests.clone());
+        catalogue::JETSTREAM_WRITES.register(registry, self.writes.clone());
+        catalogue::KUBERNETES_REQUESTS.register(registry, self.kubernetes_requests.clone());
+        catalogue::NATS_CONNECTED.register(registry, self.connected.clone());
+        catalogue::JETSTREAM_AVAILABLE.register(registry, self.available.clone());
+        catalogue::JETSTREAM_PROBES.register(registry, self.probes.clone());
+        catalogue::LEADER.register(registry, self.leader.clone());
+        catalogue::SCOPE_READY.register(registry, self.scopes_ready.clone());
+        catalogue::STATS_INTERVAL.register(registry, self.stats_interval.clone());
+        catalogue::STATS_REQUESTS.register(registry, self.stats_requests.clone());
     }
 
     /// A reconcile ended.
@@ -159,9 +161,15 @@ impl Metrics {
         self.durations.get_or_create(&Controller { controller }).observe(took.as_secs_f64());
     }
 
-    /// Something that another writer changed was corrected.
-    pub fn drift_corrected(&self, controller: &'static str) {
-        self.drift_corrections.get_or_create(&Controller { controller }).inc();
+    /// So many more objects were woken whose reconcile did not begin yet.
+    pub fn queue_changed(&self, controller: &'static str, by: i64) {
+        self.queue_depth.get_or_create(&Controller { controller }).inc_by(by);
+    }
+
+    /// Something of an object that another writer changed was corrected.
+    pub fn drift_corrected(&self, controller: &'static str, namespace: &str, name: &str) {
+        let labels = Drifted { controller, namespace: namespace.to_owned(), name: name.to_owned() };
+        self.drift_corrections.get_or_create(&labels).inc();
     }
 
     /// A stream that was gone was recreated, empty.
@@ -178,6 +186,9 @@ impl Metrics {
     /// A request to JetStream ended.
     pub fn api_request(&self, verb: &'static str, error: Option<&ApiError>) {
         self.api_requests.get_or_create(&Requested { verb, outcome: outcome(error) }).inc();
+        if let (None, Some((kind, action))) = (error, written(verb)) {
+            self.writes.get_or_create(&Written { kind, action }).inc();
+        }
     }
 
     /// A request to Kubernetes is sent.
@@ -222,10 +233,33 @@ impl Metrics {
         self.probes.get_or_create(&Outcome { outcome: outcome(error) }).inc();
     }
 
+    /// A request that samples figures ended.
+    pub fn sampled(&self, error: Option<&ApiError>) {
+        self.stats_requests.get_or_create(&Outcome { outcome: outcome(error) }).inc();
+    }
+
+    /// Everything is sampled once in this time.
+    pub fn stats_interval(&self, interval: Duration) {
+        self.stats_interval.set(interval.as_secs_f64());
+    }
+
     /// Whether this process acts.
     pub fn leads(&self, leads: bool) {
         self.leader.set(leads.into());
     }
+}
+
+/// What a request changes, and how.
+fn written(verb: &str) -> Option<(&'static str, &'static str)> {
+    Some(match verb {
+        "STREAM.CREATE" => ("stream", "created"),
+        "STREAM.UPDATE" => ("stream", "updated"),
+        "STREAM.DELETE" => ("stream", "deleted"),
+        "CONSUMER.CREATE" => ("consumer", "created"),
+        "CONSUMER.UPDATE" => ("consumer", "updated"),
+        "CONSUMER.DELETE" => ("consumer", "deleted"),
+        _ => return None,
+    })
 }
 
 /// How a request to JetStream ended.
@@ -238,5 +272,64 @@ fn outcome(error: Option<&ApiError>) -> &'static str {
         }
         Some(ApiError::Unanswered { .. }) => "unanswered",
         Some(ApiError::Malformed { .. }) => "malformed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use jetwright_process::metrics::{catalogue as rules, exposition::deviations, page};
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    #[test]
+    fn the_page_has_the_metrics_of_the_operator() {
+        assert_eq!(rules::problems(catalogue::CATALOGUE), [""; 0]);
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+        page::check(&file, "operator", catalogue::CATALOGUE).unwrap();
+    }
+
+    #[test]
+    fn what_is_counted_has_the_labels_of_the_catalogue() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        metrics.reconciled("stream", "ok", Duration::from_millis(3));
+        metrics.queue_changed("consumer", 7);
+        metrics.drift_corrected("stream", "shop", "orders");
+        metrics.stream_recreated("shop", "orders");
+        metrics.orphaned("pods");
+        let unanswered = ApiError::Unanswered { subject: String::new(), why: String::new() };
+        for verb in [
+            "STREAM.CREATE",
+            "STREAM.UPDATE",
+            "STREAM.DELETE",
+            "CONSUMER.CREATE",
+            "CONSUMER.UPDATE",
+            "CONSUMER.DELETE",
+        ] {
+            metrics.api_request(verb, None);
+            metrics.api_request(verb, Some(&unanswered));
+        }
+        metrics.kubernetes_request(&http::Request::new(()));
+        metrics.scope_ready("*", true);
+        metrics.nats_connected(true);
+        metrics.probed(Some(&unanswered));
+        metrics.sampled(None);
+        metrics.stats_interval(Duration::from_secs(30));
+        metrics.leads(true);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        assert_eq!(deviations(&text, &[catalogue::CATALOGUE]), [""; 0]);
+        let rows = catalogue::CATALOGUE.iter().map(|row| row.name);
+        let missing: Vec<_> = rows.filter(|name| !text.contains(&format!("# TYPE {name} "))).collect();
+        assert_eq!(missing, [""; 0]);
+        assert!(
+            text.contains(
+                "jetwright_operator_jetstream_writes_total{kind=\"consumer\",action=\"updated\"} 1\n"
+            ),
+            "{text}"
+        );
     }
 }
