@@ -10,6 +10,7 @@ use crate::{
     connection,
     context::Settings,
     namespaces::Namespaces,
+    stats::Sampling,
     workload::{desired::WorkloadSettings, pod_security},
 };
 
@@ -103,6 +104,21 @@ pub struct ControllerArgs {
     /// Least time between two writes of a status in which only messages, lag and the like changed.
     #[arg(long, env = "JETWRIGHT_FIGURES_INTERVAL", default_value = "1m", value_name = "DURATION", value_parser = at_least_a_second)]
     status_stats_interval: Duration,
+    /// Time in which the figures of every stream and consumer are read once, for the metrics. It grows where more than 50 requests a second
+    /// would be needed.
+    #[arg(long, env = "JETWRIGHT_STATS_INTERVAL", default_value = "30s", value_name = "DURATION", value_parser = at_least_a_second)]
+    stats_interval: Duration,
+    /// Whether the metrics say how far each server that keeps a copy of a stream is behind: a series for each stream and server.
+    #[arg(
+        long,
+        env = "JETWRIGHT_PEER_METRICS",
+        default_value_t = false,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
+    peer_metrics: bool,
     /// How often every object is reconciled although nothing seemed to change.
     #[arg(long, env = "JETWRIGHT_RESYNC_INTERVAL", default_value = "10m", value_name = "DURATION", value_parser = at_least_a_second)]
     pub resync_interval: Duration,
@@ -225,6 +241,13 @@ impl Args {
             servers: connection::servers("--nats-url", &self.nats.nats_url)?,
             credentials: self.nats.nats_credentials_folder.clone(),
         })
+    }
+
+    /// How JetStream is sampled.
+    #[must_use]
+    pub fn sampling(&self) -> Sampling {
+        let ControllerArgs { stats_interval, peer_metrics, .. } = &self.controllers;
+        Sampling { interval: (*stats_interval).into(), with_peers: *peer_metrics }
     }
 
     /// How the controllers behave.

@@ -28,6 +28,7 @@ use crate::{
     pods::cache::PodCache,
     rate_limit::RateLimit,
     readiness::Readiness,
+    stats::{self, Exporter},
 };
 
 /// How long reconciles may go on after the signal to stop; less than the grace that Kubernetes gives by default (30 s).
@@ -58,6 +59,7 @@ pub async fn run(args: Args) -> Result<()> {
     let mut registry = Registry::default();
     process_metrics::register(&mut registry, "jetwright-operator");
     let metrics = Metrics::register(&mut registry);
+    let exporter = Exporter::register(&mut registry);
     let health = Health::new();
     let admin = admin::bind(args.admin_address)
         .await
@@ -66,7 +68,7 @@ pub async fn run(args: Args) -> Result<()> {
     let admin_stop = CancellationToken::new();
     let served = tokio::spawn(admin.serve(health.clone(), Arc::new(registry), admin_stop.clone()));
 
-    let result = operate(&args, &metrics, &health, &shutdown.token()).await;
+    let result = operate(&args, (&metrics, &exporter), &health, &shutdown.token()).await;
     health.stop("shutting down");
     admin_stop.cancel();
     served.await??;
@@ -74,7 +76,12 @@ pub async fn run(args: Args) -> Result<()> {
 }
 
 /// Connects, waits for what is needed, and reconciles for as long as this process leads.
-async fn operate(args: &Args, metrics: &Metrics, health: &Health, stop: &CancellationToken) -> Result<()> {
+async fn operate(
+    args: &Args,
+    (metrics, exporter): (&Metrics, &Exporter),
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<()> {
     let readiness = Readiness::new(health);
     let client =
         client(metrics).await.context("Kubernetes cannot be found: run in a cluster, or set KUBECONFIG")?;
@@ -93,7 +100,7 @@ async fn operate(args: &Args, metrics: &Metrics, health: &Health, stop: &Cancell
         return Ok(());
     };
     let context = Arc::new(context?);
-    let result = lead(args, &context, stop).await;
+    let result = lead(args, &context, exporter, stop).await;
     context.events.flush().await;
     reached.abort();
     result
@@ -212,21 +219,31 @@ async fn uid_of_kube_system(client: &Client) -> Result<String> {
 }
 
 /// Waits for leadership where there is an election, and reconciles until `stop`.
-async fn lead(args: &Args, context: &Arc<Context>, stop: &CancellationToken) -> Result<()> {
+async fn lead(
+    args: &Args,
+    context: &Arc<Context>,
+    exporter: &Exporter,
+    stop: &CancellationToken,
+) -> Result<()> {
     if !args.leader.leader_elect {
-        return reconcile(args, context, stop).await;
+        return reconcile(args, context, exporter, stop).await;
     }
     let acquired = Leadership::acquire(context.client.clone(), &args.leader, stop).await?;
     let Some(mut leadership) = acquired else { return Ok(()) };
     let result = tokio::select! {
-        result = reconcile(args, context, stop) => result,
+        result = reconcile(args, context, exporter, stop) => result,
         () = leadership.lost() => bail!("leadership was lost; ending at once, since another process may act now"),
     };
     leadership.release().await;
     result
 }
 
-async fn reconcile(args: &Args, context: &Arc<Context>, stop: &CancellationToken) -> Result<()> {
+async fn reconcile(
+    args: &Args,
+    context: &Arc<Context>,
+    exporter: &Exporter,
+    stop: &CancellationToken,
+) -> Result<()> {
     tracing::info!(cluster = context.cluster.current, "reconciling");
     context.metrics.leads(true);
     let intervals = Intervals {
@@ -237,6 +254,7 @@ async fn reconcile(args: &Args, context: &Arc<Context>, stop: &CancellationToken
     let connections = futures::future::join_all(
         context.connections.all().map(|connection| connection.run(&context.metrics, intervals, stop)),
     );
+    let sampler = stop.run_until_cancelled(stats::run(context, args.sampling(), exporter.begin(context)));
     let controllers = controllers::run(context, args.controllers.concurrency, stop);
     // A controller whose first list did not arrive yet would wait for it for ever, so the end is that of the reconciles.
     let finished = async {
@@ -245,11 +263,12 @@ async fn reconcile(args: &Args, context: &Arc<Context>, stop: &CancellationToken
         tokio::time::timeout(SHUTDOWN_TIMEOUT, context.running.wait()).await
     };
     tokio::select! {
-        _ = async { tokio::join!(connections, controllers, evict_idle(context, stop)) } => {}
+        _ = async { tokio::join!(connections, controllers, sampler, evict_idle(context, stop)) } => {}
         finished = finished => if finished.is_err() {
             tracing::warn!("reconciles did not finish in time; the next start takes up what they left");
         },
     }
+    exporter.end();
     context.metrics.leads(false);
     Ok(())
 }

@@ -79,13 +79,7 @@ impl StreamInfo {
         let Some(cluster) = self.cluster.as_ref().filter(|cluster| cluster.name.is_some()) else {
             return Standing { leader: Some(String::new()), replicated: false, is_led: true };
         };
-        let heard = |peer: &&Peer| !peer.offline && Duration::from_nanos(peer.active) < PEER_SILENCE;
-        let there = 1 + cluster.replicas.iter().filter(heard).count();
-        Standing {
-            leader: cluster.leader.clone(),
-            replicated: self.replicas() > 1,
-            is_led: cluster.leader.is_some() && 2 * there > 1 + cluster.replicas.len(),
-        }
+        Standing { leader: cluster.leader.clone(), replicated: self.replicas() > 1, is_led: cluster.is_led() }
     }
 
     /// What an object's status is about; the rest changes without a meaning to anybody.
@@ -151,6 +145,23 @@ pub struct ClusterInfo {
     /// Where it is being moved or scaled to, since nats-server 2.15.
     #[serde(default)]
     pub desired: Option<serde_json::Value>,
+}
+
+impl ClusterInfo {
+    /// Whether there is a leader, and it has most of the servers that keep a copy.
+    #[must_use]
+    pub fn is_led(&self) -> bool {
+        let heard = |peer: &&Peer| !peer.offline && Duration::from_nanos(peer.active) < PEER_SILENCE;
+        let there = 1 + self.replicas.iter().filter(heard).count();
+        self.leader.is_some() && 2 * there > 1 + self.replicas.len()
+    }
+
+    /// Servers whose copy has all that is acknowledged, the leader's included.
+    #[must_use]
+    pub fn current(&self) -> u8 {
+        let others = self.replicas.iter().filter(|peer| peer.current && !peer.offline).count();
+        u8::try_from(usize::from(self.leader.is_some()) + others).unwrap_or(u8::MAX)
+    }
 }
 
 /// A server that keeps a copy.

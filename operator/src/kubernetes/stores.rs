@@ -99,6 +99,12 @@ where
         names.iter().filter_map(|(namespace, name)| self.get(namespace, name)?.valid().cloned()).collect()
     }
 
+    /// All objects.
+    #[must_use]
+    pub fn all(&self) -> Vec<Arc<Watched<K>>> {
+        self.reader.state()
+    }
+
     /// Names of all objects.
     #[must_use]
     pub fn names(&self) -> Vec<Name> {

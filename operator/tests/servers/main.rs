@@ -13,6 +13,7 @@ mod deletion;
 mod events;
 mod fake_jetstream;
 mod leader;
+mod metrics;
 mod monitoring;
 mod outages;
 mod ownership;
