@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
@@ -18,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::configuration::{Problems, Reader};
 use crate::health::{Health, Reasons};
 use crate::http::{self, Drain, Server};
+use crate::metrics::scrape;
 
 /// The OpenMetrics text format, as its specification names it.
 const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -98,12 +98,18 @@ fn verdict(reasons: Result<(), Reasons>) -> Response {
     }
 }
 
-async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
-    let mut text = String::new();
-    match encode(&mut text, &registry) {
-        Ok(()) => ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+async fn metrics(State(registry): State<Arc<Registry>>, headers: HeaderMap) -> Response {
+    let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|accepted| accepted.to_str().ok());
+    let compressed = accepted.is_some_and(scrape::takes_gzip);
+    // It takes a while where there are thousands of objects.
+    let encode = if compressed { scrape::gzip } else { scrape::plain };
+    let encoded = tokio::task::spawn_blocking(move || encode(&registry)).await;
+    let Ok(Ok(body)) = encoded else { return StatusCode::INTERNAL_SERVER_ERROR.into_response() };
+    let mut response = ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], body).into_response();
+    if compressed {
+        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
+    response
 }
 
 #[cfg(test)]
@@ -165,6 +171,19 @@ mod tests {
         assert!(answer.contains(&format!("content-type: {METRICS_CONTENT_TYPE}")), "{answer}");
         assert!(answer.contains("process_resident_memory_bytes "), "{answer}");
         assert!(answer.trim_end().ends_with("# EOF"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn metrics_are_compressed_for_who_takes_that() {
+        let (address, _shutdown, _serving) = served(&Health::new()).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = "GET /metrics HTTP/1.1\r\nHost: admin\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.contains("content-encoding: gzip\r\n"), "{answer}");
+        assert!(!answer.contains("# EOF"), "{answer}");
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ pub mod catalogue;
 pub mod exposition;
 pub mod page;
 pub mod program;
+pub(crate) mod scrape;
 
 pub use program::register;
 
