@@ -1,11 +1,15 @@
-//! What the cluster asks of a program: `/livez`, `/readyz` and `/metrics`, on an address of their own.
+//! What the cluster asks of a program: `/livez`, `/readyz` and `/metrics`, on an address of their own; and `/log-level`, which changes what is
+//! logged.
+//!
+//! Nobody is asked who he is here. What changes something is therefore taken from the machine's own addresses alone, which are those of
+//! `kubectl port-forward` and `kubectl exec`.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::State;
+use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -18,6 +22,7 @@ use crate::configuration::{Problems, Reader};
 use crate::health::{Health, Reasons};
 use crate::http::{self, Drain, Server};
 use crate::metrics::scrape;
+use crate::telemetry::{self, LogFilterError};
 
 /// The OpenMetrics text format, as its specification names it.
 const METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -84,6 +89,7 @@ fn router(health: Health, registry: Arc<Registry>) -> Router {
         .route("/readyz", get(async |State(health): State<Health>| verdict(health.ready())))
         .with_state(health)
         .route("/metrics", get(metrics).with_state(registry))
+        .route("/log-level", get(log_level).put(set_log_level))
 }
 
 fn verdict(reasons: Result<(), Reasons>) -> Response {
@@ -94,6 +100,34 @@ fn verdict(reasons: Result<(), Reasons>) -> Response {
                 reasons.into_iter().map(|(name, reason)| (name, Value::String(reason))).collect();
             let body = Json(json!({"status": "unavailable", "reasons": reasons}));
             (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+        }
+    }
+}
+
+async fn log_level() -> Response {
+    match telemetry::log_filter() {
+        Some(filter) => format!("{filter}\n").into_response(),
+        None => (StatusCode::NOT_FOUND, format!("{}\n", LogFilterError::NotStarted)).into_response(),
+    }
+}
+
+/// Changes what is logged to the directives in the body, until the next change or the end of the program.
+async fn set_log_level(ConnectInfo(peer): ConnectInfo<SocketAddr>, directives: String) -> Response {
+    if !peer.ip().to_canonical().is_loopback() {
+        let why = "only this machine may change what is logged: use kubectl port-forward\n";
+        return (StatusCode::FORBIDDEN, why).into_response();
+    }
+    match telemetry::set_log_filter(&directives) {
+        Ok(before) => {
+            tracing::warn!(before, after = directives.trim(), "changed what is logged");
+            format!("{}\n", directives.trim()).into_response()
+        }
+        Err(error) => {
+            let status = match error {
+                LogFilterError::Invalid(_) => StatusCode::BAD_REQUEST,
+                LogFilterError::NotStarted => StatusCode::NOT_FOUND,
+            };
+            (status, format!("{error}\n")).into_response()
         }
     }
 }
@@ -165,6 +199,21 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_logged_is_changed_by_the_machine_itself_alone() {
+        for (peer, expected) in [
+            ("10.1.2.3:4", StatusCode::FORBIDDEN),
+            ("[2001:db8::1]:4", StatusCode::FORBIDDEN),
+            // Telemetry was not started.
+            ("127.0.0.1:4", StatusCode::NOT_FOUND),
+            ("[::1]:4", StatusCode::NOT_FOUND),
+            ("[::ffff:127.0.0.1]:4", StatusCode::NOT_FOUND),
+        ] {
+            let peer = ConnectInfo(peer.parse::<SocketAddr>().unwrap());
+            assert_eq!(set_log_level(peer, "debug".to_owned()).await.status(), expected, "{peer:?}");
+        }
+    }
+
+    #[tokio::test]
     async fn metrics_are_open_metrics() {
         let (address, _shutdown, _serving) = served(&Health::new()).await;
         let answer = ask(address, "/metrics").await;
@@ -177,7 +226,8 @@ mod tests {
     async fn metrics_are_compressed_for_who_takes_that() {
         let (address, _shutdown, _serving) = served(&Health::new()).await;
         let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = "GET /metrics HTTP/1.1\r\nHost: admin\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n";
+        let request =
+            "GET /metrics HTTP/1.1\r\nHost: admin\r\nAccept-Encoding: gzip\r\nConnection: close\r\n\r\n";
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.unwrap();

@@ -6,13 +6,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::header::{CONNECTION, HeaderValue};
 use axum::http::{Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::sync::CancellationToken;
+use tower::Layer as _;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, info, info_span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -81,7 +82,7 @@ impl Server {
     pub async fn serve(self, router: Router, shutdown: CancellationToken, drain: Drain) -> io::Result<()> {
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
-        let service = TowerToHyperService::new(closing_connections_after(&shutdown, router));
+        let router = closing_connections_after(&shutdown, router);
         let (graceful, mut connections) = (GracefulShutdown::new(), JoinSet::new());
         let accepting =
             Accepting { listener: self.listener, permits: Arc::new(Semaphore::new(self.max_connections)) };
@@ -90,7 +91,7 @@ impl Server {
             sleep(drain.accept).await;
         });
         loop {
-            let (stream, permit) = tokio::select! {
+            let (stream, peer, permit) = tokio::select! {
                 biased;
                 () = &mut closed => break,
                 Some(_) = connections.join_next() => continue,
@@ -98,7 +99,8 @@ impl Server {
             };
             let mut stream = TimeoutStream::new(stream);
             stream.set_write_timeout(Some(WRITE_TIMEOUT));
-            let connection = builder.serve_connection(TokioIo::new(Box::pin(stream)), service.clone());
+            let service = TowerToHyperService::new(Extension(ConnectInfo(peer)).layer(router.clone()));
+            let connection = builder.serve_connection(TokioIo::new(Box::pin(stream)), service);
             let connection = graceful.watch(connection);
             connections.spawn(async move {
                 // A caller that disconnects, sends no HTTP or does not read its response concerns nobody else.
@@ -156,12 +158,12 @@ struct Accepting {
 }
 
 impl Accepting {
-    /// The next connection, with its permit. Cancel safe.
-    async fn next(&self) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    /// The next connection, with where it comes from and its permit. Cancel safe.
+    async fn next(&self) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
         let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(io::Error::other)?;
         loop {
             match self.listener.accept().await {
-                Ok((stream, _)) => return Ok((stream, permit)),
+                Ok((stream, peer)) => return Ok((stream, peer, permit)),
                 // EINVAL: the socket no longer listens (accept(2)). All other errors concern one connection or pass.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(error),
                 Err(error) => {

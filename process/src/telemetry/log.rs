@@ -14,9 +14,9 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::time::SystemTime;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
-use tracing_subscriber::{EnvFilter, Layer, Registry, fmt};
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-use super::{problem, variable, work_span};
+use super::{filter::LogFilter, problem, variable, work_span};
 use crate::configuration::Problem;
 
 /// The NATS client logs each of its events and each failed attempt to connect; the programs log these themselves, once.
@@ -49,7 +49,7 @@ impl Default for Log {
 }
 
 /// A word without `=` must be a level: the filter itself would take a misspelt level for a target, and log nothing.
-fn check(filter: &str) -> Result<(), String> {
+pub(super) fn check(filter: &str) -> Result<(), String> {
     let level = |part: &str| {
         part.trim().is_empty() || part.contains(['=', '[']) || part.trim().parse::<LevelFilter>().is_ok()
     };
@@ -84,8 +84,12 @@ impl Log {
         log
     }
 
-    /// Logs to the writer, and makes spans with the tracer.
-    pub(super) fn subscriber<W>(&self, writer: W, tracer: SdkTracer) -> impl Subscriber + Send + Sync + use<W>
+    /// Logs to the writer, and makes spans with the tracer. What is logged can be changed by the filter.
+    pub(super) fn subscriber<W>(
+        &self,
+        writer: W,
+        tracer: SdkTracer,
+    ) -> (impl Subscriber + Send + Sync + use<W>, LogFilter)
     where
         W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
     {
@@ -97,8 +101,10 @@ impl Log {
             .with_tracked_inactivity(false)
             .with_filter(TRACED);
         // A line shows the spans around it even if their own level is not logged.
+        let (levels, handle) = reload::Layer::new(EnvFilter::new(&self.filter));
         let traced_spans = filter_fn(|metadata| metadata.is_span() && *metadata.level() <= TRACED);
-        let filter = EnvFilter::new(&self.filter).or(traced_spans.with_max_level_hint(TRACED));
+        let filter = levels.or(traced_spans.with_max_level_hint(TRACED));
+        let replace = move |filter| handle.reload(filter).map_err(|error| error.to_string());
         let dispatch = Arc::<OnceLock<WeakDispatch>>::default();
         let lines: Box<dyn Layer<_> + Send + Sync> = match self.format {
             Format::Json => Box::new(json(writer, Arc::clone(&dispatch))),
@@ -106,7 +112,8 @@ impl Log {
         };
         // It reads no line. Without a filter it would want all of them: the client has several below `info` for each message.
         let keep_dispatch = KeepDispatch(dispatch).with_filter(LevelFilter::OFF);
-        Registry::default().with(spans).with(lines.with_filter(filter)).with(keep_dispatch)
+        let subscriber = Registry::default().with(spans).with(lines.with_filter(filter)).with(keep_dispatch);
+        (subscriber, LogFilter::new(&self.filter, Box::new(replace)))
     }
 }
 
@@ -223,7 +230,7 @@ pub(crate) mod tests {
             keep_lines_undecided();
             let output = self.clone();
             let tracer = SdkTracerProvider::builder().build().tracer("test");
-            set_default(log.subscriber(move || output.clone(), tracer))
+            set_default(log.subscriber(move || output.clone(), tracer).0)
         }
 
         fn text(&self) -> String {
@@ -328,7 +335,8 @@ pub(crate) mod tests {
             ("warn,async_nats=debug", LevelFilter::DEBUG),
         ] {
             let log = Log { filter: filter.to_owned(), ..Log::default() };
-            let subscriber = log.subscriber(io::sink, SdkTracerProvider::builder().build().tracer("test"));
+            let (subscriber, _) =
+                log.subscriber(io::sink, SdkTracerProvider::builder().build().tracer("test"));
             assert_eq!(subscriber.max_level_hint(), Some(level), "{filter}");
         }
     }

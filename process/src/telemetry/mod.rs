@@ -11,6 +11,7 @@
 //! requests to other programs carry its context.
 
 mod export;
+mod filter;
 pub(crate) mod log;
 mod work_span;
 
@@ -25,6 +26,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 
 use crate::configuration::{Problem, Problems};
+pub use filter::{LogFilterError, log_filter, set_log_filter};
 use log::Log;
 pub use work_span::{LogFields, WorkSpan, fail_current, record_with, records};
 
@@ -70,9 +72,10 @@ impl Telemetry {
             record_with(&provider);
         }
         opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
-        let subscriber = log.subscriber(io::stdout, provider.tracer("jetwright"));
+        let (subscriber, filter) = log.subscriber(io::stdout, provider.tracer("jetwright"));
         tracing::subscriber::set_global_default(subscriber)
             .map_err(|error| problem("telemetry", &error.to_string(), "it is started once"))?;
+        filter.install();
         Ok(Self { provider })
     }
 
@@ -218,6 +221,58 @@ mod tests {
         assert!(started.elapsed() < FLUSH_TIMEOUT + Duration::from_secs(5), "{:?}", started.elapsed());
         let log = String::from_utf8(output.stdout).unwrap();
         assert!(log.contains("failed to flush traces"), "{log}");
+    }
+
+    /// A program that changes what it logs by a request to its admin address.
+    fn changing_program() {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let telemetry = Telemetry::start("given-name").unwrap();
+            let admin = crate::admin::bind(std::net::SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
+            let address = admin.local_address().unwrap();
+            let (health, registry) = (crate::health::Health::new(), std::sync::Arc::default());
+            let stop = tokio_util::sync::CancellationToken::new();
+            let served = tokio::spawn(admin.serve(health, registry, stop.clone()));
+            tracing::debug!("hidden before");
+            let put =
+                |directives: &'static str| tokio::task::spawn_blocking(move || request(address, directives));
+            assert!(put("debug,quiet=error").await.unwrap().ends_with("debug,quiet=error\n"));
+            tracing::debug!("shown after");
+            tracing::warn!(target: "quiet", "hidden after");
+            assert!(put("loud").await.unwrap().contains("400 Bad Request"));
+            tracing::debug!("shown after a mistake");
+            stop.cancel();
+            served.await.unwrap().unwrap();
+            let _ = telemetry.finish(Ok::<_, String>(()));
+        });
+    }
+
+    fn request(address: std::net::SocketAddr, directives: &str) -> String {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        let length = directives.len();
+        write!(
+            stream,
+            "PUT /log-level HTTP/1.1\r\nHost: admin\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{directives}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    }
+
+    #[test]
+    fn what_is_logged_changes_while_the_program_runs() {
+        if env::var_os(CHILD).is_some() {
+            return changing_program();
+        }
+        let output = program("what_is_logged_changes_while_the_program_runs", &[]);
+        assert!(output.status.success(), "{output:?}");
+        let log = String::from_utf8(output.stdout).unwrap();
+        for shown in ["shown after", "shown after a mistake", "changed what is logged"] {
+            assert!(log.contains(&format!("\"{shown}\"")), "{shown}:\n{log}");
+        }
+        assert!(!log.contains("hidden"), "{log}");
     }
 
     #[test]
