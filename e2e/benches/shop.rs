@@ -240,7 +240,7 @@ impl Versioned {
         }
         for (what, sum, count) in [
             ("step", "fulfilment_step_duration_seconds_sum", "fulfilment_step_duration_seconds_count"),
-            ("handler", "jetwright_handler_duration_seconds_sum", "jetwright_handler_duration_seconds_count"),
+            ("handler", "jetwright_process_duration_seconds_sum", "jetwright_process_duration_seconds_count"),
         ] {
             let [sums, counts] =
                 [sum, count].map(|name| (values(&self.metrics, name), values(&later.metrics, name)));

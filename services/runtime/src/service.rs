@@ -98,16 +98,8 @@ impl Service {
         tokio::spawn(readiness::follow(&connection, gate, metrics.clone()));
         let publisher = Publisher::new(connection.clone(), metrics.clone());
         let (reader, health) = (Reader::new(connection.clone()), health.clone());
-        Ok(Self {
-            environment,
-            connection,
-            publisher,
-            reader,
-            health,
-            metrics,
-            budget: ByteBudget::default(),
-            loops: Vec::new(),
-        })
+        let budget = ByteBudget::shown_by(metrics.held());
+        Ok(Self { environment, connection, publisher, reader, health, metrics, budget, loops: Vec::new() })
     }
 
     /// Publishes events.

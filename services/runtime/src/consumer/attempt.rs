@@ -6,7 +6,7 @@ use std::{any::Any, panic::AssertUnwindSafe, pin::pin, sync::Arc, task::Poll, ti
 use bytes::Bytes;
 use futures::{FutureExt, poll};
 use jiff::Timestamp;
-use opentelemetry::trace::SpanContext;
+use opentelemetry::trace::{SpanContext, TraceId};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -44,6 +44,8 @@ pub(super) struct Delivery {
     known: Option<Outcome>,
     /// The span of the attempt before, if this process made it and it is recorded.
     previous: Option<SpanContext>,
+    /// The trace of its attempt, where that is recorded.
+    trace: Option<TraceId>,
     /// Its next attempt begins no earlier.
     pub(super) not_before: Option<Instant>,
 }
@@ -77,6 +79,7 @@ impl Delivery {
             calls,
             known: given_up.or(too_often),
             previous,
+            trace: None,
             not_before: None,
         }
     }
@@ -121,6 +124,11 @@ pub(super) async fn process<H: Handler>(
     let headers = KnownHeaders::find(&delivery.metadata.headers);
     let parent = trace::extract(&delivery.metadata.headers, headers);
     let span = trace::of_attempt(&runner.templates, &delivery.metadata, parent, delivery.previous.as_ref());
+    delivery.trace = Some(span.span_context()).filter(SpanContext::is_sampled).map(|span| span.trace_id());
+    if known.is_none() && (delivery.calls, delivery.metadata.attempt) == (1, 1) {
+        let waited = Timestamp::now().duration_since(delivery.metadata.time);
+        runner.metrics.delivered_after(waited.try_into().unwrap_or_default(), delivery.trace);
+    }
     let attempt = Attempt { delivery: &delivery, event_type: headers.event_type, begun: now };
     let ended = trace::within(&span, pin!(try_once(&runner, attempt, known))).await;
     let result = match ended {
@@ -212,7 +220,7 @@ async fn handle<H: Handler>(runner: &HandlerRunner<H>, attempt: Attempt<'_>) -> 
     });
     let handled = handled.catch_unwind().await;
     let outcome = handled.unwrap_or_else(|panic| Outcome::Panicked(panic_message(panic.as_ref())));
-    runner.metrics.took(begun.elapsed());
+    runner.metrics.took(begun.elapsed(), delivery.trace);
     outcome
 }
 
@@ -272,7 +280,7 @@ pub(super) async fn keep_foreign<H: Handler>(
     Ok(DEAD_LETTERED)
 }
 
-/// Counts and logs an event that the client cannot parse, and whose delivery is terminated.
+/// Counts and logs an event that the client cannot parse, and whose delivery is terminated: no handler was called, so it is its first attempt.
 pub(super) fn record_foreign<H: Handler>(runner: &HandlerRunner<H>, sequence: u64) {
     let reason = Reason::Undecodable;
     let error = "the NATS client cannot parse it";
@@ -280,7 +288,7 @@ pub(super) fn record_foreign<H: Handler>(runner: &HandlerRunner<H>, sequence: u6
     if runner.dead_letters.is_some() {
         runner.metrics.dead_lettered(reason.as_str());
     }
-    runner.metrics.handled(HandledOutcome::DeadLettered(reason.as_str()));
+    runner.metrics.attempted(HandledOutcome::DeadLettered(reason.as_str()), 1);
 }
 
 /// Counts and logs the decision.
@@ -306,7 +314,7 @@ fn record<H: Handler>(runner: &HandlerRunner<H>, metadata: &Metadata, decision: 
             HandledOutcome::DeadLettered(reason)
         }
     };
-    runner.metrics.handled(outcome);
+    runner.metrics.attempted(outcome, attempt);
 }
 
 fn milliseconds(duration: Duration) -> f64 {

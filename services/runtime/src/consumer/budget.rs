@@ -10,10 +10,15 @@ use std::sync::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
+use prometheus_client::metrics::gauge::Gauge;
 
 /// The budget of one process. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct ByteBudget(Arc<Mutex<Shared>>);
+pub(crate) struct ByteBudget {
+    shared: Arc<Mutex<Shared>>,
+    /// What all consumers hold, for the metrics.
+    held: Gauge,
+}
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -49,6 +54,11 @@ impl Shared {
 }
 
 impl ByteBudget {
+    /// A budget whose use this gauge shows.
+    pub(crate) fn shown_by(held: Gauge) -> Self {
+        Self { held, ..Self::default() }
+    }
+
     /// Adds a consumer with this maximum. The process' maximum is the largest of its consumers'.
     pub(crate) fn share(&self, limit: usize) -> ByteShare {
         let mut shared = self.lock();
@@ -59,7 +69,7 @@ impl ByteBudget {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.0.lock()
+        self.shared.lock()
     }
 }
 
@@ -88,12 +98,14 @@ impl ByteShare {
     /// So many bytes arrived. They count even if they exceed the room.
     pub(crate) fn take(&self, bytes: usize) {
         self.held.fetch_add(bytes, Ordering::Relaxed);
+        self.budget.held.inc_by(as_signed(bytes));
         self.settle_borrowed(&mut self.budget.lock());
     }
 
     /// So many bytes are released.
     pub(crate) fn give_back(&self, bytes: usize) {
         self.held.fetch_sub(bytes, Ordering::Relaxed);
+        self.budget.held.dec_by(as_signed(bytes));
         // If nothing is borrowed, nothing returns to others.
         if self.borrowed.load(Ordering::Relaxed) > 0 {
             self.settle_borrowed(&mut self.budget.lock());
@@ -109,6 +121,10 @@ impl ByteShare {
     }
 }
 
+fn as_signed(bytes: usize) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,6 +134,17 @@ mod tests {
         let available = share.reserve(0);
         share.owe(0);
         available
+    }
+
+    #[test]
+    fn what_all_consumers_hold_is_shown() {
+        let held = Gauge::default();
+        let budget = ByteBudget::shown_by(held.clone());
+        let (one, other) = (budget.share(1000), budget.share(1000));
+        one.take(900);
+        other.take(20);
+        one.give_back(400);
+        assert_eq!(held.get(), 520);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     proxy::Proxy,
-    support::{Bench, SOON, record_traces},
+    support::{Bench, SOON, attempts, record_traces},
 };
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -309,12 +309,11 @@ pub struct Keeping {
 }
 
 impl Keeping {
-    /// How many deliveries ended so.
+    /// How many attempts ended so.
     pub fn handled(&self, outcome: &str) -> u64 {
         let mut metrics = String::new();
         encode(&mut metrics, &self.registry).unwrap();
-        let start = format!("jetwright_handled_total{{binding=\"balances\",outcome=\"{outcome}\"}} ");
-        metrics.lines().find_map(|line| line.strip_prefix(&start)).map_or(0, |count| count.parse().unwrap())
+        attempts(&metrics, "balances", outcome)
     }
 
     pub async fn stop(self) {

@@ -187,7 +187,7 @@ async fn a_reconnection_during_an_attempt_is_no_violation_of_order() {
     service.await_ready().await;
     await_until("a recovery", SOON, async || {
         let metrics = service.metrics();
-        let series = "jetwright_order_recoveries_total{binding=\"numbers\",cause=\"reconnect\"} ";
+        let series = "jetwright_order_recoveries_total{event_consumer=\"numbers\",cause=\"reconnect\"} ";
         if count(&metrics, series) > 0 { Ok(()) } else { Err(metrics) }
     })
     .await;

@@ -14,6 +14,7 @@ mod dead_letters;
 mod effects;
 mod foreign;
 mod limits;
+mod metrics;
 mod order;
 mod ordering;
 mod projection;

@@ -51,7 +51,7 @@ fn assert_in_order(handler: &Scripted, keys: u64) {
 }
 
 fn assert_sentinel_is_silent(metrics: &str, calls: usize) {
-    assert_eq!(count(metrics, "jetwright_order_checked_total{binding=\"numbers\"} "), calls as u64);
+    assert_eq!(count(metrics, "jetwright_order_checked_total{event_consumer=\"numbers\"} "), calls as u64);
     assert!(!metrics.contains("jetwright_order_violations_total{"), "{metrics}");
 }
 
@@ -150,7 +150,10 @@ async fn losing_deliveries(concurrency: u32) {
     assert_eq!(handler.calls().len(), 300);
     let metrics = service.stop().await;
     assert!(
-        count(&metrics, "jetwright_order_recoveries_total{binding=\"numbers\",cause=\"sequence-gap\"} ") > 0
+        count(
+            &metrics,
+            "jetwright_order_recoveries_total{event_consumer=\"numbers\",cause=\"sequence-gap\"} "
+        ) > 0
     );
     assert_sentinel_is_silent(&metrics, 300);
 }
@@ -321,7 +324,7 @@ async fn silent_leader(ordered: bool) {
     }
     let metrics = service.stop().await;
     assert!(!metrics.contains("jetwright_order_violations_total{"), "{metrics}");
-    assert_eq!(count(&metrics, "jetwright_settlements_unconfirmed_total{binding=\"numbers\"} "), 0);
+    assert_eq!(count(&metrics, "jetwright_settlements_unconfirmed_total{event_consumer=\"numbers\"} "), 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

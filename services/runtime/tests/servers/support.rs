@@ -390,6 +390,14 @@ pub fn count(metrics: &str, series: &str) -> u64 {
         .map_or(0, |value| value.trim().parse().unwrap())
 }
 
+/// How many attempts of an EventConsumer ended so, whatever their number.
+pub fn attempts(metrics: &str, event_consumer: &str, outcome: &str) -> u64 {
+    let start =
+        format!("jetwright_attempts_total{{event_consumer=\"{event_consumer}\",outcome=\"{outcome}\",");
+    let lines = metrics.lines().filter(|line| line.starts_with(&start));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
 /// The headers of a number that is published without the runtime.
 pub fn number_headers() -> HeaderMap {
     let mut headers = HeaderMap::new();
@@ -443,16 +451,15 @@ impl Running {
         text_of(&self.registry)
     }
 
-    /// How many deliveries ended so.
+    /// How many attempts ended so.
     pub fn handled(&self, outcome: &str) -> u64 {
-        let start = format!("jetwright_handled_total{{binding=\"numbers\",outcome=\"{outcome}\"}} ");
-        let metrics = self.metrics();
-        metrics.lines().find_map(|line| line.strip_prefix(&start)).map_or(0, |count| count.parse().unwrap())
+        attempts(&self.metrics(), "numbers", outcome)
     }
 
     /// How many dead letters were kept for this reason.
     pub fn dead_letters(&self, reason: &str) -> u64 {
-        let start = format!("jetwright_dead_letters_total{{binding=\"numbers\",reason=\"{reason}\"}} ");
+        let start =
+            format!("jetwright_dead_letters_total{{event_consumer=\"numbers\",reason=\"{reason}\"}} ");
         let metrics = self.metrics();
         metrics.lines().find_map(|line| line.strip_prefix(&start)).map_or(0, |count| count.parse().unwrap())
     }
@@ -460,7 +467,7 @@ impl Running {
     /// How many settlements were not confirmed.
     pub fn unconfirmed(&self) -> u64 {
         let metrics = self.metrics();
-        let start = "jetwright_settlements_unconfirmed_total{binding=\"numbers\"} ";
+        let start = "jetwright_settlements_unconfirmed_total{event_consumer=\"numbers\"} ";
         metrics.lines().find_map(|line| line.strip_prefix(start)).map_or(0, |count| count.parse().unwrap())
     }
 
