@@ -8,7 +8,7 @@ use tokio::time::Instant;
 /// Time since something was first tried.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    started: Instant,
+    pub started: Instant,
     /// The same for messages, in whole seconds.
     pub since: Timestamp,
 }

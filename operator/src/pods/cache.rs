@@ -117,7 +117,9 @@ impl PodCache {
     fn set_lifetime(&self, workload: &Name, name: &str, lifetime: Option<Lifetime>) -> bool {
         let mut all = self.running.lock();
         if let Some(lifetime) = lifetime {
-            all.entry(workload.clone()).or_default().insert(name.to_owned(), lifetime);
+            let pods = all.entry(workload.clone()).or_default();
+            let lifetime = pods.get(name).map_or(lifetime, |before| lifetime.seen_before(before));
+            pods.insert(name.to_owned(), lifetime);
             return false;
         }
         let Some(pods) = all.get_mut(workload) else { return false };
@@ -187,9 +189,9 @@ impl Follower {
             }
             Event::InitApply(pod) => {
                 self.listed.extend(key(&pod));
-                self.upsert(&pod, observe(&pod), lifetime(&pod))
+                self.upsert(&pod, observe(&pod), lifetime(&pod, Instant::now()))
             }
-            Event::Apply(pod) => self.upsert(&pod, observe(&pod), lifetime(&pod)),
+            Event::Apply(pod) => self.upsert(&pod, observe(&pod), lifetime(&pod, Instant::now())),
             Event::Delete(pod) => self.upsert(&pod, None, None),
             // What was not listed is gone.
             Event::InitDone => {

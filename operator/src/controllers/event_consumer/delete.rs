@@ -2,9 +2,9 @@
 //! that they may take to stop, the consumer by the deletion timeout, so that no namespace is stuck.
 
 use jetwright_crds::{EventConsumer, EventStream, labels::WORKLOAD, names::WorkloadNames};
-use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{Api, Resource, ResourceExt, api::ListParams, runtime::controller::Action};
+use tokio::time::Instant;
 
 use super::{
     super::{
@@ -120,7 +120,7 @@ impl Deletion<'_> {
                 Vec::new()
             }
         };
-        match drain(&running, clock.since, Timestamp::now(), bound) {
+        match drain(&running, clock, Instant::now(), bound) {
             Drain::Drained => Ok(None),
             Drain::Waiting { message, left, is_late } => {
                 if is_late && is_away {
@@ -171,10 +171,9 @@ impl Deletion<'_> {
             .fields("status.phase!=Succeeded,status.phase!=Failed")
             .limit(1);
         let found = api.list(&pods).await.map_err(Error::Pods)?;
-        let running = found
-            .items
-            .iter()
-            .filter_map(|pod| Some(RunningPod { name: pod.name_any(), lifetime: lifetime(pod)? }));
+        let running = found.items.iter().filter_map(|pod| {
+            Some(RunningPod { name: pod.name_any(), lifetime: lifetime(pod, Instant::now())? })
+        });
         Ok(running.collect())
     }
 
