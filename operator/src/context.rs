@@ -166,7 +166,7 @@ impl Context {
         };
         let deferred = match status {
             StatusWrite::Deferred(delay) => Some(delay),
-            StatusWrite::Written(_) | StatusWrite::Unchanged => None,
+            StatusWrite::Written(_) | StatusWrite::Unchanged | StatusWrite::Gone => None,
         };
         let delay = [pending, deferred, part].into_iter().flatten().fold(self.settings.resync, Duration::min);
         Action::requeue(delay.mul_f64(rand::rng().random_range(1.0..1.2)))

@@ -172,6 +172,12 @@ pub enum Outcome<I> {
 }
 
 impl<I> Outcome<I> {
+    /// Whether it was created just now.
+    #[must_use]
+    pub fn is_creation(&self) -> bool {
+        matches!(self, Self::Reconciled(Reconciled { result: OperationResult::Created, .. }))
+    }
+
     /// Whether it waits for the connection to NATS.
     #[must_use]
     pub fn is_disconnected(&self) -> bool {

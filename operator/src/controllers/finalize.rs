@@ -69,6 +69,25 @@ impl Wait {
     }
 }
 
+/// Deletes what a reconcile created for an object that went meanwhile without a deletion: an API server that is told to delete an object
+/// while it gets its finalizer may lose that (`Store.Delete` in registry/generic/registry/store.go of Kubernetes looks at finalizers once, and
+/// tries again where the object changed). What was there before is left alone.
+///
+/// # Errors
+///
+/// When JetStream does not answer or refuses.
+pub async fn withdraw<A: Cached>(
+    asset: &A::Key,
+    owner: &Owner,
+    context: &Context,
+) -> Result<(), reconcile::Error> {
+    if let Ok(connection) = context.connections.for_namespace(&owner.namespace) {
+        tracing::info!(asset = A::describe(asset), "deleting what was created for an object that is gone");
+        finalize::finalize::<A>(&connection.cache, asset, owner).await?;
+    }
+    Ok(())
+}
+
 /// Deletes a stream or a consumer that is the owner's, for at most the deletion timeout from the first try of this process.
 pub async fn delete_asset<A: Cached>(
     asset: &A::Key,

@@ -191,6 +191,8 @@ pub enum StatusWrite {
     Unchanged,
     /// It has to be written after this time.
     Deferred(Duration),
+    /// The object does not exist any more.
+    Gone,
 }
 
 /// Writes the status that `update` makes of an object, whole. It is decided on the newest object: one that was read from a store may be
@@ -218,11 +220,11 @@ where
             StatusUpdate::Write(status) => status,
         };
         match write_once(api, seen, kind, &status).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(StatusWrite::Unchanged),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(StatusWrite::Gone),
             Err(kube::Error::Api(status)) if status.code == 409 => {}
             written => return written.map(StatusWrite::Written),
         }
-        let Some(found) = api.get_opt(&object.name_any()).await? else { return Ok(StatusWrite::Unchanged) };
+        let Some(found) = api.get_opt(&object.name_any()).await? else { return Ok(StatusWrite::Gone) };
         let (before, now) = (object.meta(), found.meta());
         if now.uid != before.uid || now.generation != before.generation {
             return Ok(StatusWrite::Unchanged);

@@ -4,11 +4,12 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
 
+use async_nats::{Client, Message, Subject};
 use futures::StreamExt;
 use jetwright_testing::NatsServer;
 use parking_lot::Mutex;
@@ -29,8 +30,9 @@ struct Inner {
     silent: AtomicBool,
     ignores_offset: AtomicBool,
     is_slow: AtomicBool,
-    /// Creations that it came to neither carry out nor answer.
-    waiting: Mutex<Vec<(String, Value)>>,
+    /// Creations that it came to neither carry out nor answer, with where their answers go.
+    waiting: Mutex<Vec<(String, Value, Option<Subject>)>>,
+    client: OnceLock<Client>,
     things: Mutex<BTreeMap<String, Value>>,
     asked: Mutex<BTreeMap<String, usize>>,
 }
@@ -40,12 +42,13 @@ impl FakeJetStream {
     pub async fn start() -> (NatsServer, Self) {
         let (nats, fake) = (NatsServer::builder().config(CONFIG).start().await, Self::default());
         let client = nats.client().await;
+        fake.0.client.get_or_init(|| client.clone());
         let mut requests = client.subscribe("fake.>").await.unwrap();
         client.flush().await.unwrap();
         let serving = fake.clone();
         tokio::spawn(async move {
             while let Some(request) = requests.next().await {
-                let answer = serving.answer(&request.subject, &request.payload);
+                let answer = serving.answer(&request);
                 if let (Some(reply), Some(answer)) = (request.reply, answer) {
                     client.publish(reply, answer.to_string().into()).await.unwrap();
                 }
@@ -64,10 +67,16 @@ impl FakeJetStream {
         self.0.is_slow.store(is_slow, Relaxed);
     }
 
-    /// Carries out the creations that wait. It is too late for an answer.
-    pub fn catch_up(&self) {
+    /// Carries out the creations that wait, and answers them.
+    pub async fn catch_up(&self) {
         let waiting = std::mem::take(&mut *self.0.waiting.lock());
-        self.0.things.lock().extend(waiting.into_iter().map(|(name, config)| (name, stream(&config))));
+        for (name, config, reply) in waiting {
+            self.0.things.lock().insert(name, stream(&config));
+            if let Some(reply) = reply {
+                let answer = stream(&config).to_string().into();
+                self.0.client.get().unwrap().publish(reply, answer).await.unwrap();
+            }
+        }
     }
 
     /// Whether there is a stream of this name.
@@ -90,19 +99,20 @@ impl FakeJetStream {
         self.0.asked.lock().values().sum()
     }
 
-    fn answer(&self, subject: &str, payload: &[u8]) -> Option<Value> {
-        let tokens: Vec<_> = subject.split('.').skip(1).collect();
+    fn answer(&self, request: &Message) -> Option<Value> {
+        let tokens: Vec<_> = request.subject.split('.').skip(1).collect();
         let (verb, names) = tokens.split_at_checked(2)?;
         let verb = verb.join(".");
         *self.0.asked.lock().entry(verb.clone()).or_default() += 1;
         if self.0.silent.load(Relaxed) {
             return None;
         }
-        let body: Value = serde_json::from_slice(payload).unwrap_or_default();
+        let body: Value = serde_json::from_slice(&request.payload).unwrap_or_default();
         let mut things = self.0.things.lock();
         Some(match (verb.as_str(), names) {
             ("STREAM.CREATE", [name]) if self.0.is_slow.load(Relaxed) => {
-                self.0.waiting.lock().push(((*name).to_owned(), body));
+                let reply = request.reply.clone();
+                self.0.waiting.lock().push(((*name).to_owned(), body, reply));
                 return None;
             }
             ("STREAM.CREATE" | "STREAM.UPDATE", [name]) => {

@@ -250,9 +250,31 @@ async fn a_stream_whose_creation_took_effect_when_its_object_was_deleted_already
         if fake.asked("STREAM.INFO") > asked { Ok(()) } else { Err("not yet") }
     })
     .await;
-    fake.catch_up();
+    fake.catch_up().await;
     world.await_gone::<EventStream>("orders").await;
     assert!(!fake.has_stream("orders"));
+}
+
+#[tokio::test]
+async fn a_stream_that_was_created_for_an_object_that_lost_its_finalizer_meanwhile_goes_too() {
+    let (nats, fake) = FakeJetStream::start().await;
+    let world = World::with(nats, &["--jetstream-timeout=15s"]).await;
+    fake.set_slow(true);
+    world.stream("orders", "{subjects: [orders.*], deletionPolicy: Delete}").await;
+    await_until("the stream is being created", SOON, || async {
+        if fake.asked("STREAM.CREATE") > 0 { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+    // As an API server does that deletes the object while it gets its finalizer.
+    let lost = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    world.streams().patch("orders", &PatchParams::default(), &lost).await.unwrap();
+    world.delete::<EventStream>("orders").await;
+    world.await_gone::<EventStream>("orders").await;
+    fake.catch_up().await;
+    await_until("the stream is gone", SOON, || async {
+        if fake.has_stream("orders") || fake.asked("STREAM.DELETE") == 0 { Err("not yet") } else { Ok(()) }
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -17,12 +17,13 @@ use jetwright_crds::{EventConsumer, EventStream, conditions::Reason};
 use kube::{Api, ResourceExt as _, runtime::controller::Action};
 
 use self::{inputs::Inputs, work_queue::WorkQueue};
+use super::finalize;
 use crate::{
     context::Context,
     error::{ErrorClass, ReconcileError},
     field_error::join,
     jetstream::{
-        asset::{Asset as _, Consumer, Stream},
+        asset::{Asset as _, Consumer, ConsumerKey, Stream},
         connections::Connection,
         info::ConsumerInfo,
         ownership::{Owner, Ownership},
@@ -31,7 +32,7 @@ use crate::{
     kubernetes::{
         apply::{self, Applier},
         finalizer,
-        status::ConditionSummary,
+        status::{ConditionSummary, StatusWrite},
     },
     outcome::{CreationTime as _, Outcome, Pending, Recorded},
 };
@@ -106,6 +107,14 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
     // Recorded first: what was done is not done again if the status cannot be written.
     let report_after = status::record_events(&object, &results, &context);
     let written = status::write(&api, &object, &results, &context).await.map_err(Error::Status)?;
+    let creates = results.consumer.as_ref().is_ok_and(Outcome::is_creation);
+    if written == StatusWrite::Gone && object.spec.deletes() && creates {
+        if let Some(stream) = &inputs.stream {
+            let key = ConsumerKey { stream: stream.stream_name(), name: object.consumer_name() };
+            finalize::withdraw::<Consumer>(&key, &owner, &context).await?;
+        }
+        return Ok(Action::await_change());
+    }
     let workload_after = results.workload?.and_then(|workload| workload.requeue_after);
     results.dead_letters?;
     let requeue_after = workload_after.into_iter().chain(report_after).min();

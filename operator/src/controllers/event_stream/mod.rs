@@ -15,6 +15,7 @@ use jetwright_crds::EventStream;
 use jiff::Timestamp;
 use kube::{Api, runtime::controller::Action};
 
+use super::finalize;
 use crate::{
     context::Context,
     error::{ErrorClass, ReconcileError},
@@ -26,7 +27,7 @@ use crate::{
         ownership::Owner,
         reconcile::{self, SCALING_INTERVAL, Situation},
     },
-    kubernetes::{age, finalizer},
+    kubernetes::{age, finalizer, status::StatusWrite},
     outcome::{Outcome, Recorded},
 };
 
@@ -76,10 +77,17 @@ pub async fn reconcile(object: Arc<EventStream>, context: Arc<Context>) -> Resul
         // The change wakes the next reconcile.
         return Ok(Action::await_change());
     }
-    let result = ensure(&object, owner, &context).await.map_err(Error::Stream);
+    let result = ensure(&object, owner.clone(), &context).await.map_err(Error::Stream);
     // Recorded first: what was done is not done again if the status cannot be written.
     let report_after = status::record_events(&object, &result, &context);
     let written = status::write(&api, &object, &result, &context).await.map_err(Error::Status)?;
+    if written == StatusWrite::Gone
+        && object.spec.deletes()
+        && result.as_ref().is_ok_and(Outcome::is_creation)
+    {
+        finalize::withdraw::<Stream>(&object.stream_name(), &owner, &context).await?;
+        return Ok(Action::await_change());
+    }
     let scaling = status::is_scaling(&object, &result).then_some(SCALING_INTERVAL);
     let part = [report_after, scaling].into_iter().flatten().min();
     result.map(|outcome| context.requeue(&outcome, written, part))
