@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write,
     path::Path,
     process::{Command, Stdio},
 };
@@ -140,4 +141,43 @@ fn a_tier_that_fails_ends_the_run_and_those_after_it_are_named() {
         "{said}"
     );
     assert_eq!(ends[2..], ["cluster          not run", "", "9 passed, 1 failed, 1 skipped"]);
+}
+
+/// What `testing/time-make` says of what a target printed.
+fn parts(printed: &str) -> String {
+    let mut command = Command::new(path("../testing/time-make"));
+    let mut child = command.arg("parts").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(printed.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn the_greatest_parts_of_what_make_took_are_read_from_what_its_steps_printed() {
+    let printed = "\
+testing/programs: building etcd, kubectl: 20 seconds so far
+testing/programs: building etcd, kubectl: 40 seconds so far
+testing/programs: built etcd, kubectl in 55 seconds, in /cache/bin
+   Compiling serde v1.0.229
+    Finished `dev` profile [unoptimized + debuginfo] target(s) in 2m 28s
+e2e/cluster: installing docker.io with apt: 20 seconds so far
+e2e/cluster: cluster jetwright-demo is up after 31 seconds
+demo: they run after 4 seconds
+demo: all of it is ready after 230 seconds
+test result: ok. 4 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.41s
+test result: ok. 151 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 441.70s
+test-servers   1170 s   402 passed, 0 failed, 0 skipped
+";
+    let lines = [
+        "   1170 s  make test-servers",
+        "    442 s  running tests, group 2",
+        "    230 s  everything, until all of it is ready",
+        "    148 s  cargo, profile `dev`",
+        "     55 s  building etcd, kubectl",
+        "     31 s  making the cluster",
+        "     20 s  installing docker.io with apt",
+        "",
+    ];
+    assert_eq!(parts(printed), lines.join("\n"));
 }
