@@ -4,6 +4,7 @@
 //! ([`node`]); with it they end. `up` starts that process, declares the shop, and tells what happens; `down` ends it.
 
 mod account;
+mod interruption;
 mod machine;
 mod manifests;
 mod node;
@@ -18,8 +19,24 @@ jetwright-demo up [--follow]   starts what does not run yet, declares the shop, 
 jetwright-demo down            ends all of it, and removes its files
 jetwright-demo env             what a shell evaluates to go on with kubectl";
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// What a shell gives to a program that Ctrl-C ended.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("demo: no threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(run());
+    // An account that was interrupted may wait for kubectl still.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn run() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<_> = arguments.iter().map(String::as_str).collect();
     let ended = match words.as_slice() {
@@ -37,7 +54,7 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("demo: {error:#}");
-            ExitCode::FAILURE
+            if error.is::<interruption::Interrupted>() { INTERRUPTED.into() } else { ExitCode::FAILURE }
         }
     }
 }

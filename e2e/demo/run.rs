@@ -8,15 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use jetwright_testing::end_left_in;
 use rustix::process::Signal;
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    time::sleep,
-};
+use tokio::{runtime::Handle, task::spawn_blocking, time::sleep};
 
 use crate::{
-    account, machine,
+    account,
+    interruption::{Interrupted, Interruption},
+    machine,
     serve::{self, ADMINISTRATOR, PASSWORD},
     state::{Home, Identity, Parts},
 };
@@ -25,6 +25,8 @@ use crate::{
 const START: Duration = Duration::from_mins(3);
 /// How long the processes may take to end when they are told to.
 const STOP: Duration = Duration::from_secs(20);
+/// How long what a process has left takes to end when the process was killed.
+const GUARD: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(50);
 /// Lines of the log that are shown after a failure.
 const LAST_LINES: usize = 20;
@@ -39,62 +41,87 @@ struct Started {
 ///
 /// # Errors
 ///
-/// When it cannot be started, or something in it does not happen as it should.
+/// When it cannot be started, or something in it does not happen as it should, or it is interrupted. What it has started has ended by then.
 pub async fn up(follow: bool) -> Result<()> {
     let began = Instant::now();
+    let mut interruption = Interruption::listen()?;
     let home = Home::open()?;
     let lock = home.lock()?;
     let (mut started, parts) = if let (Some(_), Some(parts)) = (home.running(), home.parts()) {
         eprintln!("demo: found the servers that run (make clean-demo ends them)");
         (None, parts)
     } else {
-        let started = start(&home).await;
-        if started.is_err() {
-            home.remove()?;
-        }
-        let (started, parts) = started?;
+        let (started, parts) = start(&home, &mut interruption).await?;
         eprintln!("demo: they run after {} seconds", began.elapsed().as_secs());
         (Some(started), parts)
     };
-    let told = account::tell(&home, &parts, began).await;
-    if let Err(error) = told {
+    if let Err(error) = tell(&home, &parts, began, &mut interruption).await {
         if started.take().is_some() {
-            eprintln!("{}", last_lines(&home));
+            if !error.is::<Interrupted>() {
+                eprintln!("{}", last_lines(&home));
+            }
             end(&home).await?;
         }
         return Err(error);
     }
-    eprintln!("demo: took {} seconds in all", began.elapsed().as_secs());
     if follow {
-        eprintln!("demo: Ctrl-C ends all of it");
-        until_told(&home).await?;
+        eprintln!("demo: took {} seconds in all; Ctrl-C ends all of it", began.elapsed().as_secs());
+        tokio::select! {
+            () = interruption.happens() => {}
+            () = ended(&home) => bail!("the servers ended:\n{}", last_lines(&home)),
+        }
         end(&home).await?;
-    } else if let Some(started) = &mut started {
-        writeln!(started.stdin, "{}", serve::STAY)?;
+        eprintln!("demo: ended");
+    } else {
+        if let Some(started) = &mut started {
+            writeln!(started.stdin, "{}", serve::STAY)?;
+        }
+        println!("\nThe servers go on running. To end them, and remove all but caches: make clean-demo");
+        eprintln!("demo: took {} seconds in all", began.elapsed().as_secs());
     }
     drop(lock);
     Ok(())
 }
 
-/// Waits for Ctrl-C or SIGTERM.
-async fn until_told(home: &Home) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let ended = async {
-        while home.running().is_some() {
-            sleep(POLL).await;
-        }
+/// The account, until it is told or interrupted. It has a thread of its own, since it waits for kubectl in between.
+async fn tell(home: &Home, parts: &Parts, began: Instant, interruption: &mut Interruption) -> Result<()> {
+    let (home, parts) = (home.clone(), parts.clone());
+    let runtime = Handle::current();
+    let account = spawn_blocking(move || runtime.block_on(account::tell(&home, &parts, began)));
+    let told = tokio::select! {
+        told = account => told?,
+        () = interruption.happens() => return Err(Interrupted.into()),
     };
-    tokio::select! {
-        told = tokio::signal::ctrl_c() => Ok(told?),
-        _ = terminate.recv() => Ok(()),
-        () = ended => bail!("the servers ended:\n{}", last_lines(home)),
+    // Ctrl-C ends a kubectl that runs as well, and may do so first.
+    if told.is_err() && interruption.has_happened().await { Err(Interrupted.into()) } else { told }
+}
+
+async fn ended(home: &Home) {
+    while home.running().is_some() {
+        sleep(POLL).await;
     }
 }
 
-async fn start(home: &Home) -> Result<(Started, Parts)> {
+/// Starts a demo, and leaves nothing of one that does not start.
+async fn start(home: &Home, interruption: &mut Interruption) -> Result<(Started, Parts)> {
     // What a demo has left that was killed.
     end(home).await?;
     let home = &Home::open()?;
+    let mut started = spawn(home).or_else(|error| home.remove().and(Err(error)))?;
+    let parts = tokio::select! {
+        parts = parts_of(home, &mut started) => parts,
+        () = interruption.happens() => Err(Interrupted.into()),
+    };
+    match parts {
+        Ok(parts) => Ok((started, parts)),
+        Err(error) => {
+            give_up(home, started).await?;
+            Err(error)
+        }
+    }
+}
+
+fn spawn(home: &Home) -> Result<Started> {
     machine::check(&[home.as_ref(), &std::env::temp_dir()])?;
     eprintln!(
         "demo: starting etcd, kube-apiserver, kube-controller-manager, three nats-servers and the operator"
@@ -110,24 +137,35 @@ async fn start(home: &Home) -> Result<(Started, Parts)> {
         .spawn()
         .context("could not start the demo's process")?;
     let stdin = child.stdin.take().context("no standard input")?;
-    let mut started = Started { child, stdin };
+    Ok(Started { child, stdin })
+}
+
+async fn parts_of(home: &Home, started: &mut Started) -> Result<Parts> {
     let end_of_patience = Instant::now() + START;
     loop {
         if let Some(parts) = home.parts() {
-            return Ok((started, parts));
+            return Ok(parts);
         }
         if let Some(status) = started.child.try_wait()? {
-            let said = last_lines(home);
-            home.remove()?;
-            bail!("it could not be started ({status}):\n{said}");
+            bail!("it could not be started ({status}):\n{}", last_lines(home));
         }
         if Instant::now() > end_of_patience {
-            let said = last_lines(home);
-            end(home).await?;
-            bail!("it did not start within {START:?}:\n{said}");
+            bail!("it did not start within {START:?}:\n{}", last_lines(home));
         }
         sleep(POLL).await;
     }
+}
+
+/// Ends a process that is at its start, and may not have said yet who it is: it ends when its standard input closes.
+async fn give_up(home: &Home, started: Started) -> Result<()> {
+    let Started { mut child, stdin } = started;
+    drop(stdin);
+    let bound = Instant::now() + STOP;
+    while child.try_wait()?.is_none() && Instant::now() < bound {
+        sleep(POLL).await;
+    }
+    end(home).await?;
+    home.remove()
 }
 
 fn last_lines(home: &Home) -> String {
@@ -154,11 +192,13 @@ async fn end(home: &Home) -> Result<bool> {
     let Some(process) = home.recorded() else { return Ok(false) };
     let ran = process.is_alive();
     process.signal(Signal::TERM);
-    if !wait_until_gone(&process, STOP).await {
+    if !wait_until_gone(&process, if ran { STOP } else { GUARD }).await {
         // Its guard ends the others.
         process.signal(Signal::KILL);
-        if !wait_until_gone(&process, STOP).await {
-            bail!("process {} does not end", process.pid);
+        if !wait_until_gone(&process, GUARD).await {
+            ensure!(!process.is_alive(), "process {} does not end", process.pid);
+            // That one was killed, too, or the machine was.
+            end_left_in(&process.folder)?;
         }
     }
     home.remove()?;

@@ -177,7 +177,7 @@ async fn watch(mut demo: Demo, home: &Home) -> Result<()> {
             if let Some(status) = process.exited() {
                 bail!(
                     "{name} ended ({status}), and the demo with it; its log ends with:\n{}",
-                    last_lines(process)
+                    process.last_lines()
                 );
             }
         }
@@ -185,10 +185,4 @@ async fn watch(mut demo: Demo, home: &Home) -> Result<()> {
             demo.operator = demo.start_operator.clone().try_start()?;
         }
     }
-}
-
-fn last_lines(process: &Process) -> String {
-    let log = process.log();
-    let lines: Vec<_> = log.lines().collect();
-    lines[lines.len().saturating_sub(10)..].join("\n")
 }

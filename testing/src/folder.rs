@@ -72,10 +72,12 @@ pub(crate) fn is_to_keep() -> bool {
     std::thread::panicking() || std::env::var_os("JETWRIGHT_KEEP_LOGS").is_some()
 }
 
-/// The last lines of a log.
+/// The last lines of a log. Where a program in Go has panicked, those that say why, and not the stack below them.
 pub(crate) fn tail(log: &str) -> String {
     let lines: Vec<_> = log.lines().collect();
-    lines[lines.len().saturating_sub(TAIL)..].join("\n")
+    let is_stack = |line: &&str| line.starts_with("goroutine ") && line.ends_with("]:");
+    let end = lines.iter().position(is_stack).unwrap_or(lines.len());
+    lines[end.saturating_sub(TAIL)..end].join("\n")
 }
 
 impl Drop for Folder {
@@ -91,5 +93,19 @@ impl Drop for Folder {
         if let Err(error) = fs::remove_dir_all(&self.path) {
             eprintln!("{} could not be removed: {error}", self.path.display());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_log_is_its_last_lines_or_why_a_program_panicked() {
+        let log: Vec<_> = (1..=20).map(|line| format!("line {line}")).collect();
+        assert_eq!(tail(&log.join("\n")), log[5..].join("\n"));
+        let stack: String = (1..=30).map(|frame| format!("main.deeper{frame}()\n")).collect();
+        let panicked = format!("starting\npanic: cannot allocate memory\n\ngoroutine 12 [running]:\n{stack}");
+        assert_eq!(tail(&panicked), "starting\npanic: cannot allocate memory\n");
     }
 }

@@ -4,7 +4,7 @@
 //! processes noted in the run's folder are killed and the folder is removed. It is in a process group of its own and
 //! ignores the terminal's signals, so it outlives what ends the tests.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -76,6 +76,25 @@ pub fn start_time(pid: u32) -> Result<String> {
     // proc_pid_stat(5): the start time is field 22; the command's name, field 2, may hold blanks and parentheses.
     let begun = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(19));
     Ok(begun.context("no start time in /proc")?.to_owned())
+}
+
+/// Ends what is left of a process that was killed together with the guard of its folder, and removes that folder.
+///
+/// # Errors
+///
+/// When the folder cannot be removed.
+pub fn end_left_in(folder: &Path) -> Result<()> {
+    // Nobody holds its standard input, so it does at once what a guard does in the end.
+    let mut guard = Command::new("sh");
+    guard.args(["-c", SCRIPT, "jetwright-test-guard"]).arg(folder).stdin(Stdio::null());
+    let guarded = guard.output().context("could not start the sh that ends what was left")?;
+    ensure!(
+        !folder.exists(),
+        "could not remove {}: {}",
+        folder.display(),
+        String::from_utf8_lossy(&guarded.stderr).trim()
+    );
+    Ok(())
 }
 
 /// Strikes out a process that has ended.

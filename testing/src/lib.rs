@@ -45,7 +45,7 @@ mod usage;
 pub use awaiting::await_until;
 pub use certificates::{Authority, Certified};
 pub use folder::Folder;
-pub use guard::start_time;
+pub use guard::{end_left_in, start_time};
 pub use kubernetes::{ControlPlane, Namespace};
 pub use nats::{JwtAccount, NatsCluster, NatsServer, NatsServerBuilder, RawClient};
 pub use port::free_port;

@@ -157,7 +157,6 @@ fn next(order: &str) {
     ] {
         println!("  {line}");
     }
-    println!("\nThe servers go on running. To end them, and remove all but caches: make clean-demo");
 }
 
 /// This program as a shell in the current folder calls it.

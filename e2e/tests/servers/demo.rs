@@ -91,6 +91,22 @@ fn runs((pid, begun): &(u32, String)) -> bool {
     !is_zombie && start_time(*pid).is_ok_and(|found| found == *begun)
 }
 
+fn kill(signal: &str, pid: u32) {
+    let script = format!("kill -{signal} {pid}");
+    assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success(), "{script}");
+}
+
+/// The process that ends what is noted in a folder.
+fn guard_of(folder: &Path) -> u32 {
+    let end = format!("jetwright-test-guard\0{}\0", folder.display());
+    let mut processes = fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok()?.parse().ok());
+    let is_guard =
+        |pid: &u32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.ends_with(&end));
+    processes.find(is_guard).unwrap()
+}
+
 fn assert_nothing_left(demo: &Demo, processes: &[(u32, String)], folder: &Path) {
     let left: Vec<_> = processes.iter().filter(|process| runs(process)).collect();
     assert!(left.is_empty(), "still running: {left:?}");
@@ -182,12 +198,49 @@ fn a_demo_ends_with_its_starter_or_when_it_is_killed_and_leaves_no_process() {
         demo.command(&["up", "--follow"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     await_true("the demo started", || demo.home.join("demo.json").exists());
     let (processes, folder) = demo.processes();
-    let pid = processes.last().unwrap().0.to_string();
-    assert!(Command::new("sh").args(["-c", "kill -KILL \"$1\"", "kill", &pid]).status().unwrap().success());
+    kill("KILL", processes.last().unwrap().0);
     await_true("the demo is gone", || !folder.exists());
     assert!(!follower.wait().unwrap().success());
     demo.run(&["down"]);
     assert_nothing_left(&demo, &processes, &folder);
+}
+
+#[test]
+fn what_is_left_of_a_demo_that_was_killed_with_its_guard_is_ended_by_the_next_call() {
+    let demo = Demo::new();
+    let mut follower =
+        demo.command(&["up", "--follow"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    await_true("the demo started", || demo.home.join("demo.json").exists());
+    let (processes, folder) = demo.processes();
+    for pid in [guard_of(&folder), processes.last().unwrap().0, follower.id()] {
+        kill("KILL", pid);
+    }
+    follower.wait().unwrap();
+    assert!(processes.iter().any(runs), "nothing was left to end");
+    demo.run(&["down"]);
+    assert_nothing_left(&demo, &processes, &folder);
+}
+
+#[test]
+fn a_demo_that_is_interrupted_has_ended_all_that_it_started_when_it_ends() {
+    let demo = Demo::new();
+    for (moment, file) in [("at its start", "process.json"), ("in its account", "demo.json")] {
+        let starter = demo.command(&["up"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        await_true("the demo started", || demo.home.join(file).exists());
+        let (processes, folder) = demo.processes();
+        let pid = starter.id().to_string();
+        assert!(
+            Command::new("sh").args(["-c", "kill -INT \"$1\"", "kill", &pid]).status().unwrap().success()
+        );
+        let ended = starter.wait_with_output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(130), "{moment}: {said}");
+        assert!(
+            said.ends_with("demo: interrupted; what this call had started has ended\n"),
+            "{moment}: {said}"
+        );
+        assert_nothing_left(&demo, &processes, &folder);
+    }
 }
 
 #[test]

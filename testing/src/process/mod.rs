@@ -56,6 +56,12 @@ impl Process {
         fs::read(&self.log).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default()
     }
 
+    /// The end of that, for who is told of a failure.
+    #[must_use]
+    pub fn last_lines(&self) -> String {
+        tail(&self.log())
+    }
+
     /// How it ended, if it has.
     #[must_use]
     pub fn exited(&self) -> Option<ExitStatus> {
@@ -104,7 +110,7 @@ impl Process {
     pub async fn wait_exit(&self, bound: Duration) -> ExitStatus {
         let exited = crate::awaiting::try_until(bound, async || self.exited().ok_or("it runs")).await;
         exited.unwrap_or_else(|_| {
-            panic!("{} has not ended within {bound:?}; its log ends with:\n{}", self.name, tail(&self.log()))
+            panic!("{} has not ended within {bound:?}; its log ends with:\n{}", self.name, self.last_lines())
         })
     }
 
@@ -124,13 +130,13 @@ impl Process {
         match found.await {
             Ok(Ok(line)) => line,
             Ok(Err(status)) => {
-                panic!("{} ended ({status}) and had not logged '{text}':\n{}", self.name, tail(&self.log()))
+                panic!("{} ended ({status}) and had not logged '{text}':\n{}", self.name, self.last_lines())
             }
             Err(last) => {
                 panic!(
                     "{} has not logged '{text}' within {bound:?} ({last}):\n{}",
                     self.name,
-                    tail(&self.log())
+                    self.last_lines()
                 )
             }
         }

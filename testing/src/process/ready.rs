@@ -2,7 +2,6 @@
 
 use super::Process;
 use crate::awaiting::try_until;
-use crate::folder::tail;
 use crate::port;
 use anyhow::{Result, anyhow, bail};
 use std::fmt::Display;
@@ -58,6 +57,6 @@ impl Process {
             Ok(Some(status)) => format!("ended at its start ({status})"),
             Err(last) => format!("was not ready within {bound:?} ({last})"),
         };
-        Err(NotReady::Other(anyhow!("{} {why}; its log ends with:\n{}", self.name, tail(&self.log()))))
+        Err(NotReady::Other(anyhow!("{} {why}; its log ends with:\n{}", self.name, self.last_lines())))
     }
 }
