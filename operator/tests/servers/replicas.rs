@@ -81,7 +81,7 @@ async fn a_cluster_of_two_is_asked_once_for_three_copies_and_the_rest_of_the_spe
     world.jetstream.publish("orders.1", "x".into()).await.unwrap().await.unwrap();
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert!((updates(&world).await - before - 2.0).abs() < 0.5, "{} updates", updates(&world).await - before);
-    assert_eq!(world.events("orders", "Updated").await.len(), 1);
+    world.await_one_event("orders", "Updated").await;
 }
 
 #[tokio::test]

@@ -264,7 +264,7 @@ async fn a_tool_that_deletes_a_consumer_again_and_again_is_named() {
             assert!(message.contains("stop it, or remove the consumer from this EventConsumer"), "{message}");
         }
     }
-    assert_eq!(world.events("reader", "Contested").await.len(), 1);
+    world.await_one_event("reader", "Contested").await;
 }
 
 #[tokio::test]

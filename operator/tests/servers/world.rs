@@ -256,6 +256,15 @@ impl<N> World<N> {
         .await;
     }
 
+    /// Waits for the one event of a reason, which is written beside the status.
+    pub async fn await_one_event(&self, name: &str, reason: &str) {
+        await_until(&format!("{name} has one event {reason}"), SOON, || async {
+            let notes = self.events(name, reason).await;
+            if notes.len() == 1 { Ok(()) } else { Err(format!("{notes:?}")) }
+        })
+        .await;
+    }
+
     /// What the operator answers on its admin address; None while it does not.
     pub async fn admin(&self, path: &str) -> Option<(u16, String)> {
         let answer = reqwest::get(format!("http://127.0.0.1:{}{path}", self.admin)).await.ok()?;
