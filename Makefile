@@ -31,9 +31,14 @@ test-unit: ## Pure tests, and the examples in the documentation
 	$(CARGO) test --workspace --locked --lib --bins --examples
 	$(CARGO) test --workspace --locked --doc
 
+# Most tests wait for servers most of the time, so that twice as many run at once as there are cores. These count what the operator asks for, and
+# hold it to promises in seconds, so they come after the others, one a core.
+MEASURED := costs:: outages::
+
 test-servers: programs previous-operator build ## Tests against real servers as child processes
 	@find target/test-logs -mindepth 1 -maxdepth 1 -mtime +3 -exec rm -rf {} + 2>/dev/null || true
-	$(CARGO) test --workspace --locked --test servers
+	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$((2 * $$(nproc)))} $(CARGO) test --workspace --locked --test servers -- $(MEASURED:%=--skip %)
+	$(CARGO) test --workspace --locked --test servers -- $(MEASURED)
 
 test-e2e: ## What a user does and what breaks at night, on a kind cluster that is made for it and removed
 	@e2e/run-tests
