@@ -20,7 +20,8 @@ usage() { sed -n '2,/^set /s/^# \{0,1\}//p' "$0" | grep -v '^set ' >&2; exit 2; 
 # patiently WHAT PROGRAM [ARGUMENT...]
 patiently() {
   local what=$1 began=$SECONDS log; shift
-  log=$logs/$(tr -cs 'a-z0-9\n' - <<< "${what,,}")
+  # A name in a folder has at most 255 bytes.
+  log=$logs/$(tr -cs 'a-z0-9\n' - <<< "${what,,}" | cut -c -200)
   ticking "$what" "$log" "$@" && return
   tail -n 20 "$log" >&2
   fail "$what failed after $((SECONDS - began)) seconds; its last lines are above, all of them in $log"
