@@ -2,7 +2,7 @@ CARGO := cargo
 PROGRAMS := nats-server etcd kube-apiserver kube-controller-manager kubectl helm prometheus promtool
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs previous-operator manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo demo-cluster clean-demo-cluster check-dashboards bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
+.PHONY: help build programs previous-version manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo demo-cluster clean-demo-cluster check-dashboards bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-19s %s\n", $$1, $$2}'
@@ -13,8 +13,8 @@ build: ## The workspace's own programs, into target/debug
 programs: ## The servers that tests run against: found on PATH, or built once (8 minutes) and kept
 	@testing/programs/provide $(PROGRAMS)
 
-previous-operator: ## The operator of the version that upgrades are tested from (the tag upgrade-from), built once and kept
-	@testing/programs/previous-operator || [ $$? = 3 ]
+previous-version: ## Programs and charts of the version that upgrades are tested from (the tag upgrade-from), built once and kept
+	@testing/programs/previous-version || [ $$? = 3 ]
 
 # Two folders, since Helm tells at each command of a link in a chart, and a packaged chart needs the files anyhow.
 manifests: ## The CustomResourceDefinitions, from the Rust types into crds/manifests, and the same into the chart
@@ -35,7 +35,7 @@ test-unit: ## Pure tests, and the examples in the documentation
 # hold it to promises in seconds, so they come after the others, one a core.
 MEASURED := costs:: outages::
 
-test-servers: programs previous-operator build ## Tests against real servers as child processes
+test-servers: programs previous-version build ## Tests against real servers as child processes
 	@find target/test-logs -mindepth 1 -maxdepth 1 -mtime +3 -exec rm -rf {} + 2>/dev/null || true
 	RUST_TEST_THREADS=$${RUST_TEST_THREADS:-$$((2 * $$(nproc)))} $(CARGO) test --workspace --locked --test servers -- $(MEASURED:%=--skip %)
 	$(CARGO) test --workspace --locked --test servers -- $(MEASURED)

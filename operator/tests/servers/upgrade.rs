@@ -28,7 +28,7 @@ const NO_HISTORY: i32 = 3;
 /// The operator of the version that upgrades are tested from, which is built where it is not there yet; `None` where the checkout does not
 /// have its commit.
 async fn previous_operator() -> Option<PathBuf> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../testing/programs/previous-operator");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../testing/programs/previous-version");
     let made = tokio::process::Command::new(script).output().await.unwrap();
     let why = String::from_utf8_lossy(&made.stderr);
     if made.status.code() == Some(NO_HISTORY) {
@@ -36,7 +36,7 @@ async fn previous_operator() -> Option<PathBuf> {
         return None;
     }
     assert!(made.status.success(), "{why}");
-    Some(String::from_utf8(made.stdout).unwrap().trim().into())
+    Some(PathBuf::from(String::from_utf8(made.stdout).unwrap().trim()).join("programs/jetwright-operator"))
 }
 
 /// Helpers that set nothing themselves, which the earlier version left so.
