@@ -5,16 +5,21 @@ mod command;
 mod condition;
 mod gateway;
 mod nats;
+mod pods;
 mod report;
 mod shop;
 
 use std::time::Duration;
 
-use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
-use kube::{Api, Client, Resource};
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::{core::v1::Pod, events::v1::Event},
+    jiff::Timestamp,
+};
+use kube::{Api, Client, Resource, api::ListParams};
 use serde_json::Value;
 
-pub use self::{command::Said, condition::HasConditions, nats::Nats, shop::Shop};
+pub use self::{command::Said, condition::HasConditions, nats::Nats, pods::PodWatch, shop::Shop};
 use self::{command::run, gateway::Gateway, report::Report};
 
 /// Namespace of the operator and of its NATS servers.
@@ -133,10 +138,36 @@ impl Cluster {
     ///
     /// What the pod said instead.
     pub async fn metric(&self, pod: &str, name: &str) -> Result<f64, String> {
-        let answer = self.gateway.get_of_pod(pod, "/metrics").await?;
-        let Value::String(text) = answer.body else { return Err(format!("{answer:?}")) };
+        let text = self.metrics(pod).await?;
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
         value.ok_or(text)
+    }
+
+    /// All metrics that a pod shows, which is named as `namespace/name:port`.
+    ///
+    /// # Errors
+    ///
+    /// What the pod said instead.
+    pub async fn metrics(&self, pod: &str) -> Result<String, String> {
+        let answer = self.gateway.get_of_pod(pod, "/metrics").await?;
+        let Value::String(text) = answer.body else { return Err(format!("{answer:?}")) };
+        Ok(text)
+    }
+
+    /// Warnings about objects of a namespace that are no older than this, as `reason kind/name: note`.
+    pub async fn warnings(&self, namespace: &str, since: Timestamp) -> Vec<String> {
+        let events = self.api::<Event>(namespace).list(&ListParams::default()).await;
+        let events = events.unwrap_or_else(|error| panic!("events of {namespace}: {error}")).items;
+        let warnings = events
+            .into_iter()
+            .filter(|event| event.type_.as_deref() == Some("Warning") && last_seen(event) >= Some(since));
+        let told = warnings.map(|event| {
+            let about = event.regarding.unwrap_or_default();
+            let (kind, name) = (about.kind.unwrap_or_default(), about.name.unwrap_or_default());
+            let (reason, note) = (event.reason.unwrap_or_default(), event.note.unwrap_or_default());
+            format!("{reason} {kind}/{name}: {note}")
+        });
+        told.collect()
     }
 
     /// The shop that is installed.
@@ -167,6 +198,13 @@ impl Drop for OwnNamespace {
             .args(["delete", "namespace", &self.0, "--wait=false", "--ignore-not-found"])
             .output();
     }
+}
+
+/// When an event happened last: those that happen again are counted in their first one.
+fn last_seen(event: &Event) -> Option<Timestamp> {
+    let series = event.series.as_ref().map(|series| series.last_observed_time.0);
+    let counted = event.deprecated_last_timestamp.as_ref().map(|time| time.0);
+    series.max(counted).max(event.event_time.as_ref().map(|time| time.0))
 }
 
 /// The manifest of an EventStream with subjects of its own, and with these further fields.

@@ -8,6 +8,7 @@ use async_nats::jetstream::{
 };
 use jetwright_testing::{Process, await_until};
 use k8s_openapi::api::core::v1::Secret;
+use serde_json::{Value, json};
 
 use super::{Cluster, OPERATOR, SOON};
 
@@ -70,6 +71,39 @@ impl Nats {
     /// A stream, once it is there and its leader answers.
     pub async fn stream(&self, name: &str) -> Stream {
         await_until(&format!("the stream {name}"), SOON, || self.jetstream.get_stream(name)).await
+    }
+
+    /// Streams and consumers by name, a consumer as `stream/consumer`: when each was made, and its configuration with the metadata.
+    pub async fn assets(&self) -> BTreeMap<String, Value> {
+        let mut found = BTreeMap::new();
+        for stream in self.listed("STREAM.LIST", "streams").await {
+            let name = stream["config"]["name"].as_str().unwrap_or_default();
+            for consumer in self.listed(&format!("CONSUMER.LIST.{name}"), "consumers").await {
+                let consumer_name = consumer["name"].as_str().unwrap_or_default();
+                found.insert(
+                    format!("{name}/{consumer_name}"),
+                    json!([consumer["created"], consumer["config"]]),
+                );
+            }
+            found.insert(name.to_owned(), json!([stream["created"], stream["config"]]));
+        }
+        found
+    }
+
+    /// What a request for a list answers, complete: everybody who leads a stream was heard.
+    async fn listed(&self, request: &str, of: &str) -> Vec<Value> {
+        await_until(&format!("the whole answer to {request}"), SOON, async || {
+            let answer: Value = self
+                .jetstream
+                .request(request.to_owned(), &json!({}))
+                .await
+                .map_err(|error| error.to_string())?;
+            let listed = answer[of].as_array().cloned().unwrap_or_default();
+            let whole =
+                answer["missing"].is_null() && answer["total"].as_u64() == u64::try_from(listed.len()).ok();
+            if whole { Ok(listed) } else { Err(answer.to_string()) }
+        })
+        .await
     }
 
     /// How many messages a stream has.

@@ -47,12 +47,18 @@ pub async fn each_is_confirmed_once(shop: &Shop<'_>, nats: &Nats, ids: &[String]
         let order = shop.confirmed(id).await;
         assert_eq!(shop.payment(id).await["id"], order["authorization_id"], "{order}");
     }
+    each_event_is_stored_once(nats, ids).await;
+}
+
+/// Requires that each of these orders, all of them confirmed, has each of its events once.
+pub async fn each_event_is_stored_once(nats: &Nats, ids: &[String]) {
+    let known: BTreeSet<_> = ids.iter().map(String::as_str).collect();
     let mut found: Vec<_> =
         [nats.stored("orders", "orders.>").await, nats.stored("payments", "payments.>").await]
             .concat()
             .into_iter()
             .map(|message| message.subject)
-            .filter(|subject| ids.iter().any(|id| subject.contains(id)))
+            .filter(|subject| subject.split('.').nth(1).is_some_and(|id| known.contains(id)))
             .collect();
     let mut expected: Vec<_> = ids
         .iter()
