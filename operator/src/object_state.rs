@@ -65,7 +65,8 @@ struct ObjectState {
     failures: u32,
     /// When to try again after a failure, and what JetStream was seen to have when it failed.
     retry: Option<(Instant, Option<u64>)>,
-    deletion: Deletion,
+    /// None of an object that is not deleted, as most are.
+    deletion: Option<Box<Deletion>>,
     /// Writes of what it declares, so that two writers who disagree do not take turns a hundred times a second.
     contest: Contest,
     /// Which recreation was reported last: a reconcile that does not see yet what the one before it wrote notices it once more.
@@ -85,28 +86,33 @@ struct ObjectState {
     absent: bool,
 }
 
-/// The states of all objects.
+impl ObjectState {
+    fn deletion_of(&mut self, uid: &str) -> &mut Deletion {
+        self.deletion.get_or_insert_default().of(uid)
+    }
+}
+
+/// The states of all objects, with when each was used last. In boxes, since half of a big map is room for more.
 #[derive(Default)]
-pub struct ObjectStates(Mutex<HashMap<ObjectKey, (ObjectState, Instant)>>);
+pub struct ObjectStates(Mutex<HashMap<ObjectKey, Box<(ObjectState, Instant)>>>);
 
 impl ObjectStates {
     /// Works with the state of an object, made where there is none.
     fn with<R>(&self, key: &ObjectKey, work: impl FnOnce(&mut ObjectState) -> R) -> R {
         let mut states = self.0.lock();
-        if let Some((state, used)) = states.get_mut(key) {
-            *used = Instant::now();
-            return work(state);
+        if let Some(kept) = states.get_mut(key) {
+            kept.1 = Instant::now();
+            return work(&mut kept.0);
         }
-        let (state, _) =
-            states.entry(key.clone()).or_insert_with(|| (ObjectState::default(), Instant::now()));
-        work(state)
+        let made = || Box::new((ObjectState::default(), Instant::now()));
+        work(&mut states.entry(key.clone()).or_insert_with(made).0)
     }
 
     /// Reads the state of an object.
     fn read<R: Default>(&self, key: &ObjectKey, read: impl FnOnce(&ObjectState) -> R) -> R {
-        self.0.lock().get_mut(key).map_or_else(R::default, |(state, used)| {
-            *used = Instant::now();
-            read(state)
+        self.0.lock().get_mut(key).map_or_else(R::default, |kept| {
+            kept.1 = Instant::now();
+            read(&kept.0)
         })
     }
 
@@ -115,7 +121,8 @@ impl ObjectStates {
         self.with(key, |state| {
             state.failures = state.failures.saturating_add(1);
             let delay = max_delay(class, state.failures).mul_f64(rand::rng().random_range(0.5..1.0));
-            let delay = state.deletion.max_pause().map_or(delay, |longest| delay.min(longest));
+            let longest = state.deletion.as_ref().and_then(|deletion| deletion.max_pause());
+            let delay = longest.map_or(delay, |longest| delay.min(longest));
             state.retry = Some((Instant::now() + delay, seen));
             delay
         })
@@ -135,14 +142,14 @@ impl ObjectStates {
 
     /// Works with how far the deletion of the object with this uid has come.
     pub fn deletion<R>(&self, key: &ObjectKey, uid: &str, work: impl FnOnce(&mut Deletion) -> R) -> R {
-        self.with(key, |state| work(state.deletion.of(uid)))
+        self.with(key, |state| work(state.deletion_of(uid)))
     }
 
     /// Nothing holds the object with this uid any more: what is remembered of it means nothing to another one of its name.
     pub fn released(&self, key: &ObjectKey, uid: &str) {
         self.with(key, |state| {
             *state = ObjectState::default();
-            state.deletion.of(uid).release();
+            state.deletion_of(uid).release();
         });
     }
 
@@ -235,7 +242,7 @@ impl ObjectStates {
 
     /// Drops the states of objects that are gone.
     pub fn evict_idle(&self) {
-        self.0.lock().retain(|_, (_, used)| used.elapsed() < TTL);
+        self.0.lock().retain(|_, kept| kept.1.elapsed() < TTL);
     }
 }
 

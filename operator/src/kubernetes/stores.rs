@@ -4,7 +4,7 @@
 //! A store proves that an object exists, never that it does not: its watch may lag.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     fmt::Debug,
     sync::Arc,
 };
@@ -56,11 +56,48 @@ pub enum IndexKey {
     Workload(Name),
 }
 
+/// The names under a key. Most keys have one, for which a set takes half a kilobyte.
+enum Named {
+    One(Name),
+    Several(BTreeSet<Name>),
+}
+
+impl Named {
+    fn iter(&self) -> impl Iterator<Item = &Name> {
+        let (one, some) = match self {
+            Self::One(name) => (Some(name), None),
+            Self::Several(names) => (None, Some(names)),
+        };
+        one.into_iter().chain(some.into_iter().flatten())
+    }
+
+    fn insert(&mut self, name: Name) {
+        match self {
+            Self::One(one) if *one == name => {}
+            Self::One(one) => *self = Self::Several(BTreeSet::from([std::mem::take(one), name])),
+            Self::Several(names) => {
+                names.insert(name);
+            }
+        }
+    }
+
+    /// Takes a name out; whether none is left.
+    fn remove(&mut self, name: &Name) -> bool {
+        match self {
+            Self::One(one) => one == name,
+            Self::Several(names) => {
+                names.remove(name);
+                names.is_empty()
+            }
+        }
+    }
+}
+
 /// The objects of a kind in one scope.
 pub struct Objects<K: Resource<DynamicType = ()> + Clone + 'static> {
     reader: Store<Watched<K>>,
     writer: Mutex<Writer<Watched<K>>>,
-    index: Mutex<HashMap<IndexKey, BTreeSet<Name>>>,
+    index: Mutex<HashMap<IndexKey, Named>>,
     keys_of: fn(&K) -> Vec<IndexKey>,
 }
 
@@ -89,7 +126,7 @@ where
     /// Names of the objects under a key.
     #[must_use]
     pub fn names_by(&self, key: &IndexKey) -> Vec<Name> {
-        self.index.lock().get(key).into_iter().flatten().cloned().collect()
+        self.index.lock().get(key).into_iter().flat_map(Named::iter).cloned().collect()
     }
 
     /// The objects under a key that can be read.
@@ -193,15 +230,17 @@ where
         };
         let mut index = self.index.lock();
         for (key, name) in keys(&before) {
-            if let Some(names) = index.get_mut(&key) {
-                names.remove(&name);
-                if names.is_empty() {
-                    index.remove(&key);
-                }
+            if index.get_mut(&key).is_some_and(|names| names.remove(&name)) {
+                index.remove(&key);
             }
         }
         for (key, name) in keys(&after) {
-            index.entry(key).or_default().insert(name);
+            match index.entry(key) {
+                Entry::Occupied(mut names) => names.get_mut().insert(name),
+                Entry::Vacant(vacant) => {
+                    vacant.insert(Named::One(name));
+                }
+            }
         }
         Touched { before, after }
     }
