@@ -6,7 +6,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 
 use crate::{
     connection::Connection,
@@ -193,9 +193,10 @@ impl Api {
     ///
     /// When JetStream does not answer or refuses.
     pub async fn list_streams<I: DeserializeOwned>(&self, offset: usize) -> Result<Page<I>, ApiError> {
+        // As texts: a whole page as a tree of values takes many times the memory.
         #[derive(Deserialize)]
         struct Answer {
-            streams: Option<Vec<Value>>,
+            streams: Option<Vec<Box<RawValue>>>,
             missing: Option<Vec<String>>,
             #[serde(default)]
             limit: usize,
@@ -203,14 +204,15 @@ impl Api {
             total: usize,
         }
         let Answer { streams, missing, limit, total } = self.list("STREAM.LIST", &[], offset).await?;
-        let is_missing = |stream: &Value| {
-            let name = stream.pointer("/config/name").and_then(Value::as_str);
-            name.is_some_and(|name| missing.iter().flatten().any(|missing| missing == name))
+        let missing = missing.unwrap_or_default();
+        let is_missing = |stream: &RawValue| {
+            let named = || serde_json::from_str::<Named>(stream.get());
+            !missing.is_empty() && named().is_ok_and(|named| missing.contains(&named.config.name))
         };
         let streams = streams.into_iter().flatten().filter(|stream| !is_missing(stream));
+        let items: Result<_, _> = streams.map(|stream| serde_json::from_str(stream.get())).collect();
         let malformed = |source| ApiError::Malformed { subject: "STREAM.LIST".to_owned(), source };
-        let items: Result<_, _> = streams.map(serde_json::from_value).collect();
-        Ok(Page { items: items.map_err(malformed)?, missing: missing.unwrap_or_default(), limit, total })
+        Ok(Page { items: items.map_err(malformed)?, missing, limit, total })
     }
 
     /// One page of a stream's consumers, at most 256. Consumers whose servers did not respond are missing.
@@ -401,6 +403,17 @@ impl fmt::Debug for Api {
 fn can_be_name(name: &str) -> bool {
     let is_excluded = |c: char| c.is_ascii_whitespace() || matches!(c, '.' | '*' | '>');
     (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.contains(is_excluded)
+}
+
+/// What a stream is called.
+#[derive(Deserialize)]
+struct Named {
+    config: NamedConfig,
+}
+
+#[derive(Deserialize)]
+struct NamedConfig {
+    name: String,
 }
 
 fn absent_is_none<T>(answer: Result<T, ApiError>) -> Result<Option<T>, ApiError> {

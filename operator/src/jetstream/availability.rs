@@ -186,10 +186,14 @@ impl<'a> Prober<'a> {
     async fn list(&self) -> HashSet<String> {
         let mut count = 0;
         Stream::entries(self.cache).for_each_facts(|_, _| count += 1);
-        let pages = (0..=count / PAGE).map(|page| self.lists.list_streams::<StreamInfo>(page * PAGE));
-        let pages = future::join_all(pages).await;
-        let streams = pages.into_iter().flatten().flat_map(|page| page.items);
-        let led = streams.filter_map(|info| {
+        let pages = (0..=count / PAGE).map(|page| self.led_on(page * PAGE));
+        future::join_all(pages).await.into_iter().flatten().collect()
+    }
+
+    /// The streams that one page of a list has, with a leader.
+    async fn led_on(&self, offset: usize) -> Vec<String> {
+        let Ok(page) = self.lists.list_streams::<StreamInfo>(offset).await else { return Vec::new() };
+        let led = page.items.into_iter().filter_map(|info| {
             let (name, standing) = (info.name()?.to_owned(), info.standing());
             self.cache.note(&name, &standing);
             standing.is_led.then_some(name)

@@ -3,7 +3,7 @@
 //! requests, and what was not compared is compared the next time. Asks JetStream and writes the cache.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
     pin::pin,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     time::Duration,
@@ -16,10 +16,11 @@ use tokio::time::timeout;
 use super::{
     asset::{Consumer, ConsumerKey, Stream},
     cache::{Cache, Cached},
-    entries::Entry,
+    entries,
     info::ConsumerInfo,
+    listed::Listed,
     marks::Names,
-    pages::{PAGE, pages, stream_name},
+    pages::{PAGE, pages},
 };
 
 /// Longest time of a comparison.
@@ -61,7 +62,7 @@ struct Comparison<'a> {
 /// The consumers of one stream that are cached.
 struct OfStream {
     name: String,
-    cached: HashMap<ConsumerKey, Entry<Consumer>>,
+    cached: HashMap<ConsumerKey, entries::Entry<Consumer>>,
     /// Pages that a list of them all has.
     pages: u64,
 }
@@ -71,12 +72,16 @@ impl Comparison<'_> {
         let mut missed: HashMap<_, _> = Stream::entries(self.cache).all().into_iter().collect();
         let (mut counts, mut names) = (HashMap::new(), Names::default());
         let mut is_complete = true;
-        let mut pages = pin!(pages(|offset| self.cache.api().list_streams(offset), stream_name));
+        let mut pages = pin!(pages(|offset| self.cache.api().list_streams(offset), Listed::name));
         while let Some(page) = pages.try_next().await? {
             is_complete &= page.missing.is_empty();
-            for info in page.items {
+            for listed in page.items {
+                let Some(info) = listed.read() else {
+                    is_complete = false;
+                    continue;
+                };
                 names.add(&info);
-                let name = stream_name(&info).to_owned();
+                let name = listed.name().to_owned();
                 if let Some(entry) = missed.remove(&name) {
                     self.cache.take_over_listed::<Stream>(&name, &info, &entry).await;
                 }
@@ -154,11 +159,15 @@ impl Comparison<'_> {
     async fn list_consumers(&self, OfStream { name, cached, .. }: &mut OfStream) -> Result<(), ApiError> {
         let stream = name.as_str();
         let ask = |offset| async move { self.noted(self.cache.api().list_consumers(stream, offset).await) };
-        let mut pages = pin!(pages(ask, ConsumerInfo::name));
+        let mut pages = pin!(pages(ask, Listed::<ConsumerInfo>::name));
         while let Some(page) = pages.try_next().await? {
-            for info in page.items {
-                let key = ConsumerKey { stream: name.clone(), name: info.name.clone() };
-                if let Some(entry) = cached.remove(&key) {
+            for listed in page.items {
+                let key = ConsumerKey { stream: name.clone(), name: listed.name().to_owned() };
+                // One that cannot be read is asked for.
+                if let Entry::Occupied(entry) = cached.entry(key)
+                    && let Some(info) = listed.read()
+                {
+                    let (key, entry) = entry.remove_entry();
                     self.cache.take_over_listed::<Consumer>(&key, &info, &entry).await;
                 }
             }

@@ -96,12 +96,6 @@ impl StreamInfo {
 }
 
 impl ConsumerInfo {
-    /// Its name.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// What an object's status is about; the rest changes without a meaning to anybody.
     #[must_use]
     pub fn status_view(&self) -> impl PartialEq + use<'_> {

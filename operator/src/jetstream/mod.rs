@@ -20,6 +20,7 @@ pub mod entries;
 pub mod finalize;
 pub mod history;
 pub mod info;
+pub mod listed;
 pub mod marks;
 pub mod outage;
 pub mod outages;

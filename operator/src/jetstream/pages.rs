@@ -5,7 +5,7 @@ use std::{collections::HashSet, future::Future};
 use futures::{Stream, stream};
 use jetwright_nats::Page;
 
-use super::info::StreamInfo;
+use crate::hash::hash_of;
 
 /// Most items of a page (JSApiListLimit in server/jetstream_api.go of nats-server).
 pub const PAGE: usize = 256;
@@ -32,7 +32,8 @@ pub fn pages<I, E, F: Future<Output = Result<Page<I>, E>>>(
 struct Position {
     /// Where the next page begins.
     offset: usize,
-    seen: HashSet<String>,
+    /// Hashes of the names on the pages before.
+    seen: HashSet<u64>,
 }
 
 impl Position {
@@ -42,15 +43,10 @@ impl Position {
         self.offset += page.items.len().max(page.limit);
         let mut is_new = false;
         for name in page.items.iter().map(name).chain(page.missing.iter().map(String::as_str)) {
-            is_new |= self.seen.insert(name.to_owned());
+            is_new |= self.seen.insert(hash_of(&name));
         }
         is_new && self.offset < page.total
     }
-}
-
-/// The name of a stream in a list.
-pub fn stream_name(stream: &StreamInfo) -> &str {
-    stream.name().unwrap_or_default()
 }
 
 #[cfg(test)]
