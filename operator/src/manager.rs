@@ -14,7 +14,7 @@ use crate::{
     args::Args,
     connection::{self, Identity},
     context::Context,
-    controllers,
+    controllers::{self, Declared},
     jetstream::{
         advisories::Intervals,
         cache::Cache,
@@ -251,8 +251,10 @@ async fn reconcile(
         // Every object is reconciled once in this time, and locks its entries.
         idle: (context.settings.resync * 4).max(MIN_CACHE_IDLE),
     };
+    let declared: Vec<_> =
+        context.connections.all().map(|connection| Declared { context, connection }).collect();
     let connections = futures::future::join_all(
-        context.connections.all().map(|connection| connection.run(&context.metrics, intervals, stop)),
+        declared.iter().map(|declared| declared.connection.run(&context.metrics, intervals, declared, stop)),
     );
     let sampler = stop.run_until_cancelled(stats::run(context, args.sampling(), exporter.begin(context)));
     let controllers = controllers::run(context, args.controllers.concurrency, stop);

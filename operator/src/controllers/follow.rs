@@ -3,6 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
@@ -13,7 +14,7 @@ use k8s_openapi::api::{
     core::v1::{ConfigMap, Service, ServiceAccount},
     policy::v1::PodDisruptionBudget,
 };
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     queue::Queue,
@@ -34,6 +35,8 @@ use crate::{
 const WATCH_GRACE: Duration = Duration::from_secs(30);
 /// Time after which a watch that has not failed again works; longer than the longest pause between two of its tries.
 const WATCH_RECOVERED: Duration = Duration::from_mins(1);
+/// How long the first reconciles wait for the caches to be filled.
+const FILL_TIME: Duration = Duration::from_secs(20);
 /// How often the scope's readiness is brought up to date.
 const READINESS_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -84,17 +87,24 @@ type Source = usize;
 type Signals<'a> = stream::SelectAll<stream::BoxStream<'a, (Source, Signal<'a>)>>;
 
 /// Follows everything in a scope for ever. No object is woken before all that exists was listed: a reconcile would take for missing what
-/// its watch has not brought yet.
+/// its watch has not brought yet. Nor before lists said what JetStream has, which take fewer requests than a reconcile of each object.
 pub async fn follow(scope: &Arc<Scope>, context: &Context, queues: Queues) {
     let (mut signals, watches) = signals(scope, context);
     let mut unsynced: HashSet<Source> = (0..watches).collect();
     let mut failures = Failures::default();
     let mut held = Wakeups::default();
     let mut urgent = Urgent::default();
+    let mut filled = pin!(filled(scope, context));
+    let mut is_filled = false;
     loop {
         let next = tokio::select! {
             next = signals.next() => next,
-            () = sleep(URGENT_INTERVAL), if unsynced.is_empty() && !urgent.is_empty() => {
+            () = &mut filled, if !is_filled => {
+                is_filled = true;
+                queues.send(std::mem::take(&mut held)).await;
+                continue;
+            }
+            () = sleep(URGENT_INTERVAL), if is_filled && !urgent.is_empty() => {
                 queues.send_urgent(&mut urgent, &context.availability_wakeups).await;
                 continue;
             }
@@ -119,9 +129,24 @@ pub async fn follow(scope: &Arc<Scope>, context: &Context, queues: Queues) {
         let ready = unsynced.is_empty() && !failures.persist();
         context.metrics.scope_ready(scope.namespace.as_deref().unwrap_or("*"), ready);
         if unsynced.is_empty() {
+            scope.listed.send_if_modified(|listed| !std::mem::replace(listed, true));
+        }
+        if is_filled {
             queues.send(std::mem::take(&mut held)).await;
             queues.send_urgent(&mut urgent, &context.availability_wakeups).await;
         }
+    }
+}
+
+/// Ends when all that exists in a scope was listed, and the caches were filled with it; where that takes long, its reconciles ask for
+/// themselves.
+async fn filled(scope: &Scope, context: &Context) {
+    // The scope lives as long as who follows it.
+    let _ = scope.listed.subscribe().wait_for(|listed| *listed).await;
+    if timeout(FILL_TIME, context.connections.filled()).await.is_err() {
+        tracing::warn!(
+            "listing what JetStream has takes longer than {FILL_TIME:?}; each object asks for its own now"
+        );
     }
 }
 

@@ -1,6 +1,7 @@
 //! Runs the controllers: what surrounds a reconcile, and when it is tried again. [`triggers`] says what wakes one, and each kind has a folder
 //! with its pipeline.
 
+mod declarations;
 mod event_consumer;
 mod event_stream;
 mod finalize;
@@ -26,11 +27,12 @@ use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+pub use self::declarations::Declared;
 use self::{follow::Queues, queue::Waiting, report::report_summary};
 use crate::{
     context::Context,
     error::{ErrorClass, ReconcileError, error_chain},
-    jetstream::asset::{Consumer, ConsumerKey, Stream},
+    jetstream::asset::{Consumer, Stream},
     kubernetes::{
         invalid_object,
         kinds::Kind,
@@ -86,9 +88,7 @@ fn seen_of_stream(object: &EventStream, context: &Context) -> Option<u64> {
 /// What an object's consumer was seen to be.
 fn seen_of_consumer(object: &EventConsumer, context: &Context) -> Option<u64> {
     let namespace = object.namespace().unwrap_or_default();
-    let event_streams = &context.scopes.of(&namespace)?.event_streams;
-    let stream = event_streams.get(&namespace, &object.spec.stream_ref.name)?.valid()?.stream_name();
-    let key = ConsumerKey { stream, name: object.consumer_name() };
+    let key = declarations::consumer_key(object, context.scopes.of(&namespace)?)?;
     context.connections.for_namespace(&namespace).ok()?.cache.seen::<Consumer>(&key)
 }
 

@@ -1,4 +1,5 @@
-//! Keeps the cache true: listens to JetStream's advisories, and refreshes everything at each connect and at an interval.
+//! Keeps the cache true: fills it by lists before the first reconcile, listens to JetStream's advisories, and refreshes everything at each
+//! connect and at an interval.
 //!
 //! Streams and consumers announce their creation, changes and end by advisories of their own, except for changes of consumers, which only
 //! the audit of the API reports. Advisories are plain messages that can be lost, hence the resync.
@@ -10,7 +11,6 @@ use jetwright_nats::Connection;
 use parking_lot::Mutex;
 use rand::RngExt as _;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::{
     advisory::{News, Target, news},
@@ -43,6 +43,9 @@ const RESYNC_RETRY_DELAY: Duration = Duration::from_secs(15);
 /// Least time between two resyncs because advisories were lost.
 const RESYNC_DELAY_AFTER_LOSS: Duration = Duration::from_secs(30);
 
+/// How long the first lists wait for the connection: without it, the objects say that NATS is away.
+const CONNECT_TIME: Duration = Duration::from_secs(3);
+
 /// How often everything is refreshed, and what that means for what no object declares.
 #[derive(Clone, Copy, Debug)]
 pub struct Intervals {
@@ -50,6 +53,14 @@ pub struct Intervals {
     pub resync: Duration,
     /// Time after which an entry that no reconcile locked is dropped.
     pub idle: Duration,
+}
+
+/// The objects that declare what is in JetStream.
+pub trait Declarations: Sync {
+    /// Ends when all of them are known, or as many as are waited for.
+    fn listed(&self) -> impl Future<Output = ()> + Send;
+    /// Makes room in the cache for what they declare.
+    fn expect(&self, cache: &Cache);
 }
 
 /// JetStream's advisories.
@@ -77,27 +88,25 @@ impl Advisories {
     }
 }
 
-/// Runs until `stop`: follows advisories, refreshes everything at each connect and at the interval, and finds what is not answered for.
+/// Runs until it is dropped: follows advisories, refreshes everything at each connect and at the interval, and finds what is not answered
+/// for.
 pub async fn run(
     advisories: Advisories,
     (cache, nats): (&Cache, &Connection),
     metrics: &Metrics,
     intervals: Intervals,
-    stop: &CancellationToken,
+    declarations: &impl Declarations,
 ) {
     let (targets, queue) = mpsc::channel(MAX_PENDING_TARGETS);
     let pending = PendingSet::default();
     let listener = Listener { cache, nats, pending: &pending, targets };
     let prober = Prober::new(cache, nats, metrics);
-    let work = async {
-        tokio::join!(
-            listener.follow(advisories),
-            refresh(cache, &pending, queue),
-            resync(cache, nats, intervals),
-            prober.run(),
-        )
-    };
-    stop.run_until_cancelled(work).await;
+    tokio::join!(
+        listener.follow(advisories),
+        refresh(cache, &pending, queue),
+        resync(cache, nats, intervals, declarations),
+        prober.run(),
+    );
 }
 
 /// Targets that wait for their request, so that ten advisories of one stream make one request.
@@ -187,8 +196,13 @@ async fn refresh(cache: &Cache, pending: &PendingSet, queue: mpsc::Receiver<Targ
     queue.for_each_concurrent(MAX_CONCURRENT_REQUESTS, refresh_one).await;
 }
 
-async fn resync(cache: &Cache, nats: &Connection, intervals: Intervals) {
+async fn resync(cache: &Cache, nats: &Connection, intervals: Intervals, declarations: &impl Declarations) {
+    declarations.listed().await;
     let mut state = nats.state();
+    let connecting = state.wait_for(|state| state.connected);
+    // One that ended in an error is not connected either.
+    let _ = tokio::time::timeout(CONNECT_TIME, connecting).await;
+    declarations.expect(cache);
     let mut is_back = false;
     loop {
         cache.evict_idle(intervals.idle);
@@ -199,6 +213,7 @@ async fn resync(cache: &Cache, nats: &Connection, intervals: Intervals) {
         } else {
             RESYNC_RETRY_DELAY
         };
+        cache.filled().send_replace(true);
         if std::mem::take(&mut is_back) {
             // What is not compared yet is asked about by its object.
             cache.notify(Change::Everything);
@@ -211,7 +226,9 @@ async fn resync(cache: &Cache, nats: &Connection, intervals: Intervals) {
                 cache.invalidate_all().await;
                 // Once it is back, lists come first: they take fewer requests than a reconcile of each object.
                 is_back = state.borrow().connected;
-                if !is_back {
+                if is_back {
+                    declarations.expect(cache);
+                } else {
                     cache.notify(Change::Everything);
                 }
             }

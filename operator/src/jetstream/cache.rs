@@ -15,7 +15,10 @@ use std::{
 use futures::{Stream as Items, stream};
 use jetwright_nats::{Api, ApiError, Violation};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::{
+    sync::{Notify, broadcast, watch},
+    time::Instant,
+};
 
 use super::{
     asset::{Asset, Consumer, ConsumerKey, Stream},
@@ -113,6 +116,8 @@ struct Inner {
     lists_forbidden: AtomicBool,
     doubts: Notify,
     outages: watch::Sender<()>,
+    /// Whether it was filled, as far as JetStream answered.
+    filled: watch::Sender<bool>,
     /// The most messages that the servers allow to be unacknowledged at once, where they refused more.
     max_ack_pending: Mutex<Option<u32>>,
     marks: Marks,
@@ -131,6 +136,7 @@ impl Cache {
             lists_forbidden: AtomicBool::new(false),
             doubts: Notify::default(),
             outages: watch::Sender::default(),
+            filled: watch::Sender::default(),
             max_ack_pending: Mutex::default(),
             marks: Marks::default(),
         }))
@@ -207,7 +213,7 @@ impl Cache {
         key: &A::Key,
         entry: &mut EntryGuard<A>,
     ) -> Result<(), ApiError> {
-        let before = std::mem::take(&mut entry.entry);
+        let before = entry.invalidate();
         let answer = A::info(self.api(), key).await?;
         self.take_over(key, &before, answer.as_ref(), entry);
         Ok(())
@@ -227,7 +233,8 @@ impl Cache {
         if is_another && !matches!(before, CacheEntry::Stale) {
             A::created(self, key);
         }
-        if !same(before, &entry.entry, A::same_status) {
+        // Where no reconcile asked for it yet, nobody waits for it.
+        if A::entries(self).is_used(key) && !same(before, &entry.entry, A::same_status) {
             self.notify(A::change(key));
         }
     }
@@ -277,7 +284,18 @@ impl Cache {
         &self.0.outages
     }
 
-    /// Whether anything asked for it.
+    /// Where it is told that it was filled by lists, as far as JetStream answered.
+    #[must_use]
+    pub fn filled(&self) -> &watch::Sender<bool> {
+        &self.0.filled
+    }
+
+    /// Makes room for what lists may have of this, which an object declares.
+    pub fn expect<A: Cached>(&self, key: A::Key) {
+        A::entries(self).expect(key);
+    }
+
+    /// Whether anything asked for it, or is about to.
     #[must_use]
     pub fn knows<A: Cached>(&self, key: &A::Key) -> bool {
         A::entries(self).known(key).is_some()
@@ -334,10 +352,19 @@ impl Cache {
         self.0.marks.replace(names);
     }
 
-    /// Takes over what a list says.
-    pub async fn take_over_listed<A: Cached>(&self, key: &A::Key, info: &A::Info, entry: &Entry<A>) {
+    /// Takes over what a list says that was asked for then. What was heard since is newer: another one's write, of which no advisory comes
+    /// a second time, or an own one.
+    pub async fn take_over_listed<A: Cached>(
+        &self,
+        key: &A::Key,
+        (info, asked): (&A::Info, Instant),
+        entry: &Entry<A>,
+    ) {
         let mut entry = entry.lock().await;
-        let before = std::mem::take(&mut entry.entry);
+        if entry.is_newer_than(asked) {
+            return;
+        }
+        let before = entry.invalidate();
         self.take_over(key, &before, Some(info), &mut entry);
     }
 

@@ -1,6 +1,7 @@
 //! Compares everything that is cached with what JetStream has: streams by lists, the consumers of each stream by lists of their own, and one by one
 //! what a list does not have. What is not listed is not gone: its servers may be away. Bounded: a JetStream that hangs is left alone after a few
-//! requests, and what was not compared is compared the next time. Asks JetStream and writes the cache.
+//! requests, and what was not compared is compared the next time. What no reconcile asked for yet, lists alone are to fill: its own reconcile asks for
+//! what they do not have. Asks JetStream and writes the cache.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet, hash_map::Entry},
@@ -11,7 +12,7 @@ use std::{
 
 use futures::{StreamExt, TryStreamExt, stream};
 use jetwright_nats::ApiError;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{
     asset::{Consumer, ConsumerKey, Stream},
@@ -63,8 +64,8 @@ struct Comparison<'a> {
 struct OfStream {
     name: String,
     cached: HashMap<ConsumerKey, entries::Entry<Consumer>>,
-    /// Pages that a list of them all has.
-    pages: u64,
+    /// Pages that a list of them all has; None where the stream is not listed.
+    pages: Option<u64>,
 }
 
 impl Comparison<'_> {
@@ -73,7 +74,9 @@ impl Comparison<'_> {
         let (mut counts, mut names) = (HashMap::new(), Names::default());
         let mut is_complete = true;
         let mut pages = pin!(pages(|offset| self.cache.api().list_streams(offset), Listed::name));
-        while let Some(page) = pages.try_next().await? {
+        loop {
+            let asked = Instant::now();
+            let Some(page) = pages.try_next().await? else { break };
             is_complete &= page.missing.is_empty();
             for listed in page.items {
                 let Some(info) = listed.read() else {
@@ -83,7 +86,7 @@ impl Comparison<'_> {
                 names.add(&info);
                 let name = listed.name().to_owned();
                 if let Some(entry) = missed.remove(&name) {
-                    self.cache.take_over_listed::<Stream>(&name, &info, &entry).await;
+                    self.cache.take_over_listed::<Stream>(&name, (&info, asked), &entry).await;
                 }
                 counts.insert(name, info.state.consumer_count);
             }
@@ -94,6 +97,7 @@ impl Comparison<'_> {
         // Whether those that are away answer again, is asked apart from this.
         let (away, missed): (Vec<_>, _) =
             missed.into_keys().partition(|name| self.cache.outage(name).is_some());
+        let missed = missed.into_iter().filter(|name| Stream::entries(self.cache).is_used(name)).collect();
         let mut silent = self.streams(missed).await;
         silent.extend(away);
         self.consumers(counts, &silent).await;
@@ -121,12 +125,12 @@ impl Comparison<'_> {
         }
         streams.retain(|name, _| !silent.contains(name));
         let of_stream = |(name, cached)| {
-            let pages = counts.get(&name).map_or(1, |count| count.div_ceil(PAGE as u64));
+            let pages = counts.get(&name).map(|count| count.div_ceil(PAGE as u64));
             OfStream { name, cached, pages }
         };
         let mut streams: Vec<_> = streams.into_iter().map(of_stream).collect();
         // The first alone: where lists are not permitted, the servers complain of each.
-        if let Some(first) = streams.iter().position(OfStream::is_listed) {
+        if let Some(first) = streams.iter().position(|of_stream| self.is_listed(of_stream)) {
             self.consumers_of(streams.remove(first)).await;
         }
         let others = stream::iter(streams).map(|others| self.consumers_of(others));
@@ -137,7 +141,7 @@ impl Comparison<'_> {
         if self.is_over() {
             return;
         }
-        if of_stream.is_listed() && !self.forbidden.load(Relaxed) {
+        if self.is_listed(&of_stream) && !self.forbidden.load(Relaxed) {
             match self.list_consumers(&mut of_stream).await {
                 Err(ApiError::NotPermitted { violation }) => {
                     self.forbidden.store(true, Relaxed);
@@ -160,7 +164,9 @@ impl Comparison<'_> {
         let stream = name.as_str();
         let ask = |offset| async move { self.noted(self.cache.api().list_consumers(stream, offset).await) };
         let mut pages = pin!(pages(ask, Listed::<ConsumerInfo>::name));
-        while let Some(page) = pages.try_next().await? {
+        loop {
+            let asked = Instant::now();
+            let Some(page) = pages.try_next().await? else { return Ok(()) };
             for listed in page.items {
                 let key = ConsumerKey { stream: name.clone(), name: listed.name().to_owned() };
                 // One that cannot be read is asked for.
@@ -168,16 +174,15 @@ impl Comparison<'_> {
                     && let Some(info) = listed.read()
                 {
                     let (key, entry) = entry.remove_entry();
-                    self.cache.take_over_listed::<Consumer>(&key, &info, &entry).await;
+                    self.cache.take_over_listed::<Consumer>(&key, (&info, asked), &entry).await;
                 }
             }
         }
-        Ok(())
     }
 
-    /// Asks about one consumer.
+    /// Asks about one consumer that no list has.
     async fn refresh(&self, key: &ConsumerKey) {
-        if self.is_over() {
+        if self.is_over() || !Consumer::entries(self.cache).is_used(key) {
             return;
         }
         if let Err(error) = self.noted(self.cache.refresh::<Consumer>(key).await) {
@@ -197,14 +202,18 @@ impl Comparison<'_> {
         answer
     }
 
+    /// Whether a list takes fewer requests than one for each.
+    fn is_listed(&self, OfStream { cached, pages, .. }: &OfStream) -> bool {
+        let entries = Consumer::entries(self.cache);
+        let (wanted, pages) = match pages {
+            Some(pages @ 1..) => (cached.len(), *pages),
+            // Perhaps it has none, so that a list is of no use to those that no reconcile asked for yet.
+            None | Some(0) => (cached.keys().filter(|key| entries.is_used(key)).count(), 1),
+        };
+        wanted as u64 > pages
+    }
+
     fn is_over(&self) -> bool {
         self.unanswered.load(Relaxed) >= MAX_UNANSWERED
-    }
-}
-
-impl OfStream {
-    /// Whether a list takes fewer requests than one for each.
-    fn is_listed(&self) -> bool {
-        self.cached.len() as u64 > self.pages
     }
 }

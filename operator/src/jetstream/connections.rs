@@ -7,7 +7,7 @@ use jetwright_crds::conditions::Reason;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    advisories::{self, Advisories, Intervals},
+    advisories::{self, Advisories, Declarations, Intervals},
     cache::Cache,
     outage::Outage,
 };
@@ -31,9 +31,18 @@ pub struct Connection {
 
 impl Connection {
     /// Keeps the cache true until `stop`.
-    pub async fn run(&self, metrics: &Metrics, intervals: Intervals, stop: &CancellationToken) {
-        let advisories = Advisories::subscribe(&self.nats).await;
-        advisories::run(advisories, (&self.cache, &self.nats), metrics, intervals, stop).await;
+    pub async fn run(
+        &self,
+        metrics: &Metrics,
+        intervals: Intervals,
+        declarations: &impl Declarations,
+        stop: &CancellationToken,
+    ) {
+        let work = async {
+            let advisories = Advisories::subscribe(&self.nats).await;
+            advisories::run(advisories, (&self.cache, &self.nats), metrics, intervals, declarations).await;
+        };
+        stop.run_until_cancelled(work).await;
     }
 
     /// Works with a stream or its consumers for as long as JetStream answers for it: what waits for an answer that does not come, holds up
@@ -134,6 +143,14 @@ impl Connections {
     #[must_use]
     pub fn report_disconnect_after(&self, namespace: &str) -> Option<Duration> {
         self.default.serves.contains(namespace).then(|| self.default.report_disconnect_after()).flatten()
+    }
+
+    /// Ends when every cache was filled by lists, as far as JetStream answered.
+    pub async fn filled(&self) {
+        for connection in self.all() {
+            // The cache lives as long as its connection.
+            let _ = connection.cache.filled().subscribe().wait_for(|filled| *filled).await;
+        }
     }
 
     pub fn all(&self) -> impl Iterator<Item = &Connection> {

@@ -95,11 +95,19 @@ pub struct Slot<A: Asset> {
     pub entry: CacheEntry<A::Info>,
     history: History,
     facts: SharedFacts,
+    /// When something was last said or heard of it.
+    heard: Instant,
 }
 
 impl<A: Asset> Slot<A> {
     fn new(facts: SharedFacts) -> Self {
-        Self { entry: CacheEntry::Stale, history: History::default(), facts }
+        Self { entry: CacheEntry::Stale, history: History::default(), facts, heard: Instant::now() }
+    }
+
+    /// Whether something was said or heard of it since.
+    #[must_use]
+    pub fn is_newer_than(&self, asked: Instant) -> bool {
+        self.heard > asked
     }
 
     /// What JetStream has, where it has it.
@@ -128,15 +136,17 @@ impl<A: Asset> Slot<A> {
         facts.seen = Some(hasher.finish());
         facts.observe(answer.and_then(A::standing).as_ref());
         drop(facts);
+        self.heard = Instant::now();
         self.entry = match answer {
             None => CacheEntry::Absent,
             Some(info) => Packed::new(info).map_or(CacheEntry::Stale, CacheEntry::Present),
         };
     }
 
-    /// What was known is perhaps no longer so.
-    pub fn invalidate(&mut self) {
-        self.entry = CacheEntry::Stale;
+    /// What was known, which is perhaps no longer so.
+    pub fn invalidate(&mut self) -> CacheEntry<A::Info> {
+        self.heard = Instant::now();
+        std::mem::take(&mut self.entry)
     }
 }
 
@@ -145,15 +155,17 @@ pub type Entry<A> = Arc<AsyncMutex<Slot<A>>>;
 struct Known<A: Asset> {
     entry: Entry<A>,
     facts: SharedFacts,
-    /// When a reconcile last locked it.
+    /// When a reconcile last locked it, or it was made.
     locked: Instant,
+    /// Whether a reconcile ever locked it.
+    is_used: bool,
 }
 
 impl<A: Asset> Known<A> {
     fn new() -> Self {
         let facts = SharedFacts::default();
         let entry = Arc::new(AsyncMutex::new(Slot::new(facts.clone())));
-        Self { entry, facts, locked: Instant::now() }
+        Self { entry, facts, locked: Instant::now(), is_used: false }
     }
 }
 
@@ -175,8 +187,19 @@ impl<A: Asset> Entries<A> {
     pub fn to_lock(&self, key: &A::Key) -> Entry<A> {
         let mut entries = self.0.lock();
         let known = entries.entry(key.clone()).or_insert_with(Known::new);
-        known.locked = Instant::now();
+        (known.locked, known.is_used) = (Instant::now(), true);
         known.entry.clone()
+    }
+
+    /// Makes the entry of this key where there is none, so that nothing is missed of what is heard until a reconcile locks it.
+    pub fn expect(&self, key: A::Key) {
+        self.0.lock().entry(key).or_insert_with(Known::new);
+    }
+
+    /// Whether a reconcile ever locked the entry of this key.
+    #[must_use]
+    pub fn is_used(&self, key: &A::Key) -> bool {
+        self.0.lock().get(key).is_some_and(|known| known.is_used)
     }
 
     #[must_use]

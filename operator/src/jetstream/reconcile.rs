@@ -276,7 +276,7 @@ pub(super) async fn attempt<A: Asset, T>(
     entry: &mut EntryGuard<A>,
     request: impl Future<Output = Result<T, ApiError>> + Send,
 ) -> Result<T, ApiError> {
-    let before = std::mem::take(&mut entry.entry);
+    let before = entry.invalidate();
     let open = entry.history_mut().ask();
     let answer = request.await;
     let is_refused = matches!(answer, Err(ApiError::Refused { .. } | ApiError::InvalidName { .. }));

@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use jetwright_crds::{EventConsumer, EventStream};
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, Resource, ResourceExt};
+use tokio::sync::watch;
 
 use super::stores::{IndexKey, Objects};
 use crate::namespaces::Namespaces;
@@ -15,6 +16,8 @@ pub struct Scope {
     pub namespace: Option<String>,
     pub event_streams: Objects<EventStream>,
     pub event_consumers: Objects<EventConsumer>,
+    /// Where it is told that all that exists in it was listed once.
+    pub listed: watch::Sender<bool>,
 }
 
 impl Scope {
@@ -24,6 +27,7 @@ impl Scope {
             namespace,
             event_streams: Objects::new(keys_of_stream),
             event_consumers: Objects::new(keys_of_consumer),
+            listed: watch::Sender::default(),
         }
     }
 

@@ -136,10 +136,10 @@ where
         names.iter().filter_map(|(namespace, name)| self.get(namespace, name)?.valid().cloned()).collect()
     }
 
-    /// All objects.
+    /// All objects that can be read.
     #[must_use]
-    pub fn all(&self) -> Vec<Arc<Watched<K>>> {
-        self.reader.state()
+    pub fn all(&self) -> Vec<Arc<K>> {
+        self.reader.state().iter().filter_map(|object| object.valid().cloned()).collect()
     }
 
     /// Names of all objects.

@@ -82,10 +82,10 @@ struct Said {
 fn encode_conditions(encoder: &mut DescriptorEncoder<'_>, context: &Context) -> fmt::Result {
     let mut said = Vec::new();
     for scope in context.scopes.all() {
-        for object in scope.event_streams.all().iter().filter_map(|object| object.valid().cloned()) {
+        for object in scope.event_streams.all() {
             said.extend(said_of("EventStream", &name_of(object.as_ref()), object.conditions()));
         }
-        for object in scope.event_consumers.all().iter().filter_map(|object| object.valid().cloned()) {
+        for object in scope.event_consumers.all() {
             said.extend(said_of("EventConsumer", &name_of(object.as_ref()), object.conditions()));
         }
     }

@@ -186,12 +186,11 @@ impl Round<'_> {
         let mut targets = BTreeMap::<_, Vec<_>>::new();
         for scope in self.context.scopes.all() {
             for consumer in scope.event_consumers.all() {
-                let Some(consumer) = consumer.valid() else { continue };
                 let object = name_of(consumer.as_ref());
                 let stream = scope.event_streams.get(&object.0, &consumer.spec.stream_ref.name);
                 let stream = stream.as_ref().and_then(|stream| Some(stream.valid()?.stream_name()));
                 if let Some(stream) = stream.filter(|_| self.is_here(&object.0)) {
-                    targets.entry(stream).or_default().push(self.target(consumer, object));
+                    targets.entry(stream).or_default().push(self.target(&consumer, object));
                 }
             }
         }

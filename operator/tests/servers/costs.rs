@@ -1,6 +1,9 @@
 //! What many objects cost while nothing changes, and while NATS does not answer.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt, stream};
 use jetwright_crds::{EventConsumer, EventStream};
@@ -62,6 +65,33 @@ async fn sum(world: &World, metric: &str) -> f64 {
     let (_, text) = world.admin("/metrics").await.unwrap();
     let lines = text.lines().filter(|line| line.starts_with(metric));
     lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+/// What JetStream was asked for by each verb.
+async fn requests_by_verb(world: &World) -> BTreeMap<String, u64> {
+    const METRIC: &str = "jetwright_operator_jetstream_api_requests_total{verb=\"";
+    let (_, text) = world.admin("/metrics").await.unwrap();
+    let mut counts = BTreeMap::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix(METRIC)) {
+        let (verb, _) = line.split_once('"').unwrap();
+        let count: u64 = line.rsplit(' ').next().unwrap().parse().unwrap();
+        *counts.entry(verb.to_owned()).or_default() += count;
+    }
+    counts
+}
+
+/// Waits until the operator reconciled at least so often, and then not any more.
+async fn await_rest(world: &World, count: f64) {
+    await_until("the operator has come to rest", LONG, || async {
+        if world.admin("/metrics").await.is_none() {
+            return Err("it does not answer yet".to_owned());
+        }
+        let before = sum(world, "jetwright_operator_reconciles_total").await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let after = sum(world, "jetwright_operator_reconciles_total").await;
+        if after >= count && after - before < 0.5 { Ok(()) } else { Err(after.to_string()) }
+    })
+    .await;
 }
 
 /// Waits until everything was compared this often.
@@ -137,6 +167,98 @@ async fn where_lists_of_consumers_are_not_permitted_each_is_asked_for_and_the_mi
     let log = world.operator.log();
     let said = log.lines().filter(|line| line.contains("$JS.API.CONSUMER.LIST.*") && line.contains("permit"));
     assert_eq!(said.count(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn a_restart_asks_by_lists_alone() {
+    const ONCE: &[&str] = &["--jetstream-resync-interval=1h"];
+    let mut world = World::with(NatsServer::start().await, ONCE).await;
+    declare_streams(&world, 300).await;
+    declare_consumers(&world, "s0", 300).await;
+    for number in 1..20 {
+        declare_consumers(&world, &format!("s{number}"), 16).await;
+    }
+    await_reason::<EventStream>(&world, "Reconciled", 300).await;
+    await_reason::<EventConsumer>(&world, "Reconciled", 604).await;
+    world.stop().await;
+    world.start_again(ONCE);
+    await_rest(&world, 904.0).await;
+    // Two pages of streams, two of the consumers of the one stream, and one of each of nineteen.
+    let lists = BTreeMap::from([("STREAM.LIST".to_owned(), 2), ("CONSUMER.LIST".to_owned(), 21)]);
+    assert_eq!(requests_by_verb(&world).await, lists);
+}
+
+#[tokio::test]
+async fn what_others_changed_while_no_operator_ran_is_put_right_after_a_restart() {
+    const ONCE: &[&str] = &["--jetstream-resync-interval=1h"];
+    let mut world = World::with(NatsServer::start().await, ONCE).await;
+    declare_streams(&world, 3).await;
+    declare_consumers(&world, "s0", 3).await;
+    await_reason::<EventStream>(&world, "Reconciled", 3).await;
+    await_reason::<EventConsumer>(&world, "Reconciled", 3).await;
+    world.stop().await;
+    let mut config = world.config("s0").await;
+    config.description = Some("another's".to_owned());
+    world.jetstream.update_stream(config).await.unwrap();
+    world.jetstream.delete_stream("s1").await.unwrap();
+    let stream = world.jetstream.get_stream("s0").await.unwrap();
+    stream.delete_consumer("s0-1").await.unwrap();
+    world.start_again(ONCE);
+    world.await_config("s0", |config| config.description.is_none()).await;
+    world.await_config("s1", |config| config.subjects == ["s1.*"]).await;
+    await_until("the consumer is there", SOON, || async { stream.consumer_info("s0-1").await.map(drop) })
+        .await;
+}
+
+#[tokio::test]
+async fn what_another_client_writes_while_the_first_list_is_under_way_is_put_right() {
+    const ONCE: &[&str] = &["--jetstream-resync-interval=1h"];
+    let (nats, fake) = FakeJetStream::start().await;
+    let jetstream = nats.jetstream().await;
+    let mut world = World::on(nats, jetstream, ONCE).await;
+    declare_streams(&world, 2).await;
+    await_reason::<EventStream>(&world, "Reconciled", 2).await;
+    world.stop().await;
+    fake.set_holds_lists(true);
+    let (lists, infos) = (fake.asked("STREAM.LIST"), fake.asked("STREAM.INFO"));
+    world.start_again(ONCE);
+    let asked = async |verb: &str, before: usize| {
+        await_until(&format!("{verb} was asked for"), SOON, || async {
+            if fake.asked(verb) > before { Ok(()) } else { Err("not yet") }
+        })
+        .await;
+    };
+    asked("STREAM.LIST", lists).await;
+    fake.describe("s0", "another's");
+    let client = world.nats.client().await;
+    let advisory = r#"{"stream": "s0"}"#;
+    client.publish("$JS.EVENT.ADVISORY.STREAM.UPDATED.s0", advisory.into()).await.unwrap();
+    asked("STREAM.INFO", infos).await;
+    fake.set_holds_lists(false);
+    await_until("it is as declared", SOON, || async {
+        let description = fake.config("s0")["description"].clone();
+        if description.is_null() { Ok(()) } else { Err(description) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_jetstream_that_hangs_does_not_hold_up_the_first_reconciles() {
+    let (nats, fake) = FakeJetStream::start().await;
+    let jetstream = nats.jetstream().await;
+    fake.set_holds_lists(true);
+    let world = World::on(nats, jetstream, &[]).await;
+    world.stream("orders", "subjects: ['orders.*']").await;
+    await_until("it was reconciled", LONG, || async {
+        let object = world.streams().get("orders").await.map_err(|error| error.to_string())?;
+        if conditions(&object).is_empty() { Err("no conditions".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    fake.set_holds_lists(false);
+    await_until("it is made", LONG, || async {
+        if fake.asked("STREAM.CREATE") > 0 { Ok(()) } else { Err("not yet") }
+    })
+    .await;
 }
 
 #[tokio::test]

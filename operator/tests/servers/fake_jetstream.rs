@@ -14,6 +14,7 @@ use futures::StreamExt;
 use jetwright_testing::NatsServer;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 /// The server would refuse the requests of an account without JetStream, so that they go by another subject.
 const CONFIG: &str = r#"
@@ -33,6 +34,8 @@ struct Inner {
     /// Creations that it came to neither carry out nor answer, with where their answers go.
     waiting: Mutex<Vec<(String, Value, Option<Subject>)>>,
     client: OnceLock<Client>,
+    /// Whether lists of streams are under way.
+    holds_lists: watch::Sender<bool>,
     things: Mutex<BTreeMap<String, Value>>,
     asked: Mutex<BTreeMap<String, usize>>,
 }
@@ -49,8 +52,20 @@ impl FakeJetStream {
         tokio::spawn(async move {
             while let Some(request) = requests.next().await {
                 let answer = serving.answer(&request);
-                if let (Some(reply), Some(answer)) = (request.reply, answer) {
+                let (Some(reply), Some(answer)) = (request.reply, answer) else { continue };
+                let (client, held) = (client.clone(), serving.0.holds_lists.subscribe());
+                let is_list = request.subject.contains("STREAM.LIST");
+                let sent = async move {
+                    let mut held = held;
+                    if is_list {
+                        held.wait_for(|held| !held).await.unwrap();
+                    }
                     client.publish(reply, answer.to_string().into()).await.unwrap();
+                };
+                if is_list {
+                    tokio::spawn(sent);
+                } else {
+                    sent.await;
                 }
             }
         });
@@ -87,6 +102,21 @@ impl FakeJetStream {
     /// Whether every page of a list is its first.
     pub fn set_ignores_offset(&self, ignores: bool) {
         self.0.ignores_offset.store(ignores, Relaxed);
+    }
+
+    /// Whether answers to lists of streams, which say what there was when they were asked for, do not arrive.
+    pub fn set_holds_lists(&self, holds: bool) {
+        self.0.holds_lists.send_replace(holds);
+    }
+
+    /// The configuration of a stream.
+    pub fn config(&self, stream: &str) -> Value {
+        self.0.things.lock()[stream]["config"].clone()
+    }
+
+    /// Changes the description of a stream, as another client does.
+    pub fn describe(&self, stream: &str, description: &str) {
+        self.0.things.lock().get_mut(stream).unwrap()["config"]["description"] = json!(description);
     }
 
     /// How often it was asked by this verb.

@@ -150,6 +150,20 @@ impl<N> World<N> {
         operator(self.namespace.control_plane(), &arguments)
     }
 
+    /// Stops the operator.
+    pub async fn stop(&self) {
+        self.operator.signal("TERM");
+        self.operator.wait_exit(SOON).await;
+    }
+
+    /// Starts another operator in the place of one that was stopped.
+    pub fn start_again(&mut self, more: &[&str]) {
+        self.admin = free_port();
+        let mut arguments = arguments(&self.url, self.namespace.name(), self.admin);
+        arguments.extend(more.iter().map(ToString::to_string));
+        self.operator = operator(self.namespace.control_plane(), &arguments);
+    }
+
     pub fn streams(&self) -> Api<EventStream> {
         self.namespace.api()
     }
