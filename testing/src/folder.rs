@@ -104,7 +104,8 @@ mod tests {
     fn the_end_of_a_log_is_its_last_lines_or_why_a_program_panicked() {
         let log: Vec<_> = (1..=20).map(|line| format!("line {line}")).collect();
         assert_eq!(tail(&log.join("\n")), log[5..].join("\n"));
-        let stack: String = (1..=30).map(|frame| format!("main.deeper{frame}()\n")).collect();
+        let stack: Vec<_> = (1..=30).map(|frame| format!("main.deeper{frame}()\n")).collect();
+        let stack = stack.concat();
         let panicked = format!("starting\npanic: cannot allocate memory\n\ngoroutine 12 [running]:\n{stack}");
         assert_eq!(tail(&panicked), "starting\npanic: cannot allocate memory\n");
     }

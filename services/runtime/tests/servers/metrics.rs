@@ -11,7 +11,7 @@ use crate::support::{Bench, Scripted, count};
 
 fn number(metrics: &str, series: &str) -> f64 {
     let found = metrics.lines().find_map(|line| line.strip_prefix(series));
-    found.unwrap_or_else(|| panic!("no {series} in {metrics}")).trim().parse().unwrap()
+    found.ok_or_else(|| format!("no {series} in {metrics}")).unwrap().trim().parse().unwrap()
 }
 
 #[tokio::test]
