@@ -1,16 +1,20 @@
-//! The dashboards of the chart, without Grafana: they are whole, and Prometheus can read every query.
+//! The dashboards of the chart, without Grafana: they are whole, Prometheus can read every query, and nothing in them or in the rules asks for a
+//! metric that does not exist.
 
 use std::{collections::BTreeSet, fs, process::Command};
 
+use jetwright_e2e::path;
 use jetwright_testing::{Folder, Program};
 use serde_json::{Value, json};
 
 use crate::{
-    alerts::files,
+    alerts::{files, plain, rules},
     operator_chart::{VALUES, render},
 };
 
 const DASHBOARDS: &str = "../charts/jetwright/files/dashboards";
+/// The tables of all metrics that there are.
+const CATALOGUE: &str = "../docs/metrics.md";
 
 /// Dashboards by the name of their file.
 fn dashboards() -> Vec<(String, Value)> {
@@ -41,6 +45,13 @@ pub fn queries() -> Vec<(String, String)> {
     dashboards.iter().flat_map(of).collect()
 }
 
+/// Names of metrics in a PromQL expression: words of ours, or of a process, before a brace, a bracket or a blank.
+fn metrics(expression: &str) -> BTreeSet<String> {
+    let words = expression.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'));
+    let known = ["jetwright_", "jetwright:", "process_", "http_server_"];
+    words.filter(|word| known.iter().any(|start| word.starts_with(start))).map(str::to_owned).collect()
+}
+
 #[test]
 fn every_dashboard_has_its_datasource_by_variable_and_panels_that_say_what_they_show() {
     let mut uids = BTreeSet::new();
@@ -69,6 +80,34 @@ fn prometheus_can_read_every_query_of_a_panel() {
     fs::write(&file, json!({"groups": [{"name": "queries", "rules": rules}]}).to_string()).unwrap();
     let output = Command::new(Program::Promtool.path()).args(["check", "rules"]).arg(file).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn every_metric_in_a_panel_or_a_rule_is_one_that_a_program_exports_or_a_rule_records() {
+    let plain = plain();
+    let rules: Vec<_> = plain.values().flat_map(rules).collect();
+    let mut known: BTreeSet<String> =
+        rules.iter().filter_map(|rule| rule["record"].as_str()).map(str::to_owned).collect();
+    let catalogue = fs::read_to_string(path(CATALOGUE)).unwrap();
+    let rows = catalogue.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+    for (name, rest) in rows {
+        known.insert(name.to_owned());
+        if rest.starts_with("histogram") {
+            known.extend(["bucket", "count", "sum"].map(|part| format!("{name}_{part}")));
+        }
+    }
+    let rules = rules.iter().map(|rule| {
+        let name = rule["alert"].as_str().or(rule["record"].as_str()).unwrap();
+        (name.to_owned(), rule["expr"].as_str().unwrap().to_owned())
+    });
+    let mut count = 0;
+    for (place, expression) in rules.chain(queries()) {
+        for metric in metrics(&expression) {
+            assert!(known.contains(&metric), "{place} asks for {metric}, which nobody exports");
+            count += 1;
+        }
+    }
+    assert!(count > 100, "{count}");
 }
 
 #[test]

@@ -7,6 +7,7 @@ const EVENT_STREAM: Label = name_of("event_stream", "the EventStream");
 const EVENT_CONSUMER: Label = name_of("event_consumer", "the EventConsumer");
 const STREAM: Label = name_of("stream", "in JetStream");
 const CONSUMER: Label = name_of("consumer", "in JetStream");
+const THRESHOLD: Label = name_of("threshold", "a field of `spec.monitoring`, in snake case");
 const SERVER: Label = name_of("server", "a NATS server");
 
 jetwright_process::catalogue! {
@@ -28,6 +29,7 @@ jetwright_process::catalogue! {
     STREAM_LEADER: Info "jetwright_stream_leader" [NAMESPACE, EVENT_STREAM, STREAM, SERVER] "Which server leads the stream, in a cluster";
     STREAM_DISCARD_NEW: Gauge "jetwright_stream_discard_new" [NAMESPACE, EVENT_STREAM, STREAM] "1 where the stream refuses messages beyond its limits, 0 where it drops the oldest";
     STREAM_PEER_LAG: Gauge "jetwright_stream_peer_lag" [NAMESPACE, EVENT_STREAM, STREAM, SERVER] "Operations that a server's copy is behind the leader; with `--peer-metrics`";
+    STREAM_MONITORING: Gauge "jetwright_stream_monitoring" [NAMESPACE, EVENT_STREAM, STREAM, THRESHOLD] "Thresholds that the object sets in `spec.monitoring`, times in seconds; alerts judge by them";
     STREAM_SAMPLED: Gauge "jetwright_stream_sampled_timestamp_seconds" [NAMESPACE, EVENT_STREAM, STREAM] "When the figures of the stream were read, in Unix time";
 
     CONSUMER_PENDING: Gauge "jetwright_consumer_pending" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "Messages that were not delivered yet: the lag";
@@ -44,5 +46,6 @@ jetwright_process::catalogue! {
     CONSUMER_REPLICAS_WANTED: Gauge "jetwright_consumer_replicas_wanted" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "Pods that the Deployment that consumes is to have, its own or that of `workloadRef`; absent without a workload";
     CONSUMER_REPLICAS_READY: Gauge "jetwright_consumer_replicas_ready" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "Pods of that Deployment that are ready";
     CONSUMER_DEAD_LETTERS: Gauge "jetwright_consumer_dead_letters" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "Dead letters of the consumer that wait in `<stream>-dlq`; absent where they are not kept";
+    CONSUMER_MONITORING: Gauge "jetwright_consumer_monitoring" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER, THRESHOLD] "Thresholds that the object sets in `spec.monitoring`, times in seconds; alerts judge by them";
     CONSUMER_SAMPLED: Gauge "jetwright_consumer_sampled_timestamp_seconds" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "When the figures of the consumer were read, in Unix time";
 }

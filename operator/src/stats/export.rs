@@ -8,6 +8,7 @@ use std::{
 use jetwright_crds::{
     EventConsumer,
     conditions::{CONSUMER_READY, DEAD_LETTERS_READY, DURABLE, READY, Reason, WORKLOAD_READY},
+    monitoring::Threshold,
 };
 use jetwright_process::metrics::catalogue::{Definition, Value};
 use k8s_openapi::{api::apps::v1::Deployment, apimachinery::pkg::apis::meta::v1::Condition};
@@ -130,7 +131,29 @@ fn encode_streams(
     let led = |stream: &Stream| stream.1.figures.as_ref().is_some_and(|figures| figures.is_led);
     rows::STREAM_HAS_LEADER.encode(encoder, streams.iter().map(|stream| (labels(stream), led(stream))))?;
     rows::STREAM_SAMPLED.encode(encoder, streams.iter().map(|stream| (labels(stream), stream.1.at)))?;
-    encode_servers(encoder, &streams)
+    encode_servers(encoder, &streams)?;
+    encode_stream_thresholds(encoder, context, &streams)
+}
+
+/// What the EventStreams say themselves of when something is wrong.
+fn encode_stream_thresholds(
+    encoder: &mut DescriptorEncoder<'_>,
+    context: &Context,
+    streams: &[Stream],
+) -> fmt::Result {
+    let of = |stream: &Stream| {
+        let (namespace, name) = &stream.0;
+        let object = context.scopes.of(namespace)?.event_streams.get(namespace, name)?;
+        object.valid()?.spec.thresholds()
+    };
+    let set: Vec<_> = streams.iter().filter_map(|stream| Some((labels(stream), of(stream)?))).collect();
+    let samples = set.iter().flat_map(|([namespace, object, stream], thresholds)| {
+        let sample = |threshold: &Threshold| {
+            ([*namespace, *object, *stream, threshold.name], threshold.value.as_f64())
+        };
+        thresholds.iter().map(sample)
+    });
+    rows::STREAM_MONITORING.encode(encoder, samples)
 }
 
 /// What is said of each server of a stream.
@@ -169,6 +192,7 @@ fn encode_consumers(
         })
         .collect();
     encode_figures(encoder, &consumers)?;
+    encode_consumer_thresholds(encoder, context, &consumers)?;
     let mut row = |row: &Definition, figure: &dyn Fn(&Consumer) -> Option<Value>| {
         row.encode(
             encoder,
@@ -184,6 +208,28 @@ fn encode_consumers(
         sampled.dead_letters.map(|counted| counted.count.into())
     })?;
     row(&rows::CONSUMER_SAMPLED, &|(_, sampled, _)| Some(sampled.at.into()))
+}
+
+/// What the EventConsumers say themselves of when something is wrong.
+fn encode_consumer_thresholds(
+    encoder: &mut DescriptorEncoder<'_>,
+    context: &Context,
+    consumers: &[Consumer],
+) -> fmt::Result {
+    let of = |consumer: &Consumer| {
+        let (namespace, name) = &consumer.0;
+        let object = context.scopes.of(namespace)?.event_consumers.get(namespace, name)?;
+        object.valid()?.spec.thresholds()
+    };
+    let set: Vec<_> =
+        consumers.iter().filter_map(|consumer| Some((of_consumer(consumer), of(consumer)?))).collect();
+    let samples = set.iter().flat_map(|([namespace, object, stream, consumer], thresholds)| {
+        let sample = |threshold: &Threshold| {
+            ([*namespace, *object, *stream, *consumer, threshold.name], threshold.value.as_f64())
+        };
+        thresholds.iter().map(sample)
+    });
+    rows::CONSUMER_MONITORING.encode(encoder, samples)
 }
 
 fn encode_figures(encoder: &mut DescriptorEncoder<'_>, consumers: &[Consumer]) -> fmt::Result {

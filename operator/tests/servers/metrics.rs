@@ -334,3 +334,37 @@ async fn where_consumers_may_not_be_listed_each_is_asked_for() {
         "{log}"
     );
 }
+
+#[tokio::test]
+async fn thresholds_that_objects_set_are_exported_and_go_with_their_fields() {
+    let world = World::with(NatsServer::start().await, &[OFTEN]).await;
+    world
+        .stream("orders", "{subjects: [orders.>], monitoring: {peersExpected: 1, minMessagesCritical: 7}}")
+        .await;
+    let consumer = |rest: &str| format!("{{streamRef: {{name: orders}}, monitoring: {{{rest}}}}}");
+    world.consumer("mails", &consumer("lagCritical: 100, deliveryDelay: 1500ms")).await;
+    let found = |text: &str, kind: &str| -> BTreeMap<String, f64> {
+        let start = format!("jetwright_{kind}_monitoring{{");
+        let samples = text.lines().filter(|line| line.starts_with(&start));
+        let named = samples.map(|line| {
+            let threshold = line.split("threshold=\"").nth(1).unwrap().split('"').next().unwrap();
+            (threshold.to_owned(), line.rsplit(' ').next().unwrap().parse().unwrap())
+        });
+        named.collect()
+    };
+    let await_thresholds = async |kind: &str, wanted: &[(&str, f64)]| {
+        let wanted: BTreeMap<_, _> =
+            wanted.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+        await_until(&format!("thresholds of the {kind} are as wanted"), SOON, || async {
+            let found = found(&scrape(world.admin).await, kind);
+            if found == wanted { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+    };
+    await_thresholds("stream", &[("peers_expected", 1.0), ("min_messages_critical", 7.0)]).await;
+    await_thresholds("consumer", &[("lag_critical", 100.0), ("delivery_delay", 1.5)]).await;
+    world.consumer("mails", &consumer("lagCritical: 5")).await;
+    await_thresholds("consumer", &[("lag_critical", 5.0)]).await;
+    world.stream("orders", "subjects: [orders.>]").await;
+    await_thresholds("stream", &[]).await;
+}
