@@ -223,7 +223,9 @@ async fn a_reconcile_that_takes_too_long_is_told_in_the_status() {
     let jetstream = nats.jetstream().await;
     let world = World::on(nats, jetstream, &["--jetstream-timeout=5m"]).await;
     world.stream("orders", "subjects: [orders.*]").await;
-    let message = await_until("the status says so", LONG + SOON, || async {
+    // The first reconciles wait for lists of JetStream before, for at most this time.
+    let lists = Duration::from_secs(20);
+    let message = await_until("the status says so", lists + LONG + SOON, || async {
         let object = world.streams().get("orders").await.unwrap();
         let ready = conditions(&object).into_iter().find(|condition| condition.type_ == "Ready");
         let ready = ready.ok_or("no condition")?;
