@@ -24,8 +24,6 @@ const BETWEEN_ORDERS: Duration = Duration::from_millis(500);
 /// How many pods each program of the shop has.
 const SHOP_PODS: [(&str, usize); 3] =
     [("order-fulfilment", 2), ("payment-simulator", 1), ("user-directory", 1)];
-/// The one warning that docs/upgrade.md lists: kubelets say it of pods that do not answer yet, or any more.
-const LISTED_WARNING: &str = "Unhealthy Pod/";
 /// Requests that change streams or consumers.
 const CHANGES: [&str; 6] = [
     "STREAM.CREATE",
@@ -282,11 +280,17 @@ async fn an_upgrade_a_rollback_and_an_upgrade_lose_no_order_and_write_no_stream(
     nothing_is_left(&nats).await;
     for at in [SHOP, OPERATOR, namespace.name()] {
         let warnings = cluster.warnings(at, begun).await;
-        let unlisted: Vec<_> =
-            warnings.into_iter().filter(|warning| !warning.starts_with(LISTED_WARNING)).collect();
+        let unlisted: Vec<_> = warnings.into_iter().filter(|warning| !is_kubelets(warning)).collect();
         assert_eq!(unlisted, Vec::<String>::new(), "warnings of {at}");
     }
     let at = namespace.name();
     cluster.kubectl(&format!("delete eventconsumer,eventstream --all --namespace {at} --timeout=60s")).await;
     cluster.await_all_ready(SHOP, LATER).await;
+}
+
+/// Whether a warning is one of the two that docs/upgrade.md lists: kubelets say them of pods that do not answer yet or any more, and of those for
+/// which they do not have everything yet, as on a busy machine.
+fn is_kubelets(warning: &str) -> bool {
+    let is_early = || warning.contains("failed to sync") && warning.contains("cache: timed out");
+    warning.starts_with("Unhealthy Pod/") || (warning.starts_with("FailedMount Pod/") && is_early())
 }
