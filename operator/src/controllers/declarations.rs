@@ -65,9 +65,7 @@ impl Declared<'_> {
 /// What an object's consumer is called in JetStream; None where its EventStream is not known.
 #[must_use]
 pub fn consumer_key(object: &EventConsumer, scope: &Scope) -> Option<ConsumerKey> {
-    let namespace = object.namespace().unwrap_or_default();
-    let stream = scope.event_streams.get(&namespace, &object.spec.stream_ref.name)?.valid()?.stream_name();
-    Some(ConsumerKey { stream, name: object.consumer_name() })
+    Some(ConsumerKey { stream: scope.stream_name_of(object)?, name: object.consumer_name() })
 }
 
 async fn listed(scope: &Scope) {

@@ -31,6 +31,14 @@ impl Scope {
         }
     }
 
+    /// The JetStream name of the stream that an object consumes from; None where its EventStream is not known.
+    #[must_use]
+    pub fn stream_name_of(&self, consumer: &EventConsumer) -> Option<String> {
+        let namespace = consumer.namespace().unwrap_or_default();
+        let event_stream = self.event_streams.get(&namespace, &consumer.spec.stream_ref.name)?;
+        Some(event_stream.valid()?.stream_name())
+    }
+
     /// The API of a kind within the scope.
     pub fn api<K>(&self, client: &Client) -> Api<K>
     where

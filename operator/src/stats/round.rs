@@ -187,9 +187,9 @@ impl Round<'_> {
         for scope in self.context.scopes.all() {
             for consumer in scope.event_consumers.all() {
                 let object = name_of(consumer.as_ref());
-                let stream = scope.event_streams.get(&object.0, &consumer.spec.stream_ref.name);
-                let stream = stream.as_ref().and_then(|stream| Some(stream.valid()?.stream_name()));
-                if let Some(stream) = stream.filter(|_| self.is_here(&object.0)) {
+                if self.is_here(&object.0)
+                    && let Some(stream) = scope.stream_name_of(&consumer)
+                {
                     targets.entry(stream).or_default().push(self.target(&consumer, object));
                 }
             }
