@@ -74,23 +74,31 @@ impl Collector for Exporter {
 }
 
 /// A condition of an object.
-struct Said {
+struct ObjectCondition {
     kind: &'static str,
     object: Name,
     condition: Condition,
 }
 
 fn encode_conditions(encoder: &mut DescriptorEncoder<'_>, context: &Context) -> fmt::Result {
-    let mut said = Vec::new();
+    let mut conditions = Vec::new();
     for scope in context.scopes.all() {
         for object in scope.event_streams.all() {
-            said.extend(said_of("EventStream", &name_of(object.as_ref()), object.conditions()));
+            conditions.extend(exported_conditions(
+                "EventStream",
+                &name_of(object.as_ref()),
+                object.conditions(),
+            ));
         }
         for object in scope.event_consumers.all() {
-            said.extend(said_of("EventConsumer", &name_of(object.as_ref()), object.conditions()));
+            conditions.extend(exported_conditions(
+                "EventConsumer",
+                &name_of(object.as_ref()),
+                object.conditions(),
+            ));
         }
     }
-    let samples = said.iter().map(|Said { kind, object, condition }| {
+    let samples = conditions.iter().map(|ObjectCondition { kind, object, condition }| {
         // A status can be written by others, and by other versions: a label has only words that this one knows.
         let reason = Reason::named(&condition.reason).map_or("Unknown", Reason::as_str);
         ([*kind, &object.0, &object.1, &condition.type_, &condition.status, reason], true)
@@ -98,9 +106,11 @@ fn encode_conditions(encoder: &mut DescriptorEncoder<'_>, context: &Context) -> 
     rows::OBJECT_CONDITION.encode(encoder, samples)
 }
 
-fn said_of(kind: &'static str, object: &Name, conditions: &[Condition]) -> Vec<Said> {
+fn exported_conditions(kind: &'static str, object: &Name, conditions: &[Condition]) -> Vec<ObjectCondition> {
     let exported = conditions.iter().filter(|condition| CONDITIONS.contains(&condition.type_.as_str()));
-    exported.map(|condition| Said { kind, object: object.clone(), condition: condition.clone() }).collect()
+    exported
+        .map(|condition| ObjectCondition { kind, object: object.clone(), condition: condition.clone() })
+        .collect()
 }
 
 type Stream = (Name, Sampled<StreamFigures>);
@@ -146,14 +156,21 @@ fn encode_stream_thresholds(
         let object = context.scopes.of(namespace)?.event_streams.get(namespace, name)?;
         object.valid()?.spec.thresholds()
     };
-    let set: Vec<_> = streams.iter().filter_map(|stream| Some((labels(stream), of(stream)?))).collect();
-    let samples = set.iter().flat_map(|([namespace, object, stream], thresholds)| {
-        let sample = |threshold: &Threshold| {
-            ([*namespace, *object, *stream, threshold.name], threshold.value.as_f64())
-        };
-        thresholds.iter().map(sample)
-    });
-    rows::STREAM_MONITORING.encode(encoder, samples)
+    let set = streams.iter().filter_map(|stream| Some((labels(stream), of(stream)?)));
+    let with_threshold = |[namespace, object, stream]: [_; 3], name| [namespace, object, stream, name];
+    rows::STREAM_MONITORING.encode(encoder, thresholds(set, with_threshold))
+}
+
+/// The samples of all thresholds, each with the labels of its object and its own name.
+fn thresholds<'a, const N: usize, const M: usize>(
+    set: impl Iterator<Item = ([&'a str; N], Vec<Threshold>)>,
+    with_threshold: impl Fn([&'a str; N], &'a str) -> [&'a str; M],
+) -> impl Iterator<Item = ([&'a str; M], f64)> {
+    set.flat_map(move |(labels, thresholds)| {
+        let sample =
+            |threshold: Threshold| (with_threshold(labels, threshold.name), threshold.value.as_f64());
+        thresholds.into_iter().map(sample).collect::<Vec<_>>()
+    })
 }
 
 /// What is said of each server of a stream.
@@ -221,15 +238,10 @@ fn encode_consumer_thresholds(
         let object = context.scopes.of(namespace)?.event_consumers.get(namespace, name)?;
         object.valid()?.spec.thresholds()
     };
-    let set: Vec<_> =
-        consumers.iter().filter_map(|consumer| Some((of_consumer(consumer), of(consumer)?))).collect();
-    let samples = set.iter().flat_map(|([namespace, object, stream, consumer], thresholds)| {
-        let sample = |threshold: &Threshold| {
-            ([*namespace, *object, *stream, *consumer, threshold.name], threshold.value.as_f64())
-        };
-        thresholds.iter().map(sample)
-    });
-    rows::CONSUMER_MONITORING.encode(encoder, samples)
+    let set = consumers.iter().filter_map(|consumer| Some((of_consumer(consumer), of(consumer)?)));
+    let with_threshold =
+        |[namespace, object, stream, consumer]: [_; 4], name| [namespace, object, stream, consumer, name];
+    rows::CONSUMER_MONITORING.encode(encoder, thresholds(set, with_threshold))
 }
 
 fn encode_figures(encoder: &mut DescriptorEncoder<'_>, consumers: &[Consumer]) -> fmt::Result {
