@@ -61,7 +61,10 @@ async fn sample_connection(context: &Context, connection: &Connection, sampling:
             lists: &mut lists,
         };
         if let Err(error) = round.run().await {
-            tracing::debug!(error = error_chain(&error), "sampled a part of JetStream's figures");
+            tracing::debug!(
+                error = error_chain(&error),
+                "failed to sample the figures of all streams and consumers, will retry in the next interval"
+            );
         }
         let before = std::mem::replace(&mut interval, grown(sampling.interval, pace.sent()));
         report_growth(sampling.interval, before, interval);
