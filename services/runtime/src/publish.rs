@@ -135,12 +135,12 @@ impl Publisher {
         &self,
         subject: &str,
         event: &E,
-        options: PublishOptions,
+        mut options: PublishOptions,
     ) -> Result<Published, Error>
     where
         E: Message + Name,
     {
-        let (stream, template) = (options.expected_stream.clone(), options.subject_template.clone());
+        let (stream, template) = (options.expected_stream.clone(), options.subject_template.take());
         let checked = checked_headers(subject, options)?;
         let (span, trace) = trace::of_publish(subject, template.as_deref(), E::NAME);
         let message = || {

@@ -1,7 +1,10 @@
 //! The names of spans and of their attributes, which are those of OpenTelemetry's conventions for messaging (version 1.44, where they are in
 //! development). Pure. What a name is made of has few values: never a subject with an id in it.
 
-use opentelemetry::{KeyValue, Value, trace::Link, trace::SpanBuilder, trace::SpanContext, trace::SpanKind};
+use opentelemetry::{
+    KeyValue, Value,
+    trace::{Link, SpanBuilder, SpanContext, SpanKind},
+};
 
 use crate::Metadata;
 
