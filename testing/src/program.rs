@@ -25,6 +25,8 @@ pub enum Program {
     Prometheus,
     /// Prometheus' command line, which checks and tests rules.
     Promtool,
+    /// All of Jaeger in one server, which keeps traces in memory.
+    Jaeger,
 }
 
 impl Program {
@@ -40,6 +42,7 @@ impl Program {
             Self::Helm => "helm",
             Self::Prometheus => "prometheus",
             Self::Promtool => "promtool",
+            Self::Jaeger => "jaeger-all-in-one",
         }
     }
 
@@ -56,7 +59,7 @@ impl Program {
     ///
     /// When it cannot be built.
     pub fn try_path(self) -> Result<PathBuf> {
-        static PATHS: [OnceLock<Result<PathBuf, String>>; 8] = [const { OnceLock::new() }; 8];
+        static PATHS: [OnceLock<Result<PathBuf, String>>; 9] = [const { OnceLock::new() }; 9];
         let path = PATHS[self as usize].get_or_init(|| self.provide().map_err(|error| format!("{error:#}")));
         path.clone().map_err(anyhow::Error::msg)
     }

@@ -4,6 +4,7 @@ mod builder;
 mod ready;
 
 pub use builder::ProcessBuilder;
+pub use ready::start_server;
 pub(crate) use ready::{NotReady, on_free_ports};
 
 use crate::folder::{Folder, tail};

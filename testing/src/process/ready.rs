@@ -1,8 +1,8 @@
 //! Whether a server that has been started is of use.
 
-use super::Process;
+use super::{Process, ProcessBuilder};
 use crate::awaiting::try_until;
-use crate::port;
+use crate::port::{self, free_port};
 use anyhow::{Result, anyhow, bail};
 use std::fmt::Display;
 use std::time::Duration;
@@ -32,6 +32,26 @@ pub(crate) async fn on_free_ports<T>(mut start: impl AsyncFnMut() -> Result<T, N
         }
     }
     bail!("five times, a port that was free had been taken when a server wanted to listen there")
+}
+
+/// Starts a server on so many free ports, and returns when it answers at a URL: `how` says how it is started on them, and what that URL is.
+///
+/// # Errors
+///
+/// When it cannot be started, or does not answer within `bound`, with the end of its log.
+pub async fn start_server<const PORTS: usize>(
+    bound: Duration,
+    how: impl Fn([u16; PORTS]) -> Result<(ProcessBuilder, String)>,
+) -> Result<(Process, [u16; PORTS])> {
+    on_free_ports(async || {
+        let ports = [(); PORTS].map(|()| free_port());
+        let (start, url) = how(ports)?;
+        let process = start.try_start()?;
+        let answers = async || reqwest::get(&url).await?.error_for_status().map(drop);
+        process.await_ready(bound, answers).await?;
+        Ok((process, ports))
+    })
+    .await
 }
 
 impl Process {

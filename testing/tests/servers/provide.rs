@@ -158,6 +158,22 @@ fn promtool_is_taken_out_of_debians_package_once_if_that_is_new_enough() {
 }
 
 #[test]
+fn the_pages_of_prometheus_are_kept_beside_it_also_where_what_they_are_made_of_cannot_be_had() {
+    let download = "#!/bin/sh\ncase $* in *libjs*) echo no such package >&2; exit 1 ;; esac\n\
+                    echo \"$@\" >> \"$JETWRIGHT_CACHE/builds\"\ntouch prometheus_1_amd64.deb\n";
+    let extract = "#!/bin/sh\nmkdir -p usr/bin usr/share/prometheus/web\necho page > usr/share/prometheus/web/alerts.html\n\
+                   printf '#!/bin/sh\necho prometheus, version 2.42.0+ds >&2\n' > usr/bin/prometheus\nchmod +x usr/bin/prometheus\n";
+    let machine = Machine::new().with("apt-get", download).with("dpkg-deb", extract);
+    let (path, told) = said(&machine.provide("prometheus").output().unwrap());
+    assert!(path.ends_with("/cache/bin/prometheus-debian"), "{path}{told}");
+    assert!(told.contains("no such package") && told.contains("the pages will have no style"), "{told}");
+    let page = Path::new(&path).with_file_name("prometheus-pages").join("alerts.html");
+    assert_eq!(fs::read_to_string(page).unwrap(), "page\n");
+    assert_eq!(said(&machine.provide("prometheus").output().unwrap()), (path, String::new()));
+    assert_eq!(machine.builds(), 1);
+}
+
+#[test]
 fn a_program_on_path_is_taken_if_it_is_new_enough() {
     let said_by = |version: &str| {
         let machine = Machine::new().with("go", GO);
