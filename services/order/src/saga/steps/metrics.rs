@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use jetwright_proto::events::v1::FulfilmentStep;
+use jetwright_runtime::HandlerError;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{
@@ -12,6 +13,8 @@ use prometheus_client::{
     registry::Registry,
 };
 use tracing::{Instrument, field::Empty};
+
+use super::StepResult;
 
 /// Metrics of the steps. Clones share them.
 #[derive(Clone, Debug)]
@@ -37,21 +40,31 @@ impl StepMetrics {
         Self { durations }
     }
 
-    /// Runs a step within its span, and records how it ended: `passed`, `refused` or `failed`.
+    /// Runs a step within its span, and records how it ended: `passed`, `refused` or `failed`. The span of a step that did not pass is an error
+    /// with the reason: of the trace of a rejected order, that is the one span to look at.
     pub(super) async fn observe<T>(
         &self,
         step: FulfilmentStep,
-        work: impl Future<Output = T>,
-        outcome: impl Fn(&T) -> &'static str,
-    ) -> T {
-        let span =
-            tracing::info_span!("step", otel.name = step.name(), outcome = Empty, otel.status_code = Empty);
+        work: impl Future<Output = Result<StepResult<T>, HandlerError>>,
+    ) -> Result<StepResult<T>, HandlerError> {
+        let span = tracing::info_span!(
+            "step",
+            otel.name = step.name(),
+            outcome = Empty,
+            error.type = Empty,
+            otel.status_description = Empty,
+        );
         let begun = Instant::now();
         let result = work.instrument(span.clone()).await;
-        let outcome = outcome(&result);
+        let (outcome, error) = match &result {
+            Ok(StepResult::Passed(_)) => ("passed", None),
+            Ok(StepResult::Refused(reason)) => ("refused", Some(reason.clone())),
+            Err(failure) => ("failed", Some(failure.to_string())),
+        };
         span.record("outcome", outcome);
-        if outcome == "failed" {
-            span.record("otel.status_code", "error");
+        if let Some(error) = error {
+            // A description makes it an error.
+            span.record("error.type", outcome).record("otel.status_description", error);
         }
         let labels = Labels { step: step.name(), outcome };
         self.durations.get_or_create(&labels).observe(begun.elapsed().as_secs_f64());

@@ -98,21 +98,12 @@ impl<P: Ports> Steps<'_, P> {
         step: FulfilmentStep,
         work: impl Future<Output = Result<StepResult<T>, HandlerError>> + Send,
     ) -> Result<T, Interruption> {
-        let bounded = self.ports.until(self.deadline, work);
-        let outcome = |result: &Option<Result<StepResult<T>, HandlerError>>| match result {
-            Some(Ok(StepResult::Passed(_))) => "passed",
-            Some(Ok(StepResult::Refused(_))) => "refused",
-            Some(Err(_)) | None => "failed",
-        };
-        match self.metrics.observe(step, bounded, outcome).await {
-            Some(Ok(StepResult::Passed(passed))) => Ok(passed),
-            Some(Ok(StepResult::Refused(reason))) => Err(Interruption::Refused(step, reason)),
-            Some(Err(failure)) => Err(Interruption::Undecided(step, failure)),
-            None => {
-                let failure =
-                    HandlerError::transient("the step did not decide before the attempt's deadline");
-                Err(Interruption::Undecided(step, failure))
-            }
+        let late = || Err(HandlerError::transient("the step did not decide before the attempt's deadline"));
+        let bounded = async { self.ports.until(self.deadline, work).await.unwrap_or_else(late) };
+        match self.metrics.observe(step, bounded).await {
+            Ok(StepResult::Passed(passed)) => Ok(passed),
+            Ok(StepResult::Refused(reason)) => Err(Interruption::Refused(step, reason)),
+            Err(failure) => Err(Interruption::Undecided(step, failure)),
         }
     }
 }
