@@ -1,5 +1,5 @@
 CARGO := cargo
-PROGRAMS := nats-server etcd kube-apiserver kube-controller-manager kubectl helm prometheus promtool
+PROGRAMS := nats-server etcd kube-apiserver kube-controller-manager kubectl helm prometheus promtool jaeger-all-in-one
 
 .DEFAULT_GOAL := help
 .PHONY: help build programs previous-version manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo demo-cluster clean-demo-cluster check-dashboards bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
@@ -52,8 +52,8 @@ sbom: ## A bill of materials of each program (CycloneDX), into target/sbom (not 
 images: ## The programs' images, in the Docker engine that there is or that e2e/cluster/engine starts; prints their names
 	@DOCKER_HOST=$$(e2e/cluster/engine) images/build
 
-demo: ## Operator, NATS and a shop as processes of this machine, and an account of what happens; the servers stay, or FOLLOW=1 until Ctrl-C
-	@e2e/demo/local up $(if $(FOLLOW),--follow)
+demo: ## Operator, NATS and a shop as processes of this machine, and an account of what happens; the servers stay, or FOLLOW=1 until Ctrl-C; with OBSERVE=1, Prometheus and Jaeger look on
+	@e2e/demo/local up $(if $(FOLLOW),--follow) $(if $(OBSERVE),--observe)
 
 clean-demo: ## End what the demo left running; programs stay in the cache
 	@e2e/demo/local down
@@ -64,8 +64,8 @@ demo-cluster: ## The same shop by Helm on a kind cluster of this machine, a user
 clean-demo-cluster: ## Remove the cluster of demo-cluster; programs and images stay in the cache
 	@e2e/demo/on-kind down
 
-check-dashboards: programs ## A real Prometheus beside the demo, which has to run, has something to show in every panel of the chart's dashboards
-	$(CARGO) test --locked -p jetwright-e2e --test servers observed:: -- --ignored
+check-dashboards: programs build ## Of make test, what a real Prometheus and Jaeger show of the demo: alerts, traces, and every panel of the chart's dashboards (3 minutes at most)
+	$(CARGO) test --locked -p jetwright-e2e --test servers observed::
 
 bench-operator: programs ## The operator's figures, of its release build: until Ready, until repaired, requests, memory, many objects; ONLY="speed requests memory many ten-thousand" chooses some
 	$(CARGO) build --release --locked -p jetwright-operator

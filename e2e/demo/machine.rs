@@ -6,19 +6,22 @@ use anyhow::{Result, ensure};
 
 /// What all processes need together, with some to spare.
 const MEMORY_MIB: u64 = 1024;
+/// What Prometheus and Jaeger need beside them.
+const OBSERVERS_MIB: u64 = 512;
 /// What etcd, three NATS servers and the logs need.
 const DISK_MIB: u64 = 1024;
 
-/// Checks memory, and the disks of these folders.
+/// Checks memory, also for Prometheus and Jaeger where they look on, and the disks of these folders.
 ///
 /// # Errors
 ///
 /// When there is too little of one.
-pub fn check(folders: &[&Path]) -> Result<()> {
+pub fn check(folders: &[&Path], observe: bool) -> Result<()> {
+    let needed = MEMORY_MIB + if observe { OBSERVERS_MIB } else { 0 };
     if let Some(available) = available_memory(&fs::read_to_string("/proc/meminfo").unwrap_or_default()) {
         ensure!(
-            available >= MEMORY_MIB,
-            "{available} MiB of memory are available, and the demo needs {MEMORY_MIB}: end other programs first"
+            available >= needed,
+            "{available} MiB of memory are available, and the demo needs {needed}: end other programs first"
         );
     }
     for folder in folders {

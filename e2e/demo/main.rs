@@ -15,9 +15,15 @@ mod state;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-jetwright-demo up [--follow]   starts what does not run yet, declares the shop, and tells what happens; --follow stays until Ctrl-C
-jetwright-demo down            ends all of it, and removes its files
-jetwright-demo env             what a shell evaluates to go on with kubectl";
+jetwright-demo up [--follow] [--observe]   starts what does not run yet, declares the shop, and tells what happens; --follow stays until
+                                           Ctrl-C; with --observe, Prometheus and Jaeger look on
+jetwright-demo down                        ends all of it, and removes its files
+jetwright-demo env                         what a shell evaluates to go on with kubectl";
+
+/// Flags of `up`.
+const FOLLOW: &str = "--follow";
+/// Of `up`, and of `serve`, which it starts.
+const OBSERVE: &str = "--observe";
 
 /// What a shell gives to a program that Ctrl-C ended.
 const INTERRUPTED: u8 = 130;
@@ -40,11 +46,13 @@ async fn run() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<_> = arguments.iter().map(String::as_str).collect();
     let ended = match words.as_slice() {
-        ["up"] => run::up(false).await,
-        ["up", "--follow"] => run::up(true).await,
+        ["up", flags @ ..] if flags.iter().all(|flag| [FOLLOW, OBSERVE].contains(flag)) => {
+            run::up(flags.contains(&FOLLOW), flags.contains(&OBSERVE)).await
+        }
         ["down"] => run::down().await,
         ["env"] => run::environment(),
-        ["serve"] => serve::serve().await,
+        ["serve"] => serve::serve(false).await,
+        ["serve", OBSERVE] => serve::serve(true).await,
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

@@ -27,7 +27,8 @@ const MANIFESTS: &str = include_str!("shop-manifests.yaml");
 pub fn apply(home: &Home, parts: &Parts, kubectl: &Kubectl) -> Result<()> {
     let path = home.path("shop.yaml");
     let payments = parts.services.get(PAYMENTS).context("no port for payments")?;
-    let text = format!("{}---\n{}", prerequisites(), placed(MANIFESTS, payments));
+    let otlp = parts.observers.as_ref().map(|observers| observers.otlp.as_str());
+    let text = format!("{}---\n{}", prerequisites(), traced(&placed(MANIFESTS, payments), otlp));
     fs::write(&path, text).with_context(|| path.display().to_string())?;
     // Who scaled the services owns that field since; the demo takes it back.
     let file = format!("--filename={}", path.display());
@@ -38,6 +39,15 @@ pub fn apply(home: &Home, parts: &Parts, kubectl: &Kubectl) -> Result<()> {
 /// Nothing resolves the names of Services here, so that a URL names the port that stands for one.
 fn placed(manifests: &str, payments: &str) -> String {
     manifests.replace(&format!("http://{PAYMENTS}"), payments)
+}
+
+/// The payment simulator is no workload of the operator, which tells its own pods where traces go.
+fn traced(manifests: &str, otlp: Option<&str>) -> String {
+    let first = "            - name: PAYMENT_SIMULATOR_HTTP_ADDRESS\n";
+    let added = otlp.map(|url| {
+        format!("            - name: OTEL_EXPORTER_OTLP_ENDPOINT\n              value: \"{url}\"\n{first}")
+    });
+    added.map_or_else(|| manifests.to_owned(), |added| manifests.replace(first, &added))
 }
 
 /// What an administrator makes before the chart is installed.
@@ -62,5 +72,14 @@ mod tests {
         let text = placed(MANIFESTS, "http://127.0.0.1:12345");
         let urls: Vec<_> = text.lines().filter(|line| line.contains("http://")).map(str::trim).collect();
         assert_eq!(urls, [r#"value: "http://127.0.0.1:12345""#]);
+    }
+
+    #[test]
+    fn the_payment_simulator_is_told_where_traces_go() {
+        assert_eq!(traced(MANIFESTS, None), MANIFESTS);
+        let text = traced(MANIFESTS, Some("http://127.0.0.1:4318"));
+        let told: Vec<_> = text.lines().skip_while(|line| !line.contains("OTEL_EXPORTER")).take(2).collect();
+        assert_eq!(told[1].trim(), r#"value: "http://127.0.0.1:4318""#);
+        assert_eq!(text.lines().count(), MANIFESTS.lines().count() + 2);
     }
 }

@@ -14,7 +14,7 @@ use rustix::process::Signal;
 use tokio::{runtime::Handle, task::spawn_blocking, time::sleep};
 
 use crate::{
-    account,
+    OBSERVE, account,
     interruption::{Interrupted, Interruption},
     machine,
     serve::{self, ADMINISTRATOR, PASSWORD},
@@ -37,21 +37,25 @@ struct Started {
     stdin: ChildStdin,
 }
 
-/// Starts a demo, or finds the one that runs, and tells what happens in it.
+/// Starts a demo, with Prometheus and Jaeger if they are to look on, or finds the one that runs, and tells what happens in it.
 ///
 /// # Errors
 ///
 /// When it cannot be started, or something in it does not happen as it should, or it is interrupted. What it has started has ended by then.
-pub async fn up(follow: bool) -> Result<()> {
+pub async fn up(follow: bool, observe: bool) -> Result<()> {
     let began = Instant::now();
     let mut interruption = Interruption::listen()?;
     let home = Home::open()?;
     let lock = home.lock()?;
     let (mut started, parts) = if let (Some(_), Some(parts)) = (home.running(), home.parts()) {
+        ensure!(
+            parts.observers.is_some() || !observe,
+            "the demo that runs has no Prometheus and no Jaeger: make clean-demo ends it, then make demo OBSERVE=1 starts one that has"
+        );
         eprintln!("demo: found the servers that run (make clean-demo ends them)");
         (None, parts)
     } else {
-        let (started, parts) = start(&home, &mut interruption).await?;
+        let (started, parts) = start(&home, observe, &mut interruption).await?;
         eprintln!("demo: they run after {} seconds", began.elapsed().as_secs());
         (Some(started), parts)
     };
@@ -103,11 +107,11 @@ async fn ended(home: &Home) {
 }
 
 /// Starts a demo, and leaves nothing of one that does not start.
-async fn start(home: &Home, interruption: &mut Interruption) -> Result<(Started, Parts)> {
+async fn start(home: &Home, observe: bool, interruption: &mut Interruption) -> Result<(Started, Parts)> {
     // What a demo has left that was killed.
     end(home).await?;
     let home = &Home::open()?;
-    let mut started = spawn(home).or_else(|error| home.remove().and(Err(error)))?;
+    let mut started = spawn(home, observe).or_else(|error| home.remove().and(Err(error)))?;
     let parts = tokio::select! {
         parts = parts_of(home, &mut started) => parts,
         () = interruption.happens() => Err(Interrupted.into()),
@@ -121,14 +125,16 @@ async fn start(home: &Home, interruption: &mut Interruption) -> Result<(Started,
     }
 }
 
-fn spawn(home: &Home) -> Result<Started> {
-    machine::check(&[home.as_ref(), &std::env::temp_dir()])?;
+fn spawn(home: &Home, observe: bool) -> Result<Started> {
+    machine::check(&[home.as_ref(), &std::env::temp_dir()], observe)?;
     eprintln!(
-        "demo: starting etcd, kube-apiserver, kube-controller-manager, three nats-servers and the operator"
+        "demo: starting etcd, kube-apiserver, kube-controller-manager, three nats-servers and the operator{}",
+        if observe { ", Prometheus and Jaeger" } else { "" }
     );
     let log = File::create(home.path("demo.log")).context("no log")?;
     let mut child = Command::new(std::env::current_exe()?)
         .arg("serve")
+        .args(observe.then_some(OBSERVE))
         .stdin(Stdio::piped())
         .stdout(log.try_clone()?)
         .stderr(log)
@@ -233,6 +239,9 @@ pub fn environment() -> Result<()> {
     println!("export OPERATOR='{}'", parts.operator);
     for (service, url) in &parts.services {
         println!("export {}='{url}'", service.to_uppercase().replace('-', "_"));
+    }
+    if let Some(observers) = &parts.observers {
+        println!("export PROMETHEUS='{}' JAEGER='{}'", observers.prometheus, observers.jaeger);
     }
     // One that is on PATH needs no help.
     if !parts.kubectl.ends_with("kubectl") {

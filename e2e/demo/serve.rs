@@ -5,7 +5,13 @@
 use std::{collections::BTreeMap, fs, io::BufRead, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
-use jetwright_testing::{ControlPlane, Folder, NatsCluster, NatsServer, Process, Program, binary, free_port};
+use jetwright_e2e::{
+    jaeger::Jaeger,
+    prometheus::{Prometheus, Scraped},
+};
+use jetwright_testing::{
+    ControlPlane, Folder, NatsCluster, NatsServer, Process, ProcessBuilder, Program, binary, free_port,
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -16,7 +22,7 @@ use tokio::{
 use crate::{
     manifests::{SERVICES, SHOP},
     node::Node,
-    state::{Home, Identity, Parts},
+    state::{Home, Identity, Observers, Parts},
 };
 
 /// The line by which the starter lets it go on alone.
@@ -38,15 +44,16 @@ struct Demo {
     _nats: NatsCluster,
     controllers: Process,
     operator: Process,
-    start_operator: jetwright_testing::ProcessBuilder,
+    start_operator: ProcessBuilder,
+    observers: Option<(Prometheus, Jaeger)>,
 }
 
-/// Runs a demo until it is told to end.
+/// Runs a demo until it is told to end, with Prometheus and Jaeger if they are to look on.
 ///
 /// # Errors
 ///
 /// When a part of it cannot be started, or ends.
-pub async fn serve() -> Result<()> {
+pub async fn serve(observe: bool) -> Result<()> {
     let home = Home::open()?;
     let folder = Folder::new("demo");
     let run = folder.path().parent().context("a folder of this run")?;
@@ -55,7 +62,7 @@ pub async fn serve() -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let demo = async {
-        let demo = start(&home, &folder).await?;
+        let demo = start(&home, &folder, observe).await?;
         watch(demo, &home).await
     };
     tokio::pin!(demo);
@@ -88,12 +95,13 @@ fn abandoned() -> oneshot::Receiver<()> {
     told
 }
 
-async fn start(home: &Home, folder: &Arc<Folder>) -> Result<Demo> {
+async fn start(home: &Home, folder: &Arc<Folder>, observe: bool) -> Result<Demo> {
     let users = USERS.iter().chain([&ADMINISTRATOR]);
     let users: Vec<_> = users.map(|user| format!("{{user: {user}, password: {PASSWORD}}}")).collect();
     let nats = NatsServer::builder().config(&format!("authorization {{ users: [{}] }}", users.join(", ")));
-    let (control_plane, nats) =
-        tokio::try_join!(ControlPlane::try_start(), NatsCluster::try_start_with(3, nats))?;
+    let jaeger = async { if observe { Jaeger::try_start().await.map(Some) } else { Ok(None) } };
+    let (control_plane, nats, jaeger) =
+        tokio::try_join!(ControlPlane::try_start(), NatsCluster::try_start_with(3, nats), jaeger)?;
     let controllers = Process::builder(Program::KubeControllerManager.try_path()?)
         .arg("--kubeconfig")
         .arg(control_plane.kubeconfig())
@@ -110,17 +118,49 @@ async fn start(home: &Home, folder: &Arc<Folder>) -> Result<Demo> {
     let services = serve_services(&node).await?;
     tokio::spawn(node.run());
     let admin = format!("127.0.0.1:{}", free_port());
-    let start_operator = operator(&control_plane, &nats, &admin, folder)?;
+    let mut start_operator = operator(&control_plane, &nats, &admin, folder)?;
+    if let Some(jaeger) = &jaeger {
+        start_operator = observed(start_operator, jaeger.otlp_url());
+    }
     let operator = start_operator.clone().try_start()?;
-    let kubeconfig = home.path("kubeconfig");
-    fs::copy(control_plane.kubeconfig(), &kubeconfig)?;
-    let kubectl = Program::Kubectl.try_path()?;
-    let (nats_url, operator_url) = (nats.url().to_owned(), format!("http://{admin}"));
-    home.write(
-        "demo.json",
-        &Parts { kubeconfig, kubectl, nats: nats_url, operator: operator_url, services },
-    )?;
-    Ok(Demo { control_plane, _nats: nats, controllers, operator, start_operator })
+    let mut parts = Parts {
+        kubeconfig: home.path("kubeconfig"),
+        kubectl: Program::Kubectl.try_path()?,
+        nats: nats.url().to_owned(),
+        operator: format!("http://{admin}"),
+        services,
+        observers: None,
+    };
+    fs::copy(control_plane.kubeconfig(), &parts.kubeconfig)?;
+    let observers = match jaeger {
+        Some(jaeger) => Some((look_on(&control_plane, &mut parts, &jaeger).await?, jaeger)),
+        None => None,
+    };
+    home.write("demo.json", &parts)?;
+    Ok(Demo { control_plane, _nats: nats, controllers, operator, start_operator, observers })
+}
+
+/// Starts Prometheus, and notes where it and Jaeger are.
+async fn look_on(control_plane: &ControlPlane, parts: &mut Parts, jaeger: &Jaeger) -> Result<Prometheus> {
+    let cluster = control_plane.client().await;
+    let scraped = Scraped { cluster: &cluster, operator: &parts.operator };
+    let prometheus = Prometheus::try_start(scraped).await?;
+    parts.observers = Some(Observers {
+        prometheus: prometheus.url().to_owned(),
+        jaeger: jaeger.url().to_owned(),
+        otlp: jaeger.otlp_url().to_owned(),
+    });
+    Ok(prometheus)
+}
+
+/// The operator where it is looked at: it traces and so do the pods, and what it does every so often comes so much more often as the rules'
+/// durations are shorter.
+fn observed(operator: ProcessBuilder, otlp: &str) -> ProcessBuilder {
+    operator.env("OTEL_EXPORTER_OTLP_ENDPOINT", otlp).arg(format!("--workload-otlp-endpoint={otlp}")).args([
+        "--stats-interval=1s",
+        "--resync-interval=10s",
+        "--peer-metrics",
+    ])
 }
 
 /// Image to program.
@@ -146,7 +186,7 @@ fn operator(
     nats: &NatsCluster,
     admin: &str,
     folder: &Arc<Folder>,
-) -> Result<jetwright_testing::ProcessBuilder> {
+) -> Result<ProcessBuilder> {
     let credentials = folder.path().join("credentials");
     fs::create_dir_all(&credentials)?;
     fs::write(credentials.join("username"), ADMINISTRATOR)?;
@@ -169,11 +209,16 @@ async fn watch(mut demo: Demo, home: &Home) -> Result<()> {
         if !home.path("process.json").exists() {
             return Ok(());
         }
-        for (name, process) in [
+        let observers = demo.observers.iter();
+        let observers = observers.flat_map(|(prometheus, jaeger)| {
+            [("prometheus", prometheus.process()), ("jaeger", jaeger.process())]
+        });
+        let servers = [
             ("etcd", demo.control_plane.etcd()),
             ("kube-apiserver", demo.control_plane.api_server()),
             ("kube-controller-manager", &demo.controllers),
-        ] {
+        ];
+        for (name, process) in servers.into_iter().chain(observers) {
             if let Some(status) = process.exited() {
                 bail!(
                     "{name} ended ({status}), and the demo with it; its log ends with:\n{}",

@@ -40,6 +40,20 @@ pub struct Parts {
     pub operator: String,
     /// URLs by the name of the Service in the shop.
     pub services: BTreeMap<String, String>,
+    /// What looks on, where the demo was started so.
+    #[serde(default)]
+    pub observers: Option<Observers>,
+}
+
+/// Where Prometheus and Jaeger are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Observers {
+    /// URL of Prometheus.
+    pub prometheus: String,
+    /// URL of Jaeger.
+    pub jaeger: String,
+    /// URL that programs send their traces to.
+    pub otlp: String,
 }
 
 impl Home {

@@ -3,7 +3,7 @@
 //! - `tests/servers`: the programs as processes beside a real API server and a real NATS server.
 //! - `tests/cluster`: charts and images on a kind cluster ([`cluster`]), which `e2e/run-tests` makes.
 //!
-//! The shop that both run is the chart `charts/shop`.
+//! The shop that both run is the chart `charts/shop`. The tests and the demo look at it with the same [`prometheus`] and [`jaeger`].
 #![allow(
     clippy::panic,
     reason = "a test that cannot have what it stands on fails, with a message that tells why"
@@ -14,6 +14,8 @@
 )]
 
 pub mod cluster;
+pub mod jaeger;
+pub mod prometheus;
 
 use std::path::Path;
 

@@ -27,6 +27,12 @@ pub async fn path(home: &Home, bindings: &[&str], wanted: &[&str]) -> String {
     table(["STREAM", "SEQUENCE", "SUBJECT", "WHAT", "POD", "TOOK"], &rows)
 }
 
+/// The trace of the first event that was stored or handled with this in its subject, as the pods logged it.
+pub fn trace(home: &Home, wanted: &str) -> Option<String> {
+    let lines = logged(&home.path("logs"), &[wanted]);
+    lines.into_iter().map(|line| line.trace).find(|trace| !trace.is_empty())
+}
+
 /// A line about an event that was stored or handled.
 #[derive(Debug, PartialEq)]
 struct Line {
@@ -38,6 +44,7 @@ struct Line {
     binding: Option<String>,
     pod: String,
     took: String,
+    trace: String,
 }
 
 impl Line {
@@ -65,6 +72,7 @@ impl Line {
             binding: handled.then(|| first("binding")),
             pod: pod.to_owned(),
             took,
+            trace: line["trace_id"].as_str().unwrap_or_default().to_owned(),
         })
     }
 

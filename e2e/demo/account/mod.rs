@@ -1,6 +1,7 @@
 //! The account: what was declared, what became of it, and what happens when things go wrong. It is printed as it happens.
 
 mod logs;
+mod observed;
 mod shop;
 mod table;
 mod trouble;
@@ -75,6 +76,9 @@ pub async fn tell(home: &Home, parts: &Parts, began: Instant) -> Result<()> {
     trouble::pod_killed(&kubectl, &shop, &user, parts).await?;
     trouble::drift(&kubectl, parts).await?;
     trouble::dead_letter(parts).await?;
+    if let Some(observers) = &parts.observers {
+        observed::tell(home, observers, &shop, &user).await?;
+    }
     next(&order);
     Ok(())
 }

@@ -38,7 +38,11 @@ async fn administrator(parts: &Parts) -> Result<jetstream::Context> {
 }
 
 /// Asks until there is an answer.
-async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
+///
+/// # Errors
+///
+/// When there is none for half a minute, with what was awaited.
+pub async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
     let end = Instant::now() + BOUND;
     loop {
         let answer = ask().await;
