@@ -8,7 +8,7 @@ use std::{
     process::Command,
 };
 
-use jetwright_e2e::path;
+use jetwright_e2e::{path, prometheus::rules::of_chart};
 use jetwright_testing::Program;
 use serde_json::{Value, json};
 
@@ -34,11 +34,7 @@ fn promtool(args: &[&str], files: &[PathBuf]) {
 
 /// Groups of rules by the name of their file.
 pub fn plain() -> BTreeMap<String, Value> {
-    let parsed = |file: PathBuf| {
-        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
-        (name, serde_saphyr::from_str(&fs::read_to_string(file).unwrap()).unwrap())
-    };
-    files(RULES).into_iter().map(parsed).collect()
+    of_chart().unwrap()
 }
 
 pub fn rules(groups: &Value) -> impl Iterator<Item = &Value> {

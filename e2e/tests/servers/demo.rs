@@ -19,13 +19,13 @@ use crate::chart::helm;
 const BOUND: Duration = Duration::from_mins(3);
 
 /// A demo with a folder of its own, which ends with the test.
-struct Demo {
-    home: PathBuf,
+pub struct Demo {
+    pub home: PathBuf,
     _folder: Arc<Folder>,
 }
 
 impl Demo {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = Folder::new("demo-test");
         Self { home: folder.path().join("home"), _folder: folder }
     }
@@ -37,7 +37,7 @@ impl Demo {
     }
 
     /// Runs it, and returns what it printed: the account, and beside it.
-    fn run(&self, args: &[&str]) -> (String, String) {
+    pub fn run(&self, args: &[&str]) -> (String, String) {
         let Output { status, stdout, stderr } = self.command(args).output().unwrap();
         let (account, said) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
         assert!(status.success(), "{account}{said}");
@@ -53,8 +53,13 @@ impl Demo {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Where its parts are.
+    pub fn parts(&self) -> Value {
+        serde_json::from_slice(&fs::read(self.home.join("demo.json")).unwrap()).unwrap()
+    }
+
     /// All processes of the demo, by id and start time, and the folder that they are in.
-    fn processes(&self) -> (Vec<(u32, String)>, PathBuf) {
+    pub fn processes(&self) -> (Vec<(u32, String)>, PathBuf) {
         let known: Value =
             serde_json::from_slice(&fs::read(self.home.join("process.json")).unwrap()).unwrap();
         let folder = PathBuf::from(known["folder"].as_str().unwrap());
