@@ -140,14 +140,14 @@ impl Listener<'_> {
         while let Some(message) = advisories.messages.next().await {
             match news(&message.subject, &message.payload, self.nats.name()) {
                 Some(News::Changed { target, writer }) => self.changed(&target, writer),
-                Some(News::Elected { stream, leader }) => self.elected(stream, leader),
+                Some(News::Elected { stream, leader }) => self.elected(stream, &leader),
                 Some(News::QuorumLost { stream }) => self.cache.lost_quorum(&stream),
                 None => {}
             }
         }
     }
 
-    fn elected(&self, stream: String, leader: String) {
+    fn elected(&self, stream: String, leader: &str) {
         if self.cache.elected(&stream, leader) {
             self.enqueue(&Target::Stream(stream));
         }

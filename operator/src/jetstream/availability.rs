@@ -4,12 +4,13 @@
 //! One stream of each server that leads any is asked for at an interval. Where two requests in a row are not answered, the streams of that
 //! server are read by list, and those that the list does not have are away: a stream without replicas at once, a replicated one only if no
 //! other leader was elected meanwhile and it does not answer for itself. A list alone proves nothing: for a while it misses replicated
-//! streams that are well.
+//! streams that are well. What is answered also says which servers the leaders hear from.
 
 use std::{collections::HashSet, time::Duration};
 
 use futures::{StreamExt, future, stream};
 use jetwright_nats::{Api, Connection};
+use parking_lot::Mutex;
 use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -20,6 +21,7 @@ use super::{
     outage::Outage,
     outages::Led,
     pages::PAGE,
+    servers::Heard,
 };
 use crate::metrics::Metrics;
 
@@ -67,6 +69,8 @@ pub struct Prober<'a> {
     /// Requests that wait shortly, and count as probes.
     probes: Api,
     lists: Api,
+    /// What was answered since it was taken over last.
+    heard: Mutex<Heard>,
 }
 
 impl<'a> Prober<'a> {
@@ -76,7 +80,8 @@ impl<'a> Prober<'a> {
             let metrics = metrics.clone();
             cache.api().with_timeout(timeout, move |_, error| metrics.probed(error))
         };
-        Self { cache, nats, metrics, probes: api(PROBE_TIMEOUT), lists: api(LIST_TIMEOUT) }
+        let (probes, lists) = (api(PROBE_TIMEOUT), api(LIST_TIMEOUT));
+        Self { cache, nats, metrics, probes, lists, heard: Mutex::default() }
     }
 
     /// Asks at the interval for ever, and at once where a stream is said to have lost its leader.
@@ -102,12 +107,14 @@ impl<'a> Prober<'a> {
         let servers_asked = servers.len();
         let first = servers.into_iter().map(|(server, led)| self.first_probe(server, led));
         let suspicions: Vec<_> = future::join_all(first).await.into_iter().flatten().collect();
+        self.take_over_heard();
         let doubtful = self.cache.doubtful();
         if suspicions.is_empty() && doubtful.is_empty() {
             return;
         }
         let second = future::join_all(suspicions.into_iter().map(|suspicion| self.second_probe(suspicion)));
         let (suspicions, listed) = tokio::join!(second, self.list());
+        self.take_over_heard();
         let missed = |name: &String| !listed.contains(name);
         let suspicions: Vec<_> = suspicions.into_iter().flatten().collect();
         let silent: Vec<_> = suspicions.iter().filter(|suspicion| suspicion.silent.is_some()).collect();
@@ -123,6 +130,11 @@ impl<'a> Prober<'a> {
             sleep_until(started + ELECTION_TIME).await;
             self.mark_leaderless(replicated, started).await;
         }
+    }
+
+    fn take_over_heard(&self) {
+        let heard = std::mem::take(&mut *self.heard.lock());
+        self.cache.heard(heard);
     }
 
     /// Asks for one stream of a server, preferably a replicated one: its answer says of both kinds that they are well.
@@ -168,6 +180,7 @@ impl<'a> Prober<'a> {
                 Probe::Elsewhere
             }
             Ok(Some(info)) => {
+                self.heard.lock().add(&info);
                 let standing = info.standing();
                 self.cache.note(stream, &standing);
                 match standing {
@@ -194,6 +207,7 @@ impl<'a> Prober<'a> {
     async fn led_on(&self, offset: usize) -> Vec<String> {
         let Ok(page) = self.lists.list_streams::<StreamInfo>(offset).await else { return Vec::new() };
         let led = page.items.into_iter().filter_map(|info| {
+            self.heard.lock().add(&info);
             let (name, standing) = (info.name()?.to_owned(), info.standing());
             self.cache.note(&name, &standing);
             standing.is_led.then_some(name)

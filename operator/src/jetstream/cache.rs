@@ -5,6 +5,7 @@
 //! an entry stale.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -40,7 +41,7 @@ const MAX_PENDING_CHANGES: usize = 4096;
 pub enum Change {
     Stream(String),
     Consumer(ConsumerKey),
-    /// JetStream does not answer for these streams, or does again.
+    /// JetStream does not answer for these streams, or does again; or a server that keeps copies of them went or came back.
     Availability(Arc<[String]>),
     /// Anything: the connection came, went, or may have missed something.
     Everything,
@@ -116,6 +117,7 @@ struct Inner {
     lists_forbidden: AtomicBool,
     doubts: Notify,
     outages: watch::Sender<()>,
+    missed: Mutex<BTreeSet<String>>,
     /// Whether it was filled, as far as JetStream answered.
     filled: watch::Sender<bool>,
     /// The most messages that the servers allow to be unacknowledged at once, where they refused more.
@@ -136,6 +138,7 @@ impl Cache {
             lists_forbidden: AtomicBool::new(false),
             doubts: Notify::default(),
             outages: watch::Sender::default(),
+            missed: Mutex::default(),
             filled: watch::Sender::default(),
             max_ack_pending: Mutex::default(),
             marks: Marks::default(),
@@ -282,6 +285,12 @@ impl Cache {
     #[must_use]
     pub fn outages(&self) -> &watch::Sender<()> {
         &self.0.outages
+    }
+
+    /// Names of the servers that leaders of streams do not hear from.
+    #[must_use]
+    pub fn missed(&self) -> &Mutex<BTreeSet<String>> {
+        &self.0.missed
     }
 
     /// Where it is told that it was filled by lists, as far as JetStream answered.

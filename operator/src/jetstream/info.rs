@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::{config::Config, stream_config::REPLICAS};
 use crate::outcome::CreationTime;
@@ -88,7 +88,7 @@ impl StreamInfo {
         // Servers that are not clustered name themselves as leader in some responses only.
         let cluster = self.cluster.as_ref().filter(|cluster| cluster.name.is_some());
         let copies = cluster.map(|cluster| {
-            let peers = cluster.replicas.iter().map(|peer| (&peer.name, peer.current, peer.offline));
+            let peers = cluster.replicas.iter().map(|peer| (&peer.name, peer.current, peer.is_away()));
             (cluster.leader.as_ref(), cluster.desired.is_some(), peers.collect::<Vec<_>>())
         });
         (&self.config, &self.created, &self.state, copies)
@@ -145,15 +145,14 @@ impl ClusterInfo {
     /// Whether there is a leader, and it has most of the servers that keep a copy.
     #[must_use]
     pub fn is_led(&self) -> bool {
-        let heard = |peer: &&Peer| !peer.offline && Duration::from_nanos(peer.active) < PEER_SILENCE;
-        let there = 1 + self.replicas.iter().filter(heard).count();
+        let there = 1 + self.replicas.iter().filter(|peer| !peer.is_away()).count();
         self.leader.is_some() && 2 * there > 1 + self.replicas.len()
     }
 
     /// Servers whose copy has all that is acknowledged, the leader's included.
     #[must_use]
     pub fn current(&self) -> u8 {
-        let others = self.replicas.iter().filter(|peer| peer.current && !peer.offline).count();
+        let others = self.replicas.iter().filter(|peer| peer.current && !peer.is_away()).count();
         u8::try_from(usize::from(self.leader.is_some()) + others).unwrap_or(u8::MAX)
     }
 }
@@ -163,17 +162,44 @@ impl ClusterInfo {
 pub struct Peer {
     #[serde(default)]
     pub name: String,
-    /// Whether it has all that is acknowledged, and was heard from lately.
+    /// Whether it had all that is acknowledged when the leader heard from it last; where that is longer ago than 10 s, it is never so.
     #[serde(default)]
     pub current: bool,
+    /// Whether the servers have given it up: for one that is killed they take 2.5 minutes and more (orphMax in server/server.go of
+    /// nats-server).
     #[serde(default)]
     pub offline: bool,
-    /// Nanoseconds since the leader heard from it. Not kept: it changes all the time.
-    #[serde(default, skip_serializing)]
+    /// Nanoseconds since the leader heard from it; 0 where it never did, as after an election. Kept no finer than it matters, since it
+    /// changes all the time.
+    #[serde(default, serialize_with = "coarsely")]
     pub active: u64,
     /// Operations that it is behind.
     #[serde(default)]
     pub lag: u64,
+    /// Whether the leaders of other streams do not hear from this server. No answer has it: [`super::servers`] knows.
+    #[serde(skip)]
+    pub is_missed: bool,
+}
+
+impl Peer {
+    /// Whether nobody hears from it.
+    #[must_use]
+    pub fn is_away(&self) -> bool {
+        self.offline || self.is_missed || Duration::from_nanos(self.active) >= PEER_SILENCE
+    }
+
+    /// Whether the leader heard from it since it was elected.
+    #[must_use]
+    pub fn was_heard(&self) -> bool {
+        self.active > 0
+    }
+}
+
+/// Never, lately, or too long ago.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes what it writes by reference")]
+fn coarsely<S: Serializer>(active: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    let silence = u64::try_from(PEER_SILENCE.as_nanos()).unwrap_or(u64::MAX);
+    serializer.serialize_u64(if *active >= silence { silence } else { (*active).min(1) })
 }
 
 /// A consumer as JetStream describes it.
@@ -228,6 +254,23 @@ mod tests {
         assert!(!led(None, [peer(0, false), peer(0, false)]));
         let single = standing(&json!({"name": "c", "leader": "n1"}), 1);
         assert_eq!(single, Standing { leader: Some("n1".into()), replicated: false, is_led: true });
+    }
+
+    #[test]
+    fn what_is_kept_of_a_peer_changes_only_where_it_goes_or_comes() {
+        let kept = |active: u64| {
+            let peer: Peer =
+                serde_json::from_value(json!({"name": "n", "current": true, "active": active})).unwrap();
+            let text = serde_json::to_string(&peer).unwrap();
+            let read: Peer = serde_json::from_str(&text).unwrap();
+            assert_eq!((read.is_away(), read.was_heard()), (peer.is_away(), peer.was_heard()));
+            text
+        };
+        let second = 1_000_000_000;
+        assert_eq!(kept(second / 7), kept(3 * second));
+        assert_eq!(kept(5 * second), kept(500 * second));
+        assert_ne!(kept(3 * second), kept(5 * second));
+        assert_ne!(kept(0), kept(second));
     }
 
     #[test]

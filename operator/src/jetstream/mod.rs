@@ -2,7 +2,7 @@
 //!
 //! [`asset`] is what streams and consumers have in common, [`stream_config`] and [`consumer_config`] are the tables of their fields;
 //! [`reconcile`] carries out what [`plan`] decides from [`diff`], [`ownership`] and [`claim`], and [`finalize`] deletes what an object leaves; [`cache`] holds what JetStream has, kept true by
-//! [`advisories`], each of which [`advisory`] reads, and [`availability`] finds what JetStream does not answer for. The crate for NATS speaks `$JS.API`, and [`config`] keeps fields that it does not know.
+//! [`advisories`], each of which [`advisory`] reads, [`availability`] finds what JetStream does not answer for, and [`servers`] knows which of them are away. The crate for NATS speaks `$JS.API`, and [`config`] keeps fields that it does not know.
 
 pub mod advisories;
 pub mod advisory;
@@ -28,5 +28,6 @@ pub mod ownership;
 pub mod pages;
 pub mod plan;
 pub mod reconcile;
+pub mod servers;
 pub mod stream_config;
 pub mod subjects;

@@ -112,15 +112,15 @@ impl Cache {
         any
     }
 
-    /// A stream has this leader since now. Whether it was away.
-    pub fn elected(&self, stream: &str, leader: String) -> bool {
+    /// A stream has this leader since now. Whether it has to be read again: it was away, or another leader described it.
+    pub fn elected(&self, stream: &str, leader: &str) -> bool {
         let elected = Stream::entries(self).with_facts(&stream.to_owned(), |facts| {
             facts.elected = Some(Instant::now());
             facts.doubtful = false;
-            if let Some(standing) = &mut facts.standing {
-                standing.leader = Some(leader);
-            }
-            facts.outage.is_some()
+            let known = facts.standing.as_mut().map(|standing| &mut standing.leader);
+            let is_another =
+                known.is_some_and(|known| known.replace(leader.to_owned()).as_deref() != Some(leader));
+            is_another || facts.outage.is_some()
         });
         elected.unwrap_or_default()
     }

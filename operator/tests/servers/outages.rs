@@ -137,9 +137,11 @@ async fn a_server_alone_that_stops_makes_everything_unknown_until_it_goes_on() {
     world.await_ready::<EventStream>("orders").await;
     world.await_ready::<EventConsumer>("reader").await;
     let before = metrics_sum(world.admin, "jetwright_operator_jetstream_api_requests_total").await;
+    world.await_condition::<EventStream>("orders", "Durable", "True", "Reconciled").await;
     world.nats.process().signal("STOP");
     let message =
         world.await_condition::<EventStream>("orders", "Ready", "Unknown", "JetStreamUnavailable").await;
+    world.await_condition::<EventStream>("orders", "Durable", "Unknown", "JetStreamUnavailable").await;
     assert!(message.starts_with("JetStream does not answer for stream orders: no server does"), "{message}");
     world
         .await_condition::<EventConsumer>("reader", "ConsumerReady", "Unknown", "JetStreamUnavailable")
@@ -149,6 +151,7 @@ async fn a_server_alone_that_stops_makes_everything_unknown_until_it_goes_on() {
     world.nats.process().signal("CONT");
     world.await_ready::<EventStream>("orders").await;
     world.await_ready::<EventConsumer>("reader").await;
+    world.await_condition::<EventStream>("orders", "Durable", "True", "Reconciled").await;
     let after = metrics_sum(world.admin, "jetwright_operator_jetstream_api_requests_total").await;
     assert!(after - before < 20.0, "{before} {after}");
 }

@@ -9,15 +9,29 @@ use serde_json::json;
 
 use crate::world::{SOON, World};
 
-/// How long servers may take to copy a stream, or to find that one of them is away.
+/// How long servers may take to copy a stream.
 const COPIED: Duration = Duration::from_secs(30);
+/// How long the operator may take to miss a server.
+const MISSED: Duration = Duration::from_secs(15);
+/// What the test itself and a busy machine add to that.
+const TOLERANCE: Duration = Duration::from_secs(5);
 
 const PLAIN: &str = "subjects: [orders.*]";
 const CRITICAL: &str = "{subjects: [orders.*], profile: Critical}";
 
 async fn await_durable<N>(world: &World<N>, status: &str, reason: &str) -> String {
-    await_until(&format!("Durable={status} ({reason})"), COPIED, || async {
-        let object = world.streams().get("orders").await.map_err(|error| error.to_string())?;
+    await_durable_of(world, "orders", status, reason, COPIED).await
+}
+
+async fn await_durable_of<N>(
+    world: &World<N>,
+    stream: &str,
+    status: &str,
+    reason: &str,
+    within: Duration,
+) -> String {
+    await_until(&format!("{stream} has Durable={status} ({reason})"), within, || async {
+        let object = world.streams().get(stream).await.map_err(|error| error.to_string())?;
         let conditions = crate::world::conditions(&object);
         let durable = conditions.iter().find(|condition| condition.type_ == "Durable");
         let told = durable.filter(|durable| {
@@ -98,6 +112,32 @@ async fn on_a_lone_server_a_profile_is_not_durable_and_asks_for_nothing() {
     assert!((updates(&world).await - before).abs() < 0.5);
     world.stream("orders", "{subjects: [orders.*], profile: Critical, discard: Old, replicas: 1}").await;
     await_durable(&world, "True", "Reconciled").await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_is_missed_in_durable_within_seconds_and_counts_again_when_it_is_back() {
+    let world = World::<NatsCluster>::clustered(3, &[]).await;
+    let streams = ["orders", "payments", "users"];
+    for stream in streams {
+        world.stream(stream, &format!("{{subjects: [{stream}.*], profile: Critical}}")).await;
+    }
+    for stream in streams {
+        await_durable_of(&world, stream, "True", "Reconciled", COPIED).await;
+    }
+    // Of this stream it is a follower, whose end no server announces.
+    let led = world.nats.stream_leader("orders").await;
+    let killed = &world.nats.servers()[(led + 1) % 3];
+    killed.kill();
+    for stream in streams {
+        let message = await_durable_of(&world, stream, "False", "NotCurrent", MISSED + TOLERANCE).await;
+        assert_eq!(message, format!("2 of 3 copies are current: server {} is away", killed.name()));
+    }
+    world.await_ready::<EventStream>("orders").await;
+    killed.start_again().await;
+    for stream in streams {
+        await_durable_of(&world, stream, "True", "Reconciled", COPIED).await;
+        world.await_ready::<EventStream>(stream).await;
+    }
 }
 
 /// Writes into a status how many copies the stream has, as a backup of another cluster has it, or somebody who may patch statuses.

@@ -20,7 +20,8 @@ pub fn durable(wish: Replicas, info: &StreamInfo, refusal: Option<&str>, was_dur
         Replicas::Prefer(replicas) => replicas.max(info.replicas()),
     };
     let peers = info.cluster.as_ref().map(|cluster| cluster.replicas.as_slice()).unwrap_or_default();
-    let follows = |peer: &&Peer| !peer.offline && (peer.current || was_durable && peer.lag <= MAX_LAG);
+    let keeps_up = |peer: &Peer| peer.current || was_durable && peer.was_heard() && peer.lag <= MAX_LAG;
+    let follows = |peer: &&Peer| !peer.is_away() && keeps_up(peer);
     let leads = !info.is_clustered() || info.leader().is_some();
     let current = peers.iter().filter(follows).count() + usize::from(leads);
     let copies = format!("{current} of {wanted} copies are current");
@@ -36,7 +37,7 @@ pub fn durable(wish: Replicas, info: &StreamInfo, refusal: Option<&str>, was_dur
             None => "the server is not clustered. Run three, or set spec.replicas to 1".to_owned(),
         };
         (Reason::TooFewServers, format!("{} of {wanted} copies exist: {why}", info.replicas()))
-    } else if let Some(away) = peers.iter().find(|peer| peer.offline) {
+    } else if let Some(away) = peers.iter().find(|peer| peer.is_away()) {
         (Reason::NotCurrent, format!("{copies}: server {} is away", away.name))
     } else if !leads {
         (Reason::NotCurrent, format!("{copies}: no server leads the stream"))
@@ -46,15 +47,32 @@ pub fn durable(wish: Replicas, info: &StreamInfo, refusal: Option<&str>, was_dur
     State { status: Some(false), reason, message }
 }
 
+/// Whether the stream has to be asked about until its copies are current, since nothing else says so: no advisory tells that a copy has
+/// caught up. When a server that is missed comes back, that is heard of other streams.
+pub fn is_to_be_watched(durable: &State, info: &StreamInfo) -> bool {
+    let peers = info.cluster.as_ref().map(|cluster| cluster.replicas.as_slice()).unwrap_or_default();
+    match durable.reason {
+        Reason::Scaling => true,
+        Reason::NotCurrent => info.leader().is_some() && !peers.iter().any(|peer| peer.is_missed),
+        _ => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
 
     use super::*;
 
-    const CURRENT: &str = r#"{"current": true}"#;
-    const BEHIND: &str = r#"{"current": false, "lag": 5}"#;
+    const CURRENT: &str = r#"{"current": true, "active": 1}"#;
+    const BEHIND: &str = r#"{"current": false, "lag": 5, "active": 1}"#;
     const AWAY: &str = r#"{"current": false, "offline": true}"#;
+    /// As nats-server describes a server that was killed a few seconds ago, and one that is away since before the leader was elected.
+    const SILENT: [&str; 2] = [
+        r#"{"name": "n3", "current": true, "active": 5000000000}"#,
+        r#"{"name": "n3", "current": false, "lag": 5, "active": 60000000000}"#,
+    ];
+    const NEVER_HEARD: &str = r#"{"current": false, "lag": 5, "active": 0}"#;
 
     fn info(replicas: u8, cluster: &Value) -> StreamInfo {
         serde_json::from_value(json!({
@@ -95,7 +113,7 @@ mod tests {
         let behind = with_peers(&[CURRENT, BEHIND]);
         assert_eq!(of(Replicas::Prefer(3), &behind, false), (Some(false), Reason::Scaling));
         assert_eq!(of(Replicas::Prefer(3), &behind, true), (Some(true), Reason::Reconciled));
-        let far = with_peers(&[CURRENT, r#"{"current": false, "lag": 20000}"#]);
+        let far = with_peers(&[CURRENT, r#"{"current": false, "lag": 20000, "active": 1}"#]);
         assert_eq!(of(Replicas::Prefer(3), &far, true), (Some(false), Reason::Scaling));
     }
 
@@ -107,6 +125,33 @@ mod tests {
         let mut leaderless = with_peers(&[CURRENT, CURRENT]);
         leaderless.cluster.as_mut().unwrap().leader = None;
         assert_eq!(of(Replicas::Exactly(3), &leaderless, true), (Some(false), Reason::NotCurrent));
+    }
+
+    #[test]
+    fn a_server_that_its_leader_does_not_hear_from_keeps_no_copy_however_little_it_is_behind() {
+        for silent in SILENT {
+            let killed = with_peers(&[CURRENT, silent]);
+            let State { status, reason, message } = durable(Replicas::Exactly(3), &killed, None, true);
+            assert_eq!((status, reason), (Some(false), Reason::NotCurrent), "{silent}");
+            assert_eq!(message, "2 of 3 copies are current: server n3 is away");
+        }
+        let never = with_peers(&[CURRENT, NEVER_HEARD]);
+        assert_eq!(of(Replicas::Exactly(3), &never, true), (Some(false), Reason::Scaling));
+        let mut missed = with_peers(&[CURRENT, CURRENT]);
+        missed.cluster.as_mut().unwrap().replicas[0].is_missed = true;
+        assert_eq!(of(Replicas::Exactly(3), &missed, true), (Some(false), Reason::NotCurrent));
+    }
+
+    #[test]
+    fn a_stream_is_asked_about_while_nothing_else_says_when_its_copies_are_current() {
+        let watched =
+            |info: &StreamInfo| is_to_be_watched(&durable(Replicas::Exactly(3), info, None, false), info);
+        assert!(watched(&with_peers(&[CURRENT, BEHIND])));
+        let mut silent = with_peers(&[CURRENT, SILENT[0]]);
+        assert!(watched(&silent));
+        silent.cluster.as_mut().unwrap().replicas[1].is_missed = true;
+        assert!(!watched(&silent));
+        assert!(!watched(&with_peers(&[CURRENT, CURRENT])));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::{
         reconcile::{self, SCALING_INTERVAL, Situation},
     },
     kubernetes::{age, finalizer, status::StatusWrite},
-    outcome::{Outcome, Recorded},
+    outcome::{Outcome, Reconciled, Recorded},
 };
 
 /// Why a reconcile failed.
@@ -88,7 +88,7 @@ pub async fn reconcile(object: Arc<EventStream>, context: Arc<Context>) -> Resul
         finalize::withdraw::<Stream>(&object.stream_name(), &owner, &context).await?;
         return Ok(Action::await_change());
     }
-    let scaling = status::is_scaling(&object, &result).then_some(SCALING_INTERVAL);
+    let scaling = status::is_catching_up(&object, &result).then_some(SCALING_INTERVAL);
     let part = [report_after, scaling].into_iter().flatten().min();
     result.map(|outcome| context.requeue(&outcome, written, part))
 }
@@ -121,8 +121,7 @@ async fn ensure_on(
         Ok(desired) => desired,
         Err(errors) => return Ok(Outcome::Invalid(errors)),
     };
-    if status::was_scaling(object) {
-        // No advisory tells that a copy has caught up.
+    if status::was_not_current(object) {
         let failed = |source| reconcile::Error::reading::<Stream>(&desired.key, source);
         connection.cache.refresh::<Stream>(&desired.key).await.map_err(failed)?;
     }
@@ -134,5 +133,9 @@ async fn ensure_on(
         forbids: &|plan, info| data_loss::refusal(plan, info, &consent, Timestamp::now()),
     };
     let gate = context.write_gate(object, Stream::KIND);
-    reconcile::ensure(&connection.cache, &desired, situation, &gate).await
+    let mut outcome = reconcile::ensure(&connection.cache, &desired, situation, &gate).await?;
+    if let Outcome::Reconciled(Reconciled { info: Some(info), .. }) = &mut outcome {
+        connection.cache.mark_missed(info);
+    }
+    Ok(outcome)
 }

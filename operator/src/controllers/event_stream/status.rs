@@ -10,7 +10,10 @@ use jetwright_crds::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{Api, Resource, ResourceExt};
 
-use super::{Error, durable::durable};
+use super::{
+    Error,
+    durable::{durable, is_to_be_watched},
+};
 use crate::{
     context::Context,
     jetstream::info::StreamInfo,
@@ -55,6 +58,8 @@ fn advance(
     status::set_summary_conditions(&mut status.conditions, &summary, generation, now);
     if let Ok(Outcome::Reconciled(reconciled)) = result {
         set_durable(&mut status, durability(object, reconciled), generation, now);
+    } else if summary.ready.is_none() && conditions::get(&status.conditions, DURABLE).is_some() {
+        conditions::set(&mut status.conditions, DURABLE, summary.state(), generation, now);
     }
     status
 }
@@ -80,15 +85,17 @@ fn known_durability(object: &EventStream) -> Option<&Condition> {
     conditions::get(&object.status.as_ref()?.conditions, DURABLE)
 }
 
-/// Whether JetStream was making copies of the object's stream when its status was written.
-pub fn was_scaling(object: &EventStream) -> bool {
-    known_durability(object).is_some_and(|known| known.reason == Reason::Scaling.as_str())
+/// Whether copies of the object's stream were not current when its status was written, of which no advisory tells that they are.
+pub fn was_not_current(object: &EventStream) -> bool {
+    let reasons = [Reason::Scaling, Reason::NotCurrent].map(Reason::as_str);
+    known_durability(object).is_some_and(|known| reasons.contains(&known.reason.as_str()))
 }
 
-/// Whether JetStream is making copies of the object's stream.
-pub fn is_scaling(object: &EventStream, result: &Result) -> bool {
+/// Whether the object's stream is to be asked about until its copies are current.
+pub fn is_catching_up(object: &EventStream, result: &Result) -> bool {
     let Ok(Outcome::Reconciled(reconciled)) = result else { return false };
-    durability(object, reconciled).is_some_and(|durable| durable.reason == Reason::Scaling)
+    let durable = durability(object, reconciled).zip(reconciled.info.as_ref());
+    durable.is_some_and(|(durable, info)| is_to_be_watched(&durable, info))
 }
 
 fn state(info: &StreamInfo) -> StreamState {
@@ -180,7 +187,7 @@ mod tests {
     use super::*;
     use crate::{
         field_error::FieldError,
-        outcome::{Blocked, OperationResult},
+        outcome::{Blocked, OperationResult, Pending},
     };
 
     fn at(second: i64) -> Time {
@@ -258,9 +265,35 @@ mod tests {
         );
         let mut object =
             EventStream::new("orders", serde_json::from_value(json!({"subjects": ["a"]})).unwrap());
-        assert!(is_scaling(&object, &result) && !was_scaling(&object));
+        assert!(is_catching_up(&object, &result) && !was_not_current(&object));
         object.status = Some(status);
-        assert!(was_scaling(&object));
+        assert!(was_not_current(&object));
+    }
+
+    #[test]
+    fn where_nobody_knows_whether_a_stream_is_ready_nobody_knows_whether_it_is_durable() {
+        let durable_of = |status: &EventStreamStatus| {
+            let durable = conditions::get(&status.conditions, DURABLE).cloned();
+            durable.map(|durable| (durable.status, durable.reason, durable.message))
+        };
+        let away = |reason| {
+            let message = "no server answers".to_owned();
+            Ok(Outcome::Pending(Pending { reason, message, stalled: false, requeue_after: None }))
+        };
+        let before = advanced(EventStreamStatus::default(), 1, &told(OperationResult::Unchanged, Some(5)));
+        for reason in [Reason::Disconnected, Reason::JetStreamUnavailable] {
+            let status = advanced(before.clone(), 1, &away(reason));
+            let expected = ("Unknown".to_owned(), reason.as_str().to_owned(), "no server answers".to_owned());
+            assert_eq!(durable_of(&status), Some(expected));
+            let back = advanced(status, 1, &told(OperationResult::Unchanged, Some(5)));
+            assert_eq!(durable_of(&back), durable_of(&before));
+            assert_eq!(durable_of(&advanced(EventStreamStatus::default(), 1, &away(reason))), None);
+        }
+        // What waits for something else is as durable as it was.
+        assert_eq!(
+            durable_of(&advanced(before.clone(), 1, &away(Reason::StreamNotReady))),
+            durable_of(&before)
+        );
     }
 
     #[test]
