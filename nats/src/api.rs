@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json, value::RawValue};
 
 use crate::{
+    api_span,
     connection::Connection,
     jetstream_error::{
         CLUSTER_NOT_AVAILABLE, CONSUMER_NOT_FOUND, CONSUMER_OFFLINE, JetStreamError, STREAM_NOT_FOUND,
@@ -87,6 +88,18 @@ impl ApiError {
                 [CLUSTER_NOT_AVAILABLE, STREAM_OFFLINE, CONSUMER_OFFLINE].contains(&error.err_code)
             }
             Self::InvalidName { .. } | Self::NotPermitted { .. } | Self::Malformed { .. } => false,
+        }
+    }
+
+    /// How a request ended, in one word for metrics and spans.
+    #[must_use]
+    pub fn outcome(error: Option<&Self>) -> &'static str {
+        match error {
+            None => "ok",
+            Some(error) if error.is_absence() => "not_found",
+            Some(Self::Refused { .. } | Self::InvalidName { .. } | Self::NotPermitted { .. }) => "refused",
+            Some(Self::Unanswered { .. }) => "unanswered",
+            Some(Self::Malformed { .. }) => "malformed",
         }
     }
 
@@ -361,7 +374,11 @@ impl Api {
             return Err(ApiError::InvalidName { name: name.chars().take(MAX_TOLD_CHARS).collect() });
         }
         let subject = self.connection.api_subjects().request(verb, names);
+        let span = api_span::start(observed, &subject);
         let answer = self.exchange(&subject, body).await;
+        if let Some(span) = span {
+            api_span::end(&span, answer.as_ref().err());
+        }
         (self.observe)(observed, answer.as_ref().err());
         answer
     }

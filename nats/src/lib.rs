@@ -3,6 +3,7 @@
 
 mod address;
 mod api;
+mod api_span;
 mod api_subjects;
 pub mod backoff;
 mod connection;

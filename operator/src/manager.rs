@@ -8,7 +8,6 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, Client, ResourceExt, runtime::events::Reporter};
 use prometheus_client::registry::Registry;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::util::MapRequestLayer;
 
 use crate::{
     args::Args,
@@ -21,7 +20,7 @@ use crate::{
         connections::{Connection, Connections},
         ownership::ClusterNames,
     },
-    kubernetes::{apply::Applying, events::Events, owned::OwnedObjects, scopes::Scopes},
+    kubernetes::{apply::Applying, client, events::Events, owned::OwnedObjects, scopes::Scopes},
     leader::Leadership,
     metrics::Metrics,
     object_state::ObjectStates,
@@ -83,8 +82,9 @@ async fn operate(
     stop: &CancellationToken,
 ) -> Result<()> {
     let readiness = Readiness::new(health);
-    let client =
-        client(metrics).await.context("Kubernetes cannot be found: run in a cluster, or set KUBECONFIG")?;
+    let client = client::client(metrics)
+        .await
+        .context("Kubernetes cannot be found: run in a cluster, or set KUBECONFIG")?;
     let nats = connect(args, &client, metrics).await?;
     let reached = {
         let (nats, gate) = (nats.clone(), readiness.nats);
@@ -123,17 +123,6 @@ async fn connect(args: &Args, client: &Client, metrics: &Metrics) -> Result<jetw
         pod: &std::env::var("HOSTNAME").unwrap_or_else(|_| "operator".to_owned()),
     };
     Ok(connection::open(&args.connection()?, &identity, metrics).await?)
-}
-
-/// A client whose requests are counted.
-async fn client(metrics: &Metrics) -> Result<Client> {
-    let metrics = metrics.clone();
-    let count = MapRequestLayer::new(move |request: http::Request<kube::client::Body>| {
-        metrics.kubernetes_request(&request);
-        request
-    });
-    let config = kube::Config::infer().await?;
-    Ok(kube::client::ClientBuilder::try_from(config)?.with_layer(&count).build())
 }
 
 async fn context(

@@ -32,6 +32,7 @@
 
 mod awaiting;
 mod certificates;
+mod collector;
 mod folder;
 mod guard;
 mod kubernetes;
@@ -44,6 +45,7 @@ mod usage;
 
 pub use awaiting::await_until;
 pub use certificates::{Authority, Certified};
+pub use collector::{Span, TraceCollector};
 pub use folder::Folder;
 pub use guard::{end_left_in, start_time};
 pub use kubernetes::{ControlPlane, Namespace};

@@ -1,6 +1,7 @@
-//! Kubernetes: what the watches bring, and what is written: owned objects, statuses, finalizers and events.
+//! Kubernetes: the client, what the watches bring, and what is written: owned objects, statuses, finalizers and events.
 
 pub mod apply;
+pub mod client;
 pub mod events;
 pub mod finalizer;
 pub mod invalid_object;

@@ -185,23 +185,14 @@ impl Metrics {
 
     /// A request to JetStream ended.
     pub fn api_request(&self, verb: &'static str, error: Option<&ApiError>) {
-        self.api_requests.get_or_create(&Requested { verb, outcome: outcome(error) }).inc();
+        self.api_requests.get_or_create(&Requested { verb, outcome: ApiError::outcome(error) }).inc();
         if let (None, Some((kind, action))) = (error, written(verb)) {
             self.writes.get_or_create(&Written { kind, action }).inc();
         }
     }
 
     /// A request to Kubernetes is sent.
-    pub fn kubernetes_request<T>(&self, request: &http::Request<T>) {
-        let watches = request.uri().query().is_some_and(|query| query.contains("watch=true"));
-        let verb = match *request.method() {
-            http::Method::GET if watches => "watch",
-            http::Method::GET => "get",
-            http::Method::POST => "create",
-            http::Method::PATCH => "patch",
-            http::Method::DELETE => "delete",
-            _ => "other",
-        };
+    pub fn kubernetes_request(&self, verb: &'static str) {
         self.kubernetes_requests.get_or_create(&KubernetesRequest { verb }).inc();
     }
 
@@ -230,12 +221,12 @@ impl Metrics {
 
     /// A request that only finds out whether JetStream answers ended.
     pub fn probed(&self, error: Option<&ApiError>) {
-        self.probes.get_or_create(&Outcome { outcome: outcome(error) }).inc();
+        self.probes.get_or_create(&Outcome { outcome: ApiError::outcome(error) }).inc();
     }
 
     /// A request that samples figures ended.
     pub fn sampled(&self, error: Option<&ApiError>) {
-        self.stats_requests.get_or_create(&Outcome { outcome: outcome(error) }).inc();
+        self.stats_requests.get_or_create(&Outcome { outcome: ApiError::outcome(error) }).inc();
     }
 
     /// Everything is sampled once in this time.
@@ -260,19 +251,6 @@ fn written(verb: &str) -> Option<(&'static str, &'static str)> {
         "CONSUMER.DELETE" => ("consumer", "deleted"),
         _ => return None,
     })
-}
-
-/// How a request to JetStream ended.
-fn outcome(error: Option<&ApiError>) -> &'static str {
-    match error {
-        None => "ok",
-        Some(error) if error.is_absence() => "not_found",
-        Some(ApiError::Refused { .. } | ApiError::InvalidName { .. } | ApiError::NotPermitted { .. }) => {
-            "refused"
-        }
-        Some(ApiError::Unanswered { .. }) => "unanswered",
-        Some(ApiError::Malformed { .. }) => "malformed",
-    }
 }
 
 #[cfg(test)]
@@ -312,7 +290,7 @@ mod tests {
             metrics.api_request(verb, None);
             metrics.api_request(verb, Some(&unanswered));
         }
-        metrics.kubernetes_request(&http::Request::new(()));
+        metrics.kubernetes_request("get");
         metrics.scope_ready("*", true);
         metrics.nats_connected(true);
         metrics.probed(Some(&unanswered));

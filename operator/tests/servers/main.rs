@@ -23,6 +23,7 @@ mod rivals;
 mod sequences;
 mod server_limits;
 mod streams;
+mod tracing;
 mod trouble;
 mod unreadable;
 mod upgrade;

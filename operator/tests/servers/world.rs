@@ -5,7 +5,7 @@ use std::{fmt::Debug, path::Path, time::Duration};
 use async_nats::jetstream;
 use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_testing::{
-    ControlPlane, Namespace, NatsCluster, NatsServer, Process, await_until, binary, free_port,
+    ControlPlane, Namespace, NatsCluster, NatsServer, Process, ProcessBuilder, await_until, binary, free_port,
 };
 use k8s_openapi::{
     NamespaceResourceScope, api::events::v1::Event, apimachinery::pkg::apis::meta::v1::Condition,
@@ -102,11 +102,18 @@ impl World {
 
     /// A world whose operator is this program.
     pub async fn by(program: &Path, nats: NatsServer) -> Self {
+        let builder = Process::builder(program);
+        Self::of(builder, nats).await
+    }
+
+    /// A world whose operator is started so, with the arguments that every test has.
+    pub async fn of(program: ProcessBuilder, nats: NatsServer) -> Self {
         let jetstream = nats.jetstream().await;
         let control_plane = control_plane().await;
         let namespace = control_plane.namespace("operator").await;
         let admin = free_port();
-        let operator = operator_of(program, control_plane, &arguments(nats.url(), namespace.name(), admin));
+        let program = program.env("KUBECONFIG", control_plane.kubeconfig());
+        let operator = program.args(arguments(nats.url(), namespace.name(), admin)).start();
         let url = nats.url().to_owned();
         Self { nats, namespace, operator, jetstream, admin, url }
     }

@@ -65,6 +65,14 @@ impl WorkSpan {
         Self { context, fields: None }
     }
 
+    /// A request to another program as a part of the work around this call. None where nobody would record its span, and where there is no such
+    /// work: a trace of one request alone says nothing.
+    #[must_use]
+    pub fn of_request(builder: impl FnOnce() -> SpanBuilder) -> Option<Self> {
+        let parent = Context::map_current(|context| context.span().span_context().clone());
+        (records() && parent.is_sampled()).then(|| Self::start(builder(), Some(parent)))
+    }
+
     /// With fields that its log lines show.
     #[must_use]
     pub fn with_fields(self, fields: Arc<dyn LogFields>) -> Self {
@@ -75,6 +83,16 @@ impl WorkSpan {
     #[must_use]
     pub fn span_context(&self) -> SpanContext {
         self.context.span().span_context().clone()
+    }
+
+    /// Says more of it, as how it ended.
+    pub fn set_attribute(&self, attribute: KeyValue) {
+        self.context.span().set_attribute(attribute);
+    }
+
+    /// Marks it as failed: with an error type of few values, and the error's text.
+    pub fn fail(&self, error_type: &'static str, error: &dyn std::fmt::Display) {
+        fail(&self.context, error_type, error);
     }
 
     /// Does a part of the work.
@@ -89,13 +107,15 @@ impl WorkSpan {
 
 /// Marks the span of the work around this call as failed: with an error type of few values, and the error's text.
 pub fn fail_current(error_type: &'static str, error: &dyn std::fmt::Display) {
-    Context::map_current(|context| {
-        let span = context.span();
-        if span.is_recording() {
-            span.set_status(Status::error(error.to_string()));
-            span.set_attribute(KeyValue::new("error.type", error_type));
-        }
-    });
+    Context::map_current(|context| fail(context, error_type, error));
+}
+
+fn fail(context: &Context, error_type: &'static str, error: &dyn std::fmt::Display) {
+    let span = context.span();
+    if span.is_recording() {
+        span.set_status(Status::error(error.to_string()));
+        span.set_attribute(KeyValue::new("error.type", error_type));
+    }
 }
 
 /// The fields of the work around this line, if it has no span.
