@@ -142,7 +142,7 @@ impl Publisher {
     {
         let (stream, template) = (options.expected_stream.clone(), options.subject_template.take());
         let checked = checked_headers(subject, options)?;
-        let (span, trace) = trace::of_publish(subject, template.as_deref(), E::NAME);
+        let (span, trace) = trace::of_publish(subject, template.as_deref(), Some(E::NAME));
         let message = || {
             let mut headers = headers(E::full_name(), &checked);
             trace::inject(&trace, &mut headers);
@@ -154,19 +154,12 @@ impl Publisher {
             }
         };
         let storing = async {
-            let published = self.store(WriteKind::Event, subject, stream.as_deref(), &message).await;
-            match &published {
-                Ok(Published { stream, sequence, .. }) => {
-                    tracing::debug!(stream, sequence, subject, "published");
-                }
-                Err(error) => trace::fail_current(error.kind().as_str(), error),
-            }
-            published
+            let published = self.store(WriteKind::Event, subject, stream.as_deref(), &message).await?;
+            let Published { stream, sequence, .. } = &published;
+            tracing::debug!(stream, sequence, subject, "published");
+            Ok(published)
         };
-        match span {
-            None => storing.await,
-            Some(span) => trace::within(&span, Box::pin(storing).as_mut()).await,
-        }
+        trace::publishing(span, storing).await
     }
 
     /// The largest message that the server takes, in bytes, with its headers.

@@ -6,7 +6,7 @@ mod templates;
 
 use std::{future::poll_fn, pin::Pin, sync::Arc};
 
-use async_nats::HeaderMap;
+use futures::future::Either;
 pub(crate) use jetwright_process::telemetry::fail_current;
 use jetwright_process::telemetry::{WorkSpan, records};
 use opentelemetry::{
@@ -19,7 +19,7 @@ pub(crate) use self::{
     context::{TRACEPARENT, TRACESTATE, extract, inject, push_hex},
     templates::Templates,
 };
-use crate::Metadata;
+use crate::{Error, Metadata};
 
 /// The span of one attempt at an event: in the trace that the event's headers name (`parent`), or in a new one. It links the attempt before it, where this
 /// process made that.
@@ -45,16 +45,12 @@ pub(crate) async fn within<T>(span: &WorkSpan, mut work: Pin<&mut impl Future<Ou
     poll_fn(|context| span.in_scope(|| work.as_mut().poll(context))).await
 }
 
-/// Writes the current context into a message's headers; nothing if there is no trace.
-pub(crate) fn inject_current(headers: &mut HeaderMap) {
-    Context::map_current(|context| inject(context.span().span_context(), headers));
-}
-
-/// The span of publishing one event, within the current one; no span if nobody would record it. And the context that travels with the event.
+/// The span of publishing one event, or the dead letter of one, within the current one; no span if nobody would record it. And the context
+/// that travels with it.
 pub(crate) fn of_publish(
     subject: &str,
     template: Option<&str>,
-    event_type: &'static str,
+    event_type: Option<&'static str>,
 ) -> (Option<WorkSpan>, SpanContext) {
     let current = Context::map_current(|context| context.span().span_context().clone());
     if records() && (current.is_sampled() || !current.is_valid()) {
@@ -66,10 +62,27 @@ pub(crate) fn of_publish(
     (None, if current.is_valid() { current } else { new_trace() })
 }
 
+/// Publishes within the span, if there is one, and marks it where that fails. Not an `async fn`, whose future would be twice as large.
+pub(crate) fn publishing<T>(
+    span: Option<WorkSpan>,
+    publish: impl Future<Output = Result<T, Error>>,
+) -> impl Future<Output = Result<T, Error>> {
+    let Some(span) = span else { return Either::Left(publish) };
+    let mut publish = Box::pin(publish);
+    Either::Right(async move {
+        let published = within(&span, publish.as_mut()).await;
+        if let Err(error) = &published {
+            span.fail(error.kind().as_str(), error);
+        }
+        published
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::{collections::BTreeMap, pin::pin};
 
+    use async_nats::HeaderMap;
     use jetwright_process::telemetry::record_with;
     use opentelemetry::trace::{SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
     use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
@@ -108,8 +121,11 @@ mod tests {
         };
         let unsampled = attempt(false, 1, None);
         let work = async || {
-            let (publish, travels) =
-                of_publish("payments.42.authorized", Some("payments.*.authorized"), "PaymentAuthorized");
+            let (publish, travels) = of_publish(
+                "payments.42.authorized",
+                Some("payments.*.authorized"),
+                Some("PaymentAuthorized"),
+            );
             drop(publish);
             fail_current("transient", &"busy");
             travels

@@ -11,20 +11,23 @@ use crate::Metadata;
 /// No system of this name is listed in the conventions, and everybody uses it.
 const SYSTEM: &str = "nats";
 
-/// The span of publishing one event.
-pub(super) fn publish(subject: &str, template: Option<&str>, event_type: &'static str) -> SpanBuilder {
-    let name =
-        template.map_or_else(|| format!("publish {event_type}"), |template| format!("publish {template}"));
+/// The span of publishing one event, or the dead letter of one, which has no type of its own.
+pub(super) fn publish(
+    subject: &str,
+    template: Option<&str>,
+    event_type: Option<&'static str>,
+) -> SpanBuilder {
     let mut attributes = vec![
         KeyValue::new("messaging.system", SYSTEM),
         KeyValue::new("messaging.operation.name", "publish"),
         KeyValue::new("messaging.operation.type", "send"),
         KeyValue::new("subject", subject.to_owned()),
-        KeyValue::new("event.type", event_type),
     ];
+    attributes.extend(event_type.map(|event_type| KeyValue::new("event.type", event_type)));
     attributes.extend(
         template.map(|template| KeyValue::new("messaging.destination.template", template.to_owned())),
     );
+    let name = format!("publish {}", template.or(event_type).unwrap_or("event"));
     SpanBuilder::from_name(name).with_kind(SpanKind::Producer).with_attributes(attributes)
 }
 

@@ -5,9 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 use async_nats::{HeaderMap, jetstream::message::StreamMessage};
 use futures::StreamExt;
 use jetwright_crds::{Duration as Text, dead_letter};
+use jetwright_process::telemetry::record_with;
 use jetwright_runtime::{HandlerError, HandlerOptions};
 use jetwright_testing::await_until;
 use jiff::Timestamp;
+use opentelemetry::trace::{SpanKind, Status};
+use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use tokio::time::sleep;
 
 use crate::{
@@ -140,6 +143,60 @@ async fn a_dead_letter_is_the_original_and_where_it_came_from() {
     assert_eq!(header(letter, dead_letter::SEQUENCE), sequence.to_string());
     assert_eq!(header(letter, dead_letter::REPLAYS), "0");
     assert!(header(letter, "traceparent").starts_with("00-0af7651916cd43dd8448eb211c80319c-"), "{letter:?}");
+    service.stop().await;
+}
+
+/// What was recorded of a trace, but for what still runs.
+fn spans_of(exporter: &InMemorySpanExporter, trace: &str) -> Vec<SpanData> {
+    let mut spans = exporter.get_finished_spans().unwrap();
+    spans.retain(|span| span.span_context.trace_id().to_string() == trace);
+    spans
+}
+
+#[tokio::test]
+async fn the_trace_of_an_event_that_fails_for_good_ends_in_the_publish_of_its_dead_letter() {
+    let exporter = InMemorySpanExporter::default();
+    record_with(&SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build());
+    let bench = Bench::start().await.keeping_dead_letters().await;
+    let publish = async |trace: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert("Event-Type", "tests.v1.Number");
+        headers.insert("traceparent", format!("00-{trace}-b7ad6b7169203331-01"));
+        let sent = bench.jetstream.publish_with_headers("numbers.7", headers, vec![8, 7].into());
+        sent.await.unwrap().await.unwrap();
+    };
+    let trace = "3af7651916cd43dd8448eb211c80319d";
+    publish(trace).await;
+    let handler = Scripted::new(|_, _| async { Err(HandlerError::permanent("no")) });
+    let service = bench.run(&handler).await;
+    bench.await_drained().await;
+    let letters = bench.dead_letters().await;
+    let [letter] = letters.as_slice() else { panic!("{letters:?}") };
+    let spans = spans_of(&exporter, trace);
+    let [kept, attempt] = spans.as_slice() else { panic!("{spans:?}") };
+    assert_eq!((attempt.name.as_ref(), &attempt.status), ("process numbers", &Status::error("no")));
+    assert_eq!(
+        (kept.name.as_ref(), &kept.status),
+        ("publish jetwright.dlq.numbers.tests.*.*", &Status::Unset)
+    );
+    assert_eq!((kept.parent_span_id, &kept.span_kind), (attempt.span_context.span_id(), &SpanKind::Producer));
+    let subject = kept.attributes.iter().find(|attribute| attribute.key.as_str() == "subject").unwrap();
+    assert_eq!(subject.value.as_str(), letter.subject.as_str());
+    let carried = format!("00-{trace}-{}-01", kept.span_context.span_id());
+    assert_eq!(header(letter, "traceparent"), carried);
+
+    bench.jetstream.delete_stream(dead_letter::stream("numbers")).await.unwrap();
+    let trace = "4af7651916cd43dd8448eb211c80319e";
+    publish(trace).await;
+    await_until("the span of a dead letter that cannot be kept", SOON, async || {
+        let spans = spans_of(&exporter, trace);
+        let failed = spans.iter().find(|span| span.span_kind == SpanKind::Producer);
+        match failed.map(|span| &span.status) {
+            Some(Status::Error { .. }) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
     service.stop().await;
 }
 

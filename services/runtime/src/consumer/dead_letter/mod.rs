@@ -101,8 +101,11 @@ pub(super) async fn keep(
     details: &FailureDetails,
 ) -> Result<(), Error> {
     let subject = subject(&dead_letters.prefix, original.sequence, original.time.as_nanosecond());
+    // The last two tokens are another event's each time.
+    let template = format!("{}.*.*", dead_letters.prefix);
+    let (span, trace) = trace::of_publish(&subject, Some(&template), None);
     let mut instructions = HeaderMap::new();
-    trace::inject_current(&mut instructions);
+    trace::inject(&trace, &mut instructions);
     instructions.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(0_u64));
     if let Some(max_age) = dead_letters.max_age {
         instructions.insert(TTL_HEADER, format!("{}s", max_age.0.as_secs().max(1)).as_str());
@@ -110,17 +113,21 @@ pub(super) async fn keep(
     let (headers, payload) = letter(original, details, &instructions, publisher.max_payload());
     let (kind, stream) = (WriteKind::DeadLetter, stream(original.stream));
     let write = Write { kind, stream: &stream, subject: subject.clone(), headers };
-    match publisher.append(write, payload).await {
-        // Without a message id nothing is taken for a duplicate; if a server says so nevertheless, nothing was stored.
-        Ok(stored) if stored.duplicate => Err(Error::new(
-            ErrorKind::Unavailable,
-            subject,
-            "JetStream took it for a duplicate and did not store it",
-        )),
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
-        Err(error) => Err(error),
-    }
+    let writing = async {
+        match publisher.append(write, payload).await {
+            // Without a message id nothing is taken for a duplicate; if a server says so nevertheless, nothing was stored.
+            Ok(stored) if stored.duplicate => Err(Error::new(
+                ErrorKind::Unavailable,
+                subject,
+                "JetStream took it for a duplicate and did not store it",
+            )),
+            Ok(_) => Ok(()),
+            // Another process wrote it.
+            Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
+            Err(error) => Err(error),
+        }
+    };
+    trace::publishing(span, writing).await
 }
 
 /// The headers and the payload of a dead letter of at most so many bytes. A payload that does not fit is omitted, and so is a header
@@ -190,7 +197,7 @@ fn add_original_headers(headers: &mut HeaderMap, original: Headers<'_>) {
             continue;
         }
         let is_for_the_server = own.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-"));
-        // The dead letter has a trace context of its own: that of the attempt, which is part of the event's trace.
+        // The dead letter has a trace context of its own: that of its publish, which is part of the event's trace.
         let is_taken = headers.get(own).is_some();
         let name = if is_for_the_server || is_taken { format!("{ORIGINAL}{own}") } else { own.to_owned() };
         for value in values {
