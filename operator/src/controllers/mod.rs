@@ -251,8 +251,15 @@ where
     let summary = ConditionSummary::reconciling(Reason::Failed, message);
     match tokio::time::timeout(STATUS_TIMEOUT, report_summary(&api, object, &summary, context)).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "failed to write the status"),
-        Err(_) => tracing::warn!("failed to write the status: Kubernetes does not answer"),
+        Ok(Err(error)) => {
+            tracing::warn!(
+                error = error_chain(&error),
+                "failed to write the status; the next reconcile does"
+            );
+        }
+        Err(_) => {
+            tracing::warn!("failed to write the status: Kubernetes does not answer; the next reconcile does");
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use super::{
     cache::{Cache, Change},
     comparison,
 };
-use crate::{contest::Writer, metrics::Metrics};
+use crate::{contest::Writer, error::error_chain, metrics::Metrics};
 
 /// Advisories of streams and consumers, and the audit of the API.
 const SUBJECTS: [&str; 10] = [
@@ -186,7 +186,7 @@ async fn refresh(cache: &Cache, pending: &PendingSet, queue: mpsc::Receiver<Targ
             Target::Consumer(key) => cache.refresh::<Consumer>(key).await,
         };
         if let Err(error) = refreshed {
-            tracing::debug!(?target, %error, "failed to refresh; its object asks again");
+            tracing::debug!(?target, error = error_chain(&error), "failed to refresh; its object asks again");
             cache.notify(match target {
                 Target::Stream(name) => Change::Stream(name),
                 Target::Consumer(key) => Change::Consumer(key),
@@ -245,7 +245,7 @@ async fn resync_once(cache: &Cache, connected: bool) -> bool {
     }
     let refreshed = comparison::compare(cache).await;
     if let Err(error) = &refreshed {
-        tracing::warn!(%error, "failed to compare with JetStream; trying again");
+        tracing::warn!(error = error_chain(error), "failed to compare with JetStream; trying again");
     }
     refreshed.is_ok()
 }

@@ -10,7 +10,7 @@ use super::{
     cache::{InitializingPod, PodCache, Summary},
     state::{PodFailure, setup_failure},
 };
-use crate::kubernetes::stores::Name;
+use crate::{error::error_chain, kubernetes::stores::Name};
 
 /// Time that a node has for a pod's volumes and network before anybody asks what keeps it.
 const EVENT_GRACE: Duration = Duration::from_secs(2);
@@ -49,7 +49,12 @@ async fn diagnose_initializing(pod: &InitializingPod, namespace: &str, client: &
         Ok(events) => Diagnosis { failure: setup_failure(&pod.name, &events.items), requeue_after },
         // They would only explain what the counts of pods say anyway.
         Err(error) => {
-            tracing::warn!(pod = pod.name, %error, "failed to list the events of a pod");
+            let error = error_chain(&error);
+            tracing::warn!(
+                pod = pod.name,
+                error,
+                "failed to list the events of a pod; the condition goes without"
+            );
             Diagnosis { failure: None, requeue_after }
         }
     }

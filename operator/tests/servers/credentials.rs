@@ -6,6 +6,7 @@ use async_nats::{
     ConnectOptions,
     jetstream::{self, stream},
 };
+use data_encoding::BASE64;
 use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_testing::{
     Authority, Folder, JwtAccount, MountedSecret, NatsServer, Process, await_until, binary,
@@ -211,6 +212,62 @@ async fn an_operator_that_may_not_hear_answers_says_so_and_recovers_when_it_may(
     world.nats.reconfigure(&users("pw", &PUBLISH, &SUBSCRIBE));
     world.nats.process().signal("HUP");
     world.await_ready::<EventStream>("orders").await;
+}
+
+#[tokio::test]
+async fn no_failure_puts_a_secret_into_the_log_however_much_is_logged() {
+    const EVERYTHING: &str = "off,jetwright_operator=trace,jetwright_nats=trace,jetwright_process=trace";
+    let (wrong, right, of_workload) = ("canary-wrong-9c4a", "canary-right-7b1f", "canary-environment-5d2e");
+    let config = |publish: &[&str]| format!("{}no_auth_user: admin\n", users(right, publish, &SUBSCRIBE));
+    let secret = secret(wrong);
+    let folder = format!("--nats-credentials-folder={}", secret.path().display());
+    let program = Process::builder(binary("jetwright-operator")).env("RUST_LOG", EVERYTHING).arg(folder);
+    let world = World::of(program, NatsServer::builder().config(&config(&PUBLISH)).start().await).await;
+    await_readyz(&world, 503, "NATS refuses the credentials").await;
+    secret.change(&[("username", "operator"), ("password", right), ("inbox-prefix", "_INBOX_operator")]);
+    works(&world).await;
+
+    // Kubernetes refuses the name of the container.
+    let container =
+        format!("{{name: Not_A_Name, image: a, env: [{{name: PASSWORD, value: {of_workload}}}]}}");
+    let workload = format!("workload: {{template: {{spec: {{containers: [{container}]}}}}}}");
+    world.consumer("mails", &format!("{{streamRef: {{name: orders}}, {workload}}}")).await;
+    let refused = world.await_condition::<EventConsumer>("mails", "Ready", "False", "Refused").await;
+    assert!(refused.contains("Not_A_Name"), "{refused}");
+
+    // What the operator may not do; then nobody answers, and then nobody is there.
+    world.nats.reconfigure(&config(&["$JS.API.STREAM.INFO.*", "$JS.API.STREAM.LIST"]));
+    world.nats.process().signal("HUP");
+    world.stream("payments", "subjects: [payments.*]").await;
+    world.await_condition::<EventStream>("payments", "Ready", "False", "Refused").await;
+    world.nats.process().signal("STOP");
+    world.await_condition::<EventStream>("payments", "Ready", "Unknown", "JetStreamUnavailable").await;
+    world.nats.kill();
+    world.operator.await_log("disconnected from NATS", SOON).await;
+
+    let log = world.operator.log();
+    for line in log.lines() {
+        let line: serde_json::Value =
+            serde_json::from_str(line).unwrap_or_else(|_| panic!("no JSON: {line}"));
+        for canary in [wrong, right, of_workload] {
+            for form in [canary.to_owned(), BASE64.encode(canary.as_bytes())] {
+                assert!(!line.to_string().contains(&form), "{form} is in {line}");
+            }
+        }
+    }
+    // Each failure has a line that says what failed and why.
+    let failures: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|line: &serde_json::Value| line["message"] == "reconcile failed")
+        .collect();
+    for (object, why) in [("/mails.", "Not_A_Name"), ("/payments.", "does not permit")] {
+        let has =
+            |text: &serde_json::Value, part: &str| text.as_str().is_some_and(|text| text.contains(part));
+        let is_such =
+            |line: &&serde_json::Value| has(&line["span"]["object.ref"], object) && has(&line["error"], why);
+        assert!(failures.iter().any(|line| is_such(&line)), "{object}: {failures:#?}");
+    }
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     context::Context,
     deletion as progress,
+    error::error_chain,
     jetstream::{
         asset::{Asset as _, Consumer, ConsumerKey},
         ownership::Owner,
@@ -116,7 +117,10 @@ impl Deletion<'_> {
             Ok(running) => running,
             Err(error) if !clock.left_of(bound).is_zero() => return Err(self.failed(error).await),
             Err(error) => {
-                tracing::warn!(%error, "failed to list pods for too long; going on without");
+                tracing::warn!(
+                    error = error_chain(&error),
+                    "failed to list pods for too long; going on without"
+                );
                 Vec::new()
             }
         };

@@ -257,7 +257,9 @@ async fn dead_letter<H: Handler>(
     let is_away = kept.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);
     runner.breaker.record(!is_away);
     if let Err(error) = kept {
-        tracing::error!(binding = runner.name, %error, ?after, "failed to write a dead letter, will retry");
+        let (binding, subject, sequence) = (runner.name, metadata.subject.as_str(), metadata.sequence);
+        let message = "failed to write a dead letter, will retry";
+        tracing::error!(binding, subject, sequence, %error, ?after, "{message}");
         return AttemptEnd::Again { after, given_up: Some((reason, one_line(&details.error))) };
     }
     runner.metrics.dead_lettered(reason.as_str());

@@ -44,6 +44,11 @@ impl Bench {
     pub async fn with_stream(stream: &'static str) -> Self {
         let nats = NatsServer::start().await;
         let jetstream = nats.jetstream().await;
+        Self::on(nats, jetstream, stream).await
+    }
+
+    /// On this server, where the test itself may do everything.
+    pub async fn on(nats: NatsServer, jetstream: jetstream::Context, stream: &'static str) -> Self {
         let directory = jetstream::stream::Config {
             name: "KV_user-directory".to_owned(),
             subjects: vec!["$KV.user-directory.>".to_owned()],

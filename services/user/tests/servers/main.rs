@@ -7,5 +7,6 @@
 
 mod bench;
 mod directory;
+mod logs;
 mod program;
 mod registration;

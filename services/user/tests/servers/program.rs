@@ -1,5 +1,6 @@
 //! The program itself: how it starts, and how it ends.
 
+use jetwright_process::{http, metrics};
 use jetwright_testing::await_until;
 use reqwest::StatusCode;
 
@@ -87,6 +88,18 @@ async fn it_starts_without_nats_and_is_ready_once_there_is_one() {
     bench.nats.start_again().await;
     service.await_ready().await;
     service.register(ANN).await;
+}
+
+#[tokio::test]
+async fn it_exports_what_the_catalogues_have_and_nothing_else() {
+    let bench = Bench::start().await;
+    let service = bench.service().await;
+    let user = service.register(ANN).await;
+    bench.in_directory(user["id"].as_str().unwrap()).await;
+    let scraped = reqwest::get(format!("{}/metrics", service.admin)).await.unwrap().text().await.unwrap();
+    let catalogues = [jetwright_runtime::METRICS, http::METRICS, metrics::program::CATALOGUE];
+    assert_eq!(metrics::exposition::deviations(&scraped, &catalogues), [""; 0]);
+    assert!(scraped.contains("http_server_request_duration_seconds_count"), "{scraped}");
 }
 
 #[tokio::test]
