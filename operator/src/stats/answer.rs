@@ -46,6 +46,8 @@ struct StreamState {
     first_seq: u64,
     last_seq: u64,
     #[serde(default)]
+    first_ts: Option<String>,
+    #[serde(default)]
     consumer_count: u64,
 }
 
@@ -80,6 +82,8 @@ impl ListedStream {
         StreamFigures {
             messages: self.state.messages,
             bytes: self.state.bytes,
+            // An empty stream names a time, too.
+            first_at: seconds(self.state.first_ts.as_deref()).filter(|_| self.state.messages > 0),
             last_sequence: self.state.last_seq,
             max_messages: limit(self.config.max_msgs),
             max_bytes: limit(self.config.max_bytes),
@@ -166,11 +170,16 @@ impl ListedConsumer {
 impl Position {
     /// When it last moved, in seconds since 1970.
     fn seconds(&self) -> Option<f64> {
-        let at: Timestamp = self.last_active.as_deref()?.parse().ok()?;
-        u64::try_from(at.as_millisecond())
-            .ok()
-            .map(|milliseconds| Duration::from_millis(milliseconds).as_secs_f64())
+        seconds(self.last_active.as_deref())
     }
+}
+
+/// A time of JetStream's in seconds since 1970.
+fn seconds(time: Option<&str>) -> Option<f64> {
+    let at: Timestamp = time?.parse().ok()?;
+    u64::try_from(at.as_millisecond())
+        .ok()
+        .map(|milliseconds| Duration::from_millis(milliseconds).as_secs_f64())
 }
 
 fn owner(metadata: Option<&Metadata>) -> Option<&str> {
@@ -198,8 +207,9 @@ mod tests {
     #[test]
     fn figures_of_a_stream_have_no_limits_and_no_leader_where_there_are_none() {
         let listed = |config: serde_json::Value, cluster: serde_json::Value| -> ListedStream {
-            let state =
-                json!({"messages": 3, "bytes": 30, "first_seq": 1, "last_seq": 5, "consumer_count": 2});
+            let state = json!({
+                "messages": 3, "bytes": 30, "first_seq": 1, "first_ts": "1970-01-01T00:00:07Z", "last_seq": 5, "consumer_count": 2,
+            });
             serde_json::from_value(json!({"config": config, "state": state, "cluster": cluster})).unwrap()
         };
         let mut servers = Intern::default();
@@ -208,6 +218,7 @@ mod tests {
         let expected = StreamFigures {
             messages: 3,
             bytes: 30,
+            first_at: Some(7.0),
             last_sequence: 5,
             max_messages: None,
             max_bytes: Some(100),

@@ -19,6 +19,7 @@ jetwright_process::catalogue! {
 
     STREAM_MESSAGES: Gauge "jetwright_stream_messages" [NAMESPACE, EVENT_STREAM, STREAM] "Messages in the stream";
     STREAM_BYTES: Gauge "jetwright_stream_bytes" [NAMESPACE, EVENT_STREAM, STREAM] "Bytes in the stream";
+    STREAM_FIRST_TIMESTAMP: Gauge "jetwright_stream_first_timestamp_seconds" [NAMESPACE, EVENT_STREAM, STREAM] "When the oldest message in the stream was stored, in Unix time; absent while there is none";
     STREAM_LAST_SEQUENCE: Gauge "jetwright_stream_last_sequence" [NAMESPACE, EVENT_STREAM, STREAM] "Sequence of the last message; its growth is the rate of messages";
     STREAM_MAX_MESSAGES: Gauge "jetwright_stream_max_messages" [NAMESPACE, EVENT_STREAM, STREAM] "Most messages that the stream keeps; absent without a limit";
     STREAM_MAX_BYTES: Gauge "jetwright_stream_max_bytes" [NAMESPACE, EVENT_STREAM, STREAM] "Most bytes that the stream keeps; absent without a limit";

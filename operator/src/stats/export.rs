@@ -131,6 +131,7 @@ fn encode_streams(
     };
     row(&rows::STREAM_MESSAGES, &|stream| Some(stream.messages.into()))?;
     row(&rows::STREAM_BYTES, &|stream| Some(stream.bytes.into()))?;
+    row(&rows::STREAM_FIRST_TIMESTAMP, &|stream| stream.first_at.map(Value::from))?;
     row(&rows::STREAM_LAST_SEQUENCE, &|stream| Some(stream.last_sequence.into()))?;
     row(&rows::STREAM_MAX_MESSAGES, &|stream| stream.max_messages.map(Value::from))?;
     row(&rows::STREAM_MAX_BYTES, &|stream| stream.max_bytes.map(Value::from))?;

@@ -20,6 +20,8 @@ const MAX_MISSES: u8 = 2;
 pub struct StreamFigures {
     pub messages: u64,
     pub bytes: u64,
+    /// When the oldest message was stored, in seconds since 1970; None while there is none.
+    pub first_at: Option<f64>,
     pub last_sequence: u64,
     pub max_messages: Option<u64>,
     pub max_bytes: Option<u64>,

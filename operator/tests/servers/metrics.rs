@@ -27,8 +27,10 @@ const OFTEN: &str = "--stats-interval=1s";
 /// Longest that several hundred objects take on a busy machine.
 const LONG: Duration = Duration::from_mins(1);
 
+/// What is exported, once the operator serves it.
 async fn scrape(admin: u16) -> String {
-    reqwest::get(format!("http://127.0.0.1:{admin}/metrics")).await.unwrap().text().await.unwrap()
+    let scrape = || reqwest::get(format!("http://127.0.0.1:{admin}/metrics"));
+    await_until("a scrape", SOON, scrape).await.text().await.unwrap()
 }
 
 /// The samples of the metrics about objects.
@@ -99,6 +101,9 @@ async fn figures_of_a_stream_and_its_consumer_follow_what_jetstream_has() {
         await_values(&world, "jetwright_stream_", "event_stream=\"orders\",stream=\"ORDERS\"", &orders).await;
     assert!(found["bytes"] > 0.0 && !found.contains_key("max_bytes"), "{found:?}");
     assert!((now() - found["sampled_timestamp_seconds"]).abs() < 10.0, "{found:?}");
+    assert!((now() - found["first_timestamp_seconds"]).abs() < 30.0, "{found:?}");
+    let empty = values(&scrape(world.admin).await, "jetwright_stream_", "event_stream=\"users\"");
+    assert!(empty.contains_key("messages") && !empty.contains_key("first_timestamp_seconds"), "{empty:?}");
 
     let label = "event_consumer=\"fulfilment\",stream=\"ORDERS\",consumer=\"fulfilment\"";
     let fresh = [

@@ -16,6 +16,7 @@ use tokio::{
 
 use crate::{
     catalogue::{Article, Catalogue},
+    metrics::OPEN_RESERVATIONS,
     saga::ports::StockEntry,
     stock::Stock,
 };
@@ -68,8 +69,7 @@ impl Inventory {
     pub fn new(bucket: KeyValue, catalogue: &Catalogue, registry: &mut Registry) -> Self {
         let locks = catalogue.iter().map(|(sku, _)| (sku.to_owned(), Arc::default())).collect();
         let open = Family::default();
-        let help = "Open orders with reserved pieces of the article, as this process last saw it";
-        registry.register("inventory_open_reservations", help, open.clone());
+        OPEN_RESERVATIONS.register(registry, open.clone());
         Self { bucket, catalogue: Arc::new(catalogue.clone()), locks: Arc::new(Locks(locks)), open }
     }
 

@@ -14,6 +14,7 @@ pub mod configuration;
 pub mod gateway;
 pub mod http;
 pub mod inventory;
+pub mod metrics;
 pub mod order;
 pub mod orders;
 pub mod payments;

@@ -147,6 +147,9 @@ mod tests {
 
     use axum::body::{Body, to_bytes};
     use axum::http::Request;
+    use jetwright_process::http::METRICS;
+    use jetwright_process::metrics;
+    use prometheus_client::encoding::text::encode;
     use prometheus_client::registry::Registry;
     use serde_json::{Value, json};
     use tower::ServiceExt;
@@ -183,6 +186,20 @@ mod tests {
 
     fn euros(amount: i64) -> Value {
         json!({"amount": amount, "currency": "EUR"})
+    }
+
+    #[tokio::test]
+    async fn what_is_exported_is_in_the_catalogues() {
+        let mut registry = Registry::default();
+        metrics::register(&mut registry, "jetwright-payment-simulator");
+        let gateway = Gateway::new(100, Simulation::default());
+        let router = router(gateway, HttpMetrics::register(&mut registry));
+        assert_eq!(pay(&router, "o-1", euros(2599)).await.0, 201);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        let catalogues = [METRICS, metrics::program::CATALOGUE];
+        assert_eq!(metrics::exposition::deviations(&text, &catalogues), [""; 0]);
+        assert!(text.contains("http_server_request_duration_seconds_count"), "{text}");
     }
 
     #[tokio::test]

@@ -83,6 +83,7 @@ pub use error::{Error, ErrorKind};
 pub use event::{CONTENT_TYPE, DecodeError, EVENT_TYPE, Event, PROTOBUF, decode};
 pub use handler::{AckMode, Handler, HandlerError, HandlerOptions, UnknownTypes, blocking};
 pub use metadata::{Metadata, Source};
+pub use metrics::catalogue::CATALOGUE as METRICS;
 pub use projection::{ApplyError, Projection, Rebuilt, Versioned, View, ViewError};
 pub use publish::{Expected, PublishOptions, Published, Publisher};
 pub use service::{Service, ServiceError};

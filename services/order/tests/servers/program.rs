@@ -1,5 +1,6 @@
 //! The program itself, as the operator starts it.
 
+use jetwright_process::{http, metrics};
 use jetwright_testing::{Folder, Process, ProcessBuilder, await_until, binary, free_port};
 use serde_json::{Value, json};
 
@@ -33,6 +34,7 @@ async fn wrong_settings_stop_it_at_the_start_with_every_mistake_named() {
 pub struct Program {
     pub process: Process,
     pub url: String,
+    admin: String,
 }
 
 impl Program {
@@ -47,7 +49,7 @@ impl Program {
             answer.and_then(reqwest::Response::error_for_status)
         })
         .await;
-        Self { process, url: format!("http://127.0.0.1:{http}") }
+        Self { process, url: format!("http://127.0.0.1:{http}"), admin: format!("http://127.0.0.1:{admin}") }
     }
 
     /// Kills the program, which has no time to finish anything.
@@ -73,7 +75,7 @@ pub fn builder(shop: &Shop) -> ProcessBuilder {
 #[tokio::test]
 async fn it_carries_one_trace_from_the_callers_request_to_the_end_of_the_order() {
     let shop = Shop::open().await;
-    let Program { process, url } = Program::start(&shop).await;
+    let Program { process, url, .. } = Program::start(&shop).await;
 
     let user = shop.register().await;
     let trace_id = "0af7651916cd43dd8448eb211c80319c";
@@ -96,6 +98,24 @@ async fn it_carries_one_trace_from_the_callers_request_to_the_end_of_the_order()
 
     process.signal("TERM");
     assert_eq!(process.wait_exit(SOON).await.code(), Some(0), "{}", process.log());
+}
+
+#[tokio::test]
+async fn it_exports_what_the_catalogues_have_and_nothing_else() {
+    let shop = Shop::open().await;
+    let program = Program::start(&shop).await;
+    let user = shop.register().await;
+    let order = json!({"user_id": user, "lines": [{"sku": "mug", "quantity": 1}]});
+    let placed = reqwest::Client::new().post(format!("{}/orders", program.url)).json(&order).send().await;
+    assert_eq!(placed.unwrap().status(), 202);
+    program.process.await_log("ended order", SOON).await;
+    let scraped = reqwest::get(format!("{}/metrics", program.admin)).await.unwrap().text().await.unwrap();
+    let own = jetwright_order_service::metrics::CATALOGUE;
+    let catalogues = [own, jetwright_runtime::METRICS, http::METRICS, metrics::program::CATALOGUE];
+    assert_eq!(metrics::exposition::deviations(&scraped, &catalogues), [""; 0]);
+    for row in own {
+        assert!(scraped.contains(&format!("\n{}", row.name)), "{} is not in\n{scraped}", row.name);
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! What the runtime counts. [`catalogue`] has what there is.
 
-mod catalogue;
+pub(crate) mod catalogue;
 
 use std::{sync::Arc, time::Duration};
 

@@ -15,6 +15,7 @@ use prometheus_client::{
 use tracing::{Instrument, field::Empty};
 
 use super::StepResult;
+use crate::metrics::STEP_DURATION;
 
 /// Metrics of the steps. Clones share them.
 #[derive(Clone, Debug)]
@@ -35,8 +36,7 @@ impl StepMetrics {
         // 1 ms to 16 s.
         let buckets: fn() -> Histogram = || Histogram::new(exponential_buckets(0.001, 2.0, 15));
         let durations = Family::new_with_constructor(buckets);
-        let help = "Time that a step of the fulfilment took, by how it ended";
-        registry.register("fulfilment_step_duration_seconds", help, durations.clone());
+        STEP_DURATION.register(registry, durations.clone());
         Self { durations }
     }
 
