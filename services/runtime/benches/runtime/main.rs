@@ -1,6 +1,6 @@
 //! Figures of the runtime beside a bare async-nats loop in the same run, against a real nats-server on this machine: consuming and
-//! publishing with tracing off, sampled at 1 % and at 100 %, ordered lanes, requests, latency, and memory. Run by `make
-//! bench-runtime`.
+//! publishing with tracing off, sampled at 1 % and at 100 %, with exemplars alone, ordered lanes, requests, latency, and memory. Run by
+//! `make bench-runtime`.
 //!
 //! Each side is a process of its own, and the two take turns. Both see the same bytes: 256 bytes of protobuf, with the headers that
 //! the runtime's publisher writes. The bare side decodes the payload and counts it, as the handler does; it has no deadline, no
@@ -61,6 +61,14 @@ const MEASUREMENTS: [(&str, Kind); 4] = [
     ("publish", Kind::Publish),
 ];
 
+/// What is measured with which tracing: everything with each, and the metrics with exemplars once.
+fn measurements() -> impl Iterator<Item = (String, Kind, Tracing)> {
+    let all = TRACINGS.into_iter().flat_map(|tracing| MEASUREMENTS.map(|(name, kind)| (name, kind, tracing)));
+    let (name, kind) = MEASUREMENTS[1];
+    all.chain([(name, kind, Tracing::Exemplars)])
+        .map(|(name, kind, tracing)| (format!("{name}, {tracing}"), kind, tracing))
+}
+
 #[tokio::main]
 async fn main() {
     let arguments: Vec<_> = env::args().skip(1).collect();
@@ -74,8 +82,8 @@ async fn main() {
 
 async fn measure(words: &[&str]) {
     let wanted = |name: &str| words.iter().all(|word| *word == "--bench" || name.contains(word));
-    let jobs = TRACINGS.iter().flat_map(|tracing| MEASUREMENTS.map(|(name, _)| format!("{name}, {tracing}")));
-    let names: Vec<_> = jobs
+    let names: Vec<_> = measurements()
+        .map(|(name, ..)| name)
         .chain(REQUESTS.map(|(name, ..)| name.to_owned()))
         .chain(["latency", "memory"].map(str::to_owned))
         .collect();
@@ -85,12 +93,9 @@ async fn measure(words: &[&str]) {
     }
     println!("{EVENTS} events a turn, {TURNS} turns of each side, {IN_FLIGHT} events in flight; medians");
     let mut world = World::start().await;
-    for tracing in TRACINGS {
-        for (name, kind) in MEASUREMENTS {
-            let name = format!("{name}, {tracing}");
-            if wanted(&name) {
-                compare(&mut world, &name, kind, tracing).await;
-            }
+    for (name, kind, tracing) in measurements() {
+        if wanted(&name) {
+            compare(&mut world, &name, kind, tracing).await;
         }
     }
     for (name, in_flight, events) in REQUESTS {

@@ -15,6 +15,8 @@ pub enum Tracing {
     Off,
     OnePercent,
     Everything,
+    /// Every trace is sampled, and nothing is exported: exemplars are all that comes of it.
+    Exemplars,
 }
 
 impl fmt::Display for Tracing {
@@ -23,6 +25,7 @@ impl fmt::Display for Tracing {
             Self::Off => "tracing off",
             Self::OnePercent => "traces sampled at 1 %",
             Self::Everything => "traces sampled at 100 %",
+            Self::Exemplars => "exemplars, tracing off",
         })
     }
 }
@@ -33,7 +36,7 @@ impl Tracing {
         match self {
             Self::Off => false,
             Self::OnePercent => number.is_multiple_of(100),
-            Self::Everything => true,
+            Self::Everything | Self::Exemplars => true,
         }
     }
 
@@ -43,6 +46,7 @@ impl Tracing {
             Self::Off => "untraced",
             Self::OnePercent => "sampled",
             Self::Everything => "traced",
+            Self::Exemplars => "exemplary",
         }
     }
 
@@ -50,7 +54,7 @@ impl Tracing {
     pub fn variables(self, sink: &str) -> Vec<(&'static str, &str)> {
         let mut variables = vec![("OTEL_EXPORTER_OTLP_ENDPOINT", sink)];
         match self {
-            Self::Off => return Vec::new(),
+            Self::Off | Self::Exemplars => return Vec::new(),
             Self::OnePercent => {
                 variables.push(("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"));
                 variables.push(("OTEL_TRACES_SAMPLER_ARG", "0.01"));
