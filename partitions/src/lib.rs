@@ -11,6 +11,7 @@
 //! | `map.<stream>.<consumer>` | `{generation, count, partitions: {"7": {to, from?, deadline?}}}` | the operator |
 //! | `held.<stream>.<consumer>.<partition>` | `{member, state, epoch?}` | who takes the partition, and then its owner |
 
+pub mod assignment;
 pub mod keys;
 pub mod records;
 pub mod subjects;
