@@ -14,4 +14,6 @@
 pub mod assignment;
 pub mod keys;
 pub mod records;
+pub mod recovery;
+pub mod sentinel;
 pub mod subjects;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jetwright_partitions::recovery::{ConsumerState, Delivered};
 use serde::Deserialize;
 use tokio::{
     sync::{Notify, watch},
@@ -20,6 +21,18 @@ pub(super) struct ConsumerInfo {
     /// Unacknowledged deliveries.
     pub(super) num_ack_pending: u64,
     pub(super) config: ConsumerConfig,
+}
+
+impl ConsumerInfo {
+    /// What it counts.
+    pub(super) fn state(&self) -> ConsumerState {
+        let SequencePair { consumer_seq, stream_seq } = self.delivered;
+        ConsumerState {
+            delivered: Delivered { consumer_sequence: consumer_seq, stream_sequence: stream_seq },
+            ack_floor: self.ack_floor.stream_seq,
+            ack_pending: self.num_ack_pending,
+        }
+    }
 }
 
 /// A delivery's number and its event's.

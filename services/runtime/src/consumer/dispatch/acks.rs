@@ -9,9 +9,10 @@ use async_nats::{
     Message, PublishError, StatusCode, Subject, client::traits::Publisher as _, message::OutboundMessage,
 };
 use futures::{FutureExt, StreamExt, poll};
+use jetwright_partitions::recovery::RecoveryCause;
 use tokio::time::{Instant, timeout};
 
-use super::{BATCH, Dispatcher, Held, Observation, State, recovery::RecoveryCause};
+use super::{BATCH, Dispatcher, Held, Observation, State};
 use crate::{
     AckMode, Handler,
     consumer::ack::{AckAction, AckStatus, IN_PROGRESS, PendingAck, Settlement},

@@ -4,12 +4,12 @@
 use std::sync::atomic;
 
 use jetwright_nats::Link;
+use jetwright_partitions::recovery::RecoveryCause;
 use tokio::time::Instant;
 
 use super::{
     Dispatcher, ExclusiveRun,
     in_flight::{Held, State},
-    recovery::RecoveryCause,
 };
 use crate::Handler;
 
@@ -25,7 +25,7 @@ impl<H: Handler> Dispatcher<H> {
     /// Nothing new begins until everything that was delivered is here.
     pub(super) fn begin_recovery(&mut self, doubt: RecoveryCause, now: Instant) {
         let Some(order) = &mut self.order else { return };
-        if order.recovery.doubt(doubt, now) {
+        if order.recovery.doubt(doubt, now.into_std()) {
             tracing::info!(
                 binding = self.consumer.name(),
                 cause = doubt.as_str(),

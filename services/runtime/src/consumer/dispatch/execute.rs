@@ -6,11 +6,11 @@ use std::{
     time::Duration,
 };
 
+use jetwright_partitions::{recovery::Progress, sentinel::OrderViolation};
 use tokio::time::Instant;
 
 use super::{
     AttemptResult, Attempted, Delivery, Dispatcher, ExclusiveRun, Held, Isolation, Observation, State,
-    recovery::Progress, sentinel::OrderViolation,
 };
 use crate::{
     Handler,
@@ -242,10 +242,10 @@ impl<H: Handler> Dispatcher<H> {
         let Some(order) = &mut self.order else { return };
         let in_flight = |counted: &_| self.in_flight.unsettled_within(counted);
         let now = Instant::now();
-        match order.recovery.observed(observation, in_flight) {
+        match order.recovery.observed(observation.info.state(), observation.asked_at.into_std(), in_flight) {
             Progress::Unchanged => {}
             Progress::Owed(owed) => {
-                let took = order.recovery.took(now);
+                let took = order.recovery.took(now.into_std());
                 if took >= self.recovery_logged_at + RECOVERY_LOG_INTERVAL {
                     self.recovery_logged_at = took;
                     tracing::warn!(
@@ -257,7 +257,7 @@ impl<H: Handler> Dispatcher<H> {
                 }
             }
             Progress::Complete => {
-                let took = order.recovery.took(now);
+                let took = order.recovery.took(now.into_std());
                 self.recovery_logged_at = Duration::ZERO;
                 tracing::info!(
                     binding = self.consumer.name(),

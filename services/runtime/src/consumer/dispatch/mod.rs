@@ -9,8 +9,6 @@ mod intake;
 mod keyed_queue;
 mod order;
 mod recently_settled;
-mod recovery;
-pub(crate) mod sentinel;
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -218,7 +216,7 @@ impl<H: Handler> Dispatcher<H> {
         let now = Instant::now();
         self.send_due_acks(now, None).await;
         if let Some(order) = &mut self.order
-            && order.recovery.is_info_due(now)
+            && order.recovery.is_info_due(now.into_std())
         {
             self.consumer.discovery.recheck();
         }

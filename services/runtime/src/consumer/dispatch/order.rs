@@ -1,12 +1,9 @@
 //! The additional state of an ordered consumer. Pure.
 
+use jetwright_partitions::{recovery::Recovery, sentinel::OrderSentinel};
 use tokio::time::Instant;
 
-use super::{
-    keyed_queue::{KeyTokens, KeyedQueue},
-    recovery::Recovery,
-    sentinel::OrderSentinel,
-};
+use super::keyed_queue::{KeyTokens, KeyedQueue};
 
 pub(super) struct Order {
     pub(super) key_tokens: KeyTokens,
@@ -21,7 +18,7 @@ impl Order {
         Self {
             key_tokens: KeyTokens::new(key_tokens),
             queue: KeyedQueue::new(room),
-            recovery: Recovery::new(now),
+            recovery: Recovery::new(now.into_std()),
             sentinel: OrderSentinel::default(),
         }
     }

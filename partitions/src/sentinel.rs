@@ -1,5 +1,5 @@
-//! Checks in production that the events of a key begin in order, one at a time. It changes nothing: a violation is a bug of this
-//! program, or of a server that forgot an acknowledgement, and is counted. Pure.
+//! Checks that the events of a key begin in order, one at a time: in production, and over all processes of the simulation. It changes
+//! nothing: a violation is a bug of this program, or of a server that forgot an acknowledgement, and is counted. Pure.
 
 use rustc_hash::FxHashMap;
 
@@ -8,7 +8,7 @@ const REMEMBERED_KEYS: usize = 65_536;
 
 /// A violation of the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum OrderViolation {
+pub enum OrderViolation {
     /// A later event began although an earlier one of its key is not settled.
     Gap,
     /// Two events of a key are handled at once.
@@ -19,7 +19,8 @@ pub(crate) enum OrderViolation {
 
 impl OrderViolation {
     /// Its name in metrics.
-    pub(crate) fn as_str(self) -> &'static str {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Gap => "gap",
             Self::Overlap => "overlap",
@@ -40,11 +41,11 @@ struct Newest {
 
 /// The last event that began, by key.
 #[derive(Debug, Default)]
-pub(super) struct OrderSentinel(FxHashMap<u64, Newest>);
+pub struct OrderSentinel(FxHashMap<u64, Newest>);
 
 impl OrderSentinel {
     /// An attempt begins. Another attempt of the newest event of its key is in order.
-    pub(super) fn begin(&mut self, key: u64, sequence: u64) -> Option<OrderViolation> {
+    pub fn begin(&mut self, key: u64, sequence: u64) -> Option<OrderViolation> {
         if self.0.len() >= REMEMBERED_KEYS {
             self.0.retain(|_, newest| newest.is_running || !newest.is_settled);
         }
@@ -64,14 +65,14 @@ impl OrderSentinel {
     }
 
     /// An attempt ended.
-    pub(super) fn end(&mut self, key: u64, sequence: u64) {
+    pub fn end(&mut self, key: u64, sequence: u64) {
         if let Some(newest) = self.0.get_mut(&key).filter(|newest| newest.sequence == sequence) {
             newest.is_running = false;
         }
     }
 
     /// An event is never redelivered.
-    pub(super) fn settle(&mut self, key: u64, sequence: u64) {
+    pub fn settle(&mut self, key: u64, sequence: u64) {
         if let Some(newest) = self.0.get_mut(&key).filter(|newest| newest.sequence == sequence) {
             newest.is_settled = true;
         }
@@ -79,7 +80,7 @@ impl OrderSentinel {
 
     /// Begins a new comparison period: a server that was killed forgets acknowledgements, and in a recreated stream
     /// sequences mean other events.
-    pub(super) fn reset(&mut self) {
+    pub fn reset(&mut self) {
         self.0.retain(|_, newest| newest.is_running);
         for newest in self.0.values_mut() {
             newest.is_of_before = true;

@@ -5,18 +5,17 @@
 //! Nothing new begins until JetStream reports no unacknowledged deliveries but those in flight here. What arrives meanwhile
 //! waits, and then everything continues in the order of the stream.
 
-use std::{ops::RangeInclusive, time::Duration};
-
-use tokio::time::Instant;
-
-use super::super::observation::{ConsumerInfo, Observation};
+use std::{
+    ops::RangeInclusive,
+    time::{Duration, Instant},
+};
 
 /// How often JetStream is asked for what is still owed.
 const INFO_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Why deliveries may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::consumer) enum RecoveryCause {
+pub enum RecoveryCause {
     /// The connection was lost and reestablished.
     Reconnect,
     /// A delivery's number is not the one after the last.
@@ -29,7 +28,8 @@ pub(in crate::consumer) enum RecoveryCause {
 
 impl RecoveryCause {
     /// Its name in metrics and logs.
-    pub(in crate::consumer) fn as_str(self) -> &'static str {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Reconnect => "reconnect",
             Self::SequenceGap => "sequence-gap",
@@ -39,9 +39,29 @@ impl RecoveryCause {
     }
 }
 
+/// What JetStream counts of a consumer (a part of CONSUMER.INFO).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConsumerState {
+    /// The newest delivery.
+    pub delivered: Delivered,
+    /// Stream sequence up to which everything is acknowledged.
+    pub ack_floor: u64,
+    /// Deliveries that are not acknowledged.
+    pub ack_pending: u64,
+}
+
+/// A delivery's number and its event's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Delivered {
+    /// Number of the delivery.
+    pub consumer_sequence: u64,
+    /// Sequence of the event in its stream.
+    pub stream_sequence: u64,
+}
+
 /// The progress of a recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub enum Progress {
     /// There is no recovery, or the response is older than the doubt.
     Unchanged,
     /// So many deliveries are still to arrive or to be settled.
@@ -52,7 +72,7 @@ pub(super) enum Progress {
 
 /// The sequence of deliveries of one ordered consumer.
 #[derive(Debug)]
-pub(super) struct Recovery {
+pub struct Recovery {
     /// Number of the next delivery, if known.
     expected: Option<u64>,
     /// Since when there is doubt.
@@ -63,21 +83,25 @@ pub(super) struct Recovery {
 
 impl Recovery {
     /// In doubt: another process may have left deliveries unsettled.
-    pub(super) fn new(now: Instant) -> Self {
+    #[must_use]
+    pub fn new(now: Instant) -> Self {
         Self { expected: None, recovering_since: Some(now), began: now, next_info: now }
     }
 
-    pub(super) fn is_active(&self) -> bool {
+    /// Whether nothing new may begin.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
         self.recovering_since.is_some()
     }
 
     /// How long nothing new has begun.
-    pub(super) fn took(&self, now: Instant) -> Duration {
+    #[must_use]
+    pub fn took(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.began)
     }
 
     /// A delivery of this number arrived; returns its doubt about the order, if any.
-    pub(super) fn received(&mut self, consumer_sequence: u64) -> Option<RecoveryCause> {
+    pub fn received(&mut self, consumer_sequence: u64) -> Option<RecoveryCause> {
         let expected = self.expected.replace(consumer_sequence + 1)?;
         match consumer_sequence {
             sequence if sequence > expected => Some(RecoveryCause::SequenceGap),
@@ -87,7 +111,7 @@ impl Recovery {
     }
 
     /// Begins a recovery, or makes the current one wait for a newer response. Returns whether it begins.
-    pub(super) fn doubt(&mut self, doubt: RecoveryCause, now: Instant) -> bool {
+    pub fn doubt(&mut self, doubt: RecoveryCause, now: Instant) -> bool {
         if doubt == RecoveryCause::Reconnect {
             self.expected = None;
         }
@@ -101,7 +125,7 @@ impl Recovery {
     }
 
     /// Whether it is time to ask JetStream.
-    pub(super) fn is_info_due(&mut self, now: Instant) -> bool {
+    pub fn is_info_due(&mut self, now: Instant) -> bool {
         let due = self.is_active() && now >= self.next_info;
         if due {
             self.next_info = now + INFO_INTERVAL;
@@ -109,25 +133,26 @@ impl Recovery {
         due
     }
 
-    /// JetStream responded. `in_flight` counts the deliveries of these stream sequences here, without those for which an
-    /// acknowledgement was sent: JetStream may count those or not. It does not count what is up to its ack floor, as after a purge.
-    pub(super) fn observed(
+    /// JetStream responded to a question of that time. `in_flight` counts the deliveries of these stream sequences here, without
+    /// those for which an acknowledgement was sent: JetStream may count those or not. It does not count what is up to its ack floor,
+    /// as after a purge.
+    pub fn observed(
         &mut self,
-        observation: &Observation,
+        state: ConsumerState,
+        asked_at: Instant,
         in_flight: impl FnOnce(&RangeInclusive<u64>) -> u64,
     ) -> Progress {
-        let Observation { info, asked_at, .. } = observation;
-        if self.recovering_since.is_none_or(|recovering_since| *asked_at < recovering_since) {
+        if self.recovering_since.is_none_or(|recovering_since| asked_at < recovering_since) {
             return Progress::Unchanged;
         }
-        let ConsumerInfo { delivered, ack_floor, num_ack_pending, .. } = info;
-        let counted = ack_floor.stream_seq + 1..=delivered.stream_seq;
-        let owed = num_ack_pending.saturating_sub(in_flight(&counted));
+        let ConsumerState { delivered, ack_floor, ack_pending } = state;
+        let counted = ack_floor + 1..=delivered.stream_sequence;
+        let owed = ack_pending.saturating_sub(in_flight(&counted));
         if owed > 0 {
             return Progress::Owed(owed);
         }
         self.recovering_since = None;
-        self.expected = self.expected.max(Some(delivered.consumer_seq + 1));
+        self.expected = self.expected.max(Some(delivered.consumer_sequence + 1));
         Progress::Complete
     }
 }
@@ -136,19 +161,15 @@ impl Recovery {
 mod tests {
     use super::*;
 
-    fn observation(asked_at: Instant, delivered: u64, num_ack_pending: u64) -> Observation {
-        let pair = serde_json::json!({"consumer_seq": delivered, "stream_seq": delivered * 10});
-        let floor = serde_json::json!({"consumer_seq": 2, "stream_seq": 20});
-        let info = serde_json::json!({
-            "created": "a", "delivered": pair, "ack_floor": floor, "num_ack_pending": num_ack_pending, "config": {},
-        });
-        Observation { info: serde_json::from_value(info).unwrap(), asked_at, consumer_epoch: 1 }
+    fn state(delivered: u64, ack_pending: u64) -> ConsumerState {
+        let delivered = Delivered { consumer_sequence: delivered, stream_sequence: delivered * 10 };
+        ConsumerState { delivered, ack_floor: 20, ack_pending }
     }
 
     /// In order, after ten deliveries.
     fn in_order(now: Instant) -> Recovery {
         let mut recovery = Recovery::new(now);
-        assert_eq!(recovery.observed(&observation(now, 10, 0), |_| 0), Progress::Complete);
+        assert_eq!(recovery.observed(state(10, 0), now, |_| 0), Progress::Complete);
         recovery
     }
 
@@ -176,10 +197,8 @@ mod tests {
         assert!(recovery.doubt(RecoveryCause::SequenceGap, now));
         assert!(!recovery.doubt(RecoveryCause::SequenceGap, now));
         let owed = |recovery: &mut Recovery, in_flight: u64| {
-            recovery.observed(
-                &observation(now, 14, 4),
-                |counted| if *counted == (21..=140) { in_flight } else { 99 },
-            )
+            let in_flight = |counted: &_| if *counted == (21..=140) { in_flight } else { 99 };
+            recovery.observed(state(14, 4), now, in_flight)
         };
         assert_eq!([owed(&mut recovery, 1), owed(&mut recovery, 3)], [Progress::Owed(3), Progress::Owed(1)]);
         assert!(recovery.is_active());
@@ -192,10 +211,10 @@ mod tests {
         let now = Instant::now();
         let mut recovery = in_order(now);
         recovery.doubt(RecoveryCause::UnansweredAck, now + Duration::from_secs(1));
-        assert_eq!(recovery.observed(&observation(now, 10, 0), |_| 0), Progress::Unchanged);
+        assert_eq!(recovery.observed(state(10, 0), now, |_| 0), Progress::Unchanged);
         assert!(recovery.is_active());
-        let newer = observation(now + Duration::from_secs(2), 10, 0);
-        assert_eq!(recovery.observed(&newer, |_| 0), Progress::Complete);
+        let newer = now + Duration::from_secs(2);
+        assert_eq!(recovery.observed(state(10, 0), newer, |_| 0), Progress::Complete);
     }
 
     #[test]
@@ -205,7 +224,7 @@ mod tests {
         recovery.doubt(RecoveryCause::Reconnect, now);
         assert_eq!([4, 5].map(|number| recovery.received(number)), [None, None]);
         assert_eq!(recovery.received(7), Some(RecoveryCause::SequenceGap));
-        assert_eq!(recovery.observed(&observation(now, 7, 0), |_| 0), Progress::Complete);
+        assert_eq!(recovery.observed(state(7, 0), now, |_| 0), Progress::Complete);
         assert_eq!(recovery.received(8), None);
     }
 
