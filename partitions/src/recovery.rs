@@ -135,19 +135,22 @@ impl Recovery {
 
     /// JetStream responded to a question of that time. `in_flight` counts the deliveries of these stream sequences here, without
     /// those for which an acknowledgement was sent: JetStream may count those or not. It does not count what is up to its ack floor,
-    /// as after a purge.
+    /// as after a purge. `newest` is the highest stream sequence of what has not begun here, if there is any: where JetStream has not
+    /// delivered as much, a server that was killed forgot it, and earlier events may still come.
     pub fn observed(
         &mut self,
         state: ConsumerState,
         asked_at: Instant,
         in_flight: impl FnOnce(&RangeInclusive<u64>) -> u64,
+        newest: Option<u64>,
     ) -> Progress {
         if self.recovering_since.is_none_or(|recovering_since| asked_at < recovering_since) {
             return Progress::Unchanged;
         }
         let ConsumerState { delivered, ack_floor, ack_pending } = state;
         let counted = ack_floor + 1..=delivered.stream_sequence;
-        let owed = ack_pending.saturating_sub(in_flight(&counted));
+        let is_forgotten = newest.is_some_and(|newest| newest > delivered.stream_sequence);
+        let owed = ack_pending.saturating_sub(in_flight(&counted)).max(is_forgotten.into());
         if owed > 0 {
             return Progress::Owed(owed);
         }
@@ -169,7 +172,7 @@ mod tests {
     /// In order, after ten deliveries.
     fn in_order(now: Instant) -> Recovery {
         let mut recovery = Recovery::new(now);
-        assert_eq!(recovery.observed(state(10, 0), now, |_| 0), Progress::Complete);
+        assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
         recovery
     }
 
@@ -198,7 +201,7 @@ mod tests {
         assert!(!recovery.doubt(RecoveryCause::SequenceGap, now));
         let owed = |recovery: &mut Recovery, in_flight: u64| {
             let in_flight = |counted: &_| if *counted == (21..=140) { in_flight } else { 99 };
-            recovery.observed(state(14, 4), now, in_flight)
+            recovery.observed(state(14, 4), now, in_flight, None)
         };
         assert_eq!([owed(&mut recovery, 1), owed(&mut recovery, 3)], [Progress::Owed(3), Progress::Owed(1)]);
         assert!(recovery.is_active());
@@ -207,14 +210,23 @@ mod tests {
     }
 
     #[test]
+    fn what_a_killed_server_has_not_delivered_again_is_owed() {
+        let now = Instant::now();
+        let mut recovery = in_order(now);
+        recovery.doubt(RecoveryCause::SequenceBack, now);
+        let mut progress = |delivered| recovery.observed(state(delivered, 0), now, |_| 0, Some(105));
+        assert_eq!([progress(10), progress(11)], [Progress::Owed(1), Progress::Complete]);
+    }
+
+    #[test]
     fn an_answer_to_an_older_question_says_nothing() {
         let now = Instant::now();
         let mut recovery = in_order(now);
         recovery.doubt(RecoveryCause::UnansweredAck, now + Duration::from_secs(1));
-        assert_eq!(recovery.observed(state(10, 0), now, |_| 0), Progress::Unchanged);
+        assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Unchanged);
         assert!(recovery.is_active());
         let newer = now + Duration::from_secs(2);
-        assert_eq!(recovery.observed(state(10, 0), newer, |_| 0), Progress::Complete);
+        assert_eq!(recovery.observed(state(10, 0), newer, |_| 0, None), Progress::Complete);
     }
 
     #[test]
@@ -224,7 +236,7 @@ mod tests {
         recovery.doubt(RecoveryCause::Reconnect, now);
         assert_eq!([4, 5].map(|number| recovery.received(number)), [None, None]);
         assert_eq!(recovery.received(7), Some(RecoveryCause::SequenceGap));
-        assert_eq!(recovery.observed(state(7, 0), now, |_| 0), Progress::Complete);
+        assert_eq!(recovery.observed(state(7, 0), now, |_| 0, None), Progress::Complete);
         assert_eq!(recovery.received(8), None);
     }
 

@@ -197,9 +197,7 @@ impl<H: Handler> Dispatcher<H> {
         if self.last_begin.is_none() || !is_recovering {
             return;
         }
-        for slot in
-            self.in_flight.in_order(|held| matches!(held.state, State::Waiting(_) | State::Paused(..)))
-        {
+        for slot in self.in_flight.in_order(Held::has_not_begun) {
             if let Some(held) = self.in_flight.get_mut(slot) {
                 // One of its key may still run, and keeps its place.
                 self.nacked_keys.extend(held.key.take());
@@ -239,10 +237,14 @@ impl<H: Handler> Dispatcher<H> {
 
     /// JetStream reported what is still owed: when that is nothing, everything continues in the order of the stream.
     pub(super) fn go_on_with_recovery(&mut self, observation: &Arc<Observation>) {
+        if self.order.as_ref().is_some_and(|order| order.recovery.is_active()) {
+            self.release_forgotten(observation);
+        }
         let Some(order) = &mut self.order else { return };
         let in_flight = |counted: &_| self.in_flight.unsettled_within(counted);
-        let now = Instant::now();
-        match order.recovery.observed(observation.info.state(), observation.asked_at.into_std(), in_flight) {
+        let (now, newest) = (Instant::now(), self.in_flight.newest_waiting());
+        let (state, asked_at) = (observation.info.state(), observation.asked_at.into_std());
+        match order.recovery.observed(state, asked_at, in_flight, newest) {
             Progress::Unchanged => {}
             Progress::Owed(owed) => {
                 let took = order.recovery.took(now.into_std());
@@ -271,14 +273,39 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
+    /// A server that was killed may have forgotten its last deliveries, and its successor delivers them again: those that have not begun
+    /// leave their room for that. What was delivered after the question was asked is the successor's.
+    fn release_forgotten(&mut self, observation: &Observation) {
+        let delivered = observation.info.delivered.stream_seq;
+        let is_forgotten = |held: &Held| {
+            held.has_not_begun()
+                && !held.is_orphan
+                && held.sequence > delivered
+                && held.delivered_at < observation.asked_at
+        };
+        let forgotten = self.in_flight.in_order(is_forgotten);
+        if !forgotten.is_empty() {
+            let (binding, count) = (self.consumer.name(), forgotten.len());
+            tracing::info!(
+                binding,
+                count,
+                "released deliveries that JetStream has forgotten and makes again"
+            );
+        }
+        for slot in forgotten {
+            if let Some(Held { state: State::Paused(_, timer), .. }) = self.in_flight.get(slot) {
+                self.paused.remove(timer);
+            }
+            self.release(slot);
+        }
+    }
+
     /// Puts everything that has not begun, or waits for its next attempt, into its place in the order of the stream.
     fn requeue(&mut self) {
         if let Some(order) = &mut self.order {
             order.queue.clear_waiting();
         }
-        let waiting =
-            self.in_flight.in_order(|held| matches!(held.state, State::Waiting(_) | State::Paused(..)));
-        for slot in waiting {
+        for slot in self.in_flight.in_order(Held::has_not_begun) {
             let Some(held) = self.in_flight.get_mut(slot) else { continue };
             let key = held.key;
             if let State::Paused(_, timer) = &held.state {

@@ -30,7 +30,16 @@ pub(super) struct Held {
     pub(super) is_orphan: bool,
     /// The last acknowledgement of any kind to JetStream.
     pub(super) in_progress_at: Instant,
+    /// When it was last delivered.
+    pub(super) delivered_at: Instant,
     pub(super) state: State,
+}
+
+impl Held {
+    /// Whether it waits for its turn, or for its next attempt.
+    pub(super) fn has_not_begun(&self) -> bool {
+        matches!(self.state, State::Waiting(_) | State::Paused(..))
+    }
 }
 
 pub(super) enum State {
@@ -129,6 +138,12 @@ impl InFlight {
         let mut wanted: Vec<_> = wanted.map(|(slot, held)| (held.sequence, slot)).collect();
         wanted.sort_unstable();
         wanted.into_iter().map(|(_, slot)| slot).collect()
+    }
+
+    /// The highest stream sequence of those that have not begun and still may.
+    pub(super) fn newest_waiting(&self) -> Option<u64> {
+        let is_waiting = |held: &&Held| held.has_not_begun() && !held.is_orphan;
+        self.slots.iter().map(|(_, held)| held).filter(is_waiting).map(|held| held.sequence).max()
     }
 
     /// Deliveries of these stream sequences for which no acknowledgement was sent.

@@ -73,6 +73,7 @@ impl<H: Handler> Dispatcher<H> {
             key,
             is_orphan: false,
             in_progress_at: now,
+            delivered_at: now,
             state,
         };
         let slot = self.in_flight.insert(held);
@@ -96,7 +97,7 @@ impl<H: Handler> Dispatcher<H> {
             State::Waiting(_) | State::Paused(..) | State::Running | State::Returned => {}
         }
         held.reply = delivered.reply.clone();
-        held.in_progress_at = now;
+        (held.in_progress_at, held.delivered_at) = (now, now);
         held.is_orphan = false;
         true
     }
