@@ -1,0 +1,322 @@
+//! What the leading operator writes: that it is there, which members are dead, and where each partition is to be. Pure.
+//!
+//! In: what a watch of the whole bucket and reads bring, answers to writes, and what is declared. Out: writes and reads.
+//!
+//! Two operators that both take themselves for the leader do no harm: each map is written at the revision that was read, and members
+//! take partitions by their own rules, whatever a map says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use crate::{
+    actions::{Action, Value},
+    assignment::{Candidate, Place, assign},
+    deaths::Deaths,
+    keys::{ConsumerId, Key, MemberId, PartitionId},
+    lease::{Clocks, RENEWAL_INTERVAL},
+    observer::{Observer, Verdict},
+    records::{
+        HeldRecord, HeldState, MapEntry, MapRecord, MemberRecord, OperatorRecord, Record, RecordError,
+    },
+    write::{Answer, Reading},
+};
+
+/// What is declared of a consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Declared {
+    /// Number of partitions.
+    pub count: u32,
+    /// How long a hand-over should take at most: the longest deadline of its handler, with a margin.
+    pub drain: Duration,
+    /// The pods of its workload by UID, where the operator runs one: no other process gets partitions. Without a workload, all
+    /// members that handle the consumer do.
+    pub pods: Option<BTreeMap<String, PodRole>>,
+}
+
+/// What a pod is to its workload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodRole {
+    /// It has the workload's template.
+    Current,
+    /// It has an earlier template: it gets nothing more where one of the current template is there.
+    Earlier,
+    /// It is chosen to be removed: it gives up what it has.
+    Retiring,
+}
+
+/// What the leading operator writes.
+#[derive(Debug)]
+pub struct Coordinator {
+    identity: String,
+    observer: Observer,
+    consumers: BTreeMap<ConsumerId, Shared>,
+    beat: Option<Clocks>,
+    is_beating: bool,
+    /// The watch has brought everything that there was.
+    is_synced: bool,
+    deaths: Deaths,
+    /// Members that are being read.
+    members: BTreeSet<MemberId>,
+}
+
+/// One consumer.
+#[derive(Debug)]
+struct Shared {
+    declared: Declared,
+    map: Reading<MapRecord>,
+    held: BTreeMap<u32, Reading<HeldRecord>>,
+    written: Option<MapRecord>,
+    is_reading: bool,
+    has_to_read: bool,
+}
+
+impl Coordinator {
+    /// Leads from now on, as in the Lease.
+    #[must_use]
+    pub fn new(identity: impl Into<String>, now: Clocks) -> Self {
+        Self {
+            identity: identity.into(),
+            observer: Observer::new(now),
+            consumers: BTreeMap::new(),
+            beat: None,
+            is_beating: false,
+            is_synced: false,
+            deaths: Deaths::default(),
+            members: BTreeSet::new(),
+        }
+    }
+
+    /// A consumer is declared like this.
+    pub fn declare(&mut self, consumer: ConsumerId, declared: Declared) {
+        if let Some(shared) = self.consumers.get_mut(&consumer) {
+            shared.declared = declared;
+        } else {
+            let shared = Shared {
+                declared,
+                map: Reading::Unavailable,
+                held: BTreeMap::new(),
+                written: None,
+                is_reading: false,
+                has_to_read: true,
+            };
+            self.consumers.insert(consumer, shared);
+        }
+    }
+
+    /// A consumer is gone.
+    pub fn remove(&mut self, consumer: &ConsumerId) {
+        self.consumers.remove(consumer);
+    }
+
+    /// Kubernetes reports that the container of this pod ended.
+    pub fn container_ended(&mut self, uid: &str) {
+        self.observer.container_ended(uid);
+    }
+
+    /// The watch has brought everything that there was: what is missing is not there.
+    pub fn synced(&mut self) {
+        self.is_synced = true;
+    }
+
+    /// What was seen of the members.
+    #[must_use]
+    pub fn observer(&self) -> &Observer {
+        &self.observer
+    }
+
+    /// A watch brought a value, or the deletion of one.
+    ///
+    /// # Errors
+    ///
+    /// The value cannot be read. It is taken for what it is, and the error is for the log.
+    pub fn observed(&mut self, key: &Key, value: Value<'_>, now: Clocks) -> Result<(), RecordError> {
+        match key {
+            Key::Operator => Ok(()),
+            Key::Member(id) => {
+                let (reading, result) = value.read::<MemberRecord>(key);
+                self.observer.member(id, reading, now);
+                result
+            }
+            Key::Map(consumer) => {
+                let (reading, result) = value.read::<MapRecord>(key);
+                if let Some(shared) = self.consumers.get_mut(consumer) {
+                    shared.map.update(reading);
+                }
+                result
+            }
+            Key::Held(PartitionId { consumer, partition }) => {
+                let (reading, result) = value.read::<HeldRecord>(key);
+                if let Some(shared) = self.consumers.get_mut(consumer) {
+                    shared.held.entry(*partition).or_insert(Reading::Unavailable).update(reading);
+                }
+                result
+            }
+        }
+    }
+
+    /// A key was read, or no answer came.
+    ///
+    /// # Errors
+    ///
+    /// The value cannot be read. It is taken for what it is, and the error is for the log.
+    pub fn read(&mut self, key: &Key, value: Value<'_>, now: Clocks) -> Result<(), RecordError> {
+        let is_answered = value != Value::Unavailable;
+        match key {
+            Key::Member(id) => {
+                self.members.remove(id);
+                if is_answered {
+                    self.deaths.read(id);
+                }
+                let (reading, result) = value.read(key);
+                self.observer.member_read(id, reading, now);
+                return result;
+            }
+            Key::Map(consumer) => {
+                if let Some(shared) = self.consumers.get_mut(consumer) {
+                    shared.is_reading = false;
+                    shared.has_to_read &= !is_answered;
+                    // It was removed from the stream: no later revision tells of it.
+                    if value == Value::Absent(0) {
+                        shared.map = Reading::Absent(0);
+                    }
+                }
+            }
+            Key::Operator | Key::Held(_) => {}
+        }
+        self.observed(key, value, now)
+    }
+
+    /// A write was answered, or no answer came.
+    pub fn answered(&mut self, key: &Key, answer: Answer, now: Clocks) {
+        match key {
+            Key::Operator => self.is_beating = false,
+            Key::Member(id) => {
+                if let Some(reading) = self.deaths.answered(id, answer) {
+                    self.observer.member(id, reading, now);
+                }
+            }
+            Key::Map(consumer) => {
+                let Some(shared) = self.consumers.get_mut(consumer) else { return };
+                match (answer, shared.written.take()) {
+                    (Answer::Stored(revision), Some(written)) => {
+                        shared.map.update(Reading::Present(revision, written));
+                    }
+                    _ => shared.has_to_read = true,
+                }
+            }
+            Key::Held(_) => {}
+        }
+    }
+
+    /// What to do now.
+    pub fn poll(&mut self, now: Clocks) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if !self.is_beating && self.beat.is_none_or(|beat| now.since(beat) >= RENEWAL_INTERVAL) {
+            self.beat = Some(now);
+            self.is_beating = true;
+            let value = OperatorRecord { identity: self.identity.clone() }.to_json();
+            actions.push(Action::Put { key: Key::Operator, value });
+        }
+        if !self.is_synced {
+            return actions;
+        }
+        for (member, revision, reason) in self.observer.suspects(now) {
+            actions.extend(self.deaths.declare(member, &self.identity, revision, reason));
+        }
+        let mut unknown: BTreeSet<_> = self.deaths.doubted().cloned().collect();
+        for (consumer, shared) in &mut self.consumers {
+            actions.extend(shared.poll(consumer, &self.observer, now));
+            let holders = shared.held.values().filter_map(holder_of);
+            let is_unknown = |holder: &&MemberId| self.observer.verdict(holder, now) == Verdict::Unknown;
+            unknown.extend(holders.filter(is_unknown).cloned());
+        }
+        for member in unknown {
+            if self.members.insert(member.clone()) {
+                actions.push(Action::Read(Key::Member(member)));
+            }
+        }
+        actions
+    }
+}
+
+impl Shared {
+    fn poll(&mut self, consumer: &ConsumerId, observer: &Observer, now: Clocks) -> Option<Action> {
+        if self.written.is_some() || self.is_reading {
+            return None;
+        }
+        let key = Key::Map(consumer.clone());
+        if self.has_to_read {
+            self.is_reading = true;
+            return Some(Action::Read(key));
+        }
+        let expected = self.map.revision()?;
+        let map = self.plan(consumer, observer, now)?;
+        let value = map.to_json();
+        self.written = Some(map);
+        Some(Action::Write { key, value, expected })
+    }
+
+    /// The map that has to be written, if the present one is not right.
+    fn plan(&self, consumer: &ConsumerId, observer: &Observer, now: Clocks) -> Option<MapRecord> {
+        let nothing = MapRecord::default();
+        let present = match &self.map {
+            Reading::Present(_, map) => map,
+            _ => &nothing,
+        };
+        let count = self.declared.count;
+        // A suspect is not dead before that is written: the watch may be lost.
+        let is_alive = |holder: &&MemberId| observer.verdict(holder, now) != Verdict::Dead;
+        let place = |partition| Place {
+            holder: self.held.get(&partition).and_then(holder_of).filter(is_alive).cloned(),
+            to: present.partitions.get(&partition).map(|entry| entry.to.clone()),
+        };
+        let places: BTreeMap<_, _> = (0..count).map(|partition| (partition, place(partition))).collect();
+        let assignment = assign(count, &self.candidates(consumer, observer, now), &places);
+        if assignment.is_empty() {
+            // Nobody is there, and so nothing changes: each partition stays with who comes back, or with who is next.
+            return None;
+        }
+        let deadline = (now.wall + self.declared.drain).as_secs();
+        let entry = |(partition, to): (u32, MemberId)| {
+            let from =
+                places.get(&partition).and_then(|place| place.holder.clone()).filter(|from| *from != to);
+            // A hand-over keeps its deadline.
+            let before =
+                present.partitions.get(&partition).filter(|before| before.to == to && before.from == from);
+            let deadline =
+                from.is_some().then(|| before.and_then(|before| before.deadline).unwrap_or(deadline));
+            (partition, MapEntry { to, from, deadline })
+        };
+        let partitions: BTreeMap<_, _> = assignment.into_iter().map(entry).collect();
+        let is_right = present.count == count && present.partitions == partitions;
+        (!is_right).then(|| MapRecord { generation: present.generation + 1, count, partitions })
+    }
+
+    fn candidates(&self, consumer: &ConsumerId, observer: &Observer, now: Clocks) -> Vec<Candidate> {
+        let candidate = |(id, record): (&MemberId, &MemberRecord)| {
+            let role = match &self.declared.pods {
+                None => PodRole::Current,
+                Some(pods) => *pods.get(record.uid.as_ref()?)?,
+            };
+            let may_receive = match role {
+                PodRole::Current => true,
+                PodRole::Earlier => false,
+                PodRole::Retiring => return None,
+            };
+            Some(Candidate { id: id.clone(), may_receive })
+        };
+        observer.candidates(consumer, now).filter_map(candidate).collect()
+    }
+}
+
+fn holder_of(reading: &Reading<HeldRecord>) -> Option<&MemberId> {
+    match reading {
+        Reading::Present(_, record) if record.state != HeldState::Free => Some(&record.member),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

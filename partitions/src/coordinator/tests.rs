@@ -1,0 +1,210 @@
+use super::*;
+use crate::records::{Participation, Record};
+
+fn at(seconds: u64) -> Clocks {
+    Clocks { boot: Duration::from_secs(seconds), wall: Duration::from_secs(1_000 + seconds) }
+}
+
+fn fulfilment() -> ConsumerId {
+    "orders.fulfilment".parse().unwrap()
+}
+
+fn member(name: &str) -> MemberId {
+    MemberId::new("shop", name).unwrap()
+}
+
+fn here(name: &str) -> MemberRecord {
+    MemberRecord {
+        uid: Some(format!("uid-{name}")),
+        consumers: [(fulfilment(), Participation::default())].into(),
+        ..MemberRecord::default()
+    }
+}
+
+fn declared(pods: &[(&str, PodRole)]) -> Declared {
+    let pods = pods.iter().map(|(name, role)| (format!("uid-{name}"), *role)).collect();
+    Declared { count: 4, drain: Duration::from_secs(30), pods: Some(pods) }
+}
+
+fn see<R: Record>(coordinator: &mut Coordinator, key: &Key, revision: u64, record: &R, now: Clocks) {
+    coordinator.observed(key, Value::Bytes(revision, record.to_json().as_bytes()), now).unwrap();
+}
+
+fn join(coordinator: &mut Coordinator, name: &str, revision: u64, now: Clocks) {
+    see(coordinator, &Key::Member(member(name)), revision, &here(name), now);
+}
+
+fn hold(coordinator: &mut Coordinator, partition: u32, name: &str, revision: u64) {
+    let key = Key::Held(PartitionId { consumer: fulfilment(), partition });
+    let record = HeldRecord { member: member(name), state: HeldState::Held, epoch: None };
+    see(coordinator, &key, revision, &record, at(0));
+}
+
+/// Leads a consumer of four partitions since second 0; nothing is there yet.
+fn leading(pods: &[(&str, PodRole)]) -> Coordinator {
+    let mut coordinator = Coordinator::new("operator-0", at(0));
+    coordinator.declare(fulfilment(), declared(pods));
+    let map = Key::Map(fulfilment());
+    assert!(
+        coordinator.poll(at(0)).iter().any(|action| matches!(action, Action::Put { key: Key::Operator, .. }))
+    );
+    coordinator.synced();
+    assert_eq!(coordinator.poll(at(0)), [Action::Read(map.clone())]);
+    coordinator.read(&map, Value::Absent(0), at(0)).unwrap();
+    coordinator
+}
+
+/// The map that is written now, if any, and the revision that it expects.
+fn written(coordinator: &mut Coordinator, now: Clocks) -> Option<(MapRecord, u64)> {
+    coordinator.poll(now).into_iter().find_map(|action| match action {
+        Action::Write { key: Key::Map(_), value, expected } => {
+            Some((MapRecord::read(&Key::Operator, value.as_bytes()).unwrap(), expected))
+        }
+        _ => None,
+    })
+}
+
+fn targets(map: &MapRecord) -> Vec<String> {
+    map.partitions.values().map(|entry| entry.to.as_str().trim_start_matches("shop.").to_owned()).collect()
+}
+
+#[test]
+fn its_own_key_moves_every_five_seconds() {
+    let mut coordinator = Coordinator::new("operator-0", at(0));
+    let put = Action::Put { key: Key::Operator, value: r#"{"identity":"operator-0"}"#.to_owned() };
+    assert_eq!(coordinator.poll(at(0)), std::slice::from_ref(&put));
+    assert_eq!(coordinator.poll(at(9)), [], "one at a time");
+    coordinator.answered(&Key::Operator, Answer::Unsure, at(9));
+    assert_eq!(coordinator.poll(at(9)), [put]);
+}
+
+#[test]
+fn before_the_watch_has_brought_everything_nothing_is_decided() {
+    let mut coordinator = Coordinator::new("operator-0", at(0));
+    coordinator.declare(fulfilment(), declared(&[("a", PodRole::Current)]));
+    join(&mut coordinator, "a", 5, at(0));
+    assert_eq!(coordinator.poll(at(0)).len(), 1, "its own key");
+}
+
+#[test]
+fn partitions_are_mapped_to_the_pods_of_the_workload_that_have_joined() {
+    let mut coordinator =
+        leading(&[("a", PodRole::Current), ("b", PodRole::Current), ("pending", PodRole::Current)]);
+    assert_eq!(written(&mut coordinator, at(1)), None, "nobody is there");
+    for (revision, name) in [(5, "a"), (6, "b"), (7, "stranger")] {
+        join(&mut coordinator, name, revision, at(1));
+    }
+    let (map, expected) = written(&mut coordinator, at(1)).unwrap();
+    assert_eq!(
+        (targets(&map), map.generation, map.count, expected),
+        (vec!["a".into(), "b".into(), "a".into(), "b".into()], 1, 4, 0)
+    );
+    assert_eq!(written(&mut coordinator, at(1)), None, "one write at a time");
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(9), at(1));
+    assert_eq!(written(&mut coordinator, at(2)), None, "it is right");
+}
+
+#[test]
+fn a_hand_over_names_who_has_it_and_keeps_its_deadline() {
+    let mut coordinator = leading(&[("a", PodRole::Current), ("b", PodRole::Current)]);
+    join(&mut coordinator, "a", 5, at(1));
+    (0..4).for_each(|partition| hold(&mut coordinator, partition, "a", 10 + u64::from(partition)));
+    assert!(written(&mut coordinator, at(1)).is_some());
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(20), at(1));
+    join(&mut coordinator, "b", 21, at(2));
+    let (map, expected) = written(&mut coordinator, at(2)).unwrap();
+    let moved: Vec<_> = map.partitions.iter().filter(|(_, entry)| entry.to == member("b")).collect();
+    assert_eq!((moved.len(), expected), (2, 20));
+    for (_, entry) in &moved {
+        assert_eq!((entry.from.clone(), entry.deadline), (Some(member("a")), Some(1_032)));
+    }
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(22), at(2));
+    assert_eq!(written(&mut coordinator, at(20)), None);
+    let first = *moved[0].0;
+    hold(&mut coordinator, first, "b", 30);
+    let (map, _) = written(&mut coordinator, at(21)).unwrap();
+    assert_eq!((map.partitions[&first].from.clone(), map.partitions[&first].deadline), (None, None));
+}
+
+#[test]
+fn a_map_that_another_operator_wrote_meanwhile_is_read_before_anything_follows() {
+    let mut coordinator = leading(&[("a", PodRole::Current)]);
+    join(&mut coordinator, "a", 5, at(1));
+    assert!(written(&mut coordinator, at(1)).is_some());
+    let key = Key::Map(fulfilment());
+    coordinator.answered(&key, Answer::Unsure, at(1));
+    assert_eq!(coordinator.poll(at(1)), [Action::Read(key.clone())]);
+    coordinator.read(&key, Value::Unavailable, at(1)).unwrap();
+    assert_eq!(coordinator.poll(at(1)), [Action::Read(key.clone())]);
+    let entry = MapEntry { to: member("a"), from: None, deadline: None };
+    let theirs = MapRecord {
+        generation: 7,
+        count: 4,
+        partitions: (0..4).map(|number| (number, entry.clone())).collect(),
+    };
+    coordinator.read(&key, Value::Bytes(9, theirs.to_json().as_bytes()), at(1)).unwrap();
+    assert_eq!(coordinator.poll(at(1)), []);
+}
+
+#[test]
+fn a_map_that_cannot_be_read_is_replaced_at_its_revision() {
+    let mut coordinator = leading(&[("a", PodRole::Current)]);
+    join(&mut coordinator, "a", 5, at(1));
+    let error = coordinator.observed(&Key::Map(fulfilment()), Value::Bytes(8, b"x"), at(1)).unwrap_err();
+    assert!(error.to_string().contains("map.orders.fulfilment"), "{error}");
+    assert_eq!(written(&mut coordinator, at(1)).map(|(_, expected)| expected), Some(8));
+}
+
+#[test]
+fn members_of_an_earlier_template_give_way_and_retiring_ones_give_up_everything() {
+    let mut coordinator = leading(&[("a", PodRole::Current), ("b", PodRole::Current)]);
+    join(&mut coordinator, "a", 5, at(1));
+    join(&mut coordinator, "b", 6, at(1));
+    written(&mut coordinator, at(1)).unwrap();
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(9), at(1));
+    let pods = [("a", PodRole::Earlier), ("b", PodRole::Retiring), ("c", PodRole::Current)];
+    coordinator.declare(fulfilment(), declared(&pods));
+    let (map, _) = written(&mut coordinator, at(2)).unwrap();
+    assert_eq!(targets(&map), ["a", "a", "a", "a"], "nobody of the new template is there");
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(10), at(2));
+    join(&mut coordinator, "c", 11, at(3));
+    let (map, _) = written(&mut coordinator, at(3)).unwrap();
+    assert_eq!(targets(&map).iter().filter(|name| *name == "c").count(), 2);
+}
+
+#[test]
+fn a_silent_member_is_declared_dead_before_its_partitions_move() {
+    let mut coordinator = leading(&[("a", PodRole::Current), ("b", PodRole::Current)]);
+    join(&mut coordinator, "a", 5, at(1));
+    join(&mut coordinator, "b", 6, at(1));
+    written(&mut coordinator, at(1)).unwrap();
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(9), at(1));
+    coordinator.answered(&Key::Operator, Answer::Stored(8), at(1));
+    join(&mut coordinator, "a", 12, at(30));
+    let actions = coordinator.poll(at(33));
+    let dead = Key::Member(member("b"));
+    let is_declared =
+        |action: &Action| matches!(action, Action::Write { key, expected: 6, .. } if *key == dead);
+    assert!(actions.iter().any(is_declared), "{actions:?}");
+    assert_eq!(written(&mut coordinator, at(33)), None);
+    coordinator.answered(&dead, Answer::Unsure, at(33));
+    let actions = coordinator.poll(at(33));
+    assert!(actions.contains(&Action::Read(dead.clone())) && !actions.iter().any(is_declared), "{actions:?}");
+    coordinator.read(&dead, Value::Bytes(13, here("b").to_json().as_bytes()), at(33)).unwrap();
+    assert_eq!(written(&mut coordinator, at(34)), None, "it had renewed");
+    coordinator.container_ended("uid-b");
+    coordinator.poll(at(35));
+    coordinator.answered(&dead, Answer::Stored(14), at(35));
+    let (map, _) = written(&mut coordinator, at(35)).unwrap();
+    assert_eq!(targets(&map), ["a", "a", "a", "a"]);
+}
+
+#[test]
+fn where_everybody_is_gone_the_map_stays() {
+    let mut coordinator = leading(&[("a", PodRole::Current)]);
+    join(&mut coordinator, "a", 5, at(1));
+    written(&mut coordinator, at(1)).unwrap();
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(9), at(1));
+    coordinator.declare(fulfilment(), declared(&[]));
+    assert_eq!(written(&mut coordinator, at(2)), None);
+}
