@@ -28,7 +28,7 @@ test: ## Every tier, as .ci/run does, and what each took; where no cluster can b
 	@JETWRIGHT_CLUSTER_TESTS=$${JETWRIGHT_CLUSTER_TESTS:-if-possible} testing/run-tiers lint test-unit test-servers test-e2e
 
 test-unit: ## Pure tests, and the examples in the documentation
-	$(CARGO) test --workspace --locked --lib --bins --examples
+	$(CARGO) test --workspace --locked --lib --bins --examples --test simulation
 	$(CARGO) test --workspace --locked --doc
 
 # Most tests wait for servers most of the time, so that twice as many run at once as there are cores. These count what the operator asks for, and

@@ -1,0 +1,142 @@
+//! The JetStream consumer of one partition, as far as order goes: redeliveries in the order of their naks and time-outs, open pull
+//! requests served in turn, and what a change of its leader forgets.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use jetwright_partitions::recovery::{ConsumerState, Delivered};
+
+pub const ACK_WAIT: u64 = 10_000;
+pub const MAX_ACK_PENDING: usize = 64;
+
+/// A request of one incarnation of a process.
+#[derive(Debug)]
+pub struct Pull {
+    pub process: usize,
+    pub incarnation: u64,
+    pub expires: u64,
+    pub batch: usize,
+}
+
+/// What is sent to a process.
+#[derive(Debug)]
+pub struct Sent {
+    pub process: usize,
+    pub incarnation: u64,
+    pub consumer_sequence: u64,
+    pub sequence: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Consumer {
+    /// Stream sequences of its events that were not delivered.
+    pub waiting: VecDeque<u64>,
+    pending: BTreeMap<u64, u64>,
+    redeliver: VecDeque<u64>,
+    pub pulls: VecDeque<Pull>,
+    /// Of the newest delivery.
+    number: u64,
+    delivered: u64,
+    /// The newest deliveries: sequence, what was delivered before, and whether the event was never delivered before.
+    recent: VecDeque<(u64, u64, bool)>,
+    /// Deliveries of events that were delivered before.
+    pub redeliveries: u64,
+}
+
+impl Consumer {
+    pub fn serve(&mut self, now: u64) -> Vec<Sent> {
+        let expired = self.pending.iter_mut().filter(|(_, deadline)| **deadline <= now);
+        for (sequence, deadline) in expired {
+            *deadline = u64::MAX;
+            if !self.redeliver.contains(sequence) {
+                self.redeliver.push_back(*sequence);
+            }
+        }
+        self.pulls.retain(|pull| pull.expires > now && pull.batch > 0);
+        let mut sent = Vec::new();
+        while !self.pulls.is_empty() {
+            let Some(sequence) = self.take() else { break };
+            let Some(mut pull) = self.pulls.pop_front() else { break };
+            let is_new = self.pending.insert(sequence, now + ACK_WAIT).is_none();
+            self.recent.push_back((sequence, self.delivered, is_new));
+            if self.recent.len() > 4 {
+                self.recent.pop_front();
+            }
+            self.number += 1;
+            self.delivered = self.delivered.max(sequence);
+            let Pull { process, incarnation, .. } = pull;
+            sent.push(Sent { process, incarnation, consumer_sequence: self.number, sequence });
+            pull.batch -= 1;
+            if pull.batch > 0 {
+                self.pulls.push_back(pull);
+            }
+        }
+        sent
+    }
+
+    fn take(&mut self) -> Option<u64> {
+        while let Some(sequence) = self.redeliver.pop_front() {
+            if self.pending.contains_key(&sequence) {
+                self.redeliveries += 1;
+                return Some(sequence);
+            }
+        }
+        if self.pending.len() >= MAX_ACK_PENDING {
+            return None;
+        }
+        self.waiting.pop_front()
+    }
+
+    /// Whether it is confirmed: what was not delivered, as far as this leader knows, is not.
+    pub fn ack(&mut self, sequence: u64) -> bool {
+        self.pending.remove(&sequence);
+        !self.waiting.contains(&sequence)
+    }
+
+    pub fn nak(&mut self, sequence: u64) {
+        if let Some(deadline) = self.pending.get_mut(&sequence) {
+            *deadline = u64::MAX;
+            self.redeliver.push_back(sequence);
+        }
+    }
+
+    pub fn in_progress(&mut self, sequence: u64, now: u64) {
+        if let Some(deadline) = self.pending.get_mut(&sequence).filter(|deadline| **deadline != u64::MAX) {
+            *deadline = now + ACK_WAIT;
+        }
+    }
+
+    /// Another leader: naks and pull requests are forgotten, and where the one before was killed, the last deliveries that it had not
+    /// replicated, which get the same numbers again. What was acknowledged was replicated.
+    pub fn change_leader(&mut self, now: u64, steps_back: u64) {
+        self.redeliver.clear();
+        self.pulls.clear();
+        self.pending.values_mut().for_each(|deadline| *deadline = now + ACK_WAIT);
+        for _ in 0..steps_back {
+            let Some((sequence, delivered, is_new)) = self.recent.pop_back() else { break };
+            if !self.pending.contains_key(&sequence) {
+                break;
+            }
+            self.number -= 1;
+            self.delivered = delivered;
+            if is_new {
+                self.pending.remove(&sequence);
+                self.waiting.push_front(sequence);
+            }
+        }
+        self.recent.clear();
+    }
+
+    pub fn info(&self) -> ConsumerState {
+        let floor = self.pending.keys().next().map_or(self.delivered, |first| first - 1);
+        ConsumerState {
+            delivered: Delivered { consumer_sequence: self.number, stream_sequence: self.delivered },
+            ack_floor: floor,
+            ack_pending: self.pending.len() as u64,
+        }
+    }
+
+    /// Whether everything was delivered and acknowledged.
+    pub fn is_done(&self) -> bool {
+        self.waiting.is_empty() && self.pending.is_empty()
+    }
+}
