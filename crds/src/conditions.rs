@@ -25,6 +25,8 @@ pub const CONSUMER_READY: &str = "ConsumerReady";
 pub const DEAD_LETTERS_READY: &str = "DeadLettersReady";
 /// The Deployment has the replicas that it should have.
 pub const WORKLOAD_READY: &str = "WorkloadReady";
+/// The number of pods follows what waits for them, or would.
+pub const SCALING_ACTIVE: &str = "ScalingActive";
 
 /// Why a condition is as it is: one word for programs and for the REASON column of `kubectl get`.
 #[derive(
@@ -91,6 +93,22 @@ pub enum Reason {
     CrashLoop,
     /// There are no pods on purpose.
     ScaledToZero,
+    /// There are as many pods as the load takes.
+    Steady,
+    /// The load took more pods.
+    ScaledUp,
+    /// The load took fewer pods for a while.
+    ScaledDown,
+    /// The load takes more pods than autoscaling may make.
+    AtMaximum,
+    /// The load takes more pods, and the last ones brought too little.
+    NoGain,
+    /// More pods would get nothing: as many messages as may be are unacknowledged.
+    AckPendingLimit,
+    /// What autoscaling decides by is unknown.
+    FiguresUnknown,
+    /// Autoscaling says what it would do, and does nothing.
+    Observing,
 }
 
 impl Reason {

@@ -1,6 +1,7 @@
 //! EventConsumer: a durable JetStream consumer, and the Deployment that consumes. What its fields are where they are left out is in
 //! `defaults`.
 
+mod autoscaling;
 mod defaults;
 mod template;
 
@@ -19,6 +20,7 @@ use crate::{
     stream::{Drift, NAME_PATTERN, SUBJECT_PATTERN},
 };
 
+pub use autoscaling::{Autoscaling, AutoscalingMode, AutoscalingStatus, ConsumerFigures};
 pub use template::PodTemplate;
 
 /// An EventConsumer is a durable JetStream consumer and, where it has a workload, the Deployment that consumes.
@@ -227,12 +229,24 @@ pub enum DeadLetterPolicy {
 }
 
 /// The pods that consume, as a Deployment named like the EventConsumer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+// The scale subresource obeys it too. What comes with another template or other bounds is a declaration, and no attempt to scale.
+#[x_kube(validation = Rule::new(
+    "!has(self.autoscaling) || !has(oldSelf.autoscaling) || self.replicas == oldSelf.replicas || \
+     (has(self.autoscaling.mode) && self.autoscaling.mode == 'Observe') || \
+     self.autoscaling != oldSelf.autoscaling || self.template != oldSelf.template"
+)
+.message("spec.workload.replicas: autoscaling decides how many pods there are. To have more or fewer, change spec.workload.autoscaling \
+    (minReplicas, maxReplicas); to scale by hand or by a HorizontalPodAutoscaler, set its mode to Observe"))]
 pub struct Workload {
-    /// Pods. Default: 1. `kubectl scale` sets it.
+    /// Pods. Default: 1. `kubectl scale` sets it. With active autoscaling, those that a new workload begins with.
     #[serde(default = "one_replica")]
     #[schemars(range(min = 0, max = 1000))]
     pub replicas: i32,
+
+    /// How many pods there are, by what waits for them. Default: as many as `replicas` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<Autoscaling>,
 
     /// The pod, as in a Deployment. Its first container gets the environment that Jetwright's runtime reads
     /// (JETWRIGHT_BINDINGS, NATS_URL, OTEL_…) and, where it has none, probes; every container without a security context gets a
@@ -292,7 +306,7 @@ pub struct EventConsumerStatus {
     /// metadata.generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, ConsumerReady, DeadLettersReady, WorkloadReady, Reconciling, Stalled.
+    /// Ready, ConsumerReady, DeadLettersReady, WorkloadReady, ScalingActive, Reconciling, Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
@@ -316,6 +330,9 @@ pub struct EventConsumerStatus {
     /// Label selector of those pods, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
+    /// What autoscaling decided last, and by which figures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub autoscaling: Option<AutoscalingStatus>,
     /// What another client changed, and the operator corrected last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub drift: Option<Drift>,

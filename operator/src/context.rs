@@ -24,6 +24,7 @@ use crate::{
     pods::cache::PodCache,
     rate_limit::RateLimit,
     reported::{Report, Sighting},
+    scaling::registry::Autoscalers,
     workload::{desired::WorkloadSettings, pod_security},
     write_gate::WriteGate,
 };
@@ -57,6 +58,8 @@ pub struct Context {
     /// What applying objects takes, with those that exist.
     pub applying: Applying,
     pub pods: PodCache,
+    /// How many pods workloads with autoscaling should have.
+    pub autoscalers: Autoscalers,
     pub states: ObjectStates,
     /// Statuses that say Disconnected: with NATS away, every object has one to write.
     pub disconnect_writes: RateLimit,

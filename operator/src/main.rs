@@ -23,6 +23,7 @@ mod rate_limit;
 mod readiness;
 mod remedy;
 mod reported;
+mod scaling;
 mod stats;
 mod workload;
 mod write_gate;

@@ -27,6 +27,7 @@ use crate::{
     pods::cache::PodCache,
     rate_limit::RateLimit,
     readiness::Readiness,
+    scaling::{registry::Autoscalers, sampler as scaling},
     stats::{self, Exporter},
 };
 
@@ -149,6 +150,7 @@ async fn context(
         },
         client,
         pods: PodCache::default(),
+        autoscalers: Autoscalers::default(),
         states: ObjectStates::default(),
         disconnect_writes: RateLimit::new(DISCONNECT_WRITES_PER_SECOND),
         stats_writes: RateLimit::new(STATS_WRITES_PER_SECOND),
@@ -246,6 +248,7 @@ async fn reconcile(
         declared.iter().map(|declared| declared.connection.run(&context.metrics, intervals, declared, stop)),
     );
     let sampler = stop.run_until_cancelled(stats::run(context, args.sampling(), exporter.begin(context)));
+    let scaling = stop.run_until_cancelled(scaling::run(context));
     let controllers = controllers::run(context, args.controllers.concurrency, stop);
     // A controller whose first list did not arrive yet would wait for it for ever, so the end is that of the reconciles.
     let finished = async {
@@ -254,7 +257,7 @@ async fn reconcile(
         tokio::time::timeout(SHUTDOWN_TIMEOUT, context.running.wait()).await
     };
     tokio::select! {
-        _ = async { tokio::join!(connections, controllers, sampler, evict_idle(context, stop)) } => {}
+        _ = async { tokio::join!(connections, controllers, sampler, scaling, evict_idle(context, stop)) } => {}
         finished = finished => if finished.is_err() {
             tracing::warn!("reconciles did not finish in time; the next start takes up what they left");
         },

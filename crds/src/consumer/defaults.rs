@@ -4,7 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 
 use super::{
-    BackoffSpec, DeadLetterPolicy, DeadLetterSpec, DeliverPolicy, EventConsumer, EventConsumerSpec, RetrySpec,
+    Autoscaling, AutoscalingMode, BackoffSpec, DeadLetterPolicy, DeadLetterSpec, DeliverPolicy,
+    EventConsumer, EventConsumerSpec, RetrySpec,
 };
 use crate::{
     AdoptionPolicy, DeletionPolicy, Duration,
@@ -112,6 +113,38 @@ impl EventConsumerSpec {
     #[must_use]
     pub fn effective_adoption_policy(&self) -> AdoptionPolicy {
         self.adoption_policy.unwrap_or_default()
+    }
+}
+
+impl Autoscaling {
+    /// Fewest pods.
+    #[must_use]
+    pub fn effective_min_replicas(&self) -> i32 {
+        self.min_replicas.unwrap_or(1)
+    }
+
+    /// Time in which what waits should be worked off.
+    #[must_use]
+    pub fn effective_target_drain_time(&self) -> Duration {
+        self.target_drain_time.unwrap_or(Duration::from_secs(30))
+    }
+
+    /// Unsettled messages for each pod, while what a pod can do is unknown.
+    #[must_use]
+    pub fn effective_lag_per_replica(&self) -> u32 {
+        self.lag_per_replica.unwrap_or(100)
+    }
+
+    /// How long fewer pods must have been enough before there are fewer.
+    #[must_use]
+    pub fn effective_scale_down_after(&self) -> Duration {
+        self.scale_down_after.unwrap_or(Duration::from_secs(60))
+    }
+
+    /// Whether there are as many pods as the operator decides.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.mode.unwrap_or_default() == AutoscalingMode::Active
     }
 }
 

@@ -366,3 +366,33 @@ async fn a_threshold_of_a_consumer_is_more_than_nothing() {
             .await;
     }
 }
+
+#[tokio::test]
+async fn autoscaling_has_bounds_that_can_hold() {
+    let consumers = Manifests::of_consumers().await;
+    let scaled = |autoscaling: &str| with(&format!("workload: {{autoscaling: {autoscaling}, {TEMPLATE}}}"));
+    for good in [
+        "{maxReplicas: 1}",
+        "{minReplicas: 0, maxReplicas: 1000, targetDrainTime: 24h, lagPerReplica: 1, scaleDownAfter: 10s, mode: Observe}",
+        "{minReplicas: 5, maxReplicas: 5, targetDrainTime: 1m30s, scaleDownAfter: 1h}",
+    ] {
+        consumers.accepts(&scaled(good)).await;
+    }
+    let at = "spec.workload.autoscaling";
+    for (bad, words) in [
+        ("{}", "maxReplicas: Required value"),
+        ("{maxReplicas: 0}", "maxReplicas"),
+        ("{maxReplicas: 1001}", "maxReplicas"),
+        ("{minReplicas: -1, maxReplicas: 3}", "minReplicas"),
+        ("{minReplicas: 4, maxReplicas: 3}", "must be at most maxReplicas"),
+        ("{maxReplicas: 3, targetDrainTime: 500ms}", "targetDrainTime is from 1s to 24h"),
+        ("{maxReplicas: 3, targetDrainTime: 25h}", "targetDrainTime is from 1s to 24h"),
+        ("{maxReplicas: 3, scaleDownAfter: 9s}", "scaleDownAfter is from 10s to 24h"),
+        ("{maxReplicas: 3, scaleDownAfter: soon}", "scaleDownAfter is from 10s to 24h"),
+        ("{maxReplicas: 3, lagPerReplica: 0}", "lagPerReplica"),
+        ("{maxReplicas: 3, mode: Never}", "Unsupported value"),
+    ] {
+        consumers.rejects(&scaled(bad), words).await;
+        consumers.rejects(&scaled(bad), at).await;
+    }
+}

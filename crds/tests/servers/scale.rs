@@ -44,3 +44,39 @@ async fn what_has_no_pods_cannot_be_scaled() {
     let refused = objects.kubectl(&["scale", "ec/without-pods", "--replicas=2"]).unwrap_err();
     assert!(refused.contains("spec.workload.template"), "{refused}");
 }
+
+/// An EventConsumer `name` with pods that are scaled so, and whose container has this image.
+fn scaled(name: &str, replicas: i32, autoscaling: &str, image: &str) -> String {
+    format!(
+        "apiVersion: jetwright.dev/v1alpha1\nkind: EventConsumer\nmetadata: {{name: {name}}}\nspec: {{streamRef: {{name: orders}}, workload: \
+         {{replicas: {replicas}, autoscaling: {autoscaling}, template: {{spec: {{containers: [{{name: app, image: '{image}'}}]}}}}}}}}\n"
+    )
+}
+
+#[tokio::test]
+async fn with_active_autoscaling_nobody_else_scales_and_it_says_so() {
+    let (active, observe) = ("{maxReplicas: 5}", "{maxReplicas: 5, mode: Observe}");
+    let manifests = [scaled("active", 1, active, "a"), scaled("observed", 1, observe, "a")];
+    let objects = Objects::applied(&manifests.join("---\n")).await;
+    let words = "autoscaling decides how many pods there are";
+    let refused = objects.kubectl(&["scale", "ec/active", "--replicas=3"]).unwrap_err();
+    assert!(refused.contains(words), "{refused}");
+    let patch = |spec: &Value| {
+        let spec = json!({"spec": {"workload": spec}}).to_string();
+        objects.kubectl(&["patch", "ec/active", "--type=merge", "-p", &spec])
+    };
+    let refused = patch(&json!({"replicas": 3})).unwrap_err();
+    assert!(refused.contains(words), "{refused}");
+    // What else of the workload is changed with it, is a declaration; and so are other bounds, and the other mode.
+    let image = json!({"spec": {"containers": [{"name": "app", "image": "b"}]}});
+    patch(&json!({"replicas": 3, "template": image})).unwrap();
+    patch(&json!({"replicas": 4, "autoscaling": {"maxReplicas": 6}})).unwrap();
+    patch(&json!({"replicas": 2, "autoscaling": {"mode": "Observe"}})).unwrap();
+    for object in ["ec/active", "ec/observed"] {
+        objects.kubectl(&["scale", object, "--replicas=3"]).unwrap();
+    }
+    patch(&json!({"replicas": 4, "autoscaling": {"mode": "Active"}})).unwrap();
+    objects.kubectl(&["scale", "ec/active", "--replicas=3"]).unwrap_err();
+    patch(&json!({"replicas": 3, "autoscaling": null})).unwrap();
+    objects.kubectl(&["scale", "ec/active", "--replicas=4"]).unwrap();
+}

@@ -60,7 +60,10 @@ fn keys_of_consumer(object: &EventConsumer) -> Vec<IndexKey> {
     let stream = IndexKey::Stream((namespace.clone(), object.spec.stream_ref.name.clone()));
     let workload = object.spec.workload_ref.as_ref();
     let workload = workload.map(|reference| IndexKey::Workload((namespace, reference.name.clone())));
-    [IndexKey::JetStream(object.consumer_name()), stream].into_iter().chain(workload).collect()
+    let own = object.spec.workload.as_ref();
+    let autoscaled = own.filter(|own| own.autoscaling.is_some()).map(|_| IndexKey::Autoscaled);
+    let keys = [IndexKey::JetStream(object.consumer_name()), stream];
+    keys.into_iter().chain(workload).chain(autoscaled).collect()
 }
 
 /// Every scope.

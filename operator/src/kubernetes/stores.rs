@@ -54,6 +54,8 @@ pub enum IndexKey {
     Stream(Name),
     /// The EventConsumer whose pods they use.
     Workload(Name),
+    /// None: those that declare pods with autoscaling.
+    Autoscaled,
 }
 
 /// The names under a key. Most keys have one, for which a set takes half a kilobyte.

@@ -134,6 +134,8 @@ struct ConsumerConfig {
 #[derive(Debug, Default, Deserialize)]
 struct Position {
     #[serde(default)]
+    consumer_seq: u64,
+    #[serde(default)]
     stream_seq: u64,
     #[serde(default)]
     last_active: Option<String>,
@@ -147,6 +149,11 @@ impl ListedConsumer {
     /// The owner that its metadata name, as clusterName/namespace/name.
     pub fn owner(&self) -> Option<&str> {
         owner(self.config.metadata.as_ref())
+    }
+
+    /// Deliveries since it was made, redeliveries included.
+    pub fn deliveries(&self) -> u64 {
+        self.delivered.consumer_seq
     }
 
     pub fn figures(&self) -> ConsumerFigures {

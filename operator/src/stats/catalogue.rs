@@ -7,13 +7,14 @@ const EVENT_STREAM: Label = name_of("event_stream", "the EventStream");
 const EVENT_CONSUMER: Label = name_of("event_consumer", "the EventConsumer");
 const STREAM: Label = name_of("stream", "in JetStream");
 const CONSUMER: Label = name_of("consumer", "in JetStream");
+const WORKLOAD: Label = name_of("workload", "the EventConsumer that declares the pods");
 const THRESHOLD: Label = name_of("threshold", "a field of `spec.monitoring`, in snake case");
 const SERVER: Label = name_of("server", "a NATS server");
 
 jetwright_process::catalogue! {
     OBJECT_CONDITION: Gauge "jetwright_object_condition" [
         words("kind", &["EventStream", "EventConsumer"]), NAMESPACE, name_of("name", "of the object"),
-        words("condition", &["Ready", "Durable", "ConsumerReady", "DeadLettersReady", "WorkloadReady"]),
+        words("condition", &["Ready", "Durable", "ConsumerReady", "DeadLettersReady", "WorkloadReady", "ScalingActive"]),
         words("status", &["True", "False", "Unknown"]), name_of("reason", "as in [conditions.md](conditions.md)")
     ] "1 for what a condition of the object's status says now";
 
@@ -46,6 +47,14 @@ jetwright_process::catalogue! {
     CONSUMER_HAS_LEADER: Gauge "jetwright_consumer_has_leader" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "1 where the consumer has a leader; 0 also where none of its servers answers, and the other figures are absent";
     CONSUMER_REPLICAS_WANTED: Gauge "jetwright_consumer_replicas_wanted" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "Pods that the Deployment that consumes is to have, its own or that of `workloadRef`; absent without a workload";
     CONSUMER_REPLICAS_READY: Gauge "jetwright_consumer_replicas_ready" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "Pods of that Deployment that are ready";
+    CONSUMER_ARRIVALS: Gauge "jetwright_consumer_arrivals_per_second" [NAMESPACE, EVENT_CONSUMER, WORKLOAD] "Messages that arrive in a second, by which autoscaling decides; absent without autoscaling, and while it is unknown";
+    CONSUMER_SETTLED: Gauge "jetwright_consumer_settled_per_second" [NAMESPACE, EVENT_CONSUMER, WORKLOAD] "Messages that all pods settle in a second, failed attempts included; absent as the arrivals";
+    CONSUMER_POD_CAPACITY: Gauge "jetwright_consumer_pod_capacity_per_second" [NAMESPACE, EVENT_CONSUMER, WORKLOAD] "Messages that one pod can settle in a second, as learnt while pods were busy; absent before";
+
+    WORKLOAD_REPLICAS_DECIDED: Gauge "jetwright_workload_replicas_decided" [NAMESPACE, EVENT_CONSUMER] "Pods that autoscaling decided on; with mode Observe, those that it would have next";
+    WORKLOAD_REPLICAS_WISHED: Gauge "jetwright_workload_replicas_wished" [NAMESPACE, EVENT_CONSUMER] "Pods that the load takes, without bounds and steps";
+    WORKLOAD_REPLICAS_MIN: Gauge "jetwright_workload_replicas_min" [NAMESPACE, EVENT_CONSUMER] "Fewest pods that autoscaling may have";
+    WORKLOAD_REPLICAS_MAX: Gauge "jetwright_workload_replicas_max" [NAMESPACE, EVENT_CONSUMER] "Most pods that autoscaling may have";
     CONSUMER_DEAD_LETTERS: Gauge "jetwright_consumer_dead_letters" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "Dead letters of the consumer that wait in `<stream>-dlq`; absent where they are not kept";
     CONSUMER_MONITORING: Gauge "jetwright_consumer_monitoring" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER, THRESHOLD] "Thresholds that the object sets in `spec.monitoring`, times in seconds; alerts judge by them";
     CONSUMER_SAMPLED: Gauge "jetwright_consumer_sampled_timestamp_seconds" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "When the figures of the consumer were read, in Unix time";

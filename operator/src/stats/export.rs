@@ -7,7 +7,9 @@ use std::{
 
 use jetwright_crds::{
     EventConsumer,
-    conditions::{CONSUMER_READY, DEAD_LETTERS_READY, DURABLE, READY, Reason, WORKLOAD_READY},
+    conditions::{
+        CONSUMER_READY, DEAD_LETTERS_READY, DURABLE, READY, Reason, SCALING_ACTIVE, WORKLOAD_READY,
+    },
     monitoring::Threshold,
 };
 use jetwright_process::metrics::catalogue::{Definition, Value};
@@ -23,10 +25,12 @@ use crate::{
     context::Context,
     kubernetes::stores::{Name, name_of},
     object_state::ObjectKey,
+    scaling,
 };
 
 /// The conditions that are exported. Reconciling and Stalled say why Ready is as it is.
-const CONDITIONS: [&str; 5] = [READY, DURABLE, CONSUMER_READY, DEAD_LETTERS_READY, WORKLOAD_READY];
+const CONDITIONS: [&str; 6] =
+    [READY, DURABLE, CONSUMER_READY, DEAD_LETTERS_READY, WORKLOAD_READY, SCALING_ACTIVE];
 
 /// Exports the figures of objects while this process leads. Clones share it.
 #[derive(Clone, Default)]
@@ -69,7 +73,8 @@ impl Collector for Exporter {
         let Some(context) = self.leading.lock().upgrade() else { return Ok(()) };
         encode_conditions(&mut encoder, &context)?;
         encode_streams(&mut encoder, &context, &self.sample.streams)?;
-        encode_consumers(&mut encoder, &context, &self.sample.consumers)
+        encode_consumers(&mut encoder, &context, &self.sample.consumers)?;
+        scaling::export::encode(&mut encoder, &context.autoscalers)
     }
 }
 

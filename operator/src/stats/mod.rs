@@ -4,11 +4,11 @@
 //! [`sampler`] asks JetStream by [`round`]s, at the [`pace`] that it may; [`answer`] is what it reads of an answer, [`dead_letters`] when it counts them; [`sample`] is what was
 //! read last, and [`export`] writes it, with what the stores say, by the rows of the [`catalogue`].
 
-mod answer;
-mod catalogue;
+pub mod answer;
+pub mod catalogue;
 mod dead_letters;
 mod export;
-mod pace;
+pub mod pace;
 mod round;
 mod sample;
 mod sampler;

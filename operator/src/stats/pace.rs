@@ -26,6 +26,11 @@ impl Pace {
         Self { gap: (interval / requests.max(1)).max(MIN_GAP), state: Mutex::new((Instant::now(), 0)) }
     }
 
+    /// At most one request in this time.
+    pub fn with_gap(gap: Duration) -> Self {
+        Self { gap, state: Mutex::new((Instant::now(), 0)) }
+    }
+
     /// As fast as is permitted.
     pub fn at_once() -> Self {
         Self::over(Duration::ZERO, 1)

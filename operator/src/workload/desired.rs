@@ -43,7 +43,7 @@ pub struct Desired {
     pub bindings: Bindings,
 }
 
-/// Makes the desired workload of an EventConsumer.
+/// Makes the desired workload of an EventConsumer, with so many pods.
 ///
 /// # Errors
 ///
@@ -51,9 +51,10 @@ pub struct Desired {
 pub fn desired(
     object: &EventConsumer,
     workload: &Workload,
+    replicas: i32,
     bindings: Bindings,
 ) -> Result<Desired, Vec<FieldError>> {
-    let Workload { replicas, template, service, credentials } = workload;
+    let Workload { replicas: _, autoscaling: _, template, service, credentials } = workload;
     let mut template = template.to_json();
     drop_nulls(&mut template);
     let Value::Object(template) = template else {
@@ -72,7 +73,7 @@ pub fn desired(
         names,
         namespace: object.namespace().unwrap_or_default(),
         owner,
-        replicas: *replicas,
+        replicas,
         template,
         admin_port,
         service_ports: service.as_ref().map(|service| service.ports.clone()),

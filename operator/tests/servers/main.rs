@@ -20,6 +20,7 @@ mod ownership;
 mod program;
 mod replicas;
 mod rivals;
+mod scaling;
 mod sequences;
 mod server_limits;
 mod streams;

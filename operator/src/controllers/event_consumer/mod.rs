@@ -103,6 +103,7 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
         consumer: ensure_consumer(&object, &owner, &inputs, &context).await.map_err(Error::Consumer),
         dead_letters: ensure_dead_letters(&object, &inputs, &applier).await,
         workload: workload::ensure(&object, &inputs, &applier, &context).await,
+        scaling: status::Scaling::of(&object, &context),
     };
     // Recorded first: what was done is not done again if the status cannot be written.
     let report_after = status::record_events(&object, &results, &context);

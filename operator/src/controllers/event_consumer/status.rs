@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use jetwright_crds::{
     EventConsumer, EventConsumerStatus,
-    conditions::{self, CONSUMER_READY, DEAD_LETTERS_READY, WORKLOAD_READY},
+    conditions::{self, CONSUMER_READY, DEAD_LETTERS_READY, Reason, SCALING_ACTIVE, State, WORKLOAD_READY},
     consumer::ConsumerState,
     stream::Drift,
 };
@@ -20,6 +20,7 @@ use crate::{
     kubernetes::status::{self, ConditionSummary, StatusUpdate, StatusWrite},
     object_state::ObjectKey,
     outcome::Outcome,
+    scaling::registry::View,
     workload::{apply::remedy, status::WorkloadStatus},
 };
 
@@ -39,6 +40,45 @@ pub struct Results {
     pub dead_letters: Result<Option<ConditionSummary>>,
     /// The pods; None where it has none.
     pub workload: Result<Option<WorkloadStatus>>,
+    pub scaling: Scaling,
+}
+
+/// What autoscaling decided for the pods.
+pub enum Scaling {
+    /// It does not decide for them.
+    Undeclared,
+    /// It did not decide yet in this process: what an earlier one said stays.
+    Pending,
+    Decided(View),
+}
+
+impl Scaling {
+    pub fn of(object: &EventConsumer, context: &Context) -> Self {
+        let declared = object.spec.workload.as_ref().and_then(|workload| workload.autoscaling.as_ref());
+        match declared.and_then(|_| context.autoscalers.view(object)) {
+            Some(view) => Self::Decided(view),
+            None if declared.is_some() => Self::Pending,
+            None => Self::Undeclared,
+        }
+    }
+
+    fn advance(&self, status: &mut EventConsumerStatus, generation: Option<i64>, now: &Time) {
+        match self {
+            Self::Undeclared => {
+                status.autoscaling = None;
+                conditions::unset(&mut status.conditions, SCALING_ACTIVE);
+            }
+            Self::Pending => {}
+            Self::Decided(View { said, status: decided }) => {
+                status.autoscaling = Some(decided.clone());
+                let Some(said) = said else { return };
+                let is_active = !matches!(said.reason, Reason::FiguresUnknown | Reason::Observing);
+                let state =
+                    State { status: Some(is_active), reason: said.reason, message: said.message.clone() };
+                conditions::set(&mut status.conditions, SCALING_ACTIVE, state, generation, now);
+            }
+        }
+    }
 }
 
 impl Results {
@@ -79,7 +119,7 @@ fn workload_failed(error: &Error) -> ConditionSummary {
     match error {
         Error::Workload(foreign) if let Some(remedy) = remedy(foreign) => {
             let message = format!("{}: {remedy}", error_chain(error));
-            ConditionSummary::stalled(conditions::Reason::NameConflict, message)
+            ConditionSummary::stalled(Reason::NameConflict, message)
         }
         _ => ConditionSummary::failed(error),
     }
@@ -137,6 +177,7 @@ fn advance(
             None => conditions::unset(&mut status.conditions, type_),
         }
     }
+    results.scaling.advance(&mut status, generation, now);
     status::set_summary_conditions(&mut status.conditions, &results.overall(), generation, now);
     status
 }
@@ -151,7 +192,14 @@ fn state(info: &ConsumerInfo) -> ConsumerState {
 
 /// The status without what changes with every message.
 fn ignoring_stats(status: &EventConsumerStatus) -> EventConsumerStatus {
-    EventConsumerStatus { lag: None, ack_pending: None, redelivered: None, ..status.clone() }
+    EventConsumerStatus {
+        lag: None,
+        ack_pending: None,
+        redelivered: None,
+        // A step is in the condition too.
+        autoscaling: None,
+        ..status.clone()
+    }
 }
 
 /// The status without what may change many times a second.
@@ -194,13 +242,14 @@ pub fn record_events(object: &EventConsumer, results: &Results, context: &Contex
     reason = "the results of reconciles, as they come"
 )]
 mod tests {
-    use jetwright_crds::conditions::{READY, Reason};
+    use jetwright_crds::{conditions::READY, consumer::AutoscalingStatus};
     use k8s_openapi::jiff::Timestamp;
     use serde_json::json;
 
     use super::*;
     use crate::{
         outcome::{OperationResult, Pending, Reconciled, Recorded},
+        scaling::published::Said,
         workload::status::OwnPods,
     };
 
@@ -227,7 +276,7 @@ mod tests {
     }
 
     fn status(consumer: Result, workload: Result<Option<WorkloadStatus>>) -> EventConsumerStatus {
-        told(&Results { consumer, dead_letters: Ok(None), workload })
+        told(&Results { consumer, dead_letters: Ok(None), workload, scaling: Scaling::Undeclared })
     }
 
     fn condition(status: &EventConsumerStatus, type_: &str) -> Option<(String, String)> {
@@ -256,6 +305,28 @@ mod tests {
     }
 
     #[test]
+    fn what_autoscaling_said_stays_until_this_process_decided_and_goes_with_the_declaration() {
+        let scaled =
+            |scaling| Results { consumer: applied(), dead_letters: Ok(None), workload: Ok(None), scaling };
+        let view = View {
+            said: Some(Said { reason: Reason::FiguresUnknown, message: "it does not answer".into() }),
+            status: AutoscalingStatus { desired_replicas: 4, ..AutoscalingStatus::default() },
+        };
+        let decided = told(&scaled(Scaling::Decided(view)));
+        assert_eq!(condition(&decided, SCALING_ACTIVE), Some(("False".into(), "FiguresUnknown".into())));
+        assert_eq!(decided.autoscaling.as_ref().unwrap().desired_replicas, 4);
+        assert_eq!(
+            condition(&decided, READY),
+            Some(("True".into(), "Reconciled".into())),
+            "it is no part of it"
+        );
+        let restarted = advance(decided.clone(), Some(1), &scaled(Scaling::Pending), &at(10));
+        assert_eq!(restarted, decided);
+        let without = advance(decided, Some(1), &scaled(Scaling::Undeclared), &at(11));
+        assert_eq!((condition(&without, SCALING_ACTIVE), without.autoscaling), (None, None));
+    }
+
+    #[test]
     fn without_a_workload_the_consumer_alone_counts() {
         let status = status(applied(), Ok(None));
         assert_eq!(condition(&status, WORKLOAD_READY), None);
@@ -269,6 +340,7 @@ mod tests {
                 consumer: applied(),
                 dead_letters: Ok(Some(dead_letters)),
                 workload: running(pods),
+                scaling: Scaling::Undeclared,
             })
         };
         let lost = || ConditionSummary::stalled(Reason::NameConflict, "taken");
@@ -283,7 +355,8 @@ mod tests {
         assert_eq!(condition(&kept, DEAD_LETTERS_READY), Some(("True".into(), "Reconciled".into())));
         assert_eq!(condition(&kept, READY), Some(("True".into(), "Reconciled".into())));
         // One that no longer has any says nothing of them.
-        let dropped = Results { consumer: applied(), dead_letters: Ok(None), workload: Ok(None) };
+        let scaling = Scaling::Undeclared;
+        let dropped = Results { consumer: applied(), dead_letters: Ok(None), workload: Ok(None), scaling };
         let dropped = advance(kept, Some(1), &dropped, &at(9));
         assert_eq!(condition(&dropped, DEAD_LETTERS_READY), None);
     }

@@ -52,12 +52,14 @@ pub async fn ensure(
         });
     };
     let name = object.name_any();
-    report_scaling(object, workload.replicas, applier, context);
-    let hold = |why: Hold| hold(why, &name, workload.replicas, applier);
+    let deployed = deployed(&name, applier);
+    let replicas = context.autoscalers.replicas(object, deployed);
+    report_scaling(object, deployed, replicas, context);
+    let hold = |why: Hold| hold(why, &name, replicas, applier);
     if let Some(why) = no_connection(object, context).or_else(|| awaited_stream(object, inputs, guests)) {
         return hold(why).await.map(Some);
     }
-    let desired = match desired(object, workload, validate::bindings(object, inputs, guests)) {
+    let desired = match desired(object, workload, replicas, validate::bindings(object, inputs, guests)) {
         Ok(desired) => desired,
         Err(errors) => return hold(Hold::stalled(Reason::Invalid, join(&errors))).await.map(Some),
     };
@@ -85,19 +87,26 @@ pub async fn ensure(
     Ok(Some(running(&desired, &deployment, &diagnosis)))
 }
 
-/// Reports that the pods are about to be as many as a new generation declares. That somebody else scaled the Deployment, which is corrected, is
-/// another matter.
-fn report_scaling(object: &EventConsumer, replicas: i32, applier: &Applier<'_>, context: &Context) {
-    let known = applier.known::<Deployment>(&object.name_any());
-    let deployment = known.as_deref().and_then(|owned| owned.deployment.as_deref());
-    let before = deployment.and_then(|deployment| deployment.spec.as_ref()?.replicas);
+/// Pods that the Deployment is to have.
+fn deployed(name: &str, applier: &Applier<'_>) -> Option<i32> {
+    let known = applier.known::<Deployment>(name)?;
+    known.deployment.as_deref()?.spec.as_ref()?.replicas
+}
+
+/// Reports that the pods are about to be as many as a new generation declares, or autoscaling decided. That somebody else scaled the
+/// Deployment, which is corrected, is another matter.
+fn report_scaling(object: &EventConsumer, deployed: Option<i32>, replicas: i32, context: &Context) {
+    let decided = context.autoscalers.take_step(object);
     let observed = object.status.as_ref().and_then(|status| status.observed_generation);
-    if let Some(before) = before.filter(|before| *before != replicas)
-        && observed != object.metadata.generation
-    {
-        let note = format!("scaled the pods from {before} to {replicas}");
-        context.events.normal(&object.object_ref(&()), "Scaled", &note);
-    }
+    let Some(before) = deployed.filter(|before| *before != replicas) else { return };
+    let note = match decided {
+        Some(decided) => decided,
+        None if observed != object.metadata.generation => {
+            format!("scaled the pods from {before} to {replicas}")
+        }
+        None => return,
+    };
+    context.events.normal(&object.object_ref(&()), "Scaled", &note);
 }
 
 /// Why pods stay as they are.

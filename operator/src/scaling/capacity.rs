@@ -1,0 +1,267 @@
+//! In: samples of one consumer and the pods that are ready. Out: how much one pod settles, and whether the pods that came last were of use.
+//! Pure.
+//!
+//! Both are learnt while the number of ready pods stays the same. A pod that waits for messages says nothing of what it could do, so only time
+//! counts in which something waited at each sample.
+
+use std::time::Duration;
+
+use super::{
+    figures::Sample,
+    rates::{Rates, WINDOW},
+    spec::as_f64,
+};
+
+/// Settled messages that make a rate: of fewer, one handler's end or another makes too much of a difference.
+const MIN_SETTLED: u64 = 10;
+/// Time after which fewer than pods had in hand make a rate, too: some may wait to be tried again.
+const LONG: Duration = Duration::from_mins(2);
+/// Time after the number of ready pods changed in which they do not show what they can do.
+pub const WARMUP: Duration = Duration::from_secs(5);
+/// Weight of the newest capacity in the mean.
+const ALPHA: f64 = 0.5;
+/// Part of what more pods should bring that they have to bring.
+const MIN_GAIN: f64 = 0.1;
+
+/// Pods that came, and what they should bring.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Trial {
+    /// What was settled before them, in messages a second.
+    before: f64,
+    /// What they should add to it.
+    expected: f64,
+    /// Pods with which it is judged.
+    pods: u32,
+}
+
+/// When pods changed last, and where what is counted began.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Span {
+    changed_at: Duration,
+    /// Any work of these pods.
+    all: Option<Sample>,
+    /// Work of these pods while each look found them busy.
+    busy: Option<Sample>,
+}
+
+/// What is known of one pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Capacity {
+    /// Messages that one pod settles in a second.
+    learnt: Option<f64>,
+    span: Option<Span>,
+    ready: u32,
+    trial: Option<Trial>,
+    /// More pods did not help: what all settled then, and from which rate on they may.
+    no_gain: Option<f64>,
+}
+
+impl Capacity {
+    /// With what was learnt before.
+    #[must_use]
+    pub fn of(learnt: Option<f64>) -> Self {
+        Self { learnt: learnt.filter(|rate| rate.is_finite() && *rate > 0.0), ..Self::default() }
+    }
+
+    /// Messages that one pod settles in a second, where it is known.
+    #[must_use]
+    pub fn learnt(&self) -> Option<f64> {
+        self.learnt
+    }
+
+    /// Whether the pods that came last brought too little.
+    #[must_use]
+    pub fn has_no_gain(&self) -> bool {
+        self.no_gain.is_some()
+    }
+
+    /// Forgets that more pods did not help: there are enough, or something else is declared.
+    pub fn forget_no_gain(&mut self) {
+        self.no_gain = None;
+    }
+
+    /// The figures are not what they were: what was begun with them ends.
+    pub fn interrupt(&mut self) {
+        (self.span, self.trial) = (None, None);
+    }
+
+    /// There are to be fewer pods: those that came last need not show any more what they bring.
+    pub fn scaled_down(&mut self) {
+        self.trial = None;
+    }
+
+    /// There are to be more pods. `rate` is what all settle now, in messages a second.
+    pub fn scaled_up(&mut self, from: u32, to: u32, rate: f64) {
+        let each = self.learnt.or_else(|| (from > 0).then(|| rate / f64::from(from)));
+        let Some(each) = each.filter(|each| *each > 0.0) else { return };
+        let more = each * f64::from(to.saturating_sub(from));
+        // Of pods that were not judged yet, and of these, the sum is.
+        let (before, expected) = self.trial.map_or((rate, 0.0), |trial| (trial.before, trial.expected));
+        self.trial = Some(Trial { before, expected: expected + more, pods: to });
+    }
+
+    /// Takes over what was sampled, with the pods that were ready then.
+    pub fn add(&mut self, rates: &Rates, ready: u32) {
+        let (sample, is_busy) = (rates.sample, rates.is_busy());
+        let known = self.span.filter(|_| ready == self.ready);
+        let mut span = known.unwrap_or(Span { changed_at: sample.at, all: None, busy: None });
+        self.ready = ready;
+        if !is_busy {
+            // They do what there is to do.
+            self.trial = self.trial.filter(|trial| ready < trial.pods);
+            span.busy = None;
+        }
+        if ready > 0 && sample.at >= span.changed_at + WARMUP {
+            if let Some(rate) = span.busy.and_then(|since| settled_since(&since, &sample)) {
+                self.judge(rate, ready);
+            }
+            span.all = self.learn(span.all, sample, false).or(Some(sample));
+            if is_busy {
+                span.busy = self.learn(span.busy, sample, true).or(Some(sample));
+            }
+        }
+        self.span = Some(span);
+    }
+
+    /// Pods that were busy have shown their capacity; others, that it is no less than what they did. What is still to be counted from.
+    fn learn(&mut self, since: Option<Sample>, sample: Sample, is_busy: bool) -> Option<Sample> {
+        let since = since?;
+        let Some(rate) = settled_since(&since, &sample).filter(Rate::is_whole) else { return Some(since) };
+        let each = rate.mean() / f64::from(self.ready);
+        self.learnt = match self.learnt {
+            Some(known) if is_busy => Some(known + ALPHA * (each - known)),
+            None if is_busy => Some(each),
+            known => known.map(|known| known.max(each)),
+        };
+        None
+    }
+
+    fn judge(&mut self, rate: Rate, ready: u32) {
+        if self.no_gain.is_some_and(|enough| rate.is_whole() && rate.mean() >= enough) {
+            self.no_gain = None;
+        }
+        let Some(trial) = self.trial.filter(|trial| ready >= trial.pods) else { return };
+        let enough = trial.before + MIN_GAIN * trial.expected;
+        // Handlers that take long settle nothing for a while.
+        if enough * rate.time.as_secs_f64() < as_f64(rate.least) {
+            return;
+        }
+        self.trial = None;
+        self.no_gain = (rate.mean() < enough).then_some(enough);
+    }
+}
+
+/// What was settled in a window, or longer.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    settled: u64,
+    time: Duration,
+    /// Settled messages that make a rate.
+    least: u64,
+}
+
+impl Rate {
+    fn mean(&self) -> f64 {
+        as_f64(self.settled) / self.time.as_secs_f64()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.settled >= self.least
+    }
+}
+
+/// What was settled between two samples; None in less than a window. As many as pods had in hand make a rate: each of their handlers ended
+/// once then, of those that began together, too.
+fn settled_since(since: &Sample, sample: &Sample) -> Option<Rate> {
+    let time = sample.at.saturating_sub(since.at);
+    let in_hand = if time < LONG { since.ack_pending } else { 0 };
+    let settled = sample.settled().saturating_sub(since.settled());
+    (time >= WINDOW).then_some(Rate { settled, time, least: in_hand.max(MIN_SETTLED) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A consumer in which so much waits, and of which so many were settled.
+    fn rates(second: u64, settled: u64, pending: u64) -> Rates {
+        let at = Duration::from_secs(second);
+        let delivered = settled + 5;
+        let waiting_pulls = u64::from(pending == 0);
+        let sample = Sample { at, delivered, pending, ack_pending: 5, max_ack_pending: None, waiting_pulls };
+        Rates { sample, arrivals: 0.0, settled: 1.0, lasting_arrivals: 0.0, is_idle: false, drain: None }
+    }
+
+    /// Runs so many ready pods for a while that settle so many a second together.
+    fn run(
+        capacity: &mut Capacity,
+        seconds: std::ops::RangeInclusive<u64>,
+        ready: u32,
+        rate: u64,
+        pending: u64,
+    ) {
+        let begin = *seconds.start();
+        for second in seconds.step_by(2) {
+            capacity.add(&rates(second, 10_000 * u64::from(ready) + (second - begin) * rate, pending), ready);
+        }
+    }
+
+    #[test]
+    fn a_pod_that_waits_for_messages_teaches_nothing() {
+        let mut capacity = Capacity::default();
+        run(&mut capacity, 0..=60, 1, 1, 0);
+        assert_eq!(capacity.learnt(), None);
+        run(&mut capacity, 62..=80, 2, 200, 50);
+        assert_eq!(capacity.learnt(), Some(100.0));
+        run(&mut capacity, 82..=120, 4, 4, 0);
+        assert_eq!(capacity.learnt(), Some(100.0));
+        // That it can do no less than it did is known all the same.
+        run(&mut capacity, 122..=140, 1, 150, 0);
+        assert_eq!(capacity.learnt(), Some(150.0));
+    }
+
+    #[test]
+    fn handlers_that_take_a_minute_are_waited_for() {
+        let mut capacity = Capacity::default();
+        // Four at once end every minute.
+        for second in (0..=240).step_by(2) {
+            capacity.add(&rates(second, second / 60 * 4, 100), 1);
+        }
+        let learnt = capacity.learnt().unwrap();
+        assert!((0.06..0.075).contains(&learnt), "{learnt}");
+    }
+
+    #[test]
+    fn pods_that_bring_nothing_are_no_gain_until_more_is_settled() {
+        let mut capacity = Capacity::of(Some(100.0));
+        capacity.scaled_up(2, 4, 200.0);
+        run(&mut capacity, 0..=8, 2, 200, 50);
+        assert!(!capacity.has_no_gain(), "those that came are not ready yet");
+        run(&mut capacity, 10..=26, 4, 210, 50);
+        assert!(capacity.has_no_gain());
+        run(&mut capacity, 28..=60, 4, 230, 50);
+        assert!(!capacity.has_no_gain(), "what held them up is gone");
+        capacity.scaled_up(4, 8, 230.0);
+        run(&mut capacity, 62..=80, 8, 400, 50);
+        assert!(!capacity.has_no_gain());
+    }
+
+    #[test]
+    fn pods_that_went_before_they_were_judged_are_forgotten() {
+        let mut capacity = Capacity::of(Some(100.0));
+        capacity.scaled_up(20, 40, 2000.0);
+        capacity.scaled_down();
+        capacity.scaled_up(4, 8, 400.0);
+        run(&mut capacity, 0..=30, 8, 800, 50);
+        assert!(!capacity.has_no_gain());
+    }
+
+    #[test]
+    fn pods_that_have_nothing_left_to_do_are_not_judged() {
+        let mut capacity = Capacity::of(Some(100.0));
+        capacity.scaled_up(1, 2, 100.0);
+        run(&mut capacity, 0..=20, 2, 100, 0);
+        run(&mut capacity, 22..=42, 2, 100, 50);
+        assert!(!capacity.has_no_gain());
+    }
+}

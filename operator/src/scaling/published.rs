@@ -1,0 +1,221 @@
+//! In: decisions, look by look. Out: what is said of them in the condition, which changes with what a user would want to know and not with
+//! each look. Pure.
+
+use std::{fmt::Write as _, time::Duration};
+
+use jetwright_crds::{conditions, consumer::ConsumerFigures};
+
+use super::{
+    autoscaler::{Autoscaler, Decision, Reason},
+    figures::{Reading, Unknown},
+};
+
+/// How long a reason holds before it is said: what is over by then is no news.
+const PERSISTENCE: Duration = Duration::from_secs(20);
+/// Consumers whose figures a message has.
+const MAX_NAMED: usize = 3;
+
+/// What is said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    pub reason: conditions::Reason,
+    pub message: String,
+}
+
+/// What was said last, and what may be said next.
+#[derive(Clone, Debug, Default)]
+pub struct Published {
+    pub said: Option<Said>,
+    /// A reason that does not hold for long enough yet, and since when.
+    next: Option<(conditions::Reason, Duration)>,
+}
+
+/// One decision, with what it was made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Decided<'a> {
+    pub at: Duration,
+    /// Pods before it.
+    pub before: u32,
+    pub decision: Decision,
+    pub readings: &'a [(String, Reading)],
+    pub figures: &'a [ConsumerFigures],
+    pub max: u32,
+    pub observes: bool,
+}
+
+impl Published {
+    /// Takes over a decision; whether something else is said now.
+    pub fn add(&mut self, decided: Decided<'_>) -> bool {
+        let reason = self.reason(&decided);
+        let said = self.said.as_ref().map(|said| said.reason);
+        let scaled = !decided.observes && decided.decision.replicas != decided.before;
+        if !scaled && said == Some(reason) {
+            self.next = None;
+            return false;
+        }
+        // A moment without an answer is nothing to begin with, either.
+        let is_news = scaled || (said.is_none() && reason != conditions::Reason::FiguresUnknown);
+        if !is_news {
+            let since = self.next.filter(|(next, _)| *next == reason).map_or(decided.at, |(_, since)| since);
+            self.next = Some((reason, since));
+            if decided.at < since + PERSISTENCE {
+                return false;
+            }
+        }
+        self.next = None;
+        self.said = Some(Said { reason, message: message(reason, &decided) });
+        true
+    }
+
+    fn reason(&self, decided: &Decided<'_>) -> conditions::Reason {
+        use conditions::Reason as Word;
+        match decided.decision.reason {
+            Reason::FiguresUnknown(_) => Word::FiguresUnknown,
+            _ if decided.observes => Word::Observing,
+            Reason::ScaledUp => Word::ScaledUp,
+            Reason::ScaledDown => Word::ScaledDown,
+            Reason::NoGain => Word::NoGain,
+            Reason::AtMaximum => Word::AtMaximum,
+            Reason::AckPendingLimit => Word::AckPendingLimit,
+            // What was done last stays said until something else is to say.
+            Reason::Steady | Reason::Starting | Reason::Draining => {
+                let said = self.said.as_ref().map(|said| said.reason);
+                said.filter(|said| matches!(said, Word::ScaledUp | Word::ScaledDown)).unwrap_or(Word::Steady)
+            }
+        }
+    }
+}
+
+/// What is said, with what to do about it.
+fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
+    use conditions::Reason as Word;
+    let Decision { replicas, wish, .. } = decided.decision;
+    let by = described(decided.figures);
+    match reason {
+        Word::ScaledUp | Word::ScaledDown => format!("scaled from {} to {replicas} pods: {by}", decided.before),
+        Word::AtMaximum => format!(
+            "the load takes {wish} pods, and there may be {}: raise spec.workload.autoscaling.maxReplicas, or make the handlers faster ({by})",
+            decided.max
+        ),
+        Word::NoGain => format!(
+            "the load takes {wish} pods, and the last ones brought less than a tenth of what they should: look for what all {replicas} share and \
+             wait for, as a database. Scaling up goes on when more is settled, or spec.workload.autoscaling changes ({by})"
+        ),
+        Word::AckPendingLimit => format!(
+            "the load takes {wish} pods, and more than {replicas} would get nothing: as many messages are unacknowledged as may be. Raise \
+             spec.maxAckPending ({by})"
+        ),
+        Word::FiguresUnknown => {
+            format!("there are {replicas} pods until the figures are known again: {}", unknown(decided.readings))
+        }
+        Word::Observing => "spec.workload.replicas says how many pods there are; status.autoscaling.desiredReplicas, what autoscaling would have \
+             next. To let it scale, set spec.workload.autoscaling.mode to Active"
+            .to_owned(),
+        _ => format!("{replicas} pods are what the load takes: {by}"),
+    }
+}
+
+fn unknown(readings: &[(String, Reading)]) -> String {
+    let unknown = readings.iter().filter_map(|(name, reading)| Some((name, reading.err()?)));
+    let said: Vec<_> = unknown.map(|(name, why)| format!("the consumer of {name} {}", why.words())).collect();
+    // All answer, and for less than a window.
+    if said.is_empty() { Unknown::Reset.words().to_owned() } else { said.join("; ") }
+}
+
+/// The figures, in a few words for each consumer.
+fn described(figures: &[ConsumerFigures]) -> String {
+    let mut text = String::new();
+    for figures in figures.iter().take(MAX_NAMED) {
+        let ConsumerFigures { name, lag, arrivals, settled, capacity } = figures;
+        let separator = if text.is_empty() { "" } else { "; " };
+        let known = |figure: &Option<String>| figure.clone().unwrap_or_else(|| "?".to_owned());
+        let _ = write!(
+            text,
+            "{separator}{name} has {} unsettled messages; {} arrive and {} are settled in a second, one pod settles {}",
+            lag.map_or_else(|| "?".to_owned(), |lag| lag.to_string()),
+            known(arrivals),
+            known(settled),
+            known(capacity),
+        );
+    }
+    if figures.len() > MAX_NAMED {
+        let _ = write!(text, "; and {} more", figures.len() - MAX_NAMED);
+    }
+    text
+}
+
+/// What is known of the consumers of a workload.
+pub fn figures(autoscaler: &Autoscaler) -> Vec<ConsumerFigures> {
+    let known = autoscaler.consumers.iter().map(|(name, consumer)| ConsumerFigures {
+        name: name.clone(),
+        lag: consumer.rates.map(|rates| rates.sample.lag()),
+        arrivals: consumer.rates.map(|rates| decimal(rates.arrivals)),
+        settled: consumer.rates.map(|rates| decimal(rates.settled)),
+        capacity: consumer.capacity.learnt().map(decimal),
+    });
+    known.collect()
+}
+
+/// A rate with three digits: what changes behind them is no news.
+fn decimal(rate: f64) -> String {
+    if rate <= 0.0 {
+        return "0".to_owned();
+    }
+    let digits = (2.0 - rate.log10().floor()).clamp(0.0, 6.0);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is at most six")]
+    let text = format!("{rate:.*}", digits as usize);
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn decided(second: u64, before: u32, replicas: u32, reason: Reason) -> Decided<'static> {
+        let decision = Decision { replicas, wish: 9, reason };
+        let at = Duration::from_secs(second);
+        Decided { at, before, decision, readings: &[], figures: &[], max: 4, observes: false }
+    }
+
+    fn said(published: &Published) -> Option<&'static str> {
+        published.said.as_ref().map(|said| said.reason.as_str())
+    }
+
+    #[test]
+    fn a_step_is_said_at_once_and_stays_said_while_nothing_else_is_to_say() {
+        let mut published = Published::default();
+        assert!(published.add(decided(0, 1, 1, Reason::Steady)));
+        assert!(published.add(decided(2, 1, 4, Reason::ScaledUp)));
+        assert!(published.said.as_ref().unwrap().message.starts_with("scaled from 1 to 4 pods"));
+        for (second, reason) in [(4, Reason::Starting), (60, Reason::Steady), (120, Reason::Draining)] {
+            assert!(!published.add(decided(second, 4, 4, reason)));
+        }
+        assert_eq!(said(&published), Some("ScaledUp"));
+        assert!(published.add(decided(122, 4, 3, Reason::ScaledDown)));
+        assert!(published.add(decided(140, 3, 2, Reason::ScaledDown)), "each step is");
+    }
+
+    #[test]
+    fn what_holds_for_a_moment_is_not_said() {
+        let mut published = Published::default();
+        let unknown = Reason::FiguresUnknown(Unknown::Unanswered);
+        assert!(!published.add(decided(0, 4, 4, unknown)));
+        assert!(published.add(decided(2, 4, 4, Reason::Steady)));
+        for second in 0..20 {
+            let reason = if second % 2 == 0 { Reason::AtMaximum } else { Reason::Steady };
+            assert!(!published.add(decided(4 + 10 * second, 4, 4, reason)));
+        }
+        assert!(!published.add(decided(300, 4, 4, unknown)));
+        assert!(published.add(decided(320, 4, 4, unknown)));
+        assert_eq!(said(&published), Some("FiguresUnknown"));
+        assert!(!published.add(decided(322, 4, 4, Reason::Steady)));
+        assert!(published.add(decided(342, 4, 4, Reason::Steady)));
+        assert_eq!(said(&published), Some("Steady"));
+    }
+
+    #[test]
+    fn rates_have_three_digits() {
+        let texts = [0.0, 0.012_345, 0.5, 1.0, 12.345, 123.456, 1234.5].map(decimal);
+        assert_eq!(texts, ["0", "0.0123", "0.5", "1", "12.3", "123", "1234"]);
+    }
+}

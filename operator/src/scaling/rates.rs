@@ -1,0 +1,167 @@
+//! In: samples of one consumer. Out: how fast messages arrive and are settled, and whether that is known. Pure.
+
+use std::{collections::VecDeque, time::Duration};
+
+use super::{
+    figures::{Reading, Sample, Unknown},
+    spec::as_f64,
+};
+
+/// What is decided is decided by so much time.
+pub const WINDOW: Duration = Duration::from_secs(10);
+/// Weight of the newest rate in the mean.
+const ALPHA: f64 = 0.5;
+
+/// How fast messages arrive and are settled, in messages a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    pub sample: Sample,
+    pub arrivals: f64,
+    pub settled: f64,
+    /// The lowest rate of arrivals of the last window: what is more may be a moment's.
+    pub lasting_arrivals: f64,
+    /// Whether nothing came in a whole window, and nothing is left.
+    pub is_idle: bool,
+    /// How fast the lag fell in the last window; None where it did not.
+    pub drain: Option<f64>,
+}
+
+impl Rates {
+    /// Whether pods have all that they can work at: a second's work waits, and none asks for it. What waits for less may be on its way.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.sample.is_unasked() && as_f64(self.sample.pending) >= self.settled
+    }
+}
+
+/// Figures of a consumer over time.
+#[derive(Clone, Debug, Default)]
+pub struct Series {
+    /// The samples of the last window, with the mean rate of arrivals at each.
+    recent: VecDeque<(Sample, f64)>,
+    means: Option<(f64, f64)>,
+    /// Until when the figures count as unknown, since they fell back.
+    unknown_until: Option<Duration>,
+}
+
+impl Series {
+    /// Takes over what was read last.
+    ///
+    /// # Errors
+    ///
+    /// Where rates are unknown.
+    pub fn add(&mut self, reading: Reading) -> Result<Rates, Unknown> {
+        let sample = reading?;
+        if let Some((last, _)) = self.recent.back() {
+            if sample.settled() < last.settled() {
+                *self = Self { unknown_until: Some(sample.at + WINDOW), ..Self::default() };
+            } else if sample.at.saturating_sub(last.at) > WINDOW {
+                // What happened meanwhile is no rate of now.
+                *self = Self::default();
+            }
+        }
+        self.advance(sample);
+        if self.unknown_until.is_some_and(|until| sample.at < until) {
+            return Err(Unknown::Reset);
+        }
+        self.unknown_until = None;
+        self.rates().ok_or(Unknown::New)
+    }
+
+    fn advance(&mut self, sample: Sample) {
+        if let Some((last, _)) = self.recent.back() {
+            let seconds = sample.at.saturating_sub(last.at).as_secs_f64();
+            if seconds <= 0.0 {
+                return;
+            }
+            // A purge takes messages away that arrived.
+            let rate = |now: u64, before: u64| as_f64(now.saturating_sub(before)) / seconds;
+            let arrivals = rate(sample.arrived(), last.arrived());
+            let settled = rate(sample.settled(), last.settled());
+            let mean = |before: f64, now: f64| before + ALPHA * (now - before);
+            self.means = Some(match self.means {
+                Some((before, settled_before)) => (mean(before, arrivals), mean(settled_before, settled)),
+                None => (arrivals, settled),
+            });
+        }
+        self.recent.push_back((sample, self.means.map_or(f64::INFINITY, |(arrivals, _)| arrivals)));
+        // One sample at the beginning of the window, or before, stays.
+        while self.recent.get(1).is_some_and(|(second, _)| second.at + WINDOW <= sample.at) {
+            self.recent.pop_front();
+        }
+    }
+
+    /// The rates, once a window was sampled.
+    fn rates(&self) -> Option<Rates> {
+        let ((first, _), (sample, _)) = (self.recent.front()?, self.recent.back()?);
+        let (arrivals, settled) = self.means?;
+        let span = sample.at.saturating_sub(first.at);
+        if span < WINDOW {
+            return None;
+        }
+        let fallen = first.lag().saturating_sub(sample.lag());
+        Some(Rates {
+            sample: *sample,
+            arrivals,
+            settled,
+            lasting_arrivals: self.recent.iter().map(|(_, mean)| *mean).fold(arrivals, f64::min),
+            is_idle: sample.lag() == 0 && sample.arrived() <= first.arrived(),
+            drain: (fallen > 0).then(|| as_f64(fallen) / span.as_secs_f64()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(second: u64, delivered: u64, pending: u64, ack_pending: u64) -> Sample {
+        let at = Duration::from_secs(second);
+        Sample { at, delivered, pending, ack_pending, max_ack_pending: None, waiting_pulls: 0 }
+    }
+
+    /// Ten arrive a second, eight are settled.
+    fn steady(series: &mut Series, seconds: std::ops::Range<u64>) -> Option<Result<Rates, Unknown>> {
+        let samples = seconds.step_by(2).map(|second| sample(second, 8 * second + 4, 2 * second, 4));
+        samples.map(|sample| series.add(Ok(sample))).last()
+    }
+
+    #[test]
+    fn rates_are_known_after_one_window() {
+        let mut series = Series::default();
+        assert_eq!(steady(&mut series, 0..10), Some(Err(Unknown::New)));
+        let rates = steady(&mut series, 10..11).unwrap().unwrap();
+        assert_eq!((rates.arrivals, rates.settled, rates.lasting_arrivals), (10.0, 8.0, 10.0));
+        assert_eq!((rates.is_idle, rates.drain), (false, None));
+    }
+
+    #[test]
+    fn figures_that_fall_back_are_unknown_for_a_window() {
+        let mut series = Series::default();
+        steady(&mut series, 0..20).unwrap().unwrap();
+        for second in [20, 22, 24, 26, 28] {
+            assert_eq!(series.add(Ok(sample(second, 5 + second, 0, 0))), Err(Unknown::Reset));
+        }
+        assert!(series.add(Ok(sample(30, 35, 0, 0))).is_ok());
+    }
+
+    #[test]
+    fn one_lost_answer_costs_nothing_and_a_window_without_any_costs_another() {
+        let mut series = Series::default();
+        steady(&mut series, 0..20).unwrap().unwrap();
+        assert_eq!(series.add(Err(Unknown::Unanswered)), Err(Unknown::Unanswered));
+        assert!(steady(&mut series, 22..24).unwrap().is_ok());
+        assert_eq!(steady(&mut series, 40..42), Some(Err(Unknown::New)));
+    }
+
+    #[test]
+    fn a_consumer_is_idle_when_nothing_came_in_a_window_and_nothing_is_left() {
+        let mut series = Series::default();
+        let mut last = Err(Unknown::New);
+        for second in (0..=10).step_by(2) {
+            last = series.add(Ok(sample(second, 7, 0, 0)));
+        }
+        assert!(last.unwrap().is_idle);
+        assert!(!series.add(Ok(sample(12, 8, 0, 0))).unwrap().is_idle);
+    }
+}

@@ -1,0 +1,139 @@
+//! Samples the consumers of workloads with autoscaling, and lets their autoscalers decide, while this process leads. Asks JetStream for each of
+//! these consumers alone, whose leader answers; nobody else costs a request.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use jetwright_crds::EventConsumer;
+use jetwright_nats::Api;
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::ResourceExt as _;
+use std::sync::Arc;
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    figures::{Reading, Sample, Unknown},
+    registry::{Seen, count},
+};
+use crate::{
+    context::Context,
+    jetstream::{connections::Connection, ownership::Owner},
+    kubernetes::{
+        scopes::Scope,
+        stores::{IndexKey, Name, name_of},
+    },
+    object_state::ObjectKey,
+    stats::{answer::ListedConsumer, pace::Pace},
+};
+
+/// How often each consumer is sampled, where there are few enough.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// Least time between two requests of a connection: at most 200 a second.
+const MIN_GAP: Duration = Duration::from_millis(5);
+/// Workloads that are looked at at once: an answer that does not come holds up one of them.
+const CONCURRENCY: usize = 32;
+
+/// Samples every connection for ever.
+pub async fn run(context: &Context) {
+    for scope in context.scopes.all() {
+        // Before all was listed, a Deployment that exists would be missing. A scope lives as long as the process leads.
+        let _ = scope.listed.subscribe().wait_for(|listed| *listed).await;
+    }
+    futures::future::join_all(context.connections.all().map(|connection| sample(context, connection))).await;
+}
+
+async fn sample(context: &Context, connection: &Connection) {
+    let metrics = context.metrics.clone();
+    let api = connection.cache.api().observed(move |_, error| metrics.sampled(error));
+    let pace = Pace::with_gap(MIN_GAP);
+    loop {
+        let begun = Instant::now();
+        let workloads = workloads(context, connection);
+        context.autoscalers.retain(|name| {
+            !connection.serves.contains(&name.0)
+                || workloads.iter().any(|workload| name_of(workload.as_ref()) == *name)
+        });
+        let sampler = Sampler { context, connection, api: &api, pace: &pace };
+        futures::stream::iter(workloads)
+            .for_each_concurrent(CONCURRENCY, |workload| sampler.look(workload))
+            .await;
+        sleep_until(begun + INTERVAL).await;
+    }
+}
+
+/// The EventConsumers with autoscaling that a connection serves.
+fn workloads(context: &Context, connection: &Connection) -> Vec<Arc<EventConsumer>> {
+    let scaled = context.scopes.all().flat_map(|scope| scope.event_consumers.by(&IndexKey::Autoscaled));
+    let here = scaled.filter(|object| {
+        let is_deleted = object.metadata.deletion_timestamp.is_some();
+        !is_deleted && connection.serves.contains(&object.namespace().unwrap_or_default())
+    });
+    here.collect()
+}
+
+struct Sampler<'a> {
+    context: &'a Context,
+    connection: &'a Connection,
+    api: &'a Api,
+    pace: &'a Pace,
+}
+
+impl Sampler<'_> {
+    /// Samples the consumers of one workload, and lets it decide. Nothing is decided for one without a Deployment: it is not made yet.
+    async fn look(&self, object: Arc<EventConsumer>) {
+        let (namespace, name) = name_of(object.as_ref());
+        let Some(scope) = self.context.scopes.of(&namespace) else { return };
+        let Some(autoscaling) =
+            object.spec.workload.as_ref().and_then(|workload| workload.autoscaling.as_ref())
+        else {
+            return;
+        };
+        let mut readings = Vec::new();
+        let guests = scope.event_consumers.by(&IndexKey::Workload((namespace.clone(), name.clone())));
+        for consumer in std::iter::once(&object).chain(&guests) {
+            readings.push((consumer.name_any(), self.read(consumer, scope).await));
+        }
+        let Some((replicas, ready)) = self.pods(&object, (namespace, name)) else { return };
+        let seen = Seen { object: &object, autoscaling, replicas, ready, readings: &readings };
+        self.context.autoscalers.look(&seen, self.context.settings.status_stats_interval);
+    }
+
+    /// Pods that the object's Deployment is to have, and those that are ready.
+    fn pods(&self, object: &EventConsumer, (namespace, name): Name) -> Option<(u32, u32)> {
+        let known = self.context.applying.owned.get(&ObjectKey::new::<Deployment>(&namespace, &name))?;
+        let own = known.is_controlled_by(object.metadata.uid.as_deref()?);
+        let deployment = known.deployment.as_deref().filter(|_| own)?;
+        let replicas = deployment.spec.as_ref()?.replicas?;
+        let ready = deployment.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or_default();
+        Some((count(replicas), count(ready)))
+    }
+
+    async fn read(&self, consumer: &EventConsumer, scope: &Scope) -> Reading {
+        if !self.connection.nats.state().borrow().connected {
+            return Err(Unknown::Unanswered);
+        }
+        let stream = scope.stream_name_of(consumer).ok_or(Unknown::Missing)?;
+        self.pace.turn().await;
+        let answer = self.api.consumer_info::<ListedConsumer>(&stream, &consumer.consumer_name()).await;
+        let found = answer.map_err(|_| Unknown::Unanswered)?.ok_or(Unknown::Missing)?;
+        let owner = Owner::new(&self.context.cluster, consumer);
+        if !found.owner().is_some_and(|mark| owner.is_named_by(mark)) {
+            return Err(Unknown::Missing);
+        }
+        let (figures, delivered) = (found.figures(), found.deliveries());
+        if figures.is_paused {
+            return Err(Unknown::Paused);
+        }
+        if !figures.is_led {
+            return Err(Unknown::Unanswered);
+        }
+        Ok(Sample {
+            at: self.context.autoscalers.elapsed(),
+            delivered,
+            pending: figures.pending,
+            ack_pending: figures.ack_pending,
+            max_ack_pending: figures.max_ack_pending,
+            waiting_pulls: figures.waiting_pulls,
+        })
+    }
+}

@@ -1,0 +1,9 @@
+//! Workloads in virtual time: queues, pods that need a while to start, handlers, a database that they share; scaled as the operator scales them.
+//!
+//! [`scenarios`] has loads that are known to mislead autoscalers, and [`properties`] random ones.
+
+mod properties;
+mod scenarios;
+mod world;
+
+pub use world::scaling;

@@ -1,0 +1,113 @@
+//! What a decision depends on beside figures: what the object declares. Pure.
+
+use std::time::Duration;
+
+/// Part of a pod's capacity that is used on purpose; the rest takes what comes unevenly.
+const UTILIZATION: f64 = 0.8;
+
+/// How a workload is scaled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scaling {
+    /// Fewest and most pods.
+    pub min: u32,
+    pub max: u32,
+    /// Time in which the lag should be worked off.
+    pub target_drain_time: Duration,
+    /// Unsettled messages for each pod while the capacity of a pod is unknown.
+    pub lag_per_replica: u64,
+    /// For how long fewer pods must have been enough before there are fewer.
+    pub scale_down_after: Duration,
+}
+
+impl Scaling {
+    /// The replicas between the bounds.
+    #[must_use]
+    pub fn bound(&self, replicas: u32) -> u32 {
+        replicas.clamp(self.min, self.max.max(self.min))
+    }
+
+    /// Pods that settle what arrives and work off the lag in time, as a fraction.
+    #[must_use]
+    pub fn load(&self, arrivals: f64, lag: u64, capacity: Option<f64>) -> f64 {
+        match capacity {
+            Some(capacity) => {
+                (arrivals + as_f64(lag) / self.target_drain_time.as_secs_f64()) / (UTILIZATION * capacity)
+            }
+            None => as_f64(lag) / as_f64(self.lag_per_replica.max(1)),
+        }
+    }
+}
+
+/// Which numbers of pods are of use where a pod has whole partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Useful {
+    pub partitions: u32,
+    /// Those in which something waits.
+    pub lagging: u32,
+}
+
+impl Useful {
+    /// The fewest pods, at least so many, with which the busiest has fewer partitions than with one pod less. More take nothing from it, up to
+    /// the next such number; more than there are partitions never do.
+    #[must_use]
+    pub fn round_up(self, replicas: u32) -> u32 {
+        let useful = (replicas..self.partitions).find(|count| self.round_down(*count) == *count);
+        useful.unwrap_or(self.partitions)
+    }
+
+    /// The most of these numbers of pods that is not above so many.
+    #[must_use]
+    pub fn round_down(self, replicas: u32) -> u32 {
+        if replicas == 0 {
+            return 0;
+        }
+        let largest_share = self.partitions.div_ceil(replicas).max(1);
+        self.partitions.div_ceil(largest_share)
+    }
+}
+
+/// A count as a number to divide; exact up to 2^52.
+#[must_use]
+#[allow(clippy::cast_precision_loss, reason = "figures are no more exact than that")]
+pub fn as_f64(count: u64) -> f64 {
+    count as f64
+}
+
+/// The whole number at or above a load, bounded.
+#[must_use]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is bounded before")]
+pub fn ceil(load: f64) -> u32 {
+    // What a sum of rounded rates is above a whole number is not a pod's load.
+    (load - 1e-6).ceil().clamp(0.0, f64::from(u16::MAX)) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_counts_at_which_the_largest_share_falls_are_of_use() {
+        let useful = Useful { partitions: 8, lagging: 8 };
+        let counts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20].map(|count| useful.round_up(count));
+        assert_eq!(counts, [0, 1, 2, 3, 4, 8, 8, 8, 8, 8, 8]);
+        let counts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20].map(|count| useful.round_down(count));
+        assert_eq!(counts, [0, 1, 2, 3, 4, 4, 4, 4, 8, 8, 8]);
+        let sixteen = Useful { partitions: 16, lagging: 16 };
+        let counts: Vec<_> = (1..=16).map(|count| sixteen.round_up(count)).collect();
+        assert_eq!(counts, [1, 2, 3, 4, 6, 6, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16]);
+    }
+
+    #[test]
+    fn the_formula_is_that_of_rates_and_before_the_capacity_is_known_that_of_the_lag() {
+        let scaling = Scaling {
+            min: 0,
+            max: 20,
+            target_drain_time: Duration::from_secs(30),
+            lag_per_replica: 100,
+            scale_down_after: Duration::from_mins(1),
+        };
+        assert_eq!(ceil(scaling.load(100.0, 6000, Some(100.0))), 4);
+        assert_eq!(ceil(scaling.load(80.0, 0, Some(100.0))), 1);
+        assert_eq!(ceil(scaling.load(1000.0, 301, None)), 4);
+    }
+}

@@ -1,0 +1,77 @@
+//! In: the rates of one consumer and the capacity of a pod. Out: how many pods it asks for. Pure.
+
+use super::{
+    capacity::Capacity,
+    rates::Rates,
+    spec::{Scaling, Useful, as_f64, ceil},
+};
+
+/// How much more load there may be before pods that were taken away come back: without, a load between two numbers goes to and fro.
+const MARGIN: f64 = 1.1;
+
+/// Pods that a consumer asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// By the formula.
+    pub pods: u32,
+    /// To go up to: no more than are of use now.
+    pub up: u32,
+    /// To go down to.
+    pub down: u32,
+    /// Whether it works off a lag, later than it should.
+    pub is_draining: bool,
+    /// Whether JetStream delivers no more until something is settled.
+    pub is_limited: bool,
+}
+
+/// What is there, beside the figures.
+#[derive(Clone, Copy, Debug)]
+pub struct Present<'a> {
+    pub scaling: &'a Scaling,
+    pub useful: Option<Useful>,
+    /// Pods that there are to be now.
+    pub replicas: u32,
+}
+
+/// The pods that a consumer asks for.
+#[must_use]
+pub fn wish(rates: &Rates, capacity: &Capacity, present: Present<'_>) -> Wish {
+    let Present { scaling, useful, replicas } = present;
+    if rates.is_idle {
+        return Wish::default();
+    }
+    let (sample, each) = (rates.sample, capacity.learnt());
+    let lag = sample.lag();
+    let load = scaling.load(rates.arrivals, lag, each);
+    let target = scaling.target_drain_time.as_secs_f64();
+    // A pod for each message that is there, or comes while they are worked off, is the most.
+    let most = ceil(as_f64(lag) + rates.arrivals * target).max(1);
+    let round = |pods: u32| useful.map_or(pods, |useful| useful.round_up(pods));
+    let pods = round(ceil(load).clamp(1, most));
+    let is_limited = sample.is_limited();
+    let up = if is_limited || capacity.has_no_gain() {
+        replicas.min(pods)
+    } else {
+        pods.min(helpful(rates, each, present))
+    };
+    let is_late = rates.drain.is_some_and(|drain| as_f64(lag) / drain > target);
+    Wish {
+        pods,
+        up,
+        down: round(ceil(load * MARGIN).clamp(1, most)),
+        is_draining: rates.is_busy() && is_late,
+        is_limited,
+    }
+}
+
+/// The most pods that are of use: one for each message that no pod has, beside those that there are, or as many as what has come for a while
+/// takes. What pods have is not worked off faster by more of them.
+fn helpful(rates: &Rates, each: Option<f64>, present: Present<'_>) -> u32 {
+    let Present { scaling, useful, replicas } = present;
+    let waiting = u32::try_from(rates.sample.pending).unwrap_or(u32::MAX);
+    let lasting = each.map_or(0, |each| ceil(scaling.load(rates.lasting_arrivals, 0, Some(each))));
+    let most = replicas.saturating_add(waiting).max(lasting);
+    // Without pods, what waits to be delivered again is nobody's.
+    let most = if replicas == 0 { most.max(1) } else { most };
+    useful.map_or(most, |useful| most.min(replicas.max(useful.lagging)))
+}

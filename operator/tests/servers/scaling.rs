@@ -1,0 +1,287 @@
+//! Pods that follow what waits for them. The test plays Kubernetes' controllers and the pods.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_nats::jetstream::{self, consumer::PullConsumer};
+use futures::StreamExt as _;
+use jetwright_crds::EventConsumer;
+use jetwright_testing::{NatsServer, await_until};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+use tokio::task::JoinHandle;
+
+use crate::world::{World, condition, metrics_sum};
+
+/// How long a step may take: figures of a window, and of the time for which fewer pods must have been enough.
+const STEPS: Duration = Duration::from_secs(90);
+/// How often the played pods work.
+const TICK: Duration = Duration::from_millis(200);
+
+/// A consumer of orders whose pods are scaled so.
+fn spec(autoscaling: &str) -> String {
+    format!(
+        "{{streamRef: {{name: orders}}, filterSubjects: [orders.*.placed], workload: {{replicas: 1, autoscaling: {autoscaling}, template: \
+         {{spec: {{containers: [{{name: app, image: 'shop/order:1'}}]}}}}}}}}"
+    )
+}
+
+async fn with(autoscaling: &str, flags: &[&str]) -> World {
+    let world = World::with(NatsServer::start().await, flags).await;
+    world.stream("orders", "subjects: [orders.*.*]").await;
+    world.consumer("fulfilment", &spec(autoscaling)).await;
+    world.await_condition::<EventConsumer>("fulfilment", "ConsumerReady", "True", "Reconciled").await;
+    world
+}
+
+async fn replicas(world: &World) -> Result<i32, String> {
+    let api: Api<Deployment> = world.namespace.api();
+    let found = api.get("fulfilment").await.map_err(|error| error.to_string())?;
+    found.spec.and_then(|spec| spec.replicas).ok_or_else(|| "no replicas".to_owned())
+}
+
+async fn await_replicas(world: &World, wanted: impl Fn(i32) -> bool) -> i32 {
+    await_until("the pods are as many as wanted", STEPS, || async {
+        let replicas = replicas(world).await?;
+        let scaling = condition(&world.consumers().get("fulfilment").await.unwrap(), "ScalingActive");
+        if wanted(replicas) { Ok(replicas) } else { Err(format!("{replicas} pods: {scaling:?}")) }
+    })
+    .await
+}
+
+async fn publish(world: &World, subject: &str, count: usize) {
+    for _ in 0..count {
+        world.jetstream.publish(subject.to_owned(), "x".into()).await.unwrap().await.unwrap();
+    }
+}
+
+/// What runs beside a test, until its end.
+struct Played(Vec<JoinHandle<()>>);
+
+impl Drop for Played {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Kubernetes' controllers: as many pods are ready at once as the Deployment says. How many there are.
+fn controllers(world: &World) -> (JoinHandle<()>, Arc<AtomicU64>) {
+    let (api, ready): (Api<Deployment>, _) = (world.namespace.api(), Arc::new(AtomicU64::new(0)));
+    let pods = ready.clone();
+    let task = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(TICK).await;
+            let Ok(found) = api.get("fulfilment").await else { continue };
+            let wanted = found.spec.and_then(|spec| spec.replicas).unwrap_or_default();
+            let status = json!({"status": {
+                "observedGeneration": found.metadata.generation, "replicas": wanted, "updatedReplicas": wanted,
+                "availableReplicas": wanted, "readyReplicas": wanted,
+            }});
+            let _ = api.patch_status("fulfilment", &PatchParams::default(), &Patch::Merge(status)).await;
+            pods.store(u64::try_from(wanted).unwrap(), Ordering::Relaxed);
+        }
+    });
+    (task, ready)
+}
+
+/// Pods that settle so many messages a second each.
+fn pods(
+    jetstream: jetstream::Context,
+    consumer: &'static str,
+    ready: Arc<AtomicU64>,
+    rate: f64,
+) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        let mut credit = 0.0;
+        loop {
+            tokio::time::sleep(TICK).await;
+            #[allow(clippy::cast_precision_loss, reason = "a few pods")]
+            let more = ready.load(Ordering::Relaxed) as f64 * rate * TICK.as_secs_f64();
+            credit = more + f64::fract(credit);
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few messages")]
+            let batch = credit as usize;
+            if batch == 0 {
+                continue;
+            }
+            let Ok(stream) = jetstream.get_stream("orders").await else { continue };
+            let Ok(consumer) = stream.get_consumer(consumer).await else { continue };
+            let consumer: PullConsumer = consumer;
+            let Ok(mut messages) = consumer.fetch().max_messages(batch).messages().await else { continue };
+            while let Some(Ok(message)) = messages.next().await {
+                let _ = message.ack().await;
+            }
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_burst_brings_pods_that_work_it_off_and_go_to_zero_until_the_next_message() {
+    let autoscaling = "{minReplicas: 0, maxReplicas: 4, targetDrainTime: 5s, scaleDownAfter: 10s}";
+    let world = with(autoscaling, &["--status-stats-interval=1s"]).await;
+    let (controllers, ready) = controllers(&world);
+    let _played = Played(vec![controllers, pods(world.jetstream.clone(), "fulfilment", ready, 20.0)]);
+    await_replicas(&world, |replicas| replicas == 0).await;
+
+    let published = Instant::now();
+    publish(&world, "orders.1.placed", 1).await;
+    await_replicas(&world, |replicas| replicas == 1).await;
+    // Sampled every two seconds; an idle machine decides and applies it in far less than the rest.
+    assert!(published.elapsed() < Duration::from_secs(10), "{:?}", published.elapsed());
+
+    publish(&world, "orders.1.placed", 1200).await;
+    await_replicas(&world, |replicas| replicas == 4).await;
+    world.await_condition::<EventConsumer>("fulfilment", "ScalingActive", "True", "ScaledUp").await;
+    await_until("what one pod can do is learnt", STEPS, || async {
+        let status = world.consumers().get("fulfilment").await.unwrap().status.unwrap();
+        let capacity = status.autoscaling.as_ref().and_then(|scaling| scaling.consumers[0].capacity.clone());
+        let learnt = capacity.as_ref().and_then(|capacity| capacity.parse::<f64>().ok());
+        learnt
+            .filter(|learnt| (10.0..=30.0).contains(learnt))
+            .ok_or_else(|| format!("{:?}", status.autoscaling))
+    })
+    .await;
+    await_replicas(&world, |replicas| replicas == 0).await;
+    world.await_condition::<EventConsumer>("fulfilment", "ScalingActive", "True", "ScaledDown").await;
+    let status = world.consumers().get("fulfilment").await.unwrap().status.unwrap();
+    assert_eq!((status.lag, status.autoscaling.unwrap().desired_replicas), (Some(0), 0));
+    let told = world.events("fulfilment", "Scaled").await;
+    assert!(told.iter().any(|note| note.starts_with("scaled from 0 to 1 pods: fulfilment has")), "{told:?}");
+    for metric in ["workload_replicas_decided", "workload_replicas_max", "consumer_pod_capacity_per_second"] {
+        assert!(
+            world.admin("/metrics").await.unwrap().1.contains(&format!("jetwright_{metric}{{")),
+            "{metric}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn while_jetstream_is_away_the_pods_stay_as_they_are_and_the_condition_says_why() {
+    let world = with("{minReplicas: 0, maxReplicas: 4, scaleDownAfter: 10s}", &[]).await;
+    let (controllers, _) = controllers(&world);
+    let _played = Played(vec![controllers]);
+    publish(&world, "orders.1.placed", 250).await;
+    await_replicas(&world, |replicas| replicas == 3).await;
+    world.nats.process().signal("STOP");
+    let held = await_held(&world).await;
+    world.nats.process().signal("CONT");
+    assert!(held.contains("there are 3 pods until") && held.contains("fulfilment does not answer"), "{held}");
+    assert_eq!(replicas(&world).await, Ok(3));
+    await_until("it goes on", STEPS, || async {
+        let found = condition(&world.consumers().get("fulfilment").await.unwrap(), "ScalingActive").unwrap();
+        if found.status == "True" { Ok(()) } else { Err(found.message) }
+    })
+    .await;
+    assert_eq!(replicas(&world).await, Ok(3));
+}
+
+async fn await_held(world: &World) -> String {
+    await_until("the figures are unknown", STEPS, || async {
+        let found = condition(&world.consumers().get("fulfilment").await.unwrap(), "ScalingActive").unwrap();
+        if found.reason == "FiguresUnknown" { Ok(found.message) } else { Err(found.reason) }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn an_observer_says_what_it_would_do_and_leaves_the_pods_to_others() {
+    let observe = "{maxReplicas: 4, mode: Observe}";
+    let world = with(observe, &["--status-stats-interval=1s"]).await;
+    let (controllers, _) = controllers(&world);
+    let _played = Played(vec![controllers]);
+    publish(&world, "orders.1.placed", 250).await;
+    await_until("the wish is in the status", STEPS, || async {
+        let status = world.consumers().get("fulfilment").await.unwrap().status.unwrap();
+        let desired = status.autoscaling.as_ref().map(|scaling| scaling.desired_replicas);
+        if desired == Some(3) { Ok(()) } else { Err(format!("{:?}", status.autoscaling)) }
+    })
+    .await;
+    world.await_condition::<EventConsumer>("fulfilment", "ScalingActive", "False", "Observing").await;
+    assert_eq!(replicas(&world).await, Ok(1));
+    let scale = Patch::Merge(json!({"spec": {"replicas": 2}}));
+    world.consumers().patch_scale("fulfilment", &PatchParams::default(), &scale).await.unwrap();
+    await_replicas(&world, |replicas| replicas == 2).await;
+
+    // Active, it goes on with what there is, and nobody else scales.
+    world.consumer("fulfilment", &spec("{maxReplicas: 4}").replace("replicas: 1", "replicas: 2")).await;
+    await_replicas(&world, |replicas| replicas == 3).await;
+    let refused = world.consumers().patch_scale("fulfilment", &PatchParams::default(), &scale).await;
+    assert!(refused.is_ok(), "what is there already changes nothing");
+    let scale = Patch::Merge(json!({"spec": {"replicas": 1}}));
+    let refused =
+        world.consumers().patch_scale("fulfilment", &PatchParams::default(), &scale).await.unwrap_err();
+    assert!(refused.to_string().contains("autoscaling decides how many pods there are"), "{refused}");
+}
+
+#[tokio::test]
+async fn an_operator_that_is_killed_scales_nothing_when_it_comes_back_and_then_goes_on() {
+    let mut world = with("{minReplicas: 0, maxReplicas: 9, scaleDownAfter: 10s}", &[]).await;
+    let (controllers, _) = controllers(&world);
+    let _played = Played(vec![controllers]);
+    publish(&world, "orders.1.placed", 250).await;
+    await_replicas(&world, |replicas| replicas == 3).await;
+    world.await_condition::<EventConsumer>("fulfilment", "ScalingActive", "True", "ScaledUp").await;
+    let api: Api<Deployment> = world.namespace.api();
+    let generation = api.get("fulfilment").await.unwrap().metadata.generation;
+    world.operator.kill();
+    world.start_again(&[]);
+    publish(&world, "orders.1.placed", 250).await;
+    await_replicas(&world, |replicas| replicas > 3).await;
+    // The first change after the restart is the step up.
+    let now = api.get("fulfilment").await.unwrap();
+    assert_eq!(now.spec.unwrap().replicas, Some(5));
+    assert_eq!(now.metadata.generation, generation.map(|before| before + 1));
+}
+
+#[tokio::test]
+async fn the_lag_of_any_consumer_in_the_pods_counts() {
+    let world = with("{maxReplicas: 4}", &[]).await;
+    let (controllers, _) = controllers(&world);
+    let _played = Played(vec![controllers]);
+    let guest =
+        "{streamRef: {name: orders}, filterSubjects: [orders.*.paid], workloadRef: {name: fulfilment}}";
+    world.consumer("payments", guest).await;
+    world.await_condition::<EventConsumer>("payments", "ConsumerReady", "True", "Reconciled").await;
+    publish(&world, "orders.1.paid", 250).await;
+    await_replicas(&world, |replicas| replicas == 3).await;
+    let said =
+        world.await_condition::<EventConsumer>("fulfilment", "ScalingActive", "True", "ScaledUp").await;
+    assert!(said.contains("payments has 250 unsettled messages"), "{said}");
+    assert_eq!(condition(&world.consumers().get("payments").await.unwrap(), "ScalingActive"), None);
+}
+
+#[tokio::test]
+async fn a_consumer_without_autoscaling_costs_no_samples_and_one_with_it_no_writes_at_rest() {
+    let flags = ["--stats-interval=1h", "--jetstream-resync-interval=1h", "--status-stats-interval=1s"];
+    let world = World::with(NatsServer::start().await, &flags).await;
+    world.stream("orders", "subjects: [orders.*.*]").await;
+    world.consumer("plain", "{streamRef: {name: orders}, filterSubjects: [orders.*.paid]}").await;
+    world.await_ready::<EventConsumer>("plain").await;
+    let samples = || metrics_sum(world.admin, "jetwright_operator_stats_requests_total");
+    let writes = || metrics_sum(world.admin, "jetwright_operator_kubernetes_requests_total{verb=\"patch\"");
+    let before = samples().await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let after = samples().await;
+    assert!(after - before < 0.5, "{} samples", after - before);
+
+    world.consumer("fulfilment", &spec("{maxReplicas: 4}")).await;
+    let (controllers, _) = controllers(&world);
+    let played = Played(vec![controllers]);
+    world.await_condition::<EventConsumer>("fulfilment", "ScalingActive", "True", "Steady").await;
+    world.await_ready::<EventConsumer>("fulfilment").await;
+    drop(played);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let before = (samples().await, writes().await);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let after = (samples().await, writes().await);
+    assert!((3.0..=7.0).contains(&(after.0 - before.0)), "{} samples", after.0 - before.0);
+    assert!(after.1 - before.1 < 0.5, "{} writes", after.1 - before.1);
+}
