@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_nats::{ConnectOptions, jetstream};
 use jetwright_e2e::path;
 use jetwright_testing::{Folder, binary, start_time};
 use serde_json::Value;
@@ -82,6 +83,24 @@ impl Drop for Demo {
     }
 }
 
+/// The variables for the command-line tool `nats` lead to every server of the demo's NATS, by a password that it asks for.
+#[tokio::main(flavor = "current_thread")]
+async fn assert_nats_variables_work(demo: &Demo) {
+    let exported = demo.line("printenv NATS_URL NATS_USER NATS_PASSWORD");
+    let [urls, user, password]: [&str; 3] = exported.lines().collect::<Vec<_>>().try_into().unwrap();
+    assert_eq!(urls.split(',').count(), 3, "{urls}");
+    for url in urls.split(',') {
+        let connect = async |password: &str| {
+            let options = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned());
+            options.connect(url).await
+        };
+        let client = connect(password).await.unwrap();
+        let orders = jetstream::new(client).get_stream("orders").await.unwrap();
+        assert!(orders.cached_info().state.messages > 0, "{url} has another stream of orders");
+        assert!(connect("another").await.is_err(), "{url} takes any password");
+    }
+}
+
 fn await_true(what: &str, mut is_so: impl FnMut() -> bool) {
     let end = Instant::now() + BOUND;
     while !is_so() {
@@ -149,6 +168,7 @@ fn the_demo_tells_its_story_prints_lines_that_work_is_found_again_and_leaves_not
     for line in lines {
         demo.line(line);
     }
+    assert_nats_variables_work(&demo);
     // What the lines changed is Kubernetes' own work: a rollout to three pods, and pods in the place of those that were deleted.
     demo.line("kubectl rollout status deployment/order-fulfilment --namespace shop --timeout=60s");
     let scaled = demo

@@ -284,3 +284,19 @@ async fn the_definitions_move_from_kubectl_to_helm_and_back_and_are_upgraded_by_
     helm(Some(&control_plane), &["uninstall", RELEASE, "--namespace", RELEASE, "--no-hooks"]).unwrap();
     assert_eq!(uid_of_a_definition(&control_plane), uid, "never deleted");
 }
+
+#[test]
+fn the_values_of_the_first_steps_have_a_nats_user_for_the_reader_and_serve_both_namespaces() {
+    let page = fs::read_to_string(path("../docs/getting-started.md")).unwrap();
+    let block = page.split("```yaml\n").find(|block| block.starts_with("nats:")).unwrap();
+    let folder = Folder::new("first-steps");
+    let file = folder.path().join("my-values.yaml");
+    fs::write(&file, block.split("```").next().unwrap()).unwrap();
+    let own = ["--values", file.to_str().unwrap()];
+    let made = render(&[&["--values", "../charts/shop/nats-users.yaml"], &own[..]].concat()).unwrap();
+    assert!(made.contains("--default-connection-namespaces=greenhouse,shop\n"), "{made}");
+    for secret in ["name: nats-explorer\n  namespace: greenhouse\n", "name: nats-orders\n  namespace: shop\n"]
+    {
+        assert!(made.contains(secret), "nothing of {secret:?} in\n{made}");
+    }
+}
