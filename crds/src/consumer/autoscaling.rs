@@ -72,9 +72,14 @@ pub struct AutoscalingStatus {
     pub last_scale_time: Option<Time>,
     /// What it knows of each consumer whose messages the pods handle.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = AutoscalingStatus::MAX_CONSUMERS))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_owned()]))]
     pub consumers: Vec<ConsumerFigures>,
+}
+
+impl AutoscalingStatus {
+    /// Most consumers that it has figures of.
+    pub const MAX_CONSUMERS: usize = 256;
 }
 
 /// What autoscaling knows of a consumer. Rates are decimal numbers of messages a second; one that is not known is left out.

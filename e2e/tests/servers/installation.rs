@@ -57,6 +57,18 @@ fn the_images_are_those_of_one_registry_and_tag() {
 }
 
 #[test]
+fn the_order_service_is_autoscaled_where_the_values_say_how() {
+    let declared = |values: Value| {
+        let manifests = Chart::shop().render("shop", &values).unwrap();
+        manifests.lines().find_map(|line| line.trim().strip_prefix("autoscaling: ").map(ToOwned::to_owned))
+    };
+    assert_eq!(declared(json!({})), None);
+    let autoscaling = json!({"maxReplicas": 8, "minReplicas": 1});
+    let found = declared(json!({"orders": {"autoscaling": autoscaling}})).unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&found).unwrap(), autoscaling);
+}
+
+#[test]
 fn a_wrong_value_is_refused_with_its_path() {
     for (wrong, path) in [
         (json!({"catalogue": "mug=1250"}), "/catalogue"),

@@ -9,7 +9,7 @@ use super::{
     capacity::{Capacity, WARMUP},
     figures::{Reading, Unknown},
     peak::Peak,
-    rates::{Rates, Series, WINDOW},
+    rates::{MAX_GAP, Rates, Series, WINDOW},
     spec::{Scaling, Useful},
     wish::{Present, Wish, wish},
 };
@@ -139,7 +139,7 @@ impl Autoscaler {
         }
         let wishes = self.wishes(look);
         if wishes.unknown.is_none() {
-            self.down.add(look.at, wishes.all.down, WINDOW);
+            self.down.add(look.at, wishes.all.down, MAX_GAP);
         }
         let (replicas, held) = self.step(look, &wishes);
         if !look.observes && replicas != self.replicas {
@@ -342,6 +342,24 @@ mod tests {
         assert_eq!((held.replicas, held.reason), (3, Reason::FiguresUnknown(Unknown::Missing)));
         let read = |at| vec![("orders", waits(at, 0)), ("payments", waits(at, 0))];
         assert_eq!(look(&mut autoscaler, 400..600, read).replicas, 1);
+    }
+
+    #[test]
+    fn without_pods_messages_that_were_delivered_to_some_that_are_gone_bring_one() {
+        let mut autoscaler = Autoscaler::new(0);
+        let read = |at| {
+            let sample = Sample {
+                delivered: 5,
+                pending: 0,
+                ack_pending: 5,
+                max_ack_pending: Some(5),
+                at,
+                waiting_pulls: 0,
+            };
+            vec![("orders", Ok(sample))]
+        };
+        look(&mut autoscaler, 0..20, read);
+        assert_eq!(autoscaler.replicas(), 1);
     }
 
     #[test]

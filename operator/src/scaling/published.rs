@@ -3,11 +3,14 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use jetwright_crds::{conditions, consumer::ConsumerFigures};
+use jetwright_crds::{
+    conditions,
+    consumer::{AutoscalingStatus, ConsumerFigures},
+};
 
 use super::{
     autoscaler::{Autoscaler, Decision, Reason},
-    figures::{Reading, Unknown},
+    figures::Reading,
 };
 
 /// How long a reason holds before it is said: what is over by then is no news.
@@ -106,7 +109,7 @@ fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
              spec.maxAckPending ({by})"
         ),
         Word::FiguresUnknown => {
-            format!("there are {replicas} pods until the figures are known again: {}", unknown(decided.readings))
+            format!("there are {replicas} pods until the figures are known again: {}", unknown(decided))
         }
         Word::Observing => "spec.workload.replicas says how many pods there are; status.autoscaling.desiredReplicas, what autoscaling would have \
              next. To let it scale, set spec.workload.autoscaling.mode to Active"
@@ -115,11 +118,14 @@ fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
     }
 }
 
-fn unknown(readings: &[(String, Reading)]) -> String {
-    let unknown = readings.iter().filter_map(|(name, reading)| Some((name, reading.err()?)));
+fn unknown(decided: &Decided<'_>) -> String {
+    let unknown = decided.readings.iter().filter_map(|(name, reading)| Some((name, reading.err()?)));
     let said: Vec<_> = unknown.map(|(name, why)| format!("the consumer of {name} {}", why.words())).collect();
-    // All answer, and for less than a window.
-    if said.is_empty() { Unknown::Reset.words().to_owned() } else { said.join("; ") }
+    match decided.decision.reason {
+        // It answers, and what it says is not believed yet.
+        Reason::FiguresUnknown(why) if said.is_empty() => format!("a consumer {}", why.words()),
+        _ => said.join("; "),
+    }
 }
 
 /// The figures, in a few words for each consumer.
@@ -144,7 +150,7 @@ fn described(figures: &[ConsumerFigures]) -> String {
     text
 }
 
-/// What is known of the consumers of a workload.
+/// What is known of the consumers of a workload, of no more than a status takes.
 pub fn figures(autoscaler: &Autoscaler) -> Vec<ConsumerFigures> {
     let known = autoscaler.consumers.iter().map(|(name, consumer)| ConsumerFigures {
         name: name.clone(),
@@ -153,7 +159,7 @@ pub fn figures(autoscaler: &Autoscaler) -> Vec<ConsumerFigures> {
         settled: consumer.rates.map(|rates| decimal(rates.settled)),
         capacity: consumer.capacity.learnt().map(decimal),
     });
-    known.collect()
+    known.take(AutoscalingStatus::MAX_CONSUMERS).collect()
 }
 
 /// A rate with three digits: what changes behind them is no news.
@@ -170,6 +176,7 @@ fn decimal(rate: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scaling::figures::Unknown;
 
     fn decided(second: u64, before: u32, replicas: u32, reason: Reason) -> Decided<'static> {
         let decision = Decision { replicas, wish: 9, reason };

@@ -9,6 +9,8 @@ use super::{
 
 /// What is decided is decided by so much time.
 pub const WINDOW: Duration = Duration::from_secs(10);
+/// Longest time between two samples over which a rate is one: where there are thousands of consumers, each is sampled less often.
+pub const MAX_GAP: Duration = Duration::from_secs(30);
 /// Weight of the newest rate in the mean.
 const ALPHA: f64 = 0.5;
 
@@ -55,7 +57,7 @@ impl Series {
         if let Some((last, _)) = self.recent.back() {
             if sample.settled() < last.settled() {
                 *self = Self { unknown_until: Some(sample.at + WINDOW), ..Self::default() };
-            } else if sample.at.saturating_sub(last.at) > WINDOW {
+            } else if sample.at.saturating_sub(last.at) > MAX_GAP {
                 // What happened meanwhile is no rate of now.
                 *self = Self::default();
             }
@@ -146,12 +148,23 @@ mod tests {
     }
 
     #[test]
-    fn one_lost_answer_costs_nothing_and_a_window_without_any_costs_another() {
+    fn one_lost_answer_costs_nothing_and_many_cost_a_window() {
         let mut series = Series::default();
         steady(&mut series, 0..20).unwrap().unwrap();
         assert_eq!(series.add(Err(Unknown::Unanswered)), Err(Unknown::Unanswered));
         assert!(steady(&mut series, 22..24).unwrap().is_ok());
-        assert_eq!(steady(&mut series, 40..42), Some(Err(Unknown::New)));
+        assert!(steady(&mut series, 50..52).unwrap().is_ok());
+        assert_eq!(steady(&mut series, 82..84), Some(Err(Unknown::New)));
+    }
+
+    #[test]
+    fn rates_of_a_consumer_that_is_seldom_sampled_are_known_too() {
+        let mut series = Series::default();
+        series.add(Ok(sample(0, 4, 0, 4))).unwrap_err();
+        for second in (20..200).step_by(20) {
+            let rates = series.add(Ok(sample(second, 8 * second + 4, 2 * second, 4))).unwrap();
+            assert_eq!((rates.arrivals, rates.settled), (10.0, 8.0));
+        }
     }
 
     #[test]

@@ -89,7 +89,8 @@ impl Sampler<'_> {
             return;
         };
         let mut readings = Vec::new();
-        let guests = scope.event_consumers.by(&IndexKey::Workload((namespace.clone(), name.clone())));
+        let mut guests = scope.event_consumers.by(&IndexKey::Workload((namespace.clone(), name.clone())));
+        guests.retain(|guest| guest.metadata.deletion_timestamp.is_none());
         for consumer in std::iter::once(&object).chain(&guests) {
             readings.push((consumer.name_any(), self.read(consumer, scope).await));
         }

@@ -49,10 +49,11 @@ pub fn wish(rates: &Rates, capacity: &Capacity, present: Present<'_>) -> Wish {
     let round = |pods: u32| useful.map_or(pods, |useful| useful.round_up(pods));
     let pods = round(ceil(load).clamp(1, most));
     let is_limited = sample.is_limited();
-    let up = if is_limited || capacity.has_no_gain() {
-        replicas.min(pods)
-    } else {
-        pods.min(helpful(rates, each, present))
+    let up = match () {
+        // What waits needs one, whoever had it before.
+        () if replicas == 0 => pods.min(helpful(rates, each, present)).max(1),
+        () if is_limited || capacity.has_no_gain() => replicas.min(pods),
+        () => pods.min(helpful(rates, each, present)),
     };
     let is_late = rates.drain.is_some_and(|drain| as_f64(lag) / drain > target);
     Wish {
@@ -71,7 +72,5 @@ fn helpful(rates: &Rates, each: Option<f64>, present: Present<'_>) -> u32 {
     let waiting = u32::try_from(rates.sample.pending).unwrap_or(u32::MAX);
     let lasting = each.map_or(0, |each| ceil(scaling.load(rates.lasting_arrivals, 0, Some(each))));
     let most = replicas.saturating_add(waiting).max(lasting);
-    // Without pods, what waits to be delivered again is nobody's.
-    let most = if replicas == 0 { most.max(1) } else { most };
     useful.map_or(most, |useful| most.min(replicas.max(useful.lagging)))
 }
