@@ -2,7 +2,7 @@ CARGO := cargo
 PROGRAMS := nats-server etcd kube-apiserver kube-controller-manager kubectl helm prometheus promtool jaeger-all-in-one
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs previous-version manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo demo-cluster clean-demo-cluster check-dashboards bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
+.PHONY: help build programs previous-version manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo demo-cluster clean-demo-cluster check-dashboards screenshots bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-19s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ clean-demo-cluster: ## Remove the cluster of demo-cluster; programs and images s
 
 check-dashboards: programs build ## Of make test, what a real Prometheus and Jaeger show of the demo: alerts, traces, and every panel of the chart's dashboards (3 minutes at most)
 	$(CARGO) test --locked -p jetwright-e2e --test servers observed::
+
+screenshots: ## The pictures of docs/pictures, by Chromium from a demo that runs (make demo OBSERVE=1); not part of make test
+	@e2e/demo/pictures/take
 
 bench-operator: programs ## The operator's figures, of its release build: until Ready, until repaired, requests, memory, many objects; ONLY="speed requests memory many ten-thousand" chooses some
 	$(CARGO) build --release --locked -p jetwright-operator

@@ -5,7 +5,7 @@ mod client;
 mod discovery;
 pub mod rules;
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, time::Duration};
 
 use anyhow::Result;
 pub use client::{Client, Labels, Sample, Target};
@@ -22,9 +22,10 @@ const INTERVAL: &str = "1s";
 const START: Duration = Duration::from_mins(1);
 /// Folder of its pages for a browser, beside a program that was taken out of Debian's package.
 const PAGES: &str = "prometheus-pages";
-/// File of the configuration, and of the pods that are scraped.
+/// File of the configuration, and beside it that of the pods that are scraped, and the folder of rules. It runs in their folder.
 const CONFIGURATION: &str = "prometheus.json";
 const PODS: &str = "pods.json";
+const RULES: &str = "rules";
 
 /// A running Prometheus.
 #[derive(Debug)]
@@ -52,21 +53,20 @@ impl Prometheus {
     pub async fn try_start(scraped: Scraped<'_>) -> Result<Self> {
         let program = Program::Prometheus.try_path()?;
         let folder = Folder::new("prometheus");
-        let rules = folder.path().join("rules");
+        let rules = folder.path().join(RULES);
         fs::create_dir(&rules)?;
         for (name, file) in rules::of_chart()? {
             fs::write(rules.join(name), rules::divided(&file, DIVISOR)?.to_string())?;
         }
-        let pods = folder.path().join(PODS);
         let how = |[port]: [u16; 1]| {
             let address = format!("127.0.0.1:{port}");
-            let file = folder.path().join(CONFIGURATION);
-            fs::write(&file, configuration(scraped.operator, &pods, &rules.join("*"), &address).to_string())?;
+            let configuration = configuration(scraped.operator, &address).to_string();
+            fs::write(folder.path().join(CONFIGURATION), configuration)?;
             let mut start = Process::builder(&program)
                 .name("prometheus")
                 .folder(&folder)
-                .arg(format!("--config.file={}", file.display()))
-                .arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()))
+                .arg(format!("--config.file={CONFIGURATION}"))
+                .arg("--storage.tsdb.path=data")
                 .arg(format!("--web.listen-address={address}"))
                 .arg("--enable-feature=exemplar-storage");
             // Those of one that is installed are where it looks for them itself.
@@ -76,8 +76,8 @@ impl Prometheus {
             Ok((start, format!("http://{address}/-/ready")))
         };
         let (process, [port]) = start_server(START, how).await?;
-        let discovery = tokio::spawn(discovery::follow(scraped.cluster.clone(), pods.clone())).abort_handle();
-        Ok(Self { process, url: format!("http://127.0.0.1:{port}"), discovery })
+        let discovery = tokio::spawn(discovery::follow(scraped.cluster.clone(), folder.path().join(PODS)));
+        Ok(Self { process, url: format!("http://127.0.0.1:{port}"), discovery: discovery.abort_handle() })
     }
 
     /// Its address.
@@ -100,11 +100,11 @@ impl Drop for Prometheus {
 }
 
 /// The configuration, in JSON, which is YAML as well. Pure.
-fn configuration(operator: &str, pods: &Path, rules: &Path, own: &str) -> Value {
+fn configuration(operator: &str, own: &str) -> Value {
     let operator = operator.trim_start_matches("http://");
     json!({
         "global": {"scrape_interval": INTERVAL, "evaluation_interval": INTERVAL},
-        "rule_files": [rules],
+        "rule_files": [format!("{RULES}/*")],
         "scrape_configs": [
             {
                 "job_name": "jetwright-operator",
@@ -113,7 +113,7 @@ fn configuration(operator: &str, pods: &Path, rules: &Path, own: &str) -> Value 
             },
             {
                 "job_name": "jetwright-services",
-                "file_sd_configs": [{"files": [pods]}],
+                "file_sd_configs": [{"files": [PODS]}],
                 "relabel_configs": [
                     {"source_labels": ["__meta_kubernetes_pod_labelpresent_jetwright_dev_workload"], "regex": "true", "action": "keep"},
                     {"source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": "admin", "action": "keep"},
@@ -136,8 +136,7 @@ mod tests {
         let page = fs::read_to_string(crate::path("../docs/monitoring.md")).unwrap();
         let block = page.split("```yaml\nscrape_configs:").nth(1).unwrap().split("```").next().unwrap();
         let told: Value = serde_saphyr::from_str(&format!("scrape_configs:{block}")).unwrap();
-        let (pods, rules) = (Path::new("pods.json"), Path::new("rules"));
-        let own = configuration("http://127.0.0.1:8080", pods, rules, "127.0.0.1:9090");
+        let own = configuration("http://127.0.0.1:8080", "127.0.0.1:9090");
         for (index, job) in ["jetwright-operator", "jetwright-services"].into_iter().enumerate() {
             let (told, own) = (&told["scrape_configs"][index], &own["scrape_configs"][index]);
             assert_eq!((&told["job_name"], &own["job_name"]), (&json!(job), &json!(job)));
