@@ -76,13 +76,15 @@ impl World {
         jetstream::new(options.connect(servers).await.unwrap())
     }
 
-    /// Ids of the processes of a program that the demo started.
-    pub fn processes(&self, program: &str) -> Vec<u32> {
-        let is_one = |pid: &u32| {
-            fs::read_to_string(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|line| line.split('\0').next().unwrap().contains(program))
+    /// Names of the NATS servers, as their configurations have them, and ids of their processes.
+    pub fn nats_servers(&self) -> Vec<(String, u32)> {
+        let named = |(pid, _): (u32, String)| {
+            let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).ok()?;
+            let configuration = line.split('\0').find(|word| word.ends_with("/nats-server.conf"))?;
+            let text = fs::read_to_string(configuration).ok()?;
+            Some((text.lines().next()?.strip_prefix("server_name: ")?.to_owned(), pid))
         };
-        self.demo.processes().0.into_iter().map(|(pid, _)| pid).filter(is_one).collect()
+        self.demo.processes().0.into_iter().filter_map(named).collect()
     }
 
     async fn ask(&self, method: Method, service: &str, path: &str, body: Option<Value>) -> Value {
