@@ -10,7 +10,7 @@ help: ## Show what can be made
 build: ## The workspace's own programs, into target/debug
 	$(CARGO) build --workspace --bins --locked
 
-programs: ## The servers that tests run against: found on PATH, or built once (8 minutes) and kept
+programs: ## The servers that tests run against: found on PATH, or built once (10 minutes) and kept
 	@testing/programs/provide $(PROGRAMS)
 
 previous-version: ## Programs and charts of the version that upgrades are tested from (the tag upgrade-from), built once and kept
