@@ -82,6 +82,8 @@ async fn alert(observers: &Observers) -> Result<()> {
     print!("{}", table(["ALERT", "SEVERITY", "OF", "RUNBOOK"], &rows));
     println!("\n  all of them           {}", prometheus.page("alerts").await);
     let graph = prometheus.page("graph").await;
-    println!("  dead letters by query {graph}?g0.expr=jetwright%3Aconsumer_dead_letters&g0.tab=0");
+    println!(
+        "  dead letters by query {graph}?g0.expr=jetwright%3Aconsumer_dead_letters&g0.tab=0&g0.range_input=5m"
+    );
     Ok(())
 }

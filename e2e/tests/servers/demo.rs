@@ -131,7 +131,7 @@ fn guard_of(folder: &Path) -> u32 {
     processes.find(is_guard).unwrap()
 }
 
-fn assert_nothing_left(demo: &Demo, processes: &[(u32, String)], folder: &Path) {
+pub fn assert_nothing_left(demo: &Demo, processes: &[(u32, String)], folder: &Path) {
     let left: Vec<_> = processes.iter().filter(|process| runs(process)).collect();
     assert!(left.is_empty(), "still running: {left:?}");
     assert!(!folder.exists(), "{} is still there", folder.display());

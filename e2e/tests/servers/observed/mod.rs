@@ -24,4 +24,5 @@ async fn prometheus_and_jaeger_show_what_goes_wrong_in_the_shop_and_where() {
     panels::none_is_empty(&world).await;
     trouble::a_killed_nats_server_fires_its_alert(&world).await;
     world.no_sample_was_lost().await;
+    world.end();
 }

@@ -11,7 +11,7 @@ use jetwright_testing::await_until;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::demo::Demo;
+use crate::demo::{Demo, assert_nothing_left};
 
 /// Longer than anything takes that is looked at here, beside other tests.
 const BOUND: Duration = Duration::from_secs(90);
@@ -57,6 +57,13 @@ impl World {
             demo,
             parts,
         }
+    }
+
+    /// Ends it, and requires that Prometheus and Jaeger end with it.
+    pub fn end(&self) {
+        let (processes, folder) = self.demo.processes();
+        self.demo.run(&["down"]);
+        assert_nothing_left(&self.demo, &processes, &folder);
     }
 
     pub fn kubectl(&self, args: &[&str]) -> String {
