@@ -27,7 +27,11 @@ pub(super) async fn follow(client: Client, file: PathBuf) {
     let mut known: BTreeMap<String, Pod> = BTreeMap::new();
     while let Some(event) = events.next().await {
         match event {
-            Ok(Event::Init) => known.clear(),
+            Ok(Event::Init) => {
+                known.clear();
+                // Until all are listed again, the file keeps those that were known.
+                continue;
+            }
             Ok(Event::InitApply(pod)) => {
                 known.insert(pod.uid().unwrap_or_default(), pod);
                 continue;

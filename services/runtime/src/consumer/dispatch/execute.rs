@@ -293,8 +293,12 @@ impl<H: Handler> Dispatcher<H> {
             );
         }
         for slot in forgotten {
-            if let Some(Held { state: State::Paused(_, timer), .. }) = self.in_flight.get(slot) {
-                self.paused.remove(timer);
+            if let Some(held) = self.in_flight.get_mut(slot) {
+                // One of its key may still run, and keeps its place.
+                held.key = None;
+                if let State::Paused(_, timer) = &held.state {
+                    self.paused.remove(timer);
+                }
             }
             self.release(slot);
         }
