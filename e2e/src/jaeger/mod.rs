@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use jetwright_testing::{Process, Program, start_server};
-use reqwest::StatusCode;
+use reqwest::{StatusCode, Url};
 use serde_json::Value;
 pub use trace::{Span, Trace};
 
@@ -113,5 +113,18 @@ impl Client {
         let answer: Value = answer.error_for_status()?.json().await?;
         let trace = answer["data"].get(0).with_context(|| format!("no trace: {answer}"))?;
         Trace::parse(trace).map(Some)
+    }
+
+    /// The newest traces, twenty at most, in which this service made a span of this name.
+    ///
+    /// # Errors
+    ///
+    /// When there is no answer, or it has no traces.
+    pub async fn traces_with(&self, service: &str, span: &str) -> Result<Vec<Trace>> {
+        let parameters = [("service", service), ("operation", span), ("limit", "20")];
+        let url = Url::parse_with_params(&format!("{}/api/traces", self.url), parameters)?;
+        let answer: Value = reqwest::get(url).await?.error_for_status()?.json().await?;
+        let traces = answer["data"].as_array().with_context(|| format!("no traces: {answer}"))?;
+        traces.iter().map(Trace::parse).collect()
     }
 }

@@ -97,8 +97,14 @@ impl Trace {
 
     /// Spans without a parent among those that are known: the root, once all have come.
     pub fn roots(&self) -> impl Iterator<Item = &Span> {
-        let is_known = |id: &str| self.spans.iter().any(|span| span.id == id);
-        self.spans.iter().filter(move |span| span.parent.as_deref().is_none_or(|parent| !is_known(parent)))
+        self.spans.iter().filter(|span| self.parent_of(span).is_none())
+    }
+
+    /// The span that another one is a part of, if it is known.
+    #[must_use]
+    pub fn parent_of(&self, span: &Span) -> Option<&Span> {
+        let parent = span.parent.as_ref()?;
+        self.spans.iter().find(|other| other.id == *parent)
     }
 
     /// Whether the parent of every span is known.

@@ -18,6 +18,7 @@ async fn prometheus_and_jaeger_show_what_goes_wrong_in_the_shop_and_where() {
     tokio::join!(
         traces::each_failing_step_is_the_only_error_of_one_trace(&world, &orders),
         traces::a_slow_bucket_leads_to_a_trace(&world),
+        traces::a_repair_is_a_request_to_nats_within_its_reconcile(&world),
         trouble::each_fires_its_alert_and_resolves_it(&world, &user),
     );
     trouble::a_stream_that_is_deleted_past_the_operator_fires_its_alert(&world).await;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use jetwright_e2e::jaeger::{Span, Trace};
 use jetwright_testing::await_until;
 
 use super::world::World;
@@ -80,6 +81,27 @@ async fn shown(world: &World, order: &Rejected, id: &str, steps: &[&str]) -> any
     let answered = trace.spans.iter().any(|span| span.service == "payment-simulator");
     ensure!(answered || !asks_gateway, "the gateway is not in\n{drawn}");
     Ok(())
+}
+
+/// The demo shows how the operator puts right what another changed in the stream of orders.
+pub async fn a_repair_is_a_request_to_nats_within_its_reconcile(world: &World) {
+    let request = "request STREAM.UPDATE";
+    await_until("the trace of a repair", BOUND, async || {
+        let traces = world.jaeger.traces_with("jetwright-operator", request).await?;
+        let is_repair = |trace: &Trace| {
+            let sent = trace.spans.iter().find(|span| span.name == request);
+            let reconcile = sent.and_then(|sent| trace.parent_of(sent));
+            let of =
+                |span: &Span, key: &str, value: &str| span.tags.get(key).is_some_and(|found| found == value);
+            reconcile.is_some_and(|span| {
+                span.name == "reconcile" && of(span, "controller", "stream") && of(span, "name", "orders")
+            })
+        };
+        let drawn: Vec<_> = traces.iter().map(Trace::drawn).collect();
+        ensure!(traces.iter().any(is_repair), "{drawn:?}");
+        anyhow::Ok(())
+    })
+    .await;
 }
 
 pub async fn a_slow_bucket_leads_to_a_trace(world: &World) {
