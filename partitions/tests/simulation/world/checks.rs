@@ -50,6 +50,15 @@ impl World {
 
     pub(super) fn served(&mut self, node: Node, partition: u32, epoch: u64) {
         self.serves += 1;
+        let now = self.now;
+        let is_open =
+            |pull: &&Pull| pull.expires > now && Node::Process(pull.process, pull.incarnation) != node;
+        let open = self.consumers[partition as usize].pulls.iter().find(is_open).map(|pull| pull.process);
+        self.assert(open.is_none(), || {
+            format!(
+                "a pull request of process {open:?} for partition {partition} is open when {node:?} serves it"
+            )
+        });
         if let Some((before, of)) = self.epochs.insert(partition, (epoch, node)) {
             let grows = epoch > before || (epoch == before && of == node);
             self.assert(grows, || format!("epoch {epoch} of partition {partition} follows {before}"));

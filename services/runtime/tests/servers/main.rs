@@ -17,6 +17,7 @@ mod limits;
 mod metrics;
 mod order;
 mod ordering;
+mod partitions;
 mod projection;
 mod proxy;
 mod publish;

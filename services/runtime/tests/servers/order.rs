@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    fs,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -14,6 +16,8 @@ use jetwright_testing::{NatsCluster, await_until};
 use prometheus_client::registry::Registry;
 use prost::Message;
 use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
     task::JoinHandle,
     time::{Instant, sleep},
 };
@@ -432,5 +436,52 @@ async fn an_event_that_is_handled_is_not_handled_beside_itself_when_nats_is_kill
     bench.await_drained().await;
     assert_eq!(handler.values().len(), 600, "{:?}", begun.elapsed());
     assert_eq!(running.lock().unwrap().1, Vec::<u64>::new());
+    service.stop().await;
+}
+
+/// Where the server keeps what the consumer has delivered.
+async fn state_of_consumer(bench: &Bench) -> PathBuf {
+    let address = bench.nats.monitoring_url().trim_start_matches("http://").to_owned();
+    let mut connection = TcpStream::connect(address).await.unwrap();
+    connection.write_all(b"GET /jsz HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    let store = PathBuf::from(body["config"]["store_dir"].as_str().unwrap());
+    store.join("$G/streams/numbers/obs").join(&bench.binding.consumer).join("o.dat")
+}
+
+/// A server that is killed forgets its last deliveries, and here all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_server_forgot_and_loses_again_is_not_overtaken() {
+    let mut bench = Bench::without_consumer().await.ack_wait(3000).ordered();
+    bench.create_consumer().await;
+    // The deliveries of number 65.
+    let is_lost = |words: &str, payload: &str| words.contains("$JS.ACK.") && payload.ends_with('A');
+    let proxy = Proxy::before(&bench.url, is_lost).await;
+    bench.url.clone_from(&proxy.url);
+    let handler = Scripted::content();
+    let service = bench.run(&handler).await;
+    service.await_ready().await;
+    publish_of(&service.publisher, 0, 64).await;
+    handler.await_calls(1).await;
+    proxy.lose(2);
+    for value in 65..70 {
+        publish_of(&service.publisher, 0, value).await;
+    }
+    await_until("a lost delivery", SOON, async || (proxy.left_to_lose() == 1).then_some(()).ok_or("none"))
+        .await;
+    let state = state_of_consumer(&bench).await;
+    bench.nats.kill();
+    fs::remove_file(state).unwrap();
+    bench.nats.start_again().await;
+    await_until("number 69", SOON, async || {
+        handler.values().contains(&69).then_some(()).ok_or_else(|| format!("{:?}", handler.attempts()))
+    })
+    .await;
+    bench.await_drained().await;
+    assert_eq!((proxy.left_to_lose(), handler.values()), (0, (64..70).collect()));
+    assert_in_order(&handler, 1);
     service.stop().await;
 }
