@@ -4,6 +4,8 @@
 //! unanswered acknowledgement, or a start after another process: each is a doubt, and each begins the same recovery.
 //! Nothing new begins until JetStream reports no unacknowledged deliveries but those in flight here. What arrives meanwhile
 //! waits, and then everything continues in the order of the stream.
+//!
+//! What is owed may come after as much that is new as the consumer lets go unacknowledged, so a recovery needs room for all of that.
 
 use std::{
     ops::RangeInclusive,

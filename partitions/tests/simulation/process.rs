@@ -255,6 +255,7 @@ impl Process {
                 self.participant.id(),
                 partition.partition
             )));
+            self.effects.push(Effect::Unsubscribe { partition: partition.partition });
             let running = events.held.values().filter(|held| held.state == State::Running);
             self.effects.extend(running.map(|held| Effect::End { key: held.key, loop_id: events.id }));
         }
@@ -327,12 +328,13 @@ impl Process {
     pub fn informed(&mut self, partition: u32, state: ConsumerState, asked: u64, now: u64) {
         let (asked_at, id) = (self.instant(asked), self.id_of(partition));
         let Some(events) = self.loops.get_mut(&partition) else { return };
-        // A leader that was killed forgot it. What came after the question was asked is of its successor.
+        // A leader that was killed forgot it, and acknowledgements of it are not confirmed. What came after the question was asked is of
+        // its successor.
         let delivered = state.delivered.stream_sequence;
         let is_waiting = |held: &Held| held.state == State::Waiting;
         if events.recovery.is_active() {
             events.held.retain(|sequence, held| {
-                *sequence <= delivered || !is_waiting(held) || held.arrived >= asked
+                *sequence <= delivered || held.state == State::Running || held.arrived >= asked
             });
         }
         let newest =

@@ -165,6 +165,7 @@ pub struct World {
     pub gaps: BTreeMap<u32, u64>,
     /// Handlers of processes that were frozen past their lease, when the next owner began.
     pub unfenced: u64,
+    clock_set_at: Option<u64>,
     /// Events that such a process acknowledged while its successor had them.
     pub settled_late: u64,
     settled_by: BTreeMap<u64, Node>,
@@ -213,6 +214,7 @@ impl World {
             unowned: BTreeMap::new(),
             gaps: BTreeMap::new(),
             unfenced: 0,
+            clock_set_at: None,
             settled_late: 0,
             settled_by: BTreeMap::new(),
             newest: BTreeMap::new(),

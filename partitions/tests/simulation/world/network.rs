@@ -94,6 +94,10 @@ impl World {
         let now = self.now;
         match *effect {
             Effect::Pull { partition, expiry, batch } => {
+                // The requests of a connection that is closed are over.
+                if !self.is_there(from) {
+                    return;
+                }
                 let pull = Pull { process, incarnation, expires: now + expiry, batch };
                 self.consumers[partition as usize].pulls.push_back(pull);
                 self.deliver(partition);

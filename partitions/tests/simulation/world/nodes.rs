@@ -212,6 +212,7 @@ impl World {
     pub fn set_wall_clock(&mut self, index: usize, offset: u64) {
         if let Some(process) = &mut self.processes[index] {
             process.wall_offset = offset;
+            self.clock_set_at = Some(self.now);
             self.disturb(self.now, format!("the wall clock of process {index} is set to {offset}"));
         }
     }
