@@ -85,7 +85,7 @@ bench-shop: programs ## Figures of the shop's release programs on one nats-serve
 	$(CARGO) bench --locked -p jetwright-e2e --bench shop
 
 bench-cluster: ## Figures of the cluster of demo-cluster, which is made where it is not up: until streams and the shop are ready, memory when idle
-	@e2e/demo/on-kind install
+	@JETWRIGHT_IMAGES_PROFILE=release e2e/demo/on-kind install
 	@export JETWRIGHT_CLUSTER=$${JETWRIGHT_CLUSTER:-jetwright-demo} && eval "$$(e2e/cluster/cluster env $$JETWRIGHT_CLUSTER)" && \
 	  $(CARGO) bench --profile dev --locked -p jetwright-e2e --bench cluster
 
