@@ -1,7 +1,7 @@
 //! In: decisions, look by look. Out: what is said of them in the condition, which changes with what a user would want to know and not with
 //! each look. Pure.
 
-use std::{fmt::Write as _, time::Duration};
+use std::{cmp::Reverse, fmt::Write as _, time::Duration};
 
 use jetwright_crds::{
     conditions,
@@ -128,9 +128,13 @@ fn unknown(decided: &Decided<'_>) -> String {
     }
 }
 
-/// The figures, in a few words for each consumer.
+/// The figures, in a few words for each consumer that has messages; those with the most come first.
 fn described(figures: &[ConsumerFigures]) -> String {
     let mut text = String::new();
+    let mut figures: Vec<_> = figures.iter().collect();
+    figures.sort_by_key(|figures| Reverse(figures.lag));
+    let waiting = figures.iter().filter(|figures| figures.lag != Some(0)).count();
+    figures.truncate(waiting.max(1));
     for figures in figures.iter().take(MAX_NAMED) {
         let ConsumerFigures { name, lag, arrivals, settled, capacity } = figures;
         let separator = if text.is_empty() { "" } else { "; " };
@@ -218,6 +222,25 @@ mod tests {
         assert!(!published.add(decided(322, 4, 4, Reason::Steady)));
         assert!(published.add(decided(342, 4, 4, Reason::Steady)));
         assert_eq!(said(&published), Some("Steady"));
+    }
+
+    #[test]
+    fn the_consumers_that_have_messages_are_described_and_the_one_with_the_most_comes_first() {
+        let consumer = |name: &str, lag: u64| ConsumerFigures {
+            name: name.to_owned(),
+            lag: Some(lag),
+            arrivals: Some("1.5".to_owned()),
+            settled: Some("2".to_owned()),
+            capacity: None,
+        };
+        let text = described(&[consumer("a", 0), consumer("b", 3), consumer("c", 70)]);
+        let of = |name: &str, lag| {
+            format!(
+                "{name} has {lag} unsettled messages; 1.5 arrive and 2 are settled in a second, one pod settles ?"
+            )
+        };
+        assert_eq!(text, format!("{}; {}", of("c", 70), of("b", 3)));
+        assert_eq!(described(&[consumer("a", 0), consumer("b", 0)]), of("a", 0));
     }
 
     #[test]

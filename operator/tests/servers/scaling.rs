@@ -134,8 +134,9 @@ async fn a_burst_brings_pods_that_work_it_off_and_go_to_zero_until_the_next_mess
     let published = Instant::now();
     publish(&world, "orders.1.placed", 1).await;
     await_replicas(&world, |replicas| replicas == 1).await;
-    // Sampled every two seconds; an idle machine decides and applies it in far less than the rest.
-    assert!(published.elapsed() < Duration::from_secs(10), "{:?}", published.elapsed());
+    // It is sampled within two seconds; the rest is for a machine that is busy.
+    let took = published.elapsed();
+    assert!(took < Duration::from_secs(5), "{took:?}");
 
     publish(&world, "orders.1.placed", 1200).await;
     await_replicas(&world, |replicas| replicas == 4).await;
