@@ -13,6 +13,7 @@
 mod export;
 mod filter;
 pub(crate) mod log;
+mod otlp;
 mod work_span;
 
 use std::env;
