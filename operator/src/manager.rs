@@ -27,7 +27,7 @@ use crate::{
     pods::cache::PodCache,
     rate_limit::RateLimit,
     readiness::Readiness,
-    scaling::{registry::Autoscalers, sampler as scaling},
+    scaling::{self, registry::Autoscalers},
     stats::{self, Exporter},
 };
 
@@ -59,7 +59,7 @@ pub async fn run(args: Args) -> Result<()> {
     let mut registry = Registry::default();
     process_metrics::register(&mut registry, "jetwright-operator");
     let metrics = Metrics::register(&mut registry);
-    let exporter = Exporter::register(&mut registry);
+    let exporter = Exporter::register(&mut registry, scaling::export::encode);
     let health = Health::new();
     let admin = admin::bind(args.admin_address)
         .await
@@ -248,7 +248,7 @@ async fn reconcile(
         declared.iter().map(|declared| declared.connection.run(&context.metrics, intervals, declared, stop)),
     );
     let sampler = stop.run_until_cancelled(stats::run(context, args.sampling(), exporter.begin(context)));
-    let scaling = stop.run_until_cancelled(scaling::run(context));
+    let scaling = stop.run_until_cancelled(scaling::sampler::run(context));
     let controllers = controllers::run(context, args.controllers.concurrency, stop);
     // A controller whose first list did not arrive yet would wait for it for ever, so the end is that of the reconciles.
     let finished = async {

@@ -5,12 +5,12 @@ use std::fmt;
 use jetwright_process::metrics::catalogue::{Definition, Value};
 use prometheus_client::encoding::DescriptorEncoder;
 
-use super::registry::{Autoscalers, Exported, ExportedConsumer};
-use crate::stats::catalogue as rows;
+use super::registry::{Exported, ExportedConsumer};
+use crate::{context::Context, stats::catalogue as rows};
 
 /// Writes the figures of all workloads with autoscaling.
-pub fn encode(encoder: &mut DescriptorEncoder<'_>, autoscalers: &Autoscalers) -> fmt::Result {
-    let workloads = autoscalers.exported();
+pub fn encode(encoder: &mut DescriptorEncoder<'_>, context: &Context) -> fmt::Result {
+    let workloads = context.autoscalers.exported();
     let mut row = |row: &Definition, figure: &dyn Fn(&Exported) -> u32| {
         let labelled = workloads.iter().map(|workload| {
             ([workload.name.0.as_str(), &workload.name.1], Value::from(u64::from(figure(workload))))

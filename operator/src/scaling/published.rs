@@ -7,6 +7,7 @@ use jetwright_crds::{
     conditions,
     consumer::{AutoscalingStatus, ConsumerFigures},
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
     autoscaler::{Autoscaler, Decision, Reason},
@@ -47,6 +48,16 @@ pub struct Decided<'a> {
 }
 
 impl Published {
+    /// Goes on with what an earlier process said, which is in the object's conditions.
+    pub fn continued(known: &[Condition]) -> Self {
+        let said = known.iter().find(|condition| condition.type_ == conditions::SCALING_ACTIVE);
+        let said = said.and_then(|condition| {
+            let reason = conditions::Reason::named(&condition.reason)?;
+            Some(Said { reason, message: condition.message.clone() })
+        });
+        Self { said, next: None }
+    }
+
     /// Takes over a decision; whether something else is said now.
     pub fn add(&mut self, decided: Decided<'_>) -> bool {
         let reason = self.reason(&decided);

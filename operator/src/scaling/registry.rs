@@ -173,8 +173,9 @@ impl Autoscalers {
             async move {
                 receiver.changed().await.ok()?;
                 let mut changed = self.changed.lock();
-                let here: Vec<_> = changed.iter().filter(|name| is_here(&name.0)).cloned().collect();
-                changed.retain(|name| !here.contains(name));
+                let (here, elsewhere) =
+                    std::mem::take(&mut *changed).into_iter().partition::<Vec<_>, _>(|name| is_here(&name.0));
+                changed.extend(elsewhere);
                 drop(changed);
                 Some((here, receiver))
             }
@@ -207,7 +208,7 @@ impl Workload {
             declared: seen.autoscaling.clone(),
             autoscaler,
             decision,
-            published: Published::default(),
+            published: Published::continued(seen.object.conditions()),
             scaled_at: status.last_scale_time,
             unreported: None,
             told_at: None,

@@ -1,14 +1,13 @@
 //! Samples the consumers of workloads with autoscaling, and lets their autoscalers decide, while this process leads. Asks JetStream for each of
 //! these consumers alone, whose leader answers; nobody else costs a request.
 
-use std::time::Duration;
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
-use futures::StreamExt as _;
+use futures::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use jetwright_crds::EventConsumer;
 use jetwright_nats::Api;
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt as _;
-use std::sync::Arc;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
@@ -30,8 +29,8 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(2);
 /// Least time between two requests of a connection: at most 200 a second.
 const MIN_GAP: Duration = Duration::from_millis(5);
-/// Workloads that are looked at at once: an answer that does not come holds up one of them.
-const CONCURRENCY: usize = 32;
+/// How long an answer is waited for: one that comes later says nothing of now.
+const TIMEOUT: Duration = INTERVAL;
 
 /// Samples every connection for ever.
 pub async fn run(context: &Context) {
@@ -39,25 +38,40 @@ pub async fn run(context: &Context) {
         // Before all was listed, a Deployment that exists would be missing. A scope lives as long as the process leads.
         let _ = scope.listed.subscribe().wait_for(|listed| *listed).await;
     }
-    futures::future::join_all(context.connections.all().map(|connection| sample(context, connection))).await;
+    join_all(context.connections.all().map(|connection| sample(context, connection))).await;
 }
 
 async fn sample(context: &Context, connection: &Connection) {
     let metrics = context.metrics.clone();
-    let api = connection.cache.api().observed(move |_, error| metrics.sampled(error));
+    let api = connection.cache.api().with_timeout(TIMEOUT, move |_, error| metrics.sampled(error));
     let pace = Pace::with_gap(MIN_GAP);
+    let sampler = &Sampler { context, connection, api: &api, pace: &pace };
+    // Each workload by itself: an answer that does not come holds up no other.
+    let (mut looks, mut under_way) = (FuturesUnordered::new(), HashSet::new());
+    let mut next = Instant::now();
     loop {
-        let begun = Instant::now();
-        let workloads = workloads(context, connection);
-        context.autoscalers.retain(|name| {
-            !connection.serves.contains(&name.0)
-                || workloads.iter().any(|workload| name_of(workload.as_ref()) == *name)
-        });
-        let sampler = Sampler { context, connection, api: &api, pace: &pace };
-        futures::stream::iter(workloads)
-            .for_each_concurrent(CONCURRENCY, |workload| sampler.look(workload))
-            .await;
-        sleep_until(begun + INTERVAL).await;
+        tokio::select! {
+            Some(name) = looks.next() => {
+                under_way.remove(&name);
+            }
+            () = sleep_until(next) => {
+                next = Instant::now() + INTERVAL;
+                let workloads = workloads(context, connection);
+                let names: HashSet<_> = workloads.iter().map(|workload| name_of(workload.as_ref())).collect();
+                context
+                    .autoscalers
+                    .retain(|name| !connection.serves.contains(&name.0) || names.contains(name));
+                for workload in workloads {
+                    let name = name_of(workload.as_ref());
+                    if under_way.insert(name.clone()) {
+                        looks.push(async move {
+                            sampler.look(workload).await;
+                            name
+                        });
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -88,12 +102,11 @@ impl Sampler<'_> {
         else {
             return;
         };
-        let mut readings = Vec::new();
         let mut guests = scope.event_consumers.by(&IndexKey::Workload((namespace.clone(), name.clone())));
         guests.retain(|guest| guest.metadata.deletion_timestamp.is_none());
-        for consumer in std::iter::once(&object).chain(&guests) {
-            readings.push((consumer.name_any(), self.read(consumer, scope).await));
-        }
+        let consumers = std::iter::once(&object).chain(&guests);
+        let reading = consumers.map(async |consumer| (consumer.name_any(), self.read(consumer, scope).await));
+        let readings = join_all(reading).await;
         let Some((replicas, ready)) = self.pods(&object, (namespace, name)) else { return };
         let seen = Seen { object: &object, autoscaling, replicas, ready, readings: &readings };
         self.context.autoscalers.look(&seen, self.context.settings.status_stats_interval);
@@ -114,6 +127,9 @@ impl Sampler<'_> {
             return Err(Unknown::Unanswered);
         }
         let stream = scope.stream_name_of(consumer).ok_or(Unknown::Missing)?;
+        if self.connection.cache.outage(&stream).is_some() {
+            return Err(Unknown::Unanswered);
+        }
         self.pace.turn().await;
         let answer = self.api.consumer_info::<ListedConsumer>(&stream, &consumer.consumer_name()).await;
         let found = answer.map_err(|_| Unknown::Unanswered)?.ok_or(Unknown::Missing)?;

@@ -25,26 +25,30 @@ use crate::{
     context::Context,
     kubernetes::stores::{Name, name_of},
     object_state::ObjectKey,
-    scaling,
 };
 
 /// The conditions that are exported. Reconciling and Stalled say why Ready is as it is.
 const CONDITIONS: [&str; 6] =
     [READY, DURABLE, CONSUMER_READY, DEAD_LETTERS_READY, WORKLOAD_READY, SCALING_ACTIVE];
 
+/// Writes figures of what the leader knows.
+pub type Others = fn(&mut DescriptorEncoder<'_>, &Context) -> fmt::Result;
+
 /// Exports the figures of objects while this process leads. Clones share it.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Exporter {
     sample: Arc<Sample>,
+    /// Writes what others know of objects.
+    others: Others,
     /// What the leader has.
     leading: Arc<Mutex<Weak<Context>>>,
 }
 
 impl Exporter {
-    /// Adds the metrics to the registry; there are none before [`Self::begin`].
+    /// Adds the metrics to the registry, those of others too; there are none before [`Self::begin`].
     #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
-        let exporter = Self::default();
+    pub fn register(registry: &mut Registry, others: Others) -> Self {
+        let exporter = Self { sample: Arc::default(), others, leading: Arc::default() };
         registry.register_collector(Box::new(exporter.clone()));
         exporter
     }
@@ -74,7 +78,7 @@ impl Collector for Exporter {
         encode_conditions(&mut encoder, &context)?;
         encode_streams(&mut encoder, &context, &self.sample.streams)?;
         encode_consumers(&mut encoder, &context, &self.sample.consumers)?;
-        scaling::export::encode(&mut encoder, &context.autoscalers)
+        (self.others)(&mut encoder, &context)
     }
 }
 
