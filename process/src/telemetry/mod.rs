@@ -13,7 +13,6 @@
 mod export;
 mod filter;
 pub(crate) mod log;
-mod otlp;
 mod work_span;
 
 use std::env;

@@ -35,11 +35,11 @@ pub struct Metadata {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     /// JetStream stream that holds the events.
-    pub stream: Arc<str>,
+    pub stream: String,
     /// JetStream consumer that delivers them.
-    pub consumer: Arc<str>,
+    pub consumer: String,
     /// EventConsumer that this consumer belongs to.
-    pub event_consumer: Arc<str>,
+    pub event_consumer: String,
     /// Grows whenever another process takes over a part of the EventConsumer that one process at a time handles; 0 if its processes
     /// share all events.
     pub epoch: u64,
@@ -81,7 +81,7 @@ impl Metadata {
         else {
             return None;
         };
-        if **stream != *source.stream || **consumer != *source.consumer {
+        if *stream != source.stream || *consumer != source.consumer {
             return None;
         }
         let metadata = Self {
@@ -107,8 +107,8 @@ impl LogFields for Metadata {
         let field = |name: &str, value: Value| (name.to_owned(), value);
         Map::from_iter([
             field("name", "handle".into()),
-            field("stream", (*source.stream).into()),
-            field("consumer", (*source.consumer).into()),
+            field("stream", source.stream.as_str().into()),
+            field("consumer", source.consumer.as_str().into()),
             field("sequence", (*sequence).into()),
             field("attempt", (*attempt).into()),
             field("subject", subject.as_str().into()),
@@ -121,9 +121,9 @@ impl Metadata {
     /// Of the first delivery of an event.
     pub(crate) fn example(sequence: u64) -> Self {
         let source = Source {
-            stream: "orders".into(),
-            consumer: "fulfilment".into(),
-            event_consumer: "order-fulfilment".into(),
+            stream: "orders".to_owned(),
+            consumer: "fulfilment".to_owned(),
+            event_consumer: "order-fulfilment".to_owned(),
             epoch: 0,
         };
         Self {

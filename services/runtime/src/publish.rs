@@ -142,7 +142,7 @@ impl Publisher {
     {
         let (stream, template) = (options.expected_stream.clone(), options.subject_template.take());
         let checked = checked_headers(subject, options)?;
-        let (span, trace) = trace::of_publish(subject, template, Some(E::NAME));
+        let (span, trace) = trace::of_publish(subject, template.as_deref(), Some(E::NAME));
         let message = || {
             let mut headers = headers(E::full_name(), &checked);
             trace::inject(&trace, &mut headers);

@@ -27,9 +27,9 @@ pub async fn settle(mut setup: Setup, shop: ShopConfig, order_id: Uuid) -> anyho
         subject: format!("{}.{order_id}.{event}", order::PREFIX).into(),
         headers: HeaderMap::new(),
         source: Arc::new(Source {
-            stream: stream.as_str().into(),
-            consumer: consumer.into(),
-            event_consumer: consumer.into(),
+            stream: stream.clone(),
+            consumer: consumer.to_owned(),
+            event_consumer: consumer.to_owned(),
             epoch: 0,
         }),
         sequence,

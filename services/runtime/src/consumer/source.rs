@@ -68,9 +68,9 @@ impl<H: Handler> ConsumerLoop<H> {
     pub(crate) fn new(runner: Arc<HandlerRunner<H>>, deps: ConsumerDeps) -> Self {
         let ConsumerDeps { binding, connection, reader, gate, budget } = deps;
         let source = Source {
-            stream: binding.stream.as_str().into(),
-            consumer: binding.consumer.as_str().into(),
-            event_consumer: runner.name.into(),
+            stream: binding.stream.clone(),
+            consumer: binding.consumer.clone(),
+            event_consumer: runner.name.to_owned(),
             epoch: 0,
         };
         Self {

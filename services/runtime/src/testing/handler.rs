@@ -184,9 +184,9 @@ impl<H: Handler> HandlerTest<H> {
     /// The event, which has the next sequence where it has none, and what is delivered with it.
     fn numbered(&mut self, event: TestEvent) -> (TestEvent, Metadata) {
         let source = Source {
-            stream: self.binding.stream.as_str().into(),
-            consumer: self.binding.consumer.as_str().into(),
-            event_consumer: self.name.into(),
+            stream: self.binding.stream.clone(),
+            consumer: self.binding.consumer.clone(),
+            event_consumer: self.name.to_owned(),
             epoch: 0,
         };
         let event = event.or_sequence(self.last_sequence + 1);
@@ -293,9 +293,9 @@ mod tests {
             headers.insert(name, value);
         }
         let source = Source {
-            stream: "orders".into(),
-            consumer: "shipping".into(),
-            event_consumer: "shipping".into(),
+            stream: "orders".to_owned(),
+            consumer: "shipping".to_owned(),
+            event_consumer: "shipping".to_owned(),
             epoch: 0,
         };
         let expected = Metadata {

@@ -4,7 +4,7 @@ mod context;
 mod names;
 mod templates;
 
-use std::{borrow::Cow, future::poll_fn, pin::Pin, sync::Arc};
+use std::{future::poll_fn, pin::Pin, sync::Arc};
 
 use futures::future::Either;
 pub(crate) use jetwright_process::telemetry::fail_current;
@@ -34,7 +34,7 @@ pub(crate) fn of_attempt(
         None if !records() => WorkSpan::unsampled(new_trace()),
         parent => {
             let template = templates.of(&metadata.subject);
-            WorkSpan::start(names::attempt(metadata, template, previous), parent)
+            WorkSpan::start(names::attempt(metadata, template.as_deref(), previous), parent)
         }
     };
     span.with_fields(Arc::clone(metadata) as _)
@@ -49,7 +49,7 @@ pub(crate) async fn within<T>(span: &WorkSpan, mut work: Pin<&mut impl Future<Ou
 /// that travels with it.
 pub(crate) fn of_publish(
     subject: &str,
-    template: Option<Cow<'static, str>>,
+    template: Option<&str>,
     event_type: Option<&'static str>,
 ) -> (Option<WorkSpan>, SpanContext) {
     let current = Context::map_current(|context| context.span().span_context().clone());
@@ -123,7 +123,7 @@ mod tests {
         let work = async || {
             let (publish, travels) = of_publish(
                 "payments.42.authorized",
-                Some("payments.*.authorized".into()),
+                Some("payments.*.authorized"),
                 Some("PaymentAuthorized"),
             );
             drop(publish);

@@ -266,9 +266,9 @@ fn metadata(event: &str, attempt: u32, is_last_attempt: bool) -> Metadata {
         subject: format!("orders.{ORDER}.{event}").into(),
         headers: HeaderMap::new(),
         source: Arc::new(Source {
-            stream: "orders".into(),
-            consumer: "order".into(),
-            event_consumer: "order".into(),
+            stream: "orders".to_owned(),
+            consumer: "order".to_owned(),
+            event_consumer: "order".to_owned(),
             epoch: 0,
         }),
         sequence: 1,

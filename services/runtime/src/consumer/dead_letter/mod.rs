@@ -103,7 +103,7 @@ pub(super) async fn keep(
     let subject = subject(&dead_letters.prefix, original.sequence, original.time.as_nanosecond());
     // The last two tokens are another event's each time.
     let template = format!("{}.*.*", dead_letters.prefix);
-    let (span, trace) = trace::of_publish(&subject, Some(template.into()), None);
+    let (span, trace) = trace::of_publish(&subject, Some(&template), None);
     let mut instructions = HeaderMap::new();
     trace::inject(&trace, &mut instructions);
     instructions.insert(header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(0_u64));
