@@ -8,7 +8,8 @@ use opentelemetry::{
 
 use crate::ApiError;
 
-/// Begins the span; None where nobody would record it, and where the request is no part of other work. Its name has no stream's name in it.
+/// Begins the span; None where the trace is not recorded, and where the request is not part of a traced work. The span's name has no stream name
+/// in it, so that there are few.
 pub(crate) fn start(verb: &'static str, subject: &str) -> Option<WorkSpan> {
     WorkSpan::of_request(|| {
         let attributes = vec![

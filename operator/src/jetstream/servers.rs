@@ -1,8 +1,8 @@
-//! Which servers are away, as those say that lead streams and have copies on them. In: what leaders answered. Out: the streams that have a
-//! copy on a server that went or came back.
+//! Which servers are away, by what the leaders of streams hear from them. In: what leaders answered. Out: the streams that have a copy on a
+//! server that went away or came back.
 //!
-//! Servers give one up that was killed only minutes later, and no advisory says that a follower is silent. One answer for one stream tells
-//! it of all streams that have a copy on the same server.
+//! NATS gives up a killed server only after minutes, and no advisory says that a follower is silent. One answer about one stream holds for all
+//! streams that have a copy on the same server.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,17 +20,17 @@ use super::{
 pub struct Heard(HashMap<String, bool>);
 
 impl Heard {
-    /// Takes note of what the leader of a stream said. One leader that hears from a server is enough.
+    /// Records what the leader of a stream said. One leader that hears from a server is enough.
     pub fn add(&mut self, info: &StreamInfo) {
         let Some(ClusterInfo { leader: Some(leader), replicas, .. }) = &info.cluster else { return };
         self.0.insert(leader.clone(), true);
-        // Of one that the leader never heard, as of one that is just getting its copy, it knows nothing.
+        // A leader knows nothing of a peer that it never heard, such as one that is just getting its copy.
         for peer in replicas.iter().filter(|peer| peer.was_heard() || peer.offline) {
             *self.0.entry(peer.name.clone()).or_default() |= !peer.is_away();
         }
     }
 
-    /// Takes over which servers are missed; those that went or came back. Of which nothing was heard, nothing changes.
+    /// Updates which servers are missed, and returns those that changed. A server that no answer names stays as it is.
     fn apply(self, missed: &mut BTreeSet<String>) -> BTreeSet<String> {
         let mut changes = |(name, is_there): &(String, bool)| {
             if *is_there { missed.remove(name) } else { missed.insert(name.clone()) }
@@ -40,7 +40,7 @@ impl Heard {
 }
 
 impl Cache {
-    /// Takes note of which servers leaders hear from, and tells where that changes how many copies streams have.
+    /// Records which servers leaders hear from, and notifies the streams whose number of copies changes by that.
     pub fn heard(&self, heard: Heard) {
         let changed = heard.apply(&mut self.missed().lock());
         if changed.is_empty() {
@@ -64,7 +64,7 @@ impl Cache {
         }
     }
 
-    /// The streams that have a copy on any of these servers, as far as known; those that are being written count as such.
+    /// The streams that are known to have a copy on any of these servers. A locked entry, which is being written, counts as one.
     fn with_copies_on(&self, servers: &BTreeSet<String>) -> Arc<[String]> {
         let has_copy = |info: &StreamInfo| {
             let mut peers = info.cluster.iter().flat_map(|cluster| &cluster.replicas);

@@ -18,11 +18,11 @@ use tower::{Service, layer::layer_fn};
 
 use crate::metrics::Metrics;
 
-/// A client as the environment describes it.
+/// A client with the configuration of the environment: a kubeconfig, or the pod's ServiceAccount.
 ///
 /// # Errors
 ///
-/// It describes none.
+/// When there is neither.
 pub async fn client(metrics: &Metrics) -> anyhow::Result<Client> {
     let metrics = metrics.clone();
     let observe = layer_fn(move |inner| Observed { inner, metrics: metrics.clone() });
@@ -54,7 +54,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let verb = verb(&request);
         self.metrics.kubernetes_request(verb);
-        // The client calls this on a task of its own, but within the span of who sends the request.
+        // The client calls this on its own task, but within the span of the caller.
         let span = WorkSpan::of_request(|| named(verb, &request));
         let answer = self.inner.call(request);
         let Some(span) = span else { return Either::Left(answer) };

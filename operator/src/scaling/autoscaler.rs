@@ -16,7 +16,7 @@ use super::{
 
 /// Least time between two steps.
 const STEP_INTERVAL: Duration = Duration::from_secs(15);
-/// What a step up adds at least, where the wish is as high.
+/// Pods that a step up may add in any case; beyond that it at most doubles them.
 const STEP_UP: u32 = 4;
 /// A step down takes at most two of five.
 const STEP_DOWN: (u32, u32) = (2, 5);
@@ -52,7 +52,7 @@ pub struct Decision {
 }
 
 impl Decision {
-    /// As many as there are, before anything is known.
+    /// As many pods as there are, while nothing is known.
     #[must_use]
     pub fn steady(replicas: u32) -> Self {
         Self { replicas, wish: replicas, reason: Reason::Steady }
@@ -110,20 +110,20 @@ impl Autoscaler {
         Self { replicas, changed_at, ready_at, consumers: BTreeMap::new(), down: Peak::default() }
     }
 
-    /// Pods that there are to be.
+    /// The desired number of pods.
     #[must_use]
     pub fn replicas(&self) -> u32 {
         self.replicas
     }
 
-    /// Somebody else says how many pods there are.
+    /// Takes over a number of pods that is set outside: by spec.workload.replicas, or by other bounds.
     pub fn follow(&mut self, at: Duration, replicas: u32) {
         if self.replicas != replicas {
             self.set(at, replicas);
         }
     }
 
-    /// Something else is declared: that more pods did not help says nothing of it.
+    /// The declaration changed: that more pods did not help may no longer hold.
     pub fn redeclared(&mut self) {
         self.consumers.values_mut().for_each(|consumer| consumer.capacity.forget_no_gain());
     }

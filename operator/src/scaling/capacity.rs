@@ -12,15 +12,15 @@ use super::{
     spec::as_f64,
 };
 
-/// Settled messages that make a rate: of fewer, one handler's end or another makes too much of a difference.
+/// Fewest settled messages that make a rate: with fewer, the end of one handler changes it too much.
 const MIN_SETTLED: u64 = 10;
-/// Time after which fewer than pods had in hand make a rate, too: some may wait to be tried again.
+/// Time after which fewer messages than pods had in hand make a rate, too: the others may be waiting for their next attempt.
 const LONG: Duration = Duration::from_mins(2);
-/// Time after the number of ready pods changed in which they do not show what they can do.
+/// Time after a change of the number of ready pods that is not counted: new pods fill caches and connections first.
 pub const WARMUP: Duration = Duration::from_secs(5);
 /// Weight of the newest capacity in the mean.
 const ALPHA: f64 = 0.5;
-/// Part of what more pods should bring that they have to bring.
+/// Fraction of the expected gain that new pods have to bring. Less is `NoGain`.
 const MIN_GAIN: f64 = 0.1;
 
 /// Pods that came, and what they should bring.
@@ -80,22 +80,22 @@ impl Capacity {
         self.no_gain = None;
     }
 
-    /// The figures are not what they were: what was begun with them ends.
+    /// The figures are not comparable with earlier ones: the measurement and the trial end.
     pub fn interrupt(&mut self) {
         (self.span, self.trial) = (None, None);
     }
 
-    /// There are to be fewer pods: those that came last need not show any more what they bring.
+    /// Pods are removed: the newest ones need not show what they bring.
     pub fn scaled_down(&mut self) {
         self.trial = None;
     }
 
-    /// There are to be more pods. `rate` is what all settle now, in messages a second.
+    /// Pods are added. `rate` is what all settle now, in messages a second.
     pub fn scaled_up(&mut self, from: u32, to: u32, rate: f64) {
         let each = self.learnt.or_else(|| (from > 0).then(|| rate / f64::from(from)));
         let Some(each) = each.filter(|each| *each > 0.0) else { return };
         let more = each * f64::from(to.saturating_sub(from));
-        // Of pods that were not judged yet, and of these, the sum is.
+        // Pods of an earlier step that were not judged yet are judged together with these.
         let (before, expected) = self.trial.map_or((rate, 0.0), |trial| (trial.before, trial.expected));
         self.trial = Some(Trial { before, expected: expected + more, pods: to });
     }

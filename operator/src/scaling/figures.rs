@@ -1,4 +1,4 @@
-//! What JetStream says of one consumer, and what is known too little to decide by. Pure.
+//! What JetStream says of one consumer, and why its figures may be unknown. Pure.
 
 use std::time::Duration;
 
@@ -71,13 +71,11 @@ impl Unknown {
     #[must_use]
     pub fn words(self) -> &'static str {
         match self {
-            Self::New => "is sampled since a moment",
+            Self::New => "has been sampled for less than 10s",
             Self::Unanswered => "does not answer",
             Self::Missing => "does not exist",
             Self::Paused => "is paused",
-            Self::Reset => {
-                "counts from an earlier point since a moment: it has another leader, or was recreated"
-            }
+            Self::Reset => "counts from an earlier point: it has another leader, or was recreated",
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The highest of what was wished for in a span of time. Pure.
+//! In: wishes over time. Out: the highest one of a time span, where all of it is known. Pure.
 
 use std::{collections::VecDeque, time::Duration};
 

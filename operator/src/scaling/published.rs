@@ -14,7 +14,7 @@ use super::{
     figures::Reading,
 };
 
-/// How long a reason holds before it is said: what is over by then is no news.
+/// How long a reason must hold before the condition says it: what is over by then is not worth a write.
 const PERSISTENCE: Duration = Duration::from_secs(20);
 /// Consumers whose figures a message has.
 const MAX_NAMED: usize = 3;
@@ -67,7 +67,7 @@ impl Published {
             self.next = None;
             return false;
         }
-        // A moment without an answer is nothing to begin with, either.
+        // One missing answer is no first condition either.
         let is_news = scaled || (said.is_none() && reason != conditions::Reason::FiguresUnknown);
         if !is_news {
             let since = self.next.filter(|(next, _)| *next == reason).map_or(decided.at, |(_, since)| since);

@@ -7,9 +7,9 @@ use super::{
     spec::as_f64,
 };
 
-/// What is decided is decided by so much time.
+/// Time that each decision looks back on.
 pub const WINDOW: Duration = Duration::from_secs(10);
-/// Longest time between two samples over which a rate is one: where there are thousands of consumers, each is sampled less often.
+/// Longest time between two samples that still gives a rate: of thousands of consumers, each is sampled less often.
 pub const MAX_GAP: Duration = Duration::from_secs(30);
 /// Weight of the newest rate in the mean.
 const ALPHA: f64 = 0.5;
@@ -20,7 +20,7 @@ pub struct Rates {
     pub sample: Sample,
     pub arrivals: f64,
     pub settled: f64,
-    /// The lowest rate of arrivals of the last window: what is more may be a moment's.
+    /// The lowest rate of arrivals of the last window: more than that may be a burst.
     pub lasting_arrivals: f64,
     /// Whether nothing came in a whole window, and nothing is left.
     pub is_idle: bool,
@@ -58,7 +58,7 @@ impl Series {
             if sample.settled() < last.settled() {
                 *self = Self { unknown_until: Some(sample.at + WINDOW), ..Self::default() };
             } else if sample.at.saturating_sub(last.at) > MAX_GAP {
-                // What happened meanwhile is no rate of now.
+                // An average over so long says nothing of the present.
                 *self = Self::default();
             }
         }
@@ -76,7 +76,7 @@ impl Series {
             if seconds <= 0.0 {
                 return;
             }
-            // A purge takes messages away that arrived.
+            // A purge removes messages that had arrived, so the count may fall.
             let rate = |now: u64, before: u64| as_f64(now.saturating_sub(before)) / seconds;
             let arrivals = rate(sample.arrived(), last.arrived());
             let settled = rate(sample.settled(), last.settled());

@@ -46,9 +46,9 @@ struct Workload {
     decision: Decision,
     published: Published,
     scaled_at: Option<Time>,
-    /// What a step that was not reported yet was made by.
+    /// Why the last step was made, until an event reported it.
     unreported: Option<String>,
-    /// When another number of pods was told of last, where it is only said.
+    /// With mode Observe: when the object was last reconciled because of another number of pods.
     told_at: Option<Duration>,
 }
 
@@ -80,7 +80,7 @@ pub struct ExportedConsumer {
 pub struct Autoscalers {
     begun: Instant,
     workloads: Mutex<HashMap<Name, Workload>>,
-    /// Objects whose decision changed and that were not woken yet.
+    /// Objects whose decision changed and that were not triggered yet.
     changed: Mutex<BTreeSet<Name>>,
     changes: watch::Sender<()>,
 }
@@ -142,8 +142,8 @@ impl Autoscalers {
         self.begun.elapsed()
     }
 
-    /// Takes over what was seen of a workload, decides, and wakes its object where something is to do or to say. What is only said is told at
-    /// most once in `interval`.
+    /// Takes over what was seen of a workload, decides, and triggers its object where the pods or the condition change. With mode Observe,
+    /// another number of pods triggers it at most once in `interval`.
     pub fn look(&self, seen: &Seen<'_>, interval: Duration) {
         let (name, at) = (name_of(seen.object), self.elapsed());
         let mut workloads = self.workloads.lock();
@@ -163,7 +163,7 @@ impl Autoscalers {
         self.workloads.lock().retain(|name, _| is_there(name));
     }
 
-    /// Names of the objects that are to be woken, of those for which `is_here` holds.
+    /// Names of the objects to reconcile, of those in the namespaces for which `is_here` holds.
     pub fn changes<'a>(
         &'a self,
         is_here: impl Fn(&str) -> bool + Clone + Send + 'a,
@@ -215,7 +215,7 @@ impl Workload {
         }
     }
 
-    /// Whether something is to do or to say.
+    /// Decides; whether the object has to be reconciled.
     fn look(&mut self, seen: &Seen<'_>, at: Duration, interval: Duration) -> bool {
         if self.declared != *seen.autoscaling {
             self.declared = seen.autoscaling.clone();

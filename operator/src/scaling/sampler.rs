@@ -1,5 +1,5 @@
-//! Samples the consumers of workloads with autoscaling, and lets their autoscalers decide, while this process leads. Asks JetStream for each of
-//! these consumers alone, whose leader answers; nobody else costs a request.
+//! Samples the consumers of workloads with autoscaling, and lets their autoscalers decide, while this process leads. Each consumer is one request,
+//! which its leader answers; workloads without autoscaling cost none.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -35,7 +35,7 @@ const TIMEOUT: Duration = INTERVAL;
 /// Samples every connection for ever.
 pub async fn run(context: &Context) {
     for scope in context.scopes.all() {
-        // Before all was listed, a Deployment that exists would be missing. A scope lives as long as the process leads.
+        // Before everything was listed, a Deployment that exists would seem missing. A scope lives as long as the process leads.
         let _ = scope.listed.subscribe().wait_for(|listed| *listed).await;
     }
     join_all(context.connections.all().map(|connection| sample(context, connection))).await;

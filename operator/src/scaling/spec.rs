@@ -1,8 +1,8 @@
-//! What a decision depends on beside figures: what the object declares. Pure.
+//! In: what the object declares. Out: the load in pods, and the numbers of pods that are of use. Pure.
 
 use std::time::Duration;
 
-/// Part of a pod's capacity that is used on purpose; the rest takes what comes unevenly.
+/// Fraction of a pod's capacity to plan with: the rest absorbs bursts.
 const UTILIZATION: f64 = 0.8;
 
 /// How a workload is scaled.
@@ -15,7 +15,7 @@ pub struct Scaling {
     pub target_drain_time: Duration,
     /// Unsettled messages for each pod while the capacity of a pod is unknown.
     pub lag_per_replica: u64,
-    /// For how long fewer pods must have been enough before there are fewer.
+    /// How long fewer pods must have been enough before pods are removed.
     pub scale_down_after: Duration,
 }
 
@@ -47,15 +47,15 @@ pub struct Useful {
 }
 
 impl Useful {
-    /// The fewest pods, at least so many, with which the busiest has fewer partitions than with one pod less. More take nothing from it, up to
-    /// the next such number; more than there are partitions never do.
+    /// The smallest useful number of pods that is at least `replicas`. A number is useful where the busiest pod has fewer partitions than with
+    /// one pod less; pods beyond the number of partitions never are.
     #[must_use]
     pub fn round_up(self, replicas: u32) -> u32 {
         let useful = (replicas..self.partitions).find(|count| self.round_down(*count) == *count);
         useful.unwrap_or(self.partitions)
     }
 
-    /// The most of these numbers of pods that is not above so many.
+    /// The largest useful number of pods that is at most `replicas`.
     #[must_use]
     pub fn round_down(self, replicas: u32) -> u32 {
         if replicas == 0 {
@@ -77,7 +77,7 @@ pub fn as_f64(count: u64) -> f64 {
 #[must_use]
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is bounded before")]
 pub fn ceil(load: f64) -> u32 {
-    // What a sum of rounded rates is above a whole number is not a pod's load.
+    // Rounding errors of the rates must not add a pod.
     (load - 1e-6).ceil().clamp(0.0, f64::from(u16::MAX)) as u32
 }
 

@@ -6,7 +6,7 @@ use super::{
     spec::{Scaling, Useful, as_f64, ceil},
 };
 
-/// How much more load there may be before pods that were taken away come back: without, a load between two numbers goes to and fro.
+/// Load that fewer pods must bear before pods are removed. Without this margin, a load between two numbers adds and removes a pod in turn.
 const MARGIN: f64 = 1.1;
 
 /// Pods that a consumer asks for.
@@ -29,7 +29,7 @@ pub struct Wish {
 pub struct Present<'a> {
     pub scaling: &'a Scaling,
     pub useful: Option<Useful>,
-    /// Pods that there are to be now.
+    /// The desired number of pods before this decision.
     pub replicas: u32,
 }
 
@@ -65,8 +65,8 @@ pub fn wish(rates: &Rates, capacity: &Capacity, present: Present<'_>) -> Wish {
     }
 }
 
-/// The most pods that are of use: one for each message that no pod has, beside those that there are, or as many as what has come for a while
-/// takes. What pods have is not worked off faster by more of them.
+/// The most pods that are of use: the present ones and one for each message that no pod has; or as many as the lasting arrivals take. More pods
+/// do not settle faster what pods already work at.
 fn helpful(rates: &Rates, each: Option<f64>, present: Present<'_>) -> u32 {
     let Present { scaling, useful, replicas } = present;
     let waiting = u32::try_from(rates.sample.pending).unwrap_or(u32::MAX);

@@ -45,9 +45,9 @@ pub struct Results {
 
 /// What autoscaling decided for the pods.
 pub enum Scaling {
-    /// It does not decide for them.
+    /// The object declares no autoscaling.
     Undeclared,
-    /// It did not decide yet in this process: what an earlier one said stays.
+    /// This process has not decided yet: what an earlier one wrote stays.
     Pending,
     Decided(View),
 }

@@ -87,14 +87,14 @@ pub async fn ensure(
     Ok(Some(running(&desired, &deployment, &diagnosis)))
 }
 
-/// Pods that the Deployment is to have.
+/// The number of pods in the Deployment's spec.
 fn deployed(name: &str, applier: &Applier<'_>) -> Option<i32> {
     let known = applier.known::<Deployment>(name)?;
     known.deployment.as_deref()?.spec.as_ref()?.replicas
 }
 
-/// Reports that the pods are about to be as many as a new generation declares, or autoscaling decided. That somebody else scaled the
-/// Deployment, which is corrected, is another matter.
+/// Reports a new number of pods that a new generation declares, or that autoscaling decided. The correction of a Deployment that another client
+/// scaled is not reported here.
 fn report_scaling(object: &EventConsumer, deployed: Option<i32>, replicas: i32, context: &Context) {
     let decided = context.autoscalers.take_step(object);
     let observed = object.status.as_ref().and_then(|status| status.observed_generation);

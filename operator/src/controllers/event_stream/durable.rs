@@ -47,8 +47,8 @@ pub fn durable(wish: Replicas, info: &StreamInfo, refusal: Option<&str>, was_dur
     State { status: Some(false), reason, message }
 }
 
-/// Whether the stream has to be asked about until its copies are current, since nothing else says so: no advisory tells that a copy has
-/// caught up. When a server that is missed comes back, that is heard of other streams.
+/// Whether the stream must be polled until its copies are current: no advisory says that a copy has caught up. The return of a missed server is
+/// heard from the leaders of other streams, so it needs no poll.
 pub fn is_to_be_watched(durable: &State, info: &StreamInfo) -> bool {
     let peers = info.cluster.as_ref().map(|cluster| cluster.replicas.as_slice()).unwrap_or_default();
     match durable.reason {

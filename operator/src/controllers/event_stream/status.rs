@@ -85,13 +85,13 @@ fn known_durability(object: &EventStream) -> Option<&Condition> {
     conditions::get(&object.status.as_ref()?.conditions, DURABLE)
 }
 
-/// Whether copies of the object's stream were not current when its status was written, of which no advisory tells that they are.
+/// Whether copies of the object's stream were not current when its status was written. No advisory says when they are.
 pub fn was_not_current(object: &EventStream) -> bool {
     let reasons = [Reason::Scaling, Reason::NotCurrent].map(Reason::as_str);
     known_durability(object).is_some_and(|known| reasons.contains(&known.reason.as_str()))
 }
 
-/// Whether the object's stream is to be asked about until its copies are current.
+/// Whether the object's stream must be polled until its copies are current.
 pub fn is_catching_up(object: &EventStream, result: &Result) -> bool {
     let Ok(Outcome::Reconciled(reconciled)) = result else { return false };
     let durable = durability(object, reconciled).zip(reconciled.info.as_ref());
