@@ -6,7 +6,7 @@ use crate::{
     write::Reading,
 };
 
-/// What the driver is to do.
+/// What the driver has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Store this value, expecting this revision of the key; 0 expects that the key has none.

@@ -1,11 +1,11 @@
 //! Which member each partition belongs to. Pure.
 //!
-//! In: the members that may have partitions, and where each partition is. Out: where each is to be.
+//! In: the members that may have partitions, and where each partition is. Out: the member that each belongs to.
 //!
 //! Four phases, each with what holds after it:
 //!
 //! 1. *Drop the gone*: a partition has a home if the member that handles it, or that it is meant for, may have partitions. One that
-//!    is being handed over keeps its target: nobody changes the aim of a hand-over under way.
+//!    is being handed over keeps its target: a hand-over under way is never redirected.
 //! 2. *Relieve the overloaded*: each member gets a number of partitions. Partitions without a home go to who has fewest, and then one
 //!    moves from who has most to who has fewest only while these differ by more than one.
 //! 3. *Keep the rest at home*: of its partitions a member keeps as many as its number, and first those that it handles already.
@@ -41,7 +41,7 @@ impl Place {
     }
 }
 
-/// Where each partition is to be; nothing where nobody may have partitions.
+/// The member that each partition belongs to; empty where no member may have partitions.
 #[must_use]
 pub fn assign(
     count: u32,
@@ -91,7 +91,7 @@ fn drop_the_gone<'p>(
     (0..count).filter_map(home).collect()
 }
 
-/// How many partitions each member is to have.
+/// How many partitions each member gets.
 fn relieve_the_overloaded(
     count: u32,
     candidates: &[Candidate],

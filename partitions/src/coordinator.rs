@@ -1,4 +1,4 @@
-//! What the leading operator writes: that it is there, which members are dead, and where each partition is to be. Pure.
+//! What the leading operator writes: that it is there, which members are dead, and which member each partition belongs to. Pure.
 //!
 //! In: what a watch of the whole bucket and reads bring, answers to writes, and what is declared. Out: writes and reads.
 //!
@@ -177,7 +177,7 @@ impl Coordinator {
                 if let Some(shared) = self.consumers.get_mut(consumer) {
                     shared.is_reading = false;
                     shared.has_to_read &= !is_answered;
-                    // It was removed from the stream: no later revision tells of it.
+                    // It was removed from the stream, so no later revision will show it.
                     if value == Value::Absent(0) {
                         shared.map = Reading::Absent(0);
                     }
@@ -266,7 +266,7 @@ impl Shared {
             _ => &nothing,
         };
         let count = self.declared.count;
-        // A suspect is not dead before that is written: the watch may be lost.
+        // A suspect is dead only when that is written: it may be this process whose watch is lost.
         let is_alive = |holder: &&MemberId| observer.verdict(holder, now) != Verdict::Dead;
         let place = |partition| Place {
             holder: self.held.get(&partition).and_then(holder_of).filter(is_alive).cloned(),
@@ -275,7 +275,7 @@ impl Shared {
         let places: BTreeMap<_, _> = (0..count).map(|partition| (partition, place(partition))).collect();
         let assignment = assign(count, &self.candidates(consumer, observer, now), &places);
         if assignment.is_empty() {
-            // Nobody is there, and so nothing changes: each partition stays with who comes back, or with who is next.
+            // No member is there, so the map stays: the members that come back, or the next ones, get what it says.
             return None;
         }
         let deadline = (now.wall + self.declared.drain).as_secs();

@@ -36,7 +36,7 @@ impl Deaths {
         Some(Action::Write { key: Key::Member(member.clone()), value, expected: revision })
     }
 
-    /// The write was answered, or was not in time; returns what is known by that.
+    /// The write was answered, or was not in time; returns what is known of the member now.
     pub(crate) fn answered(&mut self, member: &MemberId, answer: Answer) -> Option<Reading<MemberRecord>> {
         let record = self.written.remove(member)?;
         match answer {

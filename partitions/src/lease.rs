@@ -12,9 +12,9 @@ use std::time::Duration;
 pub const RENEWAL_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a process may act after it sent its last confirmed renewal.
 pub const LEASE: Duration = Duration::from_secs(30);
-/// How much longer others wait: for clocks that run at different speeds.
+/// How much longer others wait than the lease: their clocks may run at another speed.
 pub const SKEW: Duration = Duration::from_secs(2);
-/// How long a key that stands still is waited for. A bucket that is younger proves nothing by what is missing in it.
+/// How long a key may stand still before its member is taken for dead. In a bucket that is younger than this, a missing key proves nothing.
 pub const PATIENCE: Duration = LEASE.saturating_add(SKEW);
 /// Maximum duration of a pull request for a partition.
 pub const MAX_PULL: Duration = Duration::from_secs(10);

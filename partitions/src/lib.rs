@@ -7,9 +7,9 @@
 //! | key | value | written by |
 //! | --- | --- | --- |
 //! | `operator` | `{identity}` | the leading operator, every five seconds |
-//! | `member.<namespace>.<process id>` | `{pod?, uid?, consumers, leaving?}`, or `{dead}` | the process, every five seconds; who finds it dead |
+//! | `member.<namespace>.<process id>` | `{pod?, uid?, consumers, leaving?}`, or `{dead}` | the process, every five seconds; or the one that finds it dead |
 //! | `map.<stream>.<consumer>` | `{generation, count, partitions: {"7": {to, from?, deadline?}}}` | the operator |
-//! | `held.<stream>.<consumer>.<partition>` | `{member, state, epoch?}` | who takes the partition, and then its owner |
+//! | `held.<stream>.<consumer>.<partition>` | `{member, state, epoch?}` | the member that takes the partition, and then as its owner |
 //!
 //! The rules:
 //!

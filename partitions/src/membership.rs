@@ -149,7 +149,7 @@ impl Membership {
         }
     }
 
-    /// A watch brought the key's value. Only what another process wrote says anything.
+    /// A watch brought the key's value. Only a death, which another process wrote, matters: renewals are known by their answers.
     pub fn observed(&mut self, revision: u64, record: Option<&MemberRecord>) {
         let is_dead = record.is_none_or(|record| record.dead.is_some());
         if is_dead && revision > self.revision {

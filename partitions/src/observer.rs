@@ -81,7 +81,7 @@ impl Observer {
     }
 
     /// A member's key was read from the leader of the bucket's stream, after something in the bucket had named the member: where it has
-    /// no value, it was removed from the stream, and no later revision tells of it.
+    /// no value, it was removed from the stream, and no later revision will show it.
     pub fn member_read(&mut self, id: &MemberId, reading: Reading<MemberRecord>, now: Clocks) {
         if reading == Reading::Absent(0) {
             self.members.insert(id.clone(), Seen { reading, since: now });

@@ -25,7 +25,7 @@ use crate::{
 pub enum Wish {
     /// Take it when it is free.
     Have,
-    /// Leave it as it is.
+    /// Neither take it nor give it up.
     Keep,
     /// Finish what has begun and give it up: it is meant for another member, or the process stops.
     HandOver,
@@ -213,7 +213,7 @@ impl Owner {
         self.is_waiting = false;
         match reading {
             Reading::Unavailable => return,
-            // Removed from the stream: no later revision tells of it.
+            // Removed from the stream, so no later revision will show it.
             Reading::Absent(0) => self.held = Reading::Absent(0),
             reading => self.observed(reading, now),
         }
@@ -230,7 +230,7 @@ impl Owner {
         }
     }
 
-    /// The key is to be read again, since a watch is only a hint.
+    /// The key has to be read again, since a watch may miss changes.
     pub fn refresh(&mut self) {
         self.has_to_read = true;
     }
@@ -322,7 +322,7 @@ impl Owner {
         let is_old = now.since(self.seen) >= PATIENCE;
         let expected = self.held.revision().unwrap_or(0);
         match &self.held {
-            // An own write arrived although nobody waited for it any more.
+            // An own write arrived after this process had given up waiting for it.
             Reading::Present(_, record) if record.member == **me && record.state != HeldState::Free => {
                 if !wants {
                     return Some(self.write(me, HeldState::Free, None, expected));

@@ -37,7 +37,7 @@ pub struct Participant {
     record: MemberRecord,
     observer: Observer,
     consumers: BTreeMap<ConsumerId, Shares>,
-    /// From when on the bucket is so old that whoever held something before it was made has stopped, by CLOCK_BOOTTIME.
+    /// From when on, by CLOCK_BOOTTIME, the bucket is so old that each process which held something before it was created has stopped.
     settled_at: Option<Duration>,
     /// When the operator's key was last read.
     operator_read: Option<Clocks>,

@@ -183,7 +183,7 @@ impl Participant {
         }
     }
 
-    /// A watch is only a hint: at each renewal the map is read again, and with it the partitions that are waited for.
+    /// A watch may miss changes: at each renewal the map is read again, and with it the partitions that are waited for.
     fn refresh(&mut self, now: Clocks) {
         if !self.membership.is_joined() {
             return;

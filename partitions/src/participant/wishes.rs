@@ -43,7 +43,7 @@ impl Participant {
         self.consumers.iter().map(wanted).collect()
     }
 
-    /// Whether the operator's key has stood still for long, and this is no matter of a lost watch.
+    /// Whether the operator's key has stood still for long. It must have been read lately: a lost watch looks the same.
     fn is_alone(&self, now: Clocks) -> bool {
         let was_read = self.operator_read.is_some_and(|read| now.since(read) < 2 * RENEWAL_INTERVAL);
         was_read && self.observer.is_without_operator(now)
@@ -68,7 +68,7 @@ impl Participant {
         let is_held = shares.owners.get(&partition).is_some_and(Owner::is_held);
         match self.observer.verdict(&entry.to, now) {
             Verdict::Alive => {
-                // To somebody who takes it: otherwise it would be nobody's.
+                // Only to a member that takes it: otherwise no member would handle it.
                 let takes =
                     self.observer.record(&entry.to).is_some_and(|record| record.is_candidate(consumer));
                 (if takes { Wish::HandOver } else { Wish::Keep }, None)

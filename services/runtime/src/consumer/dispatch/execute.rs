@@ -273,8 +273,8 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// A server that was killed may have forgotten its last deliveries, and its successor delivers them again: those that have not begun
-    /// leave their room for that. What was delivered after the question was asked is the successor's.
+    /// A killed server may have lost its last deliveries, and the next leader delivers them again. Those that have not begun are released, so
+    /// that their events come again in the order of the stream. What was delivered after the request was sent comes from the next leader.
     fn release_forgotten(&mut self, observation: &Observation) {
         let delivered = observation.info.delivered.stream_seq;
         let is_forgotten = |held: &Held| {
