@@ -37,7 +37,7 @@ struct Started {
     stdin: ChildStdin,
 }
 
-/// Starts a demo, with Prometheus and Jaeger if they are to look on, or finds the one that runs, and tells what happens in it.
+/// Starts a demo, with Prometheus and Jaeger where `observe` is set, or finds the one that runs, and shows what happens in it.
 ///
 /// # Errors
 ///

@@ -48,7 +48,7 @@ struct Demo {
     observers: Option<(Prometheus, Jaeger)>,
 }
 
-/// Runs a demo until it is told to end, with Prometheus and Jaeger if they are to look on.
+/// Runs a demo until a signal or its starter ends it, with Prometheus and Jaeger where `observe` is set.
 ///
 /// # Errors
 ///
@@ -153,8 +153,7 @@ async fn look_on(control_plane: &ControlPlane, parts: &mut Parts, jaeger: &Jaege
     Ok(prometheus)
 }
 
-/// The operator where it is looked at: it traces and so do the pods, and what it does every so often comes so much more often as the rules'
-/// durations are shorter.
+/// The operator of a demo with Prometheus and Jaeger: it and the pods send traces, and its intervals are shorter, as the rules' durations are.
 fn observed(operator: ProcessBuilder, otlp: &str) -> ProcessBuilder {
     operator.env("OTEL_EXPORTER_OTLP_ENDPOINT", otlp).arg(format!("--workload-otlp-endpoint={otlp}")).args([
         "--stats-interval=1s",

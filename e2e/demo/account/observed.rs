@@ -20,7 +20,7 @@ const GATEWAY: &str = "payment-simulator";
 /// The alert of an event that became a dead letter.
 const ALERT: &str = "DeadLettersArriving";
 
-/// Tells where Prometheus and Jaeger are, makes an order fail, and shows where one sees it.
+/// Prints where Prometheus and Jaeger are, makes an order fail, and shows where one sees it.
 ///
 /// # Errors
 ///

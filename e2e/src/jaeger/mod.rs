@@ -1,4 +1,4 @@
-//! A real Jaeger, all of it in one server that keeps traces in memory, and what its query API tells of them.
+//! A real Jaeger, all of it in one server that keeps traces in memory, and the client of its query API.
 
 mod trace;
 
@@ -12,7 +12,7 @@ pub use trace::{Span, Trace};
 
 /// It usually answers within a second; a machine that builds something meanwhile takes longer.
 const START: Duration = Duration::from_mins(1);
-/// Flags of what it listens on and nobody here asks: agents, Zipkin's protocol and gRPC.
+/// Flags of addresses that are not used here: agents, Zipkin's protocol and gRPC.
 const UNUSED: [&str; 7] = [
     "http-server.host-port",
     "processor.jaeger-binary.server-host-port",
@@ -88,13 +88,13 @@ impl Client {
         Self { url: url.into() }
     }
 
-    /// Where a browser is shown a trace.
+    /// URL of a trace for a browser.
     #[must_use]
     pub fn page(&self, trace_id: &str) -> String {
         format!("{}/trace/{trace_id}", self.url)
     }
 
-    /// Where a program is answered with a trace, as JSON.
+    /// URL of a trace as JSON.
     #[must_use]
     pub fn api(&self, trace_id: &str) -> String {
         format!("{}/api/traces/{trace_id}", self.url)

@@ -42,7 +42,7 @@ impl Client {
         Self { url: url.into() }
     }
 
-    /// Where a browser is shown one of its pages, `alerts` or `graph`: Debian's package has those of before 2.22, at another place.
+    /// URL of a page for a browser, `alerts` or `graph`. Debian's package has the pages of versions before 2.22, at another path.
     pub async fn page(&self, name: &str) -> String {
         let classic = format!("{}/classic/{name}", self.url);
         let answer = reqwest::get(&classic).await;

@@ -1,5 +1,5 @@
-//! The pods of a cluster as targets, with the labels that Prometheus' own discovery of Kubernetes gives them: Debian's package has none. They
-//! are told by a file, which Prometheus watches.
+//! The pods of a cluster as targets, with the labels of Prometheus' own discovery of Kubernetes, which Debian's package does not have. They are
+//! in a file that Prometheus watches.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use kube::{
 };
 use serde_json::{Map, Value, json};
 
-/// Keeps the file as the pods of all namespaces are, for as long as it is polled.
+/// Writes the pods of all namespaces to the file whenever they change, for as long as it is polled.
 pub(super) async fn follow(client: Client, file: PathBuf) {
     let pods: Api<Pod> = Api::all(client);
     let mut events = pin!(watcher::watcher(pods, watcher::Config::default()).default_backoff());
@@ -43,7 +43,7 @@ pub(super) async fn follow(client: Client, file: PathBuf) {
                 known.remove(&pod.uid().unwrap_or_default());
             }
             Ok(Event::InitDone) => {}
-            // The watch is made again.
+            // The watcher retries by itself.
             Err(_) => continue,
         }
         if let Err(error) = write(&file, &targets(known.values())) {
@@ -52,7 +52,7 @@ pub(super) async fn follow(client: Client, file: PathBuf) {
     }
 }
 
-/// Writes it at once, so that Prometheus does not read a half of it.
+/// Replaces the file in one step, so that Prometheus never reads half of it.
 fn write(file: &Path, targets: &Value) -> Result<()> {
     let new = file.with_extension("new");
     fs::write(&new, targets.to_string())?;

@@ -69,7 +69,7 @@ impl Prometheus {
                 .arg("--storage.tsdb.path=data")
                 .arg(format!("--web.listen-address={address}"))
                 .arg("--enable-feature=exemplar-storage");
-            // Those of one that is installed are where it looks for them itself.
+            // An installed Prometheus finds its pages by itself.
             if let Some(pages) = program.parent().map(|bin| bin.join(PAGES)).filter(|pages| pages.is_dir()) {
                 start = start.arg(format!("--web.local-assets={}", pages.display()));
             }
@@ -121,7 +121,7 @@ fn configuration(operator: &str, own: &str) -> Value {
                     {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},
                 ],
             },
-            // What became of samples, it counts itself.
+            // Prometheus' own metrics count the samples that it rejected.
             {"job_name": "prometheus", "static_configs": [{"targets": [own]}]},
         ],
     })

@@ -1,4 +1,4 @@
-//! The rules of the chart for a Prometheus that nobody waits a quarter of an hour for: each duration divided. Pure, but for reading the files.
+//! The rules of the chart with each duration divided, so that a test need not wait for a quarter of an hour. Pure, but for reading the files.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
