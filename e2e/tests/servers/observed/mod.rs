@@ -1,5 +1,5 @@
-//! What goes wrong in the shop, as a real Prometheus with the chart's rules and a real Jaeger show it: the demo with both, whose rules have an
-//! hour's durations in a minute. One world for all, since it takes longer to start than most of what is looked at.
+//! What goes wrong in the shop, as a real Prometheus with the chart's rules and a real Jaeger show it. The rules' durations are divided by 60. All
+//! checks share one world, since its start takes longer than most of them.
 
 mod panels;
 mod traces;

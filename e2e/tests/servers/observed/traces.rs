@@ -44,8 +44,8 @@ pub async fn each_failing_step_is_the_only_error_of_one_trace(world: &World, ord
     }
 }
 
-/// The one trace that every event of the order was stored and handled in, by what the pods logged. With its id all lines about the order are found, also that of
-/// its end with the reason.
+/// The one trace of all lines about the order in the pods' logs. With its id one finds every line about the order, also the one of its end with
+/// the reason.
 fn trace_in_logs(world: &World, order: &Rejected) -> Result<String, String> {
     let lines = world.logged();
     let subject = format!("orders.{}.", order.id);

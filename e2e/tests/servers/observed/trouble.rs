@@ -1,4 +1,4 @@
-//! What breaks, and the alerts that tell it.
+//! What breaks, and the alert that each failure fires.
 
 use std::{fs, process::Command, time::Duration};
 
@@ -124,14 +124,14 @@ fn declare_greenhouse(world: &World) {
     }
 }
 
-/// The operator makes it again, empty.
+/// The operator recreates it, empty.
 pub async fn a_stream_that_is_deleted_past_the_operator_fires_its_alert(world: &World) {
     world.jetstream().await.delete_stream("readings").await.unwrap();
     world.fires("StreamRecreated", [("namespace", "greenhouse"), ("stream", "readings")]).await;
 }
 
-/// Nobody starts the server again. It is not the one that has the only copy of a stream in memory: that one's list of streams takes NATS seconds then, which are
-/// minutes for these rules.
+/// The server stays away. It must not be the one with the only copy of a stream in memory: without that one, NATS takes seconds to list streams,
+/// and these rules take seconds for minutes.
 pub async fn a_killed_nats_server_fires_its_alert(world: &World) {
     let mut notifications = world.jetstream().await.get_stream("notifications").await.unwrap();
     let cluster = notifications.info().await.unwrap().cluster.clone().unwrap();

@@ -11,7 +11,7 @@ use crate::scaling::{
     spec::{Scaling, Useful},
 };
 
-/// How much later than its target a lag may be worked off, and how many times the pods that were called for there may be.
+/// How much later than its target a lag may be worked off, and how many times the needed pods there may be.
 const BOUND: f64 = 1.5;
 
 /// Handlers of a minute, four at once in a pod.
