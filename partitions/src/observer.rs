@@ -5,7 +5,7 @@
 //!
 //! A suspicion harms nobody: it is written at the revision that was seen, and fails if the member has renewed meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::{
     keys::{ConsumerId, MemberId},
@@ -40,14 +40,14 @@ struct Seen {
     reading: Reading<MemberRecord>,
     /// When its revision was first seen.
     since: Clocks,
+    /// Kubernetes reported that its container ended.
+    has_ended: bool,
 }
 
 /// What one process saw of all members.
 #[derive(Debug)]
 pub struct Observer {
     members: BTreeMap<MemberId, Seen>,
-    /// UIDs of pods whose container ended.
-    ended: BTreeSet<String>,
     operator: (Option<u64>, Clocks),
 }
 
@@ -55,7 +55,7 @@ impl Observer {
     /// Nothing was seen.
     #[must_use]
     pub fn new(now: Clocks) -> Self {
-        Self { members: BTreeMap::new(), ended: BTreeSet::new(), operator: (None, now) }
+        Self { members: BTreeMap::new(), operator: (None, now) }
     }
 
     /// A member's key was seen.
@@ -69,7 +69,7 @@ impl Observer {
                 self.members.retain(|_, seen| !is_dead(&seen.reading));
             }
             if reading.revision().is_some() {
-                self.members.insert(id.clone(), Seen { reading, since: now });
+                self.members.insert(id.clone(), Seen { reading, since: now, has_ended: false });
             }
             return;
         };
@@ -84,7 +84,7 @@ impl Observer {
     /// no value, it was removed from the stream, and no later revision will show it.
     pub fn member_read(&mut self, id: &MemberId, reading: Reading<MemberRecord>, now: Clocks) {
         if reading == Reading::Absent(0) {
-            self.members.insert(id.clone(), Seen { reading, since: now });
+            self.members.insert(id.clone(), Seen { reading, since: now, has_ended: false });
         } else {
             self.member(id, reading, now);
         }
@@ -97,9 +97,14 @@ impl Observer {
         }
     }
 
-    /// Kubernetes reports that the container of this pod ended: not that the pod is missing or its node silent.
+    /// Kubernetes reports that the container of this pod ended: not that the pod is missing or its node silent. That is true of the members
+    /// that were seen by now; the container starts again in the same pod, and its process joins under another id.
     pub fn container_ended(&mut self, uid: &str) {
-        self.ended.insert(uid.to_owned());
+        for seen in self.members.values_mut() {
+            if let Reading::Present(_, record) = &seen.reading {
+                seen.has_ended |= record.uid.as_deref() == Some(uid);
+            }
+        }
     }
 
     /// Whether no operator has moved its key for so long that members share out partitions themselves.
@@ -117,16 +122,14 @@ impl Observer {
     /// What is known of a member.
     #[must_use]
     pub fn verdict(&self, id: &MemberId, now: Clocks) -> Verdict {
-        let Some(Seen { reading, since }) = self.members.get(id) else { return Verdict::Unknown };
+        let Some(Seen { reading, since, has_ended }) = self.members.get(id) else { return Verdict::Unknown };
         let is_silent = now.since(*since) >= PATIENCE;
         match reading {
             Reading::Unavailable => Verdict::Unknown,
             // Ids are never used twice, and a process takes partitions only after it has joined.
             Reading::Absent(_) => Verdict::Dead,
             Reading::Present(_, record) if record.dead.is_some() => Verdict::Dead,
-            Reading::Present(revision, record)
-                if record.uid.as_ref().is_some_and(|uid| self.ended.contains(uid)) =>
-            {
+            Reading::Present(revision, _) if *has_ended => {
                 Verdict::Suspect { revision: *revision, reason: DeathReason::ContainerEnded }
             }
             Reading::Present(revision, _) | Reading::Unreadable(revision) if is_silent => {
@@ -234,6 +237,17 @@ mod tests {
         observer.container_ended("u1");
         let suspect = Verdict::Suspect { revision: 5, reason: DeathReason::ContainerEnded };
         assert_eq!(observer.verdict(&a(), at(10)), suspect);
+    }
+
+    #[test]
+    fn the_next_process_of_a_pod_whose_container_started_again_is_alive() {
+        let mut observer = Observer::new(at(0));
+        observer.member(&a(), Reading::Present(5, alive()), at(10));
+        observer.container_ended("u1");
+        let next = MemberId::new("shop", "b").unwrap();
+        observer.member(&next, Reading::Present(6, alive()), at(11));
+        assert_eq!(observer.verdict(&next, at(12)), Verdict::Alive);
+        assert!(matches!(observer.verdict(&a(), at(12)), Verdict::Suspect { revision: 5, .. }));
     }
 
     #[test]

@@ -7,6 +7,8 @@
 //!
 //! - It answers each [`Action::Write`], [`Action::Read`] and [`Action::ReadBucket`] exactly once, also if only time passed: by
 //!   [`Participant::answered`], [`Participant::read`] and [`Participant::bucket_age`].
+//! - It gives an answer that says nothing, as that nobody responds, a second after the request at the earliest: what is not known is asked for
+//!   again at the next poll.
 //! - It looks at [`Participant::lease`] right before it begins a handler, sends an in-progress acknowledgement, or pulls.
 //! - After [`Action::Lost`] it drops this value and joins under a new id.
 

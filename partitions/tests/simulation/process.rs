@@ -126,7 +126,8 @@ impl Process {
         now: u64,
         base: Instant,
     ) -> Self {
-        let uid = format!("uid-{index}-{incarnation}");
+        // A container that ended starts again in the same pod.
+        let uid = format!("uid-{index}");
         let mut process = Self {
             participant: Participant::new(
                 MemberId::new("shop", "none").unwrap(),
