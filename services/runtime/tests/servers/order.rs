@@ -26,7 +26,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     cluster::cluster,
     proxy::Proxy,
-    support::{Bench, Call, Number, Running, SOON, Scripted, count, number_headers, publish_of, text_of},
+    support::{
+        Bench, Call, Gate, Number, Running, SOON, Scripted, count, number_headers, publish_of, text_of,
+    },
 };
 
 /// Calls that came after a later one of their key. The key of a number is what it leaves divided by `keys`.
@@ -483,5 +485,40 @@ async fn what_a_killed_server_forgot_and_loses_again_is_not_overtaken() {
     bench.await_drained().await;
     assert_eq!((proxy.left_to_lose(), handler.values()), (0, (64..70).collect()));
     assert_in_order(&handler, 1);
+    service.stop().await;
+}
+
+/// What waits for a handler of its key is released, as JetStream makes it again, and waits for that handler once more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_server_forgot_waits_again_for_the_event_of_its_key_that_is_handled() {
+    let bench = Bench::without_consumer().await.ack_wait(3000).ordered();
+    bench.create_consumer().await;
+    let gate = Gate::default();
+    let handler = Scripted::new(gate.before(|value| value == 0));
+    let service = bench.run(&handler).await;
+    service.await_ready().await;
+    for value in 0..5 {
+        publish_of(&service.publisher, 0, value).await;
+    }
+    await_until("five deliveries", SOON, async || match bench.consumer_info().await.num_ack_pending {
+        5 => Ok(()),
+        pending => Err(format!("{pending} deliveries")),
+    })
+    .await;
+    let state = state_of_consumer(&bench).await;
+    bench.nats.kill();
+    fs::remove_file(state).unwrap();
+    bench.nats.start_again().await;
+    // Of another key, and behind the others.
+    publish_of(&service.publisher, 1, 5).await;
+    await_until("number 5", SOON, async || {
+        handler.values().contains(&5).then_some(()).ok_or_else(|| format!("{:?}", handler.attempts()))
+    })
+    .await;
+    assert_eq!(handler.values(), [0, 5], "beside the handler of number 0");
+    gate.open();
+    bench.await_drained().await;
+    let called: Vec<_> = handler.calls().iter().map(|call| call.value).collect();
+    assert_eq!(called, [0, 5, 1, 2, 3, 4]);
     service.stop().await;
 }

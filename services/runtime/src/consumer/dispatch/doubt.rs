@@ -82,10 +82,6 @@ impl<H: Handler> Dispatcher<H> {
         if self.order.is_some() {
             let is_waiting = |held: &Held| held.is_orphan && matches!(held.state, State::Waiting(_));
             for slot in self.in_flight.in_order(is_waiting) {
-                // One of its key may still run, and keeps its place.
-                if let Some(held) = self.in_flight.get_mut(slot) {
-                    held.key = None;
-                }
                 self.give_up(slot, "the consumer was recreated");
             }
         }

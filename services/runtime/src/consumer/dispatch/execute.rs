@@ -198,10 +198,6 @@ impl<H: Handler> Dispatcher<H> {
             return;
         }
         for slot in self.in_flight.in_order(Held::has_not_begun) {
-            if let Some(held) = self.in_flight.get_mut(slot) {
-                // One of its key may still run, and keeps its place.
-                self.nacked_keys.extend(held.key.take());
-            }
             self.give_back(slot).await;
         }
     }
@@ -210,8 +206,10 @@ impl<H: Handler> Dispatcher<H> {
     async fn give_back(&mut self, slot: usize) {
         if let Some(held) = self.in_flight.get_mut(slot) {
             self.nacked_keys.extend(held.key);
+        }
+        self.leave_queue(slot);
+        if let Some(held) = self.in_flight.get_mut(slot) {
             held.state = State::Returned;
-            self.leave_queue(slot);
         }
         if self.drained {
             self.settle(slot, &NAK_ON_SHUTDOWN).await;
@@ -230,7 +228,10 @@ impl<H: Handler> Dispatcher<H> {
     /// A delivery leaves its place in the order; the next one of its key may begin.
     pub(super) fn leave_queue(&mut self, slot: usize) {
         let Some(held) = self.in_flight.get_mut(slot) else { return };
-        if let (Some(order), Some(key)) = (&mut self.order, held.key.take()) {
+        let waits = held.has_not_begun();
+        let (Some(order), Some(key)) = (&mut self.order, held.key.take()) else { return };
+        // While the order is recovered, the queue knows only those that run: the place of the key is theirs.
+        if !(waits && order.recovery.is_active()) {
             self.next.extend(order.queue.complete(key));
         }
     }
@@ -293,12 +294,8 @@ impl<H: Handler> Dispatcher<H> {
             );
         }
         for slot in forgotten {
-            if let Some(held) = self.in_flight.get_mut(slot) {
-                // One of its key may still run, and keeps its place.
-                held.key = None;
-                if let State::Paused(_, timer) = &held.state {
-                    self.paused.remove(timer);
-                }
+            if let Some(Held { state: State::Paused(_, timer), .. }) = self.in_flight.get(slot) {
+                self.paused.remove(timer);
             }
             self.release(slot);
         }
