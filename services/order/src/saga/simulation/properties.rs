@@ -129,7 +129,11 @@ fn turn(simulation: &mut Simulation, attempt: u64, until: Until, then: &Then) {
         Then::TimeOut => simulation.time_out(attempt),
         Then::Fail(index, fate) if goes_on => {
             let pending = simulation.pending_of(attempt);
-            simulation.serve(pending[*index % pending.len()], *fate);
+            let index = pending[*index % pending.len()];
+            let is_notification = matches!(simulation.network().pending[index].request, Request::Notify);
+            // A notification that does not reach its stream is lost by design: nobody repeats it.
+            let fate = if is_notification && *fate == Fate::Lost { Fate::AnswerLost } else { *fate };
+            simulation.serve(index, fate);
         }
         Then::Stall | Then::Fail(..) => {}
     }
