@@ -151,9 +151,16 @@ async fn a_burst_brings_pods_that_work_it_off_and_go_to_zero_until_the_next_mess
     })
     .await;
     await_replicas(&world, |replicas| replicas == 0).await;
-    world.await_condition::<EventConsumer>("fulfilment", "ScalingActive", "True", "ScaledDown").await;
-    let status = world.consumers().get("fulfilment").await.unwrap().status.unwrap();
-    assert_eq!((status.lag, status.autoscaling.unwrap().desired_replicas), (Some(0), 0));
+    // The status follows the Deployment, and says ScaledDown since there was one pod less.
+    await_until("the status says the same", STEPS, || async {
+        let consumer = world.consumers().get("fulfilment").await.unwrap();
+        let reason = condition(&consumer, "ScalingActive").map(|condition| condition.reason);
+        let status = consumer.status.unwrap();
+        let desired = status.autoscaling.map(|scaling| scaling.desired_replicas);
+        let said = (status.lag, desired, reason.as_deref());
+        if said == (Some(0), Some(0), Some("ScaledDown")) { Ok(()) } else { Err(format!("{said:?}")) }
+    })
+    .await;
     let told = world.events("fulfilment", "Scaled").await;
     assert!(told.iter().any(|note| note.starts_with("scaled from 0 to 1 pods: fulfilment has")), "{told:?}");
     for metric in ["workload_replicas_decided", "workload_replicas_max", "consumer_pod_capacity_per_second"] {
