@@ -25,6 +25,13 @@ pub const OTEL_EXPORTER_OTLP_ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// Attributes of the pod in the cluster (OpenTelemetry's own variable).
 pub const OTEL_RESOURCE_ATTRIBUTES: &str = "OTEL_RESOURCE_ATTRIBUTES";
 
+/// Name of the pod.
+pub const JETWRIGHT_POD_NAME: &str = "JETWRIGHT_POD_NAME";
+/// Namespace of the pod; only pods that share partitions out have it.
+pub const JETWRIGHT_POD_NAMESPACE: &str = "JETWRIGHT_POD_NAMESPACE";
+/// UID of the pod; only pods that share partitions out have it.
+pub const JETWRIGHT_POD_UID: &str = "JETWRIGHT_POD_UID";
+
 /// Address on which a workload serves `/livez`, `/readyz` and `/metrics`; the operator sets it, so that the probes find it.
 pub const JETWRIGHT_ADMIN_ADDRESS: &str = "JETWRIGHT_ADMIN_ADDRESS";
 /// Port of [`JETWRIGHT_ADMIN_ADDRESS`] in pods that the operator makes.
@@ -78,12 +85,28 @@ pub struct Binding {
     /// How long a handler may take for one attempt, before it counts as failed.
     #[serde(default = "default_handler_deadline")]
     pub handler_deadline: Duration,
-    /// What is handled in the order in which it was stored; nothing where it is absent.
+    /// The stream's partitions: each stored subject has the number of its partition as the last token. None where it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<StreamPartitions>,
+    /// What is handled in the order in which it was stored; nothing where it is absent. With `partitions`, `consumer` is one
+    /// JetStream consumer for each of them, `<consumer>-p<number>`, and the processes share them out among themselves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ordering: Option<Ordering>,
     /// Where events that cannot be processed are kept; they are given up where it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dead_letters: Option<DeadLetters>,
+}
+
+/// The partitions of a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StreamPartitions {
+    /// The stream's subject, as events are published.
+    pub subject: String,
+    /// Which tokens of it are the key, counted from 1, in the order in which they are hashed.
+    pub key_tokens: Vec<u32>,
+    /// How many there are.
+    pub count: u32,
 }
 
 /// Events of one key are handled one after another, in the order in which the stream holds them.
@@ -169,6 +192,7 @@ mod tests {
             max_ack_pending: 1000,
             retry: Retry::default(),
             handler_deadline: *handler_deadline,
+            partitions: None,
             ordering: None,
             dead_letters: None,
         };

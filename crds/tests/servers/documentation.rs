@@ -98,6 +98,7 @@ fn the_bindings_file_in_the_documentation_is_one() {
         max_ack_pending: 10_000,
         retry: Retry::default(),
         handler_deadline: HANDLER_DEADLINE,
+        partitions: None,
         ordering: None,
         dead_letters: Some(DeadLetters {
             prefix: dead_letter::prefix(stream, consumer),

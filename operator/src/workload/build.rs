@@ -148,6 +148,7 @@ pub(super) mod tests {
             max_ack_pending: 256,
             retry: Retry::default(),
             handler_deadline: HANDLER_DEADLINE,
+            partitions: None,
             ordering: None,
             dead_letters: None,
         };

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 
 use jetwright_crds::{
     environment::{
-        BINDINGS_FILE, BINDINGS_FOLDER, JETWRIGHT_ADMIN_ADDRESS, JETWRIGHT_BINDINGS, NATS_CREDENTIALS,
-        NATS_CREDENTIALS_FOLDER, NATS_URL, OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_RESOURCE_ATTRIBUTES,
-        OTEL_SERVICE_NAME,
+        BINDINGS_FILE, BINDINGS_FOLDER, JETWRIGHT_ADMIN_ADDRESS, JETWRIGHT_BINDINGS, JETWRIGHT_POD_NAME,
+        NATS_CREDENTIALS, NATS_CREDENTIALS_FOLDER, NATS_URL, OTEL_EXPORTER_OTLP_ENDPOINT,
+        OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME,
     },
     labels::{APP_NAME, BINDINGS_HASH, JETWRIGHT, MANAGED_BY, WORKLOAD},
 };
@@ -25,8 +25,6 @@ const CREDENTIALS_VOLUME: &str = "jetwright-credentials";
 const READABLE: i32 = 0o444;
 /// Fields with containers.
 const CONTAINERS: [&str; 2] = ["initContainers", "containers"];
-/// Variable with the name of the pod, for OpenTelemetry's attributes.
-const POD_NAME: &str = "JETWRIGHT_POD_NAME";
 
 /// Whether a template says itself which ServiceAccount its pods have; `serviceAccount` is the field's older name.
 pub fn sets_service_account(template: &Map<String, Value>) -> bool {
@@ -142,7 +140,7 @@ fn inject_runtime(container: &mut Map<String, Value>, desired: &Desired, setting
 
 fn variables(desired: &Desired, settings: &WorkloadSettings) -> Vec<Value> {
     let attributes = format!(
-        "k8s.namespace.name={},k8s.deployment.name={},k8s.pod.name=$({POD_NAME})",
+        "k8s.namespace.name={},k8s.deployment.name={},k8s.pod.name=$({JETWRIGHT_POD_NAME})",
         desired.namespace, desired.names.workload
     );
     let plain = |name: &str, value: &str| json!({ "name": name, "value": value });
@@ -151,7 +149,7 @@ fn variables(desired: &Desired, settings: &WorkloadSettings) -> Vec<Value> {
         plain(JETWRIGHT_ADMIN_ADDRESS, &format!("0.0.0.0:{}", desired.admin_port)),
         plain(NATS_URL, &settings.nats_url),
         // Before the attributes, which refer to it.
-        json!({ "name": POD_NAME, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } }),
+        json!({ "name": JETWRIGHT_POD_NAME, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } }),
         plain(OTEL_SERVICE_NAME, &desired.names.workload),
         plain(OTEL_RESOURCE_ATTRIBUTES, &attributes),
     ];

@@ -238,6 +238,7 @@ async fn service(nats: &NatsServer) -> Service {
         max_ack_pending: 256,
         retry: Retry::default(),
         handler_deadline: HANDLER_DEADLINE,
+        partitions: None,
         ordering: None,
         dead_letters: None,
     };

@@ -194,6 +194,7 @@ mod tests {
                     max_ack_pending: 256,
                     retry: Retry::default(),
                     handler_deadline: Duration::from_secs(90),
+                    partitions: None,
                     ordering: None,
                     dead_letters: None,
                 },

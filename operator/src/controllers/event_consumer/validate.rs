@@ -75,6 +75,7 @@ fn binding(object: &EventConsumer, stream: &EventStream) -> Result<Binding, Vec<
         max_ack_pending: spec.effective_max_ack_pending(),
         retry: spec.effective_retry(),
         handler_deadline: spec.effective_handler_deadline(),
+        partitions: None,
         ordering: None,
         dead_letters,
     })
@@ -216,6 +217,7 @@ mod tests {
                 max_ack_pending: 1000,
                 retry: Retry::default(),
                 handler_deadline: jetwright_crds::Duration::from_secs(20),
+                partitions: None,
                 ordering: None,
                 dead_letters: None,
             },

@@ -98,6 +98,7 @@ impl Shop {
                 backoff: Backoff { initial: Text::from_millis(50), factor: 2, max: Text::from_secs(1) },
             },
             handler_deadline: HANDLER_DEADLINE,
+            partitions: None,
             ordering: None,
             dead_letters: None,
         };

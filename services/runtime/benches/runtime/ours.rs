@@ -80,6 +80,7 @@ async fn connect(url: &str, job: &Job) -> Service {
             backoff: Backoff { initial: Text::from_millis(250), ..Backoff::default() },
         },
         handler_deadline: HANDLER_DEADLINE,
+        partitions: None,
         ordering: job.is_ordered().then(|| Ordering { key_tokens: vec![1] }),
         dead_letters: (job.burst() > 0).then(|| {
             let prefix = dead_letter::prefix(&job.stream, CONSUMER);

@@ -3,8 +3,9 @@
 use std::{fs, path::Path};
 
 use jetwright_crds::environment::{
-    BINDINGS_VERSION, Binding, Bindings, HANDLER_DEADLINES, JETWRIGHT_BINDINGS,
+    BINDINGS_VERSION, Binding, Bindings, HANDLER_DEADLINES, JETWRIGHT_BINDINGS, StreamPartitions,
 };
+use jetwright_partitions::subjects::Partitions;
 use jetwright_process::configuration::Problem;
 use serde::Deserialize;
 
@@ -103,11 +104,15 @@ fn check(path: &str, binding: &Binding, refuse: &mut impl FnMut(&str, String, &s
         max_ack_pending,
         retry,
         handler_deadline,
+        partitions,
         ordering,
         dead_letters,
     } = binding;
     let backoff = retry.backoff;
     let dead_letters = dead_letters.as_ref().map_or("none", |dead_letters| &dead_letters.prefix);
+    let partitions = partitions.as_ref().map_or(Ok(()), |StreamPartitions { subject, key_tokens, count }| {
+        Partitions::new(subject, key_tokens, *count).map(drop)
+    });
     let rules = [
         (
             "stream",
@@ -137,6 +142,12 @@ fn check(path: &str, binding: &Binding, refuse: &mut impl FnMut(&str, String, &s
             !backoff.initial.0.is_zero() && backoff.initial <= backoff.max,
             format!("found {}", backoff.initial),
             "expected more than nothing and no more than retry.backoff.max",
+        ),
+        (
+            "partitions",
+            partitions.is_ok(),
+            partitions.err().map_or_else(String::new, |error| format!("found that {error}")),
+            "expected what the operator writes",
         ),
         (
             "ordering.keyTokens",

@@ -61,6 +61,7 @@ impl<H: Handler> HandlerTest<H> {
             max_ack_pending: 1,
             retry: Retry::default(),
             handler_deadline: HANDLER_DEADLINE,
+            partitions: None,
             ordering: None,
             dead_letters: Some(dead_letters(DEFAULT_STREAM, name)),
         };

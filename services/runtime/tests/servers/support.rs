@@ -205,6 +205,7 @@ impl Bench {
             max_ack_pending: 16,
             retry: Retry { max_attempts: 3, backoff },
             handler_deadline: HANDLER_DEADLINE,
+            partitions: None,
             ordering: None,
             dead_letters: None,
         };
