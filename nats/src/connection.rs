@@ -212,6 +212,15 @@ impl Connection {
         timeout: Duration,
     ) -> Result<Bytes, NoReply> {
         let message = OutboundMessage { subject: subject.into(), reply: None, payload, headers: None };
+        self.send_once(message, timeout).await
+    }
+
+    /// The same for a message that may have headers; its reply subject is replaced.
+    pub(crate) async fn send_once(
+        &self,
+        message: OutboundMessage,
+        timeout: Duration,
+    ) -> Result<Bytes, NoReply> {
         self.send(message, Timeouts { deadline: Instant::now() + timeout, reply: timeout }).await
     }
 

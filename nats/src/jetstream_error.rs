@@ -68,6 +68,8 @@ pub const STORAGE_EXCEEDED: u64 = 10047;
 pub const NO_MESSAGE_FOUND: u64 = 10037;
 /// There is a newer message than the writer saw.
 pub const WRONG_LAST_SEQUENCE: u64 = 10071;
+/// Another write that expects a sequence of the subject is under way.
+pub const WRITE_UNDER_WAY: u64 = 10164;
 /// The stream that took the publish is not the expected one.
 pub(crate) const STREAM_NOT_MATCH: u64 = 10060;
 
@@ -93,7 +95,7 @@ const EXCEPTIONS: &[(u64, Disposition)] = &[
     // JSStreamDuplicateMessageConflict: a write with this message id is in flight, which is this one if it is repeated.
     (10158, Retry),
     // JSStreamWrongLastSequenceConstant, of a replicated stream: another write to these subjects is in flight, and undecided.
-    (10164, Retry),
+    (WRITE_UNDER_WAY, Retry),
     // JSStreamMinLastSeq: the replica that answers is behind.
     (10180, Retry),
 ];

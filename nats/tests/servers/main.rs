@@ -1,6 +1,8 @@
 //! The connection and JetStream's API against real servers.
 #![allow(clippy::unwrap_used, reason = "all of this target is tests, their helpers too")]
 
+mod bucket;
+
 use std::time::Duration;
 
 use bytes::Bytes;
