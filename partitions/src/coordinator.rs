@@ -46,6 +46,17 @@ pub enum PodRole {
     Retiring,
 }
 
+/// Where a partition is, as far as the bucket says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// The member that has it and is not known to be dead.
+    pub holder: Option<MemberId>,
+    /// Whether that one finishes what it has begun, and begins nothing more.
+    pub is_draining: bool,
+    /// The member that it is meant for.
+    pub to: Option<MemberId>,
+}
+
 /// What the leading operator writes.
 #[derive(Debug)]
 pub struct Coordinator {
@@ -110,9 +121,10 @@ impl Coordinator {
         self.consumers.remove(consumer);
     }
 
-    /// Kubernetes reports that the container of this pod ended.
-    pub fn container_ended(&mut self, uid: &str) {
-        self.observer.container_ended(uid);
+    /// Kubernetes reports that the container of this pod ended, at this second since 1970 by the clock of its node. Said
+    /// once, after everything that there was is told.
+    pub fn container_ended(&mut self, uid: &str, ended_at: u64) {
+        self.observer.container_ended(uid, ended_at);
     }
 
     /// The watch has brought everything that there was: what is missing is not there.
@@ -124,6 +136,14 @@ impl Coordinator {
     #[must_use]
     pub fn observer(&self) -> &Observer {
         &self.observer
+    }
+
+    /// Where the partitions of a consumer are, by number; `None` before everything was read.
+    #[must_use]
+    pub fn whereabouts(&self, consumer: &ConsumerId, now: Clocks) -> Option<Vec<Whereabouts>> {
+        let shared = self.consumers.get(consumer)?;
+        let is_known = self.is_synced && shared.map.revision().is_some();
+        is_known.then(|| shared.whereabouts(&self.observer, now).collect())
     }
 
     /// A watch brought a value, or the deletion of one.
@@ -228,7 +248,7 @@ impl Coordinator {
         let mut unknown: BTreeSet<_> = self.deaths.doubted().cloned().collect();
         for (consumer, shared) in &mut self.consumers {
             actions.extend(shared.poll(consumer, &self.observer, now));
-            let holders = shared.held.values().filter_map(holder_of);
+            let holders = shared.held.values().filter_map(held_by).map(|record| &record.member);
             let is_unknown = |holder: &&MemberId| self.observer.verdict(holder, now) == Verdict::Unknown;
             unknown.extend(holders.filter(is_unknown).cloned());
         }
@@ -242,6 +262,23 @@ impl Coordinator {
 }
 
 impl Shared {
+    fn whereabouts(&self, observer: &Observer, now: Clocks) -> impl Iterator<Item = Whereabouts> {
+        let targets = match &self.map {
+            Reading::Present(_, map) => Some(&map.partitions),
+            _ => None,
+        };
+        // A suspect is dead only when that is written: it may be this process whose watch is lost.
+        let is_alive = move |record: &&HeldRecord| observer.verdict(&record.member, now) != Verdict::Dead;
+        (0..self.declared.count).map(move |partition| {
+            let held = self.held.get(&partition).and_then(held_by).filter(is_alive);
+            Whereabouts {
+                holder: held.map(|record| record.member.clone()),
+                is_draining: held.is_some_and(|record| record.state == HeldState::Draining),
+                to: targets.and_then(|targets| targets.get(&partition)).map(|entry| entry.to.clone()),
+            }
+        })
+    }
+
     fn poll(&mut self, consumer: &ConsumerId, observer: &Observer, now: Clocks) -> Option<Action> {
         if self.written.is_some() || self.is_reading {
             return None;
@@ -266,13 +303,9 @@ impl Shared {
             _ => &nothing,
         };
         let count = self.declared.count;
-        // A suspect is dead only when that is written: it may be this process whose watch is lost.
-        let is_alive = |holder: &&MemberId| observer.verdict(holder, now) != Verdict::Dead;
-        let place = |partition| Place {
-            holder: self.held.get(&partition).and_then(holder_of).filter(is_alive).cloned(),
-            to: present.partitions.get(&partition).map(|entry| entry.to.clone()),
-        };
-        let places: BTreeMap<_, _> = (0..count).map(|partition| (partition, place(partition))).collect();
+        let places =
+            self.whereabouts(observer, now).map(|Whereabouts { holder, to, .. }| Place { holder, to });
+        let places: BTreeMap<_, _> = (0..).zip(places).collect();
         let assignment = assign(count, &self.candidates(consumer, observer, now), &places);
         if assignment.is_empty() {
             // No member is there, so the map stays: the members that come back, or the next ones, get what it says.
@@ -311,9 +344,9 @@ impl Shared {
     }
 }
 
-fn holder_of(reading: &Reading<HeldRecord>) -> Option<&MemberId> {
+fn held_by(reading: &Reading<HeldRecord>) -> Option<&HeldRecord> {
     match reading {
-        Reading::Present(_, record) if record.state != HeldState::Free => Some(&record.member),
+        Reading::Present(_, record) if record.state != HeldState::Free => Some(record),
         _ => None,
     }
 }

@@ -97,12 +97,16 @@ impl Observer {
         }
     }
 
-    /// Kubernetes reports that the container of this pod ended: not that the pod is missing or its node silent. That is true of the members
-    /// that were seen by now; the container starts again in the same pod, and its process joins under another id.
-    pub fn container_ended(&mut self, uid: &str) {
+    /// Kubernetes reports that the container of this pod ended, at this second since 1970: not that the pod is missing or its node silent.
+    ///
+    /// That is true of the members that were seen by now and joined before that, if they say when: both times are of the clock of the
+    /// pod's node. The container starts again in the same pod, at times before the report arrives, and its process joins under another id.
+    /// A member that is seen later is not in the container that ended: where its node's clock was set back, it would be dead for ever.
+    pub fn container_ended(&mut self, uid: &str, ended_at: u64) {
         for seen in self.members.values_mut() {
             if let Reading::Present(_, record) = &seen.reading {
-                seen.has_ended |= record.uid.as_deref() == Some(uid);
+                let was_there = record.joined.is_none_or(|joined| joined < ended_at);
+                seen.has_ended |= was_there && record.uid.as_deref() == Some(uid);
             }
         }
     }
@@ -232,9 +236,9 @@ mod tests {
     fn a_container_that_ended_is_suspected_at_once() {
         let mut observer = Observer::new(at(0));
         observer.member(&a(), Reading::Present(5, alive()), at(10));
-        observer.container_ended("u2");
+        observer.container_ended("u2", 1);
         assert_eq!(observer.verdict(&a(), at(10)), Verdict::Alive);
-        observer.container_ended("u1");
+        observer.container_ended("u1", 1);
         let suspect = Verdict::Suspect { revision: 5, reason: DeathReason::ContainerEnded };
         assert_eq!(observer.verdict(&a(), at(10)), suspect);
     }
@@ -243,11 +247,34 @@ mod tests {
     fn the_next_process_of_a_pod_whose_container_started_again_is_alive() {
         let mut observer = Observer::new(at(0));
         observer.member(&a(), Reading::Present(5, alive()), at(10));
-        observer.container_ended("u1");
+        observer.container_ended("u1", 1);
         let next = MemberId::new("shop", "b").unwrap();
         observer.member(&next, Reading::Present(6, alive()), at(11));
         assert_eq!(observer.verdict(&next, at(12)), Verdict::Alive);
         assert!(matches!(observer.verdict(&a(), at(12)), Verdict::Suspect { revision: 5, .. }));
+    }
+
+    #[test]
+    fn a_container_that_started_again_before_its_end_was_reported_is_alive() {
+        let joined = |second| MemberRecord { joined: Some(second), ..alive() };
+        let next = MemberId::new("shop", "b").unwrap();
+        let mut observer = Observer::new(at(0));
+        observer.member(&a(), Reading::Present(5, joined(100)), at(10));
+        observer.member(&next, Reading::Present(6, joined(110)), at(11));
+        observer.container_ended("u1", 110);
+        assert!(matches!(observer.verdict(&a(), at(12)), Verdict::Suspect { revision: 5, .. }));
+        assert_eq!(observer.verdict(&next, at(12)), Verdict::Alive);
+        observer.container_ended("u1", 120);
+        assert!(matches!(observer.verdict(&next, at(12)), Verdict::Suspect { revision: 6, .. }));
+    }
+
+    #[test]
+    fn where_a_nodes_clock_was_set_back_what_joins_after_the_report_is_alive() {
+        let mut observer = Observer::new(at(0));
+        observer.container_ended("u1", 7_200);
+        let record = MemberRecord { joined: Some(100), ..alive() };
+        observer.member(&a(), Reading::Present(5, record), at(10));
+        assert_eq!(observer.verdict(&a(), at(11)), Verdict::Alive);
     }
 
     #[test]

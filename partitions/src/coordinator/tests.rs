@@ -1,5 +1,5 @@
 use super::*;
-use crate::records::{Participation, Record};
+use crate::records::{Dead, DeathReason, Participation, Record};
 
 fn at(seconds: u64) -> Clocks {
     Clocks { boot: Duration::from_secs(seconds), wall: Duration::from_secs(1_000 + seconds) }
@@ -192,7 +192,7 @@ fn a_silent_member_is_declared_dead_before_its_partitions_move() {
     assert!(actions.contains(&Action::Read(dead.clone())) && !actions.iter().any(is_declared), "{actions:?}");
     coordinator.read(&dead, Value::Bytes(13, here("b").to_json().as_bytes()), at(33)).unwrap();
     assert_eq!(written(&mut coordinator, at(34)), None, "it had renewed");
-    coordinator.container_ended("uid-b");
+    coordinator.container_ended("uid-b", 1_035);
     coordinator.poll(at(35));
     coordinator.answered(&dead, Answer::Stored(14), at(35));
     let (map, _) = written(&mut coordinator, at(35)).unwrap();
@@ -207,4 +207,45 @@ fn where_everybody_is_gone_the_map_stays() {
     coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(9), at(1));
     coordinator.declare(fulfilment(), declared(&[]));
     assert_eq!(written(&mut coordinator, at(2)), None);
+}
+
+#[test]
+fn where_a_partition_is_says_who_has_it_and_whom_it_is_meant_for_and_a_dead_member_has_nothing() {
+    let mut coordinator = leading(&[("a", PodRole::Current), ("b", PodRole::Current)]);
+    assert_eq!(coordinator.whereabouts(&fulfilment(), at(1)), Some(vec![Whereabouts::default(); 4]));
+    join(&mut coordinator, "a", 5, at(1));
+    join(&mut coordinator, "b", 6, at(1));
+    hold(&mut coordinator, 0, "a", 10);
+    written(&mut coordinator, at(1)).unwrap();
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(11), at(1));
+    let draining = HeldRecord { member: member("b"), state: HeldState::Draining, epoch: Some(8) };
+    see(
+        &mut coordinator,
+        &Key::Held(PartitionId { consumer: fulfilment(), partition: 1 }),
+        12,
+        &draining,
+        at(1),
+    );
+    let of = |coordinator: &Coordinator, partition: usize| {
+        coordinator.whereabouts(&fulfilment(), at(1)).unwrap().swap_remove(partition)
+    };
+    let held = Whereabouts { holder: Some(member("a")), is_draining: false, to: Some(member("a")) };
+    assert_eq!(of(&coordinator, 0), held);
+    let given_up = of(&coordinator, 1);
+    assert_eq!((given_up.holder, given_up.is_draining), (Some(member("b")), true));
+    let dead = MemberRecord {
+        dead: Some(Dead { by: "x".into(), reason: DeathReason::Silent }),
+        ..MemberRecord::default()
+    };
+    see(&mut coordinator, &Key::Member(member("b")), 13, &dead, at(1));
+    assert_eq!((of(&coordinator, 1).holder, of(&coordinator, 1).is_draining), (None, false));
+}
+
+#[test]
+fn before_everything_was_read_nothing_is_said_of_partitions() {
+    let mut coordinator = Coordinator::new("operator-0", at(0));
+    coordinator.declare(fulfilment(), declared(&[]));
+    assert_eq!(coordinator.whereabouts(&fulfilment(), at(0)), None);
+    coordinator.synced();
+    assert_eq!(coordinator.whereabouts(&fulfilment(), at(0)), None, "the map was not read");
 }

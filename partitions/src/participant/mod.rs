@@ -87,9 +87,16 @@ impl Participant {
         let consumers: BTreeMap<_, _> =
             consumers.into_iter().map(|(consumer, count)| (consumer, Shares::new(count))).collect();
         let (pod, uid) = pod.unzip();
+        let joined = Some(now.wall.as_secs());
         let participations = consumers.keys().map(|consumer| (consumer.clone(), Participation::default()));
         Self {
-            record: MemberRecord { pod, uid, consumers: participations.collect(), ..MemberRecord::default() },
+            record: MemberRecord {
+                pod,
+                uid,
+                joined,
+                consumers: participations.collect(),
+                ..MemberRecord::default()
+            },
             membership: Membership::new(id),
             observer: Observer::new(now),
             consumers,
@@ -123,9 +130,9 @@ impl Participant {
         self.record.leaving = true;
     }
 
-    /// Kubernetes reports that the container of this pod ended.
-    pub fn container_ended(&mut self, uid: &str) {
-        self.observer.container_ended(uid);
+    /// Kubernetes reports that the container of this pod ended, at this second since 1970 by the clock of its node.
+    pub fn container_ended(&mut self, uid: &str, ended_at: u64) {
+        self.observer.container_ended(uid, ended_at);
     }
 
     /// Figures of a partition, for the next renewal; none where it is not held.

@@ -38,6 +38,7 @@ fn map_to(names: &[&str]) -> MapRecord {
 
 fn record_of(name: &str) -> MemberRecord {
     MemberRecord {
+        joined: Some(0),
         uid: Some(format!("uid-{name}")),
         consumers: [(fulfilment(), Participation::default())].into(),
         ..MemberRecord::default()
@@ -48,7 +49,7 @@ fn record_of(name: &str) -> MemberRecord {
 fn joined() -> Participant {
     let pod = Some(("pod-a".to_owned(), "uid-a".to_owned()));
     let mut participant = Participant::new(member("a"), pod, [(fulfilment(), 2)], at(0));
-    let value = r#"{"pod":"pod-a","uid":"uid-a","consumers":{"orders.fulfilment":{}}}"#.to_owned();
+    let value = r#"{"pod":"pod-a","uid":"uid-a","joined":0,"consumers":{"orders.fulfilment":{}}}"#.to_owned();
     let join = Action::Write { key: Key::Member(member("a")), value, expected: 0 };
     assert_eq!(participant.poll(at(0)), [join]);
     participant.answered(&Key::Member(member("a")), Answer::Stored(10), at(0));
@@ -138,7 +139,7 @@ fn a_member_that_is_found_dead_is_written_dead_once_and_then_followed() {
     see(&mut participant, &held(0), 13, &of_b, at(1));
     see(&mut participant, &Key::Map(fulfilment()), 14, &map_to(&["a"]), at(1));
     assert_eq!(decisions(&mut participant, at(1)), []);
-    participant.container_ended("uid-b");
+    participant.container_ended("uid-b", 1_000);
     let dead = Dead { by: "shop.a".into(), reason: DeathReason::ContainerEnded };
     let value = MemberRecord { dead: Some(dead), ..MemberRecord::default() }.to_json();
     let declare = Action::Write { key: Key::Member(member("b")), value, expected: 12 };

@@ -50,25 +50,43 @@ enum Request {
     Effect(Effect),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Reply {
     Written(Answer),
     Value(Option<(u64, String)>),
     Age(u64),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Message {
     Reply(u64, Reply),
     Watched(Key, u64, String),
     Synced,
-    Delivery { partition: u32, consumer_sequence: u64, sequence: u64 },
-    Confirmed { partition: u32, sequence: u64 },
-    Info { partition: u32, state: ConsumerState, asked: u64 },
-    Unsubscribed { partition: u32 },
-    Handled { partition: u32, sequence: u64, loop_id: u64 },
+    Delivery {
+        partition: u32,
+        consumer_sequence: u64,
+        sequence: u64,
+    },
+    Confirmed {
+        partition: u32,
+        sequence: u64,
+    },
+    Info {
+        partition: u32,
+        state: ConsumerState,
+        asked: u64,
+    },
+    Unsubscribed {
+        partition: u32,
+    },
+    Handled {
+        partition: u32,
+        sequence: u64,
+        loop_id: u64,
+    },
     TimedOut(u64),
-    ContainerEnded(String),
+    /// UID of the pod, and when, in seconds since 1970.
+    ContainerEnded(String, u64),
 }
 
 #[derive(Debug)]

@@ -227,7 +227,7 @@ impl World {
                     self.handled.insert(sequence);
                 }
             }
-            Message::ContainerEnded(uid) => process.participant.container_ended(&uid),
+            Message::ContainerEnded(uid, at) => process.participant.container_ended(&uid, at),
             Message::Synced => {}
         }
         true
@@ -263,7 +263,7 @@ impl World {
                 coordinator.observed(&key, Value::Bytes(revision, value.as_bytes()), clocks).unwrap();
             }
             Message::Synced => coordinator.synced(),
-            Message::ContainerEnded(uid) => coordinator.container_ended(&uid),
+            Message::ContainerEnded(uid, at) => coordinator.container_ended(&uid, at),
             message => panic!("{message:?}"),
         }
     }

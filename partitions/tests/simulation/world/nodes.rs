@@ -105,14 +105,14 @@ impl World {
     pub fn kill(&mut self, index: usize, restart_after: u64, is_reported: bool) {
         let Some(process) = &mut self.processes[index] else { return };
         process.kill();
-        let uid = process.uid.clone();
+        let ended = Message::ContainerEnded(process.uid.clone(), process.clocks(self.now).wall.as_secs());
         self.apply(index);
         self.disturb(self.now + restart_after, format!("process {index} is killed"));
         self.remove(index, restart_after);
         if is_reported {
             for node in self.nodes() {
                 if matches!(node, Node::Operator(..)) {
-                    self.send(node, Message::ContainerEnded(uid.clone()), 1_500);
+                    self.send(node, ended.clone(), 1_500);
                 }
             }
         }
