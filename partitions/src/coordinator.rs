@@ -30,9 +30,18 @@ pub struct Declared {
     pub count: u32,
     /// How long a hand-over should take at most: the longest deadline of its handler, with a margin.
     pub drain: Duration,
-    /// The pods of its workload by UID, where the operator runs one: no other process gets partitions. Without a workload, all
-    /// members that handle the consumer do.
-    pub pods: Option<BTreeMap<String, PodRole>>,
+    /// The pods of its workload, where the operator runs one: no other process gets partitions. Without a workload, all members that
+    /// handle the consumer do.
+    pub pods: Option<Pods>,
+}
+
+/// The pods of a workload.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pods {
+    /// Their namespace. A program may write members of its own namespace alone, and could name any pod in them.
+    pub namespace: String,
+    /// What each is to the workload, by its UID.
+    pub roles: BTreeMap<String, PodRole>,
 }
 
 /// What a pod is to its workload.
@@ -84,7 +93,7 @@ struct Shared {
 }
 
 impl Coordinator {
-    /// Leads from now on, as in the Lease.
+    /// Leads from now on, under this name.
     #[must_use]
     pub fn new(identity: impl Into<String>, now: Clocks) -> Self {
         Self {
@@ -331,7 +340,8 @@ impl Shared {
         let candidate = |(id, record): (&MemberId, &MemberRecord)| {
             let role = match &self.declared.pods {
                 None => PodRole::Current,
-                Some(pods) => *pods.get(record.uid.as_ref()?)?,
+                Some(pods) if pods.namespace == id.namespace() => *pods.roles.get(record.uid.as_ref()?)?,
+                Some(_) => return None,
             };
             let may_receive = match role {
                 PodRole::Current => true,

@@ -50,7 +50,7 @@ pub trait Record: Serialize + DeserializeOwned {
 /// Value of `operator`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperatorRecord {
-    /// Who leads, as in its Lease.
+    /// Which operator leads, for people to read.
     pub identity: String,
 }
 

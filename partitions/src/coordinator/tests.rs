@@ -22,8 +22,9 @@ fn here(name: &str) -> MemberRecord {
 }
 
 fn declared(pods: &[(&str, PodRole)]) -> Declared {
-    let pods = pods.iter().map(|(name, role)| (format!("uid-{name}"), *role)).collect();
-    Declared { count: 4, drain: Duration::from_secs(30), pods: Some(pods) }
+    let roles = pods.iter().map(|(name, role)| (format!("uid-{name}"), *role)).collect();
+    let pods = Some(Pods { namespace: "shop".into(), roles });
+    Declared { count: 4, drain: Duration::from_secs(30), pods }
 }
 
 fn see<R: Record>(coordinator: &mut Coordinator, key: &Key, revision: u64, record: &R, now: Clocks) {
@@ -102,6 +103,14 @@ fn partitions_are_mapped_to_the_pods_of_the_workload_that_have_joined() {
     assert_eq!(written(&mut coordinator, at(1)), None, "one write at a time");
     coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(9), at(1));
     assert_eq!(written(&mut coordinator, at(2)), None, "it is right");
+}
+
+#[test]
+fn a_member_of_another_namespace_that_names_a_pod_of_the_workload_gets_nothing() {
+    let mut coordinator = leading(&[("a", PodRole::Current)]);
+    let forged = Key::Member(MemberId::new("bank", "a").unwrap());
+    see(&mut coordinator, &forged, 5, &here("a"), at(1));
+    assert_eq!(written(&mut coordinator, at(1)), None);
 }
 
 #[test]

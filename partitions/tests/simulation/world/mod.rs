@@ -13,7 +13,7 @@ use std::{
 
 use jetwright_partitions::{
     actions::{Action, Value},
-    coordinator::{Coordinator, Declared, PodRole},
+    coordinator::{Coordinator, Declared, PodRole, Pods},
     keys::{ConsumerId, Key},
     lease::Clocks,
     recovery::ConsumerState,

@@ -94,8 +94,9 @@ impl World {
             let role = if process.template == self.template { PodRole::Current } else { PodRole::Earlier };
             (process.uid.clone(), role)
         };
-        let pods = self.processes.iter().flatten().map(role).collect();
-        let declared = Declared { count: PARTITIONS, drain: Duration::from_secs(20), pods: Some(pods) };
+        let roles = self.processes.iter().flatten().map(role).collect();
+        let pods = Some(Pods { namespace: "shop".to_owned(), roles });
+        let declared = Declared { count: PARTITIONS, drain: Duration::from_secs(20), pods };
         for operator in self.operators.iter_mut().flatten() {
             operator.coordinator.declare(consumer(), declared.clone());
         }
