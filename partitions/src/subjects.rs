@@ -6,6 +6,8 @@
 //! The server computes `fnv32a(key) % count` over the key's tokens, one after another without a separator (server/subject_transform.go
 //! of nats-server). A multiple of the count divides each partition and mixes none.
 
+use std::borrow::Cow;
+
 use crate::keys::{MAX_PARTITIONS, parse_number};
 
 /// Why a stream cannot have these partitions, or a consumer these filters.
@@ -140,6 +142,29 @@ impl Partitions {
         }
     }
 
+    /// The filter of published subjects that this filter of stored ones was made of.
+    #[must_use]
+    pub fn published_filter<'s>(&self, stored: &'s str) -> &'s str {
+        match stored.rsplit_once('.') {
+            Some((filter, number)) if number != ">" && filter.split('.').count() == self.depth() => filter,
+            _ => stored,
+        }
+    }
+
+    /// One filter of stored subjects that matches all events which were published under this filter: those with a number, and those from
+    /// before the stream had partitions. It matches others too where the given filter has the depth of the stream's subject.
+    #[must_use]
+    pub fn covering_filter<'s>(&self, published: &'s str) -> Cow<'s, str> {
+        match published.rsplit_once('.') {
+            Some((parent, last)) if last != ">" && published.split('.').count() == self.depth() => {
+                format!("{parent}.>").into()
+            }
+            // Of a subject with one token.
+            None if published != ">" && self.depth() == 1 => ">".into(),
+            _ => published.into(),
+        }
+    }
+
     /// What the JetStream consumer of one partition is to filter by.
     ///
     /// # Errors
@@ -270,6 +295,36 @@ mod tests {
         ] {
             assert_eq!(orders.published(stored), expected, "{stored}");
         }
+    }
+
+    #[test]
+    fn a_filter_of_stored_subjects_is_the_published_one_with_a_last_token() {
+        for (stored, expected) in [
+            ("orders.*.placed.3", "orders.*.placed"),
+            ("orders.*.placed.*", "orders.*.placed"),
+            ("orders.*.*.0", "orders.*.*"),
+            ("orders.*.placed", "orders.*.placed"),
+            ("orders.42.>", "orders.42.>"),
+            ("orders.*.*.>", "orders.*.*.>"),
+            (">", ">"),
+        ] {
+            assert_eq!(orders(8).published_filter(stored), expected);
+        }
+    }
+
+    #[test]
+    fn one_filter_covers_what_was_published_under_another_with_and_without_a_number() {
+        for (published, expected) in [
+            ("orders.42.placed", "orders.42.>"),
+            ("orders.*.*", "orders.*.>"),
+            ("orders.42.>", "orders.42.>"),
+            ("orders.42", "orders.42"),
+            (">", ">"),
+        ] {
+            assert_eq!(orders(8).covering_filter(published), expected);
+        }
+        let one = Partitions::new("*", &[1], 8).unwrap();
+        assert_eq!((one.covering_filter("a"), one.covering_filter(">")), (">".into(), ">".into()));
     }
 
     #[test]

@@ -88,3 +88,4 @@ pub use projection::{ApplyError, Projection, Rebuilt, Versioned, View, ViewError
 pub use publish::{Expected, PublishOptions, Published, Publisher};
 pub use service::{Service, ServiceError};
 pub use store::{Entry, History, KeyValue, Position, Reader, StoredEvent};
+pub use subject::PartitionsError;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use async_nats::{HeaderMap, Subject};
 use jetwright_nats::ACK_PREFIX;
+use jetwright_partitions::subjects::Partitions;
 use jetwright_process::telemetry::LogFields;
 use jiff::Timestamp;
 use serde_json::{Map, Value};
@@ -11,8 +12,10 @@ use serde_json::{Map, Value};
 /// What is known of an event beside its content: where it is, what delivered it, and which attempt this is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metadata {
-    /// Subject under which the event is stored.
+    /// Subject under which the event was published. A stream with partitions stores it with one more token, the number of the partition.
     pub subject: Subject,
+    /// Number of the event's partition; `None` if its stream has none, or had none when it stored the event.
+    pub partition: Option<u32>,
     /// The event's headers; empty if it has none.
     pub headers: HeaderMap,
     /// The source of the delivery.
@@ -59,10 +62,12 @@ impl Metadata {
 
     /// Reads the reply subject of a delivery: `$JS.ACK.<domain>.<account>.<stream>.<consumer>.<delivered>.<stream
     /// sequence>.<consumer sequence>.<nanoseconds>.<pending>[.<token>]`, or the older form without domain and account
-    /// (NATS ADR-15). With it comes the consumer sequence: the number of the delivery.
+    /// (NATS ADR-15). With it comes the consumer sequence: the number of the delivery. `stored` is the subject in the stream, which has these
+    /// partitions.
     pub(crate) fn parse(
         source: &Arc<Source>,
-        subject: Subject,
+        partitions: Option<&Partitions>,
+        stored: Subject,
         headers: Option<HeaderMap>,
         reply: &str,
     ) -> Option<(Self, u64)> {
@@ -84,8 +89,10 @@ impl Metadata {
         if *stream != source.stream || *consumer != source.consumer {
             return None;
         }
+        let (subject, partition) = published(partitions, stored);
         let metadata = Self {
             subject,
+            partition,
             headers: headers.unwrap_or_default(),
             source: Arc::clone(source),
             sequence: sequence.parse().ok()?,
@@ -98,21 +105,33 @@ impl Metadata {
     }
 }
 
+/// The subject of an event as it was published, and its partition.
+fn published(partitions: Option<&Partitions>, stored: Subject) -> (Subject, Option<u32>) {
+    match partitions.map(|partitions| partitions.published(&stored)) {
+        Some((subject, Some(number))) => (subject.into(), Some(number)),
+        _ => (stored, None),
+    }
+}
+
 /// Maximum tokens of a reply subject after its prefix that are read (NATS ADR-15 has ten, and leaves room for more).
 const MAX_REPLY_TOKENS: usize = 12;
 
 impl LogFields for Metadata {
     fn fields(&self) -> Map<String, Value> {
-        let Self { subject, source, sequence, attempt, .. } = self;
+        let Self { subject, partition, source, sequence, attempt, .. } = self;
         let field = |name: &str, value: Value| (name.to_owned(), value);
-        Map::from_iter([
-            field("name", "handle".into()),
-            field("stream", source.stream.as_str().into()),
-            field("consumer", source.consumer.as_str().into()),
-            field("sequence", (*sequence).into()),
-            field("attempt", (*attempt).into()),
-            field("subject", subject.as_str().into()),
-        ])
+        Map::from_iter(
+            [
+                field("name", "handle".into()),
+                field("stream", source.stream.as_str().into()),
+                field("consumer", source.consumer.as_str().into()),
+                field("sequence", (*sequence).into()),
+                field("attempt", (*attempt).into()),
+                field("subject", subject.as_str().into()),
+            ]
+            .into_iter()
+            .chain(partition.map(|number| field("partition", number.into()))),
+        )
     }
 }
 
@@ -128,6 +147,7 @@ impl Metadata {
         };
         Self {
             subject: "orders.42.placed".into(),
+            partition: None,
             headers: HeaderMap::new(),
             source: Arc::new(source),
             sequence,
@@ -156,11 +176,26 @@ mod tests {
             "$JS.ACK.hub.hash.orders.fulfilment.3.7.9.1795251600000000001.12.token",
         ] {
             assert_eq!(
-                Metadata::parse(&Metadata::example(7).source, "orders.42.placed".into(), None, reply),
+                Metadata::parse(&Metadata::example(7).source, None, "orders.42.placed".into(), None, reply),
                 Some((third_delivery(), 9)),
                 "{reply}"
             );
         }
+    }
+
+    #[test]
+    fn the_number_of_a_partition_is_not_in_the_subject() {
+        let partitions = Partitions::new("orders.*.*", &[2], 8).unwrap();
+        let reply = "$JS.ACK.orders.fulfilment.3.7.9.1795251600000000001.12";
+        for (stored, partition) in [("orders.42.placed.5", Some(5)), ("orders.42.placed", None)] {
+            let source = &Metadata::example(7).source;
+            let parsed = Metadata::parse(source, Some(&partitions), stored.into(), None, reply);
+            assert_eq!(parsed, Some((Metadata { partition, ..third_delivery() }, 9)), "{stored}");
+        }
+        // A stream without partitions may have subjects that end in a number.
+        let source = &Metadata::example(7).source;
+        let (parsed, _) = Metadata::parse(source, None, "orders.42.placed.5".into(), None, reply).unwrap();
+        assert_eq!((parsed.subject.as_str(), parsed.partition), ("orders.42.placed.5", None));
     }
 
     #[test]
@@ -173,7 +208,7 @@ mod tests {
             "$JS.ACK.orders.other.3.7.9.1795251600000000001.12",
         ] {
             assert_eq!(
-                Metadata::parse(&Metadata::example(7).source, "orders.42.placed".into(), None, reply),
+                Metadata::parse(&Metadata::example(7).source, None, "orders.42.placed".into(), None, reply),
                 None,
                 "{reply}"
             );

@@ -17,6 +17,7 @@ use crate::{
     Error, ErrorKind,
     event::{CONTENT_TYPE, EVENT_TYPE, EXPECTED_SUBJECT, PROTOBUF},
     metrics::{Metrics, WriteKind},
+    subject::PartitionedStreams,
     trace,
 };
 
@@ -29,6 +30,7 @@ const DEFAULT_MAX_PAYLOAD: usize = 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct Publisher {
     target: Target,
+    streams: PartitionedStreams,
     metrics: Metrics,
 }
 
@@ -64,7 +66,7 @@ pub struct PublishOptions {
 pub struct Expected {
     /// Sequence of the newest event; 0 if there is none yet.
     pub last_sequence: u64,
-    /// The aggregate's subjects, as in `orders.42.>`.
+    /// The aggregate's subjects, as in `orders.42.>`. On a stream with partitions it must end in `>`: stored subjects have one more token.
     pub filter_subject: String,
 }
 
@@ -110,14 +112,14 @@ pub(crate) struct Write<'a> {
 }
 
 impl Publisher {
-    pub(crate) fn new(connection: Connection, metrics: Metrics) -> Self {
-        Self { target: Target::JetStream(connection), metrics }
+    pub(crate) fn new(connection: Connection, streams: PartitionedStreams, metrics: Metrics) -> Self {
+        Self { target: Target::JetStream(connection), streams, metrics }
     }
 
     /// Stores in memory.
     pub(crate) fn recording(recorder: Arc<Recorder>) -> Self {
         let metrics = Metrics::register(&mut Registry::default());
-        Self { target: Target::Recorder(recorder), metrics }
+        Self { target: Target::Recorder(recorder), streams: PartitionedStreams::default(), metrics }
     }
 
     /// Publishes an event and waits for JetStream's confirmation that it is stored. The current span's context travels with it.
@@ -141,6 +143,9 @@ impl Publisher {
         E: Message + Name,
     {
         let (stream, template) = (options.expected_stream.clone(), options.subject_template.take());
+        if let Some(expected) = &options.expected {
+            self.streams.check_expected(subject, &expected.filter_subject)?;
+        }
         let checked = checked_headers(subject, options)?;
         let (span, trace) = trace::of_publish(subject, template.as_deref(), Some(E::NAME));
         let message = || {

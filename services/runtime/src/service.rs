@@ -16,6 +16,7 @@ use crate::{
     metrics::Metrics,
     projection::{self, Projector},
     readiness,
+    subject::{PartitionedStreams, PartitionsError},
 };
 
 /// A service on NATS.
@@ -39,6 +40,9 @@ pub enum ServiceError {
     /// The connection's options are refused before any attempt.
     #[error("failed to connect to NATS")]
     Connect(#[from] async_nats::ConnectError),
+    /// A binding has partitions that a stream cannot have.
+    #[error(transparent)]
+    Partitions(#[from] PartitionsError),
     /// A handler's EventConsumer is not in the bindings file.
     #[error("binding {binding:?} must be in JETWRIGHT_BINDINGS, which has {}", list(.known))]
     UnknownBinding {
@@ -85,6 +89,7 @@ impl Service {
         registry: &mut Registry,
     ) -> Result<Self, ServiceError> {
         environment.warn_of_unknown_fields();
+        let streams = PartitionedStreams::of(&environment.bindings)?;
         let metrics = Metrics::register(registry);
         let gate = health.gate("nats", readiness::INITIAL_REASON);
         let connection = Connection::open(ConnectionConfig {
@@ -96,8 +101,8 @@ impl Service {
         })
         .await?;
         tokio::spawn(readiness::follow(&connection, gate, metrics.clone()));
-        let publisher = Publisher::new(connection.clone(), metrics.clone());
-        let (reader, health) = (Reader::new(connection.clone()), health.clone());
+        let publisher = Publisher::new(connection.clone(), streams.clone(), metrics.clone());
+        let (reader, health) = (Reader::new(connection.clone(), streams), health.clone());
         let budget = ByteBudget::shown_by(metrics.held());
         Ok(Self { environment, connection, publisher, reader, health, metrics, budget, loops: Vec::new() })
     }

@@ -25,6 +25,7 @@ pub async fn settle(mut setup: Setup, shop: ShopConfig, order_id: Uuid) -> anyho
     let (order_id, ports) = (order_id.to_string(), saga.fulfilment.ports.clone());
     let metadata = |event: &str, consumer: &str, sequence| Metadata {
         subject: format!("{}.{order_id}.{event}", order::PREFIX).into(),
+        partition: None,
         headers: HeaderMap::new(),
         source: Arc::new(Source {
             stream: stream.clone(),

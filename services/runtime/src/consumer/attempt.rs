@@ -15,9 +15,10 @@ use super::{
     dead_letter::{FailureDetails, Original, keep, one_line, redelivery::PriorAttempts},
     delivery::Delivered,
     retry::{Decision, Isolation, Outcome, Reason, is_last_attempt, isolation},
+    source::ConsumerLoop,
 };
 use crate::{
-    DecodeError, Error, ErrorKind, Event, Handler, Metadata, Source, known_headers::KnownHeaders,
+    DecodeError, Error, ErrorKind, Event, Handler, Metadata, known_headers::KnownHeaders,
     metrics::HandledOutcome, store::RawEvent, trace,
 };
 
@@ -268,16 +269,16 @@ async fn dead_letter<H: Handler>(
 
 /// Writes the dead letter of an event that the client cannot parse, if the binding wants one. Returns the reason of the termination.
 pub(super) async fn keep_foreign<H: Handler>(
-    runner: &HandlerRunner<H>,
-    source: &Source,
+    consumer: &ConsumerLoop<H>,
     event: &RawEvent,
 ) -> Result<&'static str, Error> {
+    let (runner, source) = (&consumer.runner, &consumer.source);
     let reason = Reason::Undecodable;
     let Some(dead_letters) = &runner.dead_letters else { return Ok(reason.as_str()) };
     let why = event.unparsable().unwrap_or_default();
     let (error, failed_at) = (format!("the NATS client cannot parse it: {why}"), Timestamp::now());
     let details = FailureDetails { reason, error, first_delivered: None, failed_at };
-    let original = Original::raw(&source.stream, &source.consumer, event);
+    let original = Original::raw(source, consumer.partitions().map(Arc::as_ref), event);
     keep(&runner.publisher, dead_letters, original, &details).await?;
     Ok(DEAD_LETTERED)
 }

@@ -10,6 +10,7 @@ use std::{
 
 use jetwright_crds::environment::Binding;
 use jetwright_nats::Connection;
+use jetwright_partitions::subjects::Partitions;
 use jetwright_process::health::Gate;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -98,6 +99,11 @@ impl<H> ConsumerLoop<H> {
     /// Name of the EventConsumer.
     pub(super) fn name(&self) -> &'static str {
         self.runner.name
+    }
+
+    /// The partitions of its stream.
+    pub(super) fn partitions(&self) -> Option<&Arc<Partitions>> {
+        self.reader.partitions(&self.binding.stream)
     }
 
     /// Maximum deliveries in flight in this process.

@@ -1,6 +1,6 @@
 //! The events under a subject, page by page, until the newest that the stream's leader has is among them.
 
-use std::{mem, time::Duration};
+use std::{borrow::Cow, mem, time::Duration};
 
 use tokio::time::{Instant, sleep, timeout_at};
 
@@ -11,7 +11,10 @@ use super::{
     reader::{REQUEST_TIMEOUT, Reader, object},
     stored_event::{Position, StoredEvent},
 };
-use crate::{Error, ErrorKind, subject::is_some_of_many};
+use crate::{
+    Error, ErrorKind,
+    subject::{is_some_of_many, matches},
+};
 
 /// Maximum events of a page that the leader gives one by one.
 const MAX_SINGLE_READS: usize = 100;
@@ -24,7 +27,10 @@ const MAX_PAUSE: Duration = Duration::from_millis(100);
 pub(crate) struct Pages<'a> {
     reader: &'a Reader,
     stream: &'a str,
-    filter: &'a str,
+    /// Of published subjects.
+    wanted: &'a str,
+    /// Of stored subjects: matches what is wanted, and more if the stream has partitions.
+    filter: Cow<'a, str>,
     /// Lower bound of the next event's sequence.
     from: u64,
     /// The newest event of the stream's leader, read once unless it is deleted.
@@ -53,8 +59,20 @@ enum Strategy {
 impl Reader {
     /// The events under this subject from the first.
     pub(crate) fn pages<'a>(&'a self, stream: &'a str, filter: &'a str) -> Pages<'a> {
+        let partitions = self.partitions(stream);
+        let stored = partitions.map_or(filter.into(), |partitions| partitions.covering_filter(filter));
         let (newest, ahead, strategy) = (None, None, Strategy::New);
-        Pages { reader: self, stream, filter, from: 1, newest, ahead, strategy, suspects: 0 }
+        Pages {
+            reader: self,
+            stream,
+            wanted: filter,
+            filter: stored,
+            from: 1,
+            newest,
+            ahead,
+            strategy,
+            suspects: 0,
+        }
     }
 }
 
@@ -85,10 +103,25 @@ impl Pages<'_> {
 
     /// The next events, at least one; `None` after the newest.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<StoredEvent>>, Error> {
-        match self.ahead.take() {
-            Some(page) if !page.is_empty() => Ok(Some(page)),
-            _ => self.read().await,
+        if let Some(page) = self.ahead.take()
+            && !page.is_empty()
+        {
+            return Ok(Some(page));
         }
+        while let Some(page) = self.read().await? {
+            let page = self.published(page);
+            if !page.is_empty() {
+                return Ok(Some(page));
+            }
+        }
+        Ok(None)
+    }
+
+    /// What is wanted of a page, as it was published.
+    fn published(&self, page: Vec<StoredEvent>) -> Vec<StoredEvent> {
+        let Some(partitions) = self.reader.partitions(self.stream) else { return page };
+        let page = page.into_iter().map(|event| event.published(partitions));
+        page.filter(|event| matches(self.wanted, &event.subject)).collect()
     }
 
     async fn read(&mut self) -> Result<Option<Vec<StoredEvent>>, Error> {
@@ -97,7 +130,7 @@ impl Pages<'_> {
         while Instant::now() < deadline {
             let newest = match &self.newest {
                 Some(newest) => newest.clone(),
-                None => match self.reader.last(self.stream, self.filter).await? {
+                None => match self.reader.last(self.stream, &self.filter).await? {
                     Some(newest) => self.newest.insert(newest).clone(),
                     None => return Ok(None),
                 },
@@ -152,7 +185,7 @@ impl Pages<'_> {
         newest: &StoredEvent,
         deadline: Instant,
     ) -> Result<Option<Vec<StoredEvent>>, Error> {
-        let Self { reader, stream, filter, from, .. } = *self;
+        let Self { reader, stream, ref filter, from, .. } = *self;
         if !is_some_of_many(filter) {
             return Ok(None);
         }
@@ -163,7 +196,7 @@ impl Pages<'_> {
 
     /// Whether an event ahead may end the connection when the client is sent it, or no server sends pages.
     fn reads_one_by_one(&self) -> bool {
-        let Self { reader, stream, filter, from, .. } = *self;
+        let Self { reader, stream, ref filter, from, .. } = *self;
         self.suspects > 0 || reader.unparsable.is_ahead(stream, filter, from) || !reader.may_page(stream)
     }
 
@@ -196,11 +229,11 @@ impl Pages<'_> {
     }
 
     async fn choose(&self, newest: u64, deadline: Instant) -> Result<Step<Strategy>, Error> {
-        if !is_some_of_many(self.filter) {
+        if !is_some_of_many(&self.filter) {
             return Ok(Step::Done(Strategy::Filter));
         }
         let range = [self.from, newest];
-        let begun = Merged::begin(self.reader, self.stream, self.filter, range, deadline).await;
+        let begun = Merged::begin(self.reader, self.stream, &self.filter, range, deadline).await;
         Ok(match begun.map_err(|why| self.unavailable(&why))? {
             Step::Done(merged) => Step::Done(Strategy::Merged(merged)),
             Step::Behind => Step::Behind,
@@ -210,7 +243,7 @@ impl Pages<'_> {
     }
 
     async fn under_filter(&self, deadline: Instant) -> Result<Step<Vec<StoredEvent>>, String> {
-        let Self { reader, stream, filter, from, .. } = *self;
+        let Self { reader, stream, ref filter, from, .. } = *self;
         let wanted = Wanted { stream, filter, which: Which::From { sequence: from, shares: 1 } };
         Ok(match direct_get::ask(&reader.connection, wanted, deadline).await? {
             Answer::Page(Page { events, .. }) => Step::Done(events),
@@ -231,7 +264,7 @@ impl Pages<'_> {
     async fn one_by_one(&mut self, deadline: Instant) -> Result<Vec<StoredEvent>, Error> {
         let (mut events, mut from) = (Vec::new(), self.from);
         while events.len() < MAX_SINGLE_READS && Instant::now() < deadline {
-            let Some(event) = self.reader.next(self.stream, self.filter, from).await? else { break };
+            let Some(event) = self.reader.next(self.stream, &self.filter, from).await? else { break };
             from = event.sequence + 1;
             self.suspects = if event.is_unparsable() { 0 } else { self.suspects.saturating_sub(1) };
             let newest = self.newest() <= event.sequence;
@@ -244,6 +277,6 @@ impl Pages<'_> {
     }
 
     fn unavailable(&self, why: &str) -> Error {
-        Error::new(ErrorKind::Unavailable, object(self.stream, self.filter), why)
+        Error::new(ErrorKind::Unavailable, object(self.stream, self.wanted), why)
     }
 }

@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jetwright_nats::{Connection, Request, RequestError, jetstream_error::NO_MESSAGE_FOUND};
+use jetwright_partitions::subjects::Partitions;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{sync::Semaphore, time::Instant};
@@ -12,7 +13,7 @@ use super::{
     stored_event::StoredEvent,
     unparsable::Unparsable,
 };
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, subject::PartitionedStreams};
 
 /// Timeout of one request.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
@@ -29,12 +30,19 @@ pub struct Reader {
     /// Streams whose pages this program's user may not read, and until when that is assumed.
     not_permitted: Arc<Mutex<HashMap<String, Instant>>>,
     pub(super) unparsable: Arc<Unparsable>,
+    streams: PartitionedStreams,
 }
 
 impl Reader {
-    pub(crate) fn new(connection: Connection) -> Self {
+    pub(crate) fn new(connection: Connection, streams: PartitionedStreams) -> Self {
         let page_permits = Arc::new(Semaphore::new(MAX_CONCURRENT_PAGES));
-        Self { connection, page_permits, not_permitted: Arc::default(), unparsable: Arc::default() }
+        let (not_permitted, unparsable) = (Arc::default(), Arc::default());
+        Self { connection, page_permits, not_permitted, unparsable, streams }
+    }
+
+    /// The partitions of a stream; `None` if it has none, or no binding says so.
+    pub(crate) fn partitions(&self, stream: &str) -> Option<&Arc<Partitions>> {
+        self.streams.get(stream)
     }
 
     /// The newest message of the stream under this subject, which may have wildcards, as the stream's leader has it.

@@ -2,6 +2,7 @@
 
 use async_nats::{HeaderMap, HeaderValue, jetstream::message::StreamMessage};
 use bytes::Bytes;
+use jetwright_partitions::subjects::Partitions;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -11,8 +12,11 @@ use crate::{DecodeError, Event, event::EVENT_TYPE};
 /// An event as its stream stores it.
 #[derive(Clone, Debug)]
 pub struct StoredEvent {
-    /// Subject under which it is stored; bytes that are not UTF-8 are U+FFFD.
+    /// Subject under which it was published; bytes that are not UTF-8 are U+FFFD. A stream with partitions stores it with one more token,
+    /// the number of the partition.
     pub subject: String,
+    /// Number of its partition; `None` if its stream has none, or had none when it stored the event.
+    pub partition: Option<u32>,
     /// Its sequence in the stream.
     pub sequence: u64,
     /// When JetStream stored it.
@@ -90,13 +94,24 @@ impl StoredEvent {
         headers: HeaderMap,
         payload: Bytes,
     ) -> Self {
-        Self { subject, sequence, time, headers, payload, unparsable: None }
+        Self { subject, partition: None, sequence, time, headers, payload, unparsable: None }
+    }
+
+    /// What was read of a stream with these partitions, as it was published.
+    pub(super) fn published(mut self, partitions: &Partitions) -> Self {
+        if let (subject, Some(number)) = partitions.published(&self.subject) {
+            let length = subject.len();
+            self.subject.truncate(length);
+            self.partition = Some(number);
+        }
+        self
     }
 
     pub(super) fn from_message(message: StreamMessage) -> Result<Self, String> {
         let nanoseconds = message.time.unix_timestamp_nanos();
         Ok(Self {
             subject: message.subject.to_string(),
+            partition: None,
             sequence: message.sequence,
             time: Timestamp::from_nanosecond(nanoseconds).map_err(|error| error.to_string())?,
             headers: message.headers,
@@ -110,13 +125,24 @@ impl From<RawEvent> for StoredEvent {
     fn from(raw: RawEvent) -> Self {
         let (headers, unparsable) = (raw.readable_headers(), raw.unparsable_as_answer());
         let RawEvent { subject, sequence, time, payload, .. } = raw;
-        Self { subject, sequence, time, headers, payload, unparsable }
+        Self { subject, partition: None, sequence, time, headers, payload, unparsable }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_number_of_a_partition_is_not_in_the_subject() {
+        let partitions = Partitions::new("orders.*.*", &[2], 8).unwrap();
+        for (stored, partition) in [("orders.42.placed.5", Some(5)), ("orders.42.placed", None)] {
+            let position = Position { time: Timestamp::UNIX_EPOCH, sequence: 7 };
+            let event = StoredEvent::new(stored.to_owned(), position, HeaderMap::new(), Bytes::new());
+            let event = event.published(&partitions);
+            assert_eq!((event.subject.as_str(), event.partition), ("orders.42.placed", partition));
+        }
+    }
 
     #[test]
     fn an_event_whose_headers_cannot_be_read_has_no_type_and_says_why_it_is_not_decoded() {

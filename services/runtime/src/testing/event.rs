@@ -27,6 +27,7 @@ pub fn raw_event(subject: &str, event_type: &str, payload: impl Into<Bytes>) -> 
 pub fn untyped_event(subject: &str, payload: impl Into<Bytes>) -> TestEvent {
     TestEvent {
         subject: subject.to_owned(),
+        partition: None,
         headers: HeaderMap::new(),
         payload: payload.into(),
         sequence: None,
@@ -42,6 +43,7 @@ pub fn untyped_event(subject: &str, payload: impl Into<Bytes>) -> TestEvent {
 #[must_use]
 pub struct TestEvent {
     subject: String,
+    partition: Option<u32>,
     headers: HeaderMap,
     payload: Bytes,
     sequence: Option<u64>,
@@ -56,6 +58,12 @@ impl TestEvent {
     pub fn header(mut self, name: &str, value: &str) -> Self {
         let line = value.replace(['\r', '\n'], " ");
         self.headers.insert(name, HeaderValue::from(line));
+        self
+    }
+
+    /// In this partition of its stream. Where a test does not say, the stream has no partitions.
+    pub fn partition(mut self, partition: u32) -> Self {
+        self.partition = Some(partition);
         self
     }
 
@@ -109,6 +117,7 @@ impl TestEvent {
     pub(super) fn metadata(&self, source: &Arc<Source>) -> Metadata {
         Metadata {
             subject: self.subject.as_str().into(),
+            partition: self.partition,
             headers: self.headers.clone(),
             source: Arc::clone(source),
             sequence: self.sequence.unwrap_or(1),
@@ -123,7 +132,10 @@ impl TestEvent {
 /// As its stream has it; with sequence 1 where it has none.
 impl From<TestEvent> for StoredEvent {
     fn from(event: TestEvent) -> Self {
-        let TestEvent { subject, headers, payload, sequence, time, deliveries: _, calls: _, lag: _ } = event;
-        Self::new(subject, Position { time, sequence: sequence.unwrap_or(1) }, headers, payload)
+        let TestEvent { subject, partition, headers, payload, sequence, time, .. } = event;
+        let position = Position { time, sequence: sequence.unwrap_or(1) };
+        let mut stored = Self::new(subject, position, headers, payload);
+        stored.partition = partition;
+        stored
     }
 }

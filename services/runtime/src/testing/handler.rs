@@ -285,7 +285,7 @@ mod tests {
     async fn a_handler_is_called_with_what_the_event_says() {
         let mut test = test();
         let time = "2026-11-21T09:00:00Z".parse().unwrap();
-        let event = order("").header("Color", "red").sequence(9).time(time).lag(4);
+        let event = order("").header("Color", "red").partition(3).sequence(9).time(time).lag(4);
         assert_eq!(test.deliver(event).await, Settled::Acknowledged);
         let mut headers = crate::HeaderMap::new();
         for (name, value) in
@@ -301,6 +301,7 @@ mod tests {
         };
         let expected = Metadata {
             subject: "orders.7.placed".into(),
+            partition: Some(3),
             headers,
             source: Arc::new(source),
             sequence: 9,

@@ -37,7 +37,7 @@ pub(super) fn attempt(
     template: Option<&str>,
     previous: Option<&SpanContext>,
 ) -> SpanBuilder {
-    let Metadata { subject, source, sequence, attempt, .. } = metadata;
+    let Metadata { subject, partition, source, sequence, attempt, .. } = metadata;
     let name = format!("process {}", template.unwrap_or(&source.stream));
     let number = |value: u64| Value::I64(i64::try_from(value).unwrap_or(i64::MAX));
     let destination = match template {
@@ -45,7 +45,7 @@ pub(super) fn attempt(
         // A consumer of everything: the stream is all that can be said of where its events come from.
         None => KeyValue::new("messaging.destination.name", source.stream.clone()),
     };
-    let attributes = vec![
+    let mut attributes = vec![
         KeyValue::new("messaging.system", SYSTEM),
         KeyValue::new("messaging.operation.name", "process"),
         KeyValue::new("messaging.operation.type", "process"),
@@ -58,6 +58,9 @@ pub(super) fn attempt(
         KeyValue::new("sequence", number(*sequence)),
         KeyValue::new("attempt", number((*attempt).into())),
     ];
+    if let Some(partition) = partition {
+        attributes.push(KeyValue::new("messaging.destination.partition.id", partition.to_string()));
+    }
     let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Consumer).with_attributes(attributes);
     match previous {
         Some(previous) => builder.with_links(vec![Link::with_context(previous.clone())]),

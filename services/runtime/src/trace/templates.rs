@@ -11,7 +11,7 @@ use crate::subject::matches;
 pub(crate) struct Templates(RwLock<Arc<[String]>>);
 
 impl Templates {
-    /// The consumer has these filters now.
+    /// The consumer has these filters of published subjects now.
     pub(crate) fn set(&self, filters: &[&str]) {
         let is_same = self.0.read().iter().map(String::as_str).eq(filters.iter().copied());
         if !is_same {

@@ -13,7 +13,7 @@ use async_nats::{
 use bytes::Bytes;
 use jetwright_crds::{
     Duration as Text,
-    environment::{Bindings, HANDLER_DEADLINE},
+    environment::{Bindings, HANDLER_DEADLINE, StreamPartitions},
 };
 use jetwright_process::health::Health;
 use jetwright_runtime::{
@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     proxy::Proxy,
-    support::{Bench, SOON, attempts, record_traces},
+    support::{Bench, SOON, attempts, record_traces, transform},
 };
 
 #[derive(Clone, Copy, PartialEq, Message)]
@@ -137,6 +137,10 @@ pub fn config() -> stream::Config {
     }
 }
 
+fn partitions() -> StreamPartitions {
+    StreamPartitions { subject: "accounts.*.*".to_owned(), key_tokens: vec![2], count: 4 }
+}
+
 /// The stream of accounts on servers of its own.
 pub struct Bank<S = NatsServer> {
     pub jetstream: jetstream::Context,
@@ -144,12 +148,39 @@ pub struct Bank<S = NatsServer> {
     pub url: String,
     /// How long an attempt of the projection may take.
     pub handler_deadline: Text,
+    /// Of the stream, as the bindings have them.
+    pub partitions: Option<StreamPartitions>,
     _nats: S,
 }
 
 impl Bank {
     pub async fn open() -> Self {
         Self::with(config()).await
+    }
+
+    /// One as most tests have it, and one whose stream has partitions.
+    pub async fn both() -> [Self; 2] {
+        Self::both_with(config()).await
+    }
+
+    /// One whose stream has this configuration, and one whose stream has partitions too.
+    pub async fn both_with(config: stream::Config) -> [Self; 2] {
+        let partitions = partitions();
+        let partitioned =
+            stream::Config { subject_transform: Some(transform(&partitions)), ..config.clone() };
+        let mut bank = Self::with(partitioned).await;
+        bank.partitions = Some(partitions);
+        [Self::with(config).await, bank]
+    }
+
+    /// Its stream has partitions from now on.
+    pub async fn partition(&mut self) {
+        let partitions = partitions();
+        let stream = self.jetstream.get_stream("accounts").await.unwrap();
+        let config = stream.cached_info().config.clone();
+        let partitioned = stream::Config { subject_transform: Some(transform(&partitions)), ..config };
+        self.jetstream.update_stream(partitioned).await.unwrap();
+        self.partitions = Some(partitions);
     }
 
     pub async fn with(config: stream::Config) -> Self {
@@ -165,7 +196,8 @@ impl Bank {
 impl<S> Bank<S> {
     /// On servers with the stream, at this address.
     pub fn on(nats: S, url: &str, jetstream: jetstream::Context) -> Self {
-        Self { jetstream, url: url.to_owned(), handler_deadline: HANDLER_DEADLINE, _nats: nats }
+        let (url, handler_deadline) = (url.to_owned(), HANDLER_DEADLINE);
+        Self { jetstream, url, handler_deadline, partitions: None, _nats: nats }
     }
 
     /// From now on its services lose answers to what they store, when the proxy is told so.
@@ -192,6 +224,7 @@ impl<S> Bank<S> {
         "accounts".clone_into(&mut binding.stream);
         "balances".clone_into(&mut binding.consumer);
         binding.max_ack_pending = 64;
+        binding.partitions.clone_from(&self.partitions);
         let environment = Environment {
             name: "tests".to_owned(),
             servers: self.url.split(',').map(|url| url.parse().unwrap()).collect(),
@@ -261,8 +294,9 @@ impl<S> Bank<S> {
 
     /// Somebody deletes the stream, and it is made again, empty.
     pub async fn make_stream_again(&self) {
+        let subject_transform = self.partitions.as_ref().map(transform);
         self.jetstream.delete_stream("accounts").await.unwrap();
-        self.jetstream.create_stream(config()).await.unwrap();
+        self.jetstream.create_stream(stream::Config { subject_transform, ..config() }).await.unwrap();
     }
 
     /// Delivers events from this sequence on to whoever keeps the projection.

@@ -18,25 +18,29 @@ use crate::{
 
 #[tokio::test]
 async fn an_aggregate_is_its_events_and_whoever_saw_less_is_told() {
-    let bank = Bank::open().await;
-    let accounts = bank.accounts().await;
-    let none = accounts.load("ann").await.unwrap();
-    assert_eq!((none.last_sequence(), none.state()), (0, &Account::default()));
-    let first = accounts.append(&none, paid(10)).await.unwrap();
-    accounts.append(&accounts.assume_new("bob"), paid(1)).await.unwrap();
-    let ann = accounts.load("ann").await.unwrap();
-    assert_eq!((ann.last_sequence(), ann.state()), (first.sequence, &Account { balance: 10, payments: 1 }));
+    for bank in Bank::both().await {
+        let accounts = bank.accounts().await;
+        let none = accounts.load("ann").await.unwrap();
+        assert_eq!((none.last_sequence(), none.state()), (0, &Account::default()));
+        let first = accounts.append(&none, paid(10)).await.unwrap();
+        accounts.append(&accounts.assume_new("bob"), paid(1)).await.unwrap();
+        let ann = accounts.load("ann").await.unwrap();
+        assert_eq!(
+            (ann.last_sequence(), ann.state()),
+            (first.sequence, &Account { balance: 10, payments: 1 })
+        );
 
-    for stale in [none, accounts.assume_new("ann")] {
-        assert_eq!(accounts.append(&stale, paid(5)).await.unwrap_err().kind(), ErrorKind::Conflict);
+        for stale in [none, accounts.assume_new("ann")] {
+            assert_eq!(accounts.append(&stale, paid(5)).await.unwrap_err().kind(), ErrorKind::Conflict);
+        }
+        accounts.append(&accounts.assume_new("eve"), paid(1)).await.unwrap();
+        assert!(accounts.is_current(&ann).await.unwrap());
+        accounts.append(&ann, paid(-3)).await.unwrap();
+        assert!(!accounts.is_current(&ann).await.unwrap());
+        assert_eq!(accounts.append(&ann, paid(-3)).await.unwrap_err().kind(), ErrorKind::Conflict);
+        let ann = accounts.load("ann").await.unwrap();
+        assert_eq!((ann.last_sequence(), ann.into_state()), (4, Account { balance: 7, payments: 2 }));
     }
-    accounts.append(&accounts.assume_new("eve"), paid(1)).await.unwrap();
-    assert!(accounts.is_current(&ann).await.unwrap());
-    accounts.append(&ann, paid(-3)).await.unwrap();
-    assert!(!accounts.is_current(&ann).await.unwrap());
-    assert_eq!(accounts.append(&ann, paid(-3)).await.unwrap_err().kind(), ErrorKind::Conflict);
-    let ann = accounts.load("ann").await.unwrap();
-    assert_eq!((ann.last_sequence(), ann.into_state()), (4, Account { balance: 7, payments: 2 }));
 }
 
 #[tokio::test]
@@ -57,65 +61,68 @@ async fn what_is_no_token_of_a_subject_is_no_id_and_no_name() {
 
 #[tokio::test]
 async fn an_event_that_cannot_be_read_is_named() {
-    let bank = Bank::open().await;
-    bank.pay("ann", [1]).await;
-    bank.store("accounts.ann.counted", "tests.v1.Number", &Number { value: 7 }).await.await.unwrap();
-    let error = bank.accounts().await.load("ann").await.unwrap_err();
-    assert_eq!(error.to_string(), "failed to read the event 2 on accounts.ann.counted");
+    for bank in Bank::both().await {
+        bank.pay("ann", [1]).await;
+        bank.store("accounts.ann.counted", "tests.v1.Number", &Number { value: 7 }).await.await.unwrap();
+        let error = bank.accounts().await.load("ann").await.unwrap_err();
+        assert_eq!(error.to_string(), "failed to read the event 2 on accounts.ann.counted");
+    }
 }
 
 #[tokio::test]
 async fn of_many_who_decide_at_once_each_event_is_stored_once_and_on_what_was_before_it() {
-    let bank = Bank::open().await;
-    let programs = [bank.accounts().await, bank.accounts().await];
-    let writers = (0..8).map(|writer| {
-        let accounts = programs[writer % 2].clone();
-        async move {
-            let mut sequences = Vec::new();
-            while sequences.len() < 5 {
-                // Each pays what is there already, and one more.
-                let updated = accounts.update("ann", |account| {
-                    Ok::<_, AggregateError>(Decision::Append(paid(account.balance + 1), account.balance))
-                });
-                match updated.await {
-                    Ok(updated) => {
-                        assert!(updated.appended);
-                        sequences.push((updated.sequence, updated.output));
+    for bank in Bank::both().await {
+        let programs = [bank.accounts().await, bank.accounts().await];
+        let writers = (0..8).map(|writer| {
+            let accounts = programs[writer % 2].clone();
+            async move {
+                let mut sequences = Vec::new();
+                while sequences.len() < 5 {
+                    // Each pays what is there already, and one more.
+                    let updated = accounts.update("ann", |account| {
+                        Ok::<_, AggregateError>(Decision::Append(paid(account.balance + 1), account.balance))
+                    });
+                    match updated.await {
+                        Ok(updated) => {
+                            assert!(updated.appended);
+                            sequences.push((updated.sequence, updated.output));
+                        }
+                        Err(error) => assert!(error.is_conflict(), "{error}"),
                     }
-                    Err(error) => assert!(error.is_conflict(), "{error}"),
                 }
+                sequences
             }
-            sequences
-        }
-    });
-    let mut updates: Vec<_> = join_all(writers).await.into_iter().flatten().collect();
-    updates.sort_unstable();
-    let expected: Vec<_> = (1..=40).map(|sequence| (sequence, (1_i64 << (sequence - 1)) - 1)).collect();
-    assert_eq!(updates, expected);
-    let ann = programs[0].load("ann").await.unwrap();
-    assert_eq!(ann.state(), &Account { balance: (1 << 40) - 1, payments: 40 });
+        });
+        let mut updates: Vec<_> = join_all(writers).await.into_iter().flatten().collect();
+        updates.sort_unstable();
+        let expected: Vec<_> = (1..=40).map(|sequence| (sequence, (1_i64 << (sequence - 1)) - 1)).collect();
+        assert_eq!(updates, expected);
+        let ann = programs[0].load("ann").await.unwrap();
+        assert_eq!(ann.state(), &Account { balance: (1 << 40) - 1, payments: 40 });
+    }
 }
 
 #[tokio::test]
 async fn what_was_stored_and_its_answer_lost_is_not_decided_once_more() {
-    let mut bank = Bank::open().await;
-    let proxy = bank.losing_answers().await;
-    let accounts = bank.accounts().await;
-    for (before, message_id) in [(0, None), (5, Some("orders/1/payments/0"))] {
-        proxy.lose(1);
-        let updated = accounts.update("ann", |account| {
-            let event = match message_id {
-                Some(id) => paid(5).with_message_id(id),
-                None => paid(5),
-            };
-            Ok::<_, AggregateError>(Decision::Append(event, account.balance))
-        });
-        let updated = updated.await.unwrap();
-        assert_eq!(proxy.left_to_lose(), 0, "no answer was lost");
-        // Under an id that others may know, it may have been theirs.
-        assert_eq!((updated.output, updated.appended), (before, message_id.is_none()));
+    for mut bank in Bank::both().await {
+        let proxy = bank.losing_answers().await;
+        let accounts = bank.accounts().await;
+        for (before, message_id) in [(0, None), (5, Some("orders/1/payments/0"))] {
+            proxy.lose(1);
+            let updated = accounts.update("ann", |account| {
+                let event = match message_id {
+                    Some(id) => paid(5).with_message_id(id),
+                    None => paid(5),
+                };
+                Ok::<_, AggregateError>(Decision::Append(event, account.balance))
+            });
+            let updated = updated.await.unwrap();
+            assert_eq!(proxy.left_to_lose(), 0, "no answer was lost");
+            // Under an id that others may know, it may have been theirs.
+            assert_eq!((updated.output, updated.appended), (before, message_id.is_none()));
+        }
+        assert_eq!(accounts.load("ann").await.unwrap().into_state(), Account { balance: 10, payments: 2 });
     }
-    assert_eq!(accounts.load("ann").await.unwrap().into_state(), Account { balance: 10, payments: 2 });
 }
 
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -160,18 +167,19 @@ async fn who_always_comes_too_late_is_told_of_the_conflict_in_the_end() {
 
 #[tokio::test]
 async fn an_event_under_a_message_id_is_appended_once() {
-    let bank = Bank::open().await;
-    let accounts = bank.accounts().await;
-    for appended in [true, false] {
-        let pay_once = |account: &Account| {
-            let event = paid(1).with_message_id("a delivery");
-            Ok::<_, AggregateError>(match account.payments {
-                0 => Decision::Append(event, ()),
-                _ => Decision::NoOp(()),
-            })
-        };
-        let updated = accounts.update("ann", pay_once).await.unwrap();
-        assert_eq!((updated.appended, updated.sequence), (appended, 1));
+    for bank in Bank::both().await {
+        let accounts = bank.accounts().await;
+        for appended in [true, false] {
+            let pay_once = |account: &Account| {
+                let event = paid(1).with_message_id("a delivery");
+                Ok::<_, AggregateError>(match account.payments {
+                    0 => Decision::Append(event, ()),
+                    _ => Decision::NoOp(()),
+                })
+            };
+            let updated = accounts.update("ann", pay_once).await.unwrap();
+            assert_eq!((updated.appended, updated.sequence), (appended, 1));
+        }
     }
 }
 
@@ -220,18 +228,19 @@ async fn on_a_stream_with_partitions_aggregates_are_the_same() {
 
 #[tokio::test]
 async fn a_long_history_is_read_whole_and_in_its_order() {
-    let bank = Bank::open().await;
-    bank.pay("bob", 0..10).await;
-    bank.pay("ann", 0..12_345).await;
-    bank.pay("bob", 10..20).await;
-    let accounts = bank.accounts().await;
-    let ann = accounts.load("ann").await.unwrap();
-    let sum = (0..12_345).sum();
-    assert_eq!((ann.last_sequence(), ann.state()), (12_355, &Account { balance: sum, payments: 12_345 }));
+    for bank in Bank::both().await {
+        bank.pay("bob", 0..10).await;
+        bank.pay("ann", 0..12_345).await;
+        bank.pay("bob", 10..20).await;
+        let accounts = bank.accounts().await;
+        let ann = accounts.load("ann").await.unwrap();
+        let sum = (0..12_345).sum();
+        assert_eq!((ann.last_sequence(), ann.state()), (12_355, &Account { balance: sum, payments: 12_345 }));
 
-    let history = bank.service().await.reader().history("accounts", "accounts.*.paid").await.unwrap();
-    let sequences: Vec<_> = history.events.iter().map(|event| event.sequence).collect();
-    assert_eq!(sequences, (1..=12_365).collect::<Vec<_>>());
+        let history = bank.service().await.reader().history("accounts", "accounts.*.paid").await.unwrap();
+        let sequences: Vec<_> = history.events.iter().map(|event| event.sequence).collect();
+        assert_eq!(sequences, (1..=12_365).collect::<Vec<_>>());
+    }
 }
 
 #[tokio::test]
@@ -253,10 +262,11 @@ struct Note {
 
 #[tokio::test]
 async fn a_stream_that_is_not_read_in_pages_is_read_one_by_one() {
-    let bank = Bank::with(stream::Config { allow_direct: false, ..config() }).await;
-    bank.pay("ann", 0..250).await;
-    let ann = bank.accounts().await.load("ann").await.unwrap();
-    assert_eq!((ann.last_sequence(), ann.state().balance), (250, (0..250).sum()));
+    for bank in Bank::both_with(stream::Config { allow_direct: false, ..config() }).await {
+        bank.pay("ann", 0..250).await;
+        let ann = bank.accounts().await.load("ann").await.unwrap();
+        assert_eq!((ann.last_sequence(), ann.state().balance), (250, (0..250).sum()));
+    }
 }
 
 #[tokio::test]

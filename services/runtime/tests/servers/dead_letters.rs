@@ -112,6 +112,11 @@ async fn what_cannot_be_processed_becomes_one_dead_letter_that_says_why() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_processed_of_a_partition_becomes_one_dead_letter_under_its_published_subject() {
+    every_way_to_fail(Bench::without_consumer().await.partitioned().await).await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_processed_in_order_becomes_one_dead_letter_that_says_why() {
     every_way_to_fail(Bench::start().await.ordered()).await;
 }

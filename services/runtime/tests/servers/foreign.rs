@@ -34,7 +34,10 @@ async fn await_dead_letters(bench: &Bench, wanted: usize) {
 
 /// One such event, with good ones before and behind it.
 async fn one_foreign_event(subject: &[u8], header_block: &[u8]) {
-    let bench = bench().await;
+    one_foreign_event_on(bench().await, subject, header_block).await;
+}
+
+async fn one_foreign_event_on(bench: Bench, subject: &[u8], header_block: &[u8]) {
     let handler = Scripted::content();
     let service = bench.run(&handler).await;
     service.await_ready().await;
@@ -53,6 +56,7 @@ async fn one_foreign_event(subject: &[u8], header_block: &[u8]) {
     assert_eq!(header("Dead-Letter-Original-Header-Block"), Some(BASE64.encode(header_block)), "{name:?}");
     assert_eq!(header("Dead-Letter-Reason").as_deref(), Some("undecodable"), "{name:?}");
     assert_eq!(letter.payload, payload, "{name:?}");
+    assert_eq!(header("Dead-Letter-Subject").as_deref(), Some(&*String::from_utf8_lossy(subject)));
     assert!(connections(&service) <= 2, "{name:?}: {} connections", connections(&service));
     service.health.live().unwrap();
     service.stop().await;
@@ -61,6 +65,12 @@ async fn one_foreign_event(subject: &[u8], header_block: &[u8]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_header_name_with_a_space_costs_one_dead_letter() {
     one_foreign_event(b"numbers.666", b"NATS/1.0\r\nEvent-Type: tests.v1.Number\r\nX Trace: 1\r\n\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_stream_with_partitions_it_costs_one_dead_letter_too() {
+    let header_block = b"NATS/1.0\r\nEvent-Type: tests.v1.Number\r\nX Trace: 1\r\n\r\n";
+    one_foreign_event_on(bench().await.partitioned().await, b"numbers.666", header_block).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

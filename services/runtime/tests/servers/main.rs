@@ -23,5 +23,6 @@ mod proxy;
 mod publish;
 mod reading;
 mod state;
+mod stored_subjects;
 mod support;
 mod testing;

@@ -14,7 +14,10 @@ use crate::{
 
 /// A bank with a bucket for the projection.
 async fn bank() -> (Bank, kv::Store, Service) {
-    let bank = Bank::open().await;
+    with_bucket(Bank::open().await).await
+}
+
+async fn with_bucket(bank: Bank) -> (Bank, kv::Store, Service) {
     let bucket = bank.bucket("balances").await;
     let service = bank.service().await;
     (bank, bucket, service)
@@ -48,27 +51,29 @@ fn account(balance: i64, payments: u64) -> Account {
 
 #[tokio::test]
 async fn many_deliveries_at_once_and_again_end_in_what_the_events_say() {
-    let (bank, bucket, service) = bank().await;
-    let ids: Vec<_> = (0..10).map(|id| format!("account-{id}")).collect();
-    bank.pay_each((1..=30).flat_map(|amount| ids.iter().map(move |id| (id, amount)))).await;
-    bank.deliver_from(1).await;
-    // Two processes, each with many deliveries of one account in its hands.
-    let keeping = [bank.keep().await, bank.keep().await];
-    bank.await_delivered().await;
-    let view = service.view::<Balances>();
-    let mut before = BTreeMap::new();
-    for id in &ids {
-        assert_eq!(seen(&view, id).await.unwrap().entry, Some(account(465, 30)), "{id}");
-        before.insert(id, bucket.entry(id.clone()).await.unwrap().unwrap().revision);
-    }
-    bank.deliver_from(1).await;
-    bank.await_delivered().await;
-    for id in &ids {
-        assert_eq!(bucket.entry(id.clone()).await.unwrap().unwrap().revision, before[id], "{id}");
-    }
-    assert_eq!(keeping.iter().map(|keeping| keeping.handled("done")).sum::<u64>(), 600);
-    for keeping in keeping {
-        keeping.stop().await;
+    for bank in Bank::both().await {
+        let (bank, bucket, service) = with_bucket(bank).await;
+        let ids: Vec<_> = (0..10).map(|id| format!("account-{id}")).collect();
+        bank.pay_each((1..=30).flat_map(|amount| ids.iter().map(move |id| (id, amount)))).await;
+        bank.deliver_from(1).await;
+        // Two processes, each with many deliveries of one account in its hands.
+        let keeping = [bank.keep().await, bank.keep().await];
+        bank.await_delivered().await;
+        let view = service.view::<Balances>();
+        let mut before = BTreeMap::new();
+        for id in &ids {
+            assert_eq!(seen(&view, id).await.unwrap().entry, Some(account(465, 30)), "{id}");
+            before.insert(id, bucket.entry(id.clone()).await.unwrap().unwrap().revision);
+        }
+        bank.deliver_from(1).await;
+        bank.await_delivered().await;
+        for id in &ids {
+            assert_eq!(bucket.entry(id.clone()).await.unwrap().unwrap().revision, before[id], "{id}");
+        }
+        assert_eq!(keeping.iter().map(|keeping| keeping.handled("done")).sum::<u64>(), 600);
+        for keeping in keeping {
+            keeping.stop().await;
+        }
     }
 }
 
@@ -103,26 +108,28 @@ async fn an_entry_that_has_ended_keeps_its_position_and_can_begin_again() {
 
 #[tokio::test]
 async fn an_event_that_cannot_be_applied_fails_in_its_own_delivery_whichever_came_first() {
-    let (bank, _, service) = bank().await;
-    bank.pay("ann", [1, 0, 3]).await;
-    let view = service.view::<Balances>();
-    bank.deliver_from(3).await;
-    let keeping = bank.keep().await;
-    assert_eq!(await_entry(&view, "ann", 3).await, Some(account(4, 2)));
-    bank.await_delivered().await;
-    assert_eq!(keeping.handled("permanent"), 0);
+    for bank in Bank::both().await {
+        let (bank, _, service) = with_bucket(bank).await;
+        bank.pay("ann", [1, 0, 3]).await;
+        let view = service.view::<Balances>();
+        bank.deliver_from(3).await;
+        let keeping = bank.keep().await;
+        assert_eq!(await_entry(&view, "ann", 3).await, Some(account(4, 2)));
+        bank.await_delivered().await;
+        assert_eq!(keeping.handled("permanent"), 0);
 
-    bank.deliver_from(1).await;
-    bank.await_delivered().await;
-    await_until("both to be counted", SOON, async || {
-        match (keeping.handled("done"), keeping.handled("permanent")) {
-            (3, 1) => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
-    })
-    .await;
-    assert_eq!(seen(&view, "ann").await.unwrap().entry, Some(account(4, 2)));
-    keeping.stop().await;
+        bank.deliver_from(1).await;
+        bank.await_delivered().await;
+        await_until("both to be counted", SOON, async || {
+            match (keeping.handled("done"), keeping.handled("permanent")) {
+                (3, 1) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        })
+        .await;
+        assert_eq!(seen(&view, "ann").await.unwrap().entry, Some(account(4, 2)));
+        keeping.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -145,22 +152,24 @@ async fn an_event_that_cannot_be_read_is_passed_over_by_later_ones() {
 
 #[tokio::test]
 async fn a_stream_that_was_made_again_begins_its_entries_anew() {
-    let (bank, _, service) = bank().await;
-    bank.pay("bob", [1]).await;
-    bank.pay("ann", [100, 200]).await;
-    bank.deliver_from(1).await;
-    let keeping = bank.keep().await;
-    let view = service.view::<Balances>();
-    assert_eq!(await_entry(&view, "ann", 3).await, Some(account(300, 2)));
-    bank.make_stream_again().await;
-    // Before its old position, at it, and behind it.
-    bank.pay("ann", [1, 2, 3, 4]).await;
-    bank.deliver_from(1).await;
-    assert_eq!(await_entry(&view, "ann", 4).await, Some(account(10, 4)));
-    // The account that has none of its old sequences.
-    bank.pay("bob", [7]).await;
-    assert_eq!(await_entry(&view, "bob", 5).await, Some(account(7, 1)));
-    keeping.stop().await;
+    for bank in Bank::both().await {
+        let (bank, _, service) = with_bucket(bank).await;
+        bank.pay("bob", [1]).await;
+        bank.pay("ann", [100, 200]).await;
+        bank.deliver_from(1).await;
+        let keeping = bank.keep().await;
+        let view = service.view::<Balances>();
+        assert_eq!(await_entry(&view, "ann", 3).await, Some(account(300, 2)));
+        bank.make_stream_again().await;
+        // Before its old position, at it, and behind it.
+        bank.pay("ann", [1, 2, 3, 4]).await;
+        bank.deliver_from(1).await;
+        assert_eq!(await_entry(&view, "ann", 4).await, Some(account(10, 4)));
+        // The account that has none of its old sequences.
+        bank.pay("bob", [7]).await;
+        assert_eq!(await_entry(&view, "bob", 5).await, Some(account(7, 1)));
+        keeping.stop().await;
+    }
 }
 
 #[tokio::test]
@@ -231,48 +240,50 @@ async fn who_wrote_reads_what_was_written_or_is_told_how_far_it_is() {
 
 #[tokio::test]
 async fn a_rebuild_makes_every_entry_what_its_events_say_while_it_is_being_kept() {
-    let (bank, bucket, service) = bank().await;
-    let ids: Vec<_> = (0..40).map(|id| format!("account-{id}")).collect();
-    for id in &ids {
-        bank.pay(id, [1; 20]).await;
-    }
-    bank.deliver_from(1).await;
-    let keeping = bank.keep().await;
-    bank.await_delivered().await;
-    for id in &ids {
-        falsify(&bucket, id).await;
-    }
-    // An account of which the stream knows nothing, and one of another program.
-    bucket.put("ghost", raw(&bucket, &ids[0]).await.to_string().into()).await.unwrap();
-    bucket.put(&ids[1], "{}".into()).await.unwrap();
+    for bank in Bank::both().await {
+        let (bank, bucket, service) = with_bucket(bank).await;
+        let ids: Vec<_> = (0..40).map(|id| format!("account-{id}")).collect();
+        for id in &ids {
+            bank.pay(id, [1; 20]).await;
+        }
+        bank.deliver_from(1).await;
+        let keeping = bank.keep().await;
+        bank.await_delivered().await;
+        for id in &ids {
+            falsify(&bucket, id).await;
+        }
+        // An account of which the stream knows nothing, and one of another program.
+        bucket.put("ghost", raw(&bucket, &ids[0]).await.to_string().into()).await.unwrap();
+        bucket.put(&ids[1], "{}".into()).await.unwrap();
 
-    let (paying, rebuilding) = tokio::join!(
-        async {
-            for round in 0..10 {
-                for id in &ids {
-                    bank.pay(id, [1]).await;
+        let (paying, rebuilding) = tokio::join!(
+            async {
+                for round in 0..10 {
+                    for id in &ids {
+                        bank.pay(id, [1]).await;
+                    }
+                    bank.pay(&format!("new-{round}"), [1]).await;
                 }
-                bank.pay(&format!("new-{round}"), [1]).await;
-            }
-        },
-        service.rebuild::<Balances>("balances")
-    );
-    let ((), rebuilt) = (paying, rebuilding.unwrap());
-    bank.await_delivered().await;
-    let view = service.view::<Balances>();
-    for id in &ids {
-        assert_eq!(seen(&view, id).await.unwrap().entry, Some(account(30, 30)), "{id}");
-    }
-    for round in 0..10 {
-        assert_eq!(seen(&view, &format!("new-{round}")).await.unwrap().entry, Some(account(1, 1)));
-    }
-    assert_eq!(seen(&view, "ghost").await, None);
-    assert!(rebuilt.events >= 800 && rebuilt.rebuilt >= 40 && rebuilt.removed == 1, "{rebuilt:?}");
-    keeping.stop().await;
+            },
+            service.rebuild::<Balances>("balances")
+        );
+        let ((), rebuilt) = (paying, rebuilding.unwrap());
+        bank.await_delivered().await;
+        let view = service.view::<Balances>();
+        for id in &ids {
+            assert_eq!(seen(&view, id).await.unwrap().entry, Some(account(30, 30)), "{id}");
+        }
+        for round in 0..10 {
+            assert_eq!(seen(&view, &format!("new-{round}")).await.unwrap().entry, Some(account(1, 1)));
+        }
+        assert_eq!(seen(&view, "ghost").await, None);
+        assert!(rebuilt.events >= 800 && rebuilt.rebuilt >= 40 && rebuilt.removed == 1, "{rebuilt:?}");
+        keeping.stop().await;
 
-    // Again, with nobody beside it: every account once.
-    let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
-    assert_eq!((rebuilt.events, rebuilt.rebuilt, rebuilt.removed), (1210, 50, 0));
+        // Again, with nobody beside it: every account once.
+        let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
+        assert_eq!((rebuilt.events, rebuilt.rebuilt, rebuilt.removed), (1210, 50, 0));
+    }
 }
 
 #[tokio::test]
@@ -299,20 +310,21 @@ async fn a_rebuild_that_was_killed_is_run_again() {
 
 #[tokio::test]
 async fn a_rebuild_leaves_out_what_is_no_key_and_works_on_streams_that_are_read_one_by_one() {
-    let bank = Bank::with(stream::Config { allow_direct: false, ..config() }).await;
-    bank.bucket("balances").await;
-    bank.pay("ann@example", [1]).await;
-    bank.pay("ann", [1, 0, 2]).await;
-    bank.pay("bob", [1]).await;
-    bank.close("bob").await;
-    bank.pay("nobody", [0]).await;
-    let service = bank.service().await;
-    let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
-    assert_eq!((rebuilt.events, rebuilt.rebuilt, rebuilt.removed), (7, 2, 0));
-    let view = service.view::<Balances>();
-    assert_eq!(seen(&view, "ann").await.unwrap().entry, Some(account(3, 2)));
-    assert_eq!(seen(&view, "bob").await.unwrap().entry, None);
-    assert_eq!(seen(&view, "nobody").await, None);
+    for bank in Bank::both_with(stream::Config { allow_direct: false, ..config() }).await {
+        bank.bucket("balances").await;
+        bank.pay("ann@example", [1]).await;
+        bank.pay("ann", [1, 0, 2]).await;
+        bank.pay("bob", [1]).await;
+        bank.close("bob").await;
+        bank.pay("nobody", [0]).await;
+        let service = bank.service().await;
+        let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
+        assert_eq!((rebuilt.events, rebuilt.rebuilt, rebuilt.removed), (7, 2, 0));
+        let view = service.view::<Balances>();
+        assert_eq!(seen(&view, "ann").await.unwrap().entry, Some(account(3, 2)));
+        assert_eq!(seen(&view, "bob").await.unwrap().entry, None);
+        assert_eq!(seen(&view, "nobody").await, None);
+    }
 }
 
 #[tokio::test]

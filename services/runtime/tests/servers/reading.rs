@@ -102,22 +102,23 @@ fn closed() -> NewEvent {
 
 #[tokio::test]
 async fn a_short_history_is_read_without_the_server_looking_through_the_stream() {
-    let bank = Bank::open().await;
-    let accounts = bank.accounts().await;
-    for event in [|| paid(1), || paid(2), closed] {
-        append(&accounts, "ann", event).await;
-        bank.pay("bob", [1; 10]).await;
+    for bank in Bank::both().await {
+        let accounts = bank.accounts().await;
+        for event in [|| paid(1), || paid(2), closed] {
+            append(&accounts, "ann", event).await;
+            bank.pay("bob", [1; 10]).await;
+        }
+        let mut requests = Requests::to(&bank).await;
+        let ann = accounts.load("ann").await.unwrap();
+        assert_eq!((ann.last_sequence(), ann.state()), (23, &Account::default()));
+        let expected = [json!({"last_by_subj": "accounts.ann.>"}), json!({"seq": 12}), json!({"seq": 1})];
+        assert_eq!(requests.taken().await, expected);
+        // An account that begins is one question.
+        append(&accounts, "eve", || paid(1)).await;
+        requests.taken().await;
+        assert_eq!(accounts.load("eve").await.unwrap().state().payments, 1);
+        assert_eq!(requests.taken().await, [json!({"last_by_subj": "accounts.eve.>"})]);
     }
-    let mut requests = Requests::to(&bank).await;
-    let ann = accounts.load("ann").await.unwrap();
-    assert_eq!((ann.last_sequence(), ann.state()), (23, &Account::default()));
-    let expected = [json!({"last_by_subj": "accounts.ann.>"}), json!({"seq": 12}), json!({"seq": 1})];
-    assert_eq!(requests.taken().await, expected);
-    // An account that begins is one question.
-    append(&accounts, "eve", || paid(1)).await;
-    requests.taken().await;
-    assert_eq!(accounts.load("eve").await.unwrap().state().payments, 1);
-    assert_eq!(requests.taken().await, [json!({"last_by_subj": "accounts.eve.>"})]);
 }
 
 #[tokio::test]
@@ -146,16 +147,17 @@ async fn a_long_history_is_asked_for_by_its_subjects() {
 
 #[tokio::test]
 async fn events_of_writers_that_expect_nothing_are_read_as_well_and_deleted_ones_end_nothing() {
-    let bank = Bank::open().await;
-    let accounts = bank.accounts().await;
-    bank.pay("ann", [1]).await;
-    append(&accounts, "ann", || paid(2)).await;
-    bank.pay("ann", [4]).await;
-    let appended = append(&accounts, "ann", || paid(8)).await;
-    append(&accounts, "ann", || paid(16)).await;
-    assert_eq!(accounts.load("ann").await.unwrap().state(), &Account { balance: 31, payments: 5 });
-    bank.jetstream.get_stream("accounts").await.unwrap().delete_message(appended).await.unwrap();
-    assert_eq!(accounts.load("ann").await.unwrap().state(), &Account { balance: 23, payments: 4 });
+    for bank in Bank::both().await {
+        let accounts = bank.accounts().await;
+        bank.pay("ann", [1]).await;
+        append(&accounts, "ann", || paid(2)).await;
+        bank.pay("ann", [4]).await;
+        let appended = append(&accounts, "ann", || paid(8)).await;
+        append(&accounts, "ann", || paid(16)).await;
+        assert_eq!(accounts.load("ann").await.unwrap().state(), &Account { balance: 31, payments: 5 });
+        bank.jetstream.get_stream("accounts").await.unwrap().delete_message(appended).await.unwrap();
+        assert_eq!(accounts.load("ann").await.unwrap().state(), &Account { balance: 23, payments: 4 });
+    }
 }
 
 #[tokio::test]
@@ -243,29 +245,30 @@ async fn an_entry_of_more_events_than_an_attempt_has_time_for_is_made_in_the_end
 
 #[tokio::test]
 async fn an_event_that_no_client_can_be_sent_is_named_and_costs_one_connection_at_most() {
-    let bank = Bank::open().await;
-    // So far from both ends that it is in the middle of a page.
-    bank.pay("ann", vec![1; 1500]).await;
-    pay_unparsable(&bank, "ann").await;
-    bank.pay("ann", vec![1; 1500]).await;
-    bank.pay("bob", [1; 10]).await;
-    let mut registry = Registry::default();
-    let service = bank.registered(&mut registry).await;
-    let accounts: Aggregates<Account> = service.aggregates("accounts", "accounts");
-    for _ in 0..3 {
-        let error = accounts.load("ann").await.unwrap_err();
-        assert_eq!(error.to_string(), "failed to read the event 1501 on accounts.ann.paid");
-        // Others are read as ever.
-        assert_eq!(accounts.load("bob").await.unwrap().state().payments, 10);
+    for bank in Bank::both().await {
+        // So far from both ends that it is in the middle of a page.
+        bank.pay("ann", vec![1; 1500]).await;
+        pay_unparsable(&bank, "ann").await;
+        bank.pay("ann", vec![1; 1500]).await;
+        bank.pay("bob", [1; 10]).await;
+        let mut registry = Registry::default();
+        let service = bank.registered(&mut registry).await;
+        let accounts: Aggregates<Account> = service.aggregates("accounts", "accounts");
+        for _ in 0..3 {
+            let error = accounts.load("ann").await.unwrap_err();
+            assert_eq!(error.to_string(), "failed to read the event 1501 on accounts.ann.paid");
+            // Others are read as ever.
+            assert_eq!(accounts.load("bob").await.unwrap().state().payments, 10);
+        }
+        // A history shows it among the others.
+        let history = service.reader().history("accounts", "accounts.ann.paid").await.unwrap();
+        assert_eq!(history.events.len(), 3001);
+        let event = &history.events[1500];
+        assert_eq!((event.sequence, event.event_type()), (1501, ""));
+        let why = event.decode::<Paid>().unwrap_err().to_string();
+        assert_eq!(why, "its header name \"X Trace\" is not allowed");
+        assert!(connections(&registry) <= 2, "{} connections", connections(&registry));
     }
-    // A history shows it among the others.
-    let history = service.reader().history("accounts", "accounts.ann.paid").await.unwrap();
-    assert_eq!(history.events.len(), 3001);
-    let event = &history.events[1500];
-    assert_eq!((event.sequence, event.event_type()), (1501, ""));
-    let why = event.decode::<Paid>().unwrap_err().to_string();
-    assert_eq!(why, "its header name \"X Trace\" is not allowed");
-    assert!(connections(&registry) <= 2, "{} connections", connections(&registry));
 }
 
 #[tokio::test]
@@ -296,23 +299,24 @@ async fn the_newest_event_of_an_aggregate_costs_no_connection_whatever_its_bytes
 
 #[tokio::test]
 async fn a_projection_passes_over_what_no_client_can_be_sent() {
-    let bank = Bank::open().await;
-    bank.bucket("balances").await;
-    bank.pay("ann", [1; 20]).await;
-    pay_unparsable(&bank, "ann").await;
-    bank.pay("ann", [1; 20]).await;
-    bank.deliver_from(41).await;
-    let keeping = bank.keep().await;
-    let view = bank.service().await.view::<Balances>();
-    let ann = view.get_at_least("ann", 41, SOON).await.unwrap().unwrap();
-    assert_eq!(ann.entry, Some(Account { balance: 40, payments: 40 }));
-    keeping.stop().await;
+    for bank in Bank::both().await {
+        bank.bucket("balances").await;
+        bank.pay("ann", [1; 20]).await;
+        pay_unparsable(&bank, "ann").await;
+        bank.pay("ann", [1; 20]).await;
+        bank.deliver_from(41).await;
+        let keeping = bank.keep().await;
+        let view = bank.service().await.view::<Balances>();
+        let ann = view.get_at_least("ann", 41, SOON).await.unwrap().unwrap();
+        assert_eq!(ann.entry, Some(Account { balance: 40, payments: 40 }));
+        keeping.stop().await;
 
-    let mut registry = Registry::default();
-    let service = bank.registered(&mut registry).await;
-    for _ in 0..2 {
-        let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
-        assert_eq!((rebuilt.events, rebuilt.rebuilt), (41, 1));
+        let mut registry = Registry::default();
+        let service = bank.registered(&mut registry).await;
+        for _ in 0..2 {
+            let rebuilt = service.rebuild::<Balances>("balances").await.unwrap();
+            assert_eq!((rebuilt.events, rebuilt.rebuilt), (41, 1));
+        }
+        assert!(connections(&registry) <= 2, "{} connections", connections(&registry));
     }
-    assert!(connections(&registry) <= 2, "{} connections", connections(&registry));
 }

@@ -14,9 +14,12 @@ use async_nats::{
 use futures::StreamExt;
 use jetwright_crds::{
     Duration as Text, dead_letter,
-    environment::{Backoff, Binding, Bindings, DeadLetters, HANDLER_DEADLINE, Ordering, Retry},
+    environment::{
+        Backoff, Binding, Bindings, DeadLetters, HANDLER_DEADLINE, Ordering, Retry, StreamPartitions,
+    },
 };
 use jetwright_nats::Credentials;
+use jetwright_partitions::subjects::Partitions;
 use jetwright_process::health::Health;
 use jetwright_runtime::{
     Environment, Handler, HandlerError, HandlerOptions, KeyValue, Metadata, PublishOptions, Published,
@@ -151,6 +154,16 @@ impl Gate {
     }
 }
 
+/// What has a stream store events in these partitions.
+pub fn transform(partitions: &StreamPartitions) -> stream::SubjectTransform {
+    let StreamPartitions { subject, key_tokens, count } = partitions;
+    let partitions = Partitions::new(subject, key_tokens, *count).unwrap();
+    stream::SubjectTransform {
+        source: partitions.transform_source().to_owned(),
+        destination: partitions.transform_destination(),
+    }
+}
+
 /// A NATS server with the stream `numbers`.
 pub struct Bench {
     pub nats: NatsServer,
@@ -184,6 +197,21 @@ impl Bench {
         let bench = Self { nats, jetstream, binding, url, credentials: None };
         bench.create_stream().await;
         bench
+    }
+
+    /// With partitions from now on, and consumed by a filter.
+    pub async fn partitioned(mut self) -> Self {
+        let partitions = StreamPartitions { subject: "numbers.*".to_owned(), key_tokens: vec![2], count: 4 };
+        let stream = stream::Config {
+            name: "numbers".into(),
+            subjects: vec!["numbers.*".into()],
+            subject_transform: Some(transform(&partitions)),
+            ..Default::default()
+        };
+        self.jetstream.update_stream(stream).await.unwrap();
+        self.binding.partitions = Some(partitions);
+        self.create_consumer().await;
+        self
     }
 
     pub async fn create_stream(&self) {

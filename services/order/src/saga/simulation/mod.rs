@@ -264,6 +264,7 @@ impl Simulation {
 fn metadata(event: &str, attempt: u32, is_last_attempt: bool) -> Metadata {
     Metadata {
         subject: format!("orders.{ORDER}.{event}").into(),
+        partition: None,
         headers: HeaderMap::new(),
         source: Arc::new(Source {
             stream: "orders".to_owned(),

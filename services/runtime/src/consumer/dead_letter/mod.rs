@@ -14,12 +14,13 @@ use jetwright_crds::{
     },
     environment::DeadLetters,
 };
+use jetwright_partitions::subjects::Partitions;
 use jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 use super::retry::Reason;
 use crate::{
-    Error, ErrorKind, Metadata, Publisher, metrics::WriteKind, publish::Write, store::RawEvent, trace,
+    Error, ErrorKind, Metadata, Publisher, Source, metrics::WriteKind, publish::Write, store::RawEvent, trace,
 };
 
 /// Header that says how long a message is kept (NATS ADR-43); its stream has to allow it.
@@ -78,12 +79,12 @@ impl<'a> Original<'a> {
     }
 
     /// An event that no handler was called with.
-    pub(super) fn raw(stream: &'a str, consumer: &'a str, event: &'a RawEvent) -> Self {
+    pub(super) fn raw(source: &'a Source, partitions: Option<&Partitions>, event: &'a RawEvent) -> Self {
         let RawEvent { subject, sequence, time, header_block, payload } = event;
         Self {
-            stream,
-            consumer,
-            subject,
+            stream: &source.stream,
+            consumer: &source.consumer,
+            subject: partitions.map_or(subject, |partitions| partitions.published(subject).0),
             sequence: *sequence,
             time: *time,
             attempts: 0,
@@ -292,8 +293,9 @@ mod tests {
 
     #[test]
     fn a_header_block_that_was_not_parsed_is_kept_whole() {
+        let source = Metadata::example(9).source;
         let event = raw("orders.caf\u{fffd}.placed", b"NATS/1.0\r\nX Trace: 1\r\n\r\n", 5);
-        let original = Original::raw("orders", "fulfilment", &event);
+        let original = Original::raw(&source, None, &event);
         let (headers, kept) =
             letter(original, &details("its header name is not allowed"), &HeaderMap::new(), MAX_PAYLOAD);
         let headers = lines(&headers);
@@ -309,9 +311,20 @@ mod tests {
     }
 
     #[test]
+    fn a_dead_letter_names_the_subject_without_the_number_of_a_partition() {
+        let partitions = Partitions::new("orders.*.*", &[2], 8).unwrap();
+        let source = Metadata::example(9).source;
+        let event = raw("orders.caf\u{fffd}.placed.3", b"NATS/1.0\r\n\r\n", 5);
+        let original = Original::raw(&source, Some(&partitions), &event);
+        let (headers, _) = letter(original, &details("no"), &HeaderMap::new(), MAX_PAYLOAD);
+        assert_eq!(headers.get(SUBJECT).map(HeaderValue::as_str), Some("orders.caf\u{fffd}.placed"));
+    }
+
+    #[test]
     fn what_does_not_fit_is_left_out_and_said_so() {
+        let source = Metadata::example(9).source;
         let event = raw("a", b"NATS/1.0\r\nX Trace: 1\r\n\r\n", 2000);
-        let original = Original::raw("orders", "fulfilment", &event);
+        let original = Original::raw(&source, None, &event);
         let (headers, kept) = letter(original, &details("no"), &HeaderMap::new(), 2048);
         let headers = lines(&headers);
         assert!(kept.is_empty());
@@ -323,18 +336,14 @@ mod tests {
         let large = Box::leak(vec![b'y'; 4000].into_boxed_slice());
         let event = raw("a", large, 10);
         let (headers, kept) =
-            letter(Original::raw("orders", "fulfilment", &event), &details("no"), &HeaderMap::new(), 2048);
+            letter(Original::raw(&source, None, &event), &details("no"), &HeaderMap::new(), 2048);
         assert_eq!(headers.get(HEADER_BLOCK).map(HeaderValue::as_str), Some(OMITTED));
         assert_eq!(kept.len(), 10);
         // JetStream bounds headers apart from messages.
         let large = Box::leak(vec![b'y'; 60_000].into_boxed_slice());
         let event = raw("a", large, 10);
-        let (headers, _) = letter(
-            Original::raw("orders", "fulfilment", &event),
-            &details("no"),
-            &HeaderMap::new(),
-            MAX_PAYLOAD,
-        );
+        let (headers, _) =
+            letter(Original::raw(&source, None, &event), &details("no"), &HeaderMap::new(), MAX_PAYLOAD);
         assert_eq!(headers.get(HEADER_BLOCK).map(HeaderValue::as_str), Some(OMITTED));
     }
 

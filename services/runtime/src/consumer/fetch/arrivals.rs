@@ -9,6 +9,7 @@ use std::{
 use async_nats::{Message, StatusCode, Subscriber};
 use futures::StreamExt;
 use jetwright_nats::{ACK_PREFIX, Violation, backoff::pause};
+use jetwright_partitions::subjects::Partitions;
 use tokio::time::Instant;
 
 use super::{
@@ -52,6 +53,8 @@ pub(super) enum PullEvent {
 /// The subscriptions of one consumer.
 pub(super) struct Arrivals {
     source: Arc<Source>,
+    /// Those of the source's stream.
+    partitions: Option<Arc<Partitions>>,
     /// By turn.
     subscriptions: Vec<Subscriber>,
     merge: Merge<Delivered>,
@@ -75,9 +78,14 @@ pub(super) struct Arrivals {
 }
 
 impl Arrivals {
-    pub(super) fn new(source: Arc<Source>, subscriptions: Vec<Subscriber>) -> Self {
+    pub(super) fn new(
+        source: Arc<Source>,
+        partitions: Option<Arc<Partitions>>,
+        subscriptions: Vec<Subscriber>,
+    ) -> Self {
         Self {
             source,
+            partitions,
             subscriptions,
             merge: Merge::default(),
             credits: PullCredits::default(),
@@ -161,7 +169,8 @@ impl Arrivals {
         self.average_size = (self.average_size * 7 + length) / 8;
         self.served += 1;
         let reply = reply?;
-        let Some((metadata, consumer_sequence)) = Metadata::parse(&self.source, subject, headers, &reply)
+        let Some((metadata, consumer_sequence)) =
+            Metadata::parse(&self.source, self.partitions.as_deref(), subject, headers, &reply)
         else {
             tracing::error!(%reply, "ignored a message that is no delivery of the consumer");
             return None;

@@ -27,7 +27,7 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
                         consumer.gate.open();
                     }
                     logged.clear();
-                    consumer.runner.templates.set(&info.config.filters());
+                    consumer.runner.templates.set(&published(consumer, info.config.filters()));
                     consumer.discovery.publish(info, asked_at);
                     break;
                 }
@@ -43,6 +43,12 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
         }
         sleep(INFO_INTERVAL).await;
     }
+}
+
+/// The filters as they are of subjects without the number of a partition.
+fn published<'f, H>(consumer: &ConsumerLoop<H>, filters: Vec<&'f str>) -> Vec<&'f str> {
+    let Some(partitions) = consumer.partitions() else { return filters };
+    filters.into_iter().map(|filter| partitions.published_filter(filter)).collect()
 }
 
 async fn ask(connection: &Connection, stream: &str, consumer: &str) -> Result<ConsumerInfo, String> {

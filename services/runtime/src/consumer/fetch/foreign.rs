@@ -233,7 +233,7 @@ impl<H: Handler> Scanner<'_, H> {
             return Ending::Gone;
         }
         let sequence = event.sequence;
-        let reason = match attempt::keep_foreign(&self.consumer.runner, &self.consumer.source, event).await {
+        let reason = match attempt::keep_foreign(self.consumer, event).await {
             Ok(reason) => reason,
             Err(error) => {
                 tracing::error!(binding = self.consumer.name(), sequence, %error, "failed to write a dead letter, will retry");

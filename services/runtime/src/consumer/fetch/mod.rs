@@ -136,8 +136,10 @@ impl<H: Handler> Fetcher<'_, H> {
             (self.pull, self.consumer_epoch) = (None, observation.consumer_epoch);
         }
         if self.pull.is_none() {
-            let source = Arc::clone(&self.consumer.source);
-            self.pull = Some(Pull::open(&self.consumer.connection, source, &observation.info.config).await?);
+            let (source, partitions) =
+                (Arc::clone(&self.consumer.source), self.consumer.partitions().cloned());
+            let config = &observation.info.config;
+            self.pull = Some(Pull::open(&self.consumer.connection, source, partitions, config).await?);
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use async_nats::Client;
 use jetwright_nats::{ACK_PREFIX, Connection, Link, Violation, ViolationReceiver};
+use jetwright_partitions::subjects::Partitions;
 use tokio::{
     sync::watch,
     task::unconstrained,
@@ -86,6 +87,7 @@ impl Pull {
     pub(super) async fn open(
         connection: &Connection,
         source: Arc<Source>,
+        partitions: Option<Arc<Partitions>>,
         config: &ConsumerConfig,
     ) -> Result<Self, async_nats::SubscribeError> {
         let (link, violations, mut subscriptions) = (connection.link(), connection.violations(), Vec::new());
@@ -101,7 +103,7 @@ impl Pull {
             link,
             subject: connection.api_subjects().next_messages(stream, consumer),
             ack_infix: format!(".{stream}.{consumer}."),
-            arrivals: Arrivals::new(source, subscriptions),
+            arrivals: Arrivals::new(source, partitions, subscriptions),
             client,
             violations,
             inbox,
