@@ -30,7 +30,8 @@ pub fn subject(prefix: &str, sequence: u64, timestamp: i128) -> String {
 pub const STREAM: &str = "Dead-Letter-Stream";
 /// Consumer that could not process it.
 pub const CONSUMER: &str = "Dead-Letter-Consumer";
-/// Subject under which the original was stored.
+/// Subject under which the original was published. Published under it again, an event is stored in the same partition; a stream with
+/// partitions stores it with one more token, which is not part of this.
 pub const SUBJECT: &str = "Dead-Letter-Subject";
 /// `true` where the original's subject is not told exactly: bytes that are not UTF-8 are U+FFFD in [`SUBJECT`].
 pub const SUBJECT_LOSSY: &str = "Dead-Letter-Subject-Lossy";

@@ -120,18 +120,16 @@ impl LogFields for Metadata {
     fn fields(&self) -> Map<String, Value> {
         let Self { subject, partition, source, sequence, attempt, .. } = self;
         let field = |name: &str, value: Value| (name.to_owned(), value);
-        Map::from_iter(
-            [
-                field("name", "handle".into()),
-                field("stream", source.stream.as_str().into()),
-                field("consumer", source.consumer.as_str().into()),
-                field("sequence", (*sequence).into()),
-                field("attempt", (*attempt).into()),
-                field("subject", subject.as_str().into()),
-            ]
-            .into_iter()
-            .chain(partition.map(|number| field("partition", number.into()))),
-        )
+        let mut fields = Map::from_iter([
+            field("name", "handle".into()),
+            field("stream", source.stream.as_str().into()),
+            field("consumer", source.consumer.as_str().into()),
+            field("sequence", (*sequence).into()),
+            field("attempt", (*attempt).into()),
+            field("subject", subject.as_str().into()),
+        ]);
+        fields.extend(partition.map(|number| field("partition", number.into())));
+        fields
     }
 }
 
