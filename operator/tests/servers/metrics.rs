@@ -25,7 +25,7 @@ use crate::{
 /// Sampled every second.
 const OFTEN: &str = "--stats-interval=1s";
 /// Longest that several hundred objects take on a busy machine.
-const LONG: Duration = Duration::from_mins(1);
+const LONG: Duration = Duration::from_mins(2);
 
 /// What is exported, once the operator serves it.
 async fn scrape(admin: u16) -> String {
@@ -285,14 +285,16 @@ async fn samples_of_many_streams_are_spread_and_bounded_and_reconcile_nothing() 
     let reconciles = || crate::world::metrics_sum(world.admin, "jetwright_operator_reconciles_total");
     await_until("it has come to rest", LONG, || async {
         let before = reconciles().await;
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        // A busy machine may stop the operator for a second.
+        tokio::time::sleep(Duration::from_secs(3)).await;
         if (reconciles().await - before).abs() < 0.5 { Ok(()) } else { Err("it still reconciles".to_owned()) }
     })
     .await;
-    let (rest, before, begun) = (reconciles().await, stats_requests(&world).await, Instant::now());
+    // The time begins before the first count is asked for, and ends after the last one: however long an answer takes, no more can be sent in it.
+    let (rest, begun, before) = (reconciles().await, Instant::now(), stats_requests(&world).await);
     world.jetstream.publish("s0.x", "x".into()).await.unwrap().await.unwrap();
     await_values(&world, "jetwright_consumer_", "event_consumer=\"s0\"", &[("pending", 1.0)]).await;
-    await_until("several rounds", SOON, || async {
+    await_until("several rounds", LONG, || async {
         let sent = stats_requests(&world).await - before;
         if sent >= 200.0 { Ok(()) } else { Err(sent.to_string()) }
     })
