@@ -238,10 +238,14 @@ async fn no_failure_puts_a_secret_into_the_log_however_much_is_logged() {
     // What the operator may not do; then nobody answers, and then nobody is there.
     world.nats.reconfigure(&config(&["$JS.API.STREAM.INFO.*", "$JS.API.STREAM.LIST"]));
     world.nats.process().signal("HUP");
+    // Before that, the stream would be permitted yet.
+    world.nats.process().await_log("Reloaded server configuration", SOON).await;
     world.stream("payments", "subjects: [payments.*]").await;
     world.await_condition::<EventStream>("payments", "Ready", "False", "Refused").await;
     world.nats.process().signal("STOP");
-    world.await_condition::<EventStream>("payments", "Ready", "Unknown", "JetStreamUnavailable").await;
+    // It takes up to ten seconds until the operator is sure of it.
+    let unavailable = ("Ready", "Unknown", "JetStreamUnavailable");
+    world.await_condition_within::<EventStream>(SAID, "payments", unavailable).await;
     world.nats.kill();
     world.operator.await_log("disconnected from NATS", SOON).await;
 

@@ -221,8 +221,21 @@ impl<N> World<N> {
     where
         K: Kind,
     {
+        self.await_condition_within::<K>(SOON, name, (type_, status, reason)).await
+    }
+
+    /// The same, for what takes longer.
+    pub async fn await_condition_within<K>(
+        &self,
+        bound: Duration,
+        name: &str,
+        (type_, status, reason): (&str, &str, &str),
+    ) -> String
+    where
+        K: Kind,
+    {
         let api: Api<K> = self.namespace.api();
-        await_until(&format!("{name} has {type_}={status} ({reason})"), SOON, || async {
+        await_until(&format!("{name} has {type_}={status} ({reason})"), bound, || async {
             let object = api.get(name).await.map_err(|error| error.to_string())?;
             let conditions = conditions(&object);
             let found = conditions.iter().find(|condition| condition.type_ == type_);
