@@ -64,10 +64,11 @@ impl Demo {
         let known: Value =
             serde_json::from_slice(&fs::read(self.home.join("process.json")).unwrap()).unwrap();
         let folder = PathBuf::from(known["folder"].as_str().unwrap());
-        let started = fs::read_dir(folder.join("processes")).unwrap().map(|note| {
+        let started = fs::read_dir(folder.join("processes")).unwrap().filter_map(|note| {
             let note = note.unwrap().path();
             let pid = note.file_name().unwrap().to_str().unwrap().parse().unwrap();
-            (pid, fs::read_to_string(note).unwrap())
+            // That of a process that ends meanwhile is struck out.
+            Some((pid, fs::read_to_string(note).ok()?))
         });
         let own = (
             known["pid"].as_u64().unwrap().try_into().unwrap(),
