@@ -9,8 +9,8 @@ use jetwright_testing::await_until;
 use super::world::World;
 use crate::shop::NOBODY;
 
-/// Spans come in batches every five seconds.
-const BOUND: Duration = Duration::from_mins(1);
+/// Spans come in batches every five seconds. The rest is for what runs beside, and holds these up while it waits for kubectl.
+const BOUND: Duration = Duration::from_mins(2);
 /// Steps of the fulfilment, in their order.
 const STEPS: [&str; 3] = ["user_validation", "inventory_reservation", "payment_authorization"];
 
