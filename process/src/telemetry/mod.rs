@@ -280,16 +280,18 @@ mod tests {
         const SPANS: usize = 200_000;
         if env::var_os(CHILD).is_some() {
             let _telemetry = Telemetry::start("given-name").unwrap();
-            let began = Instant::now();
+            let mut longest = Duration::ZERO;
             for _ in 0..SPANS {
+                let began = Instant::now();
                 let attributes = vec![opentelemetry::KeyValue::new("text", "x".repeat(1000))];
                 let builder =
                     opentelemetry::trace::SpanBuilder::from_name("work").with_attributes(attributes);
                 WorkSpan::start(builder, None).in_scope(|| assert!(records()));
+                longest = longest.max(began.elapsed());
             }
             let status = std::fs::read_to_string("/proc/self/status").unwrap();
             let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-            println!("took {} ms, peak {peak}", began.elapsed().as_millis());
+            println!("took {} ms, peak {peak}", longest.as_millis());
             // What waits for the collector would hold up the end.
             std::process::exit(0);
         }
@@ -305,8 +307,8 @@ mod tests {
         // All of the spans would be 200 MB.
         let peak: usize = peak.trim().strip_suffix(" kB").unwrap().parse().unwrap();
         assert!(peak < 60_000, "{printed}");
-        // A span waits for nobody: the first export alone is given up after ten seconds.
-        assert!(took.parse::<u64>().unwrap() < 8000, "{printed}");
+        // No span waits, however slow the machine is: the first export alone is given up after ten seconds.
+        assert!(took.parse::<u64>().unwrap() < 5000, "{printed}");
     }
 
     #[test]
