@@ -11,7 +11,7 @@ use async_nats::jetstream::{AckKind, consumer};
 use futures::StreamExt;
 use jetwright_crds::environment::Ordering;
 use jetwright_process::health::Health;
-use jetwright_runtime::{Environment, HandlerOptions, Service};
+use jetwright_runtime::{Environment, HandlerOptions, PublishOptions, Service};
 use jetwright_testing::{NatsCluster, await_until};
 use prometheus_client::registry::Registry;
 use prost::Message;
@@ -509,8 +509,12 @@ async fn what_a_killed_server_forgot_waits_again_for_the_event_of_its_key_that_i
     bench.nats.kill();
     fs::remove_file(state).unwrap();
     bench.nats.start_again().await;
-    // Of another key, and behind the others.
-    publish_of(&service.publisher, 1, 5).await;
+    // Of another key, and behind the others. The service may need longer to connect again than a publish waits.
+    let options = PublishOptions { message_id: Some("5".to_owned()), ..PublishOptions::default() };
+    await_until("number 5 is stored", SOON, async || {
+        service.publisher.publish("numbers.1", &Number { value: 5 }, options.clone()).await
+    })
+    .await;
     await_until("number 5", SOON, async || {
         handler.values().contains(&5).then_some(()).ok_or_else(|| format!("{:?}", handler.attempts()))
     })
