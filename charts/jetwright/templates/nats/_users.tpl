@@ -34,6 +34,28 @@ The users of the account "jetwright", by name: the namespace and name of their S
       (printf "jetwright.dlq.%s.%s.>" $stream $consumer)) -}}
 {{- end -}}
 {{- end -}}
+{{- range $stream, $consumers := $spec.consumePerKey -}}
+{{- range $consumer, $partitions := $consumers -}}
+{{- range $partition := until (int $partitions) -}}
+{{- $one := printf "%s-p%d" $consumer $partition -}}
+{{- $publish = concat $publish (list
+      (printf "$JS.API.CONSUMER.INFO.%s.%s" $stream $one)
+      (printf "$JS.API.CONSUMER.MSG.NEXT.%s.%s" $stream $one)
+      (printf "$JS.ACK.%s.%s.>" $stream $one)
+      (printf "$JS.ACK.*.*.%s.%s.>" $stream $one)) -}}
+{{- end -}}
+{{- $publish = concat $publish (list
+      (printf "jetwright.dlq.%s.%s.>" $stream $consumer)
+      (printf "$KV.jetwright.held.%s.%s.*" $stream $consumer)) -}}
+{{- end -}}
+{{- end -}}
+{{- /* By the bucket jetwright, programs agree on who handles which partition: each says that it lives, reads all, and watches. */}}
+{{- if $spec.consumePerKey -}}
+{{- $publish = concat $publish (list
+      (printf "$KV.jetwright.member.%s.>" $spec.namespace)
+      "$JS.API.STREAM.MSG.GET.KV_jetwright" "$JS.API.STREAM.INFO.KV_jetwright"
+      "$JS.API.CONSUMER.CREATE.KV_jetwright.*" "$JS.FC.KV_jetwright.>") -}}
+{{- end -}}
 {{- $read := $spec.read | default list -}}
 {{- range $bucket := $spec.keyValue -}}
 {{- $publish = append $publish (printf "$KV.%s.>" $bucket) -}}
@@ -46,7 +68,7 @@ The users of the account "jetwright", by name: the namespace and name of their S
       (printf "$JS.API.DIRECT.GET.%s.>" $stream)) -}}
 {{- end -}}
 {{- /* What cannot be parsed as it is delivered is fetched by its sequence. Last, so that a list that has it already stays as it is. */}}
-{{- range $stream, $consumers := $spec.consume -}}
+{{- range $stream, $consumers := merge (dict) ($spec.consume | default dict) ($spec.consumePerKey | default dict) -}}
 {{- if $consumers }}{{ $publish = append $publish (printf "$JS.API.STREAM.MSG.GET.%s" $stream) }}{{ end -}}
 {{- end -}}
 {{- $subscribe := concat ($spec.subscribe | default list) (list (printf "_INBOX_%s.>" $name)) -}}
