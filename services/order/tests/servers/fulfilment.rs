@@ -198,6 +198,23 @@ async fn a_stock_that_cannot_be_read_for_a_while_ends_no_order() {
 }
 
 #[tokio::test]
+async fn with_and_without_partitions_orders_end_and_are_shown_the_same() {
+    for shop in [Shop::open().await, Shop::open_without_partitions().await] {
+        let service = shop.serve().await;
+        let user = shop.register().await;
+        for (sku, end) in [("mug", "confirmed"), ("unlucky", "rejected")] {
+            let id = service.place(&user, sku, 1).await;
+            let order = service.ended(&id).await;
+            let timeline = order["timeline"].as_array().unwrap().iter().map(|entry| entry["event"].as_str());
+            assert_eq!(timeline.collect::<Vec<_>>(), [Some("placed"), Some(end)], "{order}");
+        }
+        shop.await_settled().await;
+        shop.await_stock("unlucky", 100).await;
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn an_order_under_the_id_of_another_is_not_fulfilled() {
     let shop = Shop::open().await;
     let service = shop.serve().await;

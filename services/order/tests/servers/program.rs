@@ -62,7 +62,7 @@ impl Program {
 pub fn builder(shop: &Shop) -> ProcessBuilder {
     let folder = Folder::new("order-service");
     let bindings = folder.path().join("bindings.yaml");
-    std::fs::write(&bindings, serde_saphyr::to_string(&Shop::bindings()).unwrap()).unwrap();
+    std::fs::write(&bindings, serde_saphyr::to_string(&shop.bindings()).unwrap()).unwrap();
     Process::builder(binary("jetwright-order-service"))
         .folder(&folder)
         .env("NATS_URL", shop.nats.url())

@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_nats::jetstream::{self, consumer, kv, stream};
 use jetwright_crds::{
     Duration as Text,
-    environment::{Backoff, Binding, Bindings, HANDLER_DEADLINE, Retry},
+    environment::{Backoff, Binding, Bindings, HANDLER_DEADLINE, Retry, StreamPartitions},
 };
 use jetwright_order_service::{
     catalogue::Catalogue,
@@ -19,6 +19,7 @@ use jetwright_order_service::{
     saga::adapters::Adapters,
     users::Users,
 };
+use jetwright_partitions::subjects::Partitions;
 use jetwright_process::{health::Health, http::Drain};
 use jetwright_proto::events::v1::UserCreated;
 use jetwright_runtime::{Environment, PublishOptions, Publisher, Service, Setup};
@@ -44,11 +45,24 @@ pub struct Shop {
     pub gateway: StandIn,
     /// Publishes what other services would.
     pub others: Publisher,
+    /// Of the stream of orders.
+    partitions: Option<StreamPartitions>,
     pub payments_url: String,
 }
 
 impl Shop {
+    /// With the stream of orders as the chart has it in a new shop.
     pub async fn open() -> Self {
+        let orders = StreamPartitions { subject: "orders.*.*".to_owned(), key_tokens: vec![2], count: 8 };
+        Self::with(Some(orders)).await
+    }
+
+    /// With the stream of orders as shops have it that are older than partitions.
+    pub async fn open_without_partitions() -> Self {
+        Self::with(None).await
+    }
+
+    async fn with(partitions: Option<StreamPartitions>) -> Self {
         let filter = tracing_subscriber::EnvFilter::new("info");
         let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         let nats = NatsServer::start().await;
@@ -59,8 +73,8 @@ impl Shop {
         }
         let gateway = StandIn::default();
         let payments_url = gateway.serve().await;
-        let others = connect(&nats).await.publisher();
-        let shop = Self { nats, jetstream, gateway, others, payments_url };
+        let others = connect(&nats, Bindings::default()).await.publisher();
+        let shop = Self { nats, jetstream, gateway, others, partitions, payments_url };
         for name in ["users", "orders", "payments", "notifications"] {
             shop.make_stream(name).await;
         }
@@ -71,7 +85,7 @@ impl Shop {
 
     /// What the saga works with, without the service.
     pub async fn adapters(&self) -> Adapters {
-        let service = connect(&self.nats).await;
+        let service = connect(&self.nats, self.bindings()).await;
         Adapters {
             orders: Orders::new(service.aggregates("orders", order::PREFIX)),
             users: Users { known: service.view(), reader: service.reader(), stream: "users".to_owned() },
@@ -87,7 +101,8 @@ impl Shop {
     }
 
     /// What the operator would tell the order service.
-    pub fn bindings() -> Bindings {
+    pub fn bindings(&self) -> Bindings {
+        let partitions_of = |stream: &str| self.partitions.clone().filter(|_| stream == "orders");
         let binding = |stream: &str, consumer: &str, max_attempts| Binding {
             stream: stream.to_owned(),
             consumer: consumer.to_owned(),
@@ -98,7 +113,7 @@ impl Shop {
                 backoff: Backoff { initial: Text::from_millis(50), factor: 2, max: Text::from_secs(1) },
             },
             handler_deadline: HANDLER_DEADLINE,
-            partitions: None,
+            partitions: partitions_of(stream),
             ordering: None,
             dead_letters: None,
         };
@@ -123,7 +138,7 @@ impl Shop {
             name: "order-service".to_owned(),
             servers: vec![self.nats.url().parse().unwrap()],
             credentials: None,
-            bindings: Self::bindings(),
+            bindings: self.bindings(),
             unknown_fields: Vec::new(),
         };
         let settings = configuration::ShopConfig {
@@ -175,8 +190,10 @@ impl Shop {
     }
 
     async fn make_order_consumers(&self) {
-        self.make_consumer("orders", "order-fulfilment", "orders.*.placed").await;
-        self.make_consumer("orders", "order-compensation", "orders.*.rejected").await;
+        let number = if self.partitions.is_some() { ".*" } else { "" };
+        for (name, event) in [("order-fulfilment", "placed"), ("order-compensation", "rejected")] {
+            self.make_consumer("orders", name, &format!("orders.*.{event}{number}")).await;
+        }
     }
 
     /// Removes every user.
@@ -187,7 +204,15 @@ impl Shop {
 
     async fn make_stream(&self, name: &str) {
         let subjects = vec![format!("{name}.*.*")];
-        let config = stream::Config { name: name.to_owned(), subjects, ..Default::default() };
+        let partitions = self.partitions.as_ref().filter(|_| name == "orders");
+        let subject_transform = partitions.map(|partitions| {
+            let StreamPartitions { subject, key_tokens, count } = partitions;
+            let partitions = Partitions::new(subject, key_tokens, *count).unwrap();
+            let source = partitions.transform_source().to_owned();
+            stream::SubjectTransform { source, destination: partitions.transform_destination() }
+        });
+        let config =
+            stream::Config { name: name.to_owned(), subjects, subject_transform, ..Default::default() };
         self.jetstream.create_stream(config).await.unwrap();
     }
 
@@ -270,12 +295,12 @@ fn wares() -> Catalogue {
 }
 
 /// A service without handlers.
-async fn connect(nats: &NatsServer) -> Service {
+async fn connect(nats: &NatsServer, bindings: Bindings) -> Service {
     let environment = Environment {
         name: "others".to_owned(),
         servers: vec![nats.url().parse().unwrap()],
         credentials: None,
-        bindings: Bindings::default(),
+        bindings,
         unknown_fields: Vec::new(),
     };
     Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()
