@@ -1,0 +1,154 @@
+//! The load: a stream with partitions, its JetStream consumers, the bucket of the protocol, and events of many keys.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_nats::{
+    HeaderMap,
+    jetstream::{Context, consumer, context::PublishError, publish::PublishAck, stream},
+};
+use futures::{StreamExt, stream::iter};
+use jetwright_partitions::{
+    keys::{BUCKET_STREAM, ConsumerId, SUBJECT_PREFIX},
+    subjects::Partitions,
+};
+use jetwright_testing::await_until;
+
+/// Publishes under way at once.
+const IN_FLIGHT: usize = 256;
+/// A stream that lost its leader takes some seconds.
+const STORED: Duration = Duration::from_mins(1);
+
+/// What is loaded.
+#[derive(Clone, Debug)]
+pub struct Load {
+    jetstream: Context,
+    replicas: usize,
+    partitions: Partitions,
+    count: u32,
+    /// How many events of each key were stored.
+    pub published: BTreeMap<String, u64>,
+}
+
+impl Load {
+    /// Makes everything that processes need, with so many replicas and partitions.
+    pub async fn prepare(jetstream: Context, replicas: usize, count: u32, keys: u32) -> Self {
+        let partitions = Partitions::new("orders.*.*", &[2], count)
+            .unwrap_or_else(|error| panic!("the stream's partitions: {error}"));
+        let published = (0..keys).map(|key| (format!("k{key}"), 0)).collect();
+        let load = Self { jetstream, replicas, partitions, count, published };
+        load.create_bucket().await;
+        load.create_stream().await;
+        load
+    }
+
+    /// The consumer, as it is called in keys.
+    #[must_use]
+    pub fn consumer() -> ConsumerId {
+        ConsumerId { stream: "orders".to_owned(), consumer: "fulfilment".to_owned() }
+    }
+
+    /// Its partitions.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    async fn create_bucket(&self) {
+        let config = stream::Config {
+            name: BUCKET_STREAM.to_owned(),
+            subjects: vec![format!("{SUBJECT_PREFIX}>")],
+            num_replicas: self.replicas,
+            max_messages_per_subject: 1,
+            discard: stream::DiscardPolicy::New,
+            deny_delete: true,
+            deny_purge: true,
+            allow_message_ttl: true,
+            ..Default::default()
+        };
+        self.create(config).await;
+    }
+
+    async fn create_stream(&self) {
+        let config = stream::Config {
+            name: "orders".to_owned(),
+            subjects: vec![self.partitions.transform_source().to_owned()],
+            subject_transform: Some(stream::SubjectTransform {
+                source: self.partitions.transform_source().to_owned(),
+                destination: self.partitions.transform_destination(),
+            }),
+            num_replicas: self.replicas,
+            ..Default::default()
+        };
+        let stream = self.create(config).await;
+        for partition in 0..self.count {
+            let filters = self.partitions.filters_of(partition, &[]);
+            let filters = filters.unwrap_or_else(|error| panic!("the filters of a partition: {error}"));
+            let config = consumer::pull::Config {
+                durable_name: Some(format!("fulfilment-p{partition}")),
+                filter_subjects: filters,
+                ack_wait: Duration::from_secs(10),
+                max_ack_pending: 256,
+                num_replicas: self.replicas,
+                ..Default::default()
+            };
+            await_until("a consumer to be made", STORED, async || {
+                stream.create_consumer(config.clone()).await
+            })
+            .await;
+        }
+    }
+
+    async fn create(&self, config: stream::Config) -> stream::Stream {
+        await_until("a stream to be made", STORED, async || {
+            self.jetstream.create_stream(config.clone()).await
+        })
+        .await
+    }
+
+    /// Publishes one more event of each key, and returns when all are stored. An event that may have been stored is published again
+    /// with the id that it had, so that it is stored once.
+    pub async fn publish_round(&mut self) {
+        let events: Vec<_> = self.published.iter().map(|(key, number)| (key.clone(), *number)).collect();
+        let publishes =
+            events.into_iter().map(|(key, number)| store_surely(self.jetstream.clone(), key, number));
+        iter(publishes).buffer_unordered(IN_FLIGHT).collect::<()>().await;
+        self.published.values_mut().for_each(|number| *number += 1);
+    }
+
+    /// Waits until every event is acknowledged.
+    pub async fn await_drained(&self, bound: Duration) {
+        await_until("all events to be acknowledged", bound, async || self.left().await).await;
+    }
+
+    async fn left(&self) -> anyhow::Result<()> {
+        let stream = self.jetstream.get_stream_no_info("orders").await?;
+        let mut left = BTreeMap::new();
+        for partition in 0..self.count {
+            let info = stream.consumer_info(format!("fulfilment-p{partition}")).await?;
+            let events = info.num_pending + u64::try_from(info.num_ack_pending)?;
+            left.extend((events > 0).then_some((partition, events)));
+        }
+        anyhow::ensure!(left.is_empty(), "events that are left, by partition: {left:?}");
+        Ok(())
+    }
+}
+
+async fn store_surely(jetstream: Context, key: String, number: u64) {
+    await_until("an event to be stored", STORED, async || store(&jetstream, &key, number).await).await;
+}
+
+async fn store(jetstream: &Context, key: &str, number: u64) -> Result<PublishAck, PublishError> {
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Msg-Id", format!("{key}-{number}"));
+    jetstream
+        .publish_with_headers(format!("orders.{key}.placed"), headers, number.to_string().into())
+        .await?
+        .await
+}
+
+/// The monotonic clock that all processes of the machine share.
+#[must_use]
+pub fn monotonic() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or_default())
+}
