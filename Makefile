@@ -25,7 +25,7 @@ lint: ## Formatting and clippy, without warnings
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 test: ## Every tier, as .ci/run does, and what each took; where no cluster can be made, test-e2e is skipped, and its tests are counted
-	@JETWRIGHT_CLUSTER_TESTS=$${JETWRIGHT_CLUSTER_TESTS:-if-possible} testing/run-tiers lint test-unit test-servers test-e2e
+	@JETWRIGHT_CLUSTER_TESTS=$${JETWRIGHT_CLUSTER_TESTS:-if-possible} JETWRIGHT_PYTHON_TESTS=$${JETWRIGHT_PYTHON_TESTS:-if-possible} testing/run-tiers lint test-unit test-servers test-e2e
 
 # The same cases in every run, so that a run fails by a change and not by luck. Plain `cargo test`, without it, looks for new ones.
 test-unit: export PROPTEST_RNG_SEED ?= 1

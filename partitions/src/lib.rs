@@ -28,6 +28,8 @@
 //!    and writes `free`; the member that the map names takes it then. Without a map that names a living member, an owner keeps it.
 //! 8. Where no operator has written for thirty seconds, members take what is free or of dead members ([`alone`]).
 //!
+//! docs/partitions-protocol.md says the same to who writes a program in another language, with the reasons.
+//!
 //! Everything here is pure: times, answers and values in, actions out. [`participant::Participant`] is a whole process and
 //! [`coordinator::Coordinator`] the operator's part; `tests/simulation` runs them in virtual time.
 
@@ -36,6 +38,8 @@ pub mod alone;
 pub mod assignment;
 pub mod coordinator;
 mod deaths;
+#[cfg(test)]
+mod documentation;
 pub mod keys;
 pub mod lease;
 pub mod membership;

@@ -15,6 +15,7 @@ mod installation;
 mod observed;
 mod operator_chart;
 mod pod;
+mod python;
 mod shop;
 mod story;
 mod stream;

@@ -1,0 +1,209 @@
+//! The worked example in Python takes part in the protocol: its processes share partitions, and give them up when they are ended,
+//! killed or frozen.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Write,
+    path::PathBuf,
+    process::Command,
+    time::Duration,
+};
+
+use jetwright_e2e::{
+    order::{
+        check::{Report, check},
+        coordination::Coordination,
+        history::{History, Interruption},
+        load::{Load, monotonic},
+    },
+    path,
+};
+use jetwright_partitions::coordinator::Declared;
+use jetwright_testing::{NatsServer, Process, await_until};
+use tokio::{sync::watch, time::interval};
+
+/// A process that is silent is found dead after 32 s, and its successor waits for ackWait.
+const TAKEN_OVER: Duration = Duration::from_secs(70);
+const PARTITIONS: u32 = 4;
+const KEYS: u32 = 40;
+
+/// Python with what the example needs. Without one the test is skipped, unless it is required.
+fn python() -> Option<PathBuf> {
+    let script = path("../testing/programs/python");
+    let output = Command::new(script).arg(path("../docs/examples/python/requirements.txt")).output().unwrap();
+    if output.status.success() {
+        return Some(String::from_utf8(output.stdout).unwrap().trim().into());
+    }
+    let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    let is_allowed = std::env::var("JETWRIGHT_PYTHON_TESTS").is_ok_and(|value| value == "if-possible");
+    assert!(is_allowed && output.status.code() == Some(3), "the tests in Python are required, and: {why}");
+    // Not by println, which the test runner shows of failed tests alone.
+    let line = format!("skipped: a test of the example in Python, since none can be had here: {why}\n");
+    std::io::stdout().write_all(line.as_bytes()).unwrap();
+    None
+}
+
+fn uid(index: usize) -> String {
+    format!("uid-{index}")
+}
+
+/// The processes of a test, and what was done to them.
+struct Group {
+    python: PathBuf,
+    url: String,
+    processes: Vec<Process>,
+    interruptions: Vec<(usize, Duration, Interruption)>,
+}
+
+impl Group {
+    fn new(python: PathBuf, nats: &NatsServer) -> Self {
+        Self { python, url: nats.url().to_owned(), processes: Vec::new(), interruptions: Vec::new() }
+    }
+
+    fn start(&mut self) -> usize {
+        let index = self.processes.len();
+        let process = Process::builder(self.python.clone())
+            .name(&format!("consumer-{index}"))
+            .arg(path("../docs/examples/python/consumer.py"))
+            .env("NATS_URL", &self.url)
+            .env("STREAM", "orders")
+            .env("CONSUMER", "fulfilment")
+            .env("PARTITIONS", PARTITIONS.to_string())
+            .env("HANDLER_SECONDS", "0.01")
+            .env("JETWRIGHT_POD_NAME", format!("consumer-{index}"))
+            .env("JETWRIGHT_POD_UID", uid(index))
+            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .start();
+        self.processes.push(process);
+        index
+    }
+
+    /// Waits until a round of events has just come to this process, of which it has handled few.
+    async fn await_in_the_middle(&self, index: usize) {
+        let now = monotonic();
+        await_until("the process to begin an event", Duration::from_secs(20), async || {
+            let entries = self.history().entries;
+            let mut begun = entries.iter().filter(|entry| entry.process == index && entry.at > now);
+            begun.next().map(drop).ok_or("none")
+        })
+        .await;
+    }
+
+    async fn kill(&mut self, index: usize) {
+        self.await_in_the_middle(index).await;
+        self.processes[index].kill();
+        self.interruptions.push((index, monotonic(), Interruption::Killed));
+    }
+
+    fn history(&self) -> History {
+        let logs: Vec<_> = self.processes.iter().map(Process::log).collect();
+        History::read(logs.iter().map(String::as_str), self.interruptions.clone()).unwrap()
+    }
+
+    /// The process that began the newest event of each partition since this time.
+    fn owners(&self, since: Duration) -> BTreeMap<u32, usize> {
+        let entries = self.history().entries.into_iter().filter(|entry| entry.at > since);
+        entries.map(|entry| (entry.partition, entry.process)).collect()
+    }
+
+    /// Waits until these processes, each with a partition at least, handle all partitions.
+    async fn await_owners(&self, since: Duration, expected: &[usize]) -> BTreeMap<u32, usize> {
+        await_until(&format!("the processes {expected:?} to handle everything"), TAKEN_OVER, async || {
+            let owners = self.owners(since);
+            let of: BTreeSet<_> = owners.values().copied().collect();
+            let is_so = owners.len() == PARTITIONS as usize && of.into_iter().eq(expected.iter().copied());
+            if is_so { Ok(owners) } else { Err(format!("{owners:?}")) }
+        })
+        .await
+    }
+
+    fn assert_in_order(&self, load: &Load) -> Report {
+        let report = check(&self.history(), &load.published).unwrap();
+        assert_eq!(report.handled, load.published.values().sum::<u64>(), "{report:?}");
+        report
+    }
+
+    async fn end(&self, index: usize) {
+        self.processes[index].signal("TERM");
+        let status = self.processes[index].wait_exit(Duration::from_secs(30)).await;
+        assert!(status.success(), "{}", self.processes[index].last_lines());
+    }
+}
+
+#[tokio::test]
+async fn processes_in_python_share_partitions_without_an_operator_whatever_happens_to_them() {
+    let Some(python) = python() else { return };
+    let nats = NatsServer::start().await;
+    let load = Load::prepare(nats.jetstream().await, 1, PARTITIONS, KEYS).await;
+    let (stop, publishing) = publish_all_the_time(load);
+    let mut group = Group::new(python, &nats);
+    let (first, second) = (group.start(), group.start());
+    group.await_owners(Duration::ZERO, &[first, second]).await;
+    let third = group.start();
+    group.processes[third].await_log("joins as", Duration::from_secs(20)).await;
+
+    group.kill(first).await;
+    group.await_in_the_middle(second).await;
+    group.processes[second].signal("STOP");
+    let frozen = monotonic();
+    group.interruptions.push((second, frozen, Interruption::Frozen(Duration::MAX)));
+    group.await_owners(frozen, &[third]).await;
+    group.processes[second].signal("CONT");
+    let woken = monotonic();
+    group.interruptions[1].2 = Interruption::Frozen(woken);
+    group.processes[second].await_log(" is over: ", Duration::from_secs(20)).await;
+
+    stop.send(()).unwrap();
+    let load = publishing.await.unwrap();
+    load.await_drained(TAKEN_OVER).await;
+    let report = group.assert_in_order(&load);
+    assert!(report.repeated > 0, "nothing was under way when processes were interrupted: {report:?}");
+}
+
+#[tokio::test]
+async fn processes_in_python_hand_partitions_over_as_the_map_says() {
+    let Some(python) = python() else { return };
+    let nats = NatsServer::start().await;
+    let load = Load::prepare(nats.jetstream().await, 1, PARTITIONS, KEYS).await;
+    let (stop, publishing) = publish_all_the_time(load);
+    let declared = Declared { count: PARTITIONS, drain: Duration::from_secs(10), pods: None };
+    let (_declare, declared) = watch::channel(declared);
+    let coordination = Coordination::lead(nats.client().await, Load::consumer(), declared);
+    let mut group = Group::new(python, &nats);
+    let first = group.start();
+    group.await_owners(Duration::ZERO, &[first]).await;
+    let second = group.start();
+    let before = group.await_owners(monotonic(), &[first, second]).await;
+    assert_eq!(before.values().filter(|owner| **owner == second).count(), 2, "{before:?}");
+
+    group.kill(second).await;
+    coordination.container_ended(&uid(second));
+    group.await_owners(monotonic(), &[first]).await;
+    let third = group.start();
+    group.await_owners(monotonic(), &[first, third]).await;
+    group.end(first).await;
+    group.await_owners(monotonic(), &[third]).await;
+
+    stop.send(()).unwrap();
+    let load = publishing.await.unwrap();
+    load.await_drained(TAKEN_OVER).await;
+    group.end(third).await;
+    let report = group.assert_in_order(&load);
+    println!("{report:?}");
+    // Hand-overs repeat nothing.
+    assert_eq!(report.unfenced, 0, "{report:?}");
+}
+
+/// Publishes until it is told to stop.
+fn publish_all_the_time(mut load: Load) -> (tokio::sync::oneshot::Sender<()>, tokio::task::JoinHandle<Load>) {
+    let (stop, mut stopped) = tokio::sync::oneshot::channel();
+    let publishing = tokio::spawn(async move {
+        let mut rounds = interval(Duration::from_millis(500));
+        while stopped.try_recv().is_err() {
+            rounds.tick().await;
+            load.publish_round().await;
+        }
+        load
+    });
+    (stop, publishing)
+}
