@@ -159,8 +159,9 @@ mod tests {
     fn every_list_is_a_map_or_a_set_and_bounded() {
         let open = |path: &str, schema: &Value| {
             let kind = schema["x-kubernetes-list-type"].as_str().unwrap_or_default();
-            // Neither the number nor number and protocol can be their key: see the field.
-            let whole = path.ends_with(".service.ports") && kind == "atomic";
+            // Neither the number nor number and protocol can be the key of ports, and the order of key tokens matters: see the fields.
+            let whole = [".service.ports", ".partitions.keyTokens"].iter().any(|end| path.ends_with(end));
+            let whole = whole && kind == "atomic";
             let merged = ["map", "set"].contains(&kind) || whole;
             schema["type"] == "array" && (!merged || schema["maxItems"].is_null())
         };

@@ -58,9 +58,24 @@ pub const NAME_PATTERN: &str = r"^[^\s.*>/\\]+$";
          ((has(oldSelf.spec.retention) ? oldSelf.spec.retention : 'Limits') == 'WorkQueue')"
     )
     .message("spec.retention cannot change to or from WorkQueue once the stream exists: make another EventStream"),
+    validation = Rule::new(
+        "!has(oldSelf.status) || !has(oldSelf.status.stream) || !has(oldSelf.status.stream.partitions) || \
+         !has(oldSelf.spec.partitions) || (has(self.spec.partitions) && self.spec.subjects == oldSelf.spec.subjects && \
+         self.spec.partitions.keyTokens == oldSelf.spec.partitions.keyTokens && \
+         (has(self.spec.partitions.count) ? self.spec.partitions.count : 8) == \
+         (has(oldSelf.spec.partitions.count) ? oldSelf.spec.partitions.count : 8))"
+    )
+    .message("spec.partitions, and spec.subjects with it, cannot change once the stream has partitions: events of one key would be in two partitions. Make another EventStream"),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
+    validation = Rule::new("!has(self.partitions) || (size(self.subjects) == 1 && !self.subjects[0].endsWith('>'))")
+        .message("spec.partitions needs exactly one subject, without a '>', since the number of the partition is added as its last token: write a '*' for each token, and make an EventStream for each of the other subjects"),
+    validation = Rule::new(
+        "!has(self.partitions) || self.partitions.keyTokens.all(token, \
+         token <= size(self.subjects[0].split('.')) && self.subjects[0].split('.')[token - 1] == '*')"
+    )
+    .message("spec.partitions.keyTokens: each must be the number of a token of the subject that is '*', counted from 1"),
     validation = Rule::new(
         "!(has(oldSelf.allowMessageTtl) && oldSelf.allowMessageTtl) || (has(self.allowMessageTtl) && self.allowMessageTtl)"
     )
@@ -90,6 +105,13 @@ pub struct EventStreamSpec {
         .message("the servers' own subjects ($JS, $SYS, $NRG, _INBOX, _R_), and * or > in the first place, would keep what belongs to others: begin with a word of your own")
     )]
     pub subjects: Vec<String>,
+
+    /// Partitions of the events by their key, so that consumers with ordering PerKey handle the events of each key in their order, in
+    /// several pods at once. JetStream adds the number of an event's partition as the last token to the subject under which it keeps the
+    /// event. Needs exactly one subject, without a `>`. Default: none. Never changes once the stream has them; one without messages and
+    /// consumers can get them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<PartitionsSpec>,
 
     /// Retention policy. Limits: messages are removed only by limits. Interest: removed once every consumer has acknowledged them.
     /// WorkQueue: removed once acknowledged. Default: Limits. Changes between Limits and Interest only once the stream
@@ -143,6 +165,27 @@ pub struct EventStreamSpec {
     /// with what is in it if it has no owner. TakeOver: take it from its owner, once; that one no longer changes it. Default: Refuse.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adoption_policy: Option<AdoptionPolicy>,
+}
+
+/// Partitions of a stream.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartitionsSpec {
+    /// Partitions, 1 to 1024: as many pods at most share the events of a consumer with ordering PerKey, which has a JetStream consumer
+    /// for each partition. Default: 8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub count: Option<u32>,
+    /// Tokens of the subject that are the key, counted from 1; each must be `*`. With the subject `orders.*.*` and the key tokens [2],
+    /// all events of one order are in one partition.
+    // A list and no set: the server hashes the tokens in this order.
+    #[schemars(length(min = 1, max = 16), inner(range(min = 1, max = 128)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Atomic,
+        validation = Rule::new("self.all(one, self.exists_one(other, one == other))")
+            .message("spec.partitions.keyTokens: each token is there once")
+    )]
+    pub key_tokens: Vec<u32>,
 }
 
 /// How much the events matter: each profile is a set of defaults.
@@ -270,6 +313,9 @@ pub struct StreamState {
     pub last_sequence: u64,
     /// Consumers that it has, those that no EventConsumer declares included.
     pub consumers: u64,
+    /// Partitions that JetStream puts its events into; absent where there are none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<u32>,
     /// Server that leads it; absent where the servers are not clustered, and while none leads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,

@@ -5,7 +5,7 @@ use std::time;
 
 use kube::ResourceExt as _;
 
-use super::{Discard, EventStream, EventStreamSpec, Profile, Retention, Storage};
+use super::{Discard, EventStream, EventStreamSpec, PartitionsSpec, Profile, Retention, Storage};
 use crate::{AdoptionPolicy, DeletionPolicy, Duration};
 
 /// How many servers keep a copy.
@@ -16,6 +16,9 @@ pub enum Replicas {
     /// So many where there are as many servers, else 1 for a new stream; a stream that has more keeps them.
     Prefer(u8),
 }
+
+/// Partitions of a stream that has some.
+const PARTITIONS: u32 = 8;
 
 /// What a profile has for the fields that are left out.
 struct Defaults {
@@ -107,6 +110,14 @@ impl EventStreamSpec {
     }
 }
 
+impl PartitionsSpec {
+    /// How many partitions there are.
+    #[must_use]
+    pub fn effective_count(&self) -> u32 {
+        self.count.unwrap_or(PARTITIONS)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +147,15 @@ mod tests {
             effective("{subjects: [a], profile: Ephemeral}"),
             (Storage::Memory, Replicas::Prefer(1), Some("1h".into()), Discard::Old)
         );
+    }
+
+    #[test]
+    fn there_are_8_partitions_unless_the_spec_says_how_many() {
+        let count = |rest: &str| {
+            let partitions = format!("{{subjects: [a.*], partitions: {{keyTokens: [2]{rest}}}}}");
+            spec(&partitions).partitions.map(|partitions| partitions.effective_count())
+        };
+        assert_eq!((count(""), count(", count: 3")), (Some(8), Some(3)));
     }
 
     #[test]

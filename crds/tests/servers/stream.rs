@@ -266,7 +266,10 @@ async fn a_field_that_a_stream_does_not_have_is_named() {
         .rejects("spec: {subjects: [a], limits: {maxMsgs: 1}}", "unknown field \"spec.limits.maxMsgs\"")
         .await;
     streams
-        .rejects("spec: {subjects: [a], partitions: {count: 4}}", "unknown field \"spec.partitions\"")
+        .rejects(
+            "spec: {subjects: [a.*], partitions: {keyTokens: [2], number: 4}}",
+            "unknown field \"spec.partitions.number\"",
+        )
         .await;
 }
 
@@ -311,5 +314,62 @@ async fn a_threshold_of_a_stream_is_more_than_nothing() {
     ] {
         let field = wrong.split(':').next().unwrap();
         streams.rejects(&with(wrong), &format!("spec.monitoring.{field}")).await;
+    }
+}
+
+#[tokio::test]
+async fn partitions_need_one_subject_of_fixed_depth_and_key_tokens_that_are_wildcards_of_it() {
+    let streams = Manifests::of_streams().await;
+    let with = |subjects: &str, partitions: &str| {
+        format!("spec: {{subjects: [{subjects}], partitions: {partitions}}}")
+    };
+    for (subjects, partitions) in [
+        ("orders.*.*", "{keyTokens: [2]}"),
+        ("orders.*.*", "{count: 1, keyTokens: [3, 2]}"),
+        ("orders.*", "{count: 1024, keyTokens: [2]}"),
+    ] {
+        streams.accepts(&with(subjects, partitions)).await;
+    }
+    let (one, wildcard) =
+        ("spec.partitions needs exactly one subject, without a '>'", "must be the number of a token");
+    for (subjects, partitions, words) in [
+        ("orders.*, users.*", "{keyTokens: [2]}", one),
+        ("orders.*.>", "{keyTokens: [2]}", one),
+        ("orders.*.*", "{keyTokens: [1]}", wildcard),
+        ("orders.*.*", "{keyTokens: [2, 4]}", wildcard),
+        ("orders.*.*", "{keyTokens: [2, 2]}", "each token is there once"),
+        ("orders.*.*", "{keyTokens: [0]}", "spec.partitions.keyTokens[0]"),
+        ("orders.*.*", "{keyTokens: []}", "spec.partitions.keyTokens in body should have at least 1 items"),
+        ("orders.*.*", "{count: 8}", "spec.partitions.keyTokens: Required value"),
+        ("orders.*.*", "{count: 0, keyTokens: [2]}", "spec.partitions.count"),
+        ("orders.*.*", "{count: 1025, keyTokens: [2]}", "spec.partitions.count"),
+    ] {
+        streams.rejects(&with(subjects, partitions), words).await;
+    }
+}
+
+#[tokio::test]
+async fn partitions_never_change_once_the_stream_exists_but_may_be_written_down() {
+    let streams = Manifests::of_streams().await;
+    let with = |subject: &str, rest: &str| format!("spec: {{subjects: [{subject}]{rest}}}");
+    let (from, never) = (
+        with("orders.*.*", ", partitions: {keyTokens: [2, 3]}"),
+        "cannot change once the stream has partitions",
+    );
+    streams
+        .accepts_change(
+            &from,
+            &with("orders.*.*", ", partitions: {count: 8, keyTokens: [2, 3]}, replicas: 3"),
+        )
+        .await;
+    // Whether the stream has messages that are in none, the operator finds.
+    streams.accepts_change(&with("orders.*.*", ""), &from).await;
+    for to in [
+        with("orders.*.*", ""),
+        with("orders.*.*", ", partitions: {count: 16, keyTokens: [2, 3]}"),
+        with("orders.*.*", ", partitions: {keyTokens: [3, 2]}"),
+        with("orders.*.*.*", ", partitions: {keyTokens: [2, 3]}"),
+    ] {
+        streams.rejects_change_once_there(&from, &to, never).await;
     }
 }

@@ -150,6 +150,7 @@ impl Manifests {
         match self.kind {
             "EventStream" => json!({"stream": {
                 "name": "a", "replicas": 1, "messages": 0, "bytes": 0, "firstSequence": 1, "lastSequence": 0, "consumers": 0,
+                "partitions": 8,
             }}),
             _ => json!({"consumer": {"stream": "a", "name": "b"}}),
         }

@@ -48,6 +48,7 @@ pub fn object(random: u32) -> EventStream {
         stream_name: None,
         profile: Some(Profile::Ephemeral),
         subjects: vec![format!("{SUBJECT}.{random:08x}")],
+        partitions: None,
         retention: None,
         storage: Some(Storage::Memory),
         replicas: None,

@@ -26,6 +26,7 @@ pub mod outage;
 pub mod outages;
 pub mod ownership;
 pub mod pages;
+pub mod partitions;
 pub mod plan;
 pub mod reconcile;
 pub mod servers;

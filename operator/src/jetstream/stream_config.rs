@@ -7,18 +7,23 @@
 use jetwright_crds::{Duration, EventStreamSpec, Size, stream::Limits};
 use serde_json::json;
 
-use super::config::{
-    Config,
-    DefaultValue::{False, Nothing, Number, ServersChoice, Text},
-    Field,
-    Mutability::{AtCreation, Free, Immutable, OneWay, Retention},
-    field,
+use super::{
+    config::{
+        Config,
+        DefaultValue::{False, Nothing, Number, ServersChoice, Text},
+        Field,
+        Mutability::{AtCreation, Free, Immutable, OneWay, Retention},
+        field,
+    },
+    partitions,
 };
 
 /// The sequence of a stream's first message, given when it is created.
 pub const FIRST_SEQ: &str = "first_seq";
 /// How many servers keep a copy.
 pub const REPLICAS: &str = "num_replicas";
+/// How the subject of an event becomes the one that it is stored under.
+pub const SUBJECT_TRANSFORM: &str = "subject_transform";
 /// A stream that this one copies.
 pub const MIRROR: &str = "mirror";
 
@@ -45,7 +50,7 @@ pub const FIELDS: &[Field] = &[
     field("sources", Nothing, Free),
     field("compression", Text("none"), Free),
     field(FIRST_SEQ, Number(0), AtCreation),
-    field("subject_transform", Nothing, Free),
+    field(SUBJECT_TRANSFORM, Nothing, Free),
     field("republish", Nothing, Free),
     field("allow_direct", False, Free),
     field("mirror_direct", False, Free),
@@ -71,6 +76,8 @@ pub fn config(name: &str, spec: &EventStreamSpec) -> Config {
         stream_name: _,
         profile: _,
         subjects,
+        // What its subject cannot have is an error of the spec, and has no transform.
+        partitions: _,
         retention: _,
         storage: _,
         replicas: _,
@@ -105,6 +112,10 @@ pub fn config(name: &str, spec: &EventStreamSpec) -> Config {
         Some(window) => config.with("duplicate_window", window.as_nanos()),
         None => config,
     };
+    let config = match partitions::declared(spec) {
+        Ok(Some(partitions)) => config.with(SUBJECT_TRANSFORM, partitions::transform(&partitions)),
+        Ok(None) | Err(_) => config,
+    };
     config.with_thresholds(spec.thresholds())
 }
 
@@ -130,6 +141,15 @@ mod tests {
                 "allow_direct": false, "allow_msg_ttl": false,
             })
         );
+    }
+
+    #[test]
+    fn partitions_are_a_transform_of_the_subject_and_without_them_there_is_none() {
+        assert_eq!(
+            json_of("{subjects: ['orders.*.*'], partitions: {count: 4, keyTokens: [3, 2]}}")["subject_transform"],
+            json!({"src": "orders.*.*", "dest": "orders.{{wildcard(1)}}.{{wildcard(2)}}.{{partition(4,2,1)}}"})
+        );
+        assert!(json_of("subjects: ['orders.*.*']").get("subject_transform").is_none());
     }
 
     #[test]

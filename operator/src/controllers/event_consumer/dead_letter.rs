@@ -98,6 +98,7 @@ fn build(
         stream_name: Some(names.stream.clone()),
         profile: None,
         subjects: vec![names.subjects.clone()],
+        partitions: None,
         retention: Some(Retention::Limits),
         // JetStream never changes it, and a source that was deleted and recreated may have another one.
         storage: Some(current.unwrap_or(source).spec.effective_storage()),

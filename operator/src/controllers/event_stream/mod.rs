@@ -25,6 +25,7 @@ use crate::{
         data_loss::{self, Consent},
         info::StreamInfo,
         ownership::Owner,
+        partitions,
         reconcile::{self, SCALING_INTERVAL, Situation},
     },
     kubernetes::{age, finalizer, status::StatusWrite},
@@ -130,7 +131,10 @@ async fn ensure_on(
         recorded: &Recorded::of_stream(object),
         age: age(object),
         refusal_ttl: context.settings.resync,
-        forbids: &|plan, info| data_loss::refusal(plan, info, &consent, Timestamp::now()),
+        forbids: &|plan, info| {
+            let partitions = || partitions::refusal(plan, info);
+            data_loss::refusal(plan, info, &consent, Timestamp::now()).or_else(partitions)
+        },
     };
     let gate = context.write_gate(object, Stream::KIND);
     let mut outcome = reconcile::ensure(&connection.cache, &desired, situation, &gate).await?;

@@ -17,6 +17,8 @@ const JETWRIGHT: &str = "jetwright";
 const DEAD_LETTERS: [&str; 2] = ["dlq", "replay"];
 /// The second token of those by which an installation is checked.
 const VERIFY: &str = "verify";
+/// The stream of the bucket that the operator itself makes.
+const OPERATORS_BUCKET: &str = "KV_jetwright";
 /// Most that a stream by which an installation is checked may hold.
 const MAX_VERIFY_BYTES: Size = Size(64 << 10);
 
@@ -55,6 +57,8 @@ pub fn errors(name: &str, spec: &EventStreamSpec, grants: &Grants) -> Vec<FieldE
     // judged here too.
     let EventStreamSpec {
         subjects,
+        // It adds a token at the end of the stream's own subjects, and moves none.
+        partitions: _,
         stream_name: _,
         profile: _,
         retention: _,
@@ -91,6 +95,12 @@ enum Bucket {
 fn bucket(name: &str, subjects: &[String], grants: &Grants) -> Bucket {
     let named = BUCKETS.iter().find_map(|kind| Some((kind, name.strip_prefix(kind.stream_prefix)?)));
     let Some((kind, bucket)) = named else { return Bucket::Not };
+    if name == OPERATORS_BUCKET {
+        return Bucket::Wrong(format!(
+            "stream {name} is the bucket in which partitions are shared out, and the operator makes it: name the stream otherwise by \
+             spec.streamName"
+        ));
+    }
     let is_jetwrights = bucket.split('-').next() == Some(JETWRIGHT);
     if is_jetwrights && !grants.in_operators_namespace {
         return Bucket::Wrong(format!(
@@ -264,13 +274,15 @@ mod tests {
     }
 
     #[test]
-    fn buckets_of_jetwright_itself_are_for_the_operators_namespace() {
+    fn buckets_of_jetwright_itself_are_for_the_operators_namespace_and_its_own_bucket_for_nobody() {
         let own = Grants { in_operators_namespace: true, ..Grants::default() };
-        for bucket in ["jetwright", "jetwright-partitions"] {
+        for (bucket, is_free) in [("jetwright", false), ("jetwright-notes", true)] {
             let (name, spec) = (format!("KV_{bucket}"), format!("{{subjects: ['$KV.{bucket}.>']}}"));
             assert!(!errors_of(&name, &spec, &Grants::default()).is_empty());
-            assert_eq!(errors_of(&name, &spec, &own), []);
+            assert_eq!(errors_of(&name, &spec, &own).is_empty(), is_free, "{bucket}");
         }
+        let others = errors_of("mine", "{subjects: ['$KV.jetwright.>']}", &own);
+        assert_eq!(others.len(), 1, "{others:?}");
         assert_eq!(errors_of("KV_jetwrights", "{subjects: ['$KV.jetwrights.>']}", &Grants::default()), []);
     }
 

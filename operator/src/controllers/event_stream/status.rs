@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     context::Context,
-    jetstream::info::StreamInfo,
+    jetstream::{info::StreamInfo, partitions},
     kubernetes::status::{self, StatusUpdate, StatusWrite},
     object_state::ObjectKey,
     outcome::{Outcome, Reconciled, Recorded},
@@ -110,6 +110,7 @@ fn state(info: &StreamInfo) -> StreamState {
         first_sequence: info.state.first_seq,
         last_sequence: info.state.last_seq,
         consumers: info.state.consumer_count,
+        partitions: partitions::count(&info.config),
         leader: info.leader().cloned(),
     }
 }
@@ -118,8 +119,8 @@ fn state(info: &StreamInfo) -> StreamState {
 fn ignoring_stats(status: &EventStreamStatus) -> EventStreamStatus {
     let mut status = EventStreamStatus { highest_sequence: None, ..status.clone() };
     if let Some(stream) = &mut status.stream {
-        let StreamState { name, created, replicas, .. } = std::mem::take(stream);
-        *stream = StreamState { name, created, replicas, ..StreamState::default() };
+        let StreamState { name, created, replicas, partitions, .. } = std::mem::take(stream);
+        *stream = StreamState { name, created, replicas, partitions, ..StreamState::default() };
     }
     status
 }
@@ -245,6 +246,7 @@ mod tests {
             first_sequence: 1,
             last_sequence: 7,
             consumers: 2,
+            partitions: None,
             leader: Some("n1".into()),
         };
         assert_eq!((status.stream, status.drift), (Some(expected), None));

@@ -12,7 +12,7 @@ use crate::{
     jetstream::{
         asset::{Desired, Stream},
         ownership::Owner,
-        stream_config,
+        partitions, stream_config,
     },
 };
 
@@ -32,6 +32,9 @@ pub fn validate(
     let (name, spec) = (object.stream_name(), &object.spec);
     let mut errors = spec.limits.as_ref().map(limit_errors).unwrap_or_default();
     errors.extend(reserved::errors(&name, spec, grants));
+    errors.extend(
+        partitions::declared(spec).err().map(|error| FieldError::new("spec.partitions", error.to_string())),
+    );
     errors.extend(spec.duplicate_window.and_then(|window| window_error(window, spec.effective_max_age())));
     if !errors.is_empty() {
         return Err(errors);
