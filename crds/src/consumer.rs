@@ -63,6 +63,11 @@ pub use template::PodTemplate;
     )
     .message("spec.deliverPolicy cannot change once the consumer exists: make another EventConsumer"),
     validation = Rule::new(
+        "!has(oldSelf.status) || !has(oldSelf.status.consumer) || \
+         (has(self.spec.ordering) ? self.spec.ordering : 'Unordered') == (has(oldSelf.spec.ordering) ? oldSelf.spec.ordering : 'Unordered')"
+    )
+    .message("spec.ordering cannot change once the consumer exists, which knows what was handled: make another EventConsumer"),
+    validation = Rule::new(
         "!has(self.spec.workload) || self.metadata.name.matches('^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$')"
     )
     .message("with spec.workload, metadata.name is also the name of a Service: at most 63 of a-z, 0-9 and -, a letter first"),
@@ -77,6 +82,10 @@ pub use template::PodTemplate;
 #[x_kube(
     validation = Rule::new("!(has(self.workload) && has(self.workloadRef))")
         .message("spec.workload and spec.workloadRef exclude each other: declare the pods here, or name the EventConsumer that does"),
+    validation = Rule::new(
+        "!has(self.ordering) || self.ordering != 'PerKey' || !has(self.deliverPolicy) || self.deliverPolicy in ['All', 'New']"
+    )
+    .message("spec.ordering: PerKey begins with All messages or with New ones: the last ones alone have no order to keep. Set spec.deliverPolicy to All or New"),
     validation = Rule::new("!has(self.deadLetter) || has(self.workload) || has(self.workloadRef)")
         .message("spec.deadLetter: dead letters are written by pods, and this object has none: declare spec.workload, name one by spec.workloadRef, or leave the field out")
 )]
@@ -97,13 +106,20 @@ pub struct EventConsumerSpec {
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub filter_subjects: Vec<String>,
 
+    /// In which order events are handled. Unordered: in any, several of one key at once. PerKey: those of one key one after another, in
+    /// the order in which the stream keeps them; it needs spec.partitions of the EventStream, and has one JetStream consumer for each
+    /// partition, `<consumerName>-p<number>`. Default: Unordered. Never changes once the consumer exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ordering: Option<Ordering>,
+
     /// Where a new consumer begins: with All messages, the Last one, the last of every subject (LastPerSubject), or what comes
-    /// after it was made (New). A consumer of a WorkQueue has All. Default: All. Never changes once the consumer
+    /// after it was made (New). A consumer of a WorkQueue has All; one with ordering PerKey has All or New. Default: All. Never changes once the consumer
     /// exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deliver_policy: Option<DeliverPolicy>,
 
-    /// How long JetStream waits for an acknowledgement before it delivers again. Default: 30s.
+    /// How long JetStream waits for an acknowledgement before it delivers again. Default: 30s; with ordering PerKey 10s, since the next
+    /// owner of a partition waits for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ack_wait: Option<Duration>,
 
@@ -117,7 +133,8 @@ pub struct EventConsumerSpec {
     pub handler_deadline: Option<Duration>,
 
     /// Most messages that may be unacknowledged at once, over all pods, those that failed and wait for their next attempt included.
-    /// Default: with pods 10000, or the limit of the server or account where that is lower; without, the server's choice (1000).
+    /// Default: with pods 10000, or the limit of the server or account where that is lower; without, the server's choice (1000). With
+    /// ordering PerKey it is for each partition, default: 256.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000))]
     pub max_ack_pending: Option<u32>,
@@ -153,6 +170,17 @@ pub struct EventConsumerSpec {
     pub adoption_policy: Option<AdoptionPolicy>,
 }
 
+/// In which order events are handled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::common::described_by_field)]
+pub enum Ordering {
+    /// In any.
+    #[default]
+    Unordered,
+    /// Those of one key one after another, as the stream keeps them.
+    PerKey,
+}
+
 /// Where a new consumer begins.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, strum::IntoStaticStr,
@@ -176,7 +204,7 @@ pub enum DeliverPolicy {
 #[serde(rename_all = "camelCase")]
 pub struct RetrySpec {
     /// Attempts at one message. With a workload: calls of its handler, default: 6. Without one: JetStream's deliveries
-    /// altogether, default: without end.
+    /// altogether, default: without end. With ordering PerKey JetStream delivers without end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_attempts: Option<u32>,
@@ -311,7 +339,7 @@ pub struct EventConsumerStatus {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
     pub conditions: Vec<Condition>,
-    /// The consumer in JetStream.
+    /// The consumer in JetStream. Figures of one with ordering PerKey are sums over its partitions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consumer: Option<ConsumerState>,
     /// Messages of the stream that were not delivered yet, as the operator read them last: at most a --jetstream-resync-interval and a
@@ -343,9 +371,12 @@ pub struct EventConsumerStatus {
 pub struct ConsumerState {
     /// Stream that it consumes from.
     pub stream: String,
-    /// Durable name.
+    /// Durable name; with ordering PerKey what the names of its JetStream consumers begin with, one for each partition.
     pub name: String,
-    /// When JetStream made it.
+    /// When JetStream made it; with ordering PerKey the last one of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<Time>,
+    /// With ordering PerKey, its partitions: as many JetStream consumers it has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<u32>,
 }

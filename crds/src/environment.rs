@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeStruct as _};
 
 use crate::Duration;
 
@@ -57,15 +57,31 @@ pub const SHORTEST_GRACE_PERIOD: Duration = Duration::from_secs(30);
 /// A field that older programs may ignore is added within a version: they do, and warn of it. The version grows where they would
 /// do something wrong without it (an older program then refuses the file), and only from 2 on is it written: to write `version: 1`
 /// would change every file that there is, and so roll out all pods, for nothing.
-pub const BINDINGS_VERSION: u64 = 1;
+///
+/// A file is version 2 where a consumer's stream has partitions: an older program would take the number of the partition for a part of the
+/// subject, and would wait for a consumer that is several.
+pub const BINDINGS_VERSION: u64 = 2;
 
 /// All consumers of one workload, by the names of their EventConsumers. Unknown fields are ignored, here and in what it holds:
 /// the operator may be newer than the program.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Bindings {
     /// EventConsumer name to what its handler needs.
     pub bindings: BTreeMap<String, Binding>,
+}
+
+impl Serialize for Bindings {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let version = self.version();
+        let mut file = serializer.serialize_struct("Bindings", 2)?;
+        match version {
+            1 => file.skip_field("version")?,
+            version => file.serialize_field("version", &version)?,
+        }
+        file.serialize_field("bindings", &self.bindings)?;
+        file.end()
+    }
 }
 
 /// What a handler needs to consume from one JetStream consumer.
@@ -133,6 +149,19 @@ fn default_handler_deadline() -> Duration {
 }
 
 impl Bindings {
+    /// The oldest version that a program has to understand.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        let is_partitioned = |binding: &Binding| binding.partitions.is_some();
+        if self.bindings.values().any(is_partitioned) { BINDINGS_VERSION } else { 1 }
+    }
+
+    /// Whether processes share out the partitions of a consumer.
+    #[must_use]
+    pub fn are_shared_out(&self) -> bool {
+        self.bindings.values().any(|binding| binding.partitions.is_some() && binding.ordering.is_some())
+    }
+
     /// How long after it was asked to stop a program with these handlers may still run: until then the slowest of them may have
     /// finished what it was given. Whole seconds.
     #[must_use]
@@ -184,18 +213,23 @@ impl Default for Retry {
 mod tests {
     use super::*;
 
-    fn grace_period(deadlines: &[Duration]) -> u64 {
-        let binding = |handler_deadline: &Duration| Binding {
+    fn binding() -> Binding {
+        Binding {
             stream: "orders".to_owned(),
             consumer: "fulfilment".to_owned(),
             ack_wait: Duration::from_secs(30),
             max_ack_pending: 1000,
             retry: Retry::default(),
-            handler_deadline: *handler_deadline,
+            handler_deadline: HANDLER_DEADLINE,
             partitions: None,
             ordering: None,
             dead_letters: None,
-        };
+        }
+    }
+
+    fn grace_period(deadlines: &[Duration]) -> u64 {
+        let binding =
+            |handler_deadline: &Duration| Binding { handler_deadline: *handler_deadline, ..binding() };
         let bindings =
             deadlines.iter().enumerate().map(|(number, deadline)| (number.to_string(), binding(deadline)));
         Bindings { bindings: bindings.collect() }.grace_period().0.as_secs()
@@ -212,9 +246,23 @@ mod tests {
 
     #[test]
     fn a_file_of_version_1_says_no_version_since_that_would_roll_out_all_pods() {
-        assert_eq!(BINDINGS_VERSION, 1, "from 2 on, Bindings has the field and the operator writes it");
         let written = serde_saphyr::to_string(&Bindings::default()).unwrap();
         assert_eq!(written.trim(), "bindings: {}");
+        let file = Bindings { bindings: [("plain".to_owned(), binding())].into() };
+        assert!(
+            serde_saphyr::to_string(&file).unwrap().starts_with("bindings:\n  plain:\n    stream: orders\n")
+        );
+    }
+
+    #[test]
+    fn a_file_with_partitions_is_refused_by_programs_that_know_none() {
+        let partitions = StreamPartitions { subject: "orders.*.*".to_owned(), key_tokens: vec![2], count: 8 };
+        let of = Binding { partitions: Some(partitions), ..binding() };
+        let file = Bindings { bindings: [("plain".to_owned(), binding()), ("of".to_owned(), of)].into() };
+        let text = serde_saphyr::to_string(&file).unwrap();
+        assert!(text.starts_with("version: 2\nbindings:\n"), "{text}");
+        assert_eq!(serde_saphyr::from_str::<Bindings>(&text).unwrap(), file);
+        assert!(!file.are_shared_out());
     }
 
     #[test]

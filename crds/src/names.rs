@@ -8,6 +8,9 @@ const MAX_DNS_LABEL_LENGTH: usize = 63;
 /// Longest subject that the schema of an EventStream takes; the name of a stream may be no longer either.
 const MAX_SUBJECT_LENGTH: usize = 255;
 
+/// What stands between the name of a consumer and the number of its partition.
+const PARTITION: &str = "-p";
+
 /// Why no object can have the name that it needs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -95,6 +98,30 @@ impl DeadLetterNames {
     }
 }
 
+/// Name of the JetStream consumer of one partition of a consumer with ordering PerKey.
+#[must_use]
+pub fn partition_consumer(consumer: &str, partition: u32) -> String {
+    format!("{consumer}{PARTITION}{partition}")
+}
+
+/// Names in JetStream of a consumer with so many partitions; None of one that has one JetStream consumer for all events.
+#[must_use]
+pub fn consumer_names(consumer: &str, partitions: Option<u32>) -> Vec<String> {
+    match partitions {
+        Some(count) => (0..count).map(|partition| partition_consumer(consumer, partition)).collect(),
+        None => vec![consumer.to_owned()],
+    }
+}
+
+/// The consumer with ordering PerKey, and its partition, that would have a JetStream consumer of this name; None of a name that none has.
+#[must_use]
+pub fn consumer_of_partition(name: &str) -> Option<(&str, u32)> {
+    let (consumer, number) = name.rsplit_once(PARTITION)?;
+    let partition = number.parse().ok().filter(|_| !consumer.is_empty())?;
+    // Of several ways to write a number, one is its name.
+    (partition_consumer(consumer, partition) == name).then_some((consumer, partition))
+}
+
 /// Name of the EventStream that keeps the dead letters of the consumers of this one.
 #[must_use]
 pub fn dead_letter_object(source: &str) -> String {
@@ -138,6 +165,19 @@ mod tests {
         };
         assert_eq!(DeadLetterNames::of("orders", "ORDERS"), Ok(expected));
         assert_eq!((dead_letter_source("orders-dlq"), dead_letter_source("orders")), (Some("orders"), None));
+    }
+
+    #[test]
+    fn a_partitions_consumer_tells_its_consumer_and_number() {
+        for (consumer, partition, name) in
+            [("fulfilment", 0, "fulfilment-p0"), ("a-p1", 12, "a-p1-p12"), ("-p", 7, "-p-p7")]
+        {
+            assert_eq!(partition_consumer(consumer, partition), name);
+            assert_eq!(consumer_of_partition(name), Some((consumer, partition)));
+        }
+        for name in ["fulfilment", "a-p", "-p1", "a-p01", "a-p+1", "a-p-1", "a-px", "a-p99999999999"] {
+            assert_eq!(consumer_of_partition(name), None, "{name}");
+        }
     }
 
     #[test]

@@ -179,6 +179,6 @@ impl Context {
     #[must_use]
     pub fn write_gate<K: Resource<DynamicType = ()>>(&self, object: &K, kind: &'static str) -> WriteGate<'_> {
         let (states, generation) = (&self.states, object.meta().generation);
-        WriteGate { states, object: ObjectKey::of(object), generation, kind }
+        WriteGate { states, object: ObjectKey::of(object), partition: None, generation, kind }
     }
 }

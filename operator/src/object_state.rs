@@ -67,8 +67,9 @@ struct ObjectState {
     retry: Option<(Instant, Option<u64>)>,
     /// None of an object that is not deleted, as most are.
     deletion: Option<Box<Deletion>>,
-    /// Writes of what it declares, so that two writers who disagree do not take turns a hundred times a second.
-    contest: Contest,
+    /// Writes of each thing that it declares, so that two writers who disagree do not take turns a hundred times a second: of its only one, or
+    /// of each partition by its number.
+    contests: Vec<Contest>,
     /// Which recreation was reported last: a reconcile that does not see yet what the one before it wrote notices it once more.
     last_recreated: Option<String>,
     /// Which troubles were reported by events.
@@ -153,14 +154,27 @@ impl ObjectStates {
         });
     }
 
-    /// Works with the contest for what an object declares.
-    pub fn with_contest<R>(&self, key: &ObjectKey, work: impl FnOnce(&mut Contest) -> R) -> R {
-        self.with(key, |state| work(&mut state.contest))
+    /// Works with the contest for what an object declares, or for one partition of it.
+    pub fn with_contest<R>(
+        &self,
+        key: &ObjectKey,
+        partition: Option<u32>,
+        work: impl FnOnce(&mut Contest) -> R,
+    ) -> R {
+        self.with(key, |state| {
+            let index = contest_index(partition);
+            if let Some(missing) = (index + 1).checked_sub(state.contests.len()) {
+                state.contests.reserve_exact(missing);
+                state.contests.resize_with(index + 1, Contest::default);
+            }
+            work(&mut state.contests[index])
+        })
     }
 
-    /// Whether nothing is written because others write as much.
-    pub fn is_contested(&self, key: &ObjectKey) -> bool {
-        self.read(key, |state| state.contest.is_paused())
+    /// Whether nothing is written of it because others write as much.
+    pub fn is_contested(&self, key: &ObjectKey, partition: Option<u32>) -> bool {
+        let index = contest_index(partition);
+        self.read(key, |state| state.contests.get(index).is_some_and(Contest::is_paused))
     }
 
     /// Whether it was not reported yet that the thing was recreated at this time.
@@ -244,6 +258,11 @@ impl ObjectStates {
     pub fn evict_idle(&self) {
         self.0.lock().retain(|_, kept| kept.1.elapsed() < TTL);
     }
+}
+
+/// Where the contest of a partition is, or that of an object that has none.
+fn contest_index(partition: Option<u32>) -> usize {
+    partition.and_then(|partition| usize::try_from(partition).ok()).unwrap_or_default()
 }
 
 /// Longest delay before the try after so many failures.

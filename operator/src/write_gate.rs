@@ -16,12 +16,20 @@ use crate::{
 pub struct WriteGate<'a> {
     pub states: &'a ObjectStates,
     pub object: ObjectKey,
+    /// The partition whose thing it is, where the object has one for each.
+    pub partition: Option<u32>,
     pub generation: Option<i64>,
     /// What kind of thing it is.
     pub kind: &'static str,
 }
 
 impl WriteGate<'_> {
+    /// The gate of one partition's thing.
+    #[must_use]
+    pub fn of_partition(self, partition: Option<u32>) -> Self {
+        Self { partition, ..self }
+    }
+
     /// What the status says while nothing is written, whatever JetStream has.
     #[must_use]
     pub fn pause(&self) -> Option<Pending> {
@@ -53,7 +61,7 @@ impl WriteGate<'_> {
     }
 
     fn with<R>(&self, work: impl FnOnce(&mut Contest) -> R) -> R {
-        self.states.with_contest(&self.object, |contest| {
+        self.states.with_contest(&self.object, self.partition, |contest| {
             contest.observe(self.generation, Instant::now());
             work(contest)
         })
@@ -109,7 +117,13 @@ mod tests {
 
         fn gate(&self) -> WriteGate<'_> {
             let object = ObjectKey { kind: "EventStream", namespace: "shop".into(), name: "orders".into() };
-            WriteGate { states: &self.states, object, generation: Some(self.generation), kind: "stream" }
+            WriteGate {
+                states: &self.states,
+                object,
+                partition: None,
+                generation: Some(self.generation),
+                kind: "stream",
+            }
         }
 
         fn foreign_write(&mut self) {

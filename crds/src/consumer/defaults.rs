@@ -5,11 +5,13 @@ use kube::ResourceExt as _;
 
 use super::{
     Autoscaling, AutoscalingMode, BackoffSpec, DeadLetterPolicy, DeadLetterSpec, DeliverPolicy,
-    EventConsumer, EventConsumerSpec, RetrySpec,
+    EventConsumer, EventConsumerSpec, Ordering, RetrySpec,
 };
 use crate::{
-    AdoptionPolicy, DeletionPolicy, Duration,
+    AdoptionPolicy, DeletionPolicy, Duration, EventStream,
     environment::{Backoff, HANDLER_DEADLINE, Retry},
+    names::consumer_names,
+    stream::PartitionsSpec,
 };
 
 /// JetStream's own time to wait for an acknowledgement.
@@ -19,6 +21,11 @@ const MAX_ACK_PENDING: u32 = 1000;
 /// The bound where the runtime consumes. It takes only what it has room for, and what failed and waits for its next attempt counts
 /// too: as many may fail at once before they hold up others.
 const MAX_ACK_PENDING_OF_PODS: u32 = 10_000;
+/// How long the next owner of a partition waits for what the one before it took and did not settle; owners keep what they have by
+/// in-progress acknowledgements.
+const ACK_WAIT_OF_A_PARTITION: Duration = Duration::from_secs(10);
+/// The bound for each partition: what waits behind a key that failed takes room here.
+const MAX_ACK_PENDING_OF_A_PARTITION: u32 = 256;
 /// max_deliver of a consumer that delivers without end: Jetwright's runtime counts the attempts itself.
 const WITHOUT_END: i64 = -1;
 
@@ -27,6 +34,20 @@ impl EventConsumer {
     #[must_use]
     pub fn consumer_name(&self) -> String {
         self.spec.consumer_name.clone().unwrap_or_else(|| self.name_any())
+    }
+
+    /// The partitions of its consumer on the stream of its EventStream, of which each has a JetStream consumer of its own; None where it has
+    /// one for all events.
+    #[must_use]
+    pub fn partitions_on(&self, stream: &EventStream) -> Option<u32> {
+        let partitions = stream.spec.partitions.as_ref().filter(|_| self.spec.is_per_key());
+        partitions.map(PartitionsSpec::effective_count)
+    }
+
+    /// What its consumers are called in JetStream, on the stream of its EventStream.
+    #[must_use]
+    pub fn jetstream_names(&self, stream: &EventStream) -> Vec<String> {
+        consumer_names(&self.consumer_name(), self.partitions_on(stream))
     }
 
     /// The conditions of its status; none before the first reconcile.
@@ -46,6 +67,12 @@ impl EventConsumerSpec {
         self.workload.is_some() || self.workload_ref.is_some()
     }
 
+    /// Whether the events of one key are handled one after another, so that each partition has a JetStream consumer.
+    #[must_use]
+    pub fn is_per_key(&self) -> bool {
+        self.ordering.unwrap_or_default() == Ordering::PerKey
+    }
+
     /// Where a new consumer begins.
     #[must_use]
     pub fn effective_deliver_policy(&self) -> DeliverPolicy {
@@ -55,7 +82,7 @@ impl EventConsumerSpec {
     /// How long JetStream waits for an acknowledgement.
     #[must_use]
     pub fn effective_ack_wait(&self) -> Duration {
-        self.ack_wait.unwrap_or(ACK_WAIT)
+        self.ack_wait.unwrap_or(if self.is_per_key() { ACK_WAIT_OF_A_PARTITION } else { ACK_WAIT })
     }
 
     /// How long a handler may take for one attempt.
@@ -64,17 +91,23 @@ impl EventConsumerSpec {
         self.handler_deadline.unwrap_or(HANDLER_DEADLINE)
     }
 
-    /// Most messages that may be unacknowledged at once, where servers do not limit them further.
+    /// Most messages that may be unacknowledged at once, where servers do not limit them further; with ordering PerKey, of one partition.
     #[must_use]
     pub fn effective_max_ack_pending(&self) -> u32 {
-        let default = if self.has_pods() { MAX_ACK_PENDING_OF_PODS } else { MAX_ACK_PENDING };
+        let default = match (self.is_per_key(), self.has_pods()) {
+            (true, _) => MAX_ACK_PENDING_OF_A_PARTITION,
+            (false, true) => MAX_ACK_PENDING_OF_PODS,
+            (false, false) => MAX_ACK_PENDING,
+        };
         self.max_ack_pending.unwrap_or(default)
     }
 
-    /// How often JetStream delivers a message; -1 without end, as where the runtime counts attempts.
+    /// How often JetStream delivers a message; -1 without end, as where the runtime counts attempts, and where each new owner of a
+    /// partition gets what is not settled once more.
     #[must_use]
     pub fn effective_max_deliver(&self) -> i64 {
-        let limit = self.retry.as_ref().and_then(|retry| retry.max_attempts).filter(|_| !self.has_pods());
+        let is_counted = !self.has_pods() && !self.is_per_key();
+        let limit = self.retry.as_ref().and_then(|retry| retry.max_attempts).filter(|_| is_counted);
         limit.map_or(WITHOUT_END, i64::from)
     }
 
@@ -179,6 +212,23 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_has_room_and_time_of_its_own_and_is_delivered_without_end() {
+        let of = |rest: &str| {
+            let spec = spec(&format!(", ordering: PerKey{rest}"));
+            (
+                spec.effective_max_ack_pending(),
+                spec.effective_ack_wait().to_string(),
+                spec.effective_max_deliver(),
+            )
+        };
+        for pods in ["", PODS[0], PODS[1]] {
+            assert_eq!(of(pods), (256, "10s".into(), -1));
+            let set = format!("{pods}, maxAckPending: 7, ackWait: 1m, retry: {{maxAttempts: 4}}");
+            assert_eq!(of(&set), (7, "1m".into(), -1));
+        }
+    }
+
+    #[test]
     fn dead_letters_are_kept_where_there_are_pods_unless_the_policy_is_drop() {
         let kept = |rest: &str| spec(rest).dead_letter_max_age().map(|age| age.to_string());
         for pods in PODS {
@@ -193,6 +243,18 @@ mod tests {
     #[test]
     fn a_consumer_goes_with_its_object_unless_its_spec_says_otherwise() {
         assert!(spec("").deletes() && !spec(", deletionPolicy: Retain").deletes());
+    }
+
+    #[test]
+    fn each_partition_of_a_consumer_with_order_has_a_name_in_jetstream() {
+        let names = |rest: &str, of: &str| {
+            let stream = EventStream::new("orders", serde_saphyr::from_str(of).unwrap());
+            EventConsumer::new("x", spec(rest)).jetstream_names(&stream)
+        };
+        let partitioned = "{subjects: [a.*], partitions: {count: 2, keyTokens: [2]}}";
+        assert_eq!(names(", ordering: PerKey", partitioned), ["x-p0", "x-p1"]);
+        assert_eq!(names("", partitioned), ["x"]);
+        assert_eq!(names(", ordering: PerKey", "subjects: [a.*]"), ["x"]);
     }
 
     #[test]

@@ -396,3 +396,31 @@ async fn autoscaling_has_bounds_that_can_hold() {
         consumers.rejects(&scaled(bad), at).await;
     }
 }
+
+#[tokio::test]
+async fn the_order_never_changes_once_the_consumer_exists_but_may_be_written_down() {
+    let consumers = Manifests::of_consumers().await;
+    for (from, to) in [("", "ordering: Unordered"), ("ordering: Unordered", "")] {
+        consumers.accepts_change(&with(from), &with(to)).await;
+    }
+    let never = "spec.ordering cannot change once the consumer exists";
+    for (from, to) in
+        [("", "ordering: PerKey"), ("ordering: PerKey", ""), ("ordering: PerKey", "ordering: Unordered")]
+    {
+        consumers.rejects_change_once_there(&with(from), &with(to), never).await;
+    }
+    consumers.rejects(&with("ordering: Ordered"), "spec.ordering: Unsupported value").await;
+}
+
+#[tokio::test]
+async fn with_order_a_consumer_begins_with_all_events_or_with_new_ones() {
+    let consumers = Manifests::of_consumers().await;
+    for policy in ["All", "New"] {
+        consumers.accepts(&with(&format!("ordering: PerKey, deliverPolicy: {policy}"))).await;
+    }
+    for policy in ["Last", "LastPerSubject"] {
+        let manifest = with(&format!("ordering: PerKey, deliverPolicy: {policy}"));
+        consumers.rejects(&manifest, "Set spec.deliverPolicy to All or New").await;
+        consumers.accepts(&with(&format!("ordering: Unordered, deliverPolicy: {policy}"))).await;
+    }
+}

@@ -4,12 +4,13 @@
 use std::time::Duration;
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use jetwright_crds::EventConsumer;
+use jetwright_crds::{EventConsumer, EventStream};
 use kube::ResourceExt as _;
 use tokio::time::timeout;
 
 use crate::{
     context::Context,
+    hash::hash_of,
     jetstream::{
         advisories::Declarations,
         asset::{Consumer, ConsumerKey, Stream},
@@ -53,19 +54,37 @@ impl Declared<'_> {
             }
         }
         for object in scope.event_consumers.all() {
-            if is_served(object.namespace())
-                && let Some(key) = consumer_key(&object, scope)
-            {
-                cache.expect::<Consumer>(key);
+            if is_served(object.namespace()) {
+                for key in consumer_keys(&object, scope) {
+                    cache.expect::<Consumer>(key);
+                }
             }
         }
     }
 }
 
-/// What an object's consumer is called in JetStream; None where its EventStream is not known.
+/// What an object's consumers are called on the stream of its EventStream.
 #[must_use]
-pub fn consumer_key(object: &EventConsumer, scope: &Scope) -> Option<ConsumerKey> {
-    Some(ConsumerKey { stream: scope.stream_name_of(object)?, name: object.consumer_name() })
+pub fn keys_on(object: &EventConsumer, stream: &EventStream) -> Vec<ConsumerKey> {
+    let (stream, names) = (stream.stream_name(), object.jetstream_names(stream));
+    names.into_iter().map(|name| ConsumerKey { stream: stream.clone(), name }).collect()
+}
+
+/// What an object's consumers are called in JetStream; none where its EventStream is not known.
+#[must_use]
+pub fn consumer_keys(object: &EventConsumer, scope: &Scope) -> Vec<ConsumerKey> {
+    let stream = scope.event_stream_of(object);
+    stream.map(|stream| keys_on(object, &stream)).unwrap_or_default()
+}
+
+/// Tells what JetStream said last of an object's consumers from anything else; None where it said nothing yet.
+#[must_use]
+pub fn seen(object: &EventConsumer, scope: &Scope, cache: &Cache) -> Option<u64> {
+    let seen: Vec<_> = consumer_keys(object, scope).iter().map(|key| cache.seen::<Consumer>(key)).collect();
+    match seen.as_slice() {
+        [one] => *one,
+        several => several.iter().any(Option::is_some).then(|| hash_of(&several)),
+    }
 }
 
 async fn listed(scope: &Scope) {

@@ -32,7 +32,7 @@ use self::{follow::Queues, queue::Waiting, report::report_summary};
 use crate::{
     context::Context,
     error::{ErrorClass, ReconcileError, error_chain},
-    jetstream::asset::{Consumer, Stream},
+    jetstream::asset::Stream,
     kubernetes::{
         invalid_object,
         kinds::Kind,
@@ -85,11 +85,11 @@ fn seen_of_stream(object: &EventStream, context: &Context) -> Option<u64> {
     context.connections.for_namespace(&namespace).ok()?.cache.seen::<Stream>(&object.stream_name())
 }
 
-/// What an object's consumer was seen to be.
+/// What an object's consumers were seen to be.
 fn seen_of_consumer(object: &EventConsumer, context: &Context) -> Option<u64> {
     let namespace = object.namespace().unwrap_or_default();
-    let key = declarations::consumer_key(object, context.scopes.of(&namespace)?)?;
-    context.connections.for_namespace(&namespace).ok()?.cache.seen::<Consumer>(&key)
+    let connection = context.connections.for_namespace(&namespace).ok()?;
+    declarations::seen(object, context.scopes.of(&namespace)?, &connection.cache)
 }
 
 /// Why a reconcile failed.

@@ -7,16 +7,17 @@ use jetwright_crds::{
     EventConsumer, EventStream,
     conditions::{self, CONSUMER_READY, READY, Reason, WORKLOAD_READY},
     labels::{ACCEPT_DATA_LOSS, DEAD_LETTERS_OF},
-    names::{dead_letter_object, dead_letter_source},
+    names::{consumer_of_partition, dead_letter_object, dead_letter_source},
     stream::Profile,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Resource, ResourceExt};
 
+use super::declarations;
 use crate::{
     hash::hash_of,
     jetstream::{
-        asset::{Consumer, Stream},
+        asset::Stream,
         cache::{Cache, Change},
     },
     kubernetes::{
@@ -99,13 +100,22 @@ impl Wakeups {
                 let named = scope.event_streams.names_by(&IndexKey::JetStream(name.clone()));
                 let seen = cache.seen::<Stream>(name);
                 self.streams
-                    .extend(named.into_iter().filter(|name| passes::<EventStream>(name, seen, states)));
+                    .extend(named.into_iter().filter(|name| passes::<EventStream>(name, seen, None, states)));
             }
             Change::Consumer(key) => {
-                let named = scope.event_consumers.names_by(&IndexKey::JetStream(key.name.clone()));
-                let seen = cache.seen::<Consumer>(key);
-                let woken = named.into_iter().filter(|name| passes::<EventConsumer>(name, seen, states));
-                self.consumers.extend(woken);
+                let named = |name: &str| scope.event_consumers.by(&IndexKey::JetStream(name.to_owned()));
+                let partition = consumer_of_partition(&key.name);
+                let mut ordered = partition.map(|(consumer, _)| named(consumer)).unwrap_or_default();
+                ordered.retain(|object| object.spec.is_per_key());
+                let number = partition.map(|(_, number)| number);
+                let own = named(&key.name).into_iter().map(|object| (object, None));
+                let of_partition = ordered.into_iter().map(|object| (object, number));
+                for (object, number) in own.chain(of_partition) {
+                    let (name, seen) = (name_of(object.as_ref()), declarations::seen(&object, scope, cache));
+                    if passes::<EventConsumer>(&name, seen, number, states) {
+                        self.consumers.insert(name);
+                    }
+                }
             }
         }
     }
@@ -156,9 +166,15 @@ impl Urgent {
     }
 }
 
-fn passes<K: Resource<DynamicType = ()>>(name: &Name, seen: Option<u64>, states: &ObjectStates) -> bool {
+/// Whether a change wakes an object, of whose things it changed the one of this partition, or its only one.
+fn passes<K: Resource<DynamicType = ()>>(
+    name: &Name,
+    seen: Option<u64>,
+    partition: Option<u32>,
+    states: &ObjectStates,
+) -> bool {
     let key = ObjectKey::new::<K>(&name.0, &name.1);
-    !states.backs_off(&key, seen) && !states.is_contested(&key)
+    !states.backs_off(&key, seen) && !states.is_contested(&key, partition)
 }
 
 /// The EventStream that an object refers to, where it is being deleted.

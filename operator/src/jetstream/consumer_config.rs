@@ -55,13 +55,16 @@ pub const FIELDS: &[Field] = &[
     field("priority_timeout", Number(0), Free),
 ];
 
-/// The whole configuration that a spec declares; fields that are left out have JetStream's default, or are the server's choice.
+/// The whole configuration that a spec declares for a consumer with these filters; fields that are left out have JetStream's default, or are
+/// the server's choice.
 #[must_use]
-pub fn config(name: &str, spec: &EventConsumerSpec) -> Config {
+pub fn config(name: &str, filters: &[String], spec: &EventConsumerSpec) -> Config {
     let EventConsumerSpec {
         stream_ref: _,
         consumer_name: _,
-        filter_subjects,
+        // As its stream stores them, they are others.
+        filter_subjects: _,
+        ordering: _,
         deliver_policy: _,
         ack_wait: _,
         handler_deadline: _,
@@ -88,7 +91,7 @@ pub fn config(name: &str, spec: &EventConsumerSpec) -> Config {
         None => config,
     };
     let config = config.with_thresholds(spec.thresholds());
-    match filter_subjects.as_slice() {
+    match filters {
         // The server wants a filter to know the subjects by.
         [] if deliver_policy == DeliverPolicy::LastPerSubject => config.with("filter_subject", ">"),
         [] => config,
@@ -105,7 +108,8 @@ mod tests {
 
     fn json_of(rest: &str) -> Value {
         let spec = format!("{{streamRef: {{name: orders}}{rest}}}");
-        json!(config("fulfilment", &serde_saphyr::from_str(&spec).unwrap()))
+        let spec: EventConsumerSpec = serde_saphyr::from_str(&spec).unwrap();
+        json!(config("fulfilment", &spec.filter_subjects, &spec))
     }
 
     fn field_of(rest: &str, name: &str) -> Value {

@@ -499,7 +499,7 @@ mod tests {
             key: ConsumerKey { stream: "orders".into(), name: "fulfilment".into() },
             owner: Owner { name: "fulfilment".into(), ..owner(generation) },
             adoption: AdoptionPolicy::Refuse,
-            config: consumer_config::config("fulfilment", &serde_saphyr::from_str(spec).unwrap()),
+            config: consumer_config::config("fulfilment", &[], &serde_saphyr::from_str(spec).unwrap()),
             replicas: None,
             max_ack_pending: None,
         }

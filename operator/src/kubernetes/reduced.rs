@@ -56,8 +56,13 @@ impl Reduced for EventConsumer {
         }
         spec.entry("streamRef").or_insert(json!({"name": ""}));
         spec.insert("deletionPolicy".into(), policy(object));
-        let consumer = texts_of(object, "/status/consumer", &["stream", "name"]);
-        let status = if consumer.len() == 2 { json!({ "consumer": consumer }) } else { Value::Null };
+        let mut consumer = texts_of(object, "/status/consumer", &["stream", "name"]);
+        let is_known = consumer.len() == 2;
+        let partitions = object.data.pointer("/status/consumer/partitions").and_then(Value::as_u64);
+        if let Some(partitions) = partitions.and_then(|partitions| u32::try_from(partitions).ok()) {
+            consumer.insert("partitions".into(), json!(partitions));
+        }
+        let status = if is_known { json!({ "consumer": consumer }) } else { Value::Null };
         read(object, &spec, &status)
     }
 }
@@ -119,12 +124,13 @@ mod tests {
             "streamRef": {"name": "orders", "future": 1}, "consumerName": "c", "ackWait": {"seconds": 1},
             "workloadRef": {"name": "host"},
         });
-        let status = json!({"consumer": {"stream": "ORDERS", "name": "c", "created": 5}});
+        let status = json!({"consumer": {"stream": "ORDERS", "name": "c", "created": 5, "partitions": 8}});
         let consumer = EventConsumer::reduced(&object(&spec, &status)).unwrap();
         assert_eq!((consumer.consumer_name(), consumer.spec.deletes()), ("c".into(), true));
         assert_eq!(consumer.spec.stream_ref.name, "orders");
         assert_eq!(consumer.spec.workload_ref.unwrap().name, "host");
-        assert_eq!(consumer.status.unwrap().consumer.unwrap().stream, "ORDERS");
+        let known = consumer.status.unwrap().consumer.unwrap();
+        assert_eq!((known.stream.as_str(), known.partitions), ("ORDERS", Some(8)));
         let bare = EventConsumer::reduced(&object(&json!({"streamRef": 7}), &Value::Null)).unwrap();
         assert_eq!((bare.consumer_name(), bare.spec.stream_ref.name), ("orders".into(), String::new()));
     }

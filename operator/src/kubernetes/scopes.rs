@@ -31,12 +31,17 @@ impl Scope {
         }
     }
 
-    /// The JetStream name of the stream that an object consumes from; None where its EventStream is not known.
+    /// The EventStream that an object consumes from; None where it is not known.
+    #[must_use]
+    pub fn event_stream_of(&self, consumer: &EventConsumer) -> Option<Arc<EventStream>> {
+        let namespace = consumer.namespace().unwrap_or_default();
+        self.event_streams.get(&namespace, &consumer.spec.stream_ref.name)?.valid().cloned()
+    }
+
+    /// The JetStream name of that EventStream's stream.
     #[must_use]
     pub fn stream_name_of(&self, consumer: &EventConsumer) -> Option<String> {
-        let namespace = consumer.namespace().unwrap_or_default();
-        let event_stream = self.event_streams.get(&namespace, &consumer.spec.stream_ref.name)?;
-        Some(event_stream.valid()?.stream_name())
+        Some(self.event_stream_of(consumer)?.stream_name())
     }
 
     /// The API of a kind within the scope.

@@ -17,6 +17,7 @@ use super::{
     answer::{Contents, ListedConsumer, ListedStream},
     dead_letters::{Counted, known},
     pace::Pace,
+    parts::{Parts, Whole},
     sample::{Intern, Sample, now},
 };
 use crate::{
@@ -72,6 +73,8 @@ struct Target {
     owner: Owner,
     object: Name,
     consumer: String,
+    /// What it is in JetStream: several with partitions.
+    names: Vec<String>,
     keeps_dead_letters: bool,
 }
 
@@ -188,20 +191,23 @@ impl Round<'_> {
             for consumer in scope.event_consumers.all() {
                 let object = name_of(consumer.as_ref());
                 if self.is_here(&object.0)
-                    && let Some(stream) = scope.stream_name_of(&consumer)
+                    && let Some(stream) = scope.event_stream_of(&consumer)
                 {
-                    targets.entry(stream).or_default().push(self.target(&consumer, object));
+                    let target = self.target(&consumer, &stream, object);
+                    targets.entry(stream.stream_name()).or_default().push(target);
                 }
             }
         }
         targets
     }
 
-    fn target(&self, consumer: &EventConsumer, object: Name) -> Target {
+    fn target(&self, consumer: &EventConsumer, stream: &EventStream, object: Name) -> Target {
+        let name = consumer.consumer_name();
         Target {
             owner: Owner::new(&self.context.cluster, consumer),
             object,
-            consumer: consumer.consumer_name(),
+            names: consumer.jetstream_names(stream),
+            consumer: name,
             keeps_dead_letters: consumer.spec.dead_letter_max_age().is_some(),
         }
     }
@@ -236,38 +242,61 @@ impl Round<'_> {
             api.list_consumers::<ListedConsumer>(stream, offset).await
         };
         let mut pages = pin!(pages(ask, ListedConsumer::name));
-        let mut sampled = HashSet::new();
+        let mut found: Vec<_> = targets.iter().map(|target| Parts::of(target.names.len())).collect();
+        let named = |(index, target): (usize, &'_ Target)| {
+            target.names.iter().map(move |name| (name.clone(), index)).collect::<Vec<_>>()
+        };
+        let mut by_name: HashMap<String, Vec<usize>> = HashMap::new();
+        for (name, index) in targets.iter().enumerate().flat_map(named) {
+            by_name.entry(name).or_default().push(index);
+        }
+        let mut at = now();
         while let Some(page) = pages.try_next().await? {
-            let at = now();
-            for target in targets {
-                let listed = page.items.iter().filter(|listed| listed.name() == target.consumer);
-                let own =
-                    listed.filter(|listed| listed.owner().is_some_and(|mark| target.owner.is_named_by(mark)));
-                let is_missing = page.missing.contains(&target.consumer);
-                for figures in own.map(|listed| Some(listed.figures())).chain(is_missing.then_some(None)) {
-                    let names = (self.names.get(stream), target.consumer.as_str());
-                    self.sample.consumers.set(target.object.clone(), names, figures, at);
-                    sampled.insert(&target.object);
+            at = now();
+            for listed in &page.items {
+                for index in by_name.get(listed.name()).into_iter().flatten() {
+                    let is_own = listed.owner().is_some_and(|mark| targets[*index].owner.is_named_by(mark));
+                    if is_own {
+                        found[*index].add(Some(listed.figures()));
+                    }
+                }
+            }
+            for name in &page.missing {
+                for index in by_name.get(name).into_iter().flatten() {
+                    found[*index].add(None);
                 }
             }
         }
-        for target in targets.iter().filter(|target| !sampled.contains(&target.object)) {
-            self.sample.consumers.missed(&target.object);
+        for (target, parts) in targets.iter().zip(found) {
+            self.sampled(stream, target, parts, at);
         }
         Ok(())
     }
 
+    /// Takes over what was read of the consumers of an object.
+    fn sampled(&mut self, stream: &str, target: &Target, parts: Parts, at: f64) {
+        let consumers = &self.sample.consumers;
+        let figures = match parts.whole() {
+            Whole::Known(figures) => Some(figures),
+            Whole::Unanswered => None,
+            Whole::Missing => return consumers.missed(&target.object),
+        };
+        let names = (self.names.get(stream), target.consumer.as_str());
+        consumers.set(target.object.clone(), names, figures, at);
+    }
+
     async fn ask_for_each(&mut self, stream: &str, targets: &[Target]) -> Result<(), ApiError> {
         for target in targets {
-            self.pace.turn().await;
-            let found = self.api.consumer_info::<ListedConsumer>(stream, &target.consumer).await?;
-            let own = found.filter(|info| info.owner().is_some_and(|mark| target.owner.is_named_by(mark)));
-            let names = (self.names.get(stream), target.consumer.as_str());
-            let consumers = &self.sample.consumers;
-            match own {
-                Some(info) => consumers.set(target.object.clone(), names, Some(info.figures()), now()),
-                None => consumers.missed(&target.object),
+            let mut parts = Parts::of(target.names.len());
+            for name in &target.names {
+                self.pace.turn().await;
+                let found = self.api.consumer_info::<ListedConsumer>(stream, name).await?;
+                let is_own = |mark: &str| target.owner.is_named_by(mark);
+                if let Some(own) = found.filter(|info| info.owner().is_some_and(is_own)) {
+                    parts.add(Some(own.figures()));
+                }
             }
+            self.sampled(stream, target, parts, now());
         }
         Ok(())
     }

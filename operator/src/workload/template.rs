@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use jetwright_crds::{
     environment::{
         BINDINGS_FILE, BINDINGS_FOLDER, JETWRIGHT_ADMIN_ADDRESS, JETWRIGHT_BINDINGS, JETWRIGHT_POD_NAME,
-        NATS_CREDENTIALS, NATS_CREDENTIALS_FOLDER, NATS_URL, OTEL_EXPORTER_OTLP_ENDPOINT,
-        OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME,
+        JETWRIGHT_POD_NAMESPACE, JETWRIGHT_POD_UID, NATS_CREDENTIALS, NATS_CREDENTIALS_FOLDER, NATS_URL,
+        OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_RESOURCE_ATTRIBUTES, OTEL_SERVICE_NAME,
     },
     labels::{APP_NAME, BINDINGS_HASH, JETWRIGHT, MANAGED_BY, WORKLOAD},
 };
@@ -144,15 +144,27 @@ fn variables(desired: &Desired, settings: &WorkloadSettings) -> Vec<Value> {
         desired.namespace, desired.names.workload
     );
     let plain = |name: &str, value: &str| json!({ "name": name, "value": value });
+    let of_pod = |name: &str, path: &str| {
+        let field = json!({ "apiVersion": "v1", "fieldPath": path });
+        json!({ "name": name, "valueFrom": { "fieldRef": field } })
+    };
     let mut variables = vec![
         plain(JETWRIGHT_BINDINGS, &format!("{BINDINGS_FOLDER}/{BINDINGS_FILE}")),
         plain(JETWRIGHT_ADMIN_ADDRESS, &format!("0.0.0.0:{}", desired.admin_port)),
         plain(NATS_URL, &settings.nats_url),
         // Before the attributes, which refer to it.
-        json!({ "name": JETWRIGHT_POD_NAME, "valueFrom": { "fieldRef": { "apiVersion": "v1", "fieldPath": "metadata.name" } } }),
+        of_pod(JETWRIGHT_POD_NAME, "metadata.name"),
         plain(OTEL_SERVICE_NAME, &desired.names.workload),
         plain(OTEL_RESOURCE_ATTRIBUTES, &attributes),
     ];
+    if desired.bindings.are_shared_out() {
+        // What the operator knows a pod by of which it hears that it ended. No other pod has them: they would be rolled out for nothing.
+        for (name, path) in
+            [(JETWRIGHT_POD_NAMESPACE, "metadata.namespace"), (JETWRIGHT_POD_UID, "metadata.uid")]
+        {
+            variables.push(of_pod(name, path));
+        }
+    }
     if desired.credentials.is_some() {
         variables.push(plain(NATS_CREDENTIALS, NATS_CREDENTIALS_FOLDER));
     }
@@ -202,6 +214,8 @@ fn push_port(container: &mut Map<String, Value>, item: Value) {
 
 #[cfg(test)]
 mod tests {
+    use jetwright_crds::environment::{Ordering, StreamPartitions};
+
     use super::{
         super::build::tests::{desired, settings},
         *,
@@ -360,6 +374,33 @@ mod tests {
         ] {
             assert!(!has_bare_helpers(&desired(&format!("{{spec: {whole}}}")).template), "{whole}");
         }
+    }
+
+    #[test]
+    fn pods_that_share_partitions_out_know_who_they_are_and_no_others() {
+        let mut shared = desired("{spec: {containers: [{name: app}]}}");
+        let names = |desired: &Desired| {
+            let template = made(desired);
+            let variables = template["spec"]["containers"][0]["env"].as_array().unwrap().clone();
+            let fields = variables.iter().filter_map(|one| {
+                Some((
+                    one["name"].as_str()?.to_owned(),
+                    one["valueFrom"]["fieldRef"]["fieldPath"].as_str()?.to_owned(),
+                ))
+            });
+            fields.map(|(name, path)| format!("{name} {path}")).collect::<Vec<_>>()
+        };
+        let pod = "JETWRIGHT_POD_NAME metadata.name";
+        let partitions = StreamPartitions { subject: "orders.*".into(), key_tokens: vec![2], count: 8 };
+        for binding in shared.bindings.bindings.values_mut() {
+            binding.partitions = Some(partitions.clone());
+        }
+        assert_eq!(names(&shared), [pod]);
+        for binding in shared.bindings.bindings.values_mut() {
+            binding.ordering = Some(Ordering { key_tokens: vec![2] });
+        }
+        let all = [pod, "JETWRIGHT_POD_NAMESPACE metadata.namespace", "JETWRIGHT_POD_UID metadata.uid"];
+        assert_eq!(names(&shared), all);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod fake_jetstream;
 mod leader;
 mod metrics;
 mod monitoring;
+mod ordered;
 mod outages;
 mod ownership;
 mod program;

@@ -235,12 +235,12 @@ mod tests {
     #[test]
     fn a_file_of_a_version_that_cannot_be_understood_is_refused_for_that_alone() {
         let later =
-            file(&format!("version: 2\n{}", unindented(LATER).replace("stream: users", "streams: [users]")));
+            file(&format!("version: 3\n{}", unindented(LATER).replace("stream: users", "streams: [users]")));
         let message = environment(Some("localhost"), Some(later.path())).unwrap_err().to_string();
         assert_eq!(
             message,
             format!(
-                "{}: version (JETWRIGHT_BINDINGS): found 2; expected 1 at most: a newer operator wrote the file, so rebuild the \
+                "{}: version (JETWRIGHT_BINDINGS): found 3; expected 2 at most: a newer operator wrote the file, so rebuild the \
                  program with a runtime of its release",
                 later.path().display()
             )

@@ -1,7 +1,15 @@
 //! The deletion of an EventConsumer: first its pods go, then the consumer, where the policy says so; then the finalizer. Bounded: pods by the time
 //! that they may take to stop, the consumer by the deletion timeout, so that no namespace is stuck.
 
-use jetwright_crds::{EventConsumer, EventStream, labels::WORKLOAD, names::WorkloadNames};
+use std::pin::pin;
+
+use futures::{StreamExt as _, stream};
+use jetwright_crds::{
+    EventConsumer, EventStream,
+    labels::WORKLOAD,
+    names::{WorkloadNames, consumer_names},
+};
+use jetwright_partitions::keys::MAX_PARTITIONS;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{Api, Resource, ResourceExt, api::ListParams, runtime::controller::Action};
 use tokio::time::Instant;
@@ -11,7 +19,7 @@ use super::{
         finalize::{self, Step, Wait},
         report::report_summary,
     },
-    Error,
+    Error, MAX_CONCURRENT_PARTITIONS,
 };
 use crate::{
     context::Context,
@@ -26,6 +34,9 @@ use crate::{
     pods::drain::{Drain, RunningPod, drain, lifetime},
     workload::apply::delete_workload,
 };
+
+/// Most notes of what one deletion leaves behind.
+const MAX_NOTES: usize = 3;
 
 /// Takes the next step of a deletion.
 ///
@@ -80,15 +91,19 @@ impl Deletion<'_> {
             Ok(consumers) => consumers,
             Err(error) => return Err(self.failed(error).await),
         };
+        let deleted = stream::iter(consumers).map(async |consumer| {
+            finalize::delete_asset::<Consumer>(&consumer, self.owner, &self.key, self.context).await
+        });
+        let mut deleted = pin!(deleted.buffered(MAX_CONCURRENT_PARTITIONS));
         let mut left_behind = Vec::new();
-        for consumer in consumers {
-            match finalize::delete_asset::<Consumer>(&consumer, self.owner, &self.key, self.context).await {
+        while let Some(step) = deleted.next().await {
+            match step {
                 Step::Done => {}
                 Step::Wait(wait) => return Ok(Some(wait)),
                 Step::Left(note) => left_behind.push(note),
             }
         }
-        for note in left_behind {
+        for note in bounded(left_behind) {
             finalize::report_orphan(self.object, self.owner, Consumer::KIND, &note, self.context);
         }
         Ok(None)
@@ -198,24 +213,76 @@ impl Deletion<'_> {
     }
 
     /// The consumers in JetStream that may be the object's: on the stream that its EventStream has now, and on the one that the status names,
-    /// since the EventStream may be gone, or another. The status proves nothing: of each, its mark says whether it is the object's.
+    /// since the EventStream may be gone, or another; as many partitions as either says. The status proves nothing: of each, its mark says
+    /// whether it is the object's.
     async fn consumer_keys(&self) -> Result<Vec<ConsumerKey>, Error> {
         let Self { object, owner, context, .. } = self;
         let reference = object.spec.stream_ref.name.as_str();
         let scope = context.scopes.of(&owner.namespace);
         let stored = scope.and_then(|scope| scope.event_streams.get(&owner.namespace, reference));
         let declared = match stored.as_ref().and_then(Watched::valid) {
-            Some(stream) => Some(stream.stream_name()),
+            Some(stream) => Some(stream.as_ref().clone()),
             None if reference.is_empty() => None,
             None => {
                 let read = reduced::get::<EventStream>(&context.client, &owner.namespace, reference);
-                read.await.map_err(Error::EventStream)?.map(|stream| stream.stream_name())
+                read.await.map_err(Error::EventStream)?
             }
         };
-        let declared = declared.unwrap_or_else(|| reference.to_owned());
         let known = object.status.as_ref().and_then(|status| status.consumer.as_ref());
+        let partitions = declared.as_ref().and_then(|stream| object.partitions_on(stream));
+        let partitions = partitions.max(known.and_then(|consumer| consumer.partitions));
+        let declared = declared.map_or_else(|| reference.to_owned(), |stream| stream.stream_name());
         let known = known.map(|consumer| consumer.stream.clone()).filter(|stream| *stream != declared);
-        let key = |stream| ConsumerKey { stream, name: object.consumer_name() };
-        Ok(std::iter::once(declared).chain(known).map(key).collect())
+        Ok(std::iter::once(declared)
+            .chain(known)
+            .flat_map(|stream| keys(object, &stream, partitions))
+            .collect())
+    }
+}
+
+/// What an object's consumers may be called on a stream, where it has so many partitions: one from before it had order, too.
+fn keys(object: &EventConsumer, stream: &str, partitions: Option<u32>) -> Vec<ConsumerKey> {
+    let logical = object.consumer_name();
+    let partitions = partitions.map(|count| count.min(MAX_PARTITIONS));
+    let mut names = consumer_names(&logical, partitions);
+    if partitions.is_some() {
+        names.push(logical);
+    }
+    names.into_iter().map(|name| ConsumerKey { stream: stream.to_owned(), name }).collect()
+}
+
+/// What stays behind, in as many notes as somebody reads: partitions are many, and alike.
+fn bounded(mut notes: Vec<String>) -> Vec<String> {
+    let others = notes.len().saturating_sub(MAX_NOTES);
+    notes.truncate(MAX_NOTES);
+    if let Some(last) = notes.last_mut().filter(|_| others > 0) {
+        *last = format!("{last}. The same holds for {others} more consumers of this object");
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_object_with_partitions_the_consumer_of_each_is_looked_for_and_one_without_order() {
+        let object = EventConsumer::new("x", serde_saphyr::from_str("streamRef: {name: orders}").unwrap());
+        let names = |partitions| {
+            let keys = keys(&object, "ORDERS", partitions);
+            assert!(keys.iter().all(|key| key.stream == "ORDERS"));
+            keys.into_iter().map(|key| key.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(None), ["x"]);
+        assert_eq!(names(Some(2)), ["x-p0", "x-p1", "x"]);
+        assert_eq!(names(Some(u32::MAX)).len(), 1025, "a status can be written by others");
+    }
+
+    #[test]
+    fn of_many_that_stay_behind_a_few_are_named_and_the_others_counted() {
+        let notes = |count: u32| bounded((0..count).map(|number| number.to_string()).collect());
+        assert_eq!(notes(3), ["0", "1", "2"]);
+        assert_eq!(notes(9)[..2], ["0", "1"]);
+        assert_eq!(notes(9)[2], "2. The same holds for 6 more consumers of this object");
     }
 }

@@ -8,8 +8,10 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
+use super::clash::clash;
 use crate::{
     context::Context,
+    field_error::FieldError,
     kubernetes::{
         apply::Error,
         scopes::Scope,
@@ -24,6 +26,8 @@ use crate::{
 pub struct Inputs {
     /// The EventStream that it consumes from; None where there is none.
     pub stream: Option<Arc<EventStream>>,
+    /// Why it cannot have its name, where another EventConsumer has it.
+    pub clash: Option<FieldError>,
     /// The EventStream under the name of the one for its dead letters, where they are kept.
     pub dead_letter_stream: Option<Arc<EventStream>>,
     pub pods: Pods,
@@ -44,6 +48,30 @@ pub enum Pods {
 pub struct Guest {
     pub consumer: Arc<EventConsumer>,
     pub stream: Option<Arc<EventStream>>,
+    pub clash: Option<FieldError>,
+}
+
+/// What an EventConsumer is judged by beside itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    pub stream: &'a EventStream,
+    pub clash: Option<&'a FieldError>,
+}
+
+impl Inputs {
+    /// What the object is judged by; None where its EventStream does not exist.
+    #[must_use]
+    pub fn source(&self) -> Option<Source<'_>> {
+        Some(Source { stream: self.stream.as_deref()?, clash: self.clash.as_ref() })
+    }
+}
+
+impl Guest {
+    /// What it is judged by; None where its EventStream does not exist.
+    #[must_use]
+    pub fn source(&self) -> Option<Source<'_>> {
+        Some(Source { stream: self.stream.as_deref()?, clash: self.clash.as_ref() })
+    }
 }
 
 /// Reads what a reconcile depends on.
@@ -58,6 +86,7 @@ pub async fn read(object: &EventConsumer, scope: &Scope, context: &Context) -> R
     let keeps_dead_letters = object.spec.dead_letter_max_age().is_some();
     Ok(Inputs {
         stream: reader.stream(reference).await?,
+        clash: reader.clash(object),
         dead_letter_stream: if keeps_dead_letters {
             reader.stream(&dead_letter_object(reference)).await?
         } else {
@@ -86,6 +115,11 @@ impl Reader<'_> {
         self.find(&self.scope.event_streams, name).await
     }
 
+    fn clash(&self, object: &EventConsumer) -> Option<FieldError> {
+        let stream = IndexKey::Stream((self.namespace.to_owned(), object.spec.stream_ref.name.clone()));
+        clash(object, &self.scope.event_consumers.by(&stream))
+    }
+
     async fn pods(&self, object: &EventConsumer) -> Result<Pods, Error> {
         if let Some(reference) = &object.spec.workload_ref {
             return Ok(Pods::Elsewhere(self.find(&self.scope.event_consumers, &reference.name).await?));
@@ -98,7 +132,8 @@ impl Reader<'_> {
         for consumer in self.scope.event_consumers.by(&key) {
             if consumer.metadata.deletion_timestamp.is_none() {
                 let stream = self.stream(&consumer.spec.stream_ref.name).await?;
-                guests.push(Guest { consumer, stream });
+                let clash = self.clash(&consumer);
+                guests.push(Guest { consumer, stream, clash });
             }
         }
         Ok(Pods::Own(guests))

@@ -3,9 +3,11 @@
 //! One reconcile is inputs → validate → plan → apply → status. The three parts end in one status, and none waits for another: pods wait for
 //! a missing consumer by themselves, and a NATS that is away does not hold up a rollout.
 
+mod clash;
 mod dead_letter;
 mod delete;
 mod inputs;
+mod physical;
 mod status;
 mod validate;
 mod work_queue;
@@ -13,20 +15,26 @@ mod workload;
 
 use std::{sync::Arc, time::Duration};
 
-use jetwright_crds::{EventConsumer, EventStream, conditions::Reason};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use jetwright_crds::{EventConsumer, EventStream, conditions::Reason, names::partition_consumer};
 use kube::{Api, ResourceExt as _, runtime::controller::Action};
 
-use self::{inputs::Inputs, work_queue::WorkQueue};
-use super::finalize;
+use self::{
+    inputs::{Inputs, Source},
+    physical::Physical,
+    work_queue::WorkQueue,
+};
+use super::{declarations, finalize};
 use crate::{
     context::Context,
     error::{ErrorClass, ReconcileError},
     field_error::join,
     jetstream::{
-        asset::{Asset as _, Consumer, ConsumerKey, Stream},
+        asset::{Asset as _, Consumer, ConsumerKey, Desired, Stream},
         connections::Connection,
-        info::ConsumerInfo,
+        info::{ConsumerInfo, StreamInfo},
         ownership::{Owner, Ownership},
+        partitions,
         reconcile::{self, Situation},
     },
     kubernetes::{
@@ -34,8 +42,13 @@ use crate::{
         finalizer,
         status::{ConditionSummary, StatusWrite},
     },
-    outcome::{CreationTime as _, Outcome, Pending, Recorded},
+    outcome::{CreationTime as _, OperationResult, Outcome, Pending, Reconciled, Recorded},
 };
+
+/// How soon an object asks again for partitions that its stream does not have.
+const STREAM_RETRY: Duration = Duration::from_secs(5);
+/// Consumers of one object that are looked at at once.
+const MAX_CONCURRENT_PARTITIONS: usize = 16;
 
 /// Why a reconcile failed.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +114,7 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
     let applier = Applier::new(&context.applying, &context.states, object.as_ref());
     let results = status::Results {
         consumer: ensure_consumer(&object, &owner, &inputs, &context).await.map_err(Error::Consumer),
+        partitions: inputs.stream.as_deref().and_then(|stream| object.partitions_on(stream)),
         dead_letters: ensure_dead_letters(&object, &inputs, &applier).await,
         workload: workload::ensure(&object, &inputs, &applier, &context).await,
         scaling: status::Scaling::of(&object, &context),
@@ -110,8 +124,7 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
     let written = status::write(&api, &object, &results, &context).await.map_err(Error::Status)?;
     let creates = results.consumer.as_ref().is_ok_and(Outcome::is_creation);
     if written == StatusWrite::Gone && object.spec.deletes() && creates {
-        if let Some(stream) = &inputs.stream {
-            let key = ConsumerKey { stream: stream.stream_name(), name: object.consumer_name() };
+        for key in inputs.stream.iter().flat_map(|stream| declarations::keys_on(&object, stream)) {
             finalize::withdraw::<Consumer>(&key, &owner, &context).await?;
         }
         return Ok(Action::await_change());
@@ -129,7 +142,7 @@ async fn ensure_consumer(
     context: &Context,
 ) -> Result<Outcome<ConsumerInfo>, reconcile::Error> {
     let reference = &object.spec.stream_ref.name;
-    let Some(stream) = &inputs.stream else {
+    let Some(source) = inputs.source() else {
         return Ok(Outcome::Pending(Pending {
             reason: Reason::NotFound,
             message: dead_letter::missing_stream(reference),
@@ -141,63 +154,115 @@ async fn ensure_consumer(
         Ok(connection) => connection,
         Err(pending) => return Ok(Outcome::Pending(pending)),
     };
-    let work = ensure_on_stream(object, owner, (stream, connection), context);
-    connection.while_available(&stream.stream_name(), work).await
+    let work = ensure_on_stream(object, owner, (source, connection), context);
+    connection.while_available(&source.stream.stream_name(), work).await
 }
 
 async fn ensure_on_stream(
     object: &EventConsumer,
     owner: &Owner,
+    (source, connection): (Source<'_>, &Connection),
+    context: &Context,
+) -> Result<Outcome<ConsumerInfo>, reconcile::Error> {
+    let stream = source.stream;
+    let Some(there) = own_stream(stream, connection, context).await? else {
+        return Ok(Outcome::Pending(waiting_for(stream, "its stream does not exist yet")));
+    };
+    let desired = match validate::validate(object, owner, source) {
+        Ok(validated) => validated.consumers,
+        Err(errors) => return Ok(Outcome::Invalid(errors)),
+    };
+    let declared = partitions::declared(&stream.spec).ok().flatten().filter(|_| object.spec.is_per_key());
+    if declared.is_some_and(|declared| !partitions::has(&there.config, &declared)) {
+        let pending = waiting_for(stream, "its stream has other partitions than it declares");
+        // They may come back without a change of its conditions.
+        return Ok(Outcome::Pending(Pending { requeue_after: Some(STREAM_RETRY), ..pending }));
+    }
+    if let Some(found) = of_other_order(object, owner, (stream, connection)).await? {
+        let result = OperationResult::Blocked(physical::of_other_order(object, &found));
+        return Ok(Outcome::Reconciled(Reconciled::new(result, None, &Recorded::default())));
+    }
+    let ensured = stream::iter(desired).map(|(consumer, desired)| async move {
+        let outcome = ensure_physical(object, (&consumer, &desired), (stream, connection), context).await?;
+        Ok((consumer, outcome))
+    });
+    let outcomes = ensured.buffered(MAX_CONCURRENT_PARTITIONS).try_collect().await?;
+    Ok(physical::combined(object, outcomes))
+}
+
+/// Brings one consumer of an object to what it is to be.
+async fn ensure_physical(
+    object: &EventConsumer,
+    (consumer, desired): (&Physical, &Desired<Consumer>),
     (stream, connection): (&EventStream, &Connection),
     context: &Context,
 ) -> Result<Outcome<ConsumerInfo>, reconcile::Error> {
-    if !owns_its_stream(stream, connection, context).await? {
-        return Ok(Outcome::Pending(Pending {
-            reason: Reason::StreamNotReady,
-            message: format!(
-                "waiting for EventStream {}: its stream does not exist yet (see its conditions)",
-                stream.name_any()
-            ),
-            stalled: false,
-            requeue_after: None,
-        }));
-    }
-    let desired = match validate::validate(object, owner.clone(), stream) {
-        Ok(validated) => validated.consumer,
-        Err(errors) => return Ok(Outcome::Invalid(errors)),
-    };
-    let consumers = context.scopes.of(&owner.namespace).map(|scope| &scope.event_consumers);
+    let consumers = context.scopes.of(&desired.owner.namespace).map(|scope| &scope.event_consumers);
     let queue = match consumers {
-        Some(consumers) => WorkQueue::of(object, stream, consumers, &connection.cache).await?,
+        Some(consumers) => WorkQueue::of(object, consumer, (stream, consumers), &connection.cache).await?,
         None => None,
     };
+    // The status describes all partitions as one.
+    let recorded = match consumer.partition {
+        None => Recorded::of_consumer(object),
+        Some(_) => Recorded::default(),
+    };
     let situation = Situation {
-        recorded: &Recorded::of_consumer(object),
+        recorded: &recorded,
         age: Duration::ZERO,
         refusal_ttl: context.settings.resync,
         forbids: &|plan, _| queue.as_ref()?.forbids(plan),
     };
-    let gate = context.write_gate(object, Consumer::KIND);
-    reconcile::ensure(&connection.cache, &desired, situation, &gate).await
+    let gate = context.write_gate(object, Consumer::KIND).of_partition(consumer.partition);
+    reconcile::ensure(&connection.cache, desired, situation, &gate).await
 }
 
-/// Whether the EventStream's stream exists and is its own: a consumer on a stream that the EventStream merely names would read what
-/// belongs to others.
-async fn owns_its_stream(
+/// The name of a consumer that was made for the object while it declared the other order. A status may be lost with which the API server
+/// would have refused the change; on a stream without partitions there is but one order.
+async fn of_other_order(
+    object: &EventConsumer,
+    owner: &Owner,
+    (stream, connection): (&EventStream, &Connection),
+) -> Result<Option<String>, reconcile::Error> {
+    if stream.spec.partitions.is_none() {
+        return Ok(None);
+    }
+    let logical = object.consumer_name();
+    let name = if object.spec.is_per_key() { logical } else { partition_consumer(&logical, 0) };
+    let key = ConsumerKey { stream: stream.stream_name(), name };
+    let failed = |source| reconcile::Error::reading::<Consumer>(&key, source);
+    let entry = connection.cache.lock::<Consumer>(&key).await.map_err(failed)?;
+    let Some(info) = entry.present() else { return Ok(None) };
+    let ownership = owner.ownership(&info.config, info.created(), entry.history());
+    Ok(matches!(ownership, Ownership::Ours(_)).then_some(key.name))
+}
+
+fn waiting_for(stream: &EventStream, what: &str) -> Pending {
+    Pending {
+        reason: Reason::StreamNotReady,
+        message: format!("waiting for EventStream {}: {what} (see its conditions)", stream.name_any()),
+        stalled: false,
+        requeue_after: None,
+    }
+}
+
+/// The EventStream's stream, if it exists and is its own: a consumer on a stream that the EventStream merely names would read what belongs
+/// to others.
+async fn own_stream(
     object: &EventStream,
     connection: &Connection,
     context: &Context,
-) -> Result<bool, reconcile::Error> {
+) -> Result<Option<StreamInfo>, reconcile::Error> {
     if object.metadata.deletion_timestamp.is_some() {
-        return Ok(false);
+        return Ok(None);
     }
     let name = object.stream_name();
     let failed = |source| reconcile::Error::reading::<Stream>(&name, source);
     let entry = connection.cache.lock::<Stream>(&name).await.map_err(failed)?;
-    let Some(info) = entry.present() else { return Ok(false) };
+    let Some(info) = entry.present() else { return Ok(None) };
     let owner = Owner::new(&context.cluster, object);
     let ownership = owner.ownership(&info.config, info.created(), entry.history());
-    Ok(matches!(ownership, Ownership::Ours(_)))
+    Ok(matches!(ownership, Ownership::Ours(_)).then_some(info))
 }
 
 /// Keeps the EventStream of the dead letters, and says whether they are kept; None where there are none.

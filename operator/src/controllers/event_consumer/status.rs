@@ -36,6 +36,8 @@ type Result<T = Outcome<ConsumerInfo>> = std::result::Result<T, Error>;
 pub struct Results {
     /// The consumer in JetStream.
     pub consumer: Result,
+    /// With order, its partitions, of which each has a consumer of its own.
+    pub partitions: Option<u32>,
     /// Whether dead letters are kept; None where it has none.
     pub dead_letters: Result<Option<ConditionSummary>>,
     /// The pods; None where it has none.
@@ -151,7 +153,7 @@ fn advance(
 ) -> EventConsumerStatus {
     if let Ok(Outcome::Reconciled(reconciled)) = &results.consumer {
         let info = reconciled.info.as_ref();
-        status.consumer = info.map(state);
+        status.consumer = info.map(|info| state(info, results.partitions));
         status.lag = info.map(|info| info.num_pending);
         status.ack_pending = info.map(|info| info.num_ack_pending);
         status.redelivered = info.map(|info| info.num_redelivered);
@@ -182,11 +184,12 @@ fn advance(
     status
 }
 
-fn state(info: &ConsumerInfo) -> ConsumerState {
+fn state(info: &ConsumerInfo, partitions: Option<u32>) -> ConsumerState {
     ConsumerState {
         stream: info.stream_name.clone(),
         name: info.name.clone(),
         created: status::whole_seconds(&info.created),
+        partitions,
     }
 }
 
@@ -276,7 +279,13 @@ mod tests {
     }
 
     fn status(consumer: Result, workload: Result<Option<WorkloadStatus>>) -> EventConsumerStatus {
-        told(&Results { consumer, dead_letters: Ok(None), workload, scaling: Scaling::Undeclared })
+        told(&Results {
+            consumer,
+            partitions: None,
+            dead_letters: Ok(None),
+            workload,
+            scaling: Scaling::Undeclared,
+        })
     }
 
     fn condition(status: &EventConsumerStatus, type_: &str) -> Option<(String, String)> {
@@ -306,8 +315,13 @@ mod tests {
 
     #[test]
     fn what_autoscaling_said_stays_until_this_process_decided_and_goes_with_the_declaration() {
-        let scaled =
-            |scaling| Results { consumer: applied(), dead_letters: Ok(None), workload: Ok(None), scaling };
+        let scaled = |scaling| Results {
+            consumer: applied(),
+            partitions: None,
+            dead_letters: Ok(None),
+            workload: Ok(None),
+            scaling,
+        };
         let view = View {
             said: Some(Said { reason: Reason::FiguresUnknown, message: "it does not answer".into() }),
             status: AutoscalingStatus { desired_replicas: 4, ..AutoscalingStatus::default() },
@@ -338,6 +352,7 @@ mod tests {
         let results = |dead_letters, pods| {
             told(&Results {
                 consumer: applied(),
+                partitions: None,
                 dead_letters: Ok(Some(dead_letters)),
                 workload: running(pods),
                 scaling: Scaling::Undeclared,
@@ -356,7 +371,13 @@ mod tests {
         assert_eq!(condition(&kept, READY), Some(("True".into(), "Reconciled".into())));
         // One that no longer has any says nothing of them.
         let scaling = Scaling::Undeclared;
-        let dropped = Results { consumer: applied(), dead_letters: Ok(None), workload: Ok(None), scaling };
+        let dropped = Results {
+            consumer: applied(),
+            partitions: None,
+            dead_letters: Ok(None),
+            workload: Ok(None),
+            scaling,
+        };
         let dropped = advance(kept, Some(1), &dropped, &at(9));
         assert_eq!(condition(&dropped, DEAD_LETTERS_READY), None);
     }

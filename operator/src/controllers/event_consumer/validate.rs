@@ -1,5 +1,5 @@
-//! In: an EventConsumer, and its EventStream. Out: the consumer that it declares, whole, with what its handler needs, or everything that is
-//! wrong with it. Pure.
+//! In: an EventConsumer, its EventStream, and whether its name is taken. Out: the consumers that it declares, whole, with what its handler needs,
+//! or everything that is wrong with it. Pure.
 //!
 //! What the API server refuses by the schema is not judged again here.
 
@@ -10,13 +10,18 @@ use jetwright_crds::{
     conditions::{self, CONSUMER_READY, READY, Reason},
     consumer::DeliverPolicy,
     dead_letter,
-    environment::{Binding, Bindings, DeadLetters, HANDLER_DEADLINE, HANDLER_DEADLINES},
+    environment::{
+        Binding, Bindings, DeadLetters, HANDLER_DEADLINE, HANDLER_DEADLINES, Ordering, StreamPartitions,
+    },
     stream::Retention,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 
-use super::inputs::{Guest, Inputs};
+use super::{
+    inputs::{Guest, Inputs, Source},
+    physical::{Physical, physical},
+};
 use crate::{
     field_error::FieldError,
     jetstream::{
@@ -30,41 +35,56 @@ use crate::{
 /// A consumer that can be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Validated {
-    pub consumer: Desired<Consumer>,
+    /// What it is in JetStream: one consumer, or one for each partition.
+    pub consumers: Vec<(Physical, Desired<Consumer>)>,
     /// What a workload's handler needs.
     pub binding: Binding,
 }
 
-/// Makes the desired consumer of an object.
+/// Makes the desired consumers of an object.
 ///
 /// # Errors
 ///
 /// Everything that is wrong, each with its field and what to do.
 pub fn validate(
     object: &EventConsumer,
-    owner: Owner,
-    stream: &EventStream,
+    owner: &Owner,
+    source: Source<'_>,
 ) -> Result<Validated, Vec<FieldError>> {
-    let binding = binding(object, stream)?;
-    let config = consumer_config::config(&binding.consumer, &object.spec);
-    let key = ConsumerKey { stream: binding.stream.clone(), name: binding.consumer.clone() };
-    let adoption = object.spec.effective_adoption_policy();
-    let silent = object.spec.max_ack_pending.is_none() && object.spec.has_pods();
-    let max_ack_pending = silent.then(|| object.spec.effective_max_ack_pending());
-    let consumer = Desired { key, owner, adoption, config, replicas: None, max_ack_pending };
-    Ok(Validated { consumer, binding })
+    let (spec, binding) = (&object.spec, binding(object, source)?);
+    let silent = spec.max_ack_pending.is_none() && (spec.has_pods() || spec.is_per_key());
+    let desired = |consumer: Physical| {
+        let desired = Desired {
+            key: ConsumerKey { stream: binding.stream.clone(), name: consumer.name.clone() },
+            owner: owner.clone(),
+            adoption: spec.effective_adoption_policy(),
+            config: consumer_config::config(&consumer.name, &consumer.filters, spec),
+            replicas: None,
+            max_ack_pending: silent.then(|| spec.effective_max_ack_pending()),
+        };
+        (consumer, desired)
+    };
+    let consumers = physical(object, source.stream).map_err(|error| vec![error])?;
+    Ok(Validated { consumers: consumers.into_iter().map(desired).collect(), binding })
 }
 
 /// What a handler needs of a consumer, whosever it is.
-fn binding(object: &EventConsumer, stream: &EventStream) -> Result<Binding, Vec<FieldError>> {
+fn binding(object: &EventConsumer, Source { stream, clash }: Source<'_>) -> Result<Binding, Vec<FieldError>> {
     let (spec, mut errors) = (&object.spec, errors_of(&object.spec, stream));
     let max_age = dead_letter_max_age(spec).unwrap_or_else(|error| {
         errors.push(error);
         None
     });
+    errors.extend(clash.cloned());
+    if errors.is_empty() {
+        errors.extend(physical(object, stream).err());
+    }
     if !errors.is_empty() {
         return Err(errors);
     }
+    let partitions = partitions_of(stream);
+    let ordering = partitions.as_ref().filter(|_| spec.is_per_key());
+    let ordering = ordering.map(|partitions| Ordering { key_tokens: partitions.key_tokens.clone() });
     let (stream, consumer) = (stream.stream_name(), object.consumer_name());
     let dead_letters = max_age
         .map(|age| DeadLetters { prefix: dead_letter::prefix(&stream, &consumer), max_age: Some(age) });
@@ -75,9 +95,19 @@ fn binding(object: &EventConsumer, stream: &EventStream) -> Result<Binding, Vec<
         max_ack_pending: spec.effective_max_ack_pending(),
         retry: spec.effective_retry(),
         handler_deadline: spec.effective_handler_deadline(),
-        partitions: None,
-        ordering: None,
+        partitions,
+        ordering,
         dead_letters,
+    })
+}
+
+/// The partitions of a stream as pods are told of them.
+fn partitions_of(stream: &EventStream) -> Option<StreamPartitions> {
+    let partitions = stream.spec.partitions.as_ref()?;
+    Some(StreamPartitions {
+        subject: stream.spec.subjects.first()?.clone(),
+        key_tokens: partitions.key_tokens.clone(),
+        count: partitions.effective_count(),
     })
 }
 
@@ -97,7 +127,8 @@ fn errors_of(spec: &EventConsumerSpec, stream: &EventStream) -> Vec<FieldError> 
         errors.push(FieldError::new("spec.handlerDeadline", message));
     }
     if spec.effective_ack_wait().0.is_zero() {
-        errors.push(FieldError::new("spec.ackWait", "must be greater than 0 (default: 30s)"));
+        let default = if spec.is_per_key() { "10s" } else { "30s" };
+        errors.push(FieldError::new("spec.ackWait", format!("must be greater than 0 (default: {default})")));
     }
     if retry.backoff.max < retry.backoff.initial {
         let message = format!(
@@ -147,21 +178,21 @@ pub fn dead_letter_max_age(spec: &EventConsumerSpec) -> Result<Option<jetwright_
 
 /// What the pods of an object consume: its own events, and those of its guests.
 pub fn bindings(object: &EventConsumer, inputs: &Inputs, guests: &[Guest]) -> Bindings {
-    let own = (object, inputs.stream.as_deref());
-    let others = guests.iter().map(|guest| (guest.consumer.as_ref(), guest.stream.as_deref()));
+    let own = (object, inputs.source());
+    let others = guests.iter().map(|guest| (guest.consumer.as_ref(), guest.source()));
     let bindings: BTreeMap<_, _> = std::iter::once(own)
         .chain(others)
-        .filter_map(|(consumer, stream)| Some((consumer.name_any(), usable_binding(consumer, stream?)?)))
+        .filter_map(|(consumer, source)| Some((consumer.name_any(), usable_binding(consumer, source?)?)))
         .collect();
     Bindings { bindings }
 }
 
 /// The binding of a consumer; None where the consumer's own conditions say what is wrong with it.
-fn usable_binding(consumer: &EventConsumer, stream: &EventStream) -> Option<Binding> {
-    if is_foreign(stream.conditions(), READY) || is_foreign(consumer.conditions(), CONSUMER_READY) {
+fn usable_binding(consumer: &EventConsumer, source: Source<'_>) -> Option<Binding> {
+    if is_foreign(source.stream.conditions(), READY) || is_foreign(consumer.conditions(), CONSUMER_READY) {
         return None;
     }
-    binding(consumer, stream).ok()
+    binding(consumer, source).ok()
 }
 
 /// Whether what an object declares belongs to another in JetStream: pods would take another's events.
@@ -187,7 +218,7 @@ mod tests {
     }
 
     fn validated(spec: &str, of: &str) -> Result<Validated, Vec<FieldError>> {
-        validate(&consumer(spec), owner(1), &stream(of))
+        validate(&consumer(spec), &owner(1), Source { stream: &stream(of), clash: None })
     }
 
     fn binding_of(spec: &str) -> Binding {
@@ -202,14 +233,21 @@ mod tests {
     #[test]
     fn a_minimal_spec_is_whole() {
         let expected = Validated {
-            consumer: Desired {
-                key: ConsumerKey { stream: "orders".into(), name: "fulfilment".into() },
-                owner: owner(1),
-                adoption: AdoptionPolicy::Refuse,
-                config: consumer_config::config("fulfilment", &consumer("streamRef: {name: orders}").spec),
-                replicas: None,
-                max_ack_pending: None,
-            },
+            consumers: vec![(
+                Physical { partition: None, name: "fulfilment".into(), filters: Vec::new() },
+                Desired {
+                    key: ConsumerKey { stream: "orders".into(), name: "fulfilment".into() },
+                    owner: owner(1),
+                    adoption: AdoptionPolicy::Refuse,
+                    config: consumer_config::config(
+                        "fulfilment",
+                        &[],
+                        &consumer("streamRef: {name: orders}").spec,
+                    ),
+                    replicas: None,
+                    max_ack_pending: None,
+                },
+            )],
             binding: Binding {
                 stream: "orders".into(),
                 consumer: "fulfilment".into(),
@@ -223,6 +261,43 @@ mod tests {
             },
         };
         assert_eq!(validated("streamRef: {name: orders}", "subjects: ['>']"), Ok(expected));
+    }
+
+    #[test]
+    fn each_partition_has_a_consumer_and_pods_are_told_of_one_with_its_partitions() {
+        let of = "{subjects: ['orders.*.*'], partitions: {count: 2, keyTokens: [3, 2]}}";
+        let per_key = validated("{streamRef: {name: orders}, ordering: PerKey}", of).unwrap();
+        let made = per_key.consumers.iter().map(|(consumer, desired)| {
+            let config = serde_json::json!(desired.config);
+            assert_eq!((&consumer.name, &desired.key.stream), (&desired.key.name, &"orders".to_owned()));
+            let fields =
+                ["durable_name", "filter_subject", "ack_wait"].map(|field| config[field].to_string());
+            (fields.join(" "), desired.max_ack_pending)
+        });
+        let expected = |n: u8| (format!("\"fulfilment-p{n}\" \"orders.*.*.{n}\" 10000000000"), Some(256));
+        assert_eq!(made.collect::<Vec<_>>(), [expected(0), expected(1)]);
+        let partitions = StreamPartitions { subject: "orders.*.*".into(), key_tokens: vec![3, 2], count: 2 };
+        let Binding { consumer, ack_wait, max_ack_pending, ordering, .. } = per_key.binding.clone();
+        assert_eq!(
+            (consumer.as_str(), ack_wait.to_string(), max_ack_pending),
+            ("fulfilment", "10s".into(), 256)
+        );
+        assert_eq!(per_key.binding.partitions, Some(partitions.clone()));
+        assert_eq!(ordering, Some(Ordering { key_tokens: vec![3, 2] }));
+        let unordered = validated("streamRef: {name: orders}", of).unwrap();
+        assert_eq!((unordered.consumers.len(), unordered.binding.ordering), (1, None));
+        assert_eq!(unordered.binding.partitions, Some(partitions));
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_told_with_all_that_is_wrong_and_no_pod_is_told_of_it() {
+        let taken = FieldError::new("spec.consumerName", "taken");
+        let orders = stream("subjects: ['>']");
+        let source = Source { stream: &orders, clash: Some(&taken) };
+        let wrong = consumer("{streamRef: {name: orders}, ackWait: 0s}");
+        let fields = validate(&wrong, &owner(1), source).unwrap_err().into_iter().map(|error| error.field);
+        assert_eq!(fields.collect::<Vec<_>>(), ["spec.ackWait", "spec.consumerName"]);
+        assert_eq!(usable_binding(&consumer("streamRef: {name: orders}"), source), None);
     }
 
     #[test]
@@ -327,11 +402,12 @@ mod tests {
         let orders = std::sync::Arc::new(stream("subjects: ['>']"));
         let inputs = Inputs {
             stream: Some(orders.clone()),
+            clash: None,
             dead_letter_stream: None,
             pods: super::super::inputs::Pods::None,
         };
         let names = |guest: &EventConsumer| {
-            let guest = Guest { consumer: guest.clone().into(), stream: Some(orders.clone()) };
+            let guest = Guest { consumer: guest.clone().into(), stream: Some(orders.clone()), clash: None };
             bindings(&host, &inputs, &[guest]).bindings.into_keys().collect::<Vec<_>>()
         };
         assert_eq!(names(&guest), ["fulfilment", "mails"]);

@@ -11,6 +11,10 @@ use jetwright_crds::{EventConsumer, EventStream, conditions::Reason, stream::Ret
 use kube::ResourceExt as _;
 use serde_json::Value;
 
+use super::{
+    clash::precedes,
+    physical::{Physical, physical},
+};
 use crate::{
     jetstream::{
         asset::{Consumer, ConsumerKey},
@@ -28,7 +32,7 @@ use crate::{
 /// Fields that say which messages a consumer gets.
 const FILTERS: [&str; 2] = ["filter_subject", "filter_subjects"];
 
-/// A consumer, and the others that its stream may have.
+/// A consumer, and the others that its stream may have: of other partitions than its own there are none with the same events.
 pub struct WorkQueue<'a> {
     object: &'a EventConsumer,
     others: Vec<Other>,
@@ -39,6 +43,8 @@ pub struct WorkQueue<'a> {
 struct Other {
     object: Arc<EventConsumer>,
     key: ConsumerKey,
+    /// What its object declares.
+    declared: Vec<String>,
     /// What it had a moment ago; None where it did not exist.
     had: Option<Vec<String>>,
 }
@@ -51,31 +57,34 @@ impl<'a> WorkQueue<'a> {
     /// When JetStream has to be asked about another consumer and does not answer.
     pub async fn of(
         object: &'a EventConsumer,
-        stream: &EventStream,
-        consumers: &Objects<EventConsumer>,
+        own: &Physical,
+        (stream, consumers): (&EventStream, &Objects<EventConsumer>),
         cache: &'a Cache,
     ) -> Result<Option<Self>, reconcile::Error> {
         if stream.spec.effective_retention() != Retention::WorkQueue {
             return Ok(None);
         }
-        let key = |consumer: &EventConsumer| ConsumerKey {
-            stream: stream.stream_name(),
-            name: consumer.consumer_name(),
-        };
-        let known = cache.peek::<Consumer>(&key(object)).present();
-        if known.is_some_and(|info| filters(&info.config) == declared(object)) {
+        let key = |name: &str| ConsumerKey { stream: stream.stream_name(), name: name.to_owned() };
+        let known = cache.peek::<Consumer>(&key(&own.name)).present();
+        if known.is_some_and(|info| filters(&info.config) == declared(object, own)) {
             return Ok(None);
         }
         let reference = (object.namespace().unwrap_or_default(), object.spec.stream_ref.name.clone());
         let mut others = Vec::new();
         for other in consumers.by(&IndexKey::Stream(reference)) {
-            if other.metadata.uid != object.metadata.uid {
-                let key = key(&other);
+            if other.metadata.uid == object.metadata.uid {
+                continue;
+            }
+            for physical in physical_of(&other, stream) {
+                if own.partition.zip(physical.partition).is_some_and(|(own, theirs)| own != theirs) {
+                    continue;
+                }
+                let (key, declared) = (key(&physical.name), declared(&other, &physical));
                 // Who writes it now may not have seen yet what this one is to become; who does so later has.
                 let entry = cache.lock::<Consumer>(&key).await;
                 let entry = entry.map_err(|source| reconcile::Error::reading::<Consumer>(&key, source))?;
                 let had = entry.present().map(|info| filters(&info.config));
-                others.push(Other { object: other, key, had });
+                others.push(Other { object: other.clone(), key, declared, had });
             }
         }
         Ok(Some(Self { object, others, cache }))
@@ -95,7 +104,7 @@ impl<'a> WorkQueue<'a> {
     }
 
     fn barred_by(&self, other: &Other, wanted: &[String]) -> Option<Blocked> {
-        let Other { object, key, had } = other;
+        let Other { object, key, declared, had } = other;
         let has = match self.cache.peek::<Consumer>(key) {
             CacheEntry::Stale => had.clone(),
             known => known.present().map(|info| filters(&info.config)),
@@ -103,7 +112,7 @@ impl<'a> WorkQueue<'a> {
         // One that does not exist is refused by the server itself when it is created.
         let mut theirs = has?;
         if precedes(object, self.object) {
-            theirs.extend(declared(object));
+            theirs.extend(declared.iter().cloned());
         }
         let (wanted, theirs) = overlapping(wanted, &theirs)?;
         Some(Blocked {
@@ -125,8 +134,15 @@ fn overlapping<'a>(wanted: &'a [String], theirs: &'a [String]) -> Option<(&'a st
     })
 }
 
-fn declared(object: &EventConsumer) -> Vec<String> {
-    filters(&consumer_config::config(&object.consumer_name(), &object.spec))
+/// The consumers of an object; of one that cannot be as it is declared, the one that it may have from before.
+fn physical_of(object: &EventConsumer, stream: &EventStream) -> Vec<Physical> {
+    let filters = object.spec.filter_subjects.clone();
+    let whole = || vec![Physical { partition: None, name: object.consumer_name(), filters }];
+    physical(object, stream).unwrap_or_else(|_| whole())
+}
+
+fn declared(object: &EventConsumer, consumer: &Physical) -> Vec<String> {
+    filters(&consumer_config::config(&consumer.name, &consumer.filters, &object.spec))
 }
 
 /// The subjects that a consumer gets: all, where it has no filter.
@@ -138,15 +154,6 @@ fn filters(config: &Config) -> Vec<String> {
     };
     let found: Vec<_> = FILTERS.iter().filter_map(|field| config.get(field)).flat_map(texts).collect();
     if found.is_empty() { vec![">".to_owned()] } else { found }
-}
-
-/// Of two that are changed at the same time to the same subjects, the older one gets them.
-fn precedes(one: &EventConsumer, other: &EventConsumer) -> bool {
-    let key = |object: &EventConsumer| {
-        let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        (created, object.name_any())
-    };
-    key(one) < key(other)
 }
 
 #[cfg(test)]

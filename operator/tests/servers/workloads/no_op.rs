@@ -75,6 +75,12 @@ async fn a_reconcile_that_changes_nothing_asks_neither_kubernetes_nor_nats() {
     // Everything is compared with JetStream now and then, which is no reconcile.
     let world = with_workload(&["--jetstream-resync-interval=1h"]).await;
     world.consumer("plain", "streamRef: {name: orders}").await;
+    world.stream("payments", "{subjects: ['payments.*'], partitions: {count: 24, keyTokens: [2]}}").await;
+    world.consumer("ordered", "{streamRef: {name: payments}, ordering: PerKey}").await;
+    world.consumer("unordered", "{streamRef: {name: payments}, filterSubjects: [payments.1]}").await;
+    for name in ["ordered", "unordered"] {
+        world.await_ready::<EventConsumer>(name).await;
+    }
     world.consumer("lost", "streamRef: {name: nowhere}").await;
     world.await_ready::<EventConsumer>("plain").await;
     world.await_condition::<EventConsumer>("lost", "Stalled", "True", "NotFound").await;
@@ -96,17 +102,17 @@ async fn a_reconcile_that_changes_nothing_asks_neither_kubernetes_nor_nats() {
         };
         let params = PatchParams::default();
         let edit = |finalizers: Value| Patch::Merge(json!({"metadata": {"finalizers": finalizers}}));
-        for name in ["orders", "orders-dlq"] {
+        for name in ["orders", "orders-dlq", "payments"] {
             world.streams().patch(name, &params, &edit(finalizers.clone())).await.unwrap();
         }
-        for name in ["fulfilment", "mails", "plain", "lost"] {
+        for name in ["fulfilment", "mails", "plain", "lost", "ordered", "unordered"] {
             let edited = edit(keep("jetwright.dev/cleanup"));
             world.consumers().patch(name, &params, &edited).await.unwrap();
         }
     }
-    await_until("all six are reconciled again", SOON, || async {
+    await_until("all nine are reconciled again", SOON, || async {
         let now = reconciles(&world).await;
-        if now >= reconciled + 6.0 { Ok(()) } else { Err(now.to_string()) }
+        if now >= reconciled + 9.0 { Ok(()) } else { Err(now.to_string()) }
     })
     .await;
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
