@@ -29,6 +29,17 @@ pub fn path(relative: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(relative).display().to_string()
 }
 
+/// The subject under which an event of the shop was published: three tokens. A stream with partitions stores one more.
+#[must_use]
+pub fn published(stored: &str) -> &str {
+    match stored.rsplit_once('.') {
+        Some((subject, number)) if subject.split('.').count() == 3 && number.parse::<u32>().is_ok() => {
+            subject
+        }
+        _ => stored,
+    }
+}
+
 /// The API server that all share, with Jetwright's definitions in it.
 pub async fn control_plane() -> &'static ControlPlane {
     static DEFINITIONS: OnceCell<()> = OnceCell::const_new();
@@ -58,5 +69,21 @@ impl Operator {
             .arg(format!("--admin-address={admin}"))
             .start();
         Self { process, admin_url: format!("http://{admin}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_was_published_under_three_tokens() {
+        for (stored, subject) in [
+            ("orders.42.placed.7", "orders.42.placed"),
+            ("orders.42.placed", "orders.42.placed"),
+            ("orders.42.7", "orders.42.7"),
+        ] {
+            assert_eq!(published(stored), subject);
+        }
     }
 }

@@ -82,8 +82,8 @@ pub async fn pod_killed(kubectl: &Kubectl, shop: &Shop, user: &str, parts: &Part
         confirmed += usize::from(ended["state"] == "confirmed");
     }
     let jetstream = administrator(parts).await?;
-    let confirmations = once(&jetstream, "orders", "orders.*.confirmed", &orders).await?;
-    let payments = once(&jetstream, "payments", "payments.*.authorized", &orders).await?;
+    let confirmations = once(&jetstream, "orders", "confirmed", &orders).await?;
+    let payments = once(&jetstream, "payments", "authorized", &orders).await?;
     println!(
         "  {confirmed} of {ORDERS} are confirmed; {confirmations} were confirmed once, {payments} were paid once"
     );
@@ -106,17 +106,17 @@ fn names(list: &str) -> Result<Vec<String>> {
     Ok(live.filter_map(|metadata| metadata["name"].as_str()).map(ToOwned::to_owned).collect())
 }
 
-/// How many of these orders have exactly one event.
-async fn once(
-    jetstream: &jetstream::Context,
-    stream: &str,
-    subjects: &str,
-    orders: &[String],
-) -> Result<usize> {
-    let mut found = jetstream.get_stream(stream).await?.info_with_subjects(subjects).await?;
-    let mut counts = BTreeMap::new();
+/// How many of these orders have exactly one event of this name. A stored subject may have the number of a partition behind the name.
+async fn once(jetstream: &jetstream::Context, stream: &str, event: &str, orders: &[String]) -> Result<usize> {
+    let mut found = jetstream.get_stream(stream).await?.info_with_subjects(format!("{stream}.>")).await?;
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
     while let Some((subject, count)) = found.try_next().await? {
-        counts.insert(subject.split('.').nth(1).unwrap_or_default().to_owned(), count);
+        let mut tokens = subject.split('.').skip(1);
+        if let (Some(order), Some(name)) = (tokens.next(), tokens.next())
+            && name == event
+        {
+            *counts.entry(order.to_owned()).or_default() += count;
+        }
     }
     Ok(orders.iter().filter(|order| counts.get(*order) == Some(&1)).count())
 }

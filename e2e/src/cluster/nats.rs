@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::Secret;
 use serde_json::{Value, json};
 
 use super::{Cluster, OPERATOR, SOON};
+use crate::published;
 
 /// How long kubectl may take to start.
 const START: Duration = Duration::from_secs(20);
@@ -27,7 +28,7 @@ pub struct Nats {
 /// A message as it is stored.
 #[derive(Clone, Debug)]
 pub struct Stored {
-    /// Its subject.
+    /// The subject under which it was published.
     pub subject: String,
     /// Its sequence.
     pub sequence: u64,
@@ -129,7 +130,10 @@ async fn next(stream: &Stream, subject: &str, from: u64) -> Option<Stored> {
     await_until(&format!("an answer about the messages from {from}"), SOON, async || {
         let ask = stream.raw_message_builder().sequence(from).next_by_subject(subject.to_owned());
         match ask.send().await {
-            Ok(found) => Ok(Some(Stored { subject: found.subject.to_string(), sequence: found.sequence })),
+            Ok(found) => {
+                let subject = published(&found.subject).to_owned();
+                Ok(Some(Stored { subject, sequence: found.sequence }))
+            }
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(error.to_string()),
         }

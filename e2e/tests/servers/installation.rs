@@ -1,5 +1,6 @@
 //! What the chart makes of its values, and what Kubernetes says of it.
 
+use jetwright_crds::EventStream;
 use jetwright_e2e::{Operator, control_plane};
 use jetwright_testing::{Namespace, NatsServer, await_until};
 use k8s_openapi::{
@@ -16,7 +17,7 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    chart::Chart,
+    chart::{Chart, helm},
     cluster::{await_declared, service_url},
     pod::Pod,
     shop::{SOON, values},
@@ -69,10 +70,65 @@ fn the_order_service_is_autoscaled_where_the_values_say_how() {
 }
 
 #[test]
+fn a_new_shop_has_partitions_of_the_orders_unless_its_values_say_otherwise() {
+    let declared = |orders: Value| {
+        let manifests = Chart::shop().render("shop", &json!({"orders": orders})).unwrap();
+        manifests.lines().find_map(|line| line.trim().strip_prefix("partitions: ").map(ToOwned::to_owned))
+    };
+    assert_eq!(declared(json!({})).as_deref(), Some("{count: 8, keyTokens: [2]}"));
+    assert_eq!(declared(json!({"partitions": 16})).as_deref(), Some("{count: 16, keyTokens: [2]}"));
+    assert_eq!(declared(json!({"partitions": 0})), None);
+}
+
+/// Installs the shop by Helm, with an operator on the same namespace.
+async fn helm_upgrade(namespace: &Namespace<'_>, values: &str) {
+    let (control_plane, name) = (control_plane().await, namespace.name().to_owned());
+    let values = format!("credentials.users=,credentials.orders=,{values}");
+    let installed = tokio::task::spawn_blocking(move || {
+        let args = ["upgrade", "--install", "shop", "../charts/shop", "--namespace", &name, "--set", &values];
+        helm(Some(control_plane), &args)
+    });
+    installed.await.unwrap().unwrap();
+    await_declared(namespace).await;
+}
+
+#[tokio::test]
+async fn an_upgrade_of_a_shop_keeps_its_orders_as_they_are_and_a_new_one_has_partitions() {
+    let (control_plane, nats) = tokio::join!(control_plane(), NatsServer::start());
+    let namespace = control_plane.namespace("partitions").await;
+    let _operator = Operator::start(control_plane, &nats, namespace.name());
+    let jetstream = nats.jetstream().await;
+    let stored = async |order: &str| {
+        let stored = jetstream.publish(format!("orders.{order}.placed"), "x".into()).await.unwrap();
+        let sequence = stored.await.unwrap().sequence;
+        let stream = jetstream.get_stream("orders").await.unwrap();
+        let subject = stream.get_raw_message(sequence).await.unwrap().subject;
+        subject.split('.').count()
+    };
+    // As of a chart that knows no partitions.
+    helm_upgrade(&namespace, "orders.partitions=0").await;
+    assert_eq!(stored("1").await, 3);
+    helm_upgrade(&namespace, "orders.partitions=auto").await;
+    assert_eq!(stored("2").await, 3);
+
+    let name = namespace.name();
+    control_plane.kubectl(["delete", "eventconsumers,eventstreams", "--all", "-n", name]).unwrap();
+    jetstream.delete_stream("orders").await.unwrap();
+    helm_upgrade(&namespace, "orders.partitions=16").await;
+    assert_eq!(stored("3").await, 4);
+    // What is there counts, and not what a new shop has.
+    helm_upgrade(&namespace, "orders.partitions=auto").await;
+    let streams: Api<EventStream> = namespace.api();
+    let partitions = streams.get("orders").await.unwrap().spec.partitions.unwrap();
+    assert_eq!((partitions.count, partitions.key_tokens), (Some(16), vec![2]));
+}
+
+#[test]
 fn a_wrong_value_is_refused_with_its_path() {
     for (wrong, path) in [
         (json!({"catalogue": "mug=1250"}), "/catalogue"),
         (json!({"orders": {"replicas": "two"}}), "/orders/replicas"),
+        (json!({"orders": {"partitions": "many"}}), "/orders/partitions"),
         (json!({"payments": {"url": "https://pay.example.org"}}), "/payments/url"),
         (json!({"credentials": {"users": "No Secret"}}), "/credentials/users"),
         (json!({"replicas": 2}), "'replicas'"),

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{self, consumer};
+use async_nats::jetstream;
+use futures::TryStreamExt;
 use jetwright_crds::EventConsumer;
 use jetwright_e2e::{Operator, control_plane};
 use jetwright_testing::{Namespace, NatsServer, Process, await_until, binary, free_port};
@@ -255,10 +256,18 @@ impl Shop {
 
     /// Messages that a consumer has not delivered yet, and those that nobody has acknowledged.
     pub async fn waiting(&self, stream: &str, consumer: &str) -> (u64, usize) {
-        let found: consumer::PullConsumer =
-            self.jetstream.get_consumer_from_stream(consumer, stream).await.unwrap();
-        let info = found.cached_info();
-        (info.num_pending, info.num_ack_pending)
+        let stream = self.jetstream.get_stream(stream).await.unwrap();
+        let consumers: Vec<_> = stream.consumers().try_collect().await.unwrap();
+        // With order, each partition has a consumer.
+        let is_of = |name: &str| {
+            let rest = name.strip_prefix(consumer);
+            let number = rest.and_then(|rest| rest.strip_prefix("-p"));
+            rest == Some("") || number.is_some_and(|number| number.parse::<u32>().is_ok())
+        };
+        let own: Vec<_> = consumers.iter().filter(|info| is_of(&info.name)).collect();
+        assert!(!own.is_empty(), "{consumer} is not there");
+        let waiting = own.iter().map(|info| info.num_pending).sum();
+        (waiting, own.iter().map(|info| info.num_ack_pending).sum())
     }
 
     /// Waits until a consumer has nothing left.

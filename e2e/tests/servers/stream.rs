@@ -1,6 +1,7 @@
 //! What is in a stream.
 
 use async_nats::{HeaderMap, jetstream};
+use jetwright_e2e::published;
 use jetwright_testing::await_until;
 use prost::{Message, Name};
 
@@ -9,6 +10,7 @@ use crate::shop::SOON;
 /// A message as a stream keeps it.
 #[derive(Clone, Debug)]
 pub struct Stored {
+    /// As it was published.
     pub subject: String,
     pub headers: HeaderMap,
     payload: Vec<u8>,
@@ -40,7 +42,7 @@ pub async fn stored(jetstream: &jetstream::Context, stream: &str, begin: &str) -
     let mut messages = Vec::new();
     for sequence in state.first_sequence.max(1)..=state.last_sequence {
         let message = stream.get_raw_message(sequence).await.unwrap();
-        let (subject, payload) = (message.subject.to_string(), message.payload.to_vec());
+        let (subject, payload) = (published(&message.subject).to_owned(), message.payload.to_vec());
         messages.push(Stored { subject, headers: message.headers, payload });
     }
     messages.retain(|message| message.subject.starts_with(begin));
