@@ -129,7 +129,7 @@ pub struct StreamPartitions {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ordering {
-    /// Which tokens of a subject are the key, counted from 0.
+    /// Which tokens of a subject are the key, counted from 1.
     pub key_tokens: Vec<u32>,
 }
 

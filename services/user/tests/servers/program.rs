@@ -58,7 +58,7 @@ async fn it_answers_new_callers_after_it_was_asked_to_stop_until_they_have_learn
 #[tokio::test]
 async fn it_runs_on_the_bindings_of_a_later_operator_and_warns_once_of_what_it_does_not_know() {
     let bench = Bench::start().await;
-    let later = "    partitions: {count: 8, keyTokens: [1]}\nconnection: jetwright\nversion: 1\n";
+    let later = "    priority: {levels: 8}\nconnection: jetwright\nversion: 1\n";
     let service = UserService::start(bench.program_with(later)).await;
     service.await_ready().await;
     let user = service.register(ANN).await;
@@ -66,7 +66,7 @@ async fn it_runs_on_the_bindings_of_a_later_operator_and_warns_once_of_what_it_d
     let log = service.process.log();
     let warnings: Vec<_> = log.lines().filter(|line| line.contains("JETWRIGHT_BINDINGS")).collect();
     let [warning] = warnings.as_slice() else { panic!("not one warning: {warnings:#?}") };
-    assert!(warning.contains("bindings.user-directory.partitions, connection"), "{warning}");
+    assert!(warning.contains("bindings.user-directory.priority, connection"), "{warning}");
 }
 
 #[tokio::test]
