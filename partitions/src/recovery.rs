@@ -26,6 +26,10 @@ pub enum RecoveryCause {
     SequenceBack,
     /// An acknowledgement is unanswered: the consumer may have another leader now.
     UnansweredAck,
+    /// The lease of the process was over for a while.
+    LeaseOver,
+    /// Another process is to have the consumer: nothing more begins here.
+    HandOver,
 }
 
 impl RecoveryCause {
@@ -37,6 +41,8 @@ impl RecoveryCause {
             Self::SequenceGap => "sequence-gap",
             Self::SequenceBack => "sequence-back",
             Self::UnansweredAck => "unanswered-ack",
+            Self::LeaseOver => "lease-over",
+            Self::HandOver => "hand-over",
         }
     }
 }
@@ -81,13 +87,15 @@ pub struct Recovery {
     recovering_since: Option<Instant>,
     began: Instant,
     next_info: Instant,
+    /// How many deliveries were owed by the last response, less those that arrived since.
+    owed: u64,
 }
 
 impl Recovery {
     /// In doubt: another process may have left deliveries unsettled.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self { expected: None, recovering_since: Some(now), began: now, next_info: now }
+        Self { expected: None, recovering_since: Some(now), began: now, next_info: now, owed: 0 }
     }
 
     /// Whether nothing new may begin.
@@ -104,6 +112,13 @@ impl Recovery {
 
     /// A delivery of this number arrived; returns its doubt about the order, if any.
     pub fn received(&mut self, consumer_sequence: u64) -> Option<RecoveryCause> {
+        if self.owed > 0 {
+            self.owed -= 1;
+            // This may have been the last one.
+            if let (0, Some(recovering_since)) = (self.owed, self.recovering_since) {
+                self.next_info = recovering_since;
+            }
+        }
         let expected = self.expected.replace(consumer_sequence + 1)?;
         match consumer_sequence {
             sequence if sequence > expected => Some(RecoveryCause::SequenceGap),
@@ -153,6 +168,7 @@ impl Recovery {
         let counted = ack_floor + 1..=delivered.stream_sequence;
         let is_forgotten = newest.is_some_and(|newest| newest > delivered.stream_sequence);
         let owed = ack_pending.saturating_sub(in_flight(&counted)).max(is_forgotten.into());
+        self.owed = owed;
         if owed > 0 {
             return Progress::Owed(owed);
         }
@@ -249,5 +265,17 @@ mod tests {
         assert!(!recovery.is_info_due(now));
         recovery.doubt(RecoveryCause::SequenceGap, now);
         assert_eq!([now, now, now + INFO_INTERVAL].map(|now| recovery.is_info_due(now)), [true, false, true]);
+    }
+
+    #[test]
+    fn jetstream_is_asked_at_once_when_as_much_arrived_as_was_owed() {
+        let now = Instant::now();
+        let mut recovery = Recovery::new(now);
+        assert!(recovery.is_info_due(now));
+        assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+        recovery.received(11);
+        assert!(!recovery.is_info_due(now));
+        recovery.received(12);
+        assert_eq!([now, now].map(|now| recovery.is_info_due(now)), [true, false]);
     }
 }

@@ -247,6 +247,7 @@ async fn service(nats: &NatsServer) -> Service {
         servers: vec![nats.url().parse().unwrap()],
         credentials: None,
         bindings: Bindings { bindings: [("balances".to_owned(), binding)].into() },
+        pod: None,
         unknown_fields: Vec::new(),
     };
     Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()

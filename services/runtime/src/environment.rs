@@ -7,7 +7,8 @@ use std::{env, path::Path};
 
 use async_nats::ServerAddr;
 use jetwright_crds::environment::{
-    Bindings, JETWRIGHT_BINDINGS, NATS_CREDENTIALS, NATS_URL, OTEL_SERVICE_NAME,
+    Bindings, JETWRIGHT_BINDINGS, JETWRIGHT_POD_NAME, JETWRIGHT_POD_NAMESPACE, JETWRIGHT_POD_UID,
+    NATS_CREDENTIALS, NATS_URL, OTEL_SERVICE_NAME,
 };
 use jetwright_nats::{AddressError, Credentials, parse_addresses};
 use jetwright_process::configuration::{Problem, Problems};
@@ -23,11 +24,24 @@ pub struct Environment {
     pub credentials: Option<Credentials>,
     /// What each handler consumes from, by the name of its EventConsumer.
     pub bindings: Bindings,
+    /// The pod that the program runs in; none outside Kubernetes.
+    pub pod: Option<Pod>,
     /// Paths of unknown fields in the bindings file: this program ignores them, and [`Service::connect`] logs a warning with
     /// them.
     ///
     /// [`Service::connect`]: crate::Service::connect
     pub unknown_fields: Vec<String>,
+}
+
+/// The pod that a program runs in, for those that share partitions with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
 }
 
 impl Environment {
@@ -70,7 +84,12 @@ impl Environment {
         Problems::check(problems)?;
         let name = set(OTEL_SERVICE_NAME).unwrap_or_else(|| "jetwright-service".to_owned());
         let file::Read { bindings, unknown_fields } = file;
-        Ok(Self { name, servers, credentials, bindings, unknown_fields })
+        let pod = |namespace, name, uid| Pod { namespace, name, uid };
+        let pod = set(JETWRIGHT_POD_NAMESPACE)
+            .zip(set(JETWRIGHT_POD_NAME))
+            .zip(set(JETWRIGHT_POD_UID))
+            .map(|((namespace, name), uid)| pod(namespace, name, uid));
+        Ok(Self { name, servers, credentials, bindings, pod, unknown_fields })
     }
 
     /// Warns once, in one line, of unknown fields in the bindings file.
@@ -216,7 +235,7 @@ mod tests {
             ackWait: 30s
             maxAckPending: 256
             retry: {maxAttempts: 3, backoff: {initial: 1s, factor: 2, max: 1s, jitter: Full}}
-            partitions: {count: 8, keyTokens: [1]}
+            priority: {levels: 8}
         connection: {name: jetwright}
     ";
 
@@ -226,7 +245,7 @@ mod tests {
         let later = read(LATER).unwrap();
         assert_eq!(
             later.unknown_fields,
-            ["bindings.mails.retry.backoff.jitter", "bindings.mails.partitions", "connection"]
+            ["bindings.mails.retry.backoff.jitter", "bindings.mails.priority", "connection"]
         );
         assert_eq!(later.bindings.bindings["mails"].retry.max_attempts, 3);
         assert_eq!(read(&format!("version: 1\n{}", unindented(LATER))).unwrap().bindings, later.bindings);

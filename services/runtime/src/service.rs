@@ -1,19 +1,24 @@
 //! A service: one connection, its handlers, and their publishers.
 
-use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
 use jetwright_crds::environment::{Binding, NATS_CREDENTIALS};
 use jetwright_nats::{Connection, ConnectionConfig};
-use jetwright_process::health::Health;
+use jetwright_partitions::keys::ConsumerId;
+use jetwright_process::health::{Gate, Health};
 use prometheus_client::registry::Registry;
-use tokio::{task::JoinSet, time::timeout};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Aggregate, Aggregates, Environment, Handler, HandlerOptions, KeyValue, Projection, Publisher, Reader,
-    Rebuilt, View,
-    consumer::{ByteBudget, ConsumerDeps, ConsumerLoop, HandlerRunner, consume},
+    Aggregate, Aggregates, Environment, Handler, HandlerOptions, KeyValue, Pod, Projection, Publisher,
+    Reader, Rebuilt, View,
+    consumer::{ByteBudget, ConsumerDeps, ConsumerLoop, HandlerPool, HandlerRunner, SETTLE_TIMEOUT, consume},
     metrics::Metrics,
+    partitions::{Member, PartitionStart, PartitionedHandler, Sharing},
     projection::{self, Projector},
     readiness,
     subject::{PartitionedStreams, PartitionsError},
@@ -28,11 +33,24 @@ pub struct Service {
     health: Health,
     metrics: Metrics,
     budget: ByteBudget,
-    loops: Vec<(&'static str, Loop)>,
+    loops: Vec<(&'static str, Source)>,
 }
 
 /// Consumes until the token is cancelled, and then finishes what it has.
-type Loop = Box<dyn FnOnce(CancellationToken) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+type Loop = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Where the events of a handler come from, to be started with the token that ends the program.
+enum Source {
+    /// From one consumer.
+    Consumer(Box<dyn FnOnce(CancellationToken) -> io::Result<Loop> + Send>),
+    /// From the partitions of one, which processes share.
+    Partitions(Box<dyn FnOnce(CancellationToken) -> io::Result<PartitionedHandler> + Send>),
+}
+
+/// Where a handler without a pod belongs.
+const DEFAULT_NAMESPACE: &str = "default";
+/// How long a stop may take beyond the last event to give up the partitions.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a service fails.
 #[derive(Debug, thiserror::Error)]
@@ -217,16 +235,70 @@ impl Service {
         let tools = (self.publisher.clone(), self.metrics.handler(name));
         let runner = HandlerRunner::new((name, handler), options, binding, tools);
         runner.watchdog().watch(&self.health);
-        let deps = ConsumerDeps {
-            binding: binding.clone(),
-            connection: self.connection.clone(),
-            reader: self.reader.clone(),
-            budget: self.budget.clone(),
-            gate: self.health.gate(&format!("consumer {name}"), "not found yet"),
+        let (runner, binding) = (Arc::new(runner), binding.clone());
+        let count = binding.partitions.as_ref().map(|partitions| partitions.count);
+        let source = match count.filter(|_| binding.ordering.is_some()) {
+            None => self.of_consumer(name, runner, binding),
+            Some(count) => self.of_partitions(name, runner, binding, count),
         };
-        let consumer = ConsumerLoop::new(Arc::new(runner), deps);
-        self.loops.push((name, Box::new(move |stop| Box::pin(consume(consumer, stop)))));
+        self.loops.push((name, source));
         Ok(self)
+    }
+
+    fn of_consumer<H: Handler>(
+        &self,
+        name: &'static str,
+        runner: Arc<HandlerRunner<H>>,
+        binding: Binding,
+    ) -> Source {
+        let gate = self.health.gate(&format!("consumer {name}"), "not found yet");
+        let deps = self.deps(binding)(gate);
+        Source::Consumer(Box::new(move |stop| {
+            let pool = Arc::new(HandlerPool::start(&runner, false)?);
+            let consumer = ConsumerLoop::new(runner, deps);
+            let consuming = async move {
+                consume(consumer, pool, stop.clone(), stop).await;
+            };
+            Ok(Box::pin(consuming))
+        }))
+    }
+
+    fn of_partitions<H: Handler>(
+        &self,
+        name: &'static str,
+        runner: Arc<HandlerRunner<H>>,
+        binding: Binding,
+        count: u32,
+    ) -> Source {
+        let consumer = ConsumerId { stream: binding.stream.clone(), consumer: binding.consumer.clone() };
+        let deps = self.deps(binding);
+        Source::Partitions(Box::new(move |program| {
+            let pool = Arc::new(HandlerPool::start(&runner, true)?);
+            let start = move |PartitionStart { partition, tenure, gate, stop }| {
+                let mut deps = deps(gate);
+                deps.binding.consumer = format!("{}-p{partition}", deps.binding.consumer);
+                deps.tenure = Some(tenure);
+                let consumer = ConsumerLoop::new(Arc::clone(&runner), deps);
+                let (pool, program) = (Arc::clone(&pool), program.clone());
+                let consuming = async move { consume(consumer, pool, stop, program).await };
+                Box::pin(consuming) as Pin<Box<dyn Future<Output = bool> + Send>>
+            };
+            Ok(PartitionedHandler { name, consumer, count, start: Box::new(start) })
+        }))
+    }
+
+    /// The parts of a consumer's loop, beside its gate.
+    fn deps(&self, binding: Binding) -> impl Fn(Gate) -> ConsumerDeps + Send + Sync + use<> {
+        let (connection, reader, budget) =
+            (self.connection.clone(), self.reader.clone(), self.budget.clone());
+        move |gate| ConsumerDeps {
+            binding: binding.clone(),
+            connection: connection.clone(),
+            reader: reader.clone(),
+            budget: budget.clone(),
+            gate,
+            tenure: None,
+        }
     }
 
     /// Consumes until `shutdown` is cancelled. Then readiness ends, no more is pulled, delivered events are handled and settled, and
@@ -239,12 +311,27 @@ impl Service {
     ///
     /// A consuming task ended too early, which only a restart repairs; the others are stopped first.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServiceError> {
-        let Self { connection, health, loops, .. } = self;
+        let Self { environment, connection, health, metrics, loops, .. } = self;
         let stop = shutdown.child_token();
-        let mut tasks = JoinSet::new();
-        for (binding, consuming) in loops {
-            let consuming = tokio::spawn(consuming(stop.clone()));
-            tasks.spawn(async move { (binding, consuming.await) });
+        let (mut tasks, mut shared) = (JoinSet::new(), Vec::new());
+        for (binding, source) in loops {
+            let no_threads = |error: io::Error| ServiceError::LoopEnded {
+                binding,
+                reason: format!("failed to start the handler's threads: {error}"),
+            };
+            match source {
+                Source::Consumer(start) => {
+                    let consuming = tokio::spawn(start(stop.clone()).map_err(no_threads)?);
+                    tasks.spawn(async move { (binding, consuming.await) });
+                }
+                Source::Partitions(start) => shared.push(start(stop.clone()).map_err(no_threads)?),
+            }
+        }
+        if let Some(first) = shared.first() {
+            let binding = first.name;
+            let sharing = Sharing::new(member_of(&environment), &connection, shared, &health, &metrics);
+            let sharing = tokio::spawn(share(sharing, &environment, stop.clone()));
+            tasks.spawn(async move { (binding, sharing.await) });
         }
         let failed = tokio::select! {
             () = shutdown.cancelled() => None,
@@ -266,6 +353,40 @@ impl Service {
     }
 }
 
+/// Shares partitions until `stop`, and then gives them up, if that is possible in time.
+fn share(
+    sharing: Sharing,
+    environment: &Environment,
+    stop: CancellationToken,
+) -> impl Future<Output = ()> + use<> {
+    let deadlines = environment.bindings.bindings.values().map(|binding| binding.handler_deadline.0);
+    let longest = deadlines.max().unwrap_or_default() + SETTLE_TIMEOUT + RELEASE_TIMEOUT;
+    async move {
+        let overdue = async {
+            stop.cancelled().await;
+            sleep(longest).await;
+        };
+        tokio::select! {
+            ended = sharing.run(stop.clone()) => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "stopped sharing partitions");
+                }
+            }
+            () = overdue => tracing::warn!("stopped before all partitions were given up; others take them in time"),
+        }
+    }
+}
+
+/// Who this process is for those that share partitions with it.
+fn member_of(environment: &Environment) -> Member {
+    match &environment.pod {
+        Some(Pod { namespace, name, uid }) => {
+            Member { namespace: namespace.clone(), pod: Some((name.clone(), uid.clone())) }
+        }
+        None => Member { namespace: DEFAULT_NAMESPACE.to_owned(), pod: None },
+    }
+}
+
 /// How long the connection may take to write its buffer out.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -281,13 +402,12 @@ mod tests {
     use jetwright_process::http::Drain;
 
     use super::*;
-    use crate::consumer::SETTLE_TIMEOUT;
 
     const TELEMETRY: Duration = Duration::from_secs(5);
 
     #[test]
     fn a_stop_fits_into_what_a_pod_is_given_beyond_its_slowest_handler() {
-        let beyond = SETTLE_TIMEOUT + FLUSH_TIMEOUT + TELEMETRY;
+        let beyond = SETTLE_TIMEOUT + RELEASE_TIMEOUT + FLUSH_TIMEOUT + TELEMETRY;
         assert!(beyond < STOP_MARGIN.0, "{beyond:?}");
     }
 

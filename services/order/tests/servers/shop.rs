@@ -139,6 +139,7 @@ impl Shop {
             servers: vec![self.nats.url().parse().unwrap()],
             credentials: None,
             bindings: self.bindings(),
+            pod: None,
             unknown_fields: Vec::new(),
         };
         let settings = configuration::ShopConfig {
@@ -301,6 +302,7 @@ async fn connect(nats: &NatsServer, bindings: Bindings) -> Service {
         servers: vec![nats.url().parse().unwrap()],
         credentials: None,
         bindings,
+        pod: None,
         unknown_fields: Vec::new(),
     };
     Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()

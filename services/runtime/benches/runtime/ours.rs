@@ -81,7 +81,7 @@ async fn connect(url: &str, job: &Job) -> Service {
         },
         handler_deadline: HANDLER_DEADLINE,
         partitions: None,
-        ordering: job.is_ordered().then(|| Ordering { key_tokens: vec![1] }),
+        ordering: job.is_ordered().then(|| Ordering { key_tokens: vec![2] }),
         dead_letters: (job.burst() > 0).then(|| {
             let prefix = dead_letter::prefix(&job.stream, CONSUMER);
             DeadLetters { prefix, max_age: None }
@@ -92,6 +92,7 @@ async fn connect(url: &str, job: &Job) -> Service {
         servers: vec![url.parse().unwrap()],
         credentials: None,
         bindings: Bindings { bindings: [("measured".to_owned(), binding)].into() },
+        pod: None,
         unknown_fields: Vec::new(),
     };
     Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()

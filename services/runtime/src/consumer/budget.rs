@@ -121,6 +121,16 @@ impl ByteShare {
     }
 }
 
+impl Drop for ByteShare {
+    /// What it still holds counts no more, and the others' shares grow.
+    fn drop(&mut self) {
+        self.budget.held.dec_by(as_signed(self.held.load(Ordering::Relaxed)));
+        let mut shared = self.budget.lock();
+        shared.consumers = shared.consumers.saturating_sub(1);
+        shared.borrowed = shared.borrowed.saturating_sub(self.borrowed.load(Ordering::Relaxed));
+    }
+}
+
 fn as_signed(bytes: usize) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

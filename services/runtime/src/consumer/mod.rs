@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `fetch` | waits for the consumer, pulls no more than there is room for, forwards deliveries in their order; dead-letters what the client cannot parse |
 //! | `dispatch` | owns the deliveries in flight: begins them in order, keeps JetStream from redelivering them, acknowledges them until that is confirmed |
+//! | `pool` | the threads of a handler, shared by the sources of its events, and how many attempts there may be at once |
 //! | `workers` | the threads on which handlers run, and the watchdog over them |
 //! | `runner` | the state of a handler, whichever sources its events come from |
 //! | `attempt`, `retry` | one attempt within its limits; the decision about the event |
@@ -20,6 +21,7 @@ mod delivery;
 mod dispatch;
 mod fetch;
 mod observation;
+mod pool;
 mod probe;
 mod proof;
 mod retry;
@@ -40,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{
     budget::ByteBudget,
+    pool::HandlerPool,
     retry::Decision,
     runner::HandlerRunner,
     source::{ConsumerDeps, ConsumerLoop},
@@ -54,17 +57,17 @@ use crate::Handler;
 /// Beyond a handler's deadline, the time that a stop leaves for an attempt that was still to arrive, and for acknowledgements.
 pub(crate) const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Consumes until `stop`, and then finishes what was delivered. It ends earlier only after a bug of this program.
-pub(crate) async fn consume<H: Handler>(mut consumer: ConsumerLoop<H>, stop: CancellationToken) {
-    consumer.stop = stop.clone();
+/// Consumes until `stop`, and then finishes what was delivered. When the program ends, by `program`, that is bounded. It ends earlier only
+/// after a bug of this program. Returns whether nothing runs any more.
+pub(crate) async fn consume<H: Handler>(
+    mut consumer: ConsumerLoop<H>,
+    pool: Arc<HandlerPool>,
+    stop: CancellationToken,
+    program: CancellationToken,
+) -> bool {
+    consumer.stop = stop;
     let consumer = Arc::new(consumer);
-    let mut dispatcher = match Dispatcher::open(Arc::clone(&consumer)) {
-        Ok(dispatcher) => dispatcher,
-        Err(error) => {
-            tracing::error!(binding = consumer.name(), %error, "failed to start the handler's threads");
-            return;
-        }
-    };
+    let mut dispatcher = Dispatcher::new(Arc::clone(&consumer), pool);
     // It never contains more than was requested.
     let (outbound, inbound) = mpsc::unbounded_channel();
     let working = async {
@@ -72,7 +75,7 @@ pub(crate) async fn consume<H: Handler>(mut consumer: ConsumerLoop<H>, stop: Can
         tokio::try_join!(dispatcher.run(inbound), fetching).map(drop)
     };
     let overdue = async {
-        stop.cancelled().await;
+        program.cancelled().await;
         sleep_until(Instant::now() + consumer.binding.handler_deadline.0 + SETTLE_TIMEOUT).await;
     };
     let ended = tokio::select! {
@@ -82,7 +85,7 @@ pub(crate) async fn consume<H: Handler>(mut consumer: ConsumerLoop<H>, stop: Can
         () = foreign::run(&consumer) => None,
     };
     match ended {
-        Some(Ok(())) => {}
+        Some(Ok(())) => return true,
         Some(Err(error)) => {
             tracing::error!(binding = consumer.name(), %error, "stopped consuming after an internal fault");
         }
@@ -95,4 +98,5 @@ pub(crate) async fn consume<H: Handler>(mut consumer: ConsumerLoop<H>, stop: Can
             );
         }
     }
+    false
 }

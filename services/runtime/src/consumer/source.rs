@@ -22,7 +22,7 @@ use super::{
     runner::HandlerRunner,
     suspicion::Suspicion,
 };
-use crate::{Handler, Reader, Source};
+use crate::{Handler, Reader, Source, partitions::Tenure};
 
 /// How long a consumer may be unavailable before its process is not ready.
 const UNREADY_AFTER: Duration = Duration::from_secs(10);
@@ -51,8 +51,10 @@ pub(crate) struct ConsumerLoop<H> {
     /// The maximum of deliveries in flight for that.
     pub(super) room_at: AtomicUsize,
     pub(super) suspicion: Suspicion,
-    /// Cancelled when the program stops.
+    /// Cancelled when it is to end.
     pub(super) stop: CancellationToken,
+    /// The right to it, where its handler's processes share out several sources.
+    pub(super) tenure: Option<Arc<Tenure>>,
 }
 
 /// The parts of a consumer's loop, beside the state of its handler.
@@ -62,17 +64,18 @@ pub(crate) struct ConsumerDeps {
     pub(crate) reader: Reader,
     pub(crate) gate: Gate,
     pub(crate) budget: ByteBudget,
+    pub(crate) tenure: Option<Arc<Tenure>>,
 }
 
 impl<H: Handler> ConsumerLoop<H> {
     /// One more source of this handler: its sources share what is remembered of events, the breaker of its dead letters and its metrics.
     pub(crate) fn new(runner: Arc<HandlerRunner<H>>, deps: ConsumerDeps) -> Self {
-        let ConsumerDeps { binding, connection, reader, gate, budget } = deps;
+        let ConsumerDeps { binding, connection, reader, gate, budget, tenure } = deps;
         let source = Source {
             stream: binding.stream.clone(),
             consumer: binding.consumer.clone(),
             event_consumer: runner.name.to_owned(),
-            epoch: 0,
+            epoch: tenure.as_ref().map_or(0, |tenure| tenure.epoch),
         };
         Self {
             bytes: budget.share(runner.options.bytes),
@@ -91,6 +94,7 @@ impl<H: Handler> ConsumerLoop<H> {
             room_at: AtomicUsize::new(usize::MAX),
             suspicion: Suspicion::default(),
             stop: CancellationToken::new(),
+            tenure,
         }
     }
 }
@@ -112,6 +116,11 @@ impl<H> ConsumerLoop<H> {
         let held =
             if self.runner.is_ordered { concurrency.saturating_mul(WAITING_PER_SLOT) } else { concurrency };
         usize::try_from(self.binding.max_ack_pending.min(held).max(1)).unwrap_or(usize::MAX)
+    }
+
+    /// How long a pull request may last that is sent now; `None` while the lease is over.
+    pub(super) fn pull_expiry(&self) -> Option<Duration> {
+        self.tenure.as_ref().map_or(Some(Duration::MAX), |tenure| tenure.pull_expiry())
     }
 
     pub(super) fn in_flight(&self) -> usize {

@@ -151,9 +151,11 @@ fn check(path: &str, binding: &Binding, refuse: &mut impl FnMut(&str, String, &s
         ),
         (
             "ordering.keyTokens",
-            ordering.as_ref().is_none_or(|ordering| !ordering.key_tokens.is_empty()),
-            "found none".to_owned(),
-            "expected the positions, from 0, of the tokens of a subject that are the key",
+            ordering
+                .as_ref()
+                .is_none_or(|ordering| !ordering.key_tokens.is_empty() && !ordering.key_tokens.contains(&0)),
+            ordering.as_ref().map_or_else(String::new, |ordering| format!("found {:?}", ordering.key_tokens)),
+            "expected the positions, from 1, of the tokens of a subject that are the key",
         ),
         (
             "deadLetters.prefix",

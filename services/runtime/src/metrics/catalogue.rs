@@ -22,8 +22,15 @@ jetwright_process::catalogue! {
         EVENT_CONSUMER, words("kind", &["gap", "overlap", "back"])
     ] "Attempts of ordered consumers that began out of the order of their key, which should not be there";
     ORDER_RECOVERIES: Counter "jetwright_order_recoveries" [
-        EVENT_CONSUMER, words("cause", &["reconnect", "sequence-gap", "sequence-back", "unanswered-ack"])
+        EVENT_CONSUMER, words("cause", &["reconnect", "sequence-gap", "sequence-back", "unanswered-ack", "lease-over"])
     ] "Recoveries of ordered consumers, which wait until no delivery is unacknowledged elsewhere";
+    HELD_PARTITIONS: Gauge "jetwright_held_partitions" [
+        EVENT_CONSUMER, words("state", &["waiting", "recovering", "serving", "suspended", "draining"])
+    ] "Partitions that the process handles, or waits for until another process has finished";
+    PARTITION_CHANGES: Counter "jetwright_partition_changes" [
+        EVENT_CONSUMER, words("change", &["taken", "handed-over", "lost"])
+    ] "Partitions that the process took, gave up after it had finished what had begun, and lost since others took it for dead";
+    MEMBERSHIPS_LOST: Counter "jetwright_memberships_lost" [] "Times that the others took the process for dead, or its membership was removed; it joins again";
     PUBLISHES: Counter "jetwright_publishes" [
         words("kind", &["event", "state", "dead-letter"]),
         words("outcome", &["stored", "duplicate", "conflict", "unavailable", "refused"])

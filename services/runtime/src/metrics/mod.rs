@@ -38,12 +38,27 @@ struct Families {
     order_checked: Family<OfConsumer, Counter>,
     order_violations: Family<Violation, Counter>,
     recoveries: Family<Recovery, Counter>,
+    held_partitions: Family<HeldPartition, Gauge>,
+    partition_changes: Family<Change, Counter>,
+    memberships_lost: Counter,
     publishes: Family<Publish, Counter>,
     publishing: Histogram,
     /// Those that count with every event, looked up once.
     stored: Counter,
     connected: Gauge,
     connections: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct HeldPartition {
+    event_consumer: &'static str,
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Change {
+    event_consumer: &'static str,
+    change: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -177,6 +192,9 @@ impl Metrics {
             order_checked: Family::default(),
             order_violations: Family::default(),
             recoveries: Family::default(),
+            held_partitions: Family::default(),
+            partition_changes: Family::default(),
+            memberships_lost: Counter::default(),
             stored,
             publishes,
             // 0.5 ms to 8 s: a publish fails after five.
@@ -214,6 +232,22 @@ impl Metrics {
         self.0.publishes.get_or_create(&Publish { kind, outcome }).inc();
     }
 
+    /// Sets how many partitions of a consumer are in a state.
+    pub(crate) fn held_partitions(&self, event_consumer: &'static str, state: &'static str, count: usize) {
+        let held = self.0.held_partitions.get_or_create(&HeldPartition { event_consumer, state }).clone();
+        held.set(count.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Counts a partition that the process takes or gives up.
+    pub(crate) fn partition_changed(&self, event_consumer: &'static str, change: &'static str) {
+        self.0.partition_changes.get_or_create(&Change { event_consumer, change }).inc();
+    }
+
+    /// Counts a membership that is over.
+    pub(crate) fn membership_lost(&self) {
+        self.0.memberships_lost.inc();
+    }
+
     pub(crate) fn handler(&self, event_consumer: &'static str) -> HandlerMetrics {
         let label = OfConsumer { event_consumer };
         let duration = self.0.duration.get_or_create(&label).clone();
@@ -246,6 +280,9 @@ impl Families {
         catalogue::ORDER_CHECKED.register(registry, self.order_checked.clone());
         catalogue::ORDER_VIOLATIONS.register(registry, self.order_violations.clone());
         catalogue::ORDER_RECOVERIES.register(registry, self.recoveries.clone());
+        catalogue::HELD_PARTITIONS.register(registry, self.held_partitions.clone());
+        catalogue::PARTITION_CHANGES.register(registry, self.partition_changes.clone());
+        catalogue::MEMBERSHIPS_LOST.register(registry, self.memberships_lost.clone());
         catalogue::PUBLISHES.register(registry, self.publishes.clone());
         catalogue::PUBLISH_DURATION.register(registry, self.publishing.clone());
         catalogue::NATS_CONNECTED.register(registry, self.connected.clone());
@@ -349,6 +386,9 @@ mod tests {
         let in_flight = handler.begin();
         handler.order_checked(Some("gap"));
         handler.recovery("reconnect");
+        metrics.held_partitions("order-fulfilment", "serving", 3);
+        metrics.partition_changed("order-fulfilment", "taken");
+        metrics.membership_lost();
         handler.dead_lettered("permanent");
         handler.ack_unconfirmed();
         metrics.held().set(17);

@@ -230,6 +230,7 @@ impl<S> Bank<S> {
             servers: self.url.split(',').map(|url| url.parse().unwrap()).collect(),
             credentials: None,
             bindings: Bindings { bindings: [("balances".to_owned(), binding)].into() },
+            pod: None,
             unknown_fields: Vec::new(),
         };
         Service::connect(environment, &Health::new(), registry).await.unwrap()

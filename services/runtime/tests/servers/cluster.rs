@@ -39,6 +39,7 @@ async fn service_with(cluster: &NatsCluster, bindings: Bindings) -> Service {
         servers,
         credentials: None,
         bindings,
+        pod: None,
         unknown_fields: vec![],
     };
     Service::connect(environment, &Health::new(), &mut Registry::default()).await.unwrap()

@@ -234,13 +234,14 @@ impl OnCluster {
         let mut bindings = Bench::bindings(ack_wait);
         let binding = bindings.bindings.get_mut("numbers").unwrap();
         binding.max_ack_pending = 1000;
-        binding.ordering = ordered.then(|| Ordering { key_tokens: vec![1] });
+        binding.ordering = ordered.then(|| Ordering { key_tokens: vec![2] });
         let servers = vec![url.parse().unwrap()];
         let environment = Environment {
             name: "tests".to_owned(),
             servers,
             credentials: None,
             bindings,
+            pod: None,
             unknown_fields: Vec::new(),
         };
         let (mut registry, stop) = (Registry::default(), CancellationToken::new());

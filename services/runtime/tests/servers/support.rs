@@ -277,7 +277,7 @@ impl Bench {
 
     /// With events of one key, which is their subject's last token, one after another.
     pub fn ordered(mut self) -> Self {
-        self.binding.ordering = Some(Ordering { key_tokens: vec![1] });
+        self.binding.ordering = Some(Ordering { key_tokens: vec![2] });
         self
     }
 
@@ -303,11 +303,18 @@ impl Bench {
     }
 
     pub fn environment(&self) -> Environment {
+        let credentials = self.credentials.clone();
+        Environment { credentials, ..Self::environment_of(&self.url, self.binding.clone()) }
+    }
+
+    /// That of a program which connects there, with this binding.
+    pub fn environment_of(url: &str, binding: Binding) -> Environment {
         Environment {
             name: "tests".to_owned(),
-            servers: vec![self.url.parse().unwrap()],
-            credentials: self.credentials.clone(),
-            bindings: Bindings { bindings: [("numbers".to_owned(), self.binding.clone())].into() },
+            servers: vec![url.parse().unwrap()],
+            credentials: None,
+            bindings: Bindings { bindings: [("numbers".to_owned(), binding)].into() },
+            pod: None,
             unknown_fields: Vec::new(),
         }
     }

@@ -110,7 +110,7 @@ impl<H: Handler> Dispatcher<H> {
     pub(super) async fn send_due_acks(&mut self, now: Instant, is_permitted: Option<bool>) {
         let half = self.consumer.binding.ack_wait.0 / 2;
         // An in-progress acknowledgement does no harm, whichever event has its sequence.
-        let can_say_in_progress = self.link.borrow().connected;
+        let can_say_in_progress = self.link.borrow().connected && self.may_hold();
         let (mut in_progress, mut due) = (Vec::new(), Vec::new());
         for (slot, held) in self.in_flight.iter_mut() {
             match &mut held.state {
@@ -160,7 +160,7 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    async fn publish(&self, to: Subject, payload: bytes::Bytes) {
+    pub(super) async fn publish(&self, to: Subject, payload: bytes::Bytes) {
         send(self.client.publish(to, payload)).await;
     }
 

@@ -24,8 +24,7 @@ impl<H: Handler> Dispatcher<H> {
 
     /// Nothing new begins until everything that was delivered is here.
     pub(super) fn begin_recovery(&mut self, doubt: RecoveryCause, now: Instant) {
-        let Some(order) = &mut self.order else { return };
-        if order.recovery.doubt(doubt, now.into_std()) {
+        if self.hold_back(doubt, now) {
             tracing::info!(
                 binding = self.consumer.name(),
                 cause = doubt.as_str(),
@@ -34,19 +33,30 @@ impl<H: Handler> Dispatcher<H> {
             self.consumer.runner.metrics.recovery(doubt.as_str());
             self.consumer.recovering.store(true, atomic::Ordering::Relaxed);
             self.consumer.capacity_freed.notify_one();
-            order.queue.clear_waiting();
-            if let ExclusiveRun::Waiting(slot) = self.exclusive {
-                self.exclusive = ExclusiveRun::None;
-                self.next.push_back(slot);
-            }
-            // Those that were about to begin have not.
-            for slot in self.next.drain(..) {
-                if let Some(Held { key: Some(key), .. }) = self.in_flight.get(slot) {
-                    order.queue.complete(*key);
-                }
+        }
+        if self.order.is_some() {
+            self.consumer.discovery.recheck();
+        }
+    }
+
+    /// Nothing new begins; returns whether some might have.
+    pub(super) fn hold_back(&mut self, doubt: RecoveryCause, now: Instant) -> bool {
+        let Some(order) = &mut self.order else { return false };
+        if !order.recovery.doubt(doubt, now.into_std()) {
+            return false;
+        }
+        order.queue.clear_waiting();
+        if let ExclusiveRun::Waiting(slot) = self.exclusive {
+            self.exclusive = ExclusiveRun::None;
+            self.next.push_back(slot);
+        }
+        // Those that were about to begin have not.
+        for slot in self.next.drain(..) {
+            if let Some(Held { key: Some(key), .. }) = self.in_flight.get(slot) {
+                order.queue.complete(*key);
             }
         }
-        self.consumer.discovery.recheck();
+        true
     }
 
     /// JetStream reported which consumer exists, and which deliveries are unacknowledged.
@@ -59,6 +69,9 @@ impl<H: Handler> Dispatcher<H> {
         }
         self.resolve_acks(&observation).await;
         self.go_on_with_recovery(&observation);
+        if self.order.as_ref().is_some_and(|order| order.recovery.is_active()) {
+            self.hurry(&observation).await;
+        }
     }
 
     /// Another consumer has the name now: it knows nothing of its predecessor's deliveries.

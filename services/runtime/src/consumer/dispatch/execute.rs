@@ -6,17 +6,24 @@ use std::{
     time::Duration,
 };
 
-use jetwright_partitions::{recovery::Progress, sentinel::OrderViolation};
+use jetwright_partitions::{
+    recovery::{Progress, RecoveryCause},
+    sentinel::OrderViolation,
+};
 use tokio::time::Instant;
 
 use super::{
-    AttemptResult, Attempted, Delivery, Dispatcher, ExclusiveRun, Held, Isolation, Observation, State,
+    AttemptResult, Attempted, Delivery, Dispatcher, ExclusiveRun, Held, Isolation, Job, Observation, Room,
+    State,
 };
 use crate::{
     Handler,
     consumer::{ack::NAK_ON_SHUTDOWN, workers::WorkerPanic},
+    partitions::Instruction,
 };
 
+/// When an attempt is made that this process might not begin.
+const NOT_BEGUN_PAUSE: Duration = Duration::from_millis(100);
 /// How long a recovery may take before the log shows what it waits for, and how often.
 const RECOVERY_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -38,24 +45,56 @@ impl<H: Handler> Dispatcher<H> {
     pub(super) async fn begin_next(&mut self) {
         if let ExclusiveRun::Waiting(slot) = self.exclusive
             && self.running == 0
+            && self.take_room()
         {
             self.exclusive = ExclusiveRun::Running(slot);
-            if !self.begin(slot).await {
+            if !self.begin_or_give_room_back(slot).await {
                 self.exclusive = ExclusiveRun::None;
             }
         }
         // After a reconnect more may have been delivered than was asked for; a stop gives it back.
         while self.exclusive == ExclusiveRun::None
+            && !self.next.is_empty()
             && (self.running < self.concurrency || self.is_stop_near())
+            && self.take_room()
             && let Some(slot) = self.next.pop_front()
         {
-            self.begin(slot).await;
+            self.begin_or_give_room_back(slot).await;
         }
+        if self.room == Room::Taken {
+            self.room = Room::Unneeded;
+            self.pool.give_room_back();
+        }
+    }
+
+    /// Takes room for one attempt of this handler, if this process may make one and there is room.
+    fn take_room(&mut self) -> bool {
+        // What is given back needs neither room nor the lease.
+        if self.is_stop_near() || mem::replace(&mut self.room, Room::Unneeded) == Room::Taken {
+            return true;
+        }
+        if !self.may_begin() {
+            return false;
+        }
+        let is_taken = self.pool.try_take_room();
+        if !is_taken {
+            self.room = Room::Wanted;
+        }
+        is_taken
+    }
+
+    async fn begin_or_give_room_back(&mut self, slot: usize) -> bool {
+        let has_room = !self.is_stop_near();
+        let begun = self.begin(slot).await;
+        if has_room && !begun {
+            self.pool.give_room_back();
+        }
+        begun
     }
 
     /// Whether the program stops so soon that nothing more begins.
     fn is_stop_near(&self) -> bool {
-        self.last_begin.is_some_and(|last| Instant::now() > last)
+        self.last_begin.is_some_and(|last| Instant::now() >= last)
     }
 
     /// Begins an attempt, if there is still time and reason for it; returns whether it did.
@@ -112,7 +151,8 @@ impl<H: Handler> Dispatcher<H> {
             }
         }
         self.running += 1;
-        self.workers.begin((slot, delivery));
+        let tenure = self.consumer.tenure.clone();
+        self.workers.begin(Job { slot, delivery, tenure });
     }
 
     /// Processes the attempts that ended.
@@ -132,6 +172,7 @@ impl<H: Handler> Dispatcher<H> {
 
     async fn attempt_ended(&mut self, Attempted { slot, result, delivery }: Attempted) {
         self.running -= 1;
+        self.pool.give_room_back();
         if self.exclusive == ExclusiveRun::Running(slot) {
             self.exclusive = ExclusiveRun::None;
         }
@@ -144,9 +185,10 @@ impl<H: Handler> Dispatcher<H> {
                 .give_up(slot, "the consumer was recreated; its predecessor's delivery is not acknowledged");
         }
         match result {
-            AttemptResult::Settle(settlement) => self.settle(slot, &settlement).await,
-            AttemptResult::RetryInPlace { .. } if self.last_begin.is_some() => self.give_back(slot).await,
-            AttemptResult::RetryInPlace { after } => self.pause(slot, after, delivery),
+            Some(AttemptResult::Settle(settlement)) => self.settle(slot, &settlement).await,
+            _ if self.last_begin.is_some() => self.give_back(slot).await,
+            Some(AttemptResult::RetryInPlace { after }) => self.pause(slot, after, delivery),
+            None => self.pause(slot, NOT_BEGUN_PAUSE, delivery),
         }
     }
 
@@ -181,10 +223,20 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// The program stops: waiting deliveries have half of a handler's deadline, and those between two attempts have none.
+    /// It stops: waiting deliveries have half of a handler's deadline, and those between two attempts have none. Where another process waits
+    /// for the partition, or has it, nothing begins any more.
     pub(super) async fn begin_stop(&mut self) {
-        let half = self.consumer.binding.handler_deadline.0 / 2;
-        self.last_begin = Some(Instant::now() + half);
+        let now = Instant::now();
+        self.last_begin = Some(now);
+        match self.consumer.tenure.as_ref().map(|tenure| tenure.instruction()) {
+            None => self.last_begin = Some(now + self.consumer.binding.handler_deadline.0 / 2),
+            Some(Instruction::Abandon) => self.abandoned_since = Some(now),
+            Some(_) => {}
+        }
+        if self.consumer.tenure.is_some() {
+            self.hold_back(RecoveryCause::HandOver, now);
+            self.give_back_recovering().await;
+        }
         self.paused.clear();
         for slot in self.in_flight.in_order(|held| matches!(held.state, State::Paused(..))) {
             self.give_back(slot).await;
@@ -206,6 +258,9 @@ impl<H: Handler> Dispatcher<H> {
     async fn give_back(&mut self, slot: usize) {
         if let Some(held) = self.in_flight.get_mut(slot) {
             self.nacked_keys.extend(held.key);
+        }
+        if self.abandoned_since.is_some() {
+            return self.release(slot);
         }
         self.leave_queue(slot);
         if let Some(held) = self.in_flight.get_mut(slot) {
@@ -270,6 +325,9 @@ impl<H: Handler> Dispatcher<H> {
                 );
                 self.requeue();
                 self.consumer.recovering.store(false, Ordering::Relaxed);
+                if let Some(tenure) = &self.consumer.tenure {
+                    tenure.recovered();
+                }
             }
         }
     }

@@ -43,6 +43,12 @@ impl<H: Handler> Dispatcher<H> {
 
     fn take(&mut self, delivered: Delivered, now: Instant, time: Timestamp) {
         let (sequence, event_time) = (delivered.metadata.sequence, delivered.metadata.time);
+        if let Some(tenure) = &self.consumer.tenure {
+            tenure.report(|figures| {
+                figures.delivered = figures.delivered.max(sequence);
+                figures.pending = delivered.metadata.lag;
+            });
+        }
         let doubt =
             self.order.as_mut().and_then(|order| order.recovery.received(delivered.consumer_sequence));
         if let Some(doubt) = doubt {

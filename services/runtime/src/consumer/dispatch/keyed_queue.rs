@@ -132,7 +132,7 @@ impl KeyedQueue {
 /// Which tokens of a subject are its key.
 #[derive(Debug)]
 pub(super) struct KeyTokens {
-    /// Counted from 0.
+    /// Counted from 1.
     positions: Vec<u32>,
     /// Of this process alone: no publisher can make keys collide, so tables by key need no collision-resistant hash.
     hasher: RandomState,
@@ -146,7 +146,7 @@ impl KeyTokens {
     /// The key of a subject. Two keys with one hash share a lane, which only makes them slower.
     pub(super) fn key(&self, subject: &str) -> u64 {
         let mut hasher = self.hasher.build_hasher();
-        for (position, token) in (0..).zip(subject.split('.')) {
+        for (position, token) in (1..).zip(subject.split('.')) {
             if self.positions.contains(&position) {
                 token.hash(&mut hasher);
             }
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn a_key_is_some_tokens_of_a_subject() {
-        let (one, two) = (KeyTokens::new(vec![1]), KeyTokens::new(vec![0, 1]));
+        let (one, two) = (KeyTokens::new(vec![2]), KeyTokens::new(vec![1, 2]));
         assert_eq!(one.key("orders.42.placed"), one.key("orders.42.confirmed.7"));
         assert_ne!(one.key("orders.42.placed"), one.key("orders.43.placed"));
         assert_ne!(two.key("a.b.c"), two.key("a.c.b"));

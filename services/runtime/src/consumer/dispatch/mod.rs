@@ -9,10 +9,10 @@ mod intake;
 mod keyed_queue;
 mod order;
 mod recently_settled;
+mod tenure;
 
 use std::{
     collections::{HashSet, VecDeque},
-    io,
     sync::Arc,
     time::Duration,
 };
@@ -33,14 +33,16 @@ use self::{
     recently_settled::RecentlySettled,
 };
 use super::{
-    attempt::{AttemptResult, Delivery, process},
+    SETTLE_TIMEOUT,
+    attempt::{AttemptResult, Delivery},
     fetch::Fetched,
     observation::Observation,
+    pool::{Attempted, HandlerPool, Job},
     retry::Isolation,
     source::ConsumerLoop,
     workers::{WorkerPanic, Workers},
 };
-use crate::Handler;
+use crate::{Handler, partitions::Instruction};
 
 /// Maximum work of one kind before other kinds have their turn.
 const BATCH: usize = 64;
@@ -50,7 +52,10 @@ const TICK: Duration = Duration::from_millis(100);
 /// The deliveries of one consumer that are in flight in this process.
 pub(super) struct Dispatcher<H> {
     consumer: Arc<ConsumerLoop<H>>,
-    workers: Workers<(usize, Box<Delivery>), Attempted>,
+    workers: Workers<Job, Attempted>,
+    pool: Arc<HandlerPool>,
+    /// Of the pool, which other sources use too.
+    room: Room,
     /// Room for the attempts that ended.
     results: Vec<Result<Attempted, WorkerPanic>>,
     in_flight: InFlight,
@@ -80,6 +85,12 @@ pub(super) struct Dispatcher<H> {
     inbox: String,
     ack_numbers: u64,
     link: watch::Receiver<Link>,
+    /// What it is told, where processes share out several sources.
+    instructions: Option<watch::Receiver<Instruction>>,
+    /// Since when another process has the source.
+    abandoned_since: Option<Instant>,
+    /// Deliveries that another process left are asked for.
+    hurries: bool,
     observations: watch::Receiver<Option<Arc<Observation>>>,
     consumer_epoch: u64,
     /// The duration of the recovery when the log last showed what it waits for.
@@ -89,11 +100,15 @@ pub(super) struct Dispatcher<H> {
     violations: ViolationReceiver,
 }
 
-/// An attempt that ended.
-struct Attempted {
-    slot: usize,
-    result: AttemptResult,
-    delivery: Box<Delivery>,
+/// Room for one attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    /// Nothing waits for any.
+    Unneeded,
+    /// One attempt waits for it.
+    Wanted,
+    /// One attempt may begin.
+    Taken,
 }
 
 /// Events that run alone.
@@ -108,25 +123,17 @@ enum ExclusiveRun {
 }
 
 impl<H: Handler> Dispatcher<H> {
-    /// # Errors
-    ///
-    /// The system gives the handler no threads.
-    pub(super) fn open(consumer: Arc<ConsumerLoop<H>>) -> io::Result<Self> {
-        let runner = Arc::clone(&consumer.runner);
-        let workers =
-            Workers::start(consumer.name(), &consumer.runner.watchdog, move |(slot, delivery), now| {
-                let runner = Arc::clone(&runner);
-                async move {
-                    let (result, delivery) = process(runner, delivery, now.into()).await;
-                    Attempted { slot, result, delivery }
-                }
-            })?;
+    pub(super) fn new(consumer: Arc<ConsumerLoop<H>>, pool: Arc<HandlerPool>) -> Self {
         let ordering = consumer.binding.ordering.clone();
         let concurrency = usize::try_from(consumer.runner.options.concurrency.max(1)).unwrap_or(usize::MAX);
-        Ok(Self {
-            workers,
+        // There may be a thousand partitions, most of them idle.
+        let expected = if consumer.tenure.is_some() { 0 } else { consumer.capacity() };
+        Self {
+            workers: pool.workers(),
+            pool,
+            room: Room::Unneeded,
             results: Vec::new(),
-            in_flight: InFlight::with_capacity(consumer.capacity()),
+            in_flight: InFlight::with_capacity(expected),
             ended: RecentlySettled::default(),
             order: ordering.map(|ordering| Order::new(ordering.key_tokens, concurrency, Instant::now())),
             next: VecDeque::new(),
@@ -143,13 +150,16 @@ impl<H: Handler> Dispatcher<H> {
             inbox: String::new(),
             ack_numbers: 0,
             link: consumer.connection.link(),
+            instructions: consumer.tenure.as_ref().map(|tenure| tenure.instructions()),
+            abandoned_since: None,
+            hurries: consumer.tenure.is_some(),
             observations: consumer.discovery.subscribe(),
             consumer_epoch: 0,
             recovery_logged_at: Duration::ZERO,
             unverified_since: None,
             violations: consumer.connection.violations(),
             consumer,
-        })
+        }
     }
 
     /// Works until nothing more arrives and everything is settled.
@@ -164,7 +174,7 @@ impl<H: Handler> Dispatcher<H> {
         let mut tick = interval(TICK.min(self.consumer.binding.ack_wait.0 / 4).max(Duration::from_millis(1)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let stop = self.consumer.stop.clone();
-        while !self.drained || !self.in_flight.is_empty() {
+        while !self.is_finished() {
             self.subscribe().await;
             tokio::select! {
                 // New arrivals do not postpone what is due for ever.
@@ -172,6 +182,8 @@ impl<H: Handler> Dispatcher<H> {
                 _ = tick.tick() => self.tick().await,
                 () = stop.cancelled(), if self.last_begin.is_none() => self.begin_stop().await,
                 () = self.workers.ended() => {}
+                () = self.pool.room(), if self.room == Room::Wanted => self.room = Room::Taken,
+                instruction = changed(&mut self.instructions) => self.instructed(instruction),
                 Some(paused) = self.paused.next() => self.resume(paused.into_inner()),
                 confirmation = next(&mut self.confirmations) => match confirmation {
                     Some(confirmation) => self.confirmed_all(&confirmation),
@@ -179,7 +191,10 @@ impl<H: Handler> Dispatcher<H> {
                     None => self.confirmations = None,
                 },
                 fetched = inbound.recv(), if !self.drained => match fetched {
-                    Some(fetched) => self.receive_some(fetched, &mut inbound),
+                    Some(fetched) => {
+                        self.receive_some(fetched, &mut inbound);
+                        self.ask_for_what_is_owed(Instant::now());
+                    }
                     None => self.end_of_deliveries().await,
                 },
                 Ok(()) = self.link.changed() => self.connection_changed(),
@@ -192,6 +207,12 @@ impl<H: Handler> Dispatcher<H> {
             self.workers.hand_over();
         }
         Ok(())
+    }
+
+    /// Whether nothing more arrives and everything is settled. What another process has by now is settled only if that takes no time.
+    fn is_finished(&self) -> bool {
+        let is_over = |since: Instant| self.running == 0 && since.elapsed() > SETTLE_TIMEOUT;
+        (self.drained && self.in_flight.is_empty()) || self.abandoned_since.is_some_and(is_over)
     }
 
     /// How many deliveries are in flight.
@@ -215,12 +236,28 @@ impl<H: Handler> Dispatcher<H> {
     async fn tick(&mut self) {
         let now = Instant::now();
         self.send_due_acks(now, None).await;
+        self.report();
+        self.ask_for_what_is_owed(now);
+    }
+
+    /// Asks how much is still owed, when it is time.
+    fn ask_for_what_is_owed(&mut self, now: Instant) {
         if let Some(order) = &mut self.order
             && order.recovery.is_info_due(now.into_std())
         {
             self.consumer.discovery.recheck();
         }
     }
+}
+
+/// Waits for what is told next.
+async fn changed(instructions: &mut Option<watch::Receiver<Instruction>>) -> Instruction {
+    if let Some(instructions) = instructions
+        && instructions.changed().await.is_ok()
+    {
+        return *instructions.borrow_and_update();
+    }
+    std::future::pending().await
 }
 
 fn is_about_acks(violation: &Violation) -> bool {

@@ -71,6 +71,8 @@ pub(super) struct Arrivals {
     pub(super) lone_request: u64,
     /// The next event has more bytes than these: a request with as many left was ended.
     pub(super) refused_bytes: usize,
+    /// The last request ended, and nothing was delivered since.
+    pub(super) was_in_vain: bool,
     /// The newest delivery was not the first of its event.
     pub(super) is_redelivering: bool,
     /// How many normal responses the consumer gave.
@@ -82,13 +84,14 @@ impl Arrivals {
         source: Arc<Source>,
         partitions: Option<Arc<Partitions>>,
         subscriptions: Vec<Subscriber>,
+        longest: Duration,
     ) -> Self {
         Self {
             source,
             partitions,
             subscriptions,
             merge: Merge::default(),
-            credits: PullCredits::default(),
+            credits: PullCredits::new(longest),
             ended: false,
             unavailable: None,
             not_before: None,
@@ -96,6 +99,7 @@ impl Arrivals {
             average_size: ASSUMED_SIZE,
             lone_request: 0,
             refused_bytes: 0,
+            was_in_vain: false,
             is_redelivering: false,
             served: 0,
         }
@@ -105,6 +109,14 @@ impl Arrivals {
     pub(super) fn reset(&mut self) {
         self.credits.forget();
         (self.ended, self.unavailable, self.not_before, self.refused_bytes) = (false, None, None, 0);
+    }
+
+    /// Ends the interest in what was requested: the server ends the requests, and what it sent before still arrives, mostly.
+    pub(super) async fn close(&mut self) {
+        for subscription in &mut self.subscriptions {
+            // Refused only if the client has ended.
+            let _ = subscription.drain().await;
+        }
     }
 
     /// The next thing that is there.
@@ -165,7 +177,7 @@ impl Arrivals {
     fn delivered(&mut self, turn: usize, message: Message) -> Option<Delivered> {
         let Message { subject, reply, payload, headers, length, .. } = message;
         self.credits.received(turn, length);
-        (self.refused_bytes, self.refusals) = (0, 0);
+        (self.refused_bytes, self.refusals, self.was_in_vain) = (0, 0, false);
         self.average_size = (self.average_size * 7 + length) / 8;
         self.served += 1;
         let reply = reply?;
@@ -189,7 +201,7 @@ impl Arrivals {
                 self.unavailable.get_or_insert(why);
                 return;
             }
-            RequestEnd::Expired => {}
+            RequestEnd::Expired => self.was_in_vain = true,
             RequestEnd::TooFewBytes if number == Some(self.lone_request) => {
                 self.unavailable
                     .get_or_insert("the next event is larger than maxBytes of the consumer".to_owned());

@@ -6,17 +6,24 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use jetwright_partitions::lease::MAX_PULL;
 use tokio::time::Instant;
 
-/// How long a request stays open at the server.
+/// How long a request stays open at the server, where that is not for long.
 pub(super) const EXPIRES: Duration = Duration::from_secs(1);
+/// How long it does at most.
+pub(super) const MAX_EXPIRES: Duration = MAX_PULL;
 /// How much later its end may arrive.
 pub(super) const NO_ANSWER: Duration = Duration::from_secs(2);
 /// Subscriptions over which requests are spread.
 pub(super) const TURNS: usize = 4;
 const TURN: Duration = Duration::from_secs(1);
+/// The duration of a turn where requests may stay open for longer.
+const LONG_TURN: Duration = Duration::from_secs(4);
 // A turn that comes again has no request open: its last one was sent when it ended, and that one's end has arrived since.
 const _: () = assert!((TURNS as u64 - 1) * TURN.as_secs() >= EXPIRES.as_secs() + NO_ANSWER.as_secs());
+const _: () =
+    assert!((TURNS as u64 - 1) * LONG_TURN.as_secs() >= MAX_EXPIRES.as_secs() + NO_ANSWER.as_secs());
 
 /// One open request, and what it still owes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +56,7 @@ pub(super) struct Room {
 }
 
 /// The account of pull requests at one consumer.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct PullCredits {
     /// Oldest first.
     open: VecDeque<OpenRequest>,
@@ -58,22 +65,37 @@ pub(super) struct PullCredits {
     forgotten: u64,
     turn: usize,
     turn_began: Option<Instant>,
-    last_request: Option<Instant>,
+    turn_lasts: Duration,
+    /// When the server ends the last of them.
+    open_until: Option<Instant>,
 }
 
 impl PullCredits {
-    /// A new request for so much.
-    pub(super) fn request(&mut self, count: usize, bytes: usize, now: Instant) -> NewRequest {
+    /// For requests that stay open for as long as this, at most.
+    pub(super) fn new(longest: Duration) -> Self {
+        Self {
+            open: VecDeque::new(),
+            numbers: 0,
+            forgotten: 0,
+            turn: 0,
+            turn_began: None,
+            turn_lasts: if longest > EXPIRES { LONG_TURN } else { TURN },
+            open_until: None,
+        }
+    }
+
+    /// A new request for so much, which the server ends at that time.
+    pub(super) fn request(&mut self, count: usize, bytes: usize, ends: Instant) -> NewRequest {
         self.numbers += 1;
         let (number, turn) = (self.numbers, self.turn);
         self.open.push_back(OpenRequest { number, turn, count, bytes, allowed_bytes: bytes });
-        self.last_request = Some(now);
+        self.open_until = self.open_until.max(Some(ends));
         NewRequest { number, turn }
     }
 
     /// Continues with the next turn when this one is over, and writes off what the next one's earlier requests still owe.
     pub(super) fn next_turn(&mut self, now: Instant) {
-        if self.turn_began.is_none_or(|began| now >= began + TURN) {
+        if self.turn_began.is_none_or(|began| now >= began + self.turn_lasts) {
             self.turn = (self.turn + 1) % TURNS;
             self.turn_began = Some(now);
             self.open.retain(|request| request.turn != self.turn);
@@ -140,12 +162,17 @@ impl PullCredits {
         self.open.clear();
         self.forgotten = self.numbers;
         self.turn_began = None;
-        self.last_request = None;
+        self.open_until = None;
     }
 
     /// When the server must have ended every request, and silence means that it does not respond.
     pub(super) fn unanswered_from(&self) -> Option<Instant> {
-        self.last_request.filter(|_| self.outstanding() > 0).map(|asked| asked + EXPIRES + NO_ANSWER)
+        self.open_until().map(|until| until + NO_ANSWER)
+    }
+
+    /// Until when the server has a request, if it has one.
+    pub(super) fn open_until(&self) -> Option<Instant> {
+        self.open_until.filter(|_| self.outstanding() > 0)
     }
 
     /// The deliveries in flight at which there is room enough to request more, if many are owed.
@@ -177,7 +204,7 @@ mod tests {
 
     #[test]
     fn no_more_is_asked_for_than_there_is_room() {
-        let mut credits = PullCredits::default();
+        let mut credits = PullCredits::new(EXPIRES);
         assert_eq!(credits.wanted(room(0, 16)), 16);
         let NewRequest { turn, .. } = request(&mut credits, 16);
         assert_eq!(credits.wanted(room(0, 16)), 0);
@@ -191,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_single_slot_is_asked_for_only_when_nothing_is_owed() {
-        let mut credits = PullCredits::default();
+        let mut credits = PullCredits::new(EXPIRES);
         assert_eq!(credits.wanted(room(15, 16)), 1);
         let NewRequest { turn, .. } = request(&mut credits, 1);
         assert_eq!(credits.wanted(room(14, 16)), 0);
@@ -202,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_a_server_calls_off_makes_room_again() {
-        let mut credits = PullCredits::default();
+        let mut credits = PullCredits::new(EXPIRES);
         let first = request(&mut credits, 10);
         (0..3).for_each(|_| credits.received(first.turn, 10));
         assert_eq!((credits.outstanding(), credits.outstanding_bytes()), (7, 70));
@@ -217,7 +244,7 @@ mod tests {
 
     #[test]
     fn the_sum_is_right_whichever_request_was_served() {
-        let mut credits = PullCredits::default();
+        let mut credits = PullCredits::new(EXPIRES);
         let (first, second) = (request(&mut credits, 10), request(&mut credits, 10));
         // All of these served the second, and are taken for the first.
         (0..6).for_each(|_| credits.received(first.turn, 10));
@@ -234,7 +261,7 @@ mod tests {
 
     #[test]
     fn the_end_of_a_forgotten_request_is_not_taken_for_that_of_a_new_one() {
-        let mut credits = PullCredits::default();
+        let mut credits = PullCredits::new(EXPIRES);
         let old = request(&mut credits, 10);
         credits.forget();
         request(&mut credits, 10);
@@ -244,7 +271,7 @@ mod tests {
 
     #[test]
     fn what_was_lost_while_asking_went_on_makes_room_again() {
-        let (mut credits, mut now) = (PullCredits::default(), Instant::now());
+        let (mut credits, mut now) = (PullCredits::new(EXPIRES), Instant::now());
         credits.next_turn(now);
         // Six of these are lost with the server that had them, and it says nothing.
         let NewRequest { turn, .. } = credits.request(8, 80, now);

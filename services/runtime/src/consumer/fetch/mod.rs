@@ -21,8 +21,10 @@ use tokio::{
 
 use self::{arrivals::PullEvent, credits::Room, pull::Pull};
 use super::{delivery::Delivered, observation::Observation, source::ConsumerLoop};
-use crate::Handler;
+use crate::{Handler, partitions::Instruction};
 
+/// How often it is checked whether the lease holds again.
+const LEASE_INTERVAL: Duration = Duration::from_millis(100);
 /// How often it is checked whether other consumers of the process have released bytes.
 const BYTES_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -37,11 +39,17 @@ pub(super) enum Fetched {
     ConsumerSuspect,
 }
 
-/// Fetches and forwards until `stop`, and then what was requested before: no other process gets it before ackWait is over.
+/// Fetches and forwards until `stop`, and then what was requested before: no other process gets it before ackWait is over. Where another
+/// process waits for all of it, the open requests are ended first.
 pub(super) async fn run<H: Handler>(consumer: &ConsumerLoop<H>, outbound: mpsc::UnboundedSender<Fetched>) {
     let mut fetcher = Fetcher { consumer, outbound, pull: None, consumer_epoch: 0 };
     consumer.stop.run_until_cancelled(fetcher.fetch_forever()).await;
     if let Some(mut pull) = fetcher.pull.take() {
+        match consumer.tenure.as_ref().map(|tenure| tenure.instruction()) {
+            None => {}
+            Some(Instruction::Abandon) => return,
+            Some(_) => pull.close().await,
+        }
         while let Some(deliveries) = pull.drain().await {
             fetcher.forward(deliveries);
         }
@@ -66,6 +74,8 @@ enum Stopped {
     Closed,
     /// The servers do not permit it.
     PermissionDenied(Violation),
+    /// The lease of the process is over.
+    LeaseOver,
 }
 
 impl<H: Handler> Fetcher<'_, H> {
@@ -82,6 +92,9 @@ impl<H: Handler> Fetcher<'_, H> {
         // Rounds that ended before JetStream had served a request, or with a permissions violation.
         let mut refused = 0;
         loop {
+            while consumer.pull_expiry().is_none() {
+                sleep(LEASE_INTERVAL).await;
+            }
             // Wait for a consumer that does not exist, or not any more; and for the connection.
             let observation = consumer.discovery.wait_for_consumer().await;
             // What the client cannot parse would end the connection again.
@@ -119,6 +132,10 @@ impl<H: Handler> Fetcher<'_, H> {
                     "the NATS client was closed".to_owned()
                 }
                 Stopped::PermissionDenied(violation) => violation.to_string(),
+                Stopped::LeaseOver => {
+                    self.pull = None;
+                    "the lease is over".to_owned()
+                }
             };
             consumer.unavailable(&why);
             tracing::warn!(binding = consumer.name(), why, "stopped pulling");
@@ -138,8 +155,9 @@ impl<H: Handler> Fetcher<'_, H> {
         if self.pull.is_none() {
             let (source, partitions) =
                 (Arc::clone(&self.consumer.source), self.consumer.partitions().cloned());
-            let config = &observation.info.config;
-            self.pull = Some(Pull::open(&self.consumer.connection, source, partitions, config).await?);
+            let (config, is_patient) = (&observation.info.config, self.consumer.tenure.is_some());
+            let connection = &self.consumer.connection;
+            self.pull = Some(Pull::open(connection, source, partitions, config, is_patient).await?);
         }
         Ok(())
     }
@@ -173,7 +191,8 @@ impl<H: Handler> Fetcher<'_, H> {
                 bytes: consumer.bytes.reserve(pull.owed_bytes()),
                 is_recovering: consumer.recovering.load(Ordering::Relaxed),
             };
-            let requested = pull.request(room).await;
+            let Some(bound) = consumer.pull_expiry() else { return Stopped::LeaseOver };
+            let requested = pull.request(room, bound).await;
             consumer.bytes.owe(pull.owed_bytes());
             if let Err(error) = requested {
                 return Stopped::Unavailable(error.to_string());

@@ -14,7 +14,7 @@ use tokio::{
 use super::{
     super::{delivery::Delivered, observation::ConsumerConfig},
     arrivals::{Arrivals, PullEvent},
-    credits::{EXPIRES, NewRequest, Room, TURNS},
+    credits::{EXPIRES, MAX_EXPIRES, NewRequest, Room, TURNS},
 };
 use crate::Source;
 
@@ -41,6 +41,9 @@ pub(super) struct Pull {
     ack_infix: String,
     arrivals: Arrivals,
     limits: RequestLimits,
+    /// How long a request may stay open that nothing is delivered to. It grows while that is so, where it may.
+    longest: Duration,
+    patience: Duration,
     last_request: Option<Instant>,
     /// There is no room, and something is owed.
     is_overdrawn: bool,
@@ -65,7 +68,7 @@ impl RequestLimits {
         let expires = u64::try_from(config.max_expires).ok().filter(|nanoseconds| *nanoseconds > 0);
         Self {
             batch: limit(config.max_batch),
-            expires: expires.map_or(EXPIRES, |nanoseconds| EXPIRES.min(Duration::from_nanos(nanoseconds))),
+            expires: expires.map_or(Duration::MAX, Duration::from_nanos),
             bytes: limit(config.max_bytes),
             open_requests: limit(config.max_waiting),
             overdraft_interval: MIN_OVERDRAFT_INTERVAL.max(ack_wait / OVERDRAFTS),
@@ -84,11 +87,13 @@ struct RequestSize {
 }
 
 impl Pull {
+    /// Subscribes to what will be requested. `is_patient` says whether requests may stay open for long while there is nothing to deliver.
     pub(super) async fn open(
         connection: &Connection,
         source: Arc<Source>,
         partitions: Option<Arc<Partitions>>,
         config: &ConsumerConfig,
+        is_patient: bool,
     ) -> Result<Self, async_nats::SubscribeError> {
         let (link, violations, mut subscriptions) = (connection.link(), connection.violations(), Vec::new());
         let generation = link.borrow().generation;
@@ -97,17 +102,20 @@ impl Pull {
         for turn in 0..TURNS {
             subscriptions.push(client.subscribe(format!("{inbox}.{turn}.*")).await?);
         }
+        let longest = if is_patient { MAX_EXPIRES } else { EXPIRES };
         let Source { stream, consumer, .. } = &*source;
         Ok(Self {
             generation,
             link,
             subject: connection.api_subjects().next_messages(stream, consumer),
             ack_infix: format!(".{stream}.{consumer}."),
-            arrivals: Arrivals::new(source, partitions, subscriptions),
+            arrivals: Arrivals::new(source, partitions, subscriptions, longest),
             client,
             violations,
             inbox,
             limits: RequestLimits::new(config),
+            longest,
+            patience: EXPIRES,
             last_request: None,
             is_overdrawn: false,
         })
@@ -141,7 +149,7 @@ impl Pull {
 
     /// Until when the server has a request, if it has one: until then it reports the end of the consumer.
     pub(super) fn open_until(&self) -> Option<Instant> {
-        self.last_request.filter(|_| self.owes()).map(|asked| asked + self.limits.expires)
+        self.arrivals.credits.open_until()
     }
 
     /// Bytes that may still arrive. What is owed for too long is written off.
@@ -150,21 +158,27 @@ impl Pull {
         self.arrivals.credits.outstanding_bytes()
     }
 
-    /// Requests as much as there is room for, beside what is in flight and what is owed.
-    pub(super) async fn request(&mut self, room: Room) -> Result<(), async_nats::PublishError> {
+    /// Requests as much as there is room for, beside what is in flight and what is owed. The request ends within `bound`.
+    pub(super) async fn request(
+        &mut self,
+        room: Room,
+        bound: Duration,
+    ) -> Result<(), async_nats::PublishError> {
         let now = Instant::now();
         let is_full = room.bytes <= self.arrivals.refused_bytes || room.in_flight >= room.capacity;
         self.is_overdrawn = room.is_recovering && is_full;
         let Some(RequestSize { count, bytes, is_lone }) = self.request_size(room, now) else {
             return Ok(());
         };
+        self.patience = if self.arrivals.was_in_vain { self.longest.min(2 * self.patience) } else { EXPIRES };
+        let expires = self.patience.min(self.limits.expires).min(bound);
         let NewRequest { number, turn } =
-            self.arrivals.credits.request(count, bytes.unwrap_or_default(), now);
+            self.arrivals.credits.request(count, bytes.unwrap_or_default(), now + expires);
         if is_lone {
             self.arrivals.lone_request = number;
         }
         (self.last_request, self.arrivals.not_before) = (Some(now), None);
-        let expires = u64::try_from(self.limits.expires.as_nanos()).unwrap_or(u64::MAX);
+        let expires = u64::try_from(expires.as_nanos()).unwrap_or(u64::MAX);
         let mut request = serde_json::json!({"batch": count, "expires": expires});
         if let Some(bytes) = bytes {
             request["max_bytes"] = bytes.into();
@@ -246,6 +260,11 @@ impl Pull {
             arrivals.credits.forget();
         }
         event
+    }
+
+    /// Ends the open requests.
+    pub(super) async fn close(&mut self) {
+        self.arrivals.close().await;
     }
 
     /// The next of what was requested; `None` when that is all.

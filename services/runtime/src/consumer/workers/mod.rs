@@ -40,18 +40,18 @@ pub(super) struct WorkerPanic;
 
 type JobResult<R> = Result<R, WorkerPanic>;
 
+/// A job, and where its result goes.
+type Assigned<J, R> = (J, Arc<Results<JobResult<R>>>);
+
 /// The threads of one handler.
-pub(super) struct Workers<J, R> {
-    /// Jobs that are not handed over yet.
-    new: Vec<J>,
-    jobs: Arc<Jobs<J>>,
-    results: Arc<Results<JobResult<R>>>,
+pub(super) struct Threads<J, R> {
+    jobs: Arc<Jobs<Assigned<J, R>>>,
     /// `None` only while it is dropped.
     runtime: Option<Runtime>,
 }
 
-impl<J: Send + 'static, R: Send + 'static> Workers<J, R> {
-    /// Starts the threads. Each job begins in the order of [`begin`](Self::begin), as many at once as there are threads; one that has
+impl<J: Send + 'static, R: Send + 'static> Threads<J, R> {
+    /// Starts the threads. Each job begins in the order of [`begin`](Workers::begin), as many at once as there are threads; one that has
     /// to wait for something makes room for the next. `work` receives the time too: each reading of a clock counts here.
     ///
     /// # Errors
@@ -72,28 +72,42 @@ impl<J: Send + 'static, R: Send + 'static> Workers<J, R> {
             .thread_name(format!("handler {name}"))
             .enable_all()
             .build()?;
-        let (jobs, results) = (Arc::<Jobs<J>>::default(), Arc::<Results<_>>::default());
+        let jobs = Arc::<Jobs<Assigned<J, R>>>::default();
         for _ in 0..threads {
             let worker = Worker {
                 jobs: Arc::clone(&jobs),
-                results: Arc::clone(&results),
+                unannounced: Vec::new(),
                 watchdog: Arc::clone(watchdog),
                 work: work.clone(),
                 attempt: None,
             };
             runtime.spawn(worker.run());
         }
-        Ok(Self { new: Vec::new(), jobs, results, runtime: Some(runtime) })
+        Ok(Self { jobs, runtime: Some(runtime) })
+    }
+}
+
+/// What one source of a handler's events has its threads do. Sources share the threads.
+pub(super) struct Workers<J, R> {
+    /// Jobs that are not handed over yet.
+    new: Vec<Assigned<J, R>>,
+    results: Arc<Results<JobResult<R>>>,
+    threads: Arc<Threads<J, R>>,
+}
+
+impl<J: Send + 'static, R: Send + 'static> Workers<J, R> {
+    pub(super) fn of(threads: &Arc<Threads<J, R>>) -> Self {
+        Self { new: Vec::new(), results: Arc::default(), threads: Arc::clone(threads) }
     }
 
     /// Queues a job for a free thread, after [`hand_over`](Self::hand_over).
     pub(super) fn begin(&mut self, job: J) {
-        self.new.push(job);
+        self.new.push((job, Arc::clone(&self.results)));
     }
 
     /// Hands new jobs over to the threads.
     pub(super) fn hand_over(&mut self) {
-        self.jobs.extend(&mut self.new);
+        self.threads.jobs.extend(&mut self.new);
     }
 
     /// Waits until there are results. Cancel safe.
@@ -107,7 +121,7 @@ impl<J: Send + 'static, R: Send + 'static> Workers<J, R> {
     }
 }
 
-impl<J, R> Drop for Workers<J, R> {
+impl<J, R> Drop for Threads<J, R> {
     fn drop(&mut self) {
         // Waiting jobs are dropped; a blocked thread is left behind, since nothing can end it.
         if let Some(runtime) = self.runtime.take() {
@@ -118,8 +132,9 @@ impl<J, R> Drop for Workers<J, R> {
 
 /// One thread, which begins one job after another.
 struct Worker<J, R, W> {
-    jobs: Arc<Jobs<J>>,
-    results: Arc<Results<JobResult<R>>>,
+    jobs: Arc<Jobs<Assigned<J, R>>>,
+    /// Where results wait to be announced.
+    unannounced: Vec<Arc<Results<JobResult<R>>>>,
     watchdog: Arc<Watchdog>,
     work: W,
     /// Room for the next attempt, or `None` after one that continues elsewhere: attempts are large, and most end at once.
@@ -141,7 +156,7 @@ where
             announcements.resumed(began);
             let are_left = self.take_turn(job, began, &mut announcements).await;
             if announcements.idle() {
-                self.results.announce();
+                self.announce();
             }
             if are_left {
                 yield_now().await;
@@ -150,15 +165,23 @@ where
     }
 
     /// Does this job and those after it, until there is none or the turn is over; returns whether some may be left.
-    async fn take_turn(&mut self, first: J, began: Instant, announcements: &mut Announcements) -> bool {
+    async fn take_turn(
+        &mut self,
+        first: Assigned<J, R>,
+        began: Instant,
+        announcements: &mut Announcements,
+    ) -> bool {
         let (mut next, mut now) = (Some(first), began);
-        while let Some(job) = next {
-            let result = self.begin(job, now).await;
+        while let Some((job, results)) = next {
+            let result = self.begin(job, &results, now).await;
             now = Instant::now();
             if let Some(result) = result {
-                self.results.add(result);
+                results.add(result);
+                if !self.unannounced.iter().any(|other| Arc::ptr_eq(other, &results)) {
+                    self.unannounced.push(results);
+                }
                 if announcements.ended(now) {
-                    self.results.announce();
+                    self.announce();
                 }
             }
             if now.saturating_duration_since(began) > MAX_TURN {
@@ -169,8 +192,17 @@ where
         false
     }
 
+    fn announce(&mut self) {
+        self.unannounced.drain(..).for_each(|results| results.announce());
+    }
+
     /// Begins a job. Most end when they are polled first; one that does not continues as a task of its own.
-    async fn begin(&mut self, job: J, now: Instant) -> Option<JobResult<R>> {
+    async fn begin(
+        &mut self,
+        job: J,
+        results: &Arc<Results<JobResult<R>>>,
+        now: Instant,
+    ) -> Option<JobResult<R>> {
         let attempt = AssertUnwindSafe((self.work)(job, now)).catch_unwind();
         let attempt = attempt.map(|ended| ended.map_err(|_| WorkerPanic));
         match &mut self.attempt {
@@ -183,7 +215,7 @@ where
             return Some(result);
         }
         let attempt = Watched::new(mem::take(&mut self.attempt)?, Arc::clone(&self.watchdog));
-        let results = Arc::clone(&self.results);
+        let results = Arc::clone(results);
         tokio::spawn(async move {
             results.add(attempt.await);
             results.announce();
@@ -203,7 +235,8 @@ mod tests {
         F: Future<Output = u32> + Send + 'static,
     {
         let watchdog = Arc::new(Watchdog::new("tests", Duration::from_mins(1)));
-        Workers::start("tests", &watchdog, move |job, _| work(job)).unwrap()
+        let threads = Threads::start("tests", &watchdog, move |job, _| work(job)).unwrap();
+        Workers::of(&Arc::new(threads))
     }
 
     fn begin_all(workers: &mut Workers<u32, u32>, jobs: Range<u32>) {
@@ -236,6 +269,24 @@ mod tests {
             done.extend(next(&workers).await.into_iter().map(Result::unwrap));
         }
         assert!(results(&workers).is_empty());
+    }
+
+    #[tokio::test]
+    async fn each_source_has_the_results_of_its_own_jobs() {
+        let mut one = workers(|job| async move { job });
+        let mut other = Workers::of(&one.threads);
+        for round in 0..50 {
+            begin_all(&mut one, 100 * round..100 * round + 2);
+            begin_all(&mut other, 100 * round + 50..100 * round + 51);
+        }
+        let mut done = [0, 0];
+        while done != [100, 50] {
+            let (workers, counted) = if done[0] < 100 { (&one, 0) } else { (&other, 1) };
+            for job in next(workers).await.into_iter().map(Result::unwrap) {
+                assert_eq!(job % 100 >= 50, counted == 1);
+                done[counted] += 1;
+            }
+        }
     }
 
     #[tokio::test]

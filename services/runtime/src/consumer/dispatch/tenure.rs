@@ -1,0 +1,65 @@
+//! What the loop of a partition does as it is told, and what it reports.
+
+use jetwright_nats::ACK_PREFIX;
+use jetwright_partitions::recovery::RecoveryCause;
+use tokio::time::Instant;
+
+use super::{Dispatcher, Observation};
+use crate::{Handler, consumer::ack::NAK_ON_SHUTDOWN, partitions::Instruction};
+
+/// Maximum deliveries of another process that are asked for; beyond that they come when their time is over.
+const MAX_HURRIED: u64 = 10_000;
+
+impl<H: Handler> Dispatcher<H> {
+    /// The process has the partition again after its lease was over, or gives it up: [`begin_stop`](Self::begin_stop) follows then.
+    pub(super) fn instructed(&mut self, instruction: Instruction) {
+        if instruction == Instruction::Serve {
+            self.begin_recovery(RecoveryCause::LeaseOver, Instant::now());
+        }
+    }
+
+    /// Whether handlers may begin as far as the lease is concerned.
+    pub(super) fn may_begin(&self) -> bool {
+        self.consumer.tenure.as_ref().is_none_or(|tenure| tenure.may_begin())
+    }
+
+    /// Whether JetStream may be told that events are still being handled.
+    pub(super) fn may_hold(&self) -> bool {
+        self.consumer.tenure.as_ref().is_none_or(|tenure| tenure.may_hold())
+    }
+
+    /// Has JetStream deliver again what the process before this one had and did not settle, instead of waiting for its time to be over. Nothing
+    /// depends on it. The server ignores it for what is settled.
+    pub(super) async fn hurry(&mut self, observation: &Observation) {
+        if !std::mem::take(&mut self.hurries) {
+            return;
+        }
+        let info = &observation.info;
+        let (floor, delivered) = (info.ack_floor.stream_seq, info.delivered);
+        if delivered.stream_seq.saturating_sub(floor) > MAX_HURRIED {
+            return;
+        }
+        let (stream, consumer) = (&self.consumer.binding.stream, &self.consumer.binding.consumer);
+        let number = delivered.consumer_seq;
+        for sequence in floor + 1..=delivered.stream_seq {
+            if self.in_flight.find(sequence).is_none() {
+                let to = format!("{ACK_PREFIX}{stream}.{consumer}.1.{sequence}.{number}.0.0");
+                self.publish(to.into(), NAK_ON_SHUTDOWN.payload()).await;
+            }
+        }
+    }
+
+    /// Updates what the process reports of the partition.
+    pub(super) fn report(&mut self) {
+        let Some(tenure) = &self.consumer.tenure else { return };
+        let oldest = self.in_flight.iter().map(|(_, held)| held.sequence).min();
+        let (count, has_waiting) = (self.in_flight.len(), self.in_flight.len() > self.running);
+        tenure.report(|figures| {
+            figures.ack_pending = count.try_into().unwrap_or(u64::MAX);
+            let floor = oldest.map_or(figures.delivered, |oldest| oldest.saturating_sub(1));
+            figures.ack_floor = figures.ack_floor.max(floor.min(figures.delivered));
+            // Beyond what runs there is more.
+            figures.busy &= has_waiting || figures.pending > 0;
+        });
+    }
+}

@@ -1,0 +1,88 @@
+//! The threads of one handler, and how many attempts they may have at once, for all the sources of its events in this process.
+
+use std::{io, sync::Arc};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::{
+    attempt::{AttemptResult, Delivery, process},
+    runner::HandlerRunner,
+    workers::{Threads, Workers},
+};
+use crate::{Handler, partitions::Tenure};
+
+/// One attempt.
+pub(super) struct Job {
+    pub(super) slot: usize,
+    pub(super) delivery: Box<Delivery>,
+    /// The right to make it, where one is needed.
+    pub(super) tenure: Option<Arc<Tenure>>,
+}
+
+/// An attempt that ended.
+pub(super) struct Attempted {
+    pub(super) slot: usize,
+    /// `None` if it did not begin, since this process may not act for its partition now.
+    pub(super) result: Option<AttemptResult>,
+    pub(super) delivery: Box<Delivery>,
+}
+
+/// The threads of one handler.
+pub(crate) struct HandlerPool {
+    threads: Arc<Threads<Job, Attempted>>,
+    /// Attempts that may begin, over all sources; `None` where there is one, which counts for itself.
+    room: Option<Semaphore>,
+}
+
+impl HandlerPool {
+    /// Starts the threads. `is_shared` says whether there are several sources.
+    ///
+    /// # Errors
+    ///
+    /// The system gives the handler no threads.
+    pub(crate) fn start<H: Handler>(runner: &Arc<HandlerRunner<H>>, is_shared: bool) -> io::Result<Self> {
+        let of_attempts = Arc::clone(runner);
+        let threads =
+            Threads::start(runner.name, &runner.watchdog, move |Job { slot, delivery, tenure }, now| {
+                let runner = Arc::clone(&of_attempts);
+                async move {
+                    // It may have waited for a thread.
+                    if tenure.is_some_and(|tenure| !tenure.may_begin()) {
+                        return Attempted { slot, result: None, delivery };
+                    }
+                    let (result, delivery) = process(runner, delivery, now.into()).await;
+                    Attempted { slot, result: Some(result), delivery }
+                }
+            })?;
+        let concurrency = usize::try_from(runner.options.concurrency.max(1)).unwrap_or(usize::MAX);
+        let room = is_shared.then(|| Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
+        Ok(Self { threads: Arc::new(threads), room })
+    }
+
+    /// The work of one source.
+    pub(super) fn workers(&self) -> Workers<Job, Attempted> {
+        Workers::of(&self.threads)
+    }
+
+    /// Takes room for one attempt, if there is any.
+    pub(super) fn try_take_room(&self) -> bool {
+        self.room.as_ref().is_none_or(|room| room.try_acquire().map(SemaphorePermit::forget).is_ok())
+    }
+
+    /// Waits for room for one attempt, and takes it. Cancel safe.
+    pub(super) async fn room(&self) {
+        if let Some(room) = &self.room
+            // Never closed.
+            && let Ok(permit) = room.acquire().await
+        {
+            permit.forget();
+        }
+    }
+
+    /// An attempt ended, or did not begin.
+    pub(super) fn give_room_back(&self) {
+        if let Some(room) = &self.room {
+            room.add_permits(1);
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The right of this process to handle one partition, as the loop that handles it sees it: what it is told, and whether the lease holds.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use jetwright_partitions::{
+    lease::{Clocks, Lease},
+    records::Figures,
+};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch};
+
+use super::clock::clocks;
+
+/// The lease of a membership, for all the partitions that are held under it.
+#[derive(Debug, Default)]
+pub(crate) struct SharedLease(RwLock<Lease>);
+
+impl SharedLease {
+    /// Sets what the membership knows of it.
+    pub(crate) fn set(&self, lease: Lease) {
+        *self.0.write() = lease;
+    }
+
+    fn holds(&self, now: Clocks) -> bool {
+        self.0.read().holds(now)
+    }
+}
+
+/// What the loop of a partition is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Instruction {
+    /// Recover the order, and handle events.
+    Serve,
+    /// The lease is over: begin nothing, pull nothing, say nothing of what runs.
+    Suspend,
+    /// Begin nothing more, finish what has begun, give back the rest.
+    Drain,
+    /// Another process has it: begin nothing, and forget what has not begun.
+    Abandon,
+}
+
+/// The right to one partition, which begins when it is taken, and ends for good. Shared by the driver and the partition's loop.
+#[derive(Debug)]
+pub(crate) struct Tenure {
+    lease: Arc<SharedLease>,
+    instruction: watch::Sender<Instruction>,
+    figures: Mutex<Figures>,
+    is_recovered: AtomicBool,
+    /// Notified when the order is recovered.
+    news: Arc<Notify>,
+    /// Grows with each tenure, over all partitions.
+    pub(crate) epoch: u64,
+}
+
+impl Tenure {
+    /// `news` is notified when the order is recovered.
+    pub(crate) fn new(epoch: u64, lease: Arc<SharedLease>, news: Arc<Notify>) -> Self {
+        Self {
+            lease,
+            instruction: watch::Sender::new(Instruction::Serve),
+            figures: Mutex::new(Figures { busy: true, ..Figures::default() }),
+            is_recovered: AtomicBool::new(false),
+            news,
+            epoch,
+        }
+    }
+
+    /// Tells the loop what to do. What ends it ends it for good.
+    pub(crate) fn instruct(&self, instruction: Instruction) {
+        self.instruction.send_if_modified(|before| {
+            let is_over = match *before {
+                Instruction::Abandon => true,
+                Instruction::Drain => instruction != Instruction::Abandon,
+                Instruction::Serve | Instruction::Suspend => false,
+            };
+            let is_new = !is_over && *before != instruction;
+            if is_new {
+                *before = instruction;
+            }
+            is_new
+        });
+    }
+
+    pub(crate) fn instruction(&self) -> Instruction {
+        *self.instruction.borrow()
+    }
+
+    /// What the loop is told, to wait for changes of.
+    pub(crate) fn instructions(&self) -> watch::Receiver<Instruction> {
+        self.instruction.subscribe()
+    }
+
+    /// Whether a handler may begin now. Looked at right before each.
+    pub(crate) fn may_begin(&self) -> bool {
+        self.instruction() == Instruction::Serve && self.lease.holds(clocks())
+    }
+
+    /// Whether JetStream may be told that events are still being handled.
+    pub(crate) fn may_hold(&self) -> bool {
+        matches!(self.instruction(), Instruction::Serve | Instruction::Drain) && self.lease.holds(clocks())
+    }
+
+    /// How long a pull request may last that is sent now; `None` if none may be sent.
+    pub(crate) fn pull_expiry(&self) -> Option<Duration> {
+        let lease = *self.lease.0.read();
+        if self.instruction() == Instruction::Serve { lease.pull_expiry(clocks()) } else { None }
+    }
+
+    /// The order is recovered.
+    pub(crate) fn recovered(&self) {
+        self.is_recovered.store(true, Ordering::Release);
+        self.news.notify_one();
+    }
+
+    /// Whether the order was recovered since this was last asked.
+    pub(crate) fn take_recovered(&self) -> bool {
+        self.is_recovered.swap(false, Ordering::Acquire)
+    }
+
+    /// What is reported of the partition. From now on it is busy until it is seen with nothing to do.
+    pub(crate) fn take_figures(&self) -> Figures {
+        let mut figures = self.figures.lock();
+        let next = Figures { busy: true, ..*figures };
+        std::mem::replace(&mut *figures, next)
+    }
+
+    /// Changes what is reported.
+    pub(crate) fn report(&self, change: impl FnOnce(&mut Figures)) {
+        change(&mut self.figures.lock());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenure(is_held: bool) -> Tenure {
+        let lease = SharedLease::default();
+        if is_held {
+            let mut held = Lease::default();
+            held.confirm(clocks());
+            lease.set(held);
+        }
+        Tenure::new(7, Arc::new(lease), Arc::default())
+    }
+
+    #[test]
+    fn nothing_is_allowed_without_a_lease() {
+        let tenure = tenure(false);
+        assert!(!tenure.may_begin() && !tenure.may_hold() && tenure.pull_expiry().is_none());
+    }
+
+    #[test]
+    fn what_is_allowed_follows_from_what_the_loop_is_told_and_an_end_is_final() {
+        let tenure = tenure(true);
+        let allowed = |instruction| {
+            tenure.instruct(instruction);
+            (tenure.may_begin(), tenure.may_hold(), tenure.pull_expiry().is_some())
+        };
+        assert_eq!(allowed(Instruction::Serve), (true, true, true));
+        assert_eq!(allowed(Instruction::Suspend), (false, false, false));
+        assert_eq!(allowed(Instruction::Serve), (true, true, true));
+        assert_eq!(allowed(Instruction::Drain), (false, true, false));
+        assert_eq!(allowed(Instruction::Serve), (false, true, false));
+        assert_eq!(allowed(Instruction::Abandon), (false, false, false));
+        assert_eq!(allowed(Instruction::Drain), (false, false, false));
+    }
+}
