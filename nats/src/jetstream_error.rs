@@ -56,6 +56,8 @@ pub const RECONFIGURING: u64 = 10226;
 pub const MOVING: u64 = 10124;
 /// A consumer may not have so many unacknowledged messages; the description ends with the limit.
 pub const MAX_ACK_PENDING_EXCEEDED: u64 = 10121;
+/// A stream may not have so many consumers.
+pub const TOO_MANY_CONSUMERS: u64 = 10026;
 /// What the account may use is used up.
 pub const ACCOUNT_RESOURCES_EXCEEDED: u64 = 10002;
 /// The servers lack resources.

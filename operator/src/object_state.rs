@@ -135,10 +135,10 @@ impl ObjectStates {
         }
     }
 
-    /// Whether an object waits for its next try, and JetStream has what it had when the last one failed.
-    pub fn backs_off(&self, key: &ObjectKey, seen: Option<u64>) -> bool {
+    /// Whether an object waits for its next try, and JetStream has what it had when the last one failed: `seen` tells.
+    pub fn backs_off(&self, key: &ObjectKey, seen: impl FnOnce() -> Option<u64>) -> bool {
         let retry = self.read(key, |state| state.retry);
-        retry.is_some_and(|(at, then)| at > Instant::now() && then.is_some() && then == seen)
+        retry.is_some_and(|(at, then)| at > Instant::now() && then.is_some() && then == seen())
     }
 
     /// Works with how far the deletion of the object with this uid has come.
@@ -306,15 +306,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_object_that_failed_waits_unless_jetstream_has_something_else_than_it_saw() {
         let states = ObjectStates::default();
-        assert!(!states.backs_off(&key(), Some(1)));
+        assert!(!states.backs_off(&key(), || Some(1)));
         let delay = states.failed(&key(), ErrorClass::Terminal, Some(1));
-        assert!(states.backs_off(&key(), Some(1)));
-        assert!(!states.backs_off(&key(), Some(2)) && !states.backs_off(&key(), None));
+        assert!(states.backs_off(&key(), || Some(1)));
+        assert!(!states.backs_off(&key(), || Some(2)) && !states.backs_off(&key(), || None));
         tokio::time::advance(delay).await;
-        assert!(!states.backs_off(&key(), Some(1)));
+        assert!(!states.backs_off(&key(), || Some(1)));
         // Without knowledge of what it saw, everything may be news.
         states.failed(&key(), ErrorClass::Terminal, None);
-        assert!(!states.backs_off(&key(), None));
+        assert!(!states.backs_off(&key(), || None));
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 
 use jetwright_nats::{
     ApiError,
-    jetstream_error::{REPLICAS_NEED_CLUSTER, SUBJECTS_OVERLAP},
+    jetstream_error::{REPLICAS_NEED_CLUSTER, SUBJECTS_OVERLAP, TOO_MANY_CONSUMERS},
 };
 
 /// Follows the error's text; empty where there is nothing to add.
@@ -14,6 +14,12 @@ pub fn remedy(error: &ApiError) -> &'static str {
         }
         Some(REPLICAS_NEED_CLUSTER) => {
             ": set spec.replicas to 1, or a profile, which settles for the servers that there are"
+        }
+        // Each partition counts (JSDefaultMaxConsumersPerStream in server/jetstream_api.go of nats-server).
+        Some(TOO_MANY_CONSUMERS) => {
+            ": with ordering PerKey there is a consumer for each partition. Raise the limit of consumers per stream of the servers \
+             (jetstream.limits.default_max_consumers, 1000 from nats-server 2.15) or of the account, delete consumers of the stream, or make \
+             an EventStream with fewer partitions"
         }
         _ => "",
     }

@@ -98,7 +98,7 @@ impl Wakeups {
             Change::Availability(_) => {}
             Change::Stream(name) => {
                 let named = scope.event_streams.names_by(&IndexKey::JetStream(name.clone()));
-                let seen = cache.seen::<Stream>(name);
+                let seen = || cache.seen::<Stream>(name);
                 self.streams
                     .extend(named.into_iter().filter(|name| passes::<EventStream>(name, seen, None, states)));
             }
@@ -111,7 +111,8 @@ impl Wakeups {
                 let own = named(&key.name).into_iter().map(|object| (object, None));
                 let of_partition = ordered.into_iter().map(|object| (object, number));
                 for (object, number) in own.chain(of_partition) {
-                    let (name, seen) = (name_of(object.as_ref()), declarations::seen(&object, scope, cache));
+                    let (name, seen) =
+                        (name_of(object.as_ref()), || declarations::seen(&object, scope, cache));
                     if passes::<EventConsumer>(&name, seen, number, states) {
                         self.consumers.insert(name);
                     }
@@ -169,7 +170,7 @@ impl Urgent {
 /// Whether a change wakes an object, of whose things it changed the one of this partition, or its only one.
 fn passes<K: Resource<DynamicType = ()>>(
     name: &Name,
-    seen: Option<u64>,
+    seen: impl FnOnce() -> Option<u64>,
     partition: Option<u32>,
     states: &ObjectStates,
 ) -> bool {

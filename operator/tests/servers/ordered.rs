@@ -438,3 +438,74 @@ async fn pods_are_told_of_the_partitions_and_who_they_are() {
         assert!(names.contains(name), "{names:?}");
     }
 }
+
+#[tokio::test]
+async fn a_partition_that_a_tool_deletes_again_and_again_is_named_and_holds_up_no_other() {
+    let world = with_orders().await;
+    world.consumer("fulfilment", ORDERED).await;
+    world.await_ready::<EventConsumer>("fulfilment").await;
+    let options = async_nats::ConnectOptions::new().name("cleaner");
+    let cleaner = async_nats::jetstream::new(world.nats.client_with(options).await);
+    let orders = cleaner.get_stream("orders").await.unwrap();
+    let clean = async {
+        loop {
+            // It may be gone already.
+            let _ = orders.delete_consumer("fulfilment-p1").await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::select! {
+        () = clean => {}
+        message = world.await_condition::<EventConsumer>("fulfilment", "Ready", "False", "Contested") => {
+            assert!(message.starts_with("consumer fulfilment-p1: within a minute"), "{message}");
+            assert!(message.contains("the client with name \"cleaner\""), "{message}");
+        }
+    }
+    orders.delete_consumer("fulfilment-p2").await.unwrap();
+    await_consumer(&world, "fulfilment-p2", |_| true).await;
+    world.await_condition::<EventConsumer>("fulfilment", "Ready", "False", "Contested").await;
+}
+
+#[tokio::test]
+async fn an_operator_that_is_killed_while_it_makes_or_deletes_partitions_goes_on_where_it_was() {
+    let mut world = World::start().await;
+    world.stream("orders", "{subjects: ['orders.*.*'], partitions: {count: 500, keyTokens: [2]}}").await;
+    world.await_ready::<EventStream>("orders").await;
+    world.consumer("fulfilment", ORDERED).await;
+    let count = async |world: &World| names(world).await.len();
+    await_until("some are made", SOON, || async {
+        if count(&world).await > 0 { Ok(()) } else { Err("none") }
+    })
+    .await;
+    world.operator.signal("KILL");
+    world.operator.wait_exit(SOON).await;
+    let made = count(&world).await;
+    world.start_again(&[]);
+    world.await_ready::<EventConsumer>("fulfilment").await;
+    assert_eq!(count(&world).await, 500);
+    assert!(made < 500, "it was killed too late to show anything");
+    assert_eq!(world.events("fulfilment", "Recreated").await, Vec::<String>::new());
+    world.delete::<EventConsumer>("fulfilment").await;
+    await_until("some are deleted", SOON, || async {
+        if count(&world).await < 500 { Ok(()) } else { Err("none") }
+    })
+    .await;
+    world.operator.signal("KILL");
+    world.operator.wait_exit(SOON).await;
+    let left = count(&world).await;
+    world.start_again(&[]);
+    world.await_gone::<EventConsumer>("fulfilment").await;
+    assert_eq!(count(&world).await, 0);
+    assert!(left > 0, "it was killed too late to show anything");
+}
+
+#[tokio::test]
+async fn where_the_servers_allow_fewer_consumers_the_message_says_how_to_have_more() {
+    let limits = "jetstream { store_dir: store, limits { default_max_consumers: 2 } }";
+    let world = World::with(NatsServer::builder().config(limits).start().await, &[]).await;
+    world.stream("orders", ORDERS).await;
+    world.consumer("fulfilment", ORDERED).await;
+    let message =
+        world.await_condition::<EventConsumer>("fulfilment", "ConsumerReady", "False", "Refused").await;
+    assert!(message.contains("(400/10026)") && message.contains("default_max_consumers"), "{message}");
+}

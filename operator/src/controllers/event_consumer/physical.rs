@@ -121,14 +121,20 @@ pub fn combined(
     if let Some(pending) = pending {
         return Outcome::Pending(pending);
     }
-    let infos: Option<Vec<_>> = all.iter().map(|one| one.info.as_ref()).collect();
-    let info = infos.and_then(|infos| summed(object, &infos));
+    let own: Vec<_> = all.iter().filter_map(|one| one.info.as_ref()).collect();
+    let is_whole = own.len() == all.len();
+    let mut info = summed(object, &own);
+    if let Some(info) = info.as_mut().filter(|_| !is_whole) {
+        // What is missing is made later, which makes the others no other ones.
+        info.created.clear();
+    }
     let requeue_after = all.iter().filter_map(|one| one.requeue_after).min();
     let contested = all.iter().find_map(|one| one.contested.clone());
     let result = all.into_iter().map(|one| one.result).max_by_key(weight);
     let result = result.unwrap_or(OperationResult::Unchanged);
-    let reconciled = Reconciled::new(result, info.as_ref(), &Recorded::of_consumer(object));
-    Outcome::Reconciled(Reconciled { contested, requeue_after, ..reconciled })
+    let whole = info.as_ref().filter(|_| is_whole);
+    let reconciled = Reconciled::new(result, whole, &Recorded::of_consumer(object));
+    Outcome::Reconciled(Reconciled { info, contested, requeue_after, ..reconciled })
 }
 
 /// What an object is told of first: what is in its way, and then what was done.
@@ -306,7 +312,11 @@ mod tests {
             &consumer("ordering: PerKey"),
             [(blocked.clone(), Some(&there)), (OperationResult::Created, Some(&there))],
         );
-        assert_eq!((whole.result, whole.info.is_none()), (blocked, true));
+        assert_eq!((whole.result, whole.recreated), (blocked.clone(), false));
+        let known = whole.info.unwrap();
+        assert_eq!((known.num_ack_pending, known.created.as_str()), (1, ""), "of those that are its own");
+        let none = combination(&consumer("ordering: PerKey"), [(blocked.clone(), None), (blocked, None)]);
+        assert!(none.info.is_none());
         let waiting = Pending {
             reason: Reason::Contested,
             message: "others write".into(),
