@@ -2,7 +2,7 @@ CARGO := cargo
 PROGRAMS := nats-server etcd kube-apiserver kube-controller-manager kubectl helm prometheus promtool jaeger-all-in-one
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs previous-version manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo demo-cluster clean-demo-cluster check-dashboards screenshots bench-operator bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
+.PHONY: help build programs previous-version manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo demo-cluster clean-demo-cluster check-dashboards screenshots bench-operator bench-scaling bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-19s %s\n", $$1, $$2}'
@@ -75,6 +75,10 @@ screenshots: ## The pictures of docs/pictures, by Chromium from a demo that runs
 bench-operator: programs ## The operator's figures, of its release build: until Ready, until repaired, requests, memory, many objects; ONLY="speed requests memory many ten-thousand" chooses some
 	$(CARGO) build --release --locked -p jetwright-operator
 	$(CARGO) bench --locked -p jetwright-e2e --bench operator -- $(ONLY)
+
+bench-scaling: programs ## Figures of order per key and of autoscaling, of the operator's release build: what they cost at rest, the first message to a pod
+	$(CARGO) build --release --locked -p jetwright-operator
+	$(CARGO) bench --locked -p jetwright-e2e --bench operator -- scaling
 
 bench-runtime: programs ## Figures of the runtime beside a bare async-nats loop: consuming, publishing, requests, ordered lanes, latency, memory; ONLY='consume "1 %"' chooses some
 	$(CARGO) bench --locked -p jetwright-runtime --bench runtime -- $(ONLY)

@@ -5,6 +5,8 @@
 //! - `requests`: what a reconcile asks for that changes nothing, and what some messages cost beside many workloads.
 //! - `memory`: what many objects take, also after every watch had to list again.
 //! - `many`: 3,000 EventStreams at once, beside what the API server alone takes.
+//! - `scaling`: what consumers with order per key and autoscaled workloads cost at rest, and how soon the first message has a pod. Only where it
+//!   is chosen, as by `make bench-scaling`.
 //! - `ten-thousand`: 10,000 EventStreams and 20,000 EventConsumers, and a restart with them. Only where it is chosen: it takes long.
 //!
 //! The operator is the release program; the servers and this program share the machine with it. Counts of requests are asserted, times
@@ -20,6 +22,7 @@ mod many;
 mod memory;
 mod objects;
 mod requests;
+mod scaling;
 mod speed;
 mod world;
 
@@ -61,6 +64,11 @@ async fn main() {
     }
     if runs("many", true) {
         many::streams_at_once().await;
+    }
+    if runs("scaling", false) {
+        scaling::of_consumers_with_order().await;
+        scaling::of_autoscaled_workloads().await;
+        scaling::of_first_messages().await;
     }
     if runs("ten-thousand", false) {
         many::ten_thousand().await;

@@ -1,0 +1,150 @@
+//! What consumers with order per key and autoscaled workloads cost while nothing happens, and how soon the first message has a pod.
+
+use std::time::{Duration, Instant};
+
+use jetwright_crds::{EventConsumer, EventStream};
+use jetwright_testing::{await_until, processor_seconds};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::api::ListParams;
+use serde_json::{Value, json};
+
+use crate::{
+    objects::{create, event_consumer, stream_name},
+    world::{BOUND, World},
+};
+
+/// Consumers altogether, and those with order per key, on a stream of their own each.
+const CONSUMERS: usize = 1_000;
+const ORDERED: usize = 100;
+const PARTITIONS: u32 = 8;
+/// Streams of the others.
+const STREAMS: usize = 20;
+/// Workloads that are scaled by their lag.
+const AUTOSCALED: usize = 1_000;
+/// Consumers at zero that get their first message.
+const FIRST_MESSAGES: usize = 20;
+/// How long everything is left alone before it is measured, and how long that takes.
+const IDLE: Duration = Duration::from_secs(30);
+const MINUTE: Duration = Duration::from_mins(1);
+
+fn object<K: serde::de::DeserializeOwned>(kind: &str, name: &str, spec: &Value) -> K {
+    let object = json!({"apiVersion": "jetwright.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
+    serde_json::from_value(object).unwrap()
+}
+
+fn ordered_stream(number: usize) -> EventStream {
+    let partitions = json!({"count": PARTITIONS, "keyTokens": [2]});
+    let spec =
+        json!({"subjects": [format!("o{number}.*.*")], "partitions": partitions, "deletionPolicy": "Delete"});
+    object("EventStream", &format!("o{number}"), &spec)
+}
+
+fn ordered_consumer(number: usize) -> EventConsumer {
+    let spec = json!({"streamRef": {"name": format!("o{number}")}, "ordering": "PerKey"});
+    object("EventConsumer", &format!("ordered{number}"), &spec)
+}
+
+fn autoscaled(name: &str, stream: &str) -> EventConsumer {
+    let containers = json!([{"name": "app", "image": "shop/app:1"}]);
+    let autoscaling = json!({"minReplicas": 0, "maxReplicas": 10});
+    let workload = json!({"template": {"spec": {"containers": containers}}, "autoscaling": autoscaling});
+    object("EventConsumer", name, &json!({"streamRef": {"name": stream}, "workload": workload}))
+}
+
+impl World {
+    async fn await_ready_consumers(&self, count: usize) {
+        let api = self.api::<EventConsumer>();
+        await_until("all consumers to be in JetStream", BOUND, async || {
+            let objects = api.list(&ListParams::default()).await.unwrap().items;
+            let is_made = |object: &&EventConsumer| {
+                let status = object.status.as_ref().map(|status| serde_json::to_value(status).unwrap());
+                let conditions = status.and_then(|status| status["conditions"].as_array().cloned());
+                let is_it =
+                    |condition: &Value| condition["type"] == "ConsumerReady" && condition["status"] == "True";
+                conditions.is_some_and(|conditions| conditions.iter().any(is_it))
+            };
+            let made = objects.iter().filter(is_made).count();
+            if made == count { Ok(()) } else { Err(format!("{made} of {count}")) }
+        })
+        .await;
+    }
+
+    /// Prints what a minute costs in which nothing happens.
+    async fn print_minute(&self, of_what: &str) {
+        // Time is what is measured here, so this is not a wait for something.
+        tokio::time::sleep(IDLE).await;
+        let (before, server) = (self.counts().await, processor_seconds(self.nats.process().pid()));
+        tokio::time::sleep(MINUTE).await;
+        let spent = self.counts().await.since(&before);
+        let server = processor_seconds(self.nats.process().pid()) - server;
+        println!(
+            "a minute at rest with {of_what}: {} requests to Kubernetes, {} to JetStream's API, {} reconciles; CPU seconds: operator \
+             {:.2}, nats-server {server:.2}; operator {:.1} MiB resident",
+            spent.kubernetes(),
+            spent.jetstream,
+            spent.reconciles,
+            spent.seconds,
+            self.resident_mib()
+        );
+    }
+}
+
+pub async fn of_consumers_with_order() {
+    let world = World::start().await;
+    world.create_streams(STREAMS).await;
+    create(&world.streams(), (0..ORDERED).map(ordered_stream)).await;
+    let unordered = CONSUMERS - ORDERED;
+    let others =
+        (0..unordered).map(|number| event_consumer(&format!("c{number}"), &stream_name(number % STREAMS)));
+    world.create_consumers(others.chain((0..ORDERED).map(ordered_consumer))).await;
+    world.await_ready_consumers(CONSUMERS).await;
+    world
+        .print_minute(&format!(
+            "{CONSUMERS} consumers, {ORDERED} of them PerKey over {PARTITIONS} partitions"
+        ))
+        .await;
+}
+
+pub async fn of_autoscaled_workloads() {
+    let world = World::start().await;
+    world.create_streams(STREAMS).await;
+    let workloads =
+        (0..AUTOSCALED).map(|number| autoscaled(&format!("a{number}"), &stream_name(number % STREAMS)));
+    world.create_consumers(workloads).await;
+    world.await_ready_consumers(AUTOSCALED).await;
+    world.await_workloads(AUTOSCALED).await;
+    world.print_minute(&format!("{AUTOSCALED} autoscaled workloads at zero")).await;
+}
+
+pub async fn of_first_messages() {
+    let world = World::start().await;
+    world.create_streams(FIRST_MESSAGES).await;
+    world
+        .create_consumers(
+            (0..FIRST_MESSAGES).map(|number| autoscaled(&format!("a{number}"), &stream_name(number))),
+        )
+        .await;
+    world.await_workloads(FIRST_MESSAGES).await;
+    let deployments = world.api::<Deployment>();
+    let replicas = async |name: &str| deployments.get(name).await.unwrap().spec.unwrap().replicas;
+    let mut times = Vec::new();
+    for number in 0..FIRST_MESSAGES {
+        let name = format!("a{number}");
+        let is = async |wanted: i32| match replicas(&name).await {
+            Some(found) if found == wanted => Ok(()),
+            found => Err(format!("{found:?}")),
+        };
+        await_until("the workload to be at zero", BOUND, async || is(0).await).await;
+        let subject = format!("{}.event", stream_name(number));
+        world.jetstream.publish(subject, "x".into()).await.unwrap().await.unwrap();
+        let published = Instant::now();
+        await_until("one pod to be declared", BOUND, async || is(1).await).await;
+        times.push(published.elapsed());
+    }
+    times.sort_unstable();
+    println!(
+        "first message to one pod declared, {FIRST_MESSAGES} workloads at zero: {:.1?} in the median, {:.1?} at most",
+        times[times.len() / 2],
+        times[times.len() - 1]
+    );
+}
