@@ -12,9 +12,16 @@ use jetwright_partitions::{
     subjects::Partitions,
 };
 use jetwright_testing::await_until;
+use tokio::{
+    sync::oneshot::{self, error::TryRecvError},
+    task::JoinHandle,
+    time::interval,
+};
 
 /// Publishes under way at once.
 const IN_FLIGHT: usize = 256;
+/// What waits is asked for no more often than this.
+const MIN_PACE: Duration = Duration::from_millis(20);
 /// A stream that lost its leader takes some seconds.
 const STORED: Duration = Duration::from_mins(1);
 
@@ -121,15 +128,72 @@ impl Load {
     }
 
     async fn left(&self) -> anyhow::Result<()> {
-        let stream = self.jetstream.get_stream_no_info("orders").await?;
-        let mut left = BTreeMap::new();
-        for partition in 0..self.count {
-            let info = stream.consumer_info(format!("fulfilment-p{partition}")).await?;
-            let events = info.num_pending + u64::try_from(info.num_ack_pending)?;
-            left.extend((events > 0).then_some((partition, events)));
-        }
-        anyhow::ensure!(left.is_empty(), "events that are left, by partition: {left:?}");
+        let unsettled =
+            |info: consumer::Info| info.num_pending + u64::try_from(info.num_ack_pending).unwrap_or(0);
+        let left: Vec<_> = self.consumers().await?.into_iter().map(unsettled).collect();
+        anyhow::ensure!(left.iter().sum::<u64>() == 0, "events that are left, by partition: {left:?}");
         Ok(())
+    }
+
+    /// What JetStream counts of each partition's consumer.
+    ///
+    /// # Errors
+    ///
+    /// A consumer is not answered for.
+    pub async fn consumers(&self) -> anyhow::Result<Vec<consumer::Info>> {
+        let stream = self.jetstream.get_stream_no_info("orders").await?;
+        let mut infos = Vec::new();
+        for partition in 0..self.count {
+            infos.push(stream.consumer_info(format!("fulfilment-p{partition}")).await?);
+        }
+        Ok(infos)
+    }
+
+    /// Publishes round after round until it is told to stop.
+    #[must_use]
+    pub fn publish_all_the_time(mut self, pace: Pace) -> Publishing {
+        let (stop, mut stopped) = oneshot::channel();
+        let task = tokio::spawn(async move {
+            let mut rounds = interval(if let Pace::Every(time) = pace { time } else { MIN_PACE });
+            while stopped.try_recv() == Err(TryRecvError::Empty) {
+                rounds.tick().await;
+                if self.has_room(pace).await {
+                    self.publish_round().await;
+                }
+            }
+            self
+        });
+        Publishing { stop, task }
+    }
+
+    async fn has_room(&self, pace: Pace) -> bool {
+        let Pace::Within(most) = pace else { return true };
+        let infos = self.consumers().await.unwrap_or_default();
+        !infos.is_empty() && infos.iter().map(|info| info.num_pending).sum::<u64>() < most
+    }
+}
+
+/// How fast events are published.
+#[derive(Clone, Copy, Debug)]
+pub enum Pace {
+    /// A round in this time.
+    Every(Duration),
+    /// As fast as they are stored, while fewer than so many events wait for delivery.
+    Within(u64),
+}
+
+/// A load that is published all the time.
+#[derive(Debug)]
+pub struct Publishing {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Load>,
+}
+
+impl Publishing {
+    /// Ends it after the present round.
+    pub async fn stop(self) -> Load {
+        let _ = self.stop.send(());
+        self.task.await.unwrap_or_else(|error| panic!("publishing failed: {error}"))
     }
 }
 
@@ -140,6 +204,7 @@ async fn store_surely(jetstream: Context, key: String, number: u64) {
 async fn store(jetstream: &Context, key: &str, number: u64) -> Result<PublishAck, PublishError> {
     let mut headers = HeaderMap::new();
     headers.insert("Nats-Msg-Id", format!("{key}-{number}"));
+    headers.insert("Event-Type", "Numbered");
     jetstream
         .publish_with_headers(format!("orders.{key}.placed"), headers, number.to_string().into())
         .await?

@@ -17,6 +17,7 @@ mod operator_chart;
 mod pod;
 mod python;
 mod shop;
+mod soak;
 mod story;
 mod stream;
 mod tiers;

@@ -14,18 +14,20 @@ use jetwright_e2e::{
         check::{Report, check},
         coordination::Coordination,
         history::{History, Interruption},
-        load::{Load, monotonic},
+        load::{Load, Pace, monotonic},
     },
     path,
 };
 use jetwright_partitions::coordinator::Declared;
 use jetwright_testing::{NatsServer, Process, await_until};
-use tokio::{sync::watch, time::interval};
+use tokio::sync::watch;
 
 /// A process that is silent is found dead after 32 s, and its successor waits for ackWait.
 const TAKEN_OVER: Duration = Duration::from_secs(70);
 const PARTITIONS: u32 = 4;
 const KEYS: u32 = 40;
+/// A process in Python keeps up with the load of all others, and is busy for a fifth of the time.
+const PACE: Pace = Pace::Every(Duration::from_millis(500));
 
 /// Python with what the example needs. Without one the test is skipped, unless it is required.
 fn python() -> Option<PathBuf> {
@@ -135,7 +137,7 @@ async fn processes_in_python_share_partitions_without_an_operator_whatever_happe
     let Some(python) = python() else { return };
     let nats = NatsServer::start().await;
     let load = Load::prepare(nats.jetstream().await, 1, PARTITIONS, KEYS).await;
-    let (stop, publishing) = publish_all_the_time(load);
+    let publishing = load.publish_all_the_time(PACE);
     let mut group = Group::new(python, &nats);
     let (first, second) = (group.start(), group.start());
     group.await_owners(Duration::ZERO, &[first, second]).await;
@@ -153,8 +155,7 @@ async fn processes_in_python_share_partitions_without_an_operator_whatever_happe
     group.interruptions[1].2 = Interruption::Frozen(woken);
     group.processes[second].await_log(" is over: ", Duration::from_secs(20)).await;
 
-    stop.send(()).unwrap();
-    let load = publishing.await.unwrap();
+    let load = publishing.stop().await;
     load.await_drained(TAKEN_OVER).await;
     let report = group.assert_in_order(&load);
     assert!(report.repeated > 0, "nothing was under way when processes were interrupted: {report:?}");
@@ -165,7 +166,7 @@ async fn processes_in_python_hand_partitions_over_as_the_map_says() {
     let Some(python) = python() else { return };
     let nats = NatsServer::start().await;
     let load = Load::prepare(nats.jetstream().await, 1, PARTITIONS, KEYS).await;
-    let (stop, publishing) = publish_all_the_time(load);
+    let publishing = load.publish_all_the_time(PACE);
     let declared = Declared { count: PARTITIONS, drain: Duration::from_secs(10), pods: None };
     let (_declare, declared) = watch::channel(declared);
     let coordination = Coordination::lead(nats.client().await, Load::consumer(), declared);
@@ -184,26 +185,11 @@ async fn processes_in_python_hand_partitions_over_as_the_map_says() {
     group.end(first).await;
     group.await_owners(monotonic(), &[third]).await;
 
-    stop.send(()).unwrap();
-    let load = publishing.await.unwrap();
+    let load = publishing.stop().await;
     load.await_drained(TAKEN_OVER).await;
     group.end(third).await;
     let report = group.assert_in_order(&load);
     println!("{report:?}");
     // Hand-overs repeat nothing.
     assert_eq!(report.unfenced, 0, "{report:?}");
-}
-
-/// Publishes until it is told to stop.
-fn publish_all_the_time(mut load: Load) -> (tokio::sync::oneshot::Sender<()>, tokio::task::JoinHandle<Load>) {
-    let (stop, mut stopped) = tokio::sync::oneshot::channel();
-    let publishing = tokio::spawn(async move {
-        let mut rounds = interval(Duration::from_millis(500));
-        while stopped.try_recv().is_err() {
-            rounds.tick().await;
-            load.publish_round().await;
-        }
-        load
-    });
-    (stop, publishing)
 }
