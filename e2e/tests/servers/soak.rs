@@ -207,9 +207,20 @@ impl Fleet {
         .await;
     }
 
-    /// Kills one process, whose container Kubernetes starts again.
-    fn kill_one(&mut self) {
+    /// Waits until the last that a process wrote is that it begins an event.
+    async fn await_begun(&self, index: usize) {
+        await_until("a process to begin an event", SETTLED, async || {
+            let log = self.processes[index].log();
+            let last = log.lines().last().unwrap_or_default();
+            if last.contains(" begin ") { Ok(()) } else { Err(last.to_owned()) }
+        })
+        .await;
+    }
+
+    /// Kills one process with work under way, whose container Kubernetes starts again.
+    async fn kill_one(&mut self) {
         let Some(index) = self.running.pop_first() else { return };
+        self.await_begun(index).await;
         self.processes[index].kill();
         self.interruptions.push((index, monotonic(), Interruption::Killed));
         self.coordination.container_ended(&uid(index));
@@ -220,6 +231,7 @@ impl Fleet {
     /// Freezes one process until its partitions are with others, and wakes it.
     async fn freeze_one(&mut self) {
         let Some(index) = self.running.pop_first() else { return };
+        self.await_begun(index).await;
         self.processes[index].signal("STOP");
         let frozen = monotonic();
         self.interruptions.push((index, frozen, Interruption::Frozen(Duration::MAX)));
@@ -283,7 +295,7 @@ async fn events_of_a_key_stay_in_order_while_processes_servers_and_operators_com
         for (step, processes) in STEPS.into_iter().enumerate() {
             fleet.scale(processes, (round + step) % 2 == 0).await;
             match step {
-                1 => fleet.kill_one(),
+                1 => fleet.kill_one().await,
                 2 => fleet.kill_a_server().await,
                 4 if round % 3 == 1 => fleet.freeze_one().await,
                 _ => fleet.replace_the_operator().await,
