@@ -6,7 +6,7 @@ use std::{
 };
 
 use async_nats::jetstream::{
-    consumer::{Config, Info, pull},
+    consumer::{Config, Info, PullConsumer, pull},
     stream::{self, SubjectTransform},
 };
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -127,8 +127,7 @@ async fn the_status_and_the_metrics_describe_all_partitions_as_one_consumer() {
     }
     for number in 0..3 {
         let stream = world.jetstream.get_stream("orders").await.unwrap();
-        let consumer: async_nats::jetstream::consumer::PullConsumer =
-            stream.get_consumer(&format!("fulfilment-p{number}")).await.unwrap();
+        let consumer: PullConsumer = stream.get_consumer(&format!("fulfilment-p{number}")).await.unwrap();
         consumer.fetch().max_messages(1).messages().await.unwrap().next().await.unwrap().unwrap();
     }
     await_until("lag and unacknowledged events are sums", SOON, || async {
@@ -508,4 +507,39 @@ async fn where_the_servers_allow_fewer_consumers_the_message_says_how_to_have_mo
     let message =
         world.await_condition::<EventConsumer>("fulfilment", "ConsumerReady", "False", "Refused").await;
     assert!(message.contains("(400/10026)") && message.contains("default_max_consumers"), "{message}");
+}
+
+#[tokio::test]
+async fn what_objects_without_a_trace_left_in_jetstream_is_taken_up_by_others_of_their_names() {
+    let world = with_orders().await;
+    let kept = "{streamRef: {name: orders}, ordering: PerKey, deletionPolicy: Retain}";
+    world.consumer("fulfilment", kept).await;
+    world.await_ready::<EventConsumer>("fulfilment").await;
+    for key in 0..10 {
+        publish(&world, &format!("orders.{key}.placed")).await;
+    }
+    let before = async |number: u8| info(&world, &format!("fulfilment-p{number}")).await.unwrap();
+    for number in 0..3 {
+        let stream = world.jetstream.get_stream("orders").await.unwrap();
+        let consumer: PullConsumer = stream.get_consumer(&format!("fulfilment-p{number}")).await.unwrap();
+        let event = consumer.fetch().max_messages(1).messages().await.unwrap().next().await;
+        event.unwrap().unwrap().double_ack().await.unwrap();
+    }
+    let known = [before(0).await, before(1).await, before(2).await];
+    world.delete::<EventConsumer>("fulfilment").await;
+    world.await_gone::<EventConsumer>("fulfilment").await;
+    world.delete::<EventStream>("orders").await;
+    world.await_gone::<EventStream>("orders").await;
+    world.stream("orders", ORDERS).await;
+    world.consumer("fulfilment", kept).await;
+    world.await_ready::<EventConsumer>("fulfilment").await;
+    for (number, known) in (0..3).zip(known) {
+        let now = before(number).await;
+        assert_eq!(
+            (now.created, now.ack_floor.stream_sequence),
+            (known.created, known.ack_floor.stream_sequence)
+        );
+        assert_eq!(now.num_pending, known.num_pending);
+    }
+    assert_eq!(stored(&world).await.len(), 10);
 }

@@ -306,7 +306,7 @@ async fn a_consumer_without_autoscaling_costs_no_samples_and_one_with_it_no_writ
     let (begun, before) = (Instant::now(), (samples().await, writes().await));
     tokio::time::sleep(Duration::from_secs(10)).await;
     let (after, took) = ((samples().await, writes().await), begun.elapsed().as_secs_f64());
-    let sampled = after.0 - before.0;
-    assert!(sampled >= 3.0 && sampled <= took / 2.0 + 2.0, "{sampled} samples in {took} s");
+    let looks = after.0 - before.0;
+    assert!(looks >= 3.0 && looks <= took / 2.0 + 2.0, "{looks} samples in {took} s");
     assert!(after.1 - before.1 < 0.5, "{} writes", after.1 - before.1);
 }
