@@ -21,7 +21,7 @@ use super::{
     clock::clocks,
     held::{HeldPartitions, LoopEnd},
     requests::Requests,
-    tenure::SharedLease,
+    tenure::{Instruction, SharedLease},
 };
 
 /// Maximum time between two looks at what is due.
@@ -230,6 +230,9 @@ impl Sharing {
         }
         membership.reported = Instant::now();
         for (partition, tenure) in self.held.tenures() {
+            if tenure.instruction() == Instruction::Abandon {
+                continue;
+            }
             membership.participant.report(partition, Some(tenure.take_figures()));
         }
         self.count(membership);

@@ -325,6 +325,8 @@ impl<H: Handler> Dispatcher<H> {
                 );
                 self.requeue();
                 self.consumer.recovering.store(false, Ordering::Relaxed);
+                // From now on what is owed is on its way.
+                self.hurries = false;
                 if let Some(tenure) = &self.consumer.tenure {
                     tenure.recovered();
                 }

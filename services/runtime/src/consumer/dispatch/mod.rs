@@ -89,6 +89,8 @@ pub(super) struct Dispatcher<H> {
     instructions: Option<watch::Receiver<Instruction>>,
     /// Since when another process has the source.
     abandoned_since: Option<Instant>,
+    /// The last report was that there is something to do.
+    is_busy: bool,
     /// Deliveries that another process left are asked for.
     hurries: bool,
     observations: watch::Receiver<Option<Arc<Observation>>>,
@@ -152,6 +154,7 @@ impl<H: Handler> Dispatcher<H> {
             link: consumer.connection.link(),
             instructions: consumer.tenure.as_ref().map(|tenure| tenure.instructions()),
             abandoned_since: None,
+            is_busy: false,
             hurries: consumer.tenure.is_some(),
             observations: consumer.discovery.subscribe(),
             consumer_epoch: 0,
@@ -179,7 +182,7 @@ impl<H: Handler> Dispatcher<H> {
             tokio::select! {
                 // New arrivals do not postpone what is due for ever.
                 biased;
-                _ = tick.tick() => self.tick().await,
+                _ = tick.tick(), if self.is_anything_due() => self.tick().await,
                 () = stop.cancelled(), if self.last_begin.is_none() => self.begin_stop().await,
                 () = self.workers.ended() => {}
                 () = self.pool.room(), if self.room == Room::Wanted => self.room = Room::Taken,
@@ -213,6 +216,17 @@ impl<H: Handler> Dispatcher<H> {
     fn is_finished(&self) -> bool {
         let is_over = |since: Instant| self.running == 0 && since.elapsed() > SETTLE_TIMEOUT;
         (self.drained && self.in_flight.is_empty()) || self.abandoned_since.is_some_and(is_over)
+    }
+
+    /// Whether time alone may change anything. There may be a thousand partitions, most of them idle.
+    fn is_anything_due(&self) -> bool {
+        let is_recovering = self.order.as_ref().is_some_and(|order| order.recovery.is_active());
+        let is_over = self.abandoned_since.is_some();
+        self.consumer.tenure.is_none()
+            || !self.in_flight.is_empty()
+            || is_recovering
+            || is_over
+            || self.is_busy
     }
 
     /// How many deliveries are in flight.

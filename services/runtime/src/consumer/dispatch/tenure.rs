@@ -61,5 +61,6 @@ impl<H: Handler> Dispatcher<H> {
             // Beyond what runs there is more.
             figures.busy &= has_waiting || figures.pending > 0;
         });
+        self.is_busy = count > 0;
     }
 }
