@@ -80,9 +80,10 @@ bench-operator: programs ## The operator's figures, of its release build: until 
 	$(CARGO) build --release --locked -p jetwright-operator
 	$(CARGO) bench --locked -p jetwright-e2e --bench operator -- $(ONLY)
 
-bench-scaling: programs ## Figures of order per key and of autoscaling, of the operator's release build: what they cost at rest, the first message to a pod
+bench-scaling: programs ## Figures of order per key and of autoscaling, of release builds: what they cost at rest, the first message to a pod, throughput over shared partitions, hand-overs
 	$(CARGO) build --release --locked -p jetwright-operator
 	$(CARGO) bench --locked -p jetwright-e2e --bench operator -- scaling
+	$(CARGO) bench --locked -p jetwright-runtime --bench sharing
 
 bench-runtime: programs ## Figures of the runtime beside a bare async-nats loop: consuming, publishing, requests, ordered lanes, latency, memory; ONLY='consume "1 %"' chooses some
 	$(CARGO) bench --locked -p jetwright-runtime --bench runtime -- $(ONLY)

@@ -1,0 +1,243 @@
+//! Ordered throughput over 16 partitions, beside a bare loop.
+
+use std::{
+    env,
+    process::Stdio,
+    str::FromStr,
+    time::{Duration, Instant},
+};
+
+use async_nats::jetstream::{self, consumer, stream};
+use futures::{StreamExt, stream::FuturesUnordered};
+use jetwright_nats::{Bucket, WatchEvent};
+use jetwright_partitions::{
+    keys::Key,
+    records::{Dead, DeathReason, MemberRecord, Record},
+};
+use jetwright_process::health::Health;
+use jetwright_runtime::{Handler, HandlerError, HandlerOptions, Metadata, Service};
+use jetwright_testing::{NatsCluster, NatsServer, await_until};
+use prometheus_client::registry::Registry;
+use prost::Message;
+use tokio::{
+    process::{Child, Command},
+    time::sleep,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    sharing::{Operator, bucket_config, consumers, partitions, share},
+    support::{Bench, Number, number_headers, transform},
+};
+
+const PARTITIONS: u32 = 16;
+const KEYS: u64 = 1_000;
+const EVENTS: u32 = 100_000;
+const TURNS: usize = 3;
+/// How long a process takes for new ones in a bucket at least.
+const SETTLED: Duration = Duration::from_secs(33);
+const LONG: Duration = Duration::from_mins(2);
+
+enum Servers {
+    One(NatsServer),
+    Three(NatsCluster),
+}
+
+impl Servers {
+    async fn start(replicas: usize) -> Self {
+        if replicas == 1 {
+            Self::One(NatsServer::start().await)
+        } else {
+            Self::Three(NatsCluster::start(3).await)
+        }
+    }
+
+    fn url(&self) -> &str {
+        match self {
+            Self::One(server) => server.url(),
+            Self::Three(cluster) => cluster.url(),
+        }
+    }
+
+    async fn jetstream(&self) -> jetstream::Context {
+        match self {
+            Self::One(server) => server.jetstream().await,
+            Self::Three(cluster) => cluster.jetstream().await,
+        }
+    }
+}
+
+pub async fn measure(name: &str, replicas: usize) {
+    let servers = Servers::start(replicas).await;
+    let jetstream = servers.jetstream().await;
+    let made = Instant::now();
+    create(&jetstream, bucket_config(replicas, 1)).await;
+    let stream = stream::Config {
+        name: "numbers".into(),
+        subjects: vec!["numbers.*".into()],
+        subject_transform: Some(transform(&partitions(PARTITIONS))),
+        num_replicas: replicas,
+        ..Default::default()
+    };
+    create(&jetstream, stream).await;
+    fill(&jetstream).await;
+    let operator = Operator::start(servers.url(), PARTITIONS).await;
+    sleep(SETTLED.saturating_sub(made.elapsed())).await;
+    for processes in [1, 2, 4] {
+        let mut rates = [Vec::new(), Vec::new()];
+        for _ in 0..TURNS {
+            for (side, rates) in ["ours", "bare"].into_iter().zip(&mut rates) {
+                rates.push(turn(&servers, &jetstream, &operator, side, processes).await);
+            }
+        }
+        let [ours, bare] = rates.map(|mut rates| {
+            rates.sort_unstable_by(f64::total_cmp);
+            rates[TURNS / 2]
+        });
+        println!("{name}, {processes} processes: {ours:.0}/s, bare {bare:.0}/s, {:.2}x", ours / bare);
+    }
+}
+
+async fn create(jetstream: &jetstream::Context, config: stream::Config) {
+    await_until("a stream", LONG, async || jetstream.create_stream(config.clone()).await).await;
+}
+
+async fn fill(jetstream: &jetstream::Context) {
+    let mut acks = FuturesUnordered::new();
+    for value in 0..u64::from(EVENTS) {
+        let payload = Number { value }.encode_to_vec().into();
+        let subject = format!("numbers.{}", value % KEYS);
+        let ack = jetstream.publish_with_headers(subject, number_headers(), payload).await.unwrap();
+        acks.push(ack.into_future());
+        if acks.len() >= 1_000 {
+            acks.next().await.unwrap().unwrap();
+        }
+    }
+    while let Some(ack) = acks.next().await {
+        ack.unwrap();
+    }
+}
+
+/// Has a side handle all events once, and returns how many a second.
+async fn turn(
+    servers: &Servers,
+    jetstream: &jetstream::Context,
+    operator: &Operator,
+    side: &str,
+    processes: u32,
+) -> f64 {
+    let stream = jetstream.get_stream("numbers").await.unwrap();
+    let mut binding = Bench::bindings(10_000).bindings["numbers"].clone();
+    share(&mut binding, PARTITIONS);
+    for config in consumers(&binding) {
+        let later = std::time::SystemTime::now() + Duration::from_hours(1);
+        let config = consumer::pull::Config { pause_until: Some(later.into()), ..config };
+        await_until("a consumer", LONG, async || stream.create_consumer(config.clone()).await).await;
+    }
+    let mut running: Vec<_> = (0..processes).map(|number| start(servers, side, number, processes)).collect();
+    if side == "ours" {
+        operator.await_shared(PARTITIONS, usize::try_from(processes).unwrap()).await;
+    }
+    let of_all = async |is_so: fn(&consumer::Info) -> bool| {
+        for number in 0..PARTITIONS {
+            let info =
+                stream.consumer_info(format!("tests-p{number}")).await.map_err(|error| error.to_string())?;
+            if !is_so(&info) {
+                return Err(format!("partition {number}"));
+            }
+        }
+        Ok(())
+    };
+    await_until("all consumers to be pulled from", LONG, async || of_all(|info| info.num_waiting > 0).await)
+        .await;
+    for number in 0..PARTITIONS {
+        stream.resume_consumer(&format!("tests-p{number}")).await.unwrap();
+    }
+    let begun = Instant::now();
+    let is_done = |info: &consumer::Info| (info.num_pending, info.num_ack_pending) == (0, 0);
+    await_until("all events to be handled", LONG, async || of_all(is_done).await).await;
+    let seconds = begun.elapsed().as_secs_f64();
+    for process in &mut running {
+        process.kill().await.unwrap();
+    }
+    if side == "ours" {
+        end_all(&operator.bucket).await;
+    }
+    for number in 0..PARTITIONS {
+        stream.delete_consumer(&format!("tests-p{number}")).await.unwrap();
+    }
+    f64::from(EVENTS) / seconds
+}
+
+/// All members that there are have ended: nobody waits for what they held.
+async fn end_all(bucket: &Bucket) {
+    let mut watch = bucket.watch(&["member.>".to_owned()]);
+    loop {
+        match watch.next().await {
+            WatchEvent::Value { key, revision, value } => {
+                let mut record = MemberRecord::read(&Key::from_str(&key).unwrap(), &value).unwrap();
+                if record.dead.is_none() {
+                    record.dead =
+                        Some(Dead { by: "benches".to_owned(), reason: DeathReason::ContainerEnded });
+                    bucket.write(&key, record.to_json(), revision).await;
+                }
+            }
+            WatchEvent::Synced => return,
+            _ => {}
+        }
+    }
+}
+
+fn start(servers: &Servers, side: &str, number: u32, processes: u32) -> Child {
+    let url = servers.url().split(',').next().unwrap();
+    Command::new(env::current_exe().unwrap())
+        .args(["--side", side, url, &number.to_string(), &processes.to_string()])
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+struct Decoding;
+
+impl Handler for Decoding {
+    type Event = Number;
+
+    async fn handle(&self, event: Number, _: &Metadata) -> Result<(), HandlerError> {
+        std::hint::black_box(event);
+        Ok(())
+    }
+}
+
+/// One process of a side. The bare one has each of so many partitions, from the first.
+pub async fn run(side: &str, url: &str, first: u32, step: u32) {
+    let mut binding = Bench::bindings(10_000).bindings["numbers"].clone();
+    share(&mut binding, PARTITIONS);
+    if side == "ours" {
+        let (environment, mut registry) = (Bench::environment_of(url, binding), Registry::default());
+        let mut service = Service::connect(environment, &Health::new(), &mut registry).await.unwrap();
+        let options = HandlerOptions { concurrency: 1_024, ..HandlerOptions::default() };
+        service.handle_with("numbers", Decoding, options).unwrap();
+        service.run(CancellationToken::new()).await.unwrap();
+        return;
+    }
+    let client = async_nats::connect(url).await.unwrap();
+    let jetstream = jetstream::new(client.clone());
+    let mut loops = FuturesUnordered::new();
+    for number in (0..PARTITIONS).filter(|number| number % step == first) {
+        let consumer: consumer::PullConsumer =
+            jetstream.get_consumer_from_stream(format!("tests-p{number}"), "numbers").await.unwrap();
+        let messages = consumer.stream().max_messages_per_batch(256).messages().await.unwrap();
+        let client = client.clone();
+        loops.push(tokio::spawn(async move {
+            let settled = messages.map(|message| {
+                let message = message.unwrap();
+                std::hint::black_box(Number::decode(message.payload.as_ref()).unwrap());
+                let client = client.clone();
+                async move { client.request(message.reply.clone().unwrap(), "+ACK".into()).await.unwrap() }
+            });
+            settled.buffer_unordered(256).for_each(async |_| {}).await;
+        }));
+    }
+    while loops.next().await.is_some() {}
+}
