@@ -5,7 +5,7 @@
 use std::fmt;
 
 use prometheus_client::{
-    encoding::{DescriptorEncoder, EncodeLabelSet, LabelSetEncoder, MetricEncoder},
+    encoding::{DescriptorEncoder, EncodeLabelSet, LabelSetEncoder, MetricEncoder, NoLabelSet},
     metrics::MetricType,
     registry::{Metric, Registry, Unit},
 };
@@ -115,10 +115,14 @@ pub enum Value {
 }
 
 impl Value {
-    fn encode(self, encoder: &mut MetricEncoder<'_>) -> fmt::Result {
-        match self {
-            Self::Count(count) => encoder.encode_gauge(&count),
-            Self::Number(number) => encoder.encode_gauge(&number),
+    fn encode(self, kind: Kind, encoder: &mut MetricEncoder<'_>) -> fmt::Result {
+        match (kind, self) {
+            (Kind::Counter, Self::Count(count)) => encoder.encode_counter::<NoLabelSet, _, u64>(&count, None),
+            (Kind::Counter, Self::Number(number)) => {
+                encoder.encode_counter::<NoLabelSet, _, u64>(&number, None)
+            }
+            (_, Self::Count(count)) => encoder.encode_gauge(&count),
+            (_, Self::Number(number)) => encoder.encode_gauge(&number),
         }
     }
 }
@@ -169,7 +173,7 @@ impl Definition {
         }
     }
 
-    /// Writes a gauge, or an info, whose samples are made for this scrape, each with its labels' values in the order of the row; nothing without samples.
+    /// Writes a gauge, a counter, or an info, whose samples are made for this scrape, each with its labels' values in the order of the row; nothing without samples.
     ///
     /// # Errors
     ///
@@ -186,15 +190,19 @@ impl Definition {
         }
         let (stem, unit) = self.unit();
         let help = format!("{}.", self.help);
-        let kind = if self.kind == Kind::Info { MetricType::Info } else { MetricType::Gauge };
+        let kind = match self.kind {
+            Kind::Info => MetricType::Info,
+            Kind::Counter => MetricType::Counter,
+            Kind::Gauge | Kind::Histogram => MetricType::Gauge,
+        };
         let mut family = encoder.encode_descriptor(stem, &help, unit.as_ref(), kind)?;
         for (values, value) in samples {
             let labels = Labels { names: self.labels, values: &values };
             match (self.kind, N) {
                 (Kind::Info, _) => family.encode_info(&labels)?,
                 // Without labels, an empty pair of braces would be written.
-                (_, 0) => value.into().encode(&mut family)?,
-                _ => value.into().encode(&mut family.encode_family(&labels)?)?,
+                (kind, 0) => value.into().encode(kind, &mut family)?,
+                (kind, _) => value.into().encode(kind, &mut family.encode_family(&labels)?)?,
             }
         }
         Ok(())
