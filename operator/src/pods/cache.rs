@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use super::{
     drain::{Lifetime, RunningPod, lifetime},
+    processes::{ProcessPod, Processes},
     state::{Condition, PodFailure, PodState, observe},
 };
 use crate::kubernetes::{
@@ -37,6 +38,8 @@ pub struct PodCache {
     declared: Arc<Mutex<HashMap<Name, BTreeMap<String, Known>>>>,
     /// All that have not ended, those that are told to stop included.
     running: Arc<Mutex<HashMap<Name, BTreeMap<String, Lifetime>>>>,
+    /// All that are there, as processes that may share partitions.
+    processes: Arc<Mutex<Processes>>,
 }
 
 /// A pod, and since when it is in its condition.
@@ -76,6 +79,18 @@ impl PodCache {
         let all = self.running.lock();
         let pods = all.get(workload).into_iter().flatten();
         pods.map(|(name, lifetime)| RunningPod { name: name.clone(), lifetime: *lifetime }).collect()
+    }
+
+    /// The pods of a workload, those that are told to stop included.
+    #[must_use]
+    pub fn processes(&self, workload: &Name) -> Vec<ProcessPod> {
+        self.processes.lock().of(workload)
+    }
+
+    /// When the programs of pods ended last, in seconds since 1970, by the UIDs of the pods.
+    #[must_use]
+    pub fn ends(&self) -> Vec<(String, u64)> {
+        self.processes.lock().ends()
     }
 
     /// Follows pods for ever, in one namespace or all. What is touched are the workloads whose pods fail otherwise than before,
@@ -189,21 +204,38 @@ impl Follower {
             }
             Event::InitApply(pod) => {
                 self.listed.extend(key(&pod));
-                self.upsert(&pod, observe(&pod), lifetime(&pod, Instant::now()))
+                self.upsert(&pod)
             }
-            Event::Apply(pod) => self.upsert(&pod, observe(&pod), lifetime(&pod, Instant::now())),
-            Event::Delete(pod) => self.upsert(&pod, None, None),
+            Event::Apply(pod) => self.upsert(&pod),
+            Event::Delete(pod) => {
+                if let Some((workload, name)) = key(&pod) {
+                    self.pods.processes.lock().remove(&workload, &name, Some(&pod));
+                }
+                self.set_of(&pod, None, None)
+            }
             // What was not listed is gone.
             Event::InitDone => {
                 let known = self.pods.known(self.namespace.as_deref());
                 let gone: Vec<_> = known.into_iter().filter(|key| !self.listed.contains(key)).collect();
                 self.listed = HashSet::new();
-                gone.into_iter().filter_map(|(workload, name)| self.set(workload, name, None, None)).collect()
+                gone.into_iter()
+                    .filter_map(|(workload, name)| {
+                        self.pods.processes.lock().remove(&workload, &name, None);
+                        self.set(workload, name, None, None)
+                    })
+                    .collect()
             }
         }
     }
 
-    fn upsert(&self, pod: &Pod, state: Option<PodState>, lifetime: Option<Lifetime>) -> Vec<Name> {
+    fn upsert(&self, pod: &Pod) -> Vec<Name> {
+        if let Some((workload, _)) = key(pod) {
+            self.pods.processes.lock().upsert(&workload, pod);
+        }
+        self.set_of(pod, observe(pod), lifetime(pod, Instant::now()))
+    }
+
+    fn set_of(&self, pod: &Pod, state: Option<PodState>, lifetime: Option<Lifetime>) -> Vec<Name> {
         key(pod).and_then(|(workload, name)| self.set(workload, name, state, lifetime)).into_iter().collect()
     }
 

@@ -3,4 +3,5 @@
 pub mod cache;
 pub mod diagnose;
 pub mod drain;
+pub mod processes;
 pub mod state;

@@ -62,9 +62,15 @@ pub fn observe(pod: &Pod) -> Option<PodState> {
     Some(PodState {
         uid: pod.uid()?,
         created: pod.creation_timestamp().map(|time| time.0.as_second()).unwrap_or_default(),
-        revision: pod.labels().get(REVISION_LABEL).cloned().unwrap_or_default(),
+        revision: revision(pod),
         condition: status.map_or(Condition::Healthy, |status| condition(&pod.name_any(), status)),
     })
+}
+
+/// Tells the pods of one template from those of another.
+#[must_use]
+pub fn revision(pod: &Pod) -> String {
+    pod.labels().get(REVISION_LABEL).cloned().unwrap_or_default()
 }
 
 fn condition(pod: &str, status: &PodStatus) -> Condition {

@@ -1,0 +1,185 @@
+//! The pods of workloads as processes that may share partitions: in which template each is, and when its program's container ended. Filled by
+//! the watch of pods.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use kube::ResourceExt;
+use tokio::time::Instant;
+
+use super::state::revision;
+use crate::kubernetes::stores::Name;
+
+/// How long the end of a container is known after its pod is gone.
+const MEMORY: Duration = Duration::from_mins(5);
+
+/// A pod that has not gone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessPod {
+    pub name: String,
+    pub uid: String,
+    /// Tells the pods of one template from those of another.
+    pub revision: String,
+    /// When it was made, in seconds since 1970.
+    pub created: i64,
+    /// Whether it is told to stop, or has stopped.
+    pub is_ending: bool,
+    pub is_ready: bool,
+}
+
+/// A container that ended.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    /// In seconds since 1970, by the clock of its node.
+    at: u64,
+    /// When its pod was seen to be gone.
+    gone: Option<Instant>,
+}
+
+/// All of them, by workload and name.
+#[derive(Debug, Default)]
+pub struct Processes {
+    pods: HashMap<Name, BTreeMap<String, ProcessPod>>,
+    /// By the UID of the pod.
+    ends: HashMap<String, End>,
+}
+
+impl Processes {
+    /// A pod is like this now.
+    pub fn upsert(&mut self, workload: &Name, pod: &Pod) {
+        self.note_end(pod, None);
+        let Some(process) = process(pod) else { return };
+        self.pods.entry(workload.clone()).or_default().insert(process.name.clone(), process);
+    }
+
+    /// A pod is gone; `pod` is how it was last, where the watch tells.
+    pub fn remove(&mut self, workload: &Name, name: &str, pod: Option<&Pod>) {
+        let now = Instant::now();
+        self.ends.retain(|_, end| end.gone.is_none_or(|gone| now.duration_since(gone) < MEMORY));
+        if let Some(pod) = pod {
+            self.note_end(pod, Some(now));
+        }
+        let Some(pods) = self.pods.get_mut(workload) else { return };
+        let gone = pods.remove(name);
+        if pods.is_empty() {
+            self.pods.remove(workload);
+        }
+        if let Some(end) = gone.and_then(|gone| self.ends.get_mut(&gone.uid)) {
+            end.gone = Some(now);
+        }
+    }
+
+    /// The pods of a workload.
+    #[must_use]
+    pub fn of(&self, workload: &Name) -> Vec<ProcessPod> {
+        self.pods.get(workload).into_iter().flat_map(BTreeMap::values).cloned().collect()
+    }
+
+    /// When the programs of pods ended last, by the UIDs of the pods.
+    #[must_use]
+    pub fn ends(&self) -> Vec<(String, u64)> {
+        self.ends.iter().map(|(uid, end)| (uid.clone(), end.at)).collect()
+    }
+
+    fn note_end(&mut self, pod: &Pod, gone: Option<Instant>) {
+        if let (Some(uid), Some(at)) = (pod.uid(), ended_at(pod)) {
+            self.ends.insert(uid, End { at, gone });
+        }
+    }
+}
+
+fn process(pod: &Pod) -> Option<ProcessPod> {
+    let status = pod.status.as_ref();
+    let has_ended = matches!(status.and_then(|status| status.phase.as_deref()), Some("Failed" | "Succeeded"));
+    let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
+    Some(ProcessPod {
+        name: pod.name_any(),
+        uid: pod.uid()?,
+        revision: revision(pod),
+        created: pod.creation_timestamp().map(|time| time.0.as_second()).unwrap_or_default(),
+        is_ending: has_ended || pod.metadata.deletion_timestamp.is_some(),
+        is_ready: conditions
+            .into_iter()
+            .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+    })
+}
+
+/// When the container of a pod's program ended last, as its kubelet says: the first of its spec is the program.
+fn ended_at(pod: &Pod) -> Option<u64> {
+    let program = &pod.spec.as_ref()?.containers.first()?.name;
+    let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
+    let program: &ContainerStatus = statuses.iter().find(|status| status.name == *program)?;
+    let states = [program.state.as_ref(), program.last_state.as_ref()].into_iter().flatten();
+    let ends = states.filter_map(|state| state.terminated.as_ref()?.finished_at.as_ref());
+    ends.filter_map(|end| u64::try_from(end.0.as_second()).ok()).max()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn workload() -> Name {
+        ("shop".into(), "fulfilment".into())
+    }
+
+    fn pod(statuses: &Value) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "a", "namespace": "shop", "uid": "u", "labels": {"pod-template-hash": "r1"},
+                "creationTimestamp": "1970-01-01T00:00:09Z"},
+            "spec": {"containers": [{"name": "app"}, {"name": "helper"}]},
+            "status": {"containerStatuses": statuses, "conditions": [{"type": "Ready", "status": "True"}]},
+        }))
+        .unwrap()
+    }
+
+    fn container(name: &str, states: &Value) -> Value {
+        let mut object =
+            json!({"name": name, "image": "i", "imageID": "", "ready": false, "restartCount": 0});
+        object.as_object_mut().unwrap().extend(states.as_object().unwrap().clone());
+        object
+    }
+
+    fn terminated(second: i64) -> Value {
+        let at = jiff::Timestamp::from_second(second).unwrap().to_string();
+        json!({"terminated": {"exitCode": 1, "finishedAt": at}})
+    }
+
+    #[test]
+    fn a_pod_is_there_from_when_it_is_seen_until_it_is_gone() {
+        let mut processes = Processes::default();
+        processes.upsert(&workload(), &pod(&json!([])));
+        let expected = ProcessPod {
+            name: "a".into(),
+            uid: "u".into(),
+            revision: "r1".into(),
+            created: 9,
+            is_ending: false,
+            is_ready: true,
+        };
+        assert_eq!(processes.of(&workload()), [expected]);
+        processes.remove(&workload(), "a", None);
+        assert_eq!(processes.of(&workload()), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_the_programs_container_is_known_for_a_while_and_that_of_a_helper_never() {
+        let mut processes = Processes::default();
+        let helper = container("helper", &json!({"state": terminated(50)}));
+        processes.upsert(&workload(), &pod(&json!([helper])));
+        assert_eq!(processes.ends(), []);
+        let restarted = container("app", &json!({"state": {"running": {}}, "lastState": terminated(40)}));
+        processes.upsert(&workload(), &pod(&json!([restarted, helper])));
+        assert_eq!(processes.ends(), [("u".to_owned(), 40)]);
+        let ended = pod(&json!([container("app", &json!({"state": terminated(60)}))]));
+        processes.remove(&workload(), "a", Some(&ended));
+        assert_eq!(processes.ends(), [("u".to_owned(), 60)]);
+        tokio::time::advance(MEMORY).await;
+        processes.remove(&workload(), "b", None);
+        assert_eq!(processes.ends(), []);
+    }
+}
