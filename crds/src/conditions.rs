@@ -25,6 +25,8 @@ pub const CONSUMER_READY: &str = "ConsumerReady";
 pub const DEAD_LETTERS_READY: &str = "DeadLettersReady";
 /// The Deployment has the replicas that it should have.
 pub const WORKLOAD_READY: &str = "WorkloadReady";
+/// Each partition of an ordered consumer is handled where it belongs.
+pub const PARTITIONS_OWNED: &str = "PartitionsOwned";
 /// The number of pods follows what waits for them, or would.
 pub const SCALING_ACTIVE: &str = "ScalingActive";
 
@@ -93,6 +95,16 @@ pub enum Reason {
     CrashLoop,
     /// There are no pods on purpose.
     ScaledToZero,
+    /// Each partition is handled where it belongs.
+    Owned,
+    /// There are no pods on purpose, so no partition needs an owner.
+    NotNeeded,
+    /// Partitions are on their way to other owners.
+    HandingOver,
+    /// Partitions have no owner.
+    WithoutOwner,
+    /// The bucket by which partitions are shared out cannot be made or read.
+    BucketUnavailable,
     /// There are as many pods as the load takes.
     Steady,
     /// The load took more pods.

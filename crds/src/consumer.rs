@@ -3,6 +3,7 @@
 
 mod autoscaling;
 mod defaults;
+mod partitions;
 mod template;
 
 use k8s_openapi::{
@@ -21,6 +22,7 @@ use crate::{
 };
 
 pub use autoscaling::{Autoscaling, AutoscalingMode, AutoscalingStatus, ConsumerFigures};
+pub use partitions::{PartitionsStatus, WaitingPartition};
 pub use template::PodTemplate;
 
 /// An EventConsumer is a durable JetStream consumer and, where it has a workload, the Deployment that consumes.
@@ -46,6 +48,9 @@ pub use template::PodTemplate;
     printcolumn(name = "Lag", type_ = "integer", json_path = ".status.lag"),
     printcolumn(name = "Pending", type_ = "integer", json_path = ".status.ackPending"),
     printcolumn(name = "Replicas", type_ = "integer", json_path = ".status.replicas"),
+    printcolumn(name = "Owned", type_ = "integer", json_path = ".status.partitions.owned", priority = 1),
+    printcolumn(name = "Draining", type_ = "integer", json_path = ".status.partitions.draining", priority = 1),
+    printcolumn(name = "Unowned", type_ = "integer", json_path = ".status.partitions.unowned", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Stream", type_ = "string", json_path = ".spec.streamRef.name", priority = 1),
     validation = Rule::new("has(self.spec.consumerName) || !self.metadata.name.contains('.')")
@@ -334,7 +339,7 @@ pub struct EventConsumerStatus {
     /// metadata.generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, ConsumerReady, DeadLettersReady, WorkloadReady, ScalingActive, Reconciling, Stalled.
+    /// Ready, ConsumerReady, DeadLettersReady, WorkloadReady, PartitionsOwned, ScalingActive, Reconciling, Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]
@@ -358,6 +363,9 @@ pub struct EventConsumerStatus {
     /// Label selector of those pods, as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
+    /// With ordering PerKey: how the partitions are shared out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<PartitionsStatus>,
     /// What autoscaling decided last, and by which figures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub autoscaling: Option<AutoscalingStatus>,

@@ -21,6 +21,7 @@ use crate::{
     metrics::Metrics,
     object_state::{ObjectKey, ObjectStates},
     outcome::Outcome,
+    partitions::registry::Partitions,
     pods::cache::PodCache,
     rate_limit::RateLimit,
     reported::{Report, Sighting},
@@ -60,6 +61,8 @@ pub struct Context {
     pub pods: PodCache,
     /// How many pods workloads with autoscaling should have.
     pub autoscalers: Autoscalers,
+    /// How the partitions of ordered consumers are shared out.
+    pub partitions: Partitions,
     pub states: ObjectStates,
     /// Statuses that say Disconnected: with NATS away, every object has one to write.
     pub disconnect_writes: RateLimit,

@@ -1,6 +1,7 @@
 //! The operator: keeps JetStream streams, consumers and their workloads as declared.
 
 mod args;
+mod changes;
 mod commands;
 mod connection;
 mod contest;
@@ -18,6 +19,7 @@ mod metrics;
 mod namespaces;
 mod object_state;
 mod outcome;
+mod partitions;
 mod pods;
 mod rate_limit;
 mod readiness;

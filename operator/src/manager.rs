@@ -24,6 +24,7 @@ use crate::{
     leader::Leadership,
     metrics::Metrics,
     object_state::ObjectStates,
+    partitions::{self, registry::Partitions},
     pods::cache::PodCache,
     rate_limit::RateLimit,
     readiness::Readiness,
@@ -59,7 +60,10 @@ pub async fn run(args: Args) -> Result<()> {
     let mut registry = Registry::default();
     process_metrics::register(&mut registry, "jetwright-operator");
     let metrics = Metrics::register(&mut registry);
-    let exporter = Exporter::register(&mut registry, scaling::export::encode);
+    let exporter = Exporter::register(&mut registry, |encoder, context| {
+        scaling::export::encode(encoder, context)?;
+        partitions::export::encode(encoder, context)
+    });
     let health = Health::new();
     let admin = admin::bind(args.admin_address)
         .await
@@ -151,6 +155,7 @@ async fn context(
         client,
         pods: PodCache::default(),
         autoscalers: Autoscalers::default(),
+        partitions: Partitions::default(),
         states: ObjectStates::default(),
         disconnect_writes: RateLimit::new(DISCONNECT_WRITES_PER_SECOND),
         stats_writes: RateLimit::new(STATS_WRITES_PER_SECOND),
@@ -249,6 +254,7 @@ async fn reconcile(
     );
     let sampler = stop.run_until_cancelled(stats::run(context, args.sampling(), exporter.begin(context)));
     let scaling = stop.run_until_cancelled(scaling::sampler::run(context));
+    let partitions = stop.run_until_cancelled(partitions::driver::run(context));
     let controllers = controllers::run(context, args.controllers.concurrency, stop);
     // A controller whose first list did not arrive yet would wait for it for ever, so the end is that of the reconciles.
     let finished = async {
@@ -257,7 +263,7 @@ async fn reconcile(
         tokio::time::timeout(SHUTDOWN_TIMEOUT, context.running.wait()).await
     };
     tokio::select! {
-        _ = async { tokio::join!(connections, controllers, sampler, scaling, evict_idle(context, stop)) } => {}
+        _ = async { tokio::join!(connections, controllers, sampler, scaling, partitions, evict_idle(context, stop)) } => {}
         finished = finished => if finished.is_err() {
             tracing::warn!("reconciles did not finish in time; the next start takes up what they left");
         },

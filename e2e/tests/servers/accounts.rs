@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use async_nats::{Client, ConnectOptions, Event, StatusCode, jetstream::stream::Config};
+use async_nats::{
+    Client, ConnectOptions, Event, StatusCode,
+    jetstream::{kv, stream::Config},
+};
 use jetwright_crds::dead_letter;
 use jetwright_e2e::control_plane;
 use jetwright_testing::{Namespace, NatsServer};
@@ -195,8 +198,11 @@ async fn the_operator_may_not_publish_fetch_purge_or_copy_events() {
     let beyond = [
         "orders.x.placed",
         "$KV.inventory.mug",
+        "$KV.jetwright-verify.x",
         "$JS.API.STREAM.MSG.GET.orders",
         "$JS.API.STREAM.MSG.DELETE.orders",
+        "$JS.API.STREAM.PURGE.KV_jetwright",
+        "$JS.FC.orders.x.x",
         "$JS.API.DIRECT.GET.orders",
         "$JS.API.STREAM.PURGE.orders",
         "$JS.API.STREAM.SNAPSHOT.orders",
@@ -206,6 +212,27 @@ async fn the_operator_may_not_publish_fetch_purge_or_copy_events() {
         "jetwright.dlq.orders.order-fulfilment.1.1",
     ];
     assert_refused(&namespace, &nats, "jetwright-nats-operator", &beyond).await;
+}
+
+#[tokio::test]
+async fn the_operator_may_write_and_watch_the_bucket_in_which_partitions_are_shared_out_and_publish_nothing_else()
+ {
+    let namespace = control_plane().await.namespace("permissions").await;
+    let nats = start_nats(&namespace).await;
+    let jetstream = nats.jetstream().await;
+    let config = kv::Config { bucket: "jetwright".into(), ..Default::default() };
+    jetstream.create_key_value(config).await.unwrap();
+    let (client, mut refusals) = client_of(&namespace, &nats, "jetwright-nats-operator").await;
+    let stored = client.request("$KV.jetwright.operator", "{}".into()).await.unwrap();
+    let stored: Value = serde_json::from_slice(&stored.payload).unwrap();
+    assert_eq!(stored["stream"], "KV_jetwright", "{stored}");
+    let query = r#"{"last_by_subj": "$KV.jetwright.operator"}"#;
+    let read = client.request("$JS.API.STREAM.MSG.GET.KV_jetwright", query.into()).await.unwrap();
+    let read: Value = serde_json::from_slice(&read.payload).unwrap();
+    assert_eq!(read["message"]["subject"], "$KV.jetwright.operator", "{read}");
+    client.publish("$JS.FC.KV_jetwright.x.y", "".into()).await.unwrap();
+    client.flush().await.unwrap();
+    assert!(refusals.try_recv().is_err());
 }
 
 #[tokio::test]

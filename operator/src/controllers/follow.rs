@@ -78,8 +78,8 @@ enum Signal<'a> {
     /// EventConsumers whose own objects or pods changed.
     Owned(Update<Name>),
     Change(&'a Cache, Change),
-    /// EventConsumers whose autoscaling decided something.
-    Scaling(Vec<Name>),
+    /// EventConsumers whose autoscaling decided something, or whose partitions are shared out otherwise.
+    FoundOut(Vec<Name>),
     Tick,
 }
 
@@ -116,7 +116,7 @@ pub async fn follow(scope: &Arc<Scope>, context: &Context, queues: Queues) {
             Signal::Stream(update) => (update.synced, update.failed),
             Signal::Consumer(update) => (update.synced, update.failed),
             Signal::Owned(update) => (update.synced, update.failed),
-            Signal::Change(..) | Signal::Scaling(_) | Signal::Tick => (false, false),
+            Signal::Change(..) | Signal::FoundOut(_) | Signal::Tick => (false, false),
         };
         if synced {
             unsynced.remove(&source);
@@ -179,7 +179,7 @@ fn wake(wakeups: &mut Wakeups, signal: Signal<'_>, scope: &Scope, context: &Cont
             update.touched.iter().for_each(|touched| wakeups.of_consumer(touched, scope));
         }
         Signal::Owned(update) => wakeups.consumers.extend(update.touched),
-        Signal::Scaling(names) => wakeups.consumers.extend(names),
+        Signal::FoundOut(names) => wakeups.consumers.extend(names),
         Signal::Change(cache, change) => wakeups.of_change(&change, scope, cache, &context.states),
         Signal::Tick => {}
     }
@@ -211,12 +211,13 @@ fn signals<'a>(scope: &'a Arc<Scope>, context: &'a Context) -> (Signals<'a>, usi
         cache.changes().map(move |change| Signal::Change(cache, change)).boxed()
     });
     let is_here = |namespace: &str| scope.namespace.as_deref().is_none_or(|own| own == namespace);
-    let scaling = context.autoscalers.changes(is_here).map(Signal::Scaling).boxed();
+    let found_out = [&context.autoscalers.changes, &context.partitions.changes];
+    let found_out = found_out.map(|changes| changes.of(is_here).map(Signal::FoundOut).boxed());
     let ticks = stream::unfold((), |()| async {
         tokio::time::sleep(READINESS_INTERVAL).await;
         Some((Signal::Tick, ()))
     });
-    let all = watches.into_iter().chain(changes).chain([scaling, ticks.boxed()]).enumerate();
+    let all = watches.into_iter().chain(changes).chain(found_out).chain([ticks.boxed()]).enumerate();
     let numbered = all.map(|(source, signals)| signals.map(move |signal| (source, signal)).boxed());
     (stream::select_all(numbered), count)
 }

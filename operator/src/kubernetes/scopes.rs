@@ -67,8 +67,9 @@ fn keys_of_consumer(object: &EventConsumer) -> Vec<IndexKey> {
     let workload = workload.map(|reference| IndexKey::Workload((namespace, reference.name.clone())));
     let own = object.spec.workload.as_ref();
     let autoscaled = own.filter(|own| own.autoscaling.is_some()).map(|_| IndexKey::Autoscaled);
+    let per_key = object.spec.is_per_key().then_some(IndexKey::PerKey);
     let keys = [IndexKey::JetStream(object.consumer_name()), stream];
-    keys.into_iter().chain(workload).chain(autoscaled).collect()
+    keys.into_iter().chain(workload).chain(autoscaled).chain(per_key).collect()
 }
 
 /// Every scope.

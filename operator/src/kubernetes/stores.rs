@@ -56,6 +56,8 @@ pub enum IndexKey {
     Workload(Name),
     /// None: those that declare pods with autoscaling.
     Autoscaled,
+    /// None: those with ordering PerKey.
+    PerKey,
 }
 
 /// The names under a key. Most keys have one, for which a set takes half a kilobyte.

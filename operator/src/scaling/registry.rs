@@ -2,11 +2,10 @@
 //! pipeline of its object; and the names of the objects whose decision changed.
 
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    collections::{HashMap, hash_map::Entry},
     time::Duration,
 };
 
-use futures::{Stream, stream};
 use jetwright_crds::{
     EventConsumer,
     consumer::{Autoscaling, AutoscalingStatus, ConsumerFigures},
@@ -14,7 +13,7 @@ use jetwright_crds::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     autoscaler::{Autoscaler, Decision, Look},
@@ -23,9 +22,12 @@ use super::{
     published::{Decided, Published, Said, figures},
     spec::Scaling,
 };
-use crate::kubernetes::{
-    status,
-    stores::{Name, name_of},
+use crate::{
+    changes::Changes,
+    kubernetes::{
+        status,
+        stores::{Name, name_of},
+    },
 };
 
 /// What the sampler saw of a workload.
@@ -80,19 +82,13 @@ pub struct ExportedConsumer {
 pub struct Autoscalers {
     begun: Instant,
     workloads: Mutex<HashMap<Name, Workload>>,
-    /// Objects whose decision changed and that were not triggered yet.
-    changed: Mutex<BTreeSet<Name>>,
-    changes: watch::Sender<()>,
+    /// Objects whose decision changed.
+    pub changes: Changes,
 }
 
 impl Default for Autoscalers {
     fn default() -> Self {
-        Self {
-            begun: Instant::now(),
-            workloads: Mutex::default(),
-            changed: Mutex::default(),
-            changes: watch::Sender::default(),
-        }
+        Self { begun: Instant::now(), workloads: Mutex::default(), changes: Changes::default() }
     }
 }
 
@@ -153,33 +149,13 @@ impl Autoscalers {
             entry => entry.insert_entry(Workload::new(uid, seen)).into_mut(),
         };
         if workload.look(seen, at, interval) {
-            self.changed.lock().insert(name);
-            self.changes.send_replace(());
+            self.changes.add(name);
         }
     }
 
     /// Forgets the workloads that have no autoscaling any more.
     pub fn retain(&self, is_there: impl Fn(&Name) -> bool) {
         self.workloads.lock().retain(|name, _| is_there(name));
-    }
-
-    /// Names of the objects to reconcile, of those in the namespaces for which `is_here` holds.
-    pub fn changes<'a>(
-        &'a self,
-        is_here: impl Fn(&str) -> bool + Clone + Send + 'a,
-    ) -> impl Stream<Item = Vec<Name>> + Send + 'a {
-        stream::unfold(self.changes.subscribe(), move |mut receiver| {
-            let is_here = is_here.clone();
-            async move {
-                receiver.changed().await.ok()?;
-                let mut changed = self.changed.lock();
-                let (here, elsewhere) =
-                    std::mem::take(&mut *changed).into_iter().partition::<Vec<_>, _>(|name| is_here(&name.0));
-                changed.extend(elsewhere);
-                drop(changed);
-                Some((here, receiver))
-            }
-        })
     }
 
     /// Figures of all workloads, in the order of their names.

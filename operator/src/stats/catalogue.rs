@@ -14,7 +14,7 @@ const SERVER: Label = name_of("server", "a NATS server");
 jetwright_process::catalogue! {
     OBJECT_CONDITION: Gauge "jetwright_object_condition" [
         words("kind", &["EventStream", "EventConsumer"]), NAMESPACE, name_of("name", "of the object"),
-        words("condition", &["Ready", "Durable", "ConsumerReady", "DeadLettersReady", "WorkloadReady", "ScalingActive"]),
+        words("condition", &["Ready", "Durable", "ConsumerReady", "DeadLettersReady", "WorkloadReady", "PartitionsOwned", "ScalingActive"]),
         words("status", &["True", "False", "Unknown"]), name_of("reason", "as in [conditions.md](conditions.md)")
     ] "1 for what a condition of the object's status says now";
 
@@ -55,6 +55,10 @@ jetwright_process::catalogue! {
     WORKLOAD_REPLICAS_WISHED: Gauge "jetwright_workload_replicas_wished" [NAMESPACE, EVENT_CONSUMER] "Pods that the load takes, without bounds and steps";
     WORKLOAD_REPLICAS_MIN: Gauge "jetwright_workload_replicas_min" [NAMESPACE, EVENT_CONSUMER] "Fewest pods that autoscaling may have";
     WORKLOAD_REPLICAS_MAX: Gauge "jetwright_workload_replicas_max" [NAMESPACE, EVENT_CONSUMER] "Most pods that autoscaling may have";
+    CONSUMER_PARTITIONS: Gauge "jetwright_consumer_partitions" [NAMESPACE, EVENT_CONSUMER, words("state", &["owned", "draining", "unowned"])] "Partitions of a consumer with ordering PerKey: handled where they belong, on their way to another owner, or nobody's";
+    CONSUMER_HANDOVERS: Counter "jetwright_consumer_partition_handovers" [NAMESPACE, EVENT_CONSUMER] "Partitions that came to another owner";
+    PARTITIONS_MEMBER_DEATHS: Counter "jetwright_partitions_member_deaths" [words("reason", &["ContainerEnded", "Silent", "Left"])] "Programs that share partitions and are over: their container ended, they were silent for longer than their lease, or they stopped themselves";
+    PARTITIONS_HEARTBEAT: Gauge "jetwright_partitions_heartbeat_timestamp_seconds" [] "When the operator last wrote that it shares partitions out, in Unix time; absent while no consumer has ordering PerKey";
     CONSUMER_DEAD_LETTERS: Gauge "jetwright_consumer_dead_letters" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "Dead letters of the consumer that wait in `<stream>-dlq`; absent where they are not kept";
     CONSUMER_MONITORING: Gauge "jetwright_consumer_monitoring" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER, THRESHOLD] "Thresholds that the object sets in `spec.monitoring`, times in seconds; alerts judge by them";
     CONSUMER_SAMPLED: Gauge "jetwright_consumer_sampled_timestamp_seconds" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "When the figures of the consumer were read, in Unix time";

@@ -15,7 +15,7 @@ use jetwright_testing::{
 use crate::world::{SOON, World};
 
 /// What the operator may do, and no more: docs/operator.md.
-const PUBLISH: [&str; 9] = [
+const PUBLISH: [&str; 12] = [
     "$JS.API.STREAM.LIST",
     "$JS.API.STREAM.INFO.*",
     "$JS.API.STREAM.CREATE.*",
@@ -25,6 +25,9 @@ const PUBLISH: [&str; 9] = [
     "$JS.API.CONSUMER.INFO.*.*",
     "$JS.API.CONSUMER.CREATE.*.*",
     "$JS.API.CONSUMER.DELETE.*.*",
+    "$KV.jetwright.>",
+    "$JS.API.STREAM.MSG.GET.KV_jetwright",
+    "$JS.FC.KV_jetwright.>",
 ];
 const SUBSCRIBE: [&str; 2] = ["$JS.EVENT.ADVISORY.>", "_INBOX_operator.>"];
 /// Objects say that NATS is away when it has been for ten seconds.

@@ -18,6 +18,7 @@ mod monitoring;
 mod ordered;
 mod outages;
 mod ownership;
+mod partitions;
 mod program;
 mod replicas;
 mod rivals;

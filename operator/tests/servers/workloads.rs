@@ -3,7 +3,7 @@
 mod interruptions;
 mod no_op;
 mod permissions;
-mod pods;
+pub mod pods;
 mod security;
 mod templates;
 

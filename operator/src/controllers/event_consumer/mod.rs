@@ -17,6 +17,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use jetwright_crds::{EventConsumer, EventStream, conditions::Reason, names::partition_consumer};
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Api, ResourceExt as _, runtime::controller::Action};
 
 use self::{
@@ -41,8 +42,14 @@ use crate::{
         apply::{self, Applier},
         finalizer,
         status::{ConditionSummary, StatusWrite},
+        stores::name_of,
     },
+    object_state::ObjectKey,
     outcome::{CreationTime as _, OperationResult, Outcome, Pending, Reconciled, Recorded},
+    partitions::{
+        declared::workload_of,
+        published::{View, view},
+    },
 };
 
 /// How soon an object asks again for partitions that its stream does not have.
@@ -118,6 +125,7 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
         dead_letters: ensure_dead_letters(&object, &inputs, &applier).await,
         workload: workload::ensure(&object, &inputs, &applier, &context).await,
         scaling: status::Scaling::of(&object, &context),
+        sharing: sharing(&object, &context),
     };
     // Recorded first: what was done is not done again if the status cannot be written.
     let report_after = status::record_events(&object, &results, &context);
@@ -133,6 +141,21 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
     results.dead_letters?;
     let requeue_after = workload_after.into_iter().chain(report_after).min();
     results.consumer.map(|outcome| context.requeue(&outcome, written, requeue_after))
+}
+
+/// How the partitions of an object's consumer are shared out, as far as this process knows.
+fn sharing(object: &EventConsumer, context: &Context) -> Option<View> {
+    let known = context.partitions.of(&name_of(object))?;
+    let namespace = object.namespace().unwrap_or_default();
+    let is_at_rest = workload_of(object).is_some_and(|workload| {
+        let key = ObjectKey::new::<Deployment>(&namespace, &workload);
+        let owned = context.applying.owned.get(&key);
+        let deployment = owned.as_ref().and_then(|owned| owned.deployment.as_deref());
+        deployment
+            .and_then(|deployment| deployment.spec.as_ref())
+            .is_some_and(|spec| spec.replicas == Some(0))
+    });
+    Some(view(&known, is_at_rest))
 }
 
 async fn ensure_consumer(

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use jetwright_crds::{
     EventConsumer, EventConsumerStatus,
-    conditions::{self, CONSUMER_READY, DEAD_LETTERS_READY, Reason, SCALING_ACTIVE, State, WORKLOAD_READY},
+    conditions::{
+        self, CONSUMER_READY, DEAD_LETTERS_READY, PARTITIONS_OWNED, Reason, SCALING_ACTIVE, State,
+        WORKLOAD_READY,
+    },
     consumer::ConsumerState,
     stream::Drift,
 };
@@ -20,6 +23,7 @@ use crate::{
     kubernetes::status::{self, ConditionSummary, StatusUpdate, StatusWrite},
     object_state::ObjectKey,
     outcome::Outcome,
+    partitions::published::View as Sharing,
     scaling::registry::View,
     workload::{apply::remedy, status::WorkloadStatus},
 };
@@ -43,6 +47,8 @@ pub struct Results {
     /// The pods; None where it has none.
     pub workload: Result<Option<WorkloadStatus>>,
     pub scaling: Scaling,
+    /// How its partitions are shared out; None where it has none, and before that is known: what an earlier process wrote stays.
+    pub sharing: Option<Sharing>,
 }
 
 /// What autoscaling decided for the pods.
@@ -180,6 +186,10 @@ fn advance(
         }
     }
     results.scaling.advance(&mut status, generation, now);
+    if let Some(Sharing { condition, status: sharing }) = &results.sharing {
+        conditions::set(&mut status.conditions, PARTITIONS_OWNED, condition.clone(), generation, now);
+        status.partitions = sharing.clone().or(status.partitions);
+    }
     status::set_summary_conditions(&mut status.conditions, &results.overall(), generation, now);
     status
 }
@@ -208,6 +218,7 @@ fn ignoring_stats(status: &EventConsumerStatus) -> EventConsumerStatus {
 /// The status without what may change many times a second.
 fn ignoring_messages(status: &EventConsumerStatus) -> EventConsumerStatus {
     let mut status = ignoring_stats(status);
+    status.partitions = None;
     for condition in &mut status.conditions {
         condition.message.clear();
     }
@@ -245,7 +256,10 @@ pub fn record_events(object: &EventConsumer, results: &Results, context: &Contex
     reason = "the results of reconciles, as they come"
 )]
 mod tests {
-    use jetwright_crds::{conditions::READY, consumer::AutoscalingStatus};
+    use jetwright_crds::{
+        conditions::READY,
+        consumer::{AutoscalingStatus, PartitionsStatus},
+    };
     use k8s_openapi::jiff::Timestamp;
     use serde_json::json;
 
@@ -285,11 +299,38 @@ mod tests {
             dead_letters: Ok(None),
             workload,
             scaling: Scaling::Undeclared,
+            sharing: None,
         })
     }
 
     fn condition(status: &EventConsumerStatus, type_: &str) -> Option<(String, String)> {
         conditions::get(&status.conditions, type_).map(|known| (known.status.clone(), known.reason.clone()))
+    }
+
+    #[test]
+    fn how_partitions_are_shared_out_is_told_and_stays_where_it_is_not_known() {
+        let condition_of = |reason| State { status: Some(false), reason, message: "m".into() };
+        let sharing = PartitionsStatus { count: 4, owned: 3, unowned: 1, ..PartitionsStatus::default() };
+        let results = |sharing| Results {
+            consumer: applied(),
+            dead_letters: Ok(None),
+            workload: Ok(None),
+            scaling: Scaling::Undeclared,
+            partitions: Some(4),
+            sharing,
+        };
+        let view = Sharing { condition: condition_of(Reason::WithoutOwner), status: Some(sharing.clone()) };
+        let first = told(&results(Some(view)));
+        assert_eq!(first.partitions, Some(sharing.clone()));
+        assert_eq!(condition(&first, PARTITIONS_OWNED), Some(("False".into(), "WithoutOwner".into())));
+        let unknown = advance(first.clone(), Some(1), &results(None), &at(10));
+        assert_eq!(unknown, first);
+        let unavailable = Sharing { condition: condition_of(Reason::BucketUnavailable), status: None };
+        let after = advance(first, Some(1), &results(Some(unavailable)), &at(10));
+        assert_eq!(
+            (after.partitions.clone(), condition(&after, PARTITIONS_OWNED).unwrap().1),
+            (Some(sharing), "BucketUnavailable".into())
+        );
     }
 
     #[test]
@@ -321,6 +362,7 @@ mod tests {
             dead_letters: Ok(None),
             workload: Ok(None),
             scaling,
+            sharing: None,
         };
         let view = View {
             said: Some(Said { reason: Reason::FiguresUnknown, message: "it does not answer".into() }),
@@ -356,6 +398,7 @@ mod tests {
                 dead_letters: Ok(Some(dead_letters)),
                 workload: running(pods),
                 scaling: Scaling::Undeclared,
+                sharing: None,
             })
         };
         let lost = || ConditionSummary::stalled(Reason::NameConflict, "taken");
@@ -377,6 +420,7 @@ mod tests {
             dead_letters: Ok(None),
             workload: Ok(None),
             scaling,
+            sharing: None,
         };
         let dropped = advance(kept, Some(1), &dropped, &at(9));
         assert_eq!(condition(&dropped, DEAD_LETTERS_READY), None);

@@ -1,0 +1,78 @@
+//! In: the EventConsumers and their pods, as the watches brought them. Out: the consumers whose partitions are shared out, and among
+//! which pods. Asks nobody.
+
+use std::time::Duration;
+
+use jetwright_crds::{EventConsumer, environment::STOP_MARGIN};
+use jetwright_partitions::{
+    coordinator::{Declared, Pods},
+    keys::ConsumerId,
+};
+use kube::ResourceExt as _;
+
+use super::roles::roles;
+use crate::{
+    jetstream::connections::Connection,
+    kubernetes::{
+        scopes::{Scope, Scopes},
+        stores::{IndexKey, Name, name_of},
+    },
+    pods::cache::PodCache,
+};
+
+/// A consumer whose partitions are shared out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderedConsumer {
+    /// The EventConsumer.
+    pub object: Name,
+    /// Its consumer in JetStream.
+    pub id: ConsumerId,
+    /// Number of partitions.
+    pub count: u32,
+    /// How long a hand-over should take at most.
+    pub drain: Duration,
+    /// The EventConsumer that declares its pods, where the operator runs some.
+    pub workload: Option<Name>,
+}
+
+impl OrderedConsumer {
+    /// What the coordinator shares out.
+    #[must_use]
+    pub fn declared(&self, pods: &PodCache) -> Declared {
+        let pods = self
+            .workload
+            .as_ref()
+            .map(|workload| Pods { namespace: workload.0.clone(), roles: roles(&pods.processes(workload)) });
+        Declared { count: self.count, drain: self.drain, pods }
+    }
+}
+
+/// The consumers of a connection.
+#[must_use]
+pub fn ordered_consumers(scopes: &Scopes, connection: &Connection) -> Vec<OrderedConsumer> {
+    let of_scope = |scope: &Scope| {
+        let consumers = scope.event_consumers.by(&IndexKey::PerKey).into_iter();
+        let here =
+            consumers.filter(|object| connection.serves.contains(&object.namespace().unwrap_or_default()));
+        here.filter_map(|object| ordered(&object)).collect::<Vec<_>>()
+    };
+    scopes.all().flat_map(|scope| of_scope(scope)).collect()
+}
+
+/// One whose consumers in JetStream are its own: a status describes no others.
+fn ordered(object: &EventConsumer) -> Option<OrderedConsumer> {
+    let name = name_of(object);
+    let consumer = object.status.as_ref()?.consumer.as_ref()?;
+    let count = consumer.partitions?;
+    let id = ConsumerId { stream: consumer.stream.clone(), consumer: object.consumer_name() };
+    let workload = workload_of(object).map(|workload| (name.0.clone(), workload));
+    let drain = object.spec.effective_handler_deadline().0 + STOP_MARGIN.0;
+    Some(OrderedConsumer { object: name, id, count, drain, workload })
+}
+
+/// Name of the EventConsumer that declares the pods which handle an object's events.
+#[must_use]
+pub fn workload_of(object: &EventConsumer) -> Option<String> {
+    let reference = object.spec.workload_ref.as_ref().map(|reference| reference.name.clone());
+    reference.or_else(|| object.spec.workload.as_ref().map(|_| object.name_any()))
+}

@@ -1,0 +1,176 @@
+//! How the partitions of all ordered consumers are shared out, while this process leads. In: what the driver finds out. Out: the same for the
+//! pipelines of the objects and for the metrics; and the names of the objects for which it changed.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    time::Duration,
+};
+
+use jetwright_partitions::records::DeathReason;
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::sharing::Sharing;
+use crate::{changes::Changes, kubernetes::stores::Name};
+
+/// How long something has to be other than was told before an object is triggered: a clean hand-over is over by then.
+const SETTLING_TIME: Duration = Duration::from_secs(1);
+/// Least time between two triggers of an object.
+const TRIGGER_INTERVAL: Duration = Duration::from_secs(2);
+
+/// What is known of a consumer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Known {
+    Shared(Sharing),
+    /// The bucket cannot be used, and why.
+    Unavailable(String),
+}
+
+#[derive(Debug)]
+struct Entry {
+    known: Known,
+    handovers: u64,
+    /// What the object was last triggered for, and when.
+    told: Known,
+    told_at: Instant,
+    /// Since when it is other than that.
+    differs_since: Option<Instant>,
+}
+
+/// How the operator's own part goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Course {
+    /// When the operator's key moved last.
+    pub beat: Option<Timestamp>,
+    /// Members that were found dead, by how.
+    pub deaths: BTreeMap<&'static str, u64>,
+}
+
+/// What is known of all of them.
+#[derive(Debug, Default)]
+pub struct Partitions {
+    consumers: Mutex<HashMap<Name, Entry>>,
+    course: Mutex<Course>,
+    /// Objects for which it changed.
+    pub changes: Changes,
+}
+
+/// Figures of a consumer, as metrics have them.
+pub struct Exported {
+    pub name: Name,
+    pub sharing: Sharing,
+    pub handovers: u64,
+}
+
+impl Partitions {
+    /// How the partitions of an object's consumer are shared out; None before that is known.
+    #[must_use]
+    pub fn of(&self, object: &Name) -> Option<Known> {
+        self.consumers.lock().get(object).map(|entry| entry.known.clone())
+    }
+
+    /// Takes over what is known now.
+    pub fn publish(&self, object: &Name, known: Known, handovers: u64) {
+        let now = Instant::now();
+        let mut consumers = self.consumers.lock();
+        let Some(entry) = consumers.get_mut(object) else {
+            let told = known.clone();
+            consumers
+                .insert(object.clone(), Entry { known, handovers, told, told_at: now, differs_since: None });
+            self.changes.add(object.clone());
+            return;
+        };
+        (entry.known, entry.handovers) = (known, handovers);
+        if entry.known == entry.told {
+            entry.differs_since = None;
+            return;
+        }
+        let since = *entry.differs_since.get_or_insert(now);
+        if now - since >= SETTLING_TIME && now - entry.told_at >= TRIGGER_INTERVAL {
+            (entry.told, entry.told_at, entry.differs_since) = (entry.known.clone(), now, None);
+            self.changes.add(object.clone());
+        }
+    }
+
+    /// Forgets the objects that are not among these, of those for which `is_here` holds.
+    pub fn retain(&self, objects: &HashSet<Name>, is_here: impl Fn(&str) -> bool) {
+        self.consumers.lock().retain(|name, _| !is_here(&name.0) || objects.contains(name));
+    }
+
+    /// The operator's key moved.
+    pub fn beat(&self) {
+        self.course.lock().beat = Some(Timestamp::now());
+    }
+
+    /// A member was found dead.
+    pub fn died(&self, reason: DeathReason) {
+        let reason = match reason {
+            DeathReason::ContainerEnded => "ContainerEnded",
+            DeathReason::Silent => "Silent",
+            DeathReason::Left => "Left",
+        };
+        *self.course.lock().deaths.entry(reason).or_default() += 1;
+    }
+
+    #[must_use]
+    pub fn course(&self) -> Course {
+        self.course.lock().clone()
+    }
+
+    /// Figures of all consumers, in the order of their names.
+    #[must_use]
+    pub fn exported(&self) -> Vec<Exported> {
+        let consumers = self.consumers.lock();
+        let shared = consumers.iter().filter_map(|(name, entry)| match &entry.known {
+            Known::Shared(sharing) => {
+                Some(Exported { name: name.clone(), sharing: sharing.clone(), handovers: entry.handovers })
+            }
+            Known::Unavailable(_) => None,
+        });
+        let mut all: Vec<_> = shared.collect();
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt as _, StreamExt as _};
+
+    use super::*;
+
+    fn object() -> Name {
+        ("shop".into(), "fulfilment".into())
+    }
+
+    fn owned(owned: u32) -> Known {
+        Known::Shared(Sharing { count: 4, owned, unowned: 4 - owned, ..Sharing::default() })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_object_is_triggered_for_what_lasts_and_not_for_a_quick_hand_over() {
+        let partitions = Partitions::default();
+        let mut changes = Box::pin(partitions.changes.of(|_| true));
+        let mut publish = async |known: Known, millis: u64| {
+            tokio::time::advance(Duration::from_millis(millis)).await;
+            partitions.publish(&object(), known, 0);
+            changes.next().now_or_never().flatten().is_some()
+        };
+        assert!(publish(owned(0), 0).await, "the first that is known");
+        assert!(!publish(owned(4), 5_000).await);
+        assert!(publish(owned(4), 1_000).await);
+        assert!(!publish(owned(3), 5_000).await);
+        assert!(!publish(owned(4), 900).await, "a hand-over");
+        assert!(!publish(owned(3), 900).await);
+        assert!(publish(owned(3), 1_000).await);
+        assert!(!publish(owned(2), 100).await);
+        assert!(!publish(owned(2), 1_000).await, "told a moment ago");
+        assert!(publish(owned(1), 1_000).await);
+        assert_eq!(partitions.of(&object()), Some(owned(1)));
+        partitions.retain(&HashSet::new(), |namespace| namespace == "bank");
+        assert!(partitions.of(&object()).is_some());
+        partitions.retain(&HashSet::new(), |namespace| namespace == "shop");
+        assert_eq!(partitions.of(&object()), None);
+    }
+}

@@ -1,0 +1,182 @@
+//! In: where the partitions of a consumer are, again and again. Out: how many are owned, what the others wait for and since when, and how often
+//! one was handed over. Pure.
+
+use std::collections::BTreeMap;
+
+use jetwright_partitions::{coordinator::Whereabouts, keys::MemberId};
+use jiff::Timestamp;
+
+/// Most partitions whose wait is told.
+pub const MAX_WAITING: usize = 10;
+
+/// How the partitions of a consumer are shared out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sharing {
+    pub count: u32,
+    /// Handled where they belong.
+    pub owned: u32,
+    /// On their way to another owner: the one before finishes what it has begun.
+    pub draining: u32,
+    /// Nobody's.
+    pub unowned: u32,
+    /// What those wait for that are not owned, the longest first; at most [`MAX_WAITING`].
+    pub waiting: Vec<Waiting>,
+}
+
+/// What a partition waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    pub partition: u32,
+    pub wait: Wait,
+    pub since: Timestamp,
+}
+
+/// Whom a partition waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// This one, which has it, finishes what it has begun.
+    Finish(String),
+    /// This one takes it.
+    Take(String),
+    /// Any one that joins.
+    Join,
+}
+
+/// What is known of one consumer over time.
+#[derive(Debug, Default)]
+pub struct Tracker {
+    waits: BTreeMap<u32, (Wait, Timestamp)>,
+    holders: BTreeMap<u32, MemberId>,
+    /// How often a partition came to another member.
+    pub handovers: u64,
+}
+
+impl Tracker {
+    /// Takes over where the partitions are. `name` says what a living member is called, and None of one that is dead or unknown.
+    pub fn see(
+        &mut self,
+        partitions: &[Whereabouts],
+        name: impl Fn(&MemberId) -> Option<String>,
+        now: Timestamp,
+    ) -> Sharing {
+        let mut sharing = Sharing::default();
+        for (partition, place) in (0..).zip(partitions) {
+            sharing.count += 1;
+            if let Some(holder) = place.holder.as_ref().filter(|_| !place.is_draining) {
+                let before = self.holders.insert(partition, holder.clone());
+                self.handovers += u64::from(before.is_some_and(|before| before != *holder));
+            }
+            let Some(wait) = wait_of(place, &name) else {
+                sharing.owned += 1;
+                self.waits.remove(&partition);
+                continue;
+            };
+            match wait {
+                Wait::Finish(_) => sharing.draining += 1,
+                Wait::Take(_) | Wait::Join => sharing.unowned += 1,
+            }
+            let (known, since) = self.waits.entry(partition).or_insert_with(|| (wait.clone(), now));
+            if *known != wait {
+                (*known, *since) = (wait, now);
+            }
+        }
+        self.waits.retain(|partition, _| *partition < sharing.count);
+        let waiting = self.waits.iter().map(|(partition, (wait, since))| Waiting {
+            partition: *partition,
+            wait: wait.clone(),
+            since: *since,
+        });
+        sharing.waiting = waiting.collect();
+        sharing.waiting.sort_by_key(|waiting| (waiting.since, waiting.partition));
+        sharing.waiting.truncate(MAX_WAITING);
+        sharing
+    }
+}
+
+fn wait_of(place: &Whereabouts, name: impl Fn(&MemberId) -> Option<String>) -> Option<Wait> {
+    let Whereabouts { holder, is_draining, to } = place;
+    let Some(holder) = holder else {
+        return Some(to.as_ref().and_then(name).map_or(Wait::Join, Wait::Take));
+    };
+    let is_at_home = to.as_ref().is_none_or(|to| to == holder);
+    (*is_draining || !is_at_home).then(|| Wait::Finish(name(holder).unwrap_or_else(|| holder.to_string())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str) -> MemberId {
+        MemberId::new("shop", name).unwrap()
+    }
+
+    fn place(holder: Option<&str>, to: Option<&str>) -> Whereabouts {
+        Whereabouts { holder: holder.map(member), is_draining: false, to: to.map(member) }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    /// All but `dead` live.
+    fn name(id: &MemberId) -> Option<String> {
+        (!id.as_str().ends_with("dead")).then(|| format!("pod-{id}"))
+    }
+
+    #[test]
+    fn who_is_at_home_is_owned_and_the_others_say_whom_they_wait_for_since_when() {
+        let mut tracker = Tracker::default();
+        let draining = Whereabouts { is_draining: true, ..place(Some("a"), None) };
+        let places = [
+            place(Some("a"), Some("a")),
+            place(Some("a"), None),
+            place(Some("a"), Some("b")),
+            draining,
+            place(None, Some("b")),
+            place(None, Some("dead")),
+            place(None, None),
+        ];
+        let waiting = |partition, wait| Waiting { partition, wait, since: at(1) };
+        let expected = Sharing {
+            count: 7,
+            owned: 2,
+            draining: 2,
+            unowned: 3,
+            waiting: vec![
+                waiting(2, Wait::Finish("pod-shop.a".into())),
+                waiting(3, Wait::Finish("pod-shop.a".into())),
+                waiting(4, Wait::Take("pod-shop.b".into())),
+                waiting(5, Wait::Join),
+                waiting(6, Wait::Join),
+            ],
+        };
+        assert_eq!(tracker.see(&places, name, at(1)), expected);
+        assert_eq!(tracker.see(&places, name, at(9)), expected, "it waits since then");
+        let taken = tracker.see(&[place(Some("b"), Some("b"))], name, at(10));
+        assert_eq!(taken, Sharing { count: 1, owned: 1, ..Sharing::default() });
+    }
+
+    #[test]
+    fn a_hand_over_is_counted_when_the_next_one_has_it() {
+        let mut tracker = Tracker::default();
+        let mut see = |places: &[Whereabouts]| {
+            tracker.see(places, name, at(1));
+            tracker.handovers
+        };
+        assert_eq!(see(&[place(Some("a"), None), place(None, None)]), 0);
+        assert_eq!(see(&[place(Some("a"), Some("b")), place(Some("b"), None)]), 0);
+        assert_eq!(see(&[place(None, Some("b")), place(Some("b"), None)]), 0);
+        assert_eq!(see(&[place(Some("b"), Some("b")), place(Some("b"), None)]), 1);
+    }
+
+    #[test]
+    fn of_many_that_wait_the_longest_are_told() {
+        let mut tracker = Tracker::default();
+        tracker.see(&vec![place(None, None); 20], name, at(5));
+        let mut places = vec![place(None, None); 20];
+        places[0] = place(None, Some("b"));
+        let sharing = tracker.see(&places, name, at(6));
+        let told: Vec<_> = sharing.waiting.iter().map(|waiting| waiting.partition).collect();
+        assert_eq!((sharing.unowned, told), (20, (1..11).collect()));
+    }
+}
