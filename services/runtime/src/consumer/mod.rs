@@ -87,12 +87,13 @@ pub(crate) async fn consume<H: Handler>(
     match ended {
         Some(Ok(())) => return true,
         Some(Err(error)) => {
-            tracing::error!(binding = consumer.name(), %error, "stopped consuming after an internal fault");
+            tracing::error!(binding = consumer.name(), partition = consumer.partition(), %error, "stopped consuming after an internal fault");
         }
         None => {
             let abandoned = dispatcher.len();
             tracing::warn!(
                 binding = consumer.name(),
+                partition = consumer.partition(),
                 abandoned,
                 "stopped with attempts in flight; their events are redelivered"
             );

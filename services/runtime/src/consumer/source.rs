@@ -110,6 +110,11 @@ impl<H> ConsumerLoop<H> {
         self.reader.partitions(&self.binding.stream)
     }
 
+    /// Number of its partition, if it is one of several sources.
+    pub(super) fn partition(&self) -> Option<u32> {
+        self.tenure.as_ref().map(|tenure| tenure.partition)
+    }
+
     /// Maximum deliveries in flight in this process.
     pub(super) fn capacity(&self) -> usize {
         let concurrency = self.runner.options.concurrency.max(1);

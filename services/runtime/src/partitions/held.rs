@@ -68,7 +68,8 @@ impl HeldPartitions {
         {
             return held.tenure.instruct(Instruction::Serve);
         }
-        let tenure = Arc::new(Tenure::new(epoch, Arc::clone(lease), Arc::clone(&self.news)));
+        let tenure =
+            Arc::new(Tenure::new(partition.partition, epoch, Arc::clone(lease), Arc::clone(&self.news)));
         if let Some(held) = self.held.get_mut(&partition) {
             held.next = Some(tenure);
             return;

@@ -54,19 +54,22 @@ pub(crate) struct Tenure {
     is_recovered: AtomicBool,
     /// Notified when the order is recovered.
     news: Arc<Notify>,
+    /// Number of the partition.
+    pub(crate) partition: u32,
     /// Grows with each tenure, over all partitions.
     pub(crate) epoch: u64,
 }
 
 impl Tenure {
     /// `news` is notified when the order is recovered.
-    pub(crate) fn new(epoch: u64, lease: Arc<SharedLease>, news: Arc<Notify>) -> Self {
+    pub(crate) fn new(partition: u32, epoch: u64, lease: Arc<SharedLease>, news: Arc<Notify>) -> Self {
         Self {
             lease,
             instruction: watch::Sender::new(Instruction::Serve),
             figures: Mutex::new(Figures { busy: true, ..Figures::default() }),
             is_recovered: AtomicBool::new(false),
             news,
+            partition,
             epoch,
         }
     }
@@ -147,7 +150,7 @@ mod tests {
             held.confirm(clocks());
             lease.set(held);
         }
-        Tenure::new(7, Arc::new(lease), Arc::default())
+        Tenure::new(3, 7, Arc::new(lease), Arc::default())
     }
 
     #[test]

@@ -6,14 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_nats::{ConnectOptions, jetstream};
+use jetwright_nats::Credentials;
 use jetwright_runtime::HandlerOptions;
+use jetwright_testing::{MountedSecret, NatsServer};
 use tokio::time::sleep;
 
 use crate::{
     proxy::Proxy,
     sharing::{
         KEYS, NO_KEY, Observer, Operator, await_drained, bucket_config, of_partitions, on_cluster,
-        publish_values, sharing,
+        publish_values, sharing, with_partitions,
     },
     support::{Bench, Running, SOON, count},
 };
@@ -212,4 +215,49 @@ async fn changing_leaders_of_the_consumers_and_of_the_bucket_reorder_nothing() {
     assert_sentinel_is_silent(&first.stop().await);
     assert_sentinel_is_silent(&second.stop().await);
     observer.assert_in_order(6_000);
+}
+
+/// The documentation and the charts name these.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nats_user_needs_no_more_than_its_consumers_partitions_and_its_keys_of_the_bucket() {
+    let of_partition = |number: u32| {
+        ["$JS.API.CONSUMER.INFO.numbers.<>", "$JS.API.CONSUMER.MSG.NEXT.numbers.<>", "$JS.ACK.numbers.<>.>"]
+            .map(|subject| subject.replace("<>", &format!("tests-p{number}")))
+    };
+    let mut publish: Vec<_> = (0..2).flat_map(of_partition).collect();
+    publish.extend(
+        [
+            "$KV.jetwright.held.numbers.tests.*",
+            "$KV.jetwright.member.default.>",
+            "$JS.API.STREAM.MSG.GET.KV_jetwright",
+            "$JS.API.STREAM.INFO.KV_jetwright",
+            "$JS.API.CONSUMER.CREATE.KV_jetwright.*",
+            "$JS.FC.KV_jetwright.>",
+        ]
+        .map(str::to_owned),
+    );
+    let users = format!(
+        "authorization: {{ users: [{{user: admin, password: admin}}, {{user: u, password: p, permissions: \
+         {{publish: {{allow: {publish:?}}}, subscribe: {{allow: [\"_INBOX.>\"]}}}}}}] }}"
+    );
+    let nats = NatsServer::builder().config(&users).start().await;
+    let admin =
+        nats.client_with(ConnectOptions::with_user_and_password("admin".into(), "admin".into())).await;
+    let mut bench = with_partitions(Bench::on(nats, jetstream::new(admin)).await, 2).await;
+    let secret = MountedSecret::new(&[("username", "u"), ("password", "p")]);
+    bench.credentials = Some(Credentials::open("--credentials", secret.path()).unwrap());
+    let proxy = Proxy::aging(bench.nats.url()).await;
+    let of_admin = MountedSecret::new(&[("username", "admin"), ("password", "admin")]);
+    let admin = Credentials::open("--credentials", of_admin.path()).unwrap();
+    let operator = Operator::start_as(Some(admin), bench.nats.url(), 2).await;
+    bench.url.clone_from(&proxy.url);
+    let observer = Observer::new(Duration::ZERO);
+    let (first, second) = (run(&bench, &observer).await, run(&bench, &observer).await);
+    operator.await_shared(2, 2).await;
+    publish_values(&bench.jetstream, 0..400).await;
+    observer.await_values(400, SOON).await;
+    first.stop().await;
+    second.stop().await;
+    observer.assert_in_order(400);
+    assert!(operator.held(2).await.is_empty());
 }

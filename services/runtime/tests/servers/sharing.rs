@@ -16,7 +16,9 @@ use jetwright_crds::{
     Duration as Text,
     environment::{Binding, Ordering, StreamPartitions},
 };
-use jetwright_nats::{Bucket, Connection, ConnectionConfig, Found, WatchEvent, Written, parse_addresses};
+use jetwright_nats::{
+    Bucket, Connection, ConnectionConfig, Credentials, Found, WatchEvent, Written, parse_addresses,
+};
 use jetwright_partitions::{
     actions::{Action, Value},
     coordinator::{Coordinator, Declared},
@@ -102,7 +104,11 @@ pub async fn sharing(count: u32) -> Bench {
 
 /// The same, and the bucket is as old as it is.
 pub async fn of_partitions(count: u32) -> Bench {
-    let mut bench = Bench::without_consumer().await;
+    with_partitions(Bench::without_consumer().await, count).await
+}
+
+/// Gives a stream partitions, and makes the bucket and the consumers.
+pub async fn with_partitions(mut bench: Bench, count: u32) -> Bench {
     bench.jetstream.create_stream(bucket_config(1, 1)).await.unwrap();
     let stream = stream::Config {
         name: "numbers".into(),
@@ -283,10 +289,15 @@ pub struct Operator {
 impl Operator {
     /// Leads, and shares this many partitions.
     pub async fn start(url: &str, count: u32) -> Self {
+        Self::start_as(None, url, count).await
+    }
+
+    /// The same as this user.
+    pub async fn start_as(credentials: Option<Credentials>, url: &str, count: u32) -> Self {
         let config = ConnectionConfig {
             name: "operator".to_owned(),
             servers: parse_addresses(url).collect::<Result<_, _>>().unwrap(),
-            credentials: None,
+            credentials,
             credentials_setting: "--credentials",
             domain: None,
         };

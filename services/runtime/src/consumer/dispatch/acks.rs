@@ -218,6 +218,7 @@ impl<H: Handler> Dispatcher<H> {
         let sequence = self.in_flight.get(slot).map(|held| held.sequence);
         tracing::warn!(
             binding = self.consumer.name(),
+            partition = self.consumer.partition(),
             sequence,
             why,
             "released delivery without confirmation; its event may be redelivered"

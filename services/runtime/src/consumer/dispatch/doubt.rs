@@ -27,6 +27,7 @@ impl<H: Handler> Dispatcher<H> {
         if self.hold_back(doubt, now) {
             tracing::info!(
                 binding = self.consumer.name(),
+                partition = self.consumer.partition(),
                 cause = doubt.as_str(),
                 "recovering the order of events"
             );

@@ -143,6 +143,7 @@ impl<H: Handler> Dispatcher<H> {
                 let (violation, subject) = (violation.as_str(), delivery.metadata.subject.as_str());
                 tracing::error!(
                     binding = self.consumer.name(),
+                    partition = self.consumer.partition(),
                     sequence,
                     subject,
                     violation,
@@ -308,6 +309,7 @@ impl<H: Handler> Dispatcher<H> {
                     self.recovery_logged_at = took;
                     tracing::warn!(
                         binding = self.consumer.name(),
+                        partition = self.consumer.partition(),
                         owed,
                         ?took,
                         "waiting for deliveries that are unacknowledged elsewhere, to keep the order of events"
@@ -319,6 +321,7 @@ impl<H: Handler> Dispatcher<H> {
                 self.recovery_logged_at = Duration::ZERO;
                 tracing::info!(
                     binding = self.consumer.name(),
+                    partition = self.consumer.partition(),
                     ?took,
                     in_flight = self.in_flight.len(),
                     "recovered the order of events"

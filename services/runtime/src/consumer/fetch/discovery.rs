@@ -34,7 +34,12 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
                 Err(why) => {
                     consumer.unavailable(&why);
                     if why != logged {
-                        tracing::warn!(binding = consumer.name(), why, "waiting for the consumer");
+                        tracing::warn!(
+                            binding = consumer.name(),
+                            partition = consumer.partition(),
+                            why,
+                            "waiting for the consumer"
+                        );
                         logged = why;
                     }
                     sleep(pause(attempt + 1, rand::random())).await;

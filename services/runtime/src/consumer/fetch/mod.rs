@@ -107,7 +107,7 @@ impl<H: Handler> Fetcher<'_, H> {
             if refused == 0 {
                 consumer.gate.open();
             }
-            tracing::info!(binding = consumer.name(), "consuming");
+            tracing::info!(binding = consumer.name(), partition = consumer.partition(), "consuming");
             let served = self.served();
             let stopped = self.fetch_while_available(&observation).await;
             consumer.bytes.owe(0);
@@ -138,7 +138,12 @@ impl<H: Handler> Fetcher<'_, H> {
                 }
             };
             consumer.unavailable(&why);
-            tracing::warn!(binding = consumer.name(), why, "stopped pulling");
+            tracing::warn!(
+                binding = consumer.name(),
+                partition = consumer.partition(),
+                why,
+                "stopped pulling"
+            );
             // It exists and may refuse every request, for example with a wrong configuration: then it is asked less and less.
             sleep(pause(refused, rand::random())).await;
         }
