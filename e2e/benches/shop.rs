@@ -19,6 +19,8 @@ mod accounts;
 mod chart;
 #[path = "../tests/servers/cluster.rs"]
 mod cluster;
+#[path = "../tests/servers/kubelet.rs"]
+mod kubelet;
 #[path = "../tests/servers/pod.rs"]
 mod pod;
 #[path = "../tests/servers/shop.rs"]

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use jetwright_crds::environment::JETWRIGHT_POD_NAME;
 use jetwright_testing::{start_time, target_folder};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
@@ -97,6 +98,21 @@ impl Home {
     /// The process that ran the demo last, and may have ended.
     pub fn recorded(&self) -> Option<Identity> {
         self.read("process.json")
+    }
+
+    /// The process that runs the program of a pod, by what the node told it of its pod.
+    pub fn process_of(&self, pod: &str) -> Option<Identity> {
+        let folder = self.running()?.folder;
+        let told = format!("{JETWRIGHT_POD_NAME}={pod}").into_bytes();
+        let started = fs::read_dir(folder.join("processes")).ok()?.flatten();
+        let mut processes = started.filter_map(|note| {
+            let pid = note.file_name().to_str()?.parse().ok()?;
+            Some(Identity { pid, start_time: fs::read_to_string(note.path()).ok()?, folder: folder.clone() })
+        });
+        processes.find(|process| {
+            let variables = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+            variables.split(|byte| *byte == 0).any(|variable| variable == told) && process.is_alive()
+        })
     }
 
     /// The parts of the demo, once they are ready.

@@ -13,3 +13,17 @@ How many partitions the stream of orders has, 0 for none. What is there keeps it
 0
 {{- end -}}
 {{- end -}}
+
+{{/* Whether orders are fulfilled with order per key. What is there keeps its form here, too. */}}
+{{- define "shop.ordering" -}}
+{{- $there := lookup "jetwright.dev/v1alpha1" "EventConsumer" .Release.Namespace "order-fulfilment" -}}
+{{- if ne .Values.orders.ordering "auto" -}}
+{{- .Values.orders.ordering -}}
+{{- else if $there -}}
+{{- dig "spec" "ordering" "Unordered" $there -}}
+{{- else if include "shop.partitions" . | int -}}
+PerKey
+{{- else -}}
+Unordered
+{{- end -}}
+{{- end -}}

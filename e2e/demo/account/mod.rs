@@ -2,6 +2,7 @@
 
 mod logs;
 mod observed;
+mod partitions;
 mod shop;
 mod table;
 mod trouble;
@@ -73,7 +74,8 @@ pub async fn tell(home: &Home, parts: &Parts, began: Instant) -> Result<()> {
     declared(&kubectl)?;
     let shop = Shop::new(parts)?;
     let (user, order) = orders(home, &shop).await?;
-    trouble::pod_killed(&kubectl, &shop, &user, parts).await?;
+    partitions::handed_over(&kubectl, &shop, &user, parts).await?;
+    trouble::program_killed(home, &kubectl, &shop, &user, parts).await?;
     trouble::drift(&kubectl, parts).await?;
     trouble::dead_letter(parts).await?;
     if let Some(observers) = &parts.observers {

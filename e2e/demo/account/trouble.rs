@@ -1,4 +1,4 @@
-//! What goes wrong on purpose: a pod is killed while orders flow, somebody changes a stream past the operator, and an event cannot be handled.
+//! What goes wrong on purpose: a pod's program is killed while orders flow, somebody changes a stream past the operator, and an event cannot be handled.
 
 use std::{
     collections::BTreeMap,
@@ -11,16 +11,17 @@ use async_nats::{
     jetstream::{self, stream::Config},
 };
 use futures::{StreamExt, TryStreamExt, stream};
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::time::sleep;
 
 use super::{Kubectl, heading, shop::Shop};
 use crate::{
     serve::{ADMINISTRATOR, PASSWORD},
-    state::Parts,
+    state::{Home, Parts},
 };
 
-/// Orders that flow while a pod is killed, and after how many it is.
+/// Orders that flow while a program is killed, and after how many it is.
 const ORDERS: usize = 20;
 const KILLED_AFTER: usize = 5;
 /// Orders under way at once.
@@ -30,7 +31,7 @@ const BOUND: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(20);
 const WORKLOAD: &str = "--selector=jetwright.dev/workload=order-fulfilment";
 
-async fn administrator(parts: &Parts) -> Result<jetstream::Context> {
+pub async fn administrator(parts: &Parts) -> Result<jetstream::Context> {
     let options = ConnectOptions::with_user_and_password(ADMINISTRATOR.to_owned(), PASSWORD.to_owned());
     let servers: Vec<_> = parts.nats.split(',').collect();
     let client = options.connect(servers).await.with_context(|| format!("NATS at {}", parts.nats))?;
@@ -57,12 +58,23 @@ pub async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Result<Option<T>
     }
 }
 
-/// Kills one of the order service's pods, without a word to it, while orders are placed.
-pub async fn pod_killed(kubectl: &Kubectl, shop: &Shop, user: &str, parts: &Parts) -> Result<()> {
-    let pods = || names(&kubectl.shop(&["get", "pods", WORKLOAD, "--output=json"])?);
-    let before = pods()?;
-    let killed = before.first().context("no pod of the order service")?;
-    heading(&format!("{ORDERS} orders are placed; after {KILLED_AFTER} of them pod {killed} is killed:"));
+/// The pods of the order service that nobody has told to end.
+pub fn pods(kubectl: &Kubectl) -> Result<Vec<String>> {
+    names(&kubectl.shop(&["get", "pods", WORKLOAD, "--output=json"])?)
+}
+
+/// Kills the program of one of the order service's pods, without a word to it, while orders are placed.
+pub async fn program_killed(
+    home: &Home,
+    kubectl: &Kubectl,
+    shop: &Shop,
+    user: &str,
+    parts: &Parts,
+) -> Result<()> {
+    let killed = pods(kubectl)?.into_iter().next().context("no pod of the order service")?;
+    heading(&format!(
+        "{ORDERS} orders are placed; after {KILLED_AFTER} of them the program of pod {killed} is killed:"
+    ));
     let run = uuid::Uuid::new_v4();
     let placing = stream::iter(0..ORDERS).map(|number| {
         let key = format!("{run}-{number}");
@@ -73,29 +85,43 @@ pub async fn pod_killed(kubectl: &Kubectl, shop: &Shop, user: &str, parts: &Part
     while let Some(order) = placed.try_next().await? {
         orders.push(order);
         if orders.len() == KILLED_AFTER {
-            kubectl.shop(&["delete", "pod", killed, "--grace-period=0", "--force", "--wait=false"])?;
+            home.process_of(&killed).context("no process of the pod")?.signal(Signal::KILL);
         }
     }
+    let [confirmed, confirmations, payments] = confirmed_once(shop, parts, &orders).await?;
+    println!(
+        "  {confirmed} of {ORDERS} are confirmed; {confirmations} were confirmed once, {payments} were paid once"
+    );
+    let restarts = "--output=jsonpath={.status.containerStatuses[0].restartCount}";
+    let restarts = until("the program's next start", async || {
+        let restarts = kubectl.shop(&["get", "pod", &killed, restarts])?;
+        Ok((restarts != "0").then_some(restarts))
+    });
+    println!("  the node started the program again; restarts of the pod: {}", restarts.await?);
+    Ok(())
+}
+
+/// How many of these orders are confirmed, how many were confirmed once, and how many were paid once.
+///
+/// # Errors
+///
+/// When it is not all of them.
+pub async fn confirmed_once(shop: &Shop, parts: &Parts, orders: &[String]) -> Result<[usize; 3]> {
     let mut confirmed = 0;
-    for order in &orders {
+    for order in orders {
         let ended = shop.ended(order).await?;
         confirmed += usize::from(ended["state"] == "confirmed");
     }
     let jetstream = administrator(parts).await?;
-    let confirmations = once(&jetstream, "orders", "confirmed", &orders).await?;
-    let payments = once(&jetstream, "payments", "authorized", &orders).await?;
-    println!(
-        "  {confirmed} of {ORDERS} are confirmed; {confirmations} were confirmed once, {payments} were paid once"
-    );
-    let successor =
-        until("a pod in its place", async || Ok(pods()?.into_iter().find(|pod| !before.contains(pod))))
-            .await?;
-    println!("  Kubernetes made pod {successor} in its place");
+    let confirmations = once(&jetstream, "orders", "confirmed", orders).await?;
+    let payments = once(&jetstream, "payments", "authorized", orders).await?;
+    let counts = [confirmed, confirmations, payments];
     ensure!(
-        (confirmed, confirmations, payments) == (ORDERS, ORDERS, ORDERS),
-        "not every order was confirmed once"
+        counts == [orders.len(); 3],
+        "not every one of {} orders was confirmed once: {counts:?}",
+        orders.len()
     );
-    Ok(())
+    Ok(counts)
 }
 
 /// The names of the pods in a list that nobody has told to end.

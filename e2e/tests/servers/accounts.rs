@@ -1,6 +1,6 @@
 //! NATS with the users that `charts/shop/nats-users.yaml` asks for, and what these may do.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::{
     Client, ConnectOptions, Event, StatusCode,
@@ -85,7 +85,13 @@ async fn assert_refused(
 
 #[tokio::test]
 async fn each_service_is_a_nats_user_of_its_own_and_needs_no_more_than_this_one_may() {
-    let shop = Shop::open().await;
+    for shop in [Shop::open().await, Shop::with_order(Duration::ZERO).await] {
+        needs_no_more(&shop).await;
+    }
+}
+
+/// Everything that the services do, as the users that they are.
+async fn needs_no_more(shop: &Shop) {
     let user = shop.register("ann@example.org").await;
     // Whom no projection knows is looked for in the stream.
     assert_eq!(shop.user(NOBODY).await.0, 404);

@@ -154,6 +154,8 @@ fn the_demo_tells_its_story_prints_lines_that_work_is_found_again_and_leaves_not
         "Her order of a raffle ticket is rejected: ",
         ", by payment_authorization: the card's issuer declined",
         "handled by order-compensation",
+        "PARTITION  TWO PODS ",
+        " attempts: 0 violations",
         "20 of 20 are confirmed; 20 were confirmed once, 20 were paid once",
         "DriftRepaired: ",
         "Dead-Letter-Reason    undecodable",

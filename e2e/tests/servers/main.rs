@@ -12,6 +12,7 @@ mod dashboards;
 mod demo;
 mod images;
 mod installation;
+mod kubelet;
 mod observed;
 mod operator_chart;
 mod pod;

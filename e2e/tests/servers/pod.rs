@@ -21,6 +21,8 @@ use k8s_openapi::{
 };
 use kube::Api;
 
+use crate::kubelet::Kubelet;
+
 /// A pod usually becomes ready in a fraction of a second.
 const START: Duration = Duration::from_secs(30);
 /// The grace that Kubernetes gives a pod by default.
@@ -32,6 +34,7 @@ const LISTEN_ADDRESS: &str = "_ADDRESS";
 pub struct Pod {
     pub name: String,
     start: ProcessBuilder,
+    kubelet: Kubelet,
     process: Mutex<Arc<Process>>,
     /// Port of the container to port of this machine.
     ports: BTreeMap<u16, u16>,
@@ -43,11 +46,17 @@ impl Pod {
     pub async fn start(namespace: &Namespace<'_>, deployment: &str, ordinal: u32) -> Self {
         let name = format!("{deployment}-{ordinal}");
         let deployments: Api<Deployment> = namespace.api();
-        let spec = deployments.get(deployment).await.unwrap().spec.unwrap().template.spec.unwrap();
+        let declared = deployments.get(deployment).await.unwrap();
+        let kubelet = Box::pin(Kubelet::create(namespace, &name, &declared)).await;
+        let spec = declared.spec.unwrap().template.spec.unwrap();
         let container = spec.containers[0].clone();
         let folder = Folder::new(&name);
-        let node =
-            Node { pod: &name, namespace, mounts: mount(namespace, &spec, &container, folder.path()).await };
+        let node = Node {
+            pod: &name,
+            uid: &kubelet.uid,
+            namespace,
+            mounts: mount(namespace, &spec, &container, folder.path()).await,
+        };
         let (variables, ports) = node.environment(&container).await;
         let program = program(container.image.as_deref().unwrap());
         assert!(container.command.is_none(), "the image's own program is run: {:?}", container.command);
@@ -59,7 +68,8 @@ impl Pod {
         let probe = container.readiness_probe.as_ref().unwrap().http_get.clone().unwrap();
         let readiness = format!("{}{}", url(&ports, number(&container, &probe.port)), probe.path.unwrap());
         let process = Mutex::new(Arc::new(start.clone().start()));
-        let pod = Self { name, start, process, ports, readiness };
+        let pod = Self { name, start, kubelet, process, ports, readiness };
+        Box::pin(pod.kubelet.started(&pod.process())).await;
         pod.await_ready().await;
         pod
     }
@@ -86,6 +96,7 @@ impl Pod {
     pub async fn start_again(&self) {
         assert!(self.process().exited().is_some(), "{} still runs", self.name);
         *self.process.lock().unwrap() = Arc::new(self.start.clone().start());
+        Box::pin(self.kubelet.started(&self.process())).await;
         self.await_ready().await;
     }
 
@@ -167,6 +178,7 @@ async fn files(namespace: &Namespace<'_>, volume: &Volume) -> BTreeMap<String, V
 /// What a container's environment is resolved from.
 struct Node<'a> {
     pod: &'a str,
+    uid: &'a str,
     namespace: &'a Namespace<'a>,
     mounts: Vec<(String, PathBuf)>,
 }
@@ -202,6 +214,7 @@ impl Node<'_> {
         if let Some(field) = &source.field_ref {
             return match field.field_path.as_str() {
                 "metadata.name" => self.pod.to_owned(),
+                "metadata.uid" => self.uid.to_owned(),
                 "metadata.namespace" => self.namespace.name().to_owned(),
                 other => panic!("{} is from {other}, which this node does not know", variable.name),
             };

@@ -22,6 +22,9 @@ use crate::{
 /// How long a test waits for what should take less than a second.
 pub const SOON: Duration = Duration::from_secs(30);
 
+/// How long the first order of a shop with order may take.
+const FIRST_ORDER: Duration = Duration::from_mins(2);
+
 /// The id of no user.
 pub const NOBODY: &str = "00000000-0000-4000-8000-000000000000";
 /// Prices in cents, and pieces in stock; payments of amounts that end in 13 are declined.
@@ -40,6 +43,8 @@ pub struct Shop {
     users_url: String,
     pub orders_url: String,
     client: reqwest::Client,
+    /// How long an order may take.
+    patience: Duration,
 }
 
 /// The chart's values: one pod of each service, whose payments go here.
@@ -49,7 +54,8 @@ pub fn values(payments_url: &str) -> Value {
 
 fn values_of(catalogue: &str, payments_url: &str) -> Value {
     json!({
-        "orders": {"replicas": 1},
+        // With order, the first orders of a new NATS wait for half a minute.
+        "orders": {"replicas": 1, "ordering": "Unordered"},
         "catalogue": catalogue,
         "payments": {"url": payments_url},
     })
@@ -105,21 +111,30 @@ impl Shop {
 
     /// A shop whose payments are answered so late.
     pub async fn with_payments_that_take(latency: Duration) -> Self {
-        Self::with(latency, CATALOGUE).await
+        Box::pin(Self::with(latency, values(""))).await
+    }
+
+    /// A shop that fulfils orders as a new one does, each order by one pod at a time.
+    pub async fn with_order(latency: Duration) -> Self {
+        let mut values = values("");
+        values["orders"]["ordering"] = json!("PerKey");
+        // The bucket by which pods agree is new, so what a pod owns is served half a minute later.
+        Self { patience: FIRST_ORDER, ..Box::pin(Self::with(latency, values)).await }
     }
 
     /// A shop that sells this.
     #[allow(dead_code, reason = "`benches/shop.rs` sells more than tests do")]
     pub async fn of_catalogue(catalogue: &str) -> Self {
-        Self::with(Duration::ZERO, catalogue).await
+        Box::pin(Self::with(Duration::ZERO, values_of(catalogue, ""))).await
     }
 
-    async fn with(latency: Duration, catalogue: &str) -> Self {
+    async fn with(latency: Duration, mut values: Value) -> Self {
         let (control_plane, payments) = tokio::join!(control_plane(), Simulator::start(latency));
         let namespace = control_plane.namespace("shop").await;
         let nats = accounts::start_nats(&namespace).await;
         let operator = Operator::start(control_plane, &nats, namespace.name());
-        Chart::shop().apply(&namespace, values_of(catalogue, &payments.url)).await;
+        values["payments"]["url"] = json!(payments.url);
+        Chart::shop().apply(&namespace, values).await;
         await_declared(&namespace).await;
         let (users, orders) = tokio::join!(
             Pod::start(&namespace, "user-directory", 0),
@@ -142,6 +157,7 @@ impl Shop {
             payments,
             users,
             orders,
+            patience: SOON,
         }
     }
 
@@ -227,7 +243,7 @@ impl Shop {
 
     /// An order, once it has ended.
     pub async fn ended(&self, id: &str) -> Value {
-        await_until(&format!("the end of order {id}"), SOON, async || match self.order(id).await {
+        await_until(&format!("the end of order {id}"), self.patience, async || match self.order(id).await {
             Ok((200, order)) if order["state"] != "placed" => Ok(order),
             Ok((status, order)) => Err(format!("{status} {order}")),
             Err(error) => Err(error.to_string()),
@@ -272,7 +288,7 @@ impl Shop {
 
     /// Waits until a consumer has nothing left.
     pub async fn await_handled(&self, stream: &str, consumer: &str) {
-        await_until(&format!("{consumer} has handled everything"), SOON, async || {
+        await_until(&format!("{consumer} has handled everything"), self.patience, async || {
             let waiting = self.waiting(stream, consumer).await;
             if waiting == (0, 0) { Ok(()) } else { Err(format!("{waiting:?}")) }
         })
@@ -291,7 +307,7 @@ impl Shop {
             if replicas == Some(2) { Ok(()) } else { Err(format!("{replicas:?}")) }
         })
         .await;
-        let pod = Pod::start(&self.namespace, name, 1).await;
+        let pod = Box::pin(Pod::start(&self.namespace, name, 1)).await;
         let url = service_url(&self.namespace, name, &pod).await;
         (pod, url)
     }

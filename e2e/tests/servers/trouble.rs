@@ -75,15 +75,16 @@ async fn users_who_register_while_the_order_service_is_stopped_can_order_once_it
     shop.await_stock("mug", 990).await;
 }
 
-#[tokio::test]
-async fn an_order_service_killed_in_the_middle_of_fifty_orders_confirms_each_exactly_once() {
-    // The gateway decides at once and answers late, so that many decisions are made and not known at the kill.
-    let shop = Shop::with_payments_that_take(Duration::from_millis(150)).await;
+/// Kills the order service, with payments that are decided at once and answered late, so that many decisions are made and not known then.
+async fn killed_in_the_middle_of_fifty_orders(shop: &Shop) {
     let user = shop.register("ann@example.org").await;
+    // Also where the first order takes long.
+    let first = shop.place(&user, "mug", 1).await;
+    shop.confirmed(&first).await;
     let mut ends = shop.nats.client().await.subscribe("orders.*.confirmed").await.unwrap();
     let placing = stream::iter(0..50)
         .map(|number| {
-            let (shop, user) = (&shop, &user);
+            let user = &user;
             async move { shop.place_patiently(user, "mug", &format!("order-{number}")).await }
         })
         .buffer_unordered(8)
@@ -101,12 +102,25 @@ async fn an_order_service_killed_in_the_middle_of_fifty_orders_confirms_each_exa
         shop.orders.start_again().await;
     };
     let (mut ids, ()) = tokio::join!(placing, trouble);
+    ids.push(first);
     ids.sort();
     ids.dedup();
-    assert_eq!(ids.len(), 50);
-    each_is_confirmed_once(&shop, &ids).await;
+    assert_eq!(ids.len(), 51);
+    each_is_confirmed_once(shop, &ids).await;
     shop.await_handled("orders", "order-fulfilment").await;
-    shop.await_stock("mug", 950).await;
+    shop.await_stock("mug", 949).await;
+}
+
+#[tokio::test]
+async fn an_order_service_killed_in_the_middle_of_fifty_orders_confirms_each_exactly_once() {
+    let shop = Shop::with_payments_that_take(Duration::from_millis(150)).await;
+    killed_in_the_middle_of_fifty_orders(&shop).await;
+}
+
+#[tokio::test]
+async fn with_order_one_killed_in_the_middle_of_fifty_confirms_each_exactly_once_too() {
+    let shop = Shop::with_order(Duration::from_millis(150)).await;
+    killed_in_the_middle_of_fifty_orders(&shop).await;
 }
 
 #[tokio::test]
@@ -252,9 +266,8 @@ async fn a_message_that_is_no_event_does_not_stop_the_stream_and_is_counted_and_
     }
 }
 
-#[tokio::test]
-async fn two_replicas_share_the_orders_and_each_order_is_handled_once() {
-    let shop = Shop::open().await;
+/// Two pods of the order service, and orders of callers of both.
+async fn two_replicas_share_the_orders(shop: &Shop) {
     let (second, url) = shop.scale_orders_to_two().await;
     let user = shop.register("ann@example.org").await;
     let mut ids = Vec::new();
@@ -262,10 +275,22 @@ async fn two_replicas_share_the_orders_and_each_order_is_handled_once() {
         ids.push(shop.place(&user, "mug", 1).await);
         ids.push(placed(&shop.try_post_order(&url, order(&user, "mug", 1), &[]).await.unwrap()));
     }
-    each_is_confirmed_once(&shop, &ids).await;
+    each_is_confirmed_once(shop, &ids).await;
     shop.await_handled("orders", "order-fulfilment").await;
     shop.await_stock("mug", 960).await;
     let (one, other) = tokio::join!(handled(&shop.orders, "done"), handled(&second, "done"));
     assert_eq!(one + other, 40, "{one} and {other}");
     assert!(one > 0 && other > 0, "one pod did all: {one} and {other}");
+}
+
+#[tokio::test]
+async fn two_replicas_share_the_orders_and_each_order_is_handled_once() {
+    let shop = Shop::open().await;
+    two_replicas_share_the_orders(&shop).await;
+}
+
+#[tokio::test]
+async fn with_order_two_replicas_share_the_partitions_and_each_order_is_handled_once() {
+    let shop = Shop::with_order(Duration::ZERO).await;
+    two_replicas_share_the_orders(&shop).await;
 }

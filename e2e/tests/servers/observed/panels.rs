@@ -30,8 +30,9 @@ const VARIABLES: [[(&str, &str); 6]; 2] = [
     ],
 ];
 
-/// What counts things that do not happen here, and begins with the first: a stream or consumer that could not be removed with its object.
-const ABSENT: [&str; 1] = ["jetwright_operator_orphaned_total"];
+/// What counts things that do not happen here, and begins with the first: a stream or consumer that could not be removed with its object, and
+/// events that were handled out of order.
+const ABSENT: [&str; 2] = ["jetwright_operator_orphaned_total", "jetwright_order_violations_total"];
 
 /// Whether a panel shows something of one or the other.
 async fn shows(world: &World, query: &str) -> anyhow::Result<bool> {
