@@ -38,12 +38,6 @@ impl Scope {
         self.event_streams.get(&namespace, &consumer.spec.stream_ref.name)?.valid().cloned()
     }
 
-    /// The JetStream name of that EventStream's stream.
-    #[must_use]
-    pub fn stream_name_of(&self, consumer: &EventConsumer) -> Option<String> {
-        Some(self.event_stream_of(consumer)?.stream_name())
-    }
-
     /// The API of a kind within the scope.
     pub fn api<K>(&self, client: &Client) -> Api<K>
     where

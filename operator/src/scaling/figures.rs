@@ -20,6 +20,22 @@ pub struct Sample {
 }
 
 impl Sample {
+    /// What was said of the partitions of one consumer, as one; None of none.
+    #[must_use]
+    pub fn sum(partitions: &[Self]) -> Option<Self> {
+        let last = partitions.iter().max_by_key(|one| one.at)?;
+        let sum = |figure: fn(&Self) -> u64| partitions.iter().map(figure).sum();
+        let limits: Option<Vec<_>> = partitions.iter().map(|one| one.max_ack_pending).collect();
+        Some(Self {
+            at: last.at,
+            delivered: sum(|one| one.delivered),
+            pending: sum(|one| one.pending),
+            ack_pending: sum(|one| one.ack_pending),
+            max_ack_pending: limits.map(|limits| limits.iter().sum()),
+            waiting_pulls: sum(|one| one.waiting_pulls),
+        })
+    }
+
     /// Deliveries that were settled: each attempt counts.
     #[must_use]
     pub fn settled(&self) -> u64 {
@@ -82,3 +98,30 @@ impl Unknown {
 
 /// One look at a consumer.
 pub type Reading = Result<Sample, Unknown>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(at: u64, pending: u64, limit: Option<u64>) -> Sample {
+        let at = Duration::from_secs(at);
+        Sample { at, delivered: 5, pending, ack_pending: 2, max_ack_pending: limit, waiting_pulls: 1 }
+    }
+
+    #[test]
+    fn partitions_are_one_consumer_with_all_that_waits_in_them() {
+        let sum = Sample::sum(&[sample(1, 3, Some(256)), sample(2, 0, Some(256))]);
+        let expected = Sample {
+            at: Duration::from_secs(2),
+            delivered: 10,
+            pending: 3,
+            ack_pending: 4,
+            max_ack_pending: Some(512),
+            waiting_pulls: 2,
+        };
+        assert_eq!(sum, Some(expected));
+        assert_eq!(Sample::sum(&[sample(1, 3, None), sample(2, 0, Some(1))]).unwrap().max_ack_pending, None);
+        assert_eq!(Sample::sum(&[sample(1, 3, Some(1))]), Some(sample(1, 3, Some(1))));
+        assert_eq!(Sample::sum(&[]), None);
+    }
+}

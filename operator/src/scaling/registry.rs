@@ -20,7 +20,7 @@ use super::{
     capacity::Capacity,
     figures::Reading,
     published::{Decided, Published, Said, figures},
-    spec::Scaling,
+    spec::{Scaling, Useful},
 };
 use crate::{
     changes::Changes,
@@ -38,6 +38,8 @@ pub struct Seen<'a> {
     pub replicas: u32,
     pub ready: u32,
     pub readings: &'a [(String, Reading)],
+    /// Which numbers of pods are of use, where all of its consumers have partitions.
+    pub useful: Option<Useful>,
 }
 
 /// One workload.
@@ -208,7 +210,7 @@ impl Workload {
             ready: seen.ready,
             readings: seen.readings,
             scaling: &scaling,
-            useful: None,
+            useful: seen.useful,
             observes,
         };
         self.decision = self.autoscaler.look(look);

@@ -1,5 +1,5 @@
-//! Samples the consumers of workloads with autoscaling, and lets their autoscalers decide, while this process leads. Each consumer is one request,
-//! which its leader answers; workloads without autoscaling cost none.
+//! Samples the consumers of workloads with autoscaling, and lets their autoscalers decide, while this process leads. Each consumer, or each of its
+//! partitions, is one request, which its leader answers; workloads without autoscaling cost none.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     figures::{Reading, Sample, Unknown},
     registry::{Seen, count},
+    spec::Useful,
 };
 use crate::{
     context::Context,
@@ -106,9 +107,14 @@ impl Sampler<'_> {
         guests.retain(|guest| guest.metadata.deletion_timestamp.is_none());
         let consumers = std::iter::once(&object).chain(&guests);
         let reading = consumers.map(async |consumer| (consumer.name_any(), self.read(consumer, scope).await));
-        let readings = join_all(reading).await;
+        let (mut readings, mut useful) = (Vec::new(), Vec::new());
+        for (name, (reading, of_use)) in join_all(reading).await {
+            readings.push((name, reading));
+            useful.push(of_use);
+        }
+        let useful = Useful::of_all(useful);
         let Some((replicas, ready)) = self.pods(&object, (namespace, name)) else { return };
-        let seen = Seen { object: &object, autoscaling, replicas, ready, readings: &readings };
+        let seen = Seen { object: &object, autoscaling, replicas, ready, readings: &readings, useful };
         self.context.autoscalers.look(&seen, self.context.settings.status_stats_interval);
     }
 
@@ -122,16 +128,30 @@ impl Sampler<'_> {
         Some((count(replicas), count(ready)))
     }
 
-    async fn read(&self, consumer: &EventConsumer, scope: &Scope) -> Reading {
-        if !self.connection.nats.state().borrow().connected {
-            return Err(Unknown::Unanswered);
+    /// Reads an object's consumer, with the numbers of pods that are of use where it has partitions.
+    async fn read(&self, consumer: &EventConsumer, scope: &Scope) -> (Reading, Option<Useful>) {
+        let Some(stream) = scope.event_stream_of(consumer) else { return (Err(Unknown::Missing), None) };
+        let all = |partitions| Useful { partitions, lagging: partitions };
+        let useful = consumer.partitions_on(&stream).map(all);
+        let name = stream.stream_name();
+        if !self.connection.nats.state().borrow().connected || self.connection.cache.outage(&name).is_some() {
+            return (Err(Unknown::Unanswered), useful);
         }
-        let stream = scope.stream_name_of(consumer).ok_or(Unknown::Missing)?;
-        if self.connection.cache.outage(&stream).is_some() {
-            return Err(Unknown::Unanswered);
-        }
+        let names = consumer.jetstream_names(&stream);
+        let read = join_all(names.iter().map(|part| self.read_part(consumer, (&name, part)))).await;
+        let parts: Vec<_> = match read.into_iter().collect::<Result<_, _>>() {
+            Ok(parts) => parts,
+            Err(unknown) => return (Err(unknown), useful),
+        };
+        let lagging = parts.iter().filter(|part| part.lag() > 0).count();
+        let lagging = u32::try_from(lagging).unwrap_or(u32::MAX);
+        (Sample::sum(&parts).ok_or(Unknown::Missing), useful.map(|useful| Useful { lagging, ..useful }))
+    }
+
+    /// Reads one JetStream consumer of an object.
+    async fn read_part(&self, consumer: &EventConsumer, (stream, name): (&str, &str)) -> Reading {
         self.pace.turn().await;
-        let answer = self.api.consumer_info::<ListedConsumer>(&stream, &consumer.consumer_name()).await;
+        let answer = self.api.consumer_info::<ListedConsumer>(stream, name).await;
         let found = answer.map_err(|_| Unknown::Unanswered)?.ok_or(Unknown::Missing)?;
         let owner = Owner::new(&self.context.cluster, consumer);
         if !found.owner().is_some_and(|mark| owner.is_named_by(mark)) {

@@ -47,6 +47,14 @@ pub struct Useful {
 }
 
 impl Useful {
+    /// Of a workload with these consumers: one without partitions takes any number of pods.
+    #[must_use]
+    pub fn of_all(consumers: impl IntoIterator<Item = Option<Self>>) -> Option<Self> {
+        let all: Vec<_> = consumers.into_iter().collect::<Option<_>>()?;
+        let most = |count: fn(&Self) -> u32| all.iter().map(count).max();
+        Some(Self { partitions: most(|one| one.partitions)?, lagging: most(|one| one.lagging)? })
+    }
+
     /// The smallest useful number of pods that is at least `replicas`. A number is useful where the busiest pod has fewer partitions than with
     /// one pod less; pods beyond the number of partitions never are.
     #[must_use]
@@ -84,6 +92,14 @@ pub fn ceil(load: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_consumer_without_partitions_takes_any_number_of_pods_and_of_several_the_largest_counts() {
+        let of = |partitions, lagging| Some(Useful { partitions, lagging });
+        assert_eq!(Useful::of_all([of(8, 1), of(4, 3)]), of(8, 3));
+        assert_eq!(Useful::of_all([of(8, 1), None]), None);
+        assert_eq!(Useful::of_all([]), None);
+    }
 
     #[test]
     fn only_counts_at_which_the_largest_share_falls_are_of_use() {

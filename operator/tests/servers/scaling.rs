@@ -310,3 +310,21 @@ async fn a_consumer_without_autoscaling_costs_no_samples_and_one_with_it_no_writ
     assert!(looks >= 3.0 && looks <= took / 2.0 + 2.0, "{looks} samples in {took} s");
     assert!(after.1 - before.1 < 0.5, "{} writes", after.1 - before.1);
 }
+
+#[tokio::test]
+async fn with_order_there_are_no_more_pods_than_partitions_in_which_events_wait() {
+    let world = World::with(NatsServer::start().await, &[]).await;
+    world.stream("orders", "{subjects: ['orders.*.*'], partitions: {count: 4, keyTokens: [2]}}").await;
+    let autoscaling = "{minReplicas: 0, maxReplicas: 9, lagPerReplica: 1, scaleDownAfter: 10s}";
+    world.consumer("fulfilment", &spec(autoscaling).replacen('{', "{ordering: PerKey, ", 1)).await;
+    world.await_condition::<EventConsumer>("fulfilment", "ConsumerReady", "True", "Reconciled").await;
+    let (controllers, _) = controllers(&world);
+    let _played = Played(vec![controllers]);
+    await_replicas(&world, |replicas| replicas == 0).await;
+    publish(&world, "orders.1.placed", 30).await;
+    await_replicas(&world, |replicas| replicas == 1).await;
+    for key in 0..40 {
+        publish(&world, &format!("orders.{key}.placed"), 1).await;
+    }
+    assert_eq!(await_replicas(&world, |replicas| replicas > 1).await, 4);
+}
