@@ -37,12 +37,18 @@ pub struct Load {
 }
 
 impl Load {
-    /// Makes everything that processes need, with so many replicas and partitions.
-    pub async fn prepare(jetstream: Context, replicas: usize, count: u32, keys: u32) -> Self {
+    /// For a stream, consumers and a bucket that an operator makes.
+    #[must_use]
+    pub fn new(jetstream: Context, count: u32, keys: u32) -> Self {
         let partitions = Partitions::new("orders.*.*", &[2], count)
             .unwrap_or_else(|error| panic!("the stream's partitions: {error}"));
         let published = (0..keys).map(|key| (format!("k{key}"), 0)).collect();
-        let load = Self { jetstream, replicas, partitions, count, published };
+        Self { jetstream, replicas: 1, partitions, count, published }
+    }
+
+    /// Makes everything that processes need, with so many replicas and partitions.
+    pub async fn prepare(jetstream: Context, replicas: usize, count: u32, keys: u32) -> Self {
+        let load = Self { replicas, ..Self::new(jetstream, count, keys) };
         load.create_bucket().await;
         load.create_stream().await;
         load

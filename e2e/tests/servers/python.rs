@@ -3,13 +3,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
     io::Write,
     path::PathBuf,
     process::Command,
     time::Duration,
 };
 
+use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_e2e::{
+    Operator, control_plane,
     order::{
         check::{Report, check},
         coordination::Coordination,
@@ -19,8 +22,14 @@ use jetwright_e2e::{
     path,
 };
 use jetwright_partitions::coordinator::Declared;
-use jetwright_testing::{NatsServer, Process, await_until};
+use jetwright_testing::{Folder, Namespace, NatsServer, Process, await_until};
+use k8s_openapi::NamespaceResourceScope;
+use kube::{Resource, api::PostParams};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
 use tokio::sync::watch;
+
+use crate::soak::{uid, worker};
 
 /// A process that is silent is found dead after 32 s, and its successor waits for ackWait.
 const TAKEN_OVER: Duration = Duration::from_secs(70);
@@ -43,10 +52,6 @@ fn python() -> Option<PathBuf> {
     let line = format!("skipped: a test of the example in Python, since none can be had here: {why}\n");
     std::io::stdout().write_all(line.as_bytes()).unwrap();
     None
-}
-
-fn uid(index: usize) -> String {
-    format!("uid-{index}")
 }
 
 /// The processes of a test, and what was done to them.
@@ -72,11 +77,18 @@ impl Group {
             .env("CONSUMER", "fulfilment")
             .env("PARTITIONS", PARTITIONS.to_string())
             .env("HANDLER_SECONDS", "0.01")
+            .env("JETWRIGHT_POD_NAMESPACE", "shop")
             .env("JETWRIGHT_POD_NAME", format!("consumer-{index}"))
             .env("JETWRIGHT_POD_UID", uid(index))
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .start();
         self.processes.push(process);
+        index
+    }
+
+    fn start_worker(&mut self) -> usize {
+        let index = self.processes.len();
+        self.processes.push(worker(&Folder::new("worker"), &self.url, index, PARTITIONS).start());
         index
     }
 
@@ -192,4 +204,56 @@ async fn processes_in_python_hand_partitions_over_as_the_map_says() {
     println!("{report:?}");
     // Hand-overs repeat nothing.
     assert_eq!(report.unfenced, 0, "{report:?}");
+}
+
+#[tokio::test]
+async fn a_program_in_python_and_one_on_the_runtime_share_partitions_as_the_operator_says() {
+    let Some(python) = python() else { return };
+    let control_plane = control_plane().await;
+    let namespace = control_plane.namespace("shared").await;
+    let nats = NatsServer::start().await;
+    let _operator = Operator::start(control_plane, &nats, namespace.name());
+    let partitions = json!({"count": PARTITIONS, "keyTokens": [2]});
+    declare::<EventStream>(
+        &namespace,
+        "orders",
+        &json!({"subjects": ["orders.*.*"], "partitions": partitions}),
+    )
+    .await;
+    let consumer = json!({"streamRef": {"name": "orders"}, "ordering": "PerKey"});
+    declare::<EventConsumer>(&namespace, "fulfilment", &consumer).await;
+    let load = Load::new(nats.jetstream().await, PARTITIONS, KEYS);
+    await_until("the consumers", TAKEN_OVER, async || load.consumers().await).await;
+
+    let publishing = load.publish_all_the_time(PACE);
+    let mut group = Group::new(python, &nats);
+    let (on_the_runtime, in_python) = (group.start_worker(), group.start());
+    group.await_owners(Duration::ZERO, &[on_the_runtime, in_python]).await;
+    group.end(in_python).await;
+    group.await_owners(monotonic(), &[on_the_runtime]).await;
+    let in_python = group.start();
+    group.await_owners(monotonic(), &[on_the_runtime, in_python]).await;
+    group.end(on_the_runtime).await;
+    group.await_owners(monotonic(), &[in_python]).await;
+
+    let load = publishing.stop().await;
+    load.await_drained(TAKEN_OVER).await;
+    group.end(in_python).await;
+    let report = group.assert_in_order(&load);
+    assert_eq!((report.repeated, report.unfenced), (0, 0), "{report:?}");
+}
+
+async fn declare<K>(namespace: &Namespace<'_>, name: &str, spec: &Value)
+where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned,
+{
+    let object = json!({
+        "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name}, "spec": spec,
+    });
+    let object = serde_json::from_value(object).unwrap();
+    namespace.api::<K>().create(&PostParams::default(), &object).await.unwrap();
 }

@@ -26,7 +26,7 @@ use jetwright_partitions::{
     keys::{BUCKET_STREAM, Key, PartitionId},
     records::{HeldRecord, HeldState, MemberRecord, Record},
 };
-use jetwright_testing::{Folder, NatsCluster, Process, await_until, binary, free_port};
+use jetwright_testing::{Folder, NatsCluster, Process, ProcessBuilder, await_until, binary, free_port};
 use tokio::sync::watch;
 
 const PARTITIONS: u32 = 8;
@@ -62,7 +62,23 @@ struct Fleet {
     coordination: Coordination,
 }
 
-fn uid(index: usize) -> String {
+/// A service on the runtime, as the pod of this number.
+pub fn worker(folder: &Arc<Folder>, url: &str, index: usize, partitions: u32) -> ProcessBuilder {
+    let file = folder.path().join("bindings.yaml");
+    fs::write(&file, serde_saphyr::to_string(&bindings(partitions)).unwrap()).unwrap();
+    let name = format!("worker-{index}");
+    Process::builder(binary("jetwright-soak-worker"))
+        .name(&name)
+        .folder(folder)
+        .env(NATS_URL, url)
+        .env(JETWRIGHT_BINDINGS, &file)
+        .env(JETWRIGHT_ADMIN_ADDRESS, "127.0.0.1:0")
+        .env(JETWRIGHT_POD_NAMESPACE, "shop")
+        .env(JETWRIGHT_POD_NAME, &name)
+        .env(JETWRIGHT_POD_UID, uid(index))
+}
+
+pub fn uid(index: usize) -> String {
     format!("uid-{index}")
 }
 
@@ -73,8 +89,6 @@ impl Fleet {
         let (declared, _) = watch::channel(declared);
         let coordination = Coordination::lead(nats.client().await, Load::consumer(), declared.subscribe());
         let folder = Folder::new("soak");
-        fs::write(folder.path().join("bindings.yaml"), serde_saphyr::to_string(&bindings()).unwrap())
-            .unwrap();
         Self {
             nats,
             load,
@@ -92,17 +106,9 @@ impl Fleet {
 
     fn start_process(&mut self) {
         let index = self.processes.len();
-        let name = format!("worker-{index}");
         let port = free_port();
-        let process = Process::builder(binary("jetwright-soak-worker"))
-            .name(&name)
-            .folder(&self.folder)
-            .env(NATS_URL, self.nats.url())
-            .env(JETWRIGHT_BINDINGS, self.folder.path().join("bindings.yaml"))
+        let process = worker(&self.folder, self.nats.url(), index, PARTITIONS)
             .env(JETWRIGHT_ADMIN_ADDRESS, format!("127.0.0.1:{port}"))
-            .env(JETWRIGHT_POD_NAMESPACE, "shop")
-            .env(JETWRIGHT_POD_NAME, name.as_str())
-            .env(JETWRIGHT_POD_UID, uid(index))
             .start();
         self.processes.push(process);
         self.ports.push(port);
@@ -266,7 +272,7 @@ impl Fleet {
     }
 }
 
-fn bindings() -> Bindings {
+fn bindings(count: u32) -> Bindings {
     let binding = Binding {
         stream: "orders".to_owned(),
         consumer: "fulfilment".to_owned(),
@@ -274,11 +280,7 @@ fn bindings() -> Bindings {
         max_ack_pending: 256,
         retry: Retry::default(),
         handler_deadline: HANDLER_DEADLINE,
-        partitions: Some(StreamPartitions {
-            subject: "orders.*.*".to_owned(),
-            key_tokens: vec![2],
-            count: PARTITIONS,
-        }),
+        partitions: Some(StreamPartitions { subject: "orders.*.*".to_owned(), key_tokens: vec![2], count }),
         ordering: Some(Ordering { key_tokens: vec![2] }),
         dead_letters: None,
     };
