@@ -80,7 +80,7 @@ bench-operator: programs ## The operator's figures, of its release build: until 
 	$(CARGO) build --release --locked -p jetwright-operator
 	$(CARGO) bench --locked -p jetwright-e2e --bench operator -- $(ONLY)
 
-bench-scaling: programs ## Figures of order per key and of autoscaling, of release builds: what they cost at rest, the first message to a pod, throughput over shared partitions, hand-overs
+bench-scaling: programs ## Figures of order per key and of autoscaling, of release builds: what they cost at rest, throughput over shared partitions, hand-overs
 	$(CARGO) build --release --locked -p jetwright-operator
 	$(CARGO) bench --locked -p jetwright-e2e --bench operator -- scaling
 	$(CARGO) bench --locked -p jetwright-runtime --bench sharing

@@ -5,7 +5,7 @@
 //! - `requests`: what a reconcile asks for that changes nothing, and what some messages cost beside many workloads.
 //! - `memory`: what many objects take, also after every watch had to list again.
 //! - `many`: 3,000 EventStreams at once, beside what the API server alone takes.
-//! - `scaling`: what consumers with order per key and autoscaled workloads cost at rest, and how soon the first message has a pod. Only where it
+//! - `scaling`: what consumers with order per key (`scaling-order`) and autoscaled workloads (`scaling-autoscaled`) cost at rest. Only where it
 //!   is chosen, as by `make bench-scaling`.
 //! - `ten-thousand`: 10,000 EventStreams and 20,000 EventConsumers, and a restart with them. Only where it is chosen: it takes long.
 //!
@@ -65,10 +65,12 @@ async fn main() {
     if runs("many", true) {
         many::streams_at_once().await;
     }
-    if runs("scaling", false) {
+    let scaling = |name: &str| runs("scaling", false) || runs(name, false);
+    if scaling("scaling-order") {
         scaling::of_consumers_with_order().await;
+    }
+    if scaling("scaling-autoscaled") {
         scaling::of_autoscaled_workloads().await;
-        scaling::of_first_messages().await;
     }
     if runs("ten-thousand", false) {
         many::ten_thousand().await;

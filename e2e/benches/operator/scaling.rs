@@ -1,10 +1,9 @@
-//! What consumers with order per key and autoscaled workloads cost while nothing happens, and how soon the first message has a pod.
+//! What consumers with order per key and autoscaled workloads cost while nothing happens.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_testing::{await_until, processor_seconds};
-use k8s_openapi::api::apps::v1::Deployment;
 use kube::api::ListParams;
 use serde_json::{Value, json};
 
@@ -21,8 +20,6 @@ const PARTITIONS: u32 = 8;
 const STREAMS: usize = 20;
 /// Workloads that are scaled by their lag.
 const AUTOSCALED: usize = 1_000;
-/// Consumers at zero that get their first message.
-const FIRST_MESSAGES: usize = 20;
 /// How long everything is left alone before it is measured, and how long that takes.
 const IDLE: Duration = Duration::from_secs(30);
 const MINUTE: Duration = Duration::from_mins(1);
@@ -113,38 +110,5 @@ pub async fn of_autoscaled_workloads() {
     world.create_consumers(workloads).await;
     world.await_ready_consumers(AUTOSCALED).await;
     world.await_workloads(AUTOSCALED).await;
-    world.print_minute(&format!("{AUTOSCALED} autoscaled workloads at zero")).await;
-}
-
-pub async fn of_first_messages() {
-    let world = World::start().await;
-    world.create_streams(FIRST_MESSAGES).await;
-    world
-        .create_consumers(
-            (0..FIRST_MESSAGES).map(|number| autoscaled(&format!("a{number}"), &stream_name(number))),
-        )
-        .await;
-    world.await_workloads(FIRST_MESSAGES).await;
-    let deployments = world.api::<Deployment>();
-    let replicas = async |name: &str| deployments.get(name).await.unwrap().spec.unwrap().replicas;
-    let mut times = Vec::new();
-    for number in 0..FIRST_MESSAGES {
-        let name = format!("a{number}");
-        let is = async |wanted: i32| match replicas(&name).await {
-            Some(found) if found == wanted => Ok(()),
-            found => Err(format!("{found:?}")),
-        };
-        await_until("the workload to be at zero", BOUND, async || is(0).await).await;
-        let subject = format!("{}.event", stream_name(number));
-        world.jetstream.publish(subject, "x".into()).await.unwrap().await.unwrap();
-        let published = Instant::now();
-        await_until("one pod to be declared", BOUND, async || is(1).await).await;
-        times.push(published.elapsed());
-    }
-    times.sort_unstable();
-    println!(
-        "first message to one pod declared, {FIRST_MESSAGES} workloads at zero: {:.1?} in the median, {:.1?} at most",
-        times[times.len() / 2],
-        times[times.len() - 1]
-    );
+    world.print_minute(&format!("{AUTOSCALED} autoscaled workloads whose pods do not start")).await;
 }

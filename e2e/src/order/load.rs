@@ -90,6 +90,8 @@ impl Load {
                 destination: self.partitions.transform_destination(),
             }),
             num_replicas: self.replicas,
+            // Many more than wait at once: a server that starts again reads all that there is.
+            max_messages: 200_000,
             ..Default::default()
         };
         let stream = self.create(config).await;
