@@ -5,6 +5,9 @@
 //! Nothing new begins until JetStream reports no unacknowledged deliveries but those in flight here. What arrives meanwhile
 //! waits, and then everything continues in the order of the stream.
 //!
+//! A predecessor that was frozen may wake and acknowledge what is here again since. JetStream no longer counts that, so that a number alone could
+//! hide what is still owed: what was unacknowledged at the start has to be here whole, or the time is over after which JetStream delivers it again.
+//!
 //! What is owed may come after as much that is new as the consumer lets go unacknowledged, so a recovery needs room for all of that.
 
 use std::{
@@ -14,6 +17,8 @@ use std::{
 
 /// How often JetStream is asked for what is still owed.
 const INFO_INTERVAL: Duration = Duration::from_millis(250);
+/// How long after ackWait JetStream may deliver again.
+const TIMER_SLACK: Duration = Duration::from_secs(1);
 
 /// Why deliveries may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,7 +84,7 @@ pub enum Progress {
 }
 
 /// The sequence of deliveries of one ordered consumer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Recovery {
     /// Number of the next delivery, if known.
     expected: Option<u64>,
@@ -87,15 +92,33 @@ pub struct Recovery {
     recovering_since: Option<Instant>,
     began: Instant,
     next_info: Instant,
-    /// How many deliveries were owed by the last response, less those that arrived since.
-    owed: u64,
+    /// After which time JetStream has delivered again what is unacknowledged and not here.
+    patience: Duration,
+    /// What others may still acknowledge, from the first response on.
+    inherited: Option<Inherited>,
+}
+
+/// What was delivered to a predecessor.
+#[derive(Clone, Copy, Debug)]
+struct Inherited {
+    /// Stream sequence of its newest delivery.
+    delivered: u64,
+    /// How many were unacknowledged; `None` after the first recovery.
+    unacknowledged: Option<u64>,
 }
 
 impl Recovery {
-    /// In doubt: another process may have left deliveries unsettled.
+    /// In doubt: another process may have left deliveries unsettled. `ack_wait` is the consumer's.
     #[must_use]
-    pub fn new(now: Instant) -> Self {
-        Self { expected: None, recovering_since: Some(now), began: now, next_info: now, owed: 0 }
+    pub fn new(ack_wait: Duration, now: Instant) -> Self {
+        Self {
+            expected: None,
+            recovering_since: Some(now),
+            began: now,
+            next_info: now,
+            patience: ack_wait + TIMER_SLACK,
+            inherited: None,
+        }
     }
 
     /// Whether nothing new may begin.
@@ -112,13 +135,6 @@ impl Recovery {
 
     /// A delivery of this number arrived; returns its doubt about the order, if any.
     pub fn received(&mut self, consumer_sequence: u64) -> Option<RecoveryCause> {
-        if self.owed > 0 {
-            self.owed -= 1;
-            // This may have been the last one.
-            if let (0, Some(recovering_since)) = (self.owed, self.recovering_since) {
-                self.next_info = recovering_since;
-            }
-        }
         let expected = self.expected.replace(consumer_sequence + 1)?;
         match consumer_sequence {
             sequence if sequence > expected => Some(RecoveryCause::SequenceGap),
@@ -158,20 +174,27 @@ impl Recovery {
         &mut self,
         state: ConsumerState,
         asked_at: Instant,
-        in_flight: impl FnOnce(&RangeInclusive<u64>) -> u64,
+        in_flight: impl Fn(&RangeInclusive<u64>) -> u64,
         newest: Option<u64>,
     ) -> Progress {
-        if self.recovering_since.is_none_or(|recovering_since| asked_at < recovering_since) {
+        let Some(recovering_since) = self.recovering_since.filter(|since| asked_at >= *since) else {
             return Progress::Unchanged;
-        }
+        };
         let ConsumerState { delivered, ack_floor, ack_pending } = state;
         let counted = ack_floor + 1..=delivered.stream_sequence;
         let is_forgotten = newest.is_some_and(|newest| newest > delivered.stream_sequence);
         let owed = ack_pending.saturating_sub(in_flight(&counted)).max(is_forgotten.into());
-        self.owed = owed;
-        if owed > 0 {
-            return Progress::Owed(owed);
+        let inherited = self.inherited.get_or_insert_with(|| Inherited {
+            delivered: delivered.stream_sequence,
+            unacknowledged: Some(ack_pending),
+        });
+        let here = in_flight(&(ack_floor + 1..=inherited.delivered));
+        let is_whole = here == 0 || inherited.unacknowledged.is_some_and(|all| here >= all);
+        let is_certain = is_whole || asked_at >= recovering_since + self.patience;
+        if owed > 0 || !is_certain {
+            return Progress::Owed(owed.max(1));
         }
+        inherited.unacknowledged = None;
         self.recovering_since = None;
         self.expected = self.expected.max(Some(delivered.consumer_sequence + 1));
         Progress::Complete
@@ -187,9 +210,11 @@ mod tests {
         ConsumerState { delivered, ack_floor: 20, ack_pending }
     }
 
+    const ACK_WAIT: Duration = Duration::from_secs(10);
+
     /// In order, after ten deliveries.
     fn in_order(now: Instant) -> Recovery {
-        let mut recovery = Recovery::new(now);
+        let mut recovery = Recovery::new(ACK_WAIT, now);
         assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
         recovery
     }
@@ -218,7 +243,7 @@ mod tests {
         assert!(recovery.doubt(RecoveryCause::SequenceGap, now));
         assert!(!recovery.doubt(RecoveryCause::SequenceGap, now));
         let owed = |recovery: &mut Recovery, in_flight: u64| {
-            let in_flight = |counted: &_| if *counted == (21..=140) { in_flight } else { 99 };
+            let in_flight = |counted: &_| if *counted == (21..=140) { in_flight } else { 0 };
             recovery.observed(state(14, 4), now, in_flight, None)
         };
         assert_eq!([owed(&mut recovery, 1), owed(&mut recovery, 3)], [Progress::Owed(3), Progress::Owed(1)]);
@@ -268,14 +293,23 @@ mod tests {
     }
 
     #[test]
-    fn jetstream_is_asked_at_once_when_as_much_arrived_as_was_owed() {
+    fn what_a_woken_predecessor_acknowledges_here_hides_nothing_that_is_owed() {
         let now = Instant::now();
-        let mut recovery = Recovery::new(now);
-        assert!(recovery.is_info_due(now));
+        let mut recovery = Recovery::new(ACK_WAIT, now);
         assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
-        recovery.received(11);
-        assert!(!recovery.is_info_due(now));
-        recovery.received(12);
-        assert_eq!([now, now].map(|now| recovery.is_info_due(now)), [true, false]);
+        // One of the two is here, and acknowledged by the one before.
+        assert_eq!(recovery.observed(state(10, 1), now, |_| 1, None), Progress::Owed(1));
+        let mut whole = recovery.clone();
+        assert_eq!(whole.observed(state(10, 1), now, |_| 2, None), Progress::Complete);
+        let later = now + ACK_WAIT + TIMER_SLACK;
+        assert_eq!(recovery.observed(state(10, 1), later, |_| 1, None), Progress::Complete);
+        // As long as they are here, another doubt takes as long.
+        recovery.doubt(RecoveryCause::SequenceGap, later);
+        let counts = |counted: &RangeInclusive<u64>| if *counted.end() == 100 { 1 } else { 3 };
+        assert_eq!(recovery.observed(state(14, 2), later, counts, None), Progress::Owed(1));
+        assert_eq!(
+            recovery.observed(state(14, 2), later, |counted| if *counted.end() == 100 { 0 } else { 2 }, None),
+            Progress::Complete
+        );
     }
 }
