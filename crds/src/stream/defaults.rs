@@ -58,6 +58,14 @@ impl EventStream {
         self.spec.stream_name.clone().unwrap_or_else(|| self.name_any())
     }
 
+    /// The partitions that its stream has, or will be made with. None where the stream is there without them: what is declared later is
+    /// refused once there are messages or consumers.
+    #[must_use]
+    pub fn partitions_in_force(&self) -> Option<&PartitionsSpec> {
+        let stream = self.status.as_ref().and_then(|status| status.stream.as_ref());
+        self.spec.partitions.as_ref().filter(|_| stream.is_none_or(|stream| stream.partitions.is_some()))
+    }
+
     /// The conditions of its status; none before the first reconcile.
     #[must_use]
     pub fn conditions(&self) -> &[Condition] {

@@ -1,7 +1,7 @@
 //! The partitions of a stream: a subject transform by which each server that keeps a copy adds the number to what it stores. In: what an EventStream
 //! declares, and an update of its stream. Out: the transform, and why the update is not made. Pure.
 
-use jetwright_crds::{EventStreamSpec, conditions::Reason};
+use jetwright_crds::{EventStreamSpec, conditions::Reason, marks::APPLIED};
 use jetwright_partitions::subjects::{Partitions, SubjectError};
 use serde_json::{Value, json};
 
@@ -35,13 +35,15 @@ pub fn transform(partitions: &Partitions) -> Value {
 
 /// Why an update is not made that would put events of one key into several partitions, or into none. Each server transforms for itself what it
 /// applies: where the transform changes while somebody publishes, the copies of a stream come to differ. What another writer changed is set
-/// back all the same: until then more events go astray.
+/// back all the same, since until then more events go astray; but not where the mark of what was applied last is gone with it: then nobody
+/// knows whether the stream ever had partitions.
 #[must_use]
 pub fn refusal(plan: &Plan, info: Option<&StreamInfo>) -> Option<Blocked> {
     let (Plan::Update { steps, cause, .. }, Some(info)) = (plan, info) else { return None };
     let (from, to) = (numbering(&info.config), numbering(steps.last()?));
     let is_unused = info.state.messages == 0 && info.state.consumer_count == 0;
-    if from == to || is_unused || *cause == Cause::Drift {
+    let is_known = info.config.metadata().contains_key(APPLIED);
+    if from == to || is_unused || (*cause == Cause::Drift && is_known) {
         return None;
     }
     let name = info.name().unwrap_or_default();
@@ -154,7 +156,17 @@ mod tests {
 
     #[test]
     fn what_another_writer_changed_is_set_back_and_other_transforms_are_not_judged() {
-        assert_eq!(refused(None, Some(ORDERS), Cause::Drift, (9, 9)), None);
+        let drifted = |is_marked: bool| {
+            let metadata = if is_marked { json!({APPLIED: "1"}) } else { json!({}) };
+            let info = json!({
+                "config": {"name": "orders", "metadata": metadata}, "created": "2026-11-01T10:00:00Z",
+                "state": {"messages": 9, "bytes": 0, "first_seq": 1, "last_seq": 10, "consumer_count": 9},
+            });
+            let plan =
+                Plan::Update { steps: vec![config(Some(ORDERS))], fields: Vec::new(), cause: Cause::Drift };
+            refusal(&plan, Some(&serde_json::from_value(info).unwrap())).map(|blocked| blocked.reason)
+        };
+        assert_eq!([drifted(true), drifted(false)], [None, Some(Reason::ImmutableField)]);
         assert_eq!(refused(Some("a.{{wildcard(1)}}"), None, Cause::Declaration, (9, 9)), None);
     }
 }

@@ -35,7 +35,7 @@ pub fn physical(object: &EventConsumer, stream: &EventStream) -> Result<Vec<Phys
     let wrong_filter = |error: &dyn ToString| FieldError::new("spec.filterSubjects", error.to_string());
     let partitions = partitions::declared(&stream.spec).map_err(|_| without_partitions(stream))?;
     if !object.spec.is_per_key() {
-        let filters = match partitions {
+        let filters = match partitions.filter(|_| stream.partitions_in_force().is_some()) {
             // Those of events that are in no partition, too: they were stored while another writer had taken the transform away, or before
             // the stream was adopted.
             Some(partitions) => {

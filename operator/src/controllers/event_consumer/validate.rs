@@ -82,7 +82,8 @@ fn binding(object: &EventConsumer, Source { stream, clash }: Source<'_>) -> Resu
     if !errors.is_empty() {
         return Err(errors);
     }
-    let partitions = partitions_of(stream);
+    let partitions =
+        partitions_of(stream).filter(|_| spec.is_per_key() || stream.partitions_in_force().is_some());
     let ordering = partitions.as_ref().filter(|_| spec.is_per_key());
     let ordering = ordering.map(|partitions| Ordering { key_tokens: partitions.key_tokens.clone() });
     let (stream, consumer) = (stream.stream_name(), object.consumer_name());
@@ -202,7 +203,11 @@ fn is_foreign(known: &[Condition], type_: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use jetwright_crds::{AdoptionPolicy, environment::Retry};
+    use jetwright_crds::{
+        AdoptionPolicy,
+        environment::Retry,
+        stream::{EventStreamStatus, StreamState},
+    };
 
     use super::*;
     use crate::jetstream::ownership::tests::owner;
@@ -287,6 +292,23 @@ mod tests {
         let unordered = validated("streamRef: {name: orders}", of).unwrap();
         assert_eq!((unordered.consumers.len(), unordered.binding.ordering), (1, None));
         assert_eq!(unordered.binding.partitions, Some(partitions));
+    }
+
+    #[test]
+    fn partitions_that_a_stream_was_refused_reach_neither_filters_nor_pods_that_need_none() {
+        let mut stream = stream("{subjects: ['orders.*.*'], partitions: {keyTokens: [2]}}");
+        let filters = "{streamRef: {name: orders}, filterSubjects: [orders.*.placed]}";
+        for (there, expected) in [(None, 2), (Some(None), 1), (Some(Some(8)), 2)] {
+            let state = there.map(|partitions| StreamState { partitions, ..StreamState::default() });
+            stream.status = Some(EventStreamStatus { stream: state, ..EventStreamStatus::default() });
+            let found =
+                validate(&consumer(filters), &owner(1), Source { stream: &stream, clash: None }).unwrap();
+            let (physical, _) = &found.consumers[0];
+            assert_eq!(
+                (physical.filters.len(), found.binding.partitions.is_some()),
+                (expected, expected == 2)
+            );
+        }
     }
 
     #[test]
