@@ -99,13 +99,13 @@ impl Observer {
 
     /// Kubernetes reports that the container of this pod ended, at this second since 1970: not that the pod is missing or its node silent.
     ///
-    /// That is true of the members that were seen by now and joined before that, if they say when: both times are of the clock of the
+    /// That is true of the members that were seen by now and say that they joined before that: both times are of the clock of the
     /// pod's node. The container starts again in the same pod, at times before the report arrives, and its process joins under another id.
     /// A member that is seen later is not in the container that ended: where its node's clock was set back, it would be dead for ever.
     pub fn container_ended(&mut self, uid: &str, ended_at: u64) {
         for seen in self.members.values_mut() {
             if let Reading::Present(_, record) = &seen.reading {
-                let was_there = record.joined.is_none_or(|joined| joined < ended_at);
+                let was_there = record.joined.is_some_and(|joined| joined < ended_at);
                 seen.has_ended |= was_there && record.uid.as_deref() == Some(uid);
             }
         }
@@ -194,7 +194,7 @@ mod tests {
     }
 
     fn alive() -> MemberRecord {
-        MemberRecord { uid: Some("u1".into()), ..MemberRecord::default() }
+        MemberRecord { uid: Some("u1".into()), joined: Some(0), ..MemberRecord::default() }
     }
 
     fn dead() -> MemberRecord {
@@ -238,7 +238,11 @@ mod tests {
         observer.member(&a(), Reading::Present(5, alive()), at(10));
         observer.container_ended("u2", 1);
         assert_eq!(observer.verdict(&a(), at(10)), Verdict::Alive);
+        let silent = MemberId::new("shop", "b").unwrap();
+        let untold = MemberRecord { joined: None, ..alive() };
+        observer.member(&silent, Reading::Present(6, untold), at(10));
         observer.container_ended("u1", 1);
+        assert_eq!(observer.verdict(&silent, at(10)), Verdict::Alive, "it may have joined since");
         let suspect = Verdict::Suspect { revision: 5, reason: DeathReason::ContainerEnded };
         assert_eq!(observer.verdict(&a(), at(10)), suspect);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use jetwright_crds::{EventConsumer, environment::STOP_MARGIN};
 use jetwright_partitions::{
     coordinator::{Declared, Pods},
-    keys::ConsumerId,
+    keys::{ConsumerId, MAX_PARTITIONS},
 };
 use kube::ResourceExt as _;
 
@@ -51,20 +51,29 @@ impl OrderedConsumer {
 #[must_use]
 pub fn ordered_consumers(scopes: &Scopes, connection: &Connection) -> Vec<OrderedConsumer> {
     let of_scope = |scope: &Scope| {
+        // Before all pods were listed, a member's pod would seem to be none of its workload.
+        if !*scope.listed.borrow() {
+            return Vec::new();
+        }
         let consumers = scope.event_consumers.by(&IndexKey::PerKey).into_iter();
         let here =
             consumers.filter(|object| connection.serves.contains(&object.namespace().unwrap_or_default()));
-        here.filter_map(|object| ordered(&object)).collect::<Vec<_>>()
+        here.filter_map(|object| ordered(&object, scope)).collect::<Vec<_>>()
     };
     scopes.all().flat_map(|scope| of_scope(scope)).collect()
 }
 
-/// One whose consumers in JetStream are its own: a status describes no others.
-fn ordered(object: &EventConsumer) -> Option<OrderedConsumer> {
+/// One whose consumers in JetStream are its own: a status describes no others. What they are is declared: a status may be written by others.
+fn ordered(object: &EventConsumer, scope: &Scope) -> Option<OrderedConsumer> {
     let name = name_of(object);
-    let consumer = object.status.as_ref()?.consumer.as_ref()?;
-    let count = consumer.partitions?;
-    let id = ConsumerId { stream: consumer.stream.clone(), consumer: object.consumer_name() };
+    let known = object.status.as_ref()?.consumer.as_ref()?;
+    let stream = scope.event_streams.get(&name.0, &object.spec.stream_ref.name)?;
+    let stream = stream.valid()?;
+    let count = stream.spec.partitions.as_ref()?.effective_count();
+    let id = ConsumerId { stream: stream.stream_name(), consumer: object.consumer_name() };
+    if known.partitions != Some(count) || known.stream != id.stream || count > MAX_PARTITIONS {
+        return None;
+    }
     let workload = workload_of(object).map(|workload| (name.0.clone(), workload));
     let drain = object.spec.effective_handler_deadline().0 + STOP_MARGIN.0;
     Some(OrderedConsumer { object: name, id, count, drain, workload })

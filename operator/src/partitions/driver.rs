@@ -68,10 +68,6 @@ const MAX_BATCH: usize = 256;
 
 /// Shares out the partitions of every connection for ever.
 pub async fn run(context: &Context) {
-    for scope in context.scopes.all() {
-        // Before all pods were listed, a member's pod would seem to be none of its workload.
-        let _ = scope.listed.subscribe().wait_for(|listed| *listed).await;
-    }
     join_all(context.connections.all().map(|connection| drive(context, connection))).await;
 }
 
@@ -445,12 +441,14 @@ impl<'a> Session<'a> {
             Some(record.pod.clone().unwrap_or_else(|| id.to_string()))
         };
         for OrderedConsumer { object, id, .. } in &self.consumers {
-            if let Some(places) = self.coordinator.whereabouts(id, now) {
+            // What was seen of a bucket that is away is no news of who has what.
+            if let Some(problem) = &self.keeping.problem {
+                let handovers = self.trackers.get(id).map_or(0, |tracker| tracker.handovers);
+                partitions.publish(object, Known::Unavailable(problem.clone()), handovers);
+            } else if let Some(places) = self.coordinator.whereabouts(id, now) {
                 let tracker = self.trackers.entry(id.clone()).or_default();
                 let sharing = tracker.see(&places, name, jiff::Timestamp::now());
                 partitions.publish(object, Known::Shared(sharing), tracker.handovers);
-            } else if let Some(problem) = &self.keeping.problem {
-                partitions.publish(object, Known::Unavailable(problem.clone()), 0);
             }
         }
         let objects: HashSet<_> = self.consumers.iter().map(|consumer| consumer.object.clone()).collect();

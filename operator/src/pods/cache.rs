@@ -150,6 +150,7 @@ impl PodCache {
     fn known(&self, namespace: Option<&str>) -> Vec<(Name, String)> {
         let mut known = names_of(&self.declared.lock(), namespace);
         known.extend(names_of(&self.running.lock(), namespace));
+        known.extend(names_of(self.processes.lock().all(), namespace));
         known.sort();
         known.dedup();
         known

@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use jetwright_crds::environment::JETWRIGHT_BINDINGS;
+use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
 use kube::ResourceExt;
 use tokio::time::Instant;
 
@@ -72,6 +73,12 @@ impl Processes {
         }
     }
 
+    /// All pods, by workload and name.
+    #[must_use]
+    pub fn all(&self) -> &HashMap<Name, BTreeMap<String, ProcessPod>> {
+        &self.pods
+    }
+
     /// The pods of a workload.
     #[must_use]
     pub fn of(&self, workload: &Name) -> Vec<ProcessPod> {
@@ -109,7 +116,12 @@ fn process(pod: &Pod) -> Option<ProcessPod> {
 
 /// When the container of a pod's program ended last, as its kubelet says: the first of its spec is the program.
 fn ended_at(pod: &Pod) -> Option<u64> {
-    let program = &pod.spec.as_ref()?.containers.first()?.name;
+    let containers = &pod.spec.as_ref()?.containers;
+    // What is added to pods as they are made may stand before it.
+    let is_program = |container: &&Container| {
+        container.env.iter().flatten().any(|variable| variable.name == JETWRIGHT_BINDINGS)
+    };
+    let program = &containers.iter().find(is_program).or(containers.first())?.name;
     let statuses = pod.status.as_ref()?.container_statuses.as_ref()?;
     let program: &ContainerStatus = statuses.iter().find(|status| status.name == *program)?;
     let states = [program.state.as_ref(), program.last_state.as_ref()].into_iter().flatten();

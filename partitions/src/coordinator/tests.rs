@@ -16,6 +16,7 @@ fn member(name: &str) -> MemberId {
 fn here(name: &str) -> MemberRecord {
     MemberRecord {
         uid: Some(format!("uid-{name}")),
+        joined: Some(0),
         consumers: [(fulfilment(), Participation::default())].into(),
         ..MemberRecord::default()
     }
