@@ -184,7 +184,7 @@ impl Recovery {
         let counted = ack_floor + 1..=delivered.stream_sequence;
         let is_forgotten = newest.is_some_and(|newest| newest > delivered.stream_sequence);
         let owed = ack_pending.saturating_sub(in_flight(&counted)).max(is_forgotten.into());
-        let inherited = self.inherited.get_or_insert_with(|| Inherited {
+        let inherited = self.inherited.get_or_insert(Inherited {
             delivered: delivered.stream_sequence,
             unacknowledged: Some(ack_pending),
         });
