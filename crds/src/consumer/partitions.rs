@@ -1,11 +1,12 @@
 //! How the partitions of a consumer with ordering PerKey are shared out, as status says it.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// How the partitions of a consumer are shared out among the programs that handle it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionsStatus {
     /// Partitions that there are.
     pub count: u32,
@@ -18,6 +19,7 @@ pub struct PartitionsStatus {
     /// What those wait for that are not owned, the longest first; at most 10.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["partition".to_owned()]))]
     pub waiting: Vec<WaitingPartition>,
 }
 
