@@ -5,17 +5,15 @@ use std::{collections::BTreeMap, time::Duration};
 use async_nats::{HeaderMap, jetstream::message::StreamMessage};
 use futures::StreamExt;
 use jetwright_crds::{Duration as Text, dead_letter};
-use jetwright_process::telemetry::record_with;
 use jetwright_runtime::{HandlerError, HandlerOptions};
 use jetwright_testing::await_until;
 use jiff::Timestamp;
 use opentelemetry::trace::{SpanKind, Status};
-use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use tokio::time::sleep;
 
 use crate::{
     proxy::Proxy,
-    support::{Answer, Bench, SOON, Scripted, publish},
+    support::{Answer, Bench, SOON, Scripted, publish, recorded_spans, spans_of},
 };
 
 fn header<'a>(letter: &'a StreamMessage, name: &str) -> &'a str {
@@ -151,17 +149,9 @@ async fn a_dead_letter_is_the_original_and_where_it_came_from() {
     service.stop().await;
 }
 
-/// What was recorded of a trace, but for what still runs.
-fn spans_of(exporter: &InMemorySpanExporter, trace: &str) -> Vec<SpanData> {
-    let mut spans = exporter.get_finished_spans().unwrap();
-    spans.retain(|span| span.span_context.trace_id().to_string() == trace);
-    spans
-}
-
 #[tokio::test]
 async fn the_trace_of_an_event_that_fails_for_good_ends_in_the_publish_of_its_dead_letter() {
-    let exporter = InMemorySpanExporter::default();
-    record_with(&SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build());
+    let exporter = recorded_spans();
     let bench = Bench::start().await.keeping_dead_letters().await;
     let publish = async |trace: &str| {
         let mut headers = HeaderMap::new();

@@ -5,12 +5,11 @@ use jetwright_runtime::{
     Aggregate, Aggregates, ApplyError, ErrorKind, Expected, Handler, HandlerError, HandlerOptions, Metadata,
     Projection, PublishOptions, StoredEvent,
 };
-use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider};
 use tokio::{sync::mpsc, time::timeout};
 
 use crate::{
     accounts::{AccountEvent, Bank, Paid, paid},
-    support::{Bench, Number, SOON, publish},
+    support::{Bench, Number, SOON, publish, recorded_spans, spans_of},
 };
 
 /// Tells what it is called with.
@@ -26,9 +25,7 @@ impl Handler for Telling {
 
 #[tokio::test]
 async fn a_handler_is_told_the_published_subject_and_the_partition() {
-    let exporter = InMemorySpanExporter::default();
-    let provider = SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build();
-    jetwright_process::telemetry::record_with(&provider);
+    let exporter = recorded_spans();
     let mut bench = Bench::without_consumer().await;
     let publisher = bench.publisher().await;
     publish(&publisher, 7).await;
@@ -47,7 +44,8 @@ async fn a_handler_is_told_the_published_subject_and_the_partition() {
         assert_eq!((metadata.subject.as_str(), metadata.partition), ("numbers.7", partition));
     }
     bench.await_drained().await;
-    let spans = exporter.get_finished_spans().unwrap();
+    let trace = stored.headers.get("traceparent").unwrap().as_str().split('-').nth(1).unwrap();
+    let spans = spans_of(&exporter, trace);
     let of_partition = spans.iter().filter(|span| {
         let is_partition = |attribute: &opentelemetry::KeyValue| {
             attribute.key.as_str() == "messaging.destination.partition.id"
@@ -55,7 +53,7 @@ async fn a_handler_is_told_the_published_subject_and_the_partition() {
         };
         span.name == "process numbers.*" && span.attributes.iter().any(is_partition)
     });
-    assert!(of_partition.count() >= 1, "{spans:?}");
+    assert_eq!(of_partition.count(), 1, "{spans:?}");
     service.stop().await;
 }
 

@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -20,13 +20,14 @@ use jetwright_crds::{
 };
 use jetwright_nats::Credentials;
 use jetwright_partitions::subjects::Partitions;
-use jetwright_process::health::Health;
+use jetwright_process::{health::Health, telemetry::record_with};
 use jetwright_runtime::{
     Environment, Handler, HandlerError, HandlerOptions, KeyValue, Metadata, PublishOptions, Published,
     Publisher, Reader, Service, ServiceError,
 };
 use jetwright_testing::{NatsServer, await_until};
 use opentelemetry::trace::TracerProvider;
+use opentelemetry_sdk::trace::{InMemorySpanExporter, SdkTracerProvider, SpanData};
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use prost::Name;
 use tokio::{runtime::Runtime, sync::watch, task::JoinHandle};
@@ -405,10 +406,28 @@ impl Bench {
 /// of their own.
 pub fn record_traces() {
     let filter = EnvFilter::new("info,jetwright_runtime=debug");
-    let provider = opentelemetry_sdk::trace::SdkTracerProvider::builder().build();
+    let provider = SdkTracerProvider::builder().build();
     let traces = tracing_opentelemetry::layer().with_tracer(provider.tracer("tests"));
     let logs = tracing_subscriber::fmt::layer().with_test_writer();
     let _ = tracing_subscriber::registry().with(filter).with(logs).with(traces).try_init();
+}
+
+/// The spans of this process, from the first call on: whichever tests look at theirs, there is one exporter.
+pub fn recorded_spans() -> InMemorySpanExporter {
+    static SPANS: OnceLock<InMemorySpanExporter> = OnceLock::new();
+    let begin = || {
+        let exporter = InMemorySpanExporter::default();
+        record_with(&SdkTracerProvider::builder().with_simple_exporter(exporter.clone()).build());
+        exporter
+    };
+    SPANS.get_or_init(begin).clone()
+}
+
+/// What was recorded of a trace, but for what still runs.
+pub fn spans_of(exporter: &InMemorySpanExporter, trace: &str) -> Vec<SpanData> {
+    let mut spans = exporter.get_finished_spans().unwrap();
+    spans.retain(|span| span.span_context.trace_id().to_string() == trace);
+    spans
 }
 
 /// What a registry has, as Prometheus is given it.
