@@ -92,6 +92,8 @@ pub struct Recovery {
     recovering_since: Option<Instant>,
     began: Instant,
     next_info: Instant,
+    /// When JetStream was to be asked, and the number that was expected then; since the last response.
+    asked: Vec<(Instant, u64)>,
     /// After which time JetStream has delivered again what is unacknowledged and not here.
     patience: Duration,
     /// What others may still acknowledge, from the first response on.
@@ -103,7 +105,7 @@ pub struct Recovery {
 struct Inherited {
     /// Stream sequence of its newest delivery.
     delivered: u64,
-    /// How many were unacknowledged; `None` after the first recovery.
+    /// How many were unacknowledged; `None` after another doubt, and after the first recovery.
     unacknowledged: Option<u64>,
 }
 
@@ -116,6 +118,7 @@ impl Recovery {
             recovering_since: Some(now),
             began: now,
             next_info: now,
+            asked: Vec::new(),
             patience: ack_wait + TIMER_SLACK,
             inherited: None,
         }
@@ -148,6 +151,10 @@ impl Recovery {
         if doubt == RecoveryCause::Reconnect {
             self.expected = None;
         }
+        if let Some(inherited) = &mut self.inherited {
+            // One of its own may be owed now, which what is inherited could hide.
+            inherited.unacknowledged = None;
+        }
         let begins = self.recovering_since.is_none();
         if begins {
             self.began = now;
@@ -162,6 +169,7 @@ impl Recovery {
         let due = self.is_active() && now >= self.next_info;
         if due {
             self.next_info = now + INFO_INTERVAL;
+            self.asked.extend(self.expected.map(|expected| (now, expected)));
         }
         due
     }
@@ -180,6 +188,8 @@ impl Recovery {
         let Some(recovering_since) = self.recovering_since.filter(|since| asked_at >= *since) else {
             return Progress::Unchanged;
         };
+        let known = self.asked.iter().rfind(|(at, _)| *at <= asked_at).copied();
+        self.asked.retain(|(at, _)| *at > asked_at);
         let ConsumerState { delivered, ack_floor, ack_pending } = state;
         let counted = ack_floor + 1..=delivered.stream_sequence;
         let is_forgotten = newest.is_some_and(|newest| newest > delivered.stream_sequence);
@@ -194,8 +204,15 @@ impl Recovery {
         if owed > 0 || !is_certain {
             return Progress::Owed(owed.max(1));
         }
+        if known.is_some_and(|(_, expected)| delivered.consumer_sequence + 1 < expected) {
+            // It was killed and forgot its last deliveries, whose numbers come again: a gap would not be seen that ends where one was expected.
+            self.expected = None;
+            self.next_info = recovering_since;
+            return Progress::Owed(1);
+        }
         inherited.unacknowledged = None;
         self.recovering_since = None;
+        self.asked.clear();
         self.expected = self.expected.max(Some(delivered.consumer_sequence + 1));
         Progress::Complete
     }
@@ -311,5 +328,30 @@ mod tests {
             recovery.observed(state(14, 2), later, |counted| if *counted.end() == 100 { 0 } else { 2 }, None),
             Progress::Complete
         );
+    }
+
+    #[test]
+    fn where_a_killed_server_forgot_deliveries_their_numbers_are_expected_again() {
+        let now = Instant::now();
+        let mut recovery = in_order(now);
+        recovery.received(11);
+        recovery.doubt(RecoveryCause::UnansweredAck, now);
+        assert!(recovery.is_info_due(now));
+        assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Owed(1));
+        assert!(recovery.is_info_due(now));
+        assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
+        // The one with number 11 was lost.
+        assert_eq!(recovery.received(12), Some(RecoveryCause::SequenceGap));
+    }
+
+    #[test]
+    fn deliveries_that_come_after_the_question_are_none_that_were_forgotten() {
+        let now = Instant::now();
+        let mut recovery = in_order(now);
+        recovery.doubt(RecoveryCause::UnansweredAck, now);
+        assert!(recovery.is_info_due(now));
+        recovery.received(11);
+        assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
+        assert_eq!(recovery.received(12), None);
     }
 }
