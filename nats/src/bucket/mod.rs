@@ -11,6 +11,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
+use tokio::time::{Instant, sleep_until};
 
 use self::entry::{Answer, OPERATION_HEADER};
 pub use self::{
@@ -26,6 +27,8 @@ use crate::{
 
 /// How long a request waits for its answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a request takes at least that says nothing: who agrees by the bucket asks at once again for what is not known.
+const MIN_SILENCE: Duration = Duration::from_secs(1);
 /// Header of how long a server keeps a message.
 const TTL_HEADER: &str = "Nats-TTL";
 
@@ -64,8 +67,12 @@ impl Bucket {
         Watch::begin(self.clone(), filters)
     }
 
-    /// What a key has, as the leader of the bucket's stream says.
+    /// What a key has, as the leader of the bucket's stream says. An answer that says nothing takes a second at least.
     pub async fn read(&self, key: &str) -> Found {
+        unhurried(self.find(key), |found| matches!(found, Found::Unknown(_))).await
+    }
+
+    async fn find(&self, key: &str) -> Found {
         let subject = self.connection.api_subjects().get_message(&self.stream);
         let query = json!({ "last_by_subj": format!("{}{key}", self.prefix) }).to_string();
         match self.ask::<Answer>(subject, query).await {
@@ -75,14 +82,19 @@ impl Bucket {
         }
     }
 
-    /// Stores a value where the key has this revision; 0 expects that it has none.
+    /// Stores a value where the key has this revision; 0 expects that it has none. An answer that says nothing takes a second at least.
     pub async fn write(&self, key: &str, value: impl Into<Bytes>, expected: u64) -> Written {
-        self.publish(key, value.into(), expecting(expected)).await
+        self.store(key, value.into(), expecting(expected)).await
     }
 
-    /// Stores a value, whatever the key has.
+    /// Stores a value, whatever the key has. An answer that says nothing takes a second at least.
     pub async fn put(&self, key: &str, value: impl Into<Bytes>) -> Written {
-        self.publish(key, value.into(), HeaderMap::new()).await
+        self.store(key, value.into(), HeaderMap::new()).await
+    }
+
+    async fn store(&self, key: &str, value: Bytes, headers: HeaderMap) -> Written {
+        let publish = self.publish(key, value, headers);
+        unhurried(publish, |written| matches!(written, Written::Unknown(_))).await
     }
 
     /// Deletes a key where it has this revision: watches are told, and the server forgets the deletion after this time (whole seconds).
@@ -93,7 +105,7 @@ impl Bucket {
         self.publish(key, Bytes::new(), headers).await
     }
 
-    /// How long ago the bucket was made, by the clock of the server that answers.
+    /// How long ago the bucket was made, by the clock of the server that answers. A failure takes a second at least.
     ///
     /// # Errors
     ///
@@ -105,8 +117,8 @@ impl Bucket {
             ts: Timestamp,
         }
         let subject = self.connection.api_subjects().request("STREAM.INFO", &[&self.stream]);
-        let Info { created, ts } =
-            self.ask(subject, String::new()).await.map_err(|failure| failure.to_string())?;
+        let info = unhurried(self.ask(subject, String::new()), Result::is_err).await;
+        let Info { created, ts } = info.map_err(|failure| failure.to_string())?;
         Ok(ts.duration_since(created).try_into().unwrap_or_default())
     }
 
@@ -150,6 +162,16 @@ enum Failure {
     Malformed(#[from] serde_json::Error),
     #[error(transparent)]
     Refused(JetStreamError),
+}
+
+/// Gives an answer that says nothing no sooner than [`MIN_SILENCE`] after the request.
+async fn unhurried<T>(request: impl Future<Output = T>, says_nothing: impl FnOnce(&T) -> bool) -> T {
+    let asked = Instant::now();
+    let answer = request.await;
+    if says_nothing(&answer) {
+        sleep_until(asked + MIN_SILENCE).await;
+    }
+    answer
 }
 
 fn expecting(revision: u64) -> HeaderMap {

@@ -32,7 +32,7 @@ use super::{
     cleaning::{Cleaner, Due},
     declared::{OrderedConsumer, ordered_consumers},
     registry::Known,
-    requests::{Answered, Requests},
+    requests::{Answered, Requests, value_of},
     sharing::Tracker,
 };
 use crate::{
@@ -284,9 +284,9 @@ impl<'a> Session<'a> {
                 self.has_changed(&key, before.as_ref());
                 true
             }
-            Done::Answered(Some(Answered::Read(key, value))) => {
+            Done::Answered(Some(Answered::Read(key, found))) => {
                 let before = self.shape(&key);
-                if let Err(error) = self.coordinator.read(&key, value.as_value(), now) {
+                if let Err(error) = self.coordinator.read(&key, value_of(&found), now) {
                     self.warn(&error_chain(&error));
                 }
                 self.has_changed(&key, before.as_ref());

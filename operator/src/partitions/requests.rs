@@ -2,22 +2,16 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use jetwright_nats::{Bucket, Found, Written};
 use jetwright_partitions::{
     actions::{Action, Value},
     keys::Key,
     write::Answer,
 };
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, sleep_until},
-};
+use tokio::sync::Semaphore;
 
 /// Requests at once.
 const MAX_CONCURRENT_REQUESTS: usize = 64;
-/// Least time between a request and an answer that says nothing: what is not known is asked for again at once.
-const LEAST_SILENCE: Duration = Duration::from_secs(1);
 /// How long a deletion is known: longer than anything that comes late.
 const DELETION_KEPT: Duration = Duration::from_hours(1);
 
@@ -25,27 +19,19 @@ const DELETION_KEPT: Duration = Duration::from_hours(1);
 #[derive(Debug)]
 pub enum Answered {
     Write(Key, Answer),
-    Read(Key, ReadValue),
+    Read(Key, Found),
     /// A key that is over was deleted, or is another than it was.
     Removed,
 }
 
-/// What a key has.
-#[derive(Debug)]
-pub enum ReadValue {
-    Unavailable,
-    Absent(u64),
-    Bytes(u64, Bytes),
-}
-
-impl ReadValue {
-    #[must_use]
-    pub fn as_value(&self) -> Value<'_> {
-        match self {
-            Self::Unavailable => Value::Unavailable,
-            Self::Absent(revision) => Value::Absent(*revision),
-            Self::Bytes(revision, bytes) => Value::Bytes(*revision, bytes),
-        }
+/// What a key has, as the coordinator is told.
+#[must_use]
+pub fn value_of(found: &Found) -> Value<'_> {
+    match found {
+        Found::Value { revision, value } => Value::Bytes(*revision, value),
+        Found::Deleted { revision } => Value::Absent(*revision),
+        Found::Absent => Value::Absent(0),
+        Found::Unknown(_) => Value::Unavailable,
     }
 }
 
@@ -65,28 +51,21 @@ impl Requests {
     /// Carries one action out; None of what only members do.
     pub async fn perform(&self, action: Action) -> Option<Answered> {
         let _permit = self.permits.acquire().await;
-        let sent = Instant::now();
         match action {
             Action::Write { key, value, expected } => {
                 let written = self.bucket.write(&key.to_string(), value, expected).await;
-                Some(Answered::Write(key, answer(written, sent).await))
+                Some(Answered::Write(key, answer(written)))
             }
             Action::Put { key, value } => {
                 let written = self.bucket.put(&key.to_string(), value).await;
-                Some(Answered::Write(key, answer(written, sent).await))
+                Some(Answered::Write(key, answer(written)))
             }
             Action::Read(key) => {
-                let value = match self.bucket.read(&key.to_string()).await {
-                    Found::Value { revision, value } => ReadValue::Bytes(revision, value),
-                    Found::Deleted { revision } => ReadValue::Absent(revision),
-                    Found::Absent => ReadValue::Absent(0),
-                    Found::Unknown(why) => {
-                        tracing::debug!(%key, why, "failed to read a key of the bucket, will retry");
-                        sleep_until(sent + LEAST_SILENCE).await;
-                        ReadValue::Unavailable
-                    }
-                };
-                Some(Answered::Read(key, value))
+                let found = self.bucket.read(&key.to_string()).await;
+                if let Found::Unknown(why) = &found {
+                    tracing::debug!(%key, why, "failed to read a key of the bucket, will retry");
+                }
+                Some(Answered::Read(key, found))
             }
             Action::ReadBucket
             | Action::Serve { .. }
@@ -109,13 +88,12 @@ impl Requests {
     }
 }
 
-async fn answer(written: Written, sent: Instant) -> Answer {
+fn answer(written: Written) -> Answer {
     match written {
         Written::Stored(revision) => Answer::Stored(revision),
         Written::Refused(_) => Answer::Unsure,
         Written::Unknown(why) => {
             tracing::debug!(why, "a write to the bucket may not have been stored");
-            sleep_until(sent + LEAST_SILENCE).await;
             Answer::Unsure
         }
     }

@@ -6,13 +6,7 @@ use jetwright_nats::{Bucket, Found, Written};
 use jetwright_partitions::{
     actions::Value, keys::Key, lease::Clocks, participant::Participant, write::Answer,
 };
-use tokio::{
-    task::JoinSet,
-    time::{Instant, sleep_until},
-};
-
-/// How long a request takes at least that says nothing: what is not known is asked for again at once.
-const MIN_SILENCE: Duration = Duration::from_secs(1);
+use tokio::task::JoinSet;
 
 /// An answer.
 #[derive(Debug)]
@@ -106,16 +100,9 @@ impl Requests {
 
     fn spawn<F>(&mut self, ask: impl FnOnce(Bucket) -> F + Send + 'static)
     where
-        F: Future<Output = Response> + Send,
+        F: Future<Output = Response> + Send + 'static,
     {
         let bucket = self.bucket.clone();
-        self.under_way.spawn(async move {
-            let asked = Instant::now();
-            let response = ask(bucket).await;
-            if response.problem().is_some() {
-                sleep_until(asked + MIN_SILENCE).await;
-            }
-            response
-        });
+        self.under_way.spawn(ask(bucket));
     }
 }
