@@ -95,10 +95,11 @@ async fn the_bucket_is_made_with_the_first_ordered_consumer_kept_as_it_has_to_be
     bucket(&world).await;
     world.await_config(BUCKET, is_kept).await;
     let config = world.config(BUCKET).await;
+    // The operator reads the bucket after this, as it sets the change back.
+    let before = last_sequence(&world).await;
     world.jetstream.update_stream(stream::Config { allow_direct: true, ..config }).await.unwrap();
     world.await_config(BUCKET, is_kept).await;
 
-    let before = last_sequence(&world).await;
     world.jetstream.delete_stream(BUCKET).await.unwrap();
     let store = bucket(&world).await;
     await_value("the operator's key", async || store.get("operator").await.ok().flatten()).await;
