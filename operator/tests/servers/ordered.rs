@@ -22,6 +22,8 @@ use serde_json::json;
 use crate::world::{SOON, World};
 
 const ORDERS: &str = "{subjects: ['orders.*.*'], partitions: {count: 3, keyTokens: [2]}}";
+const ORDERED_PLACED: &str =
+    "{streamRef: {name: orders}, ordering: PerKey, filterSubjects: [orders.*.placed]}";
 const ORDERED: &str = "{streamRef: {name: orders}, ordering: PerKey}";
 
 async fn with_orders() -> World {
@@ -72,12 +74,7 @@ async fn stored(world: &World) -> Vec<String> {
 #[tokio::test]
 async fn events_are_stored_with_the_number_of_their_partition_and_each_partition_has_a_consumer() {
     let world = with_orders().await;
-    world
-        .consumer(
-            "fulfilment",
-            "{streamRef: {name: orders}, ordering: PerKey, filterSubjects: [orders.*.placed]}",
-        )
-        .await;
+    world.consumer("fulfilment", ORDERED_PLACED).await;
     world.await_ready::<EventConsumer>("fulfilment").await;
     for key in 0..20 {
         publish(&world, &format!("orders.{key}.placed")).await;
@@ -374,12 +371,7 @@ async fn an_order_that_changes_behind_the_api_servers_back_makes_and_deletes_not
 async fn in_a_work_queue_of_three_servers_each_partition_has_its_copies_and_its_own_events() {
     let world = World::<NatsCluster>::clustered(3, &[]).await;
     world.stream("orders", "{subjects: ['orders.*.*'], retention: WorkQueue, replicas: 3, partitions: {count: 3, keyTokens: [2]}}").await;
-    world
-        .consumer(
-            "fulfilment",
-            "{streamRef: {name: orders}, ordering: PerKey, filterSubjects: [orders.*.placed]}",
-        )
-        .await;
+    world.consumer("fulfilment", ORDERED_PLACED).await;
     world.await_ready::<EventConsumer>("fulfilment").await;
     for number in 0..3 {
         let found = info(&world, &format!("fulfilment-p{number}")).await.unwrap();
