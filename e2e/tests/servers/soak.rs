@@ -64,7 +64,8 @@ struct Fleet {
 
 /// A service on the runtime, as the pod of this number.
 pub fn worker(folder: &Arc<Folder>, url: &str, index: usize, partitions: u32) -> ProcessBuilder {
-    let file = folder.path().join("bindings.yaml");
+    // Of its own: the one before may still be reading, and would find an empty file.
+    let file = folder.path().join(format!("bindings-{index}.yaml"));
     fs::write(&file, serde_saphyr::to_string(&bindings(partitions)).unwrap()).unwrap();
     let name = format!("worker-{index}");
     Process::builder(binary("jetwright-soak-worker"))
