@@ -25,6 +25,8 @@ mod throughput;
 
 use std::env;
 
+use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitExt};
+
 #[tokio::main]
 async fn main() {
     let arguments: Vec<_> = env::args().skip(1).collect();
@@ -39,6 +41,9 @@ async fn main() {
 }
 
 async fn measure(words: &[&str]) {
+    // Before the one of the tests' helpers, which tells of each event.
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    tracing_subscriber::registry().with(EnvFilter::new("error")).with(logs).init();
     let wanted = |name: &str| words.iter().all(|word| *word == "--bench" || name.contains(word));
     if wanted("hand-over") {
         handover::measure().await;

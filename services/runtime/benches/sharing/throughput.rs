@@ -4,7 +4,7 @@ use std::{
     env,
     process::Stdio,
     str::FromStr,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_nats::jetstream::{self, consumer, stream};
@@ -36,6 +36,8 @@ const EVENTS: u32 = 100_000;
 const TURNS: usize = 3;
 /// How long a process takes for new ones in a bucket at least.
 const SETTLED: Duration = Duration::from_secs(33);
+/// When everything that is paused goes on, after all have been told.
+const RESUMED: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_mins(2);
 
 enum Servers {
@@ -130,7 +132,7 @@ async fn turn(
     let mut binding = Bench::bindings(10_000).bindings["numbers"].clone();
     share(&mut binding, PARTITIONS);
     for config in consumers(&binding) {
-        let later = std::time::SystemTime::now() + Duration::from_hours(1);
+        let later = SystemTime::now() + Duration::from_hours(1);
         let config = consumer::pull::Config { pause_until: Some(later.into()), ..config };
         await_until("a consumer", LONG, async || stream.create_consumer(config.clone()).await).await;
     }
@@ -150,9 +152,12 @@ async fn turn(
     };
     await_until("all consumers to be pulled from", LONG, async || of_all(|info| info.num_waiting > 0).await)
         .await;
+    // A pause that is taken back wakes no pull request that is open; one that ends does.
+    let begun = SystemTime::now() + RESUMED;
     for number in 0..PARTITIONS {
-        stream.resume_consumer(&format!("tests-p{number}")).await.unwrap();
+        stream.pause_consumer(&format!("tests-p{number}"), begun.into()).await.unwrap();
     }
+    sleep(RESUMED).await;
     let begun = Instant::now();
     let is_done = |info: &consumer::Info| (info.num_pending, info.num_ack_pending) == (0, 0);
     await_until("all events to be handled", LONG, async || of_all(is_done).await).await;

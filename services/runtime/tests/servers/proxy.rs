@@ -37,6 +37,9 @@ impl Proxy {
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let Ok(upstream) = TcpStream::connect(&server).await else { continue };
+                // As clients and servers of NATS do: what is small does not wait until what went before it is confirmed.
+                client.set_nodelay(true).unwrap();
+                upstream.set_nodelay(true).unwrap();
                 let (mut from_client, to_client) = client.into_split();
                 let (from_server, mut to_server) = upstream.into_split();
                 tokio::spawn(async move { copy(&mut from_client, &mut to_server).await });
