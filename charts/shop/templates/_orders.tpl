@@ -27,3 +27,34 @@ PerKey
 Unordered
 {{- end -}}
 {{- end -}}
+
+{{/*
+How the pods that fulfil orders are autoscaled, as JSON; nothing where they are not. What is there keeps its form here, too. More pods than partitions
+have nothing to do, and more than 8 are no small shop's.
+*/}}
+{{- define "shop.autoscaling" -}}
+{{- $exists := lookup "jetwright.dev/v1alpha1" "EventConsumer" .Release.Namespace "order-fulfilment" -}}
+{{- $there := dig "spec" "workload" "autoscaling" dict $exists -}}
+{{- $values := default dict .Values.orders.autoscaling -}}
+{{- $given := omit $values "enabled" -}}
+{{- $few := int .Values.orders.replicas -}}
+{{- $enabled := toString $values.enabled -}}
+{{- if eq $enabled "auto" -}}
+{{- $is_new := and (not $exists) $few (eq (include "shop.ordering" .) "PerKey") -}}
+{{- $enabled = ternary "true" "false" (not (not (or $given $there $is_new))) -}}
+{{- end -}}
+{{- if eq $enabled "true" -}}
+{{- $many := include "shop.partitions" . | int | default 8 | min 8 | max $few -}}
+{{- $autoscaling := dict "maxReplicas" $many -}}
+{{- /* Helm's merge takes 0 for nothing. */ -}}
+{{- range $fields := list $there $given -}}
+{{- range $field, $value := $fields -}}
+{{- $_ := set $autoscaling $field $value -}}
+{{- end -}}
+{{- end -}}
+{{- if not (hasKey $autoscaling "minReplicas") -}}
+{{- $_ := set $autoscaling "minReplicas" (min $few $autoscaling.maxReplicas) -}}
+{{- end -}}
+{{- toJson $autoscaling -}}
+{{- end -}}
+{{- end -}}

@@ -1,6 +1,6 @@
 //! What the chart makes of its values, and what Kubernetes says of it.
 
-use jetwright_crds::EventStream;
+use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_e2e::{Operator, control_plane};
 use jetwright_testing::{Namespace, NatsServer, await_until};
 use k8s_openapi::{
@@ -58,15 +58,31 @@ fn the_images_are_those_of_one_registry_and_tag() {
 }
 
 #[test]
-fn the_order_service_is_autoscaled_where_the_values_say_how() {
-    let declared = |values: Value| {
-        let manifests = Chart::shop().render("shop", &values).unwrap();
-        manifests.lines().find_map(|line| line.trim().strip_prefix("autoscaling: ").map(ToOwned::to_owned))
+fn a_new_shop_whose_orders_are_per_key_is_autoscaled_within_bounds_that_its_values_may_change() {
+    let declared = |orders: Value| {
+        let manifests = Chart::shop().render("shop", &json!({"orders": orders})).unwrap();
+        let found = manifests.lines().find_map(|line| line.trim().strip_prefix("autoscaling: "));
+        found.map_or(Value::Null, |found| serde_json::from_str(found).unwrap())
     };
-    assert_eq!(declared(json!({})), None);
-    let autoscaling = json!({"maxReplicas": 8, "minReplicas": 1});
-    let found = declared(json!({"orders": {"autoscaling": autoscaling}})).unwrap();
-    assert_eq!(serde_json::from_str::<Value>(&found).unwrap(), autoscaling);
+    let bounds = |min: u32, max: u32| json!({"minReplicas": min, "maxReplicas": max});
+    for (orders, expected) in [
+        (json!({}), bounds(2, 8)),
+        (json!({"partitions": 4}), bounds(2, 4)),
+        (json!({"partitions": 32, "replicas": 3}), bounds(3, 8)),
+        (json!({"replicas": 12}), bounds(12, 12)),
+        (json!({"autoscaling": {"maxReplicas": 1}}), bounds(1, 1)),
+        (
+            json!({"autoscaling": {"minReplicas": 0, "mode": "Observe"}}),
+            json!({"minReplicas": 0, "maxReplicas": 8, "mode": "Observe"}),
+        ),
+        (json!({"ordering": "Unordered", "autoscaling": {"enabled": true, "maxReplicas": 4}}), bounds(2, 4)),
+        (json!({"partitions": 0}), Value::Null),
+        (json!({"ordering": "Unordered"}), Value::Null),
+        (json!({"replicas": 0}), Value::Null),
+        (json!({"autoscaling": {"enabled": false, "maxReplicas": 4}}), Value::Null),
+    ] {
+        assert_eq!(declared(orders.clone()), expected, "{orders}");
+    }
 }
 
 #[test]
@@ -93,7 +109,7 @@ async fn helm_upgrade(namespace: &Namespace<'_>, values: &str) {
 }
 
 #[tokio::test]
-async fn an_upgrade_of_a_shop_keeps_its_orders_as_they_are_and_a_new_one_has_partitions() {
+async fn an_upgrade_of_a_shop_keeps_its_orders_as_they_are_and_a_new_one_has_partitions_and_autoscaling() {
     let (control_plane, nats) = tokio::join!(control_plane(), NatsServer::start());
     let namespace = control_plane.namespace("partitions").await;
     let _operator = Operator::start(control_plane, &nats, namespace.name());
@@ -105,22 +121,31 @@ async fn an_upgrade_of_a_shop_keeps_its_orders_as_they_are_and_a_new_one_has_par
         let subject = stream.get_raw_message(sequence).await.unwrap().subject;
         subject.split('.').count()
     };
+    let consumers: Api<EventConsumer> = namespace.api();
+    let bounds = async || {
+        let workload = consumers.get("order-fulfilment").await.unwrap().spec.workload.unwrap();
+        workload.autoscaling.map(|autoscaling| (autoscaling.min_replicas, autoscaling.max_replicas))
+    };
     // As of a chart that knows no partitions.
     helm_upgrade(&namespace, "orders.partitions=0").await;
-    assert_eq!(stored("1").await, 3);
+    assert_eq!((stored("1").await, bounds().await), (3, None));
     helm_upgrade(&namespace, "orders.partitions=auto").await;
-    assert_eq!(stored("2").await, 3);
+    assert_eq!((stored("2").await, bounds().await), (3, None));
 
     let name = namespace.name();
     control_plane.kubectl(["delete", "eventconsumers,eventstreams", "--all", "-n", name]).unwrap();
     jetstream.delete_stream("orders").await.unwrap();
     helm_upgrade(&namespace, "orders.partitions=16").await;
-    assert_eq!(stored("3").await, 4);
+    assert_eq!((stored("3").await, bounds().await), (4, Some((Some(2), 8))));
+    let more = r#"--patch={"spec":{"workload":{"autoscaling":{"maxReplicas":5}}}}"#;
+    let patch = ["patch", "eventconsumer", "order-fulfilment", "-n", name, "--type=merge", more];
+    control_plane.kubectl(patch).unwrap();
     // What is there counts, and not what a new shop has.
     helm_upgrade(&namespace, "orders.partitions=auto").await;
     let streams: Api<EventStream> = namespace.api();
     let partitions = streams.get("orders").await.unwrap().spec.partitions.unwrap();
     assert_eq!((partitions.count, partitions.key_tokens), (Some(16), vec![2]));
+    assert_eq!(bounds().await, Some((Some(2), 5)));
 }
 
 #[test]
@@ -129,6 +154,7 @@ fn a_wrong_value_is_refused_with_its_path() {
         (json!({"catalogue": "mug=1250"}), "/catalogue"),
         (json!({"orders": {"replicas": "two"}}), "/orders/replicas"),
         (json!({"orders": {"partitions": "many"}}), "/orders/partitions"),
+        (json!({"orders": {"autoscaling": {"enabled": "maybe"}}}), "/orders/autoscaling/enabled"),
         (json!({"payments": {"url": "https://pay.example.org"}}), "/payments/url"),
         (json!({"credentials": {"users": "No Secret"}}), "/credentials/users"),
         (json!({"replicas": 2}), "'replicas'"),

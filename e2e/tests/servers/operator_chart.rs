@@ -248,7 +248,7 @@ async fn an_upgrade_of_the_shop_does_not_undo_what_kubectl_scaled_unless_it_is_t
         let get = ["get", "eventconsumer", "order-fulfilment", "--namespace=shop"];
         control_plane.kubectl([&get[..], &["--output=jsonpath={.spec.workload.replicas}"]].concat()).unwrap()
     };
-    upgrade(&[]).unwrap();
+    upgrade(&["--set=orders.autoscaling.mode=Observe"]).unwrap();
     let scale = ["scale", "eventconsumer", "order-fulfilment", "--namespace=shop", "--replicas=3"];
     control_plane.kubectl(scale).unwrap();
     let refusal = upgrade(&[]).unwrap_err();

@@ -54,8 +54,8 @@ pub fn values(payments_url: &str) -> Value {
 
 fn values_of(catalogue: &str, payments_url: &str) -> Value {
     json!({
-        // With order, the first orders of a new NATS wait for half a minute.
-        "orders": {"replicas": 1, "ordering": "Unordered"},
+        // With order, the first orders of a new NATS wait for half a minute. Tests scale by themselves.
+        "orders": {"replicas": 1, "ordering": "Unordered", "autoscaling": {"enabled": false}},
         "catalogue": catalogue,
         "payments": {"url": payments_url},
     })
