@@ -4,8 +4,10 @@
 mod command;
 mod condition;
 mod gateway;
+mod image;
 mod nats;
 mod pods;
+mod records;
 mod report;
 mod shop;
 
@@ -19,7 +21,14 @@ use k8s_openapi::{
 use kube::{Api, Client, Resource, api::ListParams};
 use serde_json::Value;
 
-pub use self::{command::Said, condition::HasConditions, nats::Nats, pods::PodWatch, shop::Shop};
+pub use self::{
+    command::Said,
+    condition::HasConditions,
+    nats::Nats,
+    pods::PodWatch,
+    records::{Record, Records},
+    shop::Shop,
+};
 use self::{command::run, gateway::Gateway, report::Report};
 
 /// Namespace of the operator and of its NATS servers.

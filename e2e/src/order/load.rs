@@ -18,6 +18,8 @@ use tokio::{
     time::interval,
 };
 
+/// The stream, where nothing else is said.
+const STREAM: &str = "orders";
 /// Publishes under way at once.
 const IN_FLIGHT: usize = 256;
 /// What waits is asked for no more often than this.
@@ -29,6 +31,7 @@ const STORED: Duration = Duration::from_mins(1);
 #[derive(Clone, Debug)]
 pub struct Load {
     jetstream: Context,
+    stream: String,
     replicas: usize,
     partitions: Partitions,
     count: u32,
@@ -40,10 +43,16 @@ impl Load {
     /// For a stream, consumers and a bucket that an operator makes.
     #[must_use]
     pub fn new(jetstream: Context, count: u32, keys: u32) -> Self {
-        let partitions = Partitions::new("orders.*.*", &[2], count)
-            .unwrap_or_else(|error| panic!("the stream's partitions: {error}"));
         let published = (0..keys).map(|key| (format!("k{key}"), 0)).collect();
-        Self { jetstream, replicas: 1, partitions, count, published }
+        let partitions = partitions_of(STREAM, count);
+        Self { jetstream, stream: STREAM.to_owned(), replicas: 1, partitions, count, published }
+    }
+
+    /// The same for a stream of another name, whose subjects begin with it.
+    #[must_use]
+    pub fn of_stream(self, stream: &str) -> Self {
+        let partitions = partitions_of(stream, self.count);
+        Self { stream: stream.to_owned(), partitions, ..self }
     }
 
     /// Makes everything that processes need, with so many replicas and partitions.
@@ -57,7 +66,7 @@ impl Load {
     /// The consumer, as it is called in keys.
     #[must_use]
     pub fn consumer() -> ConsumerId {
-        ConsumerId { stream: "orders".to_owned(), consumer: "fulfilment".to_owned() }
+        ConsumerId { stream: STREAM.to_owned(), consumer: "fulfilment".to_owned() }
     }
 
     /// Its partitions.
@@ -83,7 +92,7 @@ impl Load {
 
     async fn create_stream(&self) {
         let config = stream::Config {
-            name: "orders".to_owned(),
+            name: self.stream.clone(),
             subjects: vec![self.partitions.transform_source().to_owned()],
             subject_transform: Some(stream::SubjectTransform {
                 source: self.partitions.transform_source().to_owned(),
@@ -124,8 +133,7 @@ impl Load {
     /// with the id that it had, so that it is stored once.
     pub async fn publish_round(&mut self) {
         let events: Vec<_> = self.published.iter().map(|(key, number)| (key.clone(), *number)).collect();
-        let publishes =
-            events.into_iter().map(|(key, number)| store_surely(self.jetstream.clone(), key, number));
+        let publishes = events.into_iter().map(|(key, number)| self.store_surely(key, number));
         iter(publishes).buffer_unordered(IN_FLIGHT).collect::<()>().await;
         self.published.values_mut().for_each(|number| *number += 1);
     }
@@ -149,7 +157,7 @@ impl Load {
     ///
     /// A consumer is not answered for.
     pub async fn consumers(&self) -> anyhow::Result<Vec<consumer::Info>> {
-        let stream = self.jetstream.get_stream_no_info("orders").await?;
+        let stream = self.jetstream.get_stream_no_info(&self.stream).await?;
         let mut infos = Vec::new();
         for partition in 0..self.count {
             infos.push(stream.consumer_info(format!("fulfilment-p{partition}")).await?);
@@ -172,6 +180,18 @@ impl Load {
             self
         });
         Publishing { stop, task }
+    }
+
+    async fn store_surely(&self, key: String, number: u64) {
+        await_until("an event to be stored", STORED, async || self.store(&key, number).await).await;
+    }
+
+    async fn store(&self, key: &str, number: u64) -> Result<PublishAck, PublishError> {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Msg-Id", format!("{key}-{number}"));
+        headers.insert("Event-Type", "Numbered");
+        let subject = format!("{}.{key}.placed", self.stream);
+        self.jetstream.publish_with_headers(subject, headers, number.to_string().into()).await?.await
     }
 
     async fn has_room(&self, pace: Pace) -> bool {
@@ -205,18 +225,9 @@ impl Publishing {
     }
 }
 
-async fn store_surely(jetstream: Context, key: String, number: u64) {
-    await_until("an event to be stored", STORED, async || store(&jetstream, &key, number).await).await;
-}
-
-async fn store(jetstream: &Context, key: &str, number: u64) -> Result<PublishAck, PublishError> {
-    let mut headers = HeaderMap::new();
-    headers.insert("Nats-Msg-Id", format!("{key}-{number}"));
-    headers.insert("Event-Type", "Numbered");
-    jetstream
-        .publish_with_headers(format!("orders.{key}.placed"), headers, number.to_string().into())
-        .await?
-        .await
+fn partitions_of(stream: &str, count: u32) -> Partitions {
+    Partitions::new(&format!("{stream}.*.*"), &[2], count)
+        .unwrap_or_else(|error| panic!("the stream's partitions: {error}"))
 }
 
 /// The monotonic clock that all processes of the machine share.

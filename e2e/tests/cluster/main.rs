@@ -6,6 +6,7 @@ mod demo;
 mod install;
 mod manifests;
 mod orders;
+mod partitions;
 mod streams;
 mod trouble;
 mod upgrade;

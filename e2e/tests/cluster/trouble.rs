@@ -17,7 +17,7 @@ use crate::orders::{each_is_confirmed_once, place_around, place_many, unique};
 const TAKEN_OVER: Duration = Duration::from_secs(45);
 
 /// The pod that leads, by the Lease; another one than this.
-async fn leader(cluster: &Cluster, other_than: &str) -> String {
+pub async fn leader(cluster: &Cluster, other_than: &str) -> String {
     await_until("an operator leads", TAKEN_OVER, async || {
         let lease = cluster
             .api::<Lease>(OPERATOR)
