@@ -73,6 +73,14 @@ pub struct Look<'a> {
     pub observes: bool,
 }
 
+impl Look<'_> {
+    /// The most pods: as many as are allowed, down to a number that is of use.
+    fn most(&self) -> u32 {
+        let Scaling { min, max, .. } = *self.scaling;
+        self.useful.map_or(max, |useful| useful.round_down(max)).max(min)
+    }
+}
+
 /// What is known of one consumer.
 #[derive(Clone, Debug, Default)]
 pub struct Consumer {
@@ -177,7 +185,7 @@ impl Autoscaler {
     /// The next number of pods, at most one step away; or the same, with the reason.
     fn step(&mut self, look: Look<'_>, wishes: &Wishes) -> (u32, Reason) {
         let replicas = self.replicas;
-        let up = look.scaling.bound(wishes.all.up);
+        let up = look.scaling.bound(wishes.all.up).min(look.most());
         if up > replicas {
             return self.step_up(look, up);
         }
@@ -188,7 +196,7 @@ impl Autoscaler {
             let reason = match () {
                 () if wishes.all.is_limited => Reason::AckPendingLimit,
                 () if wishes.has_no_gain => Reason::NoGain,
-                () if replicas >= look.scaling.max => Reason::AtMaximum,
+                () if replicas >= look.most() => Reason::AtMaximum,
                 () => Reason::Steady,
             };
             return (replicas, reason);
@@ -212,7 +220,7 @@ impl Autoscaler {
         // The next number that is of use may be beyond a step.
         let useful =
             look.useful.map_or(step, |useful| useful.round_down(step).max(useful.round_up(replicas + 1)));
-        (useful, Reason::ScaledUp)
+        (useful.min(look.most()), Reason::ScaledUp)
     }
 
     fn step_down(&self, look: Look<'_>, enough: u32, wishes: &Wishes) -> (u32, Reason) {

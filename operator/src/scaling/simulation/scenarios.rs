@@ -264,3 +264,15 @@ fn with_partitions_there_are_only_as_many_pods_as_take_something_from_the_busies
     assert!(steps.iter().all(|step| [1, 2, 3, 4, 6, 8, 16].contains(step)), "{steps:?}");
     assert_eq!(world.replicas(), 16);
 }
+
+#[test]
+fn a_bound_between_two_numbers_that_are_of_use_is_never_passed_and_the_lower_one_is_the_most() {
+    let mut world = World::new(1);
+    world.useful = Some(Useful { partitions: 16, lagging: 16 });
+    world.scaling = Scaling { max: 7, ..world.scaling };
+    world.arrivals = Box::new(|_| 2_000.0);
+    world.run(600);
+    let steps = world.steps(0.0);
+    assert_eq!(steps.iter().max(), Some(&6), "{steps:?}");
+    assert_eq!((world.replicas(), world.trace.last().unwrap().reason), (6, Reason::AtMaximum));
+}
