@@ -55,9 +55,9 @@ pub async fn handed_over(kubectl: &Kubectl, shop: &Shop, user: &str, parts: &Par
     let violations: u64 = seen.values().map(|pod| pod.violations).sum();
     println!("  all {} orders are confirmed, each once", orders.len());
     println!("  the pods checked the order of {checked} attempts: {violations} violations");
-    let said = r#"--output=jsonpath={.status.conditions[?(@.type=="ScalingActive")].message}"#;
-    let said = kubectl.shop(&["get", "eventconsumer", "order-fulfilment", said])?;
-    println!("  autoscaling only looks on here: {said}");
+    let desired = "--output=jsonpath={.status.autoscaling.desiredReplicas}";
+    let desired = kubectl.shop(&["get", "eventconsumer", "order-fulfilment", desired])?;
+    println!("  autoscaling only looks on here, and would have {desired} pods");
     ensure!(
         checked > 0 && violations == 0,
         "events of one order were handled out of order, or nobody looked"

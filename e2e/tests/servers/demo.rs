@@ -156,7 +156,7 @@ fn the_demo_tells_its_story_prints_lines_that_work_is_found_again_and_leaves_not
         "handled by order-compensation",
         "PARTITION  TWO PODS ",
         " attempts: 0 violations",
-        "  autoscaling only looks on here: ",
+        "  autoscaling only looks on here, and would have ",
         "20 of 20 are confirmed; 20 were confirmed once, 20 were paid once",
         "DriftRepaired: ",
         "Dead-Letter-Reason    undecodable",
