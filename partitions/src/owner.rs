@@ -63,7 +63,7 @@ pub enum OwnerAction {
     DeclareDead,
     /// Recover the order and handle the partition's events, with this epoch.
     Serve(u64),
-    /// The lease is over: begin nothing, pull nothing, abandon what runs. The partition may go on with the same epoch.
+    /// The lease is over: begin nothing, pull nothing, interrupt what runs. The partition may go on with the same epoch.
     Suspend,
     /// Begin nothing more, finish what has begun, give the rest back. The end follows by [`Owner::drained`].
     Drain,
@@ -252,10 +252,10 @@ impl Owner {
     /// The next action, until there is none.
     pub fn next(&mut self, circumstances: &Circumstances) -> Option<OwnerAction> {
         if self.is_waiting {
-            return self.suspend(circumstances);
+            return self.urgent(circumstances);
         }
         if self.has_to_read {
-            return self.suspend(circumstances).or_else(|| Some(self.request(OwnerAction::Read)));
+            return self.urgent(circumstances).or_else(|| Some(self.request(OwnerAction::Read)));
         }
         if self.believe_the_key(circumstances) {
             return Some(OwnerAction::Stop);
@@ -263,12 +263,29 @@ impl Owner {
         match self.state {
             State::Idle | State::Taking { .. } => self.next_of_idle(circumstances),
             State::Holding { .. } => {
-                self.suspend(circumstances).or_else(|| self.next_of_holder(circumstances))
+                self.urgent(circumstances).or_else(|| self.next_of_holder(circumstances))
             }
         }
     }
 
-    /// Nothing runs beyond the lease, whatever else is under way.
+    /// What waits for no answer: nothing runs beyond the lease, and what is handed over begins nothing more.
+    fn urgent(&mut self, circumstances: &Circumstances) -> Option<OwnerAction> {
+        self.suspend(circumstances).or_else(|| self.drain(circumstances))
+    }
+
+    fn drain(&mut self, circumstances: &Circumstances) -> Option<OwnerAction> {
+        let State::Holding { phase: phase @ (Phase::Serving { .. } | Phase::Suspended), .. } =
+            &mut self.state
+        else {
+            return None;
+        };
+        if circumstances.wish != Wish::HandOver {
+            return None;
+        }
+        *phase = Phase::Draining { is_written: false, is_suspended: !circumstances.lease_holds };
+        Some(OwnerAction::Drain)
+    }
+
     fn suspend(&mut self, circumstances: &Circumstances) -> Option<OwnerAction> {
         let State::Holding { phase, .. } = &mut self.state else { return None };
         if circumstances.lease_holds {
@@ -356,10 +373,6 @@ impl Owner {
             Phase::Taken { since } if lease_holds && bucket_is_settled && is_after(renewed, *since) => {
                 *phase = Phase::Serving { is_recovered: false };
                 return Some(OwnerAction::Serve(epoch));
-            }
-            Phase::Serving { .. } | Phase::Suspended if is_given_up => {
-                *phase = Phase::Draining { is_written: false, is_suspended: !lease_holds };
-                return Some(OwnerAction::Drain);
             }
             Phase::Suspended if lease_holds => {
                 *phase = Phase::Serving { is_recovered: false };

@@ -195,6 +195,24 @@ fn a_hand_over_finishes_what_has_begun_before_the_partition_is_free() {
     assert_eq!(bench.next(), Some(write(HeldState::Held, None, 14)), "it is taken like any other");
 }
 
+/// As long as NATS is away, no answer comes.
+#[test]
+fn a_hand_over_begins_whatever_is_asked() {
+    let mut bench = Bench::serving();
+    bench.owner.refresh();
+    bench.wish = Wish::HandOver;
+    assert_eq!(bench.next(), Some(OwnerAction::Drain), "before the question");
+    let mut bench = Bench::serving();
+    bench.owner.refresh();
+    assert_eq!(bench.next(), Some(OwnerAction::Read));
+    bench.wish = Wish::HandOver;
+    assert_eq!((bench.next(), bench.next()), (Some(OwnerAction::Drain), None), "before the answer");
+    bench.owner.read(Reading::Unavailable, bench.now);
+    assert_eq!(bench.next(), Some(OwnerAction::Read));
+    bench.owner.read(Reading::Present(12, record(a(), HeldState::Held, None)), bench.now);
+    assert_eq!(bench.next(), Some(write(HeldState::Draining, Some(12), 12)));
+}
+
 #[test]
 fn an_answer_that_is_lost_in_a_hand_over_stops_nothing() {
     let mut bench = Bench::serving();
