@@ -39,7 +39,8 @@ pub struct Metadata {
 pub struct Source {
     /// JetStream stream that holds the events.
     pub stream: String,
-    /// JetStream consumer that delivers them.
+    /// JetStream consumer that delivers them. Of one for each partition, it is the name without the number, which
+    /// [`Metadata::partition`] is.
     pub consumer: String,
     /// EventConsumer that this consumer belongs to.
     pub event_consumer: String,
@@ -62,10 +63,10 @@ impl Metadata {
 
     /// Reads the reply subject of a delivery: `$JS.ACK.<domain>.<account>.<stream>.<consumer>.<delivered>.<stream
     /// sequence>.<consumer sequence>.<nanoseconds>.<pending>[.<token>]`, or the older form without domain and account
-    /// (NATS ADR-15). With it comes the consumer sequence: the number of the delivery. `stored` is the subject in the stream, which has these
-    /// partitions.
+    /// (NATS ADR-15). With it comes the consumer sequence: the number of the delivery. `durable` is the consumer there, and `stored` the subject
+    /// in the stream, which has these partitions.
     pub(crate) fn parse(
-        source: &Arc<Source>,
+        (source, durable): (&Arc<Source>, &str),
         partitions: Option<&Partitions>,
         stored: Subject,
         headers: Option<HeaderMap>,
@@ -86,7 +87,7 @@ impl Metadata {
         else {
             return None;
         };
-        if *stream != source.stream || *consumer != source.consumer {
+        if *stream != source.stream || *consumer != durable {
             return None;
         }
         let (subject, partition) = published(partitions, stored);
@@ -166,6 +167,11 @@ mod tests {
         Metadata { time, attempt: 3, lag: 12, ..Metadata::example(7) }
     }
 
+    fn parse(partitions: Option<&Partitions>, stored: &str, reply: &str) -> Option<(Metadata, u64)> {
+        let source = &Metadata::example(7).source;
+        Metadata::parse((source, "fulfilment"), partitions, stored.into(), None, reply)
+    }
+
     #[test]
     fn both_forms_of_the_reply_subject_are_read() {
         for reply in [
@@ -173,12 +179,20 @@ mod tests {
             "$JS.ACK._.hash.orders.fulfilment.3.7.9.1795251600000000001.12",
             "$JS.ACK.hub.hash.orders.fulfilment.3.7.9.1795251600000000001.12.token",
         ] {
-            assert_eq!(
-                Metadata::parse(&Metadata::example(7).source, None, "orders.42.placed".into(), None, reply),
-                Some((third_delivery(), 9)),
-                "{reply}"
-            );
+            assert_eq!(parse(None, "orders.42.placed", reply), Some((third_delivery(), 9)), "{reply}");
         }
+    }
+
+    #[test]
+    fn of_a_partitions_consumer_the_name_is_that_of_all_of_them() {
+        let source = &Metadata::example(7).source;
+        let parse =
+            |reply| Metadata::parse((source, "fulfilment-p3"), None, "orders.42.placed".into(), None, reply);
+        let (parsed, _) = parse("$JS.ACK.orders.fulfilment-p3.3.7.9.1795251600000000001.12").unwrap();
+        let parsed = Metadata { partition: Some(3), ..parsed };
+        let fields = parsed.fields();
+        assert_eq!((&fields["consumer"], &fields["partition"]), (&"fulfilment".into(), &3.into()));
+        assert_eq!(parse("$JS.ACK.orders.fulfilment.3.7.9.1795251600000000001.12"), None);
     }
 
     #[test]
@@ -186,13 +200,11 @@ mod tests {
         let partitions = Partitions::new("orders.*.*", &[2], 8).unwrap();
         let reply = "$JS.ACK.orders.fulfilment.3.7.9.1795251600000000001.12";
         for (stored, partition) in [("orders.42.placed.5", Some(5)), ("orders.42.placed", None)] {
-            let source = &Metadata::example(7).source;
-            let parsed = Metadata::parse(source, Some(&partitions), stored.into(), None, reply);
+            let parsed = parse(Some(&partitions), stored, reply);
             assert_eq!(parsed, Some((Metadata { partition, ..third_delivery() }, 9)), "{stored}");
         }
         // A stream without partitions may have subjects that end in a number.
-        let source = &Metadata::example(7).source;
-        let (parsed, _) = Metadata::parse(source, None, "orders.42.placed.5".into(), None, reply).unwrap();
+        let (parsed, _) = parse(None, "orders.42.placed.5", reply).unwrap();
         assert_eq!((parsed.subject.as_str(), parsed.partition), ("orders.42.placed.5", None));
     }
 
@@ -205,11 +217,7 @@ mod tests {
             "$JS.ACK.a.b.x.7.9.1.0",
             "$JS.ACK.orders.other.3.7.9.1795251600000000001.12",
         ] {
-            assert_eq!(
-                Metadata::parse(&Metadata::example(7).source, None, "orders.42.placed".into(), None, reply),
-                None,
-                "{reply}"
-            );
+            assert_eq!(parse(None, "orders.42.placed", reply), None, "{reply}");
         }
     }
 

@@ -274,10 +274,8 @@ impl Service {
         let deps = self.deps(binding);
         Source::Partitions(Box::new(move |program| {
             let pool = Arc::new(HandlerPool::start(&runner, true)?);
-            let start = move |PartitionStart { partition, tenure, gate, stop }| {
-                let mut deps = deps(gate);
-                deps.binding.consumer = format!("{}-p{partition}", deps.binding.consumer);
-                deps.tenure = Some(tenure);
+            let start = move |PartitionStart { tenure, gate, stop }| {
+                let deps = ConsumerDeps { tenure: Some(tenure), ..deps(gate) };
                 let consumer = ConsumerLoop::new(Arc::clone(&runner), deps);
                 let (pool, program) = (Arc::clone(&pool), program.clone());
                 let consuming = async move { consume(consumer, pool, stop, program).await };

@@ -258,9 +258,10 @@ async fn dead_letter<H: Handler>(
     let is_away = kept.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unavailable);
     runner.breaker.record(!is_away);
     if let Err(error) = kept {
-        let (binding, subject, sequence) = (runner.name, metadata.subject.as_str(), metadata.sequence);
+        let Metadata { subject, partition, sequence, .. } = &**metadata;
+        let (binding, subject) = (runner.name, subject.as_str());
         let message = "failed to write a dead letter, will retry";
-        tracing::error!(binding, subject, sequence, %error, ?after, "{message}");
+        tracing::error!(binding, partition, subject, sequence, %error, ?after, "{message}");
         return AttemptEnd::Again { after, given_up: Some((reason, one_line(&details.error))) };
     }
     runner.metrics.dead_lettered(reason.as_str());
@@ -296,7 +297,7 @@ pub(super) fn record_foreign<H: Handler>(runner: &HandlerRunner<H>, sequence: u6
 
 /// Counts and logs the decision.
 fn record<H: Handler>(runner: &HandlerRunner<H>, metadata: &Metadata, decision: &Decision, begun: Instant) {
-    let (binding, attempt) = (runner.name, metadata.attempt);
+    let (binding, partition, attempt) = (runner.name, metadata.partition, metadata.attempt);
     // Named in the line itself: not every form of the log shows what surrounds it.
     let (subject, sequence) = (metadata.subject.as_str(), metadata.sequence);
     let outcome = match decision {
@@ -307,13 +308,14 @@ fn record<H: Handler>(runner: &HandlerRunner<H>, metadata: &Metadata, decision: 
         Decision::Ignored => HandledOutcome::Ignored,
         Decision::Retry { after, error } => {
             trace::fail_current("transient", error);
-            tracing::warn!(binding, subject, sequence, attempt, ?after, error, "handler failed, will retry");
+            let message = "handler failed, will retry";
+            tracing::warn!(binding, partition, subject, sequence, attempt, ?after, error, "{message}");
             HandledOutcome::Retried
         }
         Decision::DeadLetter { reason, error } => {
             trace::fail_current(reason.as_str(), error);
             let reason = reason.as_str();
-            tracing::error!(binding, subject, sequence, attempt, reason, error, "gave up event");
+            tracing::error!(binding, partition, subject, sequence, attempt, reason, error, "gave up event");
             HandledOutcome::DeadLettered(reason)
         }
     };

@@ -33,6 +33,8 @@ const WAITING_PER_SLOT: u32 = 16;
 pub(crate) struct ConsumerLoop<H> {
     pub(super) runner: Arc<HandlerRunner<H>>,
     pub(super) source: Arc<Source>,
+    /// Name of the JetStream consumer: of a partition, the name in the binding with the partition's number.
+    pub(super) durable: String,
     pub(super) binding: Binding,
     pub(super) connection: Connection,
     pub(super) reader: Reader,
@@ -77,7 +79,12 @@ impl<H: Handler> ConsumerLoop<H> {
             event_consumer: runner.name.to_owned(),
             epoch: tenure.as_ref().map_or(0, |tenure| tenure.epoch),
         };
+        let durable = match &tenure {
+            Some(tenure) => format!("{}-p{}", binding.consumer, tenure.partition),
+            None => binding.consumer.clone(),
+        };
         Self {
+            durable,
             bytes: budget.share(runner.options.bytes),
             recovering: AtomicBool::new(runner.is_ordered),
             runner,

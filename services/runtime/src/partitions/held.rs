@@ -158,7 +158,6 @@ impl HeldPartitions {
         self.metrics.partition_changed(handler.name, "taken");
         tracing::info!(binding = handler.name, partition = number, epoch = tenure.epoch, "took partition");
         let start = PartitionStart {
-            partition: number,
             tenure: Arc::clone(&tenure),
             gate: gate.clone(),
             stop: stop.clone(),

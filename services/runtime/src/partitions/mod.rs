@@ -29,8 +29,6 @@ pub(crate) use self::{
 
 /// What the loop of one partition is given.
 pub(crate) struct PartitionStart {
-    /// The partition's number.
-    pub(crate) partition: u32,
     /// The right to it.
     pub(crate) tenure: Arc<Tenure>,
     /// Whether its consumer can be used.

@@ -13,6 +13,7 @@ use tokio::time::sleep;
 
 use crate::{
     proxy::Proxy,
+    sharing::{Operator, await_drained, publish_values, sharing},
     support::{Answer, Bench, SOON, Scripted, publish, recorded_spans, spans_of},
 };
 
@@ -117,6 +118,21 @@ async fn what_cannot_be_processed_of_a_partition_becomes_one_dead_letter_under_i
 #[tokio::test]
 async fn what_cannot_be_processed_in_order_becomes_one_dead_letter_that_says_why() {
     every_way_to_fail(Bench::start().await.ordered()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_of_a_partition_has_the_name_that_its_consumers_have_in_common() {
+    let bench = sharing(2).await.keeping_dead_letters().await;
+    let _operator = Operator::start(bench.nats.url(), 2).await;
+    let handler = Scripted::new(|_, _| async { Err(HandlerError::permanent("no")) });
+    let service = bench.run(&handler).await;
+    publish_values(&bench.jetstream, 0..4).await;
+    handler.await_calls(4).await;
+    await_drained(&bench.jetstream, 2, SOON).await;
+    service.stop().await;
+    let letters = bench.dead_letters().await;
+    let consumers: Vec<_> = letters.iter().map(|letter| header(letter, dead_letter::CONSUMER)).collect();
+    assert_eq!(consumers, ["tests"; 4]);
 }
 
 #[tokio::test]

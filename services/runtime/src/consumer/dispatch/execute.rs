@@ -349,10 +349,10 @@ impl<H: Handler> Dispatcher<H> {
         };
         let forgotten = self.in_flight.in_order(is_forgotten);
         if !forgotten.is_empty() {
-            let (binding, count) = (self.consumer.name(), forgotten.len());
             tracing::info!(
-                binding,
-                count,
+                binding = self.consumer.name(),
+                partition = self.consumer.partition(),
+                count = forgotten.len(),
                 "released deliveries that JetStream has forgotten and makes again"
             );
         }

@@ -39,7 +39,7 @@ impl<H: Handler> Dispatcher<H> {
         if delivered.stream_seq.saturating_sub(floor) > MAX_HURRIED {
             return;
         }
-        let (stream, consumer) = (&self.consumer.binding.stream, &self.consumer.binding.consumer);
+        let (stream, consumer) = (&self.consumer.binding.stream, &self.consumer.durable);
         let number = delivered.consumer_seq;
         for sequence in floor + 1..=delivered.stream_seq {
             if self.in_flight.find(sequence).is_none() {

@@ -17,7 +17,10 @@ use super::{
     merge::{Merge, Ordered},
     status::{RequestEnd, request_end},
 };
-use crate::{Metadata, Source, consumer::delivery::Delivered};
+use crate::{
+    Metadata, Source,
+    consumer::{delivery::Delivered, source::ConsumerLoop},
+};
 
 /// Headers of a status that ends a request: how much of it was not delivered (NATS ADR-13).
 const PENDING_MESSAGES: &str = "Nats-Pending-Messages";
@@ -53,6 +56,8 @@ pub(super) enum PullEvent {
 /// The subscriptions of one consumer.
 pub(super) struct Arrivals {
     source: Arc<Source>,
+    /// Name of the JetStream consumer.
+    durable: String,
     /// Those of the source's stream.
     partitions: Option<Arc<Partitions>>,
     /// By turn.
@@ -80,15 +85,15 @@ pub(super) struct Arrivals {
 }
 
 impl Arrivals {
-    pub(super) fn new(
-        source: Arc<Source>,
-        partitions: Option<Arc<Partitions>>,
+    pub(super) fn new<H>(
+        consumer: &ConsumerLoop<H>,
         subscriptions: Vec<Subscriber>,
         longest: Duration,
     ) -> Self {
         Self {
-            source,
-            partitions,
+            source: Arc::clone(&consumer.source),
+            durable: consumer.durable.clone(),
+            partitions: consumer.partitions().cloned(),
             subscriptions,
             merge: Merge::default(),
             credits: PullCredits::new(longest),
@@ -181,9 +186,13 @@ impl Arrivals {
         self.average_size = (self.average_size * 7 + length) / 8;
         self.served += 1;
         let reply = reply?;
-        let Some((metadata, consumer_sequence)) =
-            Metadata::parse(&self.source, self.partitions.as_deref(), subject, headers, &reply)
-        else {
+        let Some((metadata, consumer_sequence)) = Metadata::parse(
+            (&self.source, &self.durable),
+            self.partitions.as_deref(),
+            subject,
+            headers,
+            &reply,
+        ) else {
             tracing::error!(%reply, "ignored a message that is no delivery of the consumer");
             return None;
         };

@@ -21,7 +21,7 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
         consumer.discovery.wanted.notified().await;
         for attempt in 1.. {
             let asked_at = Instant::now();
-            match ask(&consumer.connection, &consumer.binding.stream, &consumer.binding.consumer).await {
+            match ask(&consumer.connection, &consumer.binding.stream, &consumer.durable).await {
                 Ok(info) => {
                     if !logged.is_empty() && consumer.is_serving.load(Ordering::Relaxed) {
                         consumer.gate.open();

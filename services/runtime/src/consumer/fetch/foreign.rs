@@ -101,7 +101,8 @@ impl<H: Handler> Scanner<'_, H> {
             }
             let Err(error) = self.scan(&observation.info).await else { return };
             let message = "failed to read events that the NATS client may not parse";
-            tracing::warn!(binding = self.consumer.name(), %error, "{message}");
+            let (binding, partition) = (self.consumer.name(), self.consumer.partition());
+            tracing::warn!(binding, partition, %error, "{message}");
             if error.kind() == ErrorKind::Refused {
                 return;
             }
@@ -236,7 +237,8 @@ impl<H: Handler> Scanner<'_, H> {
         let reason = match attempt::keep_foreign(self.consumer, event).await {
             Ok(reason) => reason,
             Err(error) => {
-                tracing::error!(binding = self.consumer.name(), sequence, %error, "failed to write a dead letter, will retry");
+                let (binding, partition) = (self.consumer.name(), self.consumer.partition());
+                tracing::error!(binding, partition, sequence, %error, "failed to write a dead letter, will retry");
                 return Ending::Pending;
             }
         };
@@ -246,6 +248,7 @@ impl<H: Handler> Scanner<'_, H> {
         if !matches!(timeout(TERM_CONFIRM_TIMEOUT, termination).await, Ok(Ok(_))) {
             tracing::warn!(
                 binding = self.consumer.name(),
+                partition = self.consumer.partition(),
                 sequence,
                 "failed to terminate a delivery, will retry"
             );
@@ -256,8 +259,8 @@ impl<H: Handler> Scanner<'_, H> {
 
     /// Its acknowledgement subject.
     fn ack_subject(&self, event: ForeignEvent) -> String {
-        let binding = &self.consumer.binding;
+        let ConsumerLoop { binding, durable, .. } = self.consumer;
         let ForeignEvent { sequence, time } = event;
-        format!("{ACK_PREFIX}{}.{}.1.{sequence}.1.{time}.0", binding.stream, binding.consumer)
+        format!("{ACK_PREFIX}{}.{durable}.1.{sequence}.1.{time}.0", binding.stream)
     }
 }

@@ -158,11 +158,7 @@ impl<H: Handler> Fetcher<'_, H> {
             (self.pull, self.consumer_epoch) = (None, observation.consumer_epoch);
         }
         if self.pull.is_none() {
-            let (source, partitions) =
-                (Arc::clone(&self.consumer.source), self.consumer.partitions().cloned());
-            let (config, is_patient) = (&observation.info.config, self.consumer.tenure.is_some());
-            let connection = &self.consumer.connection;
-            self.pull = Some(Pull::open(connection, source, partitions, config, is_patient).await?);
+            self.pull = Some(Pull::open(self.consumer, &observation.info.config).await?);
         }
         Ok(())
     }

@@ -1,10 +1,9 @@
 //! Pull requests to one consumer: never for more than there is room for, and within what the consumer grants.
 
-use std::{future::poll_fn, sync::Arc, time::Duration};
+use std::{future::poll_fn, time::Duration};
 
 use async_nats::Client;
-use jetwright_nats::{ACK_PREFIX, Connection, Link, Violation, ViolationReceiver};
-use jetwright_partitions::subjects::Partitions;
+use jetwright_nats::{ACK_PREFIX, Link, Violation, ViolationReceiver};
 use tokio::{
     sync::watch,
     task::unconstrained,
@@ -12,11 +11,10 @@ use tokio::{
 };
 
 use super::{
-    super::{delivery::Delivered, observation::ConsumerConfig},
+    super::{delivery::Delivered, observation::ConsumerConfig, source::ConsumerLoop},
     arrivals::{Arrivals, PullEvent},
     credits::{EXPIRES, MAX_EXPIRES, NewRequest, Room, TURNS},
 };
-use crate::Source;
 
 /// Minimum bytes that a request allows, if as many are free.
 const MIN_REQUEST_BYTES: usize = 64 * 1024;
@@ -87,14 +85,12 @@ struct RequestSize {
 }
 
 impl Pull {
-    /// Subscribes to what will be requested. `is_patient` says whether requests may stay open for long while there is nothing to deliver.
-    pub(super) async fn open(
-        connection: &Connection,
-        source: Arc<Source>,
-        partitions: Option<Arc<Partitions>>,
+    /// Subscribes to what will be requested. Those of a partition may stay open for long while there is nothing to deliver.
+    pub(super) async fn open<H>(
+        consumer: &ConsumerLoop<H>,
         config: &ConsumerConfig,
-        is_patient: bool,
     ) -> Result<Self, async_nats::SubscribeError> {
+        let ConsumerLoop { connection, source, durable, tenure, .. } = consumer;
         let (link, violations, mut subscriptions) = (connection.link(), connection.violations(), Vec::new());
         let generation = link.borrow().generation;
         let client = connection.client();
@@ -102,14 +98,14 @@ impl Pull {
         for turn in 0..TURNS {
             subscriptions.push(client.subscribe(format!("{inbox}.{turn}.*")).await?);
         }
-        let longest = if is_patient { MAX_EXPIRES } else { EXPIRES };
-        let Source { stream, consumer, .. } = &*source;
+        let longest = if tenure.is_some() { MAX_EXPIRES } else { EXPIRES };
+        let stream = &source.stream;
         Ok(Self {
             generation,
             link,
-            subject: connection.api_subjects().next_messages(stream, consumer),
-            ack_infix: format!(".{stream}.{consumer}."),
-            arrivals: Arrivals::new(source, partitions, subscriptions, longest),
+            subject: connection.api_subjects().next_messages(stream, durable),
+            ack_infix: format!(".{stream}.{durable}."),
+            arrivals: Arrivals::new(consumer, subscriptions, longest),
             client,
             violations,
             inbox,
