@@ -36,14 +36,14 @@ pub enum Action {
         /// The epoch, for handlers.
         epoch: u64,
     },
-    /// The lease is over: begin nothing, pull nothing, abandon what runs, and end the open pull request.
+    /// The lease is over: begin nothing, pull nothing, interrupt what runs, and end the open pull request.
     Suspend(PartitionId),
     /// Begin nothing more, finish what has begun, give the rest back when the last own pull request is over. An acknowledgement that a
     /// server never confirms, since it forgot the delivery, is given up as CONSUMER.INFO says, or the drain would never end.
     Drain {
         /// The partition.
         partition: PartitionId,
-        /// Until when, in seconds since 1970, where a map says so.
+        /// Until when acknowledgements are waited for, in seconds since 1970, where a map says so. What runs is waited for also beyond it.
         deadline: Option<u64>,
     },
     /// Another member has it: abandon everything, and end the open pull request.

@@ -44,6 +44,8 @@ pub struct Participant {
     /// When the operator's key was last read.
     operator_read: Option<Clocks>,
     requests: Requests,
+    /// The record that was written last says that the process leaves.
+    says_leaving: bool,
     is_told_of_loss: bool,
 }
 
@@ -103,6 +105,7 @@ impl Participant {
             settled_at: None,
             operator_read: None,
             requests: Requests::default(),
+            says_leaving: false,
             is_told_of_loss: false,
         }
     }
@@ -125,9 +128,18 @@ impl Participant {
         self.membership.is_joined()
     }
 
-    /// The process stops: it finishes what it has begun, and takes nothing more. [`Action::Lost`] follows when nothing is left.
+    /// The process stops: it finishes what it has begun, and takes nothing more, which its record says at once. [`Action::Lost`] follows when
+    /// nothing is left.
     pub fn leave(&mut self) {
         self.record.leaving = true;
+    }
+
+    /// The partitions that it holds, or writes that it does.
+    pub fn held(&self) -> impl Iterator<Item = PartitionId> {
+        self.consumers.iter().flat_map(|(consumer, shares)| {
+            let held = shares.owners.iter().filter(|(_, owner)| owner.is_held());
+            held.map(|(partition, _)| PartitionId { consumer: consumer.clone(), partition: *partition })
+        })
     }
 
     /// Kubernetes reports that the container of this pod ended, at this second since 1970 by the clock of its node.
@@ -135,13 +147,19 @@ impl Participant {
         self.observer.container_ended(uid, ended_at);
     }
 
-    /// Figures of a partition, for the next renewal; none where it is not held.
-    pub fn report(&mut self, partition: &PartitionId, figures: Option<Figures>) {
+    /// Figures of a partition, for the next renewal, while it is held.
+    pub fn report(&mut self, partition: &PartitionId, figures: Figures) {
         if let Some(participation) = self.record.consumers.get_mut(&partition.consumer) {
-            match figures {
-                Some(figures) => participation.partitions.insert(partition.partition, figures),
-                None => participation.partitions.remove(&partition.partition),
-            };
+            participation.partitions.insert(partition.partition, figures);
+        }
+    }
+
+    /// What was reported of partitions that are not held any more.
+    fn forget_figures(&mut self) {
+        for (consumer, participation) in &mut self.record.consumers {
+            let Some(shares) = self.consumers.get(consumer) else { continue };
+            let epoch = |partition: &u32| shares.owners.get(partition).and_then(Owner::epoch);
+            participation.partitions.retain(|partition, _| epoch(partition).is_some());
         }
     }
 

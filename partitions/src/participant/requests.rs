@@ -167,11 +167,14 @@ impl Participant {
         let owners = || self.consumers.values().flat_map(|shares| shares.owners.values());
         let at_once = owners().any(|owner| owner.needs_renewal(renewed));
         let is_finished = self.record.leaving && !owners().any(Owner::is_held);
-        let Some(request) = self.membership.next(at_once || is_finished, now) else { return };
+        let is_news = self.record.leaving && !self.says_leaving;
+        let Some(request) = self.membership.next(at_once || is_finished || is_news, now) else { return };
         let key = Key::Member(self.membership.id().clone());
         match request {
             MembershipRequest::Read => actions.push(Action::Read(key)),
             MembershipRequest::Write { expected } => {
+                self.forget_figures();
+                self.says_leaving = self.record.leaving;
                 let mut record = self.record.clone();
                 if is_finished {
                     record.dead = Some(Dead { by: self.id().to_string(), reason: DeathReason::Left });

@@ -177,6 +177,7 @@ fn who_leaves_finishes_first_and_then_ends_its_membership_itself() {
     let drains = |number| Action::Drain { partition: partition(number), deadline: None };
     let actions = decisions(&mut participant, at(3));
     assert!(actions.contains(&drains(0)) && actions.contains(&drains(1)), "{actions:?}");
+    participant.answered(&Key::Member(member("a")), Answer::Stored(49), at(3));
     for number in 0..2 {
         participant.answered(&held(number), Answer::Stored(50 + u64::from(number)), at(3));
         participant.drained(&partition(number));
@@ -193,6 +194,53 @@ fn who_leaves_finishes_first_and_then_ends_its_membership_itself() {
     assert!(actions.iter().any(is_farewell), "{actions:?}");
     participant.answered(&Key::Member(member("a")), Answer::Unsure, at(3));
     assert_eq!(participant.poll(at(3)), [Action::Lost]);
+}
+
+/// The record that was last written for it.
+fn written(actions: &[Action]) -> MemberRecord {
+    let key = Key::Member(member("a"));
+    let value = actions.iter().find_map(|action| match action {
+        Action::Write { key: to, value, .. } if *to == key => Some(value),
+        _ => None,
+    });
+    MemberRecord::read(&key, value.unwrap().as_bytes()).unwrap()
+}
+
+#[test]
+fn who_leaves_says_so_at_once_also_where_something_does_not_end() {
+    let mut participant = serving();
+    participant.leave();
+    let record = written(&participant.poll(at(3)));
+    assert!(record.leaving && record.dead.is_none(), "{record:?}");
+    participant.answered(&Key::Member(member("a")), Answer::Stored(49), at(3));
+    for number in 0..2 {
+        participant.answered(&held(number), Answer::Stored(50 + u64::from(number)), at(3));
+    }
+    participant.drained(&partition(1));
+    participant.poll(at(3));
+    participant.answered(&held(1), Answer::Stored(60), at(3));
+    let is_of_member = |action: &Action| matches!(action, Action::Write { key: Key::Member(_), .. });
+    assert!(!participant.poll(at(3)).iter().any(is_of_member), "said once");
+    assert_eq!(participant.held().collect::<Vec<_>>(), [partition(0)]);
+}
+
+#[test]
+fn figures_are_those_of_the_partitions_that_it_holds() {
+    let mut participant = serving();
+    for number in 0..2 {
+        participant.report(&partition(number), Figures { delivered: 7, ..Figures::default() });
+    }
+    let reported = |record: &MemberRecord| {
+        record.consumers[&fulfilment()].partitions.keys().copied().collect::<Vec<_>>()
+    };
+    assert_eq!(reported(&written(&participant.poll(at(7)))), [0, 1]);
+    participant.answered(&Key::Member(member("a")), Answer::Stored(30), at(7));
+    let taken = HeldRecord { member: member("b"), state: HeldState::Held, epoch: None };
+    see(&mut participant, &held(1), 40, &taken, at(8));
+    assert!(participant.poll(at(8)).contains(&Action::Stop(partition(1))));
+    // The loop of a partition that was lost may not have ended.
+    participant.report(&partition(1), Figures::default());
+    assert_eq!(reported(&written(&participant.poll(at(12)))), [0]);
 }
 
 #[test]

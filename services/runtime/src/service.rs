@@ -2,6 +2,7 @@
 
 use std::{future::Future, io, pin::Pin, sync::Arc, time::Duration};
 
+use futures::FutureExt;
 use jetwright_crds::environment::{Binding, NATS_CREDENTIALS};
 use jetwright_nats::{Connection, ConnectionConfig};
 use jetwright_partitions::keys::ConsumerId;
@@ -320,7 +321,7 @@ impl Service {
             match source {
                 Source::Consumer(start) => {
                     let consuming = tokio::spawn(start(stop.clone()).map_err(no_threads)?);
-                    tasks.spawn(async move { (binding, consuming.await) });
+                    tasks.spawn(async move { (binding, consuming.await.map_err(|error| error.to_string())) });
                 }
                 Source::Partitions(start) => shared.push(start(stop.clone()).map_err(no_threads)?),
             }
@@ -329,21 +330,24 @@ impl Service {
             let binding = first.name;
             let sharing = Sharing::new(member_of(&environment), &connection, shared, &health, &metrics);
             let sharing = tokio::spawn(share(sharing, &environment, stop.clone()));
-            tasks.spawn(async move { (binding, sharing.await) });
+            let ended = sharing.map(|ended| ended.unwrap_or_else(|error| Err(error.to_string())));
+            tasks.spawn(async move { (binding, ended.await) });
         }
         let failed = tokio::select! {
+            biased;
             () = shutdown.cancelled() => None,
             Some(ended) = tasks.join_next() => ended.ok(),
+            // By the sharing of partitions, which gives up the others before it ends with an error.
+            () = stop.cancelled() => None,
         };
         health.stop("shutting down");
         stop.cancel();
-        tasks.join_all().await;
+        let rest = tasks.join_all().await;
         flush(&connection).await;
         connection.ending();
-        match failed {
+        match failed.or_else(|| rest.into_iter().find(|(_, ended)| ended.is_err())) {
             Some((binding, ended)) if !shutdown.is_cancelled() => {
-                let reason =
-                    ended.err().map_or_else(|| "without a reason".to_owned(), |error| error.to_string());
+                let reason = ended.err().unwrap_or_else(|| "without a reason".to_owned());
                 Err(ServiceError::LoopEnded { binding, reason })
             }
             _ => Ok(()),
@@ -351,12 +355,12 @@ impl Service {
     }
 }
 
-/// Shares partitions until `stop`, and then gives them up, if that is possible in time.
+/// Shares partitions until `stop`, and then gives them up, if that is possible in time. Fails with what could not be given up.
 fn share(
     sharing: Sharing,
     environment: &Environment,
     stop: CancellationToken,
-) -> impl Future<Output = ()> + use<> {
+) -> impl Future<Output = Result<(), String>> + use<> {
     let deadlines = environment.bindings.bindings.values().map(|binding| binding.handler_deadline.0);
     let longest = deadlines.max().unwrap_or_default() + SETTLE_TIMEOUT + RELEASE_TIMEOUT;
     async move {
@@ -366,11 +370,13 @@ fn share(
         };
         tokio::select! {
             ended = sharing.run(stop.clone()) => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "stopped sharing partitions");
-                }
+                ended.inspect_err(|error| tracing::error!(%error, "stopped sharing partitions"))
+                    .map_err(|error| error.to_string())
             }
-            () = overdue => tracing::warn!("stopped before all partitions were given up; others take them in time"),
+            () = overdue => {
+                tracing::warn!("stopped before all partitions were given up; others take them in time");
+                Ok(())
+            }
         }
     }
 }

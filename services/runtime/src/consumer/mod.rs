@@ -71,8 +71,12 @@ pub(crate) async fn consume<H: Handler>(
     // It never contains more than was requested.
     let (outbound, inbound) = mpsc::unbounded_channel();
     let working = async {
-        let fetching = fetch::run(&consumer, outbound).map(Ok);
-        tokio::try_join!(dispatcher.run(inbound), fetching).map(drop)
+        // The dispatcher ends when everything that was fetched is settled, or earlier if it may.
+        let fetching = fetch::run(&consumer, outbound).then(|()| std::future::pending());
+        tokio::select! {
+            worked = dispatcher.run(inbound) => worked,
+            worked = fetching => worked,
+        }
     };
     let overdue = async {
         program.cancelled().await;
@@ -90,13 +94,15 @@ pub(crate) async fn consume<H: Handler>(
             tracing::error!(binding = consumer.name(), partition = consumer.partition(), %error, "stopped consuming after an internal fault");
         }
         None => {
-            let abandoned = dispatcher.len();
+            let (abandoned, running) = (dispatcher.len(), dispatcher.running());
             tracing::warn!(
                 binding = consumer.name(),
                 partition = consumer.partition(),
                 abandoned,
-                "stopped with attempts in flight; their events are redelivered"
+                running,
+                "stopped with events in flight, which are redelivered"
             );
+            return running == 0;
         }
     }
     false

@@ -1,7 +1,7 @@
 //! Takes part for all handlers of a service: brings the participant what the bucket says and how far partitions are, and carries out what it
 //! says. After a lost membership it joins again under another id.
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, str::FromStr, sync::Arc, time::Duration};
 
 use jetwright_nats::{Bucket, Connection, Watch, WatchEvent};
 use jetwright_partitions::{
@@ -75,9 +75,14 @@ pub(crate) enum SharingError {
     /// It has no id.
     #[error("JETWRIGHT_POD_NAMESPACE must be the name of a namespace")]
     Namespace(#[from] KeyError),
-    /// A loop ended.
-    #[error("the loop of a partition ended in the middle of something")]
-    Unfinished,
+    /// Loops ended in the middle of something.
+    #[error("partitions were not given up, since something of them may still run: {}; others take them when this process is gone", list(.0))]
+    Unfinished(BTreeSet<PartitionId>),
+}
+
+fn list(partitions: &BTreeSet<PartitionId>) -> String {
+    let names: Vec<_> = partitions.iter().map(ToString::to_string).collect();
+    names.join(", ")
 }
 
 /// One membership.
@@ -108,15 +113,16 @@ impl Sharing {
         }
     }
 
-    /// Handles partitions until `stop`, then finishes what has begun and gives them up.
+    /// Handles partitions until `stop`, then finishes what has begun and gives them up, each by itself. A loop that ends in the middle of
+    /// something cancels `stop`: only a restart repairs that.
     ///
     /// # Errors
     ///
-    /// The namespace is none, or a loop ended in the middle of something, which only a restart repairs.
+    /// The namespace is none, or something may still run of partitions, which were not given up.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), SharingError> {
         loop {
             let mut membership = self.join()?;
-            self.take_part(&mut membership, &stop).await?;
+            self.take_part(&mut membership, &stop).await;
             if stop.is_cancelled() {
                 break;
             }
@@ -124,11 +130,12 @@ impl Sharing {
             tracing::warn!("lost the membership; joining again");
         }
         while !self.held.is_empty() {
-            if self.held.ended().await == LoopEnd::Unfinished {
-                return Err(SharingError::Unfinished);
-            }
+            self.held.ended().await;
         }
-        Ok(())
+        match self.held.unfinished() {
+            unfinished if unfinished.is_empty() => Ok(()),
+            unfinished => Err(SharingError::Unfinished(unfinished.clone())),
+        }
     }
 
     fn join(&self) -> Result<Membership, KeyError> {
@@ -152,12 +159,8 @@ impl Sharing {
         })
     }
 
-    /// Takes part until the membership is over.
-    async fn take_part(
-        &mut self,
-        membership: &mut Membership,
-        stop: &CancellationToken,
-    ) -> Result<(), SharingError> {
+    /// Takes part until the membership is over, or nothing is left to give up.
+    async fn take_part(&mut self, membership: &mut Membership, stop: &CancellationToken) {
         let mut tick = interval(POLL_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut is_leaving = false;
@@ -170,12 +173,9 @@ impl Sharing {
                     response.tell(&mut membership.participant, clocks());
                 }
                 ended = self.held.ended() => match ended {
-                    LoopEnd::Drained(partition) => {
-                        membership.participant.drained(&partition);
-                        membership.participant.report(&partition, None);
-                    }
+                    LoopEnd::Drained(partition) => membership.participant.drained(&partition),
                     LoopEnd::Unawaited => {}
-                    LoopEnd::Unfinished => return Err(SharingError::Unfinished),
+                    LoopEnd::Unfinished => stop.cancel(),
                 },
                 () = news.notified() => {
                     for (partition, tenure) in self.held.tenures() {
@@ -190,11 +190,19 @@ impl Sharing {
                     membership.participant.leave();
                 }
             }
-            if self.act(membership) {
-                return Ok(());
+            if self.act(membership) || (is_leaving && self.is_all_given_up(membership)) {
+                return;
             }
             self.say_what_is_missing(membership);
         }
+    }
+
+    /// Whether all that is held still is what cannot be given up. Without any the membership ends by itself.
+    fn is_all_given_up(&self, membership: &Membership) -> bool {
+        let unfinished = self.held.unfinished();
+        !unfinished.is_empty()
+            && self.held.is_empty()
+            && membership.participant.held().all(|partition| unfinished.contains(&partition))
     }
 
     /// Carries out what is to be done; returns whether the membership is over.
@@ -209,15 +217,14 @@ impl Sharing {
                 Action::ReadBucket => membership.requests.read_age(),
                 Action::Serve { partition, epoch } => self.held.serve(partition, epoch, &membership.lease),
                 Action::Suspend(partition) => self.held.suspend(&partition),
-                Action::Drain { partition, .. } => {
-                    if self.held.drain(&partition) {
+                Action::Drain { partition, deadline } => {
+                    let left = |deadline| Duration::from_secs(deadline).saturating_sub(clocks().wall);
+                    let until = deadline.and_then(|deadline| Instant::now().checked_add(left(deadline)));
+                    if self.held.drain(&partition, until) {
                         membership.participant.drained(&partition);
                     }
                 }
-                Action::Stop(partition) => {
-                    self.held.abandon(&partition);
-                    membership.participant.report(&partition, None);
-                }
+                Action::Stop(partition) => self.held.abandon(&partition),
                 Action::Lost => return true,
             }
         }
@@ -233,7 +240,7 @@ impl Sharing {
             if tenure.instruction() == Instruction::Abandon {
                 continue;
             }
-            membership.participant.report(partition, Some(tenure.take_figures()));
+            membership.participant.report(partition, tenure.take_figures());
         }
         self.count(membership);
     }

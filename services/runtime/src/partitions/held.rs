@@ -1,10 +1,15 @@
 //! The partitions that this process handles, or has not finished with: each has a loop, which is started, instructed, and ended.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    panic::AssertUnwindSafe,
+    sync::Arc,
+};
 
+use futures::FutureExt;
 use jetwright_partitions::keys::PartitionId;
 use jetwright_process::health::{Gate, Health};
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::{sync::Notify, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
@@ -20,6 +25,8 @@ pub(super) struct HeldPartitions {
     health: Health,
     metrics: Metrics,
     held: BTreeMap<PartitionId, Held>,
+    /// Those whose loops ended in the middle of something: it may still run, so no process may have them while this one lives.
+    unfinished: BTreeSet<PartitionId>,
     /// The loops, and whether nothing of them runs any more when they end.
     loops: JoinSet<(PartitionId, bool)>,
     news: Arc<Notify>,
@@ -32,7 +39,7 @@ pub(super) enum LoopEnd {
     Drained(PartitionId),
     /// Nobody waits for it.
     Unawaited,
-    /// Something of it may still run, so nobody may have the partition while this process lives.
+    /// Something of it may still run.
     Unfinished,
 }
 
@@ -49,7 +56,15 @@ struct Held {
 
 impl HeldPartitions {
     pub(super) fn new(handlers: Vec<PartitionedHandler>, health: Health, metrics: Metrics) -> Self {
-        Self { handlers, health, metrics, held: BTreeMap::new(), loops: JoinSet::new(), news: Arc::default() }
+        Self {
+            handlers,
+            health,
+            metrics,
+            held: BTreeMap::new(),
+            unfinished: BTreeSet::new(),
+            loops: JoinSet::new(),
+            news: Arc::default(),
+        }
     }
 
     pub(super) fn handlers(&self) -> &[PartitionedHandler] {
@@ -61,8 +76,16 @@ impl HeldPartitions {
         self.held.is_empty()
     }
 
+    /// Those whose loops ended in the middle of something.
+    pub(super) fn unfinished(&self) -> &BTreeSet<PartitionId> {
+        &self.unfinished
+    }
+
     /// Handles a partition, or goes on with it. What ran under an earlier right ends first.
     pub(super) fn serve(&mut self, partition: PartitionId, epoch: u64, lease: &Arc<SharedLease>) {
+        if self.unfinished.contains(&partition) {
+            return;
+        }
         if let Some(held) = self.held.get(&partition)
             && held.tenure.epoch == epoch
         {
@@ -83,14 +106,14 @@ impl HeldPartitions {
         }
     }
 
-    /// Finishes what has begun; returns whether nothing had.
-    pub(super) fn drain(&mut self, partition: &PartitionId) -> bool {
-        let Some(held) = self.held.get_mut(partition) else { return true };
+    /// Finishes what has begun, by then where that is known; returns whether nothing had.
+    pub(super) fn drain(&mut self, partition: &PartitionId, until: Option<Instant>) -> bool {
+        let Some(held) = self.held.get_mut(partition) else { return !self.unfinished.contains(partition) };
         if held.next.take().is_some() {
             return true;
         }
         held.is_draining = true;
-        held.tenure.instruct(Instruction::Drain);
+        held.tenure.drain(until);
         held.stop.cancel();
         false
     }
@@ -107,16 +130,18 @@ impl HeldPartitions {
 
     /// The next loop that ends. Cancel safe.
     pub(super) async fn ended(&mut self) -> LoopEnd {
-        let Some(ended) = self.loops.join_next().await else { return std::future::pending().await };
-        // One that panicked may have left something that runs.
-        let Ok((partition, is_finished)) = ended else { return LoopEnd::Unfinished };
-        if !is_finished {
-            return LoopEnd::Unfinished;
-        }
+        // None panics or is aborted.
+        let Some(Ok((partition, is_finished))) = self.loops.join_next().await else {
+            return std::future::pending().await;
+        };
         let Some(Held { next, is_draining, gate, .. }) = self.held.remove(&partition) else {
             return LoopEnd::Unawaited;
         };
         gate.open();
+        if !is_finished {
+            self.unfinished.insert(partition);
+            return LoopEnd::Unfinished;
+        }
         if let Some(tenure) = next {
             self.start(partition, tenure);
             return LoopEnd::Unawaited;
@@ -157,14 +182,54 @@ impl HeldPartitions {
         gate.open();
         self.metrics.partition_changed(handler.name, "taken");
         tracing::info!(binding = handler.name, partition = number, epoch = tenure.epoch, "took partition");
-        let start = PartitionStart {
-            tenure: Arc::clone(&tenure),
-            gate: gate.clone(),
-            stop: stop.clone(),
-        };
+        let start = PartitionStart { tenure: Arc::clone(&tenure), gate: gate.clone(), stop: stop.clone() };
         let running = (handler.start)(start);
         let id = partition.clone();
-        self.loops.spawn(async move { (id, running.await) });
+        // One that panicked may have left something that runs.
+        let running = AssertUnwindSafe(running).catch_unwind();
+        self.loops.spawn(async move { (id, running.await.unwrap_or(false)) });
         self.held.insert(partition, Held { tenure, stop, gate, next: None, is_draining: false });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jetwright_partitions::keys::ConsumerId;
+    use prometheus_client::registry::Registry;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_partition_whose_loop_ended_in_the_middle_of_something_is_neither_free_nor_handled_again() {
+        let consumer: ConsumerId = "orders.fulfilment".parse().unwrap();
+        let partition = |partition| PartitionId { consumer: consumer.clone(), partition };
+        let start = |PartitionStart { tenure, stop, .. }: PartitionStart| {
+            let ended = async move {
+                stop.cancelled().await;
+                assert_ne!(tenure.partition, 1, "a fault of this program");
+                tenure.partition != 2
+            };
+            Box::pin(ended) as super::super::PartitionLoop
+        };
+        let handler = PartitionedHandler {
+            name: "fulfilment",
+            consumer: consumer.clone(),
+            count: 3,
+            start: Box::new(start),
+        };
+        let metrics = Metrics::register(&mut Registry::default());
+        let mut held = HeldPartitions::new(vec![handler], Health::new(), metrics);
+        for number in 0..3 {
+            held.serve(partition(number), 7, &Arc::default());
+            assert!(!held.drain(&partition(number), None));
+        }
+        let ends = [held.ended().await, held.ended().await, held.ended().await];
+        assert!(ends.contains(&LoopEnd::Drained(partition(0))), "{ends:?}");
+        assert_eq!(held.unfinished().iter().cloned().collect::<Vec<_>>(), [partition(1), partition(2)]);
+        for number in 1..3 {
+            held.serve(partition(number), 8, &Arc::default());
+            assert!(!held.drain(&partition(number), None), "something of it may still run");
+        }
+        assert!(held.is_empty() && held.drain(&partition(0), None));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -13,7 +13,10 @@ use jetwright_partitions::{
     records::Figures,
 };
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep},
+};
 
 use super::clock::clocks;
 
@@ -50,6 +53,7 @@ pub(crate) enum Instruction {
 pub(crate) struct Tenure {
     lease: Arc<SharedLease>,
     instruction: watch::Sender<Instruction>,
+    drain_until: OnceLock<Instant>,
     figures: Mutex<Figures>,
     is_recovered: AtomicBool,
     /// Notified when the order is recovered.
@@ -66,6 +70,7 @@ impl Tenure {
         Self {
             lease,
             instruction: watch::Sender::new(Instruction::Serve),
+            drain_until: OnceLock::new(),
             figures: Mutex::new(Figures { busy: true, ..Figures::default() }),
             is_recovered: AtomicBool::new(false),
             news,
@@ -88,6 +93,20 @@ impl Tenure {
             }
             is_new
         });
+    }
+
+    /// Has the loop finish, by then where that is known.
+    pub(crate) fn drain(&self, until: Option<Instant>) {
+        if let Some(until) = until {
+            // The first drain is the only one.
+            let _ = self.drain_until.set(until);
+        }
+        self.instruct(Instruction::Drain);
+    }
+
+    /// Until when a drain should last.
+    pub(crate) fn drain_until(&self) -> Option<Instant> {
+        self.drain_until.get().copied()
     }
 
     pub(crate) fn instruction(&self) -> Instruction {

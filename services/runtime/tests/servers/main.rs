@@ -20,6 +20,7 @@ mod ordering;
 mod partitions;
 mod partitions_processes;
 mod partitions_sharing;
+mod partitions_stops;
 mod projection;
 mod proxy;
 mod publish;

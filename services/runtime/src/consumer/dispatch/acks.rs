@@ -227,6 +227,23 @@ impl<H: Handler> Dispatcher<H> {
         self.release(slot);
     }
 
+    /// Releases what is left at the end.
+    pub(super) fn release_rest(&mut self) {
+        let rest = self.in_flight.in_order(|_| true);
+        if !rest.is_empty() {
+            tracing::warn!(
+                binding = self.consumer.name(),
+                partition = self.consumer.partition(),
+                count = rest.len(),
+                "released deliveries without confirmation; their events may be redelivered"
+            );
+        }
+        for slot in rest {
+            self.consumer.runner.metrics.ack_unconfirmed();
+            self.release(slot);
+        }
+    }
+
     /// Releases a delivery; the next one of its key may begin.
     pub(super) fn release(&mut self, slot: usize) {
         self.take_out(slot);

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     AttemptResult, Attempted, Delivery, Dispatcher, ExclusiveRun, Held, Isolation, Job, Observation, Room,
-    State,
+    SETTLE_TIMEOUT, State,
 };
 use crate::{
     Handler,
@@ -229,10 +229,14 @@ impl<H: Handler> Dispatcher<H> {
     pub(super) async fn begin_stop(&mut self) {
         let now = Instant::now();
         self.last_begin = Some(now);
-        match self.consumer.tenure.as_ref().map(|tenure| tenure.instruction()) {
-            None => self.last_begin = Some(now + self.consumer.binding.handler_deadline.0 / 2),
-            Some(Instruction::Abandon) => self.abandoned_since = Some(now),
-            Some(_) => {}
+        let handler_deadline = self.consumer.binding.handler_deadline.0;
+        match self.consumer.tenure.as_ref().map(|tenure| (tenure.instruction(), tenure.drain_until())) {
+            None => self.last_begin = Some(now + handler_deadline / 2),
+            Some((Instruction::Abandon, _)) => self.abandon(now),
+            // What has just begun has its time, whatever another machine's clock says.
+            Some((_, until)) => {
+                self.ends_at = until.map(|until| until.max(now + handler_deadline) + SETTLE_TIMEOUT);
+            }
         }
         if self.consumer.tenure.is_some() {
             self.hold_back(RecoveryCause::HandOver, now);
@@ -241,6 +245,14 @@ impl<H: Handler> Dispatcher<H> {
         self.paused.clear();
         for slot in self.in_flight.in_order(|held| matches!(held.state, State::Paused(..))) {
             self.give_back(slot).await;
+        }
+    }
+
+    /// Another process has it, and gets what has not begun by itself.
+    pub(super) fn abandon(&mut self, now: Instant) {
+        self.ends_at = Some(now + SETTLE_TIMEOUT);
+        for slot in self.in_flight.in_order(|held| matches!(held.state, State::Returned)) {
+            self.release(slot);
         }
     }
 
@@ -260,7 +272,7 @@ impl<H: Handler> Dispatcher<H> {
         if let Some(held) = self.in_flight.get_mut(slot) {
             self.nacked_keys.extend(held.key);
         }
-        if self.abandoned_since.is_some() {
+        if self.is_abandoned() {
             return self.release(slot);
         }
         self.leave_queue(slot);

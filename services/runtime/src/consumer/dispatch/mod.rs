@@ -87,8 +87,8 @@ pub(super) struct Dispatcher<H> {
     link: watch::Receiver<Link>,
     /// What it is told, where processes share out several sources.
     instructions: Option<watch::Receiver<Instruction>>,
-    /// Since when another process has the source.
-    abandoned_since: Option<Instant>,
+    /// When acknowledgements are not waited for any more, once it stops and this is known.
+    ends_at: Option<Instant>,
     /// The last report was that there is something to do.
     is_busy: bool,
     /// Deliveries that another process left are asked for.
@@ -154,7 +154,7 @@ impl<H: Handler> Dispatcher<H> {
             ack_numbers: 0,
             link: consumer.connection.link(),
             instructions: consumer.tenure.as_ref().map(|tenure| tenure.instructions()),
-            abandoned_since: None,
+            ends_at: None,
             is_busy: false,
             hurries: consumer.tenure.is_some(),
             observations: consumer.discovery.subscribe(),
@@ -166,7 +166,7 @@ impl<H: Handler> Dispatcher<H> {
         }
     }
 
-    /// Works until nothing more arrives and everything is settled.
+    /// Works until nothing more arrives and everything is settled, or until it is over and nothing runs.
     ///
     /// # Errors
     ///
@@ -210,29 +210,36 @@ impl<H: Handler> Dispatcher<H> {
             self.begin_next().await;
             self.workers.hand_over();
         }
+        self.release_rest();
         Ok(())
     }
 
-    /// Whether nothing more arrives and everything is settled. What another process has by now is settled only if that takes no time.
+    /// Whether nothing more arrives and everything is settled. Where another process has or awaits the source, acknowledgements are waited for
+    /// only until then: an event without one is delivered to that process. What runs is always waited for.
     fn is_finished(&self) -> bool {
-        let is_over = |since: Instant| self.running == 0 && since.elapsed() > SETTLE_TIMEOUT;
-        (self.drained && self.in_flight.is_empty()) || self.abandoned_since.is_some_and(is_over)
+        let is_over = |ends_at| self.running == 0 && Instant::now() >= ends_at;
+        (self.drained && self.in_flight.is_empty()) || self.ends_at.is_some_and(is_over)
     }
 
     /// Whether time alone may change anything. There may be a thousand partitions, most of them idle.
     fn is_anything_due(&self) -> bool {
         let is_recovering = self.order.as_ref().is_some_and(|order| order.recovery.is_active());
-        let is_over = self.abandoned_since.is_some();
+        let may_end = self.ends_at.is_some();
         self.consumer.tenure.is_none()
             || !self.in_flight.is_empty()
             || is_recovering
-            || is_over
+            || may_end
             || self.is_busy
     }
 
     /// How many deliveries are in flight.
     pub(super) fn len(&self) -> usize {
         self.in_flight.len()
+    }
+
+    /// How many attempts run.
+    pub(super) fn running(&self) -> usize {
+        self.running
     }
 
     /// Subscribes to the confirmations of acknowledgements, on the current client.

@@ -11,11 +11,19 @@ use crate::{Handler, consumer::ack::NAK_ON_SHUTDOWN, partitions::Instruction};
 const MAX_HURRIED: u64 = 10_000;
 
 impl<H: Handler> Dispatcher<H> {
-    /// The process has the partition again after its lease was over, or gives it up: [`begin_stop`](Self::begin_stop) follows then.
+    /// The process has the partition again after its lease was over, or gives it up: [`begin_stop`](Self::begin_stop) follows then, unless it has
+    /// begun with a drain.
     pub(super) fn instructed(&mut self, instruction: Instruction) {
-        if instruction == Instruction::Serve {
-            self.begin_recovery(RecoveryCause::LeaseOver, Instant::now());
+        match instruction {
+            Instruction::Serve => self.begin_recovery(RecoveryCause::LeaseOver, Instant::now()),
+            Instruction::Abandon if self.last_begin.is_some() => self.abandon(Instant::now()),
+            Instruction::Abandon | Instruction::Drain | Instruction::Suspend => {}
         }
+    }
+
+    /// Whether another process has it: what has not begun is forgotten.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.consumer.tenure.as_ref().is_some_and(|tenure| tenure.instruction() == Instruction::Abandon)
     }
 
     /// Whether handlers may begin as far as the lease is concerned.
