@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     DecodeError, Error, ErrorKind, Event, Handler, Metadata, known_headers::KnownHeaders,
-    metrics::HandledOutcome, store::RawEvent, trace,
+    metrics::HandledOutcome, partitions::Tenure, store::RawEvent, trace,
 };
 
 /// Reason of a termination in the server's advisory: the event is stored as a dead letter.
@@ -113,12 +113,14 @@ enum AttemptEnd {
     },
 }
 
-/// Makes one attempt, which begins now. The delivery returns to where it came from, also to be dropped: memory is freed at least cost there.
+/// Makes one attempt, which begins now; `None` if it was interrupted, since the right to make it ended. The delivery returns to where it came
+/// from, also to be dropped: memory is freed at least cost there.
 pub(super) async fn process<H: Handler>(
     runner: Arc<HandlerRunner<H>>,
     mut delivery: Box<Delivery>,
     now: Instant,
-) -> (AttemptResult, Box<Delivery>) {
+    tenure: Option<&Tenure>,
+) -> (Option<AttemptResult>, Box<Delivery>) {
     let _in_flight = runner.metrics.begin();
     let known = delivery.known.take();
     delivery.calls += u32::from(known.is_none());
@@ -130,8 +132,10 @@ pub(super) async fn process<H: Handler>(
         let waited = Timestamp::now().duration_since(delivery.metadata.time);
         runner.metrics.delivered_after(waited.try_into().unwrap_or_default(), delivery.trace);
     }
-    let attempt = Attempt { delivery: &delivery, event_type: headers.event_type, begun: now };
-    let ended = trace::within(&span, pin!(try_once(&runner, attempt, known))).await;
+    let attempt = Attempt { delivery: &delivery, event_type: headers.event_type, begun: now, tenure };
+    let Some(ended) = trace::within(&span, pin!(try_once(&runner, attempt, known))).await else {
+        return (None, delivery);
+    };
     let result = match ended {
         AttemptEnd::Settled(settlement) => AttemptResult::Settle(settlement),
         AttemptEnd::Again { after, given_up } => {
@@ -152,7 +156,7 @@ pub(super) async fn process<H: Handler>(
             }
         }
     };
-    (result, delivery)
+    (Some(result), delivery)
 }
 
 /// What an attempt knows of its event.
@@ -162,19 +166,21 @@ struct Attempt<'a> {
     /// Of its headers.
     event_type: Option<&'a str>,
     begun: Instant,
+    /// The right to make it, where one is needed.
+    tenure: Option<&'a Tenure>,
 }
 
-/// One attempt, unless its outcome is known already.
+/// One attempt, unless its outcome is known already; `None` if it was interrupted.
 async fn try_once<H: Handler>(
     runner: &HandlerRunner<H>,
     attempted: Attempt<'_>,
     known: Option<Outcome>,
-) -> AttemptEnd {
+) -> Option<AttemptEnd> {
     let Attempt { delivery, begun, .. } = attempted;
     let was_recorded = matches!(known, Some(Outcome::GivenUp(..)));
     let outcome = match known {
         Some(outcome) => outcome,
-        None => handle(runner, attempted).await,
+        None => handle(runner, attempted).await?,
     };
     let Metadata { attempt, is_last_attempt, .. } = *delivery.metadata;
     let decision = match outcome {
@@ -184,18 +190,19 @@ async fn try_once<H: Handler>(
     if !was_recorded {
         record(runner, &delivery.metadata, &decision, begun);
     }
-    match decision {
+    Some(match decision {
         Decision::Done | Decision::Ignored => AttemptEnd::Settled(Settlement::Ack),
         Decision::Retry { after, .. } => AttemptEnd::Again { after, given_up: None },
         // Rare, and large: every attempt would reserve the room for it.
         Decision::DeadLetter { reason, error } => {
             Box::pin(dead_letter(runner, delivery, reason, error)).await
         }
-    }
+    })
 }
 
-async fn handle<H: Handler>(runner: &HandlerRunner<H>, attempt: Attempt<'_>) -> Outcome {
-    let Attempt { delivery, event_type, begun } = attempt;
+/// Calls the handler; `None` if that was interrupted.
+async fn handle<H: Handler>(runner: &HandlerRunner<H>, attempt: Attempt<'_>) -> Option<Outcome> {
+    let Attempt { delivery, event_type, begun, tenure } = attempt;
     let deadline = runner.deadline;
     // The service's own code, its decoding included, runs and is dropped within the caught future alone.
     let handled = AssertUnwindSafe(async {
@@ -212,17 +219,42 @@ async fn handle<H: Handler>(runner: &HandlerRunner<H>, attempt: Attempt<'_>) -> 
             }
         });
         match poll!(&mut handling) {
-            Poll::Ready(outcome) => outcome,
+            Poll::Ready(outcome) => Some(outcome),
             // Most need no timer, and every attempt would reserve the room for it.
             Poll::Pending => {
-                Box::pin(timeout_at(begun + deadline, handling)).await.unwrap_or(Outcome::TimedOut(deadline))
+                Box::pin(async {
+                    let handled = timeout_at(begun + deadline, handling);
+                    tokio::select! {
+                        biased;
+                        // First: after a long freeze both may be ready.
+                        () = over(tenure) => None,
+                        outcome = handled => Some(outcome.unwrap_or(Outcome::TimedOut(deadline))),
+                    }
+                })
+                .await
             }
         }
     });
     let handled = handled.catch_unwind().await;
-    let outcome = handled.unwrap_or_else(|panic| Outcome::Panicked(panic_message(panic.as_ref())));
+    let outcome = handled.unwrap_or_else(|panic| Some(Outcome::Panicked(panic_message(panic.as_ref()))));
     runner.metrics.took(begun.elapsed(), delivery.trace);
+    if outcome.is_none() {
+        let (binding, sequence) = (runner.name, delivery.metadata.sequence);
+        tracing::warn!(
+            binding,
+            sequence,
+            "interrupted handler: its partition is another process's, or may be"
+        );
+    }
     outcome
+}
+
+/// Waits until the right to an attempt ends.
+async fn over(tenure: Option<&Tenure>) {
+    match tenure {
+        Some(tenure) => tenure.over().await,
+        None => std::future::pending().await,
+    }
 }
 
 fn decode<E: Event>(event_type: Option<&str>, delivery: &Delivery) -> Result<E, DecodeError> {

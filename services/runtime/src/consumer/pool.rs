@@ -22,7 +22,7 @@ pub(super) struct Job {
 /// An attempt that ended.
 pub(super) struct Attempted {
     pub(super) slot: usize,
-    /// `None` if it did not begin, since this process may not act for its partition now.
+    /// `None` if it did not begin, or was interrupted, since this process may not act for its partition now.
     pub(super) result: Option<AttemptResult>,
     pub(super) delivery: Box<Delivery>,
 }
@@ -47,11 +47,11 @@ impl HandlerPool {
                 let runner = Arc::clone(&of_attempts);
                 async move {
                     // It may have waited for a thread.
-                    if tenure.is_some_and(|tenure| !tenure.may_begin()) {
+                    if tenure.as_ref().is_some_and(|tenure| !tenure.may_begin()) {
                         return Attempted { slot, result: None, delivery };
                     }
-                    let (result, delivery) = process(runner, delivery, now.into()).await;
-                    Attempted { slot, result: Some(result), delivery }
+                    let (result, delivery) = process(runner, delivery, now.into(), tenure.as_deref()).await;
+                    Attempted { slot, result, delivery }
                 }
             })?;
         let concurrency = usize::try_from(runner.options.concurrency.max(1)).unwrap_or(usize::MAX);

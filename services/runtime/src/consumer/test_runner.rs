@@ -84,16 +84,17 @@ impl<H: Handler> TestRunner<H> {
     pub(crate) async fn attempt(&self, PendingAttempt(delivery): PendingAttempt) -> ObservedAttempt {
         // The time that the stream of dead letters is left alone after it did not answer does not pass here.
         self.runner.breaker.record(true);
-        let (result, delivery) = process(Arc::clone(&self.runner), delivery, Instant::now()).await;
+        let (result, delivery) = process(Arc::clone(&self.runner), delivery, Instant::now(), None).await;
+        let repeated = |after| DeliveryEnd::Repeated { after, next: PendingAttempt(delivery) };
         let end = match result {
-            AttemptResult::Settle(Settlement::Ack) => DeliveryEnd::Acknowledged,
-            AttemptResult::Settle(Settlement::Term { .. }) => {
+            Some(AttemptResult::Settle(Settlement::Ack)) => DeliveryEnd::Acknowledged,
+            Some(AttemptResult::Settle(Settlement::Term { .. })) => {
                 DeliveryEnd::Terminated { is_kept: self.runner.dead_letters.is_some() }
             }
-            AttemptResult::Settle(Settlement::Nak { after }) => DeliveryEnd::Redelivered { after },
-            AttemptResult::RetryInPlace { after } => {
-                DeliveryEnd::Repeated { after, next: PendingAttempt(delivery) }
-            }
+            Some(AttemptResult::Settle(Settlement::Nak { after })) => DeliveryEnd::Redelivered { after },
+            Some(AttemptResult::RetryInPlace { after }) => repeated(after),
+            // Here is no partition, so nothing interrupts it.
+            None => repeated(Duration::ZERO),
         };
         ObservedAttempt { decision: self.probe.take(), end }
     }

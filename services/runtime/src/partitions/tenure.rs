@@ -20,6 +20,9 @@ use tokio::{
 
 use super::clock::clocks;
 
+/// How often a handler that runs is compared with the lease: the clocks of a lease may jump.
+const LEASE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The lease of a membership, for all the partitions that are held under it.
 #[derive(Debug, Default)]
 pub(crate) struct SharedLease(RwLock<Lease>);
@@ -33,6 +36,10 @@ impl SharedLease {
     fn holds(&self, now: Clocks) -> bool {
         self.0.read().holds(now)
     }
+
+    fn left(&self, now: Clocks) -> Duration {
+        self.0.read().left(now)
+    }
 }
 
 /// What the loop of a partition is told.
@@ -40,7 +47,7 @@ impl SharedLease {
 pub(crate) enum Instruction {
     /// Recover the order, and handle events.
     Serve,
-    /// The lease is over: begin nothing, pull nothing, say nothing of what runs.
+    /// The lease is over: begin nothing, pull nothing, say nothing. What runs is interrupted ([`Tenure::over`]).
     Suspend,
     /// Begin nothing more, finish what has begun, give back the rest.
     Drain,
@@ -123,6 +130,22 @@ impl Tenure {
         self.instruction() == Instruction::Serve && self.lease.holds(clocks())
     }
 
+    /// Waits until what runs has to end, since another process has the partition, or will have it: the lease is over.
+    pub(crate) async fn over(&self) {
+        let mut instructions = self.instructions();
+        loop {
+            let left = self.lease.left(clocks());
+            if left.is_zero() || *instructions.borrow_and_update() == Instruction::Abandon {
+                return;
+            }
+            tokio::select! {
+                () = sleep(left.min(LEASE_INTERVAL)) => {}
+                // This is the sender, so it is there.
+                _ = instructions.changed() => {}
+            }
+        }
+    }
+
     /// Whether JetStream may be told that events are still being handled.
     pub(crate) fn may_hold(&self) -> bool {
         matches!(self.instruction(), Instruction::Serve | Instruction::Drain) && self.lease.holds(clocks())
@@ -160,6 +183,8 @@ impl Tenure {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::timeout;
+
     use super::*;
 
     fn tenure(is_held: bool) -> Tenure {
@@ -170,6 +195,17 @@ mod tests {
             lease.set(held);
         }
         Tenure::new(3, 7, Arc::new(lease), Arc::default())
+    }
+
+    #[tokio::test]
+    async fn what_runs_ends_when_another_process_has_the_partition_and_without_a_lease() {
+        let never = Duration::from_millis(10);
+        tenure(false).over().await;
+        let tenure = tenure(true);
+        tenure.drain(None);
+        assert!(timeout(never, tenure.over()).await.is_err(), "a drain finishes what runs");
+        tenure.instruct(Instruction::Abandon);
+        tenure.over().await;
     }
 
     #[test]

@@ -17,10 +17,10 @@ use jetwright_partitions::{
     subjects::Partitions,
 };
 use jetwright_process::health::Health;
-use jetwright_runtime::{Environment, Service};
+use jetwright_runtime::{Environment, HandlerError, Service};
 use jetwright_testing::await_until;
 use prometheus_client::registry::Registry;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -182,4 +182,46 @@ async fn after_the_deadline_of_the_map_a_drain_waits_for_what_runs_and_for_no_ac
     assert!(ended.load(SeqCst) > 0, "the partition was free while its handler ran");
     first.stop().await;
     second.stop().await;
+}
+
+/// Others may have the partition when the lease is over, so nothing of this process may go on with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_runs_when_the_lease_ends_is_interrupted() {
+    struct Dropped(Arc<AtomicUsize>);
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+
+    let mut bench = sharing(1).await;
+    bench.binding.handler_deadline = Text::from_secs(300);
+    let _operator = Operator::start(bench.nats.url(), 1).await;
+    let (gate, dropped) = (Gate::default(), Arc::<AtomicUsize>::default());
+    let (waiting, noting) = (gate.clone(), Arc::clone(&dropped));
+    let handler = Scripted::new(move |_, _| {
+        let (gate, guard) = (waiting.clone(), Dropped(Arc::clone(&noting)));
+        async move {
+            gate.opened().await;
+            drop(guard);
+            Ok::<_, HandlerError>(())
+        }
+    });
+    let running = bench.run(&handler).await;
+    publish_values(&bench.jetstream, 0..1).await;
+    handler.await_calls(1).await;
+    bench.nats.stop().await;
+    let stopped = Instant::now();
+    await_until("the end of the handler", SOON * 2, async || {
+        if dropped.load(SeqCst) == 1 { Ok(()) } else { Err("it runs") }
+    })
+    .await;
+    let took = stopped.elapsed();
+    assert!((Duration::from_secs(20)..Duration::from_secs(33)).contains(&took), "{took:?}");
+    assert_eq!(handler.calls().len(), 1);
+    bench.nats.start_again().await;
+    gate.open();
+    handler.await_calls(2).await;
+    assert_eq!(handler.attempts(), [(0, 1), (0, 1)], "an attempt that was interrupted is made again");
+    running.stop().await;
 }
