@@ -6,7 +6,8 @@
 //! waits, and then everything continues in the order of the stream.
 //!
 //! A predecessor that was frozen may wake and acknowledge what is here again since. JetStream no longer counts that, so that a number alone could
-//! hide what is still owed: what was unacknowledged at the start has to be here whole, or the time is over after which JetStream delivers it again.
+//! hide what is still owed. So JetStream is asked before the first pull request ([`Recovery::may_pull`]): what was unacknowledged then has to be here
+//! whole, and every delivery since, by its number. Otherwise the time has to be over after which JetStream delivers it again.
 //!
 //! What is owed may come after as much that is new as the consumer lets go unacknowledged, so a recovery needs room for all of that.
 
@@ -94,6 +95,10 @@ pub struct Recovery {
     next_info: Instant,
     /// When JetStream was to be asked, and the number that was expected then; since the last response.
     asked: Vec<(Instant, u64)>,
+    /// How many deliveries were owed by the last response, less those that arrived since.
+    owed: u64,
+    /// Something arrived.
+    has_received: bool,
     /// After which time JetStream has delivered again what is unacknowledged and not here.
     patience: Duration,
     /// What others may still acknowledge, from the first response on.
@@ -105,7 +110,7 @@ pub struct Recovery {
 struct Inherited {
     /// Stream sequence of its newest delivery.
     delivered: u64,
-    /// How many were unacknowledged; `None` after another doubt, and after the first recovery.
+    /// How many were unacknowledged; `None` where something was here already, after another doubt, and after the first recovery.
     unacknowledged: Option<u64>,
 }
 
@@ -119,6 +124,8 @@ impl Recovery {
             began: now,
             next_info: now,
             asked: Vec::new(),
+            owed: 0,
+            has_received: false,
             patience: ack_wait + TIMER_SLACK,
             inherited: None,
         }
@@ -130,6 +137,13 @@ impl Recovery {
         self.recovering_since.is_some()
     }
 
+    /// Whether deliveries may be asked for. What was delivered to a predecessor is asked for first: a number of what is unacknowledged
+    /// says nothing of what is here already.
+    #[must_use]
+    pub fn may_pull(&self) -> bool {
+        self.inherited.is_some()
+    }
+
     /// How long nothing new has begun.
     #[must_use]
     pub fn took(&self, now: Instant) -> Duration {
@@ -138,6 +152,14 @@ impl Recovery {
 
     /// A delivery of this number arrived; returns its doubt about the order, if any.
     pub fn received(&mut self, consumer_sequence: u64) -> Option<RecoveryCause> {
+        self.has_received = true;
+        if self.owed > 0 {
+            self.owed -= 1;
+            // This may have been the last one.
+            if let (0, Some(recovering_since)) = (self.owed, self.recovering_since) {
+                self.next_info = recovering_since;
+            }
+        }
         let expected = self.expected.replace(consumer_sequence + 1)?;
         match consumer_sequence {
             sequence if sequence > expected => Some(RecoveryCause::SequenceGap),
@@ -148,12 +170,14 @@ impl Recovery {
 
     /// Begins a recovery, or makes the current one wait for a newer response. Returns whether it begins.
     pub fn doubt(&mut self, doubt: RecoveryCause, now: Instant) -> bool {
-        if doubt == RecoveryCause::Reconnect {
-            self.expected = None;
-        }
-        if let Some(inherited) = &mut self.inherited {
-            // One of its own may be owed now, which what is inherited could hide.
-            inherited.unacknowledged = None;
+        // Before the first delivery nothing of its own is owed, which what is inherited could hide, and the first number is known.
+        if self.has_received {
+            if doubt == RecoveryCause::Reconnect {
+                self.expected = None;
+            }
+            if let Some(inherited) = &mut self.inherited {
+                inherited.unacknowledged = None;
+            }
         }
         let begins = self.recovering_since.is_none();
         if begins {
@@ -174,6 +198,22 @@ impl Recovery {
         due
     }
 
+    /// What a predecessor had, as the first response says, also where it is older than another doubt.
+    fn inherited(&mut self, state: ConsumerState, asked_at: Instant) -> Option<Inherited> {
+        if self.inherited.is_none() && asked_at >= self.began {
+            let ConsumerState { delivered, ack_pending, .. } = state;
+            let is_first = !self.has_received;
+            self.inherited = Some(Inherited {
+                delivered: delivered.stream_sequence,
+                unacknowledged: is_first.then_some(ack_pending),
+            });
+            if is_first {
+                self.expected = Some(delivered.consumer_sequence + 1);
+            }
+        }
+        self.inherited
+    }
+
     /// JetStream responded to a question of that time. `in_flight` counts the deliveries of these stream sequences here, without
     /// those for which an acknowledgement was sent: JetStream may count those or not. It does not count what is up to its ack floor,
     /// as after a purge. `newest` is the highest stream sequence of what has not begun here, if there is any: where JetStream has not
@@ -185,6 +225,7 @@ impl Recovery {
         in_flight: impl Fn(&RangeInclusive<u64>) -> u64,
         newest: Option<u64>,
     ) -> Progress {
+        let Some(inherited) = self.inherited(state, asked_at) else { return Progress::Unchanged };
         let Some(recovering_since) = self.recovering_since.filter(|since| asked_at >= *since) else {
             return Progress::Unchanged;
         };
@@ -194,13 +235,11 @@ impl Recovery {
         let counted = ack_floor + 1..=delivered.stream_sequence;
         let is_forgotten = newest.is_some_and(|newest| newest > delivered.stream_sequence);
         let owed = ack_pending.saturating_sub(in_flight(&counted)).max(is_forgotten.into());
-        let inherited = self.inherited.get_or_insert(Inherited {
-            delivered: delivered.stream_sequence,
-            unacknowledged: Some(ack_pending),
-        });
+        self.owed = owed;
         let here = in_flight(&(ack_floor + 1..=inherited.delivered));
-        let is_whole = here == 0 || inherited.unacknowledged.is_some_and(|all| here >= all);
-        let is_certain = is_whole || asked_at >= recovering_since + self.patience;
+        let has_inherited = here == 0 || inherited.unacknowledged.is_some_and(|all| here >= all);
+        let has_numbers = self.expected.is_none_or(|expected| delivered.consumer_sequence < expected);
+        let is_certain = (has_inherited && has_numbers) || asked_at >= recovering_since + self.patience;
         if owed > 0 || !is_certain {
             return Progress::Owed(owed.max(1));
         }
@@ -210,9 +249,10 @@ impl Recovery {
             self.next_info = recovering_since;
             return Progress::Owed(1);
         }
-        inherited.unacknowledged = None;
+        self.inherited = Some(Inherited { unacknowledged: None, ..inherited });
         self.recovering_since = None;
         self.asked.clear();
+        self.owed = 0;
         self.expected = self.expected.max(Some(delivered.consumer_sequence + 1));
         Progress::Complete
     }
@@ -259,6 +299,7 @@ mod tests {
         let mut recovery = in_order(now);
         assert!(recovery.doubt(RecoveryCause::SequenceGap, now));
         assert!(!recovery.doubt(RecoveryCause::SequenceGap, now));
+        recovery.received(14);
         let owed = |recovery: &mut Recovery, in_flight: u64| {
             let in_flight = |counted: &_| if *counted == (21..=140) { in_flight } else { 0 };
             recovery.observed(state(14, 4), now, in_flight, None)
@@ -274,8 +315,12 @@ mod tests {
         let now = Instant::now();
         let mut recovery = in_order(now);
         recovery.doubt(RecoveryCause::SequenceBack, now);
-        let mut progress = |delivered| recovery.observed(state(delivered, 0), now, |_| 0, Some(105));
-        assert_eq!([progress(10), progress(11)], [Progress::Owed(1), Progress::Complete]);
+        let progress = |recovery: &mut Recovery, delivered| {
+            recovery.observed(state(delivered, 0), now, |_| 0, Some(105))
+        };
+        assert_eq!(progress(&mut recovery, 10), Progress::Owed(1));
+        recovery.received(11);
+        assert_eq!(progress(&mut recovery, 11), Progress::Complete);
     }
 
     #[test]
@@ -293,6 +338,7 @@ mod tests {
     fn after_a_new_connection_numbers_begin_anywhere() {
         let now = Instant::now();
         let mut recovery = in_order(now);
+        recovery.received(11);
         recovery.doubt(RecoveryCause::Reconnect, now);
         assert_eq!([4, 5].map(|number| recovery.received(number)), [None, None]);
         assert_eq!(recovery.received(7), Some(RecoveryCause::SequenceGap));
@@ -322,6 +368,7 @@ mod tests {
         assert_eq!(recovery.observed(state(10, 1), later, |_| 1, None), Progress::Complete);
         // As long as they are here, another doubt takes as long.
         recovery.doubt(RecoveryCause::SequenceGap, later);
+        recovery.received(14);
         let counts = |counted: &RangeInclusive<u64>| if *counted.end() == 100 { 1 } else { 3 };
         assert_eq!(recovery.observed(state(14, 2), later, counts, None), Progress::Owed(1));
         assert_eq!(
@@ -342,6 +389,62 @@ mod tests {
         assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
         // The one with number 11 was lost.
         assert_eq!(recovery.received(12), Some(RecoveryCause::SequenceGap));
+    }
+
+    #[test]
+    fn jetstream_is_asked_at_once_when_as_much_arrived_as_was_owed() {
+        let now = Instant::now();
+        let mut recovery = Recovery::new(ACK_WAIT, now);
+        assert!(recovery.is_info_due(now));
+        assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+        recovery.received(11);
+        assert!(!recovery.is_info_due(now));
+        recovery.received(12);
+        assert_eq!([now, now].map(|now| recovery.is_info_due(now)), [true, false]);
+    }
+
+    #[test]
+    fn nothing_is_asked_for_before_it_is_known_what_a_predecessor_had() {
+        let now = Instant::now();
+        let mut recovery = Recovery::new(ACK_WAIT, now);
+        assert!(!recovery.may_pull());
+        recovery.observed(state(10, 2), now, |_| 0, None);
+        assert!(recovery.may_pull());
+        assert_eq!(recovery.received(12), Some(RecoveryCause::SequenceGap), "the first delivery was lost");
+    }
+
+    #[test]
+    fn a_connection_that_is_made_before_the_first_delivery_changes_nothing_of_what_is_known() {
+        let now = Instant::now();
+        let mut recovery = Recovery::new(ACK_WAIT, now);
+        let later = now + Duration::from_millis(1);
+        recovery.doubt(RecoveryCause::Reconnect, later);
+        assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Unchanged);
+        recovery.doubt(RecoveryCause::Reconnect, later);
+        assert_eq!([11, 12].map(|number| recovery.received(number)), [None; 2]);
+        assert_eq!(recovery.observed(state(12, 2), later, |_| 2, None), Progress::Complete);
+    }
+
+    #[test]
+    fn what_was_here_before_that_was_known_hides_nothing_that_is_owed() {
+        let now = Instant::now();
+        let mut recovery = Recovery::new(ACK_WAIT, now);
+        // One of two, which its predecessor acknowledges then.
+        recovery.received(11);
+        assert_eq!(recovery.observed(state(11, 1), now, |_| 1, None), Progress::Owed(1));
+        let later = now + ACK_WAIT + TIMER_SLACK;
+        assert_eq!(recovery.observed(state(11, 1), later, |_| 1, None), Progress::Complete);
+    }
+
+    #[test]
+    fn a_late_acknowledgement_hides_no_delivery_that_was_lost_last() {
+        let now = Instant::now();
+        let mut recovery = Recovery::new(ACK_WAIT, now);
+        assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+        assert_eq!([11, 12].map(|number| recovery.received(number)), [None; 2]);
+        // Number 13 is new, and lost, and one of the two is acknowledged by the predecessor.
+        assert_eq!(recovery.observed(state(13, 2), now, |_| 2, None), Progress::Owed(1));
+        assert_eq!(recovery.received(14), Some(RecoveryCause::SequenceGap), "it comes again");
     }
 
     #[test]

@@ -385,6 +385,7 @@ impl Process {
         let room = if events.recovery.is_active() { MAX_ACK_PENDING } else { ROOM };
         if let Some(expiry) = expiry
             && events.pull.is_none()
+            && events.recovery.may_pull()
             && events.held.len() < room
         {
             let expiry = u64::try_from(expiry.as_millis()).unwrap();

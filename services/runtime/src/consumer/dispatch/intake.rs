@@ -28,6 +28,10 @@ impl<H: Handler> Dispatcher<H> {
     fn receive(&mut self, fetched: Fetched, now: Instant, time: Timestamp) {
         match fetched {
             Fetched::ConsumerSuspect => self.suspect_consumer(now),
+            Fetched::Opened(observation) => {
+                self.note_consumer_epoch(observation.consumer_epoch);
+                self.go_on_with_recovery(&observation);
+            }
             Fetched::Deliveries { consumer_epoch, deliveries } => {
                 self.note_consumer_epoch(consumer_epoch);
                 for delivered in deliveries {

@@ -37,6 +37,8 @@ pub(super) enum Fetched {
     },
     /// The consumer may be gone, or another one may have its name.
     ConsumerSuspect,
+    /// Its state, before anything is pulled from it.
+    Opened(Arc<Observation>),
 }
 
 /// Fetches and forwards until `stop`, and then what was requested before: no other process gets it before ackWait is over. Where another
@@ -107,6 +109,7 @@ impl<H: Handler> Fetcher<'_, H> {
             if refused == 0 {
                 consumer.gate.open();
             }
+            let _ = self.outbound.send(Fetched::Opened(Arc::clone(&observation)));
             tracing::info!(binding = consumer.name(), partition = consumer.partition(), "consuming");
             let served = self.served();
             let stopped = self.fetch_while_available(&observation).await;
