@@ -2,9 +2,9 @@
 
 use jetwright_nats::ACK_PREFIX;
 use jetwright_partitions::recovery::RecoveryCause;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
-use super::{Dispatcher, Observation};
+use super::{Dispatcher, Observation, SEND_TIMEOUT};
 use crate::{Handler, consumer::ack::NAK_ON_SHUTDOWN, partitions::Instruction};
 
 /// Maximum deliveries of another process that are asked for; beyond that they come when their time is over.
@@ -49,12 +49,17 @@ impl<H: Handler> Dispatcher<H> {
         }
         let (stream, consumer) = (&self.consumer.binding.stream, &self.consumer.durable);
         let number = delivered.consumer_seq;
-        for sequence in floor + 1..=delivered.stream_seq {
-            if self.in_flight.find(sequence).is_none() {
+        let owed =
+            (floor + 1..=delivered.stream_seq).filter(|sequence| self.in_flight.find(*sequence).is_none());
+        let asking = async {
+            for sequence in owed {
                 let to = format!("{ACK_PREFIX}{stream}.{consumer}.1.{sequence}.{number}.0.0");
-                self.publish(to.into(), NAK_ON_SHUTDOWN.payload()).await;
+                // Refused if the client has ended.
+                let _ = self.client.publish(to, NAK_ON_SHUTDOWN.payload()).await;
             }
-        }
+        };
+        // A client that is connecting reads nothing, and events in flight wait meanwhile.
+        let _ = timeout(SEND_TIMEOUT, asking).await;
     }
 
     /// Updates what the process reports of the partition.

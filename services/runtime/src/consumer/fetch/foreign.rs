@@ -172,6 +172,10 @@ impl<H: Handler> Scanner<'_, H> {
 
     /// Until their dead letters are written their deliveries stay in progress, so that they are not redelivered.
     async fn hold_pending(&self) {
+        // Without the lease another process may have them.
+        if self.consumer.tenure.as_ref().is_some_and(|tenure| !tenure.may_hold()) {
+            return;
+        }
         let client = self.consumer.connection.client();
         for event in &self.pending {
             // If it cannot be sent the connection is lost, and everything is read again.

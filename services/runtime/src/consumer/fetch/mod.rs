@@ -16,7 +16,7 @@ use std::{
 use jetwright_nats::{Violation, backoff::pause};
 use tokio::{
     sync::mpsc,
-    time::{Instant, sleep},
+    time::{Instant, sleep, timeout},
 };
 
 use self::{arrivals::PullEvent, credits::Room, pull::Pull};
@@ -25,6 +25,8 @@ use crate::{Handler, partitions::Instruction};
 
 /// How often it is checked whether the lease holds again.
 const LEASE_INTERVAL: Duration = Duration::from_millis(100);
+/// How long a server may take to know that no more is requested, before what has not begun is given back all the same.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often it is checked whether other consumers of the process have released bytes.
 const BYTES_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -48,12 +50,17 @@ pub(super) async fn run<H: Handler>(consumer: &ConsumerLoop<H>, outbound: mpsc::
     consumer.stop.run_until_cancelled(fetcher.fetch_forever()).await;
     if let Some(mut pull) = fetcher.pull.take() {
         match consumer.tenure.as_ref().map(|tenure| tenure.instruction()) {
-            None => {}
-            Some(Instruction::Abandon) => return,
-            Some(_) => pull.close().await,
-        }
-        while let Some(deliveries) = pull.drain().await {
-            fetcher.forward(deliveries);
+            None => fetcher.drain(&mut pull).await,
+            Some(Instruction::Abandon) => {}
+            Some(_) => {
+                let closing = async {
+                    pull.close().await;
+                    fetcher.drain(&mut pull).await;
+                    // The answer to a later question: the servers know that no request is open, and serve none with what is given back.
+                    consumer.discovery.wait_for_consumer().await;
+                };
+                let _ = timeout(CLOSE_TIMEOUT, closing).await;
+            }
         }
     }
 }
@@ -86,6 +93,13 @@ impl<H: Handler> Fetcher<'_, H> {
         self.consumer.acquire_capacity(deliveries.len(), bytes);
         // Refused only if consuming has ended after a bug.
         let _ = self.outbound.send(Fetched::Deliveries { consumer_epoch: self.consumer_epoch, deliveries });
+    }
+
+    /// Forwards what was requested before. Cancel safe.
+    async fn drain(&self, pull: &mut Pull) {
+        while let Some(deliveries) = pull.drain().await {
+            self.forward(deliveries);
+        }
     }
 
     /// Pulls and forwards, and waits for the consumer if it does not respond. Cancel safe.
