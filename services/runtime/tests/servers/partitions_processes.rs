@@ -2,8 +2,12 @@
 
 use std::{env, sync::Arc, time::Duration};
 
+use async_nats::jetstream::consumer::PullConsumer;
 use futures::StreamExt;
-use jetwright_partitions::coordinator::{Declared, PodRole, Pods};
+use jetwright_partitions::{
+    coordinator::{Declared, PodRole, Pods},
+    subjects::Partitions,
+};
 use jetwright_process::health::Health;
 use jetwright_runtime::{Handler, HandlerError, HandlerOptions, Metadata, Pod, Service};
 use jetwright_testing::{Process, await_until};
@@ -13,7 +17,10 @@ use tokio::time::{Instant, sleep};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    sharing::{Operator, Seen, await_drained, consumer_id, of_partitions, publish_values, sharing},
+    sharing::{
+        KEYS, NO_KEY, Operator, Seen, await_drained, consumer_id, of_partitions, on_cluster, publish_values,
+        sharing,
+    },
     support::{Bench, Number, SOON},
 };
 
@@ -24,12 +31,15 @@ const URL: &str = "TEST_SHARING_URL";
 const POD: &str = "TEST_SHARING_POD";
 /// How long its handler takes, in milliseconds.
 const TAKES: &str = "TEST_SHARING_TAKES";
+/// The key of which nothing succeeds.
+const FAILS: &str = "TEST_SHARING_FAILS";
 
 /// Tells the test what it handles.
 struct Telling {
     client: async_nats::Client,
     pod: String,
     takes: Duration,
+    fails: u64,
 }
 
 impl Handler for Telling {
@@ -42,8 +52,13 @@ impl Handler for Telling {
         };
         tell("begin").await?;
         sleep(self.takes).await;
-        tell("end").await?;
-        self.client.flush().await.map_err(HandlerError::transient)
+        let has_failed = event.value % KEYS == self.fails;
+        tell(if has_failed { "fail" } else { "end" }).await?;
+        self.client.flush().await.map_err(HandlerError::transient)?;
+        if has_failed {
+            return Err(HandlerError::RetryAfter(Duration::from_hours(1), "not yet".into()));
+        }
+        Ok(())
     }
 }
 
@@ -61,19 +76,25 @@ async fn process() {
     };
     let client = async_nats::connect(&url).await.unwrap();
     let takes = Duration::from_millis(env::var(TAKES).unwrap().parse().unwrap());
+    let fails = env::var(FAILS).map_or(NO_KEY, |key| key.parse().unwrap());
     let (health, mut registry) = (Health::new(), Registry::default());
     let mut service = Service::connect(environment, &health, &mut registry).await.unwrap();
-    let handler = Telling { client, pod: uid, takes };
+    let handler = Telling { client, pod: uid, takes, fails };
     service.handle_with("numbers", handler, HandlerOptions::default()).unwrap();
     service.run(CancellationToken::new()).await.unwrap();
 }
 
 fn start(bench: &Bench, uid: &str, takes: u64) -> Process {
+    start_failing(bench, uid, takes, NO_KEY)
+}
+
+fn start_failing(bench: &Bench, uid: &str, takes: u64, fails: u64) -> Process {
     Process::builder(env::current_exe().unwrap())
         .args(["partitions_processes::process", "--exact", "--ignored", "--nocapture"])
         .env(URL, &bench.url)
         .env(POD, uid)
         .env(TAKES, takes.to_string())
+        .env(FAILS, fails.to_string())
         .name(uid)
         .start()
 }
@@ -86,7 +107,10 @@ struct Told {
 
 impl Told {
     async fn listen(bench: &Bench) -> Self {
-        let client = bench.nats.client().await;
+        Self::listen_to(bench.nats.client().await).await
+    }
+
+    async fn listen_to(client: async_nats::Client) -> Self {
         let mut told = client.subscribe("told").await.unwrap();
         client.flush().await.unwrap();
         let seen = Arc::<Mutex<Seen>>::default();
@@ -99,6 +123,7 @@ impl Told {
                 let mut seen = noting.lock();
                 match words[0] {
                     "begin" => seen.begin_by(words[1], value, epoch),
+                    "fail" => seen.fail(value),
                     _ => seen.end(value),
                 }
             }
@@ -130,6 +155,14 @@ fn declare(operator: &Operator, uids: &[&str]) {
     operator.tell(|coordinator| coordinator.declare(consumer_id(), declared));
 }
 
+/// Kills the process of this pod, and says so as Kubernetes does.
+fn kill(process: &Process, uid: &'static str, told: &Told, operator: &Operator) {
+    process.kill();
+    told.seen.lock().forget(uid);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    operator.tell(move |coordinator| coordinator.container_ended(uid, now + 1));
+}
+
 /// Kubernetes says that the container ended: nobody waits for a lease, and what the process had is asked for instead of waited for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_killed_process_had_is_handled_by_others_within_seconds_and_in_order() {
@@ -141,11 +174,8 @@ async fn what_a_killed_process_had_is_handled_by_others_within_seconds_and_in_or
     operator.await_shared(PARTITIONS, 2).await;
     publish_values(&bench.jetstream, 0..2_000).await;
     told.await_values(500, SOON).await;
-    first.kill();
     let killed = Instant::now();
-    told.seen.lock().forget("a");
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    operator.tell(move |coordinator| coordinator.container_ended("a", now + 1));
+    kill(&first, "a", &told, &operator);
     operator.await_shared(PARTITIONS, 1).await;
     assert!(killed.elapsed() < Duration::from_secs(3), "{:?}", killed.elapsed());
     told.await_values(2_000, SOON * 2).await;
@@ -177,6 +207,109 @@ async fn a_frozen_process_is_followed_after_its_lease_and_does_nothing_when_it_w
     operator.await_shared(PARTITIONS, 2).await;
     publish_values(&bench.jetstream, 1_200..1_600).await;
     told.await_values(1_600, SOON).await;
+    await_drained(&bench.jetstream, PARTITIONS, SOON).await;
+    told.assert_in_order();
+}
+
+/// How many deliveries of all partitions are unacknowledged.
+async fn unacknowledged(bench: &Bench) -> usize {
+    let mut sum = 0;
+    for partition in 0..PARTITIONS {
+        let name = format!("tests-p{partition}");
+        let consumer: PullConsumer = bench.jetstream.get_consumer_from_stream(name, "numbers").await.unwrap();
+        sum += consumer.cached_info().num_ack_pending;
+    }
+    sum
+}
+
+async fn await_unacknowledged(bench: &Bench, count: usize) {
+    await_until(&format!("{count} unacknowledged deliveries"), SOON, async || {
+        let there = unacknowledged(bench).await;
+        if there == count { Ok(()) } else { Err(there) }
+    })
+    .await;
+}
+
+/// It comes after the others of its key when their time is over, and all of them come before anything new.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_kill_an_event_that_was_said_to_be_in_progress_keeps_its_place() {
+    let bench = sharing(PARTITIONS).await;
+    let operator = Operator::start(bench.nats.url(), PARTITIONS).await;
+    declare(&operator, &["a"]);
+    let told = Told::listen(&bench).await;
+    let first = start(&bench, "a", 60_000);
+    operator.await_shared(PARTITIONS, 1).await;
+    // Ten of each key.
+    publish_values(&bench.jetstream, 0..10 * KEYS).await;
+    await_unacknowledged(&bench, usize::try_from(10 * KEYS).unwrap()).await;
+    let client = bench.nats.client().await;
+    let of_stream = Partitions::new("numbers.*", &[2], PARTITIONS).unwrap();
+    for key in 0..KEYS {
+        // The third of its key: values are the sequences less one.
+        let (partition, sequence) = (of_stream.partition_of(&format!("numbers.{key}")), 2 * KEYS + key + 1);
+        let to = format!("$JS.ACK.numbers.tests-p{partition}.1.{sequence}.1.0.0");
+        client.publish(to, "+WPI".into()).await.unwrap();
+    }
+    client.flush().await.unwrap();
+    kill(&first, "a", &told, &operator);
+    let _second = start(&bench, "b", 1);
+    declare(&operator, &["b"]);
+    publish_values(&bench.jetstream, 10 * KEYS..20 * KEYS).await;
+    told.await_values(usize::try_from(20 * KEYS).unwrap(), SOON * 3).await;
+    await_drained(&bench.jetstream, PARTITIONS, SOON).await;
+    told.assert_in_order();
+}
+
+/// With three replicas a nak is not replicated: the next leader delivers again when the time is over, and what is new meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn naks_that_a_change_of_leader_forgets_reorder_nothing_of_a_killed_process() {
+    let (cluster, mut bench) = on_cluster(PARTITIONS).await;
+    bench.url = crate::proxy::Proxy::aging(cluster.servers()[0].url()).await.url;
+    let operator = Operator::start(cluster.url(), PARTITIONS).await;
+    declare(&operator, &["a"]);
+    let told = Told::listen_to(cluster.client().await).await;
+    let first = start(&bench, "a", 60_000);
+    operator.await_shared(PARTITIONS, 1).await;
+    publish_values(&bench.jetstream, 0..10 * KEYS).await;
+    await_unacknowledged(&bench, usize::try_from(10 * KEYS).unwrap()).await;
+    let client = cluster.client().await;
+    let _second = start(&bench, "b", 1);
+    kill(&first, "a", &told, &operator);
+    declare(&operator, &["b"]);
+    publish_values(&bench.jetstream, 10 * KEYS..20 * KEYS).await;
+    // From before the naks until after the first of them.
+    while told.seen.lock().values.is_empty() {
+        for partition in 0..PARTITIONS {
+            let subject = format!("$JS.API.CONSUMER.LEADER.STEPDOWN.numbers.tests-p{partition}");
+            let _ = client.request(subject, "".into()).await;
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    told.await_values(usize::try_from(20 * KEYS).unwrap(), SOON * 3).await;
+    await_drained(&bench.jetstream, PARTITIONS, SOON).await;
+    told.assert_in_order();
+}
+
+/// The floor of its consumer stays where it is, so that nothing between it and the newest delivery is known by numbers alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_holds_the_floor_while_many_others_pass_goes_on_in_its_place_after_a_kill() {
+    let bench = sharing(PARTITIONS).await;
+    let operator = Operator::start(bench.nats.url(), PARTITIONS).await;
+    declare(&operator, &["a"]);
+    let told = Told::listen(&bench).await;
+    let first = start_failing(&bench, "a", 0, 0);
+    operator.await_shared(PARTITIONS, 1).await;
+    // No more of the key than there is room for.
+    let is_there = |value: &u64| !value.is_multiple_of(KEYS) || *value < 100 * KEYS;
+    let (of_key, others) = (100, 100_000);
+    let last = others * KEYS / (KEYS - 1);
+    let values: Vec<_> = (0..last).filter(is_there).collect();
+    publish_values(&bench.jetstream, values.iter().copied()).await;
+    told.await_values(values.len() - of_key, SOON * 6).await;
+    kill(&first, "a", &told, &operator);
+    let _second = start(&bench, "b", 0);
+    declare(&operator, &["b"]);
+    told.await_values(values.len(), SOON * 3).await;
     await_drained(&bench.jetstream, PARTITIONS, SOON).await;
     told.assert_in_order();
 }

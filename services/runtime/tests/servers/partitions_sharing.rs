@@ -114,6 +114,37 @@ async fn writes_whose_answers_are_lost_neither_lose_nor_double_a_partition() {
     observer.assert_in_order(4_000);
 }
 
+/// The number of the next delivery shows that one was lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hole_by_a_dropped_delivery_is_waited_for_before_later_events_of_its_partition() {
+    let mut bench = of_partitions(PARTITIONS).await;
+    let is_delivery = |words: &str, _: &str| words.contains(" $JS.ACK.numbers.tests-p");
+    let proxy = Proxy::aging_and_losing(bench.nats.url(), is_delivery).await;
+    bench.url.clone_from(&proxy.url);
+    let operator = Operator::start(bench.nats.url(), PARTITIONS).await;
+    let observer = Observer::new(Duration::from_millis(1));
+    let first = run(&bench, &observer).await;
+    let second = run(&bench, &observer).await;
+    operator.await_shared(PARTITIONS, 2).await;
+    publish_values(&bench.jetstream, 0..1_000).await;
+    observer.await_values(200, SOON).await;
+    for round in 1..4 {
+        proxy.lose(3);
+        publish_values(&bench.jetstream, round * 1_000..(round + 1) * 1_000).await;
+        let handled = usize::try_from((round + 1) * 1_000).unwrap();
+        observer.await_values(handled, SOON * 2).await;
+        assert_eq!(proxy.left_to_lose(), 0);
+    }
+    await_drained(&bench.jetstream, PARTITIONS, SOON).await;
+    let metrics = [first.stop().await, second.stop().await];
+    let gaps = "jetwright_order_recoveries_total{event_consumer=\"numbers\",cause=\"sequence-gap\"} ";
+    assert!(metrics.iter().map(|metrics| count(metrics, gaps)).sum::<u64>() > 0);
+    for metrics in &metrics {
+        assert_sentinel_is_silent(metrics);
+    }
+    observer.assert_in_order(4_000);
+}
+
 /// Revisions grow, so nothing of the old bucket is taken for something of the new one. Who held something in the old one has stopped by
 /// then.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

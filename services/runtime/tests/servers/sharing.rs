@@ -148,8 +148,8 @@ pub async fn on_cluster(count: u32) -> (NatsCluster, Bench) {
     (cluster, bench)
 }
 
-/// Publishes values from `from` on, each under the key that it leaves divided by the number of keys.
-pub async fn publish_values(jetstream: &jetstream::Context, values: std::ops::Range<u64>) {
+/// Publishes values, each under the key that it leaves divided by the number of keys.
+pub async fn publish_values(jetstream: &jetstream::Context, values: impl IntoIterator<Item = u64>) {
     let mut last = None;
     for value in values {
         let payload = Number { value }.encode_to_vec().into();
@@ -216,6 +216,11 @@ impl Seen {
     /// A process is dead.
     pub fn forget(&mut self, process: &str) {
         self.running.retain(|_, by| by != process);
+    }
+
+    /// It is tried again later.
+    pub fn fail(&mut self, value: u64) {
+        self.running.remove(&(value % KEYS));
     }
 
     pub fn end(&mut self, value: u64) {
