@@ -113,6 +113,14 @@ impl Connection {
         })
     }
 
+    /// Another connection of the program, to the same servers, for what may cut one and is read again then: its loss is no warning.
+    pub(crate) async fn another(&self, purpose: &str) -> Result<Self, ConnectError> {
+        let name = format!("{} {purpose}", self.config.name);
+        let other = Self::open(ConnectionConfig { name, ..(*self.config).clone() }).await?;
+        other.ending();
+        Ok(other)
+    }
+
     /// From now on a loss of the connection is no warning; clones may still exist.
     pub fn ending(&self) {
         self.observer.ending();

@@ -16,6 +16,7 @@ mod observer;
 mod permits;
 mod reply;
 mod state;
+mod stored;
 mod supervisor;
 mod violation;
 
@@ -29,5 +30,6 @@ pub use jetstream_error::{Disposition, JetStreamError};
 pub use mux::NoReply;
 pub use reply::RequestError;
 pub use state::{ConnectionState, Link};
+pub use stored::StoredMessage;
 pub use supervisor::ConnectionConfig;
 pub use violation::{Violation, ViolationReceiver};

@@ -1,9 +1,9 @@
-//! What a key has, from a response of JetStream. Pure.
+//! What a key has, from a message as the bucket stores it. Pure.
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use data_encoding::BASE64;
-use serde::Deserialize;
+
+use crate::stored::StoredMessage;
 
 /// Header of a message that deletes its key.
 pub(super) const OPERATION_HEADER: &str = "KV-Operation";
@@ -31,68 +31,63 @@ pub enum Found {
     Unknown(String),
 }
 
-/// A response to STREAM.MSG.GET.
-#[derive(Deserialize)]
-pub(super) struct Answer {
-    message: Stored,
+/// A change of a key.
+pub(super) enum Change {
+    Value(Bytes),
+    Deletion,
 }
 
-#[derive(Deserialize)]
-struct Stored {
-    seq: u64,
-    #[serde(default)]
-    hdrs: String,
-    #[serde(default)]
-    data: String,
-}
-
-impl Answer {
-    pub(super) fn found(self) -> Found {
-        let Stored { seq: revision, hdrs, data } = self.message;
-        let (Ok(headers), Ok(value)) = (BASE64.decode(hdrs.as_bytes()), BASE64.decode(data.as_bytes()))
-        else {
-            return Found::Unknown("the response of JetStream is not in base64".to_owned());
+impl Change {
+    /// What a message with these headers and this payload does to its key.
+    pub(super) fn of(headers: Option<&HeaderMap>, payload: Bytes) -> Self {
+        let names = headers.into_iter().flat_map(|headers| headers.iter().map(|(name, _)| name));
+        let is_deletion = |header: &str| {
+            [OPERATION_HEADER, MARKER_HEADER].iter().any(|name| name.eq_ignore_ascii_case(header))
         };
-        let headers = String::from_utf8_lossy(&headers);
-        let names = headers.lines().filter_map(|line| Some(line.split_once(':')?.0));
-        if names.into_iter().any(is_deletion) {
-            return Found::Deleted { revision };
+        if names.into_iter().any(|name| is_deletion(name.as_ref())) {
+            Self::Deletion
+        } else {
+            Self::Value(payload)
         }
-        Found::Value { revision, value: value.into() }
+    }
+
+    /// The same of a message whose headers may be such that some cannot be read.
+    pub(super) fn stored(message: &StoredMessage) -> Self {
+        Self::of(Some(&message.readable_headers()), message.payload.clone())
     }
 }
 
-/// Whether a message with these headers deletes its key.
-pub(super) fn deletes(headers: &HeaderMap) -> bool {
-    headers.iter().any(|(name, _)| is_deletion(name.as_ref()))
-}
-
-fn is_deletion(header: &str) -> bool {
-    [OPERATION_HEADER, MARKER_HEADER].iter().any(|name| name.eq_ignore_ascii_case(header))
+impl From<StoredMessage> for Found {
+    fn from(message: StoredMessage) -> Self {
+        let revision = message.sequence;
+        match Change::stored(&message) {
+            Change::Value(value) => Self::Value { revision, value },
+            Change::Deletion => Self::Deleted { revision },
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use jiff::Timestamp;
+
     use super::*;
 
     fn found(headers: &str) -> Found {
-        let message =
-            Stored { seq: 7, hdrs: BASE64.encode(headers.as_bytes()), data: BASE64.encode(b"value") };
-        Answer { message }.found()
+        let header_block = (!headers.is_empty()).then(|| Bytes::copy_from_slice(headers.as_bytes()));
+        let (subject, time) = ("$KV.b.a".to_owned(), Timestamp::UNIX_EPOCH);
+        StoredMessage { subject, sequence: 7, time, header_block, payload: "value".into() }.into()
     }
 
     #[test]
     fn a_message_that_says_so_deletes_its_key_and_any_other_has_its_value() {
         let value = Found::Value { revision: 7, value: "value".into() };
-        assert_eq!([found(""), found("NATS/1.0\r\nNote: KV-Operation\r\n\r\n")], [value.clone(), value]);
-        for header in ["KV-Operation: DEL", "KV-Operation: PURGE", "Nats-Marker-Reason: MaxAge"] {
+        for headers in ["", "NATS/1.0\r\nNote: KV-Operation\r\n\r\n", "NATS/1.0\r\nX Trace: 1\r\n\r\n"] {
+            assert_eq!(found(headers), value);
+        }
+        for header in ["KV-Operation: DEL", "kv-operation: PURGE", "X Trace: 1\r\nNats-Marker-Reason: MaxAge"]
+        {
             assert_eq!(found(&format!("NATS/1.0\r\n{header}\r\n\r\n")), Found::Deleted { revision: 7 });
         }
-    }
-
-    #[test]
-    fn a_response_that_cannot_be_read_says_nothing() {
-        let message = Stored { seq: 7, hdrs: String::new(), data: "?".to_owned() };
-        assert!(matches!(Answer { message }.found(), Found::Unknown(_)));
     }
 }

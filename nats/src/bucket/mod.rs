@@ -1,19 +1,31 @@
 //! A key-value bucket (NATS ADR-8) in which several programs agree: reads from the leader of its stream, writes that expect a revision,
 //! and a watch. Each request is sent once, since a repeated write cannot be told from the write of another. Does I/O and decides nothing.
+//!
+//! | file | does |
+//! | --- | --- |
+//! | `entry` | says what a message does to its key |
+//! | `watch` | tells what keys have, and each change |
+//! | `deliveries` | the consumer of a watch |
+//! | `reading` | reads what is not delivered |
 
+mod deliveries;
 mod entry;
+mod reading;
 mod watch;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, HeaderValue, header, message::OutboundMessage};
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::json;
-use tokio::time::{Instant, sleep_until};
+use serde_json::{Value, json};
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, sleep_until, timeout},
+};
 
-use self::entry::{Answer, OPERATION_HEADER};
+use self::entry::OPERATION_HEADER;
 pub use self::{
     entry::Found,
     watch::{Watch, WatchEvent},
@@ -23,6 +35,7 @@ use crate::{
     jetstream_error::{JetStreamError, NO_MESSAGE_FOUND, WRITE_UNDER_WAY, WRONG_LAST_SEQUENCE},
     mux::NoReply,
     reply::read,
+    stored::StoredMessage,
 };
 
 /// How long a request waits for its answer.
@@ -32,10 +45,13 @@ const MIN_SILENCE: Duration = Duration::from_secs(1);
 /// Header of how long a server keeps a message.
 const TTL_HEADER: &str = "Nats-TTL";
 
-/// One bucket. Clones share the connection.
+/// One bucket. Clones share its connections.
 #[derive(Clone, Debug)]
 pub struct Bucket {
     connection: Connection,
+    /// Another connection, from the first watch on, over which watches are delivered: anybody may write what the client cannot parse, and
+    /// its connection ends when that is delivered.
+    delivering: Arc<OnceCell<Connection>>,
     stream: String,
     /// What the subject of each key begins with.
     prefix: String,
@@ -57,7 +73,8 @@ impl Bucket {
     /// The bucket of this name, which need not exist yet.
     #[must_use]
     pub fn new(connection: &Connection, name: &str) -> Self {
-        Self { connection: connection.clone(), stream: format!("KV_{name}"), prefix: format!("$KV.{name}.") }
+        let (stream, prefix) = (format!("KV_{name}"), format!("$KV.{name}."));
+        Self { connection: connection.clone(), delivering: Arc::default(), stream, prefix }
     }
 
     /// Tells what the keys that match one of these filters have, and what is written to them from now on. Filters must not overlap;
@@ -73,12 +90,21 @@ impl Bucket {
     }
 
     async fn find(&self, key: &str) -> Found {
-        let subject = self.connection.api_subjects().get_message(&self.stream);
-        let query = json!({ "last_by_subj": format!("{}{key}", self.prefix) }).to_string();
-        match self.ask::<Answer>(subject, query).await {
-            Ok(answer) => answer.found(),
-            Err(Failure::Refused(error)) if error.err_code == NO_MESSAGE_FOUND => Found::Absent,
+        let query = json!({ "last_by_subj": format!("{}{key}", self.prefix) });
+        match self.get(&query).await {
+            Ok(Some(message)) => message.into(),
+            Ok(None) => Found::Absent,
             Err(failure) => Found::Unknown(failure.to_string()),
+        }
+    }
+
+    /// A message as the leader of the bucket's stream has it.
+    async fn get(&self, query: &Value) -> Result<Option<StoredMessage>, Failure> {
+        let subject = self.connection.api_subjects().get_message(&self.stream);
+        match self.ask(subject, query.to_string()).await {
+            Ok(message) => Ok(Some(message)),
+            Err(Failure::Refused(error)) if error.err_code == NO_MESSAGE_FOUND => Ok(None),
+            Err(failure) => Err(failure),
         }
     }
 
@@ -120,6 +146,26 @@ impl Bucket {
         let info = unhurried(self.ask(subject, String::new()), Result::is_err).await;
         let Info { created, ts } = info.map_err(|failure| failure.to_string())?;
         Ok(ts.duration_since(created).try_into().unwrap_or_default())
+    }
+
+    /// The same bucket, over the connection of watches.
+    async fn delivering(&self) -> Result<Self, String> {
+        let mut link = self.connection.link();
+        // Until then two connections would say why there is none.
+        let is_connected = timeout(REQUEST_TIMEOUT, link.wait_for(|link| link.connected))
+            .await
+            .is_ok_and(|link| link.is_ok());
+        if !is_connected {
+            return Err("NATS is not connected".to_owned());
+        }
+        let another = self.delivering.get_or_try_init(|| self.connection.another("watches")).await;
+        let connection = another.map_err(|error| error.to_string())?.clone();
+        Ok(Self { connection, ..self.clone() })
+    }
+
+    /// The key of a message's subject.
+    fn key_of(&self, subject: &str) -> String {
+        subject.strip_prefix(&self.prefix).unwrap_or(subject).to_owned()
     }
 
     async fn publish(&self, key: &str, payload: Bytes, mut headers: HeaderMap) -> Written {

@@ -1,36 +1,31 @@
-//! A watch: a push consumer that delivers the last message of each key, and then every new one. Its deliveries are numbered, so that a
-//! lost one is noticed; then, and after each new connection, another consumer begins from what there is.
+//! A watch: what keys have, and each change. It is delivered, and begins again where a delivery was lost. Where that ends before everything is
+//! told, the rest is read, so that nobody can end watches by writing what a client cannot receive.
 
 use std::time::Duration;
 
-use async_nats::{Message, StatusCode, Subject, Subscriber};
 use bytes::Bytes;
-use futures::StreamExt;
-use serde::Deserialize;
-use serde_json::{Value, json};
 use tokio::{
-    sync::{mpsc, watch},
-    time::{sleep, timeout},
+    sync::mpsc,
+    time::{Instant, sleep},
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Bucket, Failure, entry::deletes};
-use crate::{ACK_PREFIX, Link, backoff::pause, jetstream_error::STREAM_NOT_FOUND};
+use super::{
+    Bucket, Failure,
+    deliveries::{Begin, Deliveries},
+    entry::Change,
+    reading::Told,
+};
+use crate::{backoff::pause, jetstream_error::STREAM_NOT_FOUND};
 
-/// How often the server says that it has nothing to deliver.
-const HEARTBEAT: Duration = Duration::from_secs(3);
-/// How long the server may be silent before the consumer is taken for gone.
-const SILENCE: Duration = Duration::from_secs(7);
-/// How long the server keeps a consumer that nobody listens to.
-const INACTIVE: Duration = Duration::from_secs(30);
 /// Maximum pause between two attempts to begin.
 const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// How often it is read what is new, where it is not delivered.
+const READ_INTERVAL: Duration = Duration::from_secs(1);
+/// How long nothing is delivered after a message that ends connections: who wrote one may write more.
+const CALM: Duration = Duration::from_mins(1);
 /// Events that wait to be read. The server waits, too, when there are more.
 const CAPACITY: usize = 256;
-/// Header of a heartbeat: the number of the newest delivery.
-const LAST_DELIVERY_HEADER: &str = "Nats-Last-Consumer";
-/// Header of a heartbeat: where the server waits for a message before it goes on.
-const STALLED_HEADER: &str = "Nats-Consumer-Stalled";
 
 /// What a watch tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +54,15 @@ pub enum WatchEvent {
     Lost(String),
 }
 
+impl WatchEvent {
+    pub(super) fn of(key: String, revision: u64, change: Change) -> Self {
+        match change {
+            Change::Value(value) => Self::Value { key, revision, value },
+            Change::Deletion => Self::Deleted { key, revision },
+        }
+    }
+}
+
 /// Tells what keys have, until it is dropped.
 #[derive(Debug)]
 pub struct Watch {
@@ -68,9 +72,10 @@ pub struct Watch {
 
 impl Watch {
     pub(super) fn begin(bucket: Bucket, filters: &[String]) -> Self {
-        let subjects = filters.iter().map(|filter| format!("{}{filter}", bucket.prefix)).collect();
+        let subjects: Vec<_> = filters.iter().map(|filter| format!("{}{filter}", bucket.prefix)).collect();
         let (sender, events) = mpsc::channel(CAPACITY);
-        let task = tokio::spawn(async move { Watcher { bucket, subjects, sender }.run().await });
+        let mut watcher = Watcher { bucket, told: Told::new(&subjects), begin: Begin::WithAll, sender };
+        let task = tokio::spawn(async move { watcher.run().await });
         Self { events, _task: AbortOnDropHandle::new(task) }
     }
 
@@ -85,7 +90,7 @@ impl Watch {
 }
 
 /// Why a watch has to begin again.
-enum Ended {
+pub(super) enum Ended {
     Missing,
     Lost(String),
     /// Nobody reads what it tells.
@@ -103,225 +108,99 @@ impl From<Failure> for Ended {
 
 struct Watcher {
     bucket: Bucket,
-    subjects: Vec<String>,
+    told: Told,
+    /// How the next deliveries begin.
+    begin: Begin,
     sender: mpsc::Sender<WatchEvent>,
 }
 
-/// One consumer of the watch.
-struct Deliveries {
-    subscriber: Subscriber,
-    link: watch::Receiver<Link>,
-    /// Number of the newest delivery.
-    newest: u64,
-    /// Number of the delivery by which everything that there was is told; `None` when it is.
-    last: Option<u64>,
-}
-
 impl Watcher {
-    async fn run(&self) {
+    async fn run(&mut self) {
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let ended = match self.open().await {
-                Ok(deliveries) => {
-                    attempt = 0;
-                    self.follow(deliveries).await
-                }
-                Err(ended) => ended,
-            };
-            let event = match ended {
-                Ended::Missing => WatchEvent::Missing,
-                Ended::Lost(why) => WatchEvent::Lost(why),
-                Ended::Unread => return,
-            };
-            if self.sender.send(event).await.is_err() {
+            let (was_synced, ended) = self.follow().await;
+            if was_synced {
+                attempt = 0;
+                self.told.forget();
+            }
+            let may_be_cut = !was_synced && matches!(ended, Ended::Lost(_));
+            if self.say(ended).await.is_err() {
+                return;
+            }
+            if may_be_cut
+                && let Err(ended) = self.read_rest().await
+                && self.say(ended).await.is_err()
+            {
                 return;
             }
             sleep(pause(attempt, rand::random()).min(MAX_PAUSE)).await;
         }
     }
 
-    async fn open(&self) -> Result<Deliveries, Ended> {
-        #[derive(Deserialize)]
-        struct Info {
-            num_pending: u64,
-            delivered: Delivered,
+    /// Tells why it begins again; an error where nobody reads it.
+    async fn say(&mut self, ended: Ended) -> Result<(), Ended> {
+        match ended {
+            Ended::Missing => {
+                // The one that takes its place may be another one.
+                self.told.forget();
+                self.begin = Begin::WithAll;
+                self.send(WatchEvent::Missing).await
+            }
+            Ended::Lost(why) => self.send(WatchEvent::Lost(why)).await,
+            Ended::Unread => Err(Ended::Unread),
         }
-        #[derive(Deserialize)]
-        struct Delivered {
-            consumer_seq: u64,
-        }
-        let Bucket { connection, stream, .. } = &self.bucket;
-        let mut link = connection.link();
-        link.borrow_and_update();
-        let client = connection.client();
-        let inbox = client.new_inbox();
-        let subscriber = timeout(super::REQUEST_TIMEOUT, client.subscribe(inbox.clone())).await;
-        let subscriber = subscriber
-            .map_err(|_| Ended::Lost("NATS is not connected".to_owned()))?
-            .map_err(|error| Ended::Lost(error.to_string()))?;
-        // The last token of an inbox is drawn at random.
-        let name = inbox.rsplit('.').next().unwrap_or_default();
-        let subject = connection.api_subjects().request("CONSUMER.CREATE", &[stream, name]);
-        let Info { num_pending, delivered } =
-            self.bucket.ask(subject, self.consumer(name, &inbox).to_string()).await?;
-        let mut deliveries = Deliveries {
-            subscriber,
-            link,
-            newest: 0,
-            // It may have delivered already.
-            last: Some(num_pending + delivered.consumer_seq),
+    }
+
+    /// Tells what is delivered; returns whether everything was told that there was, and why it ended.
+    async fn follow(&mut self) -> (bool, Ended) {
+        let begin = std::mem::replace(&mut self.begin, Begin::WithAll);
+        let mut deliveries = match Deliveries::open(&self.bucket, &self.told, begin).await {
+            Ok(deliveries) => deliveries,
+            Err(ended) => return (false, ended),
         };
-        self.tell_synced(&mut deliveries, false).await?;
-        Ok(deliveries)
-    }
-
-    fn consumer(&self, name: &str, inbox: &str) -> Value {
-        json!({
-            "stream_name": self.bucket.stream,
-            "action": "create",
-            "config": {
-                "name": name,
-                "description": "a watch",
-                "deliver_subject": inbox,
-                "deliver_policy": "last_per_subject",
-                "ack_policy": "none",
-                "replay_policy": "instant",
-                "max_deliver": 1,
-                "filter_subjects": self.subjects,
-                "idle_heartbeat": nanoseconds(HEARTBEAT),
-                "flow_control": true,
-                "inactive_threshold": nanoseconds(INACTIVE),
-                "mem_storage": true,
-                "num_replicas": 1,
-            },
-        })
-    }
-
-    /// Tells what is delivered, until something is missing.
-    async fn follow(&self, mut deliveries: Deliveries) -> Ended {
-        let epoch = deliveries.link.borrow().epoch;
         loop {
-            let message = tokio::select! {
-                message = timeout(SILENCE, deliveries.subscriber.next()) => message,
-                // Not before the connection is there again: until then a new watch would fail.
-                lost = deliveries.link.wait_for(|link| link.connected && link.epoch != epoch) => {
-                    drop(lost);
-                    return Ended::Lost("the connection to NATS was lost".to_owned());
+            let told = match deliveries.next().await {
+                Ok(event) => {
+                    if let WatchEvent::Value { revision, .. } | WatchEvent::Deleted { revision, .. } = &event
+                    {
+                        self.told.note(*revision);
+                    }
+                    self.send(event).await
                 }
-            };
-            let told = match message {
-                Ok(Some(message)) if message.status.is_some() => self.status(&mut deliveries, &message).await,
-                Ok(Some(message)) => self.tell(&mut deliveries, message).await,
-                Ok(None) => Err(Ended::Lost("the NATS client was closed".to_owned())),
-                Err(_) => Err(Ended::Lost("JetStream stopped delivering".to_owned())),
+                Err(ended) => Err(ended),
             };
             if let Err(ended) = told {
-                return ended;
+                return (deliveries.is_synced(), ended);
             }
         }
     }
 
-    /// A heartbeat, or a request to say that what was delivered is read.
-    async fn status(&self, deliveries: &mut Deliveries, message: &Message) -> Result<(), Ended> {
-        if message.status != Some(StatusCode::IDLE_HEARTBEAT) {
-            let why = message.description.as_deref().unwrap_or("without a reason");
-            return Err(Ended::Lost(format!("JetStream ended the watch: {why}")));
-        }
-        let header =
-            |name: &'static str| message.headers.as_ref()?.get(name).map(async_nats::HeaderValue::as_str);
-        let stalled = header(STALLED_HEADER).map(Subject::from);
-        if let Some(to) = message.reply.clone().or_else(|| stalled.clone()) {
-            let client = self.bucket.connection.client();
-            // Where it is not sent, the next heartbeat asks again.
-            let _ = timeout(super::REQUEST_TIMEOUT, client.publish(to, Bytes::new())).await;
-        }
-        match header(LAST_DELIVERY_HEADER).and_then(|number| number.parse::<u64>().ok()) {
-            Some(newest) if newest != deliveries.newest => Err(hole()),
-            // It has nothing to deliver.
-            Some(_) => self.tell_synced(deliveries, stalled.is_none()).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn tell(&self, deliveries: &mut Deliveries, message: Message) -> Result<(), Ended> {
-        let numbers = message.reply.as_deref().and_then(Numbers::read);
-        let key = message.subject.strip_prefix(&self.bucket.prefix);
-        let (Some(numbers), Some(key)) = (numbers, key) else {
-            return Err(Ended::Lost(format!("a message on {} is no delivery", message.subject)));
-        };
-        if numbers.delivery != deliveries.newest + 1 {
-            return Err(hole());
-        }
-        deliveries.newest = numbers.delivery;
-        let (key, revision) = (key.to_owned(), numbers.revision);
-        let event = match &message.headers {
-            Some(headers) if deletes(headers) => WatchEvent::Deleted { key, revision },
-            _ => WatchEvent::Value { key, revision, value: message.payload },
-        };
-        self.send(event).await?;
-        self.tell_synced(deliveries, numbers.pending == 0).await
-    }
-
-    /// Keys that were deleted meanwhile are never delivered, so their number alone does not say when all is told.
-    async fn tell_synced(&self, deliveries: &mut Deliveries, is_all: bool) -> Result<(), Ended> {
-        if deliveries.last.is_some_and(|last| is_all || deliveries.newest >= last) {
-            deliveries.last = None;
-            self.send(WatchEvent::Synced).await?;
+    /// Tells by reading what was not delivered; and as long as there are messages that must not be delivered, also what is written next.
+    async fn read_rest(&mut self) -> Result<(), Ended> {
+        let mut is_calm = !self.read().await?;
+        self.send(WatchEvent::Synced).await?;
+        let mut since = Instant::now();
+        while !is_calm {
+            sleep(READ_INTERVAL).await;
+            let newest = self.told.newest();
+            if self.read().await? {
+                since = Instant::now();
+            }
+            is_calm = since.elapsed() >= CALM;
+            if is_calm {
+                self.begin = Begin::After(newest);
+            }
         }
         Ok(())
     }
 
+    /// Reads and tells what is not told yet; returns whether something of it must not be delivered.
+    async fn read(&mut self) -> Result<bool, Ended> {
+        Ok(self.told.read(&self.bucket, &self.sender).await?.report())
+    }
+
     async fn send(&self, event: WatchEvent) -> Result<(), Ended> {
         self.sender.send(event).await.map_err(|_| Ended::Unread)
-    }
-}
-
-fn hole() -> Ended {
-    Ended::Lost("a change was lost".to_owned())
-}
-
-fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// The numbers in the reply subject of a delivery (NATS ADR-15).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Numbers {
-    revision: u64,
-    delivery: u64,
-    pending: u64,
-}
-
-impl Numbers {
-    fn read(reply: &str) -> Option<Self> {
-        let tokens: Vec<_> = reply.strip_prefix(ACK_PREFIX)?.split('.').collect();
-        let tail = match tokens.len() {
-            7 => &tokens[..],
-            9.. => &tokens[2..],
-            _ => return None,
-        };
-        let number = |index: usize| tail.get(index)?.parse().ok();
-        Some(Self { revision: number(3)?, delivery: number(4)?, pending: number(6)? })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_numbers_of_a_delivery_are_read_in_both_forms() {
-        let expected = Some(Numbers { revision: 90, delivery: 4, pending: 2 });
-        for tail in [
-            "KV_a.w.1.90.4.1700000000.2",
-            "hub.acc.KV_a.w.1.90.4.1700000000.2",
-            "_.acc.KV_a.w.1.90.4.1.2.token",
-        ] {
-            assert_eq!(Numbers::read(&format!("$JS.ACK.{tail}")), expected, "{tail}");
-        }
-        for other in ["$JS.ACK.a.b", "_INBOX.a.b.1.2.3.4.5", "$JS.ACK.a.b.1.x.4.1.2"] {
-            assert_eq!(Numbers::read(other), None, "{other}");
-        }
     }
 }

@@ -133,3 +133,48 @@ async fn a_watch_that_lost_a_change_begins_again() {
     );
     assert_eq!(all_told(&mut watch).await, [value("a", 1, "1")]);
 }
+
+/// How many connections clients made to a server.
+async fn connections(nats: &NatsServer) -> u64 {
+    let varz: Value = nats.monitor("/varz").await.unwrap();
+    varz["total_connections"].as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn what_ends_connections_is_told_and_ends_none_that_others_need() {
+    let nats = NatsServer::start().await;
+    let connection = connect(config(&nats)).await;
+    make_bucket(&connection, 1).await;
+    let bucket = Bucket::new(&connection, "b");
+    let mut writer = RawClient::connect(nats.url()).await;
+    bucket.put("m.a", "1").await;
+    // A name that is not allowed, a status, and what makes the client panic.
+    let blocks = ["X Trace: 1", "Note: a\rb"].map(|line| format!("NATS/1.0\r\n{line}\r\n\r\n"));
+    let blocks = [blocks[0].as_str(), "NATS/1.0 503\r\n\r\n", blocks[1].as_str()];
+    let mut expected = vec![value("m.a", 1, "1")];
+    for number in 0..60_usize {
+        let key = format!("m.foreign{number}");
+        writer.publish(format!("$KV.b.{key}"), blocks[number % 3].as_bytes(), b"x").await;
+        expected.push(value(&key, number as u64 + 2, "x"));
+    }
+    await_until("all is stored", SOON, async || match bucket.read("m.foreign59").await {
+        Found::Value { revision: 61, .. } => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    bucket.put("m.z", "2").await;
+    expected.push(value("m.z", 62, "2"));
+    let before = connections(&nats).await;
+    let mut watch = bucket.watch(&["m.*".to_owned(), "other".to_owned()]);
+    assert_eq!(all_told(&mut watch).await, expected);
+    // And while it is watched.
+    for number in 0..60 {
+        writer.publish(format!("$KV.b.m.foreign{number}"), blocks[number % 3].as_bytes(), b"y").await;
+        bucket.put("other", format!("{number}")).await;
+    }
+    let last = value("other", 182, "59");
+    while told(&mut watch).await != last {}
+    assert_eq!((connection.link().borrow().epoch, connection.link().borrow().generation), (1, 0));
+    let made = connections(&nats).await - before;
+    assert!(made <= 4, "{made} connections for one watch");
+}

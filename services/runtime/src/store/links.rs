@@ -71,7 +71,7 @@ mod tests {
     use bytes::Bytes;
     use jiff::Timestamp;
 
-    use super::{super::raw::RawEvent, *};
+    use super::{super::RawEvent, *};
 
     fn event(sequence: u64, block: &str) -> StoredEvent {
         let (time, header_block) = (Timestamp::UNIX_EPOCH, Some(Bytes::from(block.to_owned())));

@@ -149,7 +149,7 @@ mod tests {
     use bytes::Bytes;
     use jiff::Timestamp;
 
-    use super::{super::raw::RawEvent, *};
+    use super::{super::RawEvent, *};
 
     fn events(subject: &str, sequences: &[u64]) -> Vec<StoredEvent> {
         let event = |sequence| RawEvent {

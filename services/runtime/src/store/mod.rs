@@ -14,7 +14,6 @@ mod key_value;
 mod links;
 mod merged;
 mod pages;
-mod raw;
 mod reader;
 mod shared;
 mod stored_event;
@@ -26,4 +25,7 @@ pub use self::{
     reader::Reader,
     stored_event::{Position, StoredEvent},
 };
-pub(crate) use self::{key_value::is_key, pages::Pages, raw::RawEvent, shared::Shared};
+/// An event exactly as its stream stores it.
+pub(crate) use jetwright_nats::StoredMessage as RawEvent;
+
+pub(crate) use self::{key_value::is_key, pages::Pages, shared::Shared};

@@ -8,12 +8,8 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{sync::Semaphore, time::Instant};
 
-use super::{
-    raw::{Answer, RawEvent},
-    stored_event::StoredEvent,
-    unparsable::Unparsable,
-};
-use crate::{Error, ErrorKind, subject::PartitionedStreams};
+use super::{RawEvent, stored_event::StoredEvent, unparsable::Unparsable};
+use crate::{Error, subject::PartitionedStreams};
 
 /// Timeout of one request.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
@@ -102,10 +98,8 @@ impl Reader {
             payload: wanted.to_string().into(),
             deadline: Instant::now() + REQUEST_TIMEOUT,
         };
-        match self.connection.request::<Answer>(request).await {
-            Ok(Answer { message }) => RawEvent::try_from(message)
-                .map(Some)
-                .map_err(|error| Error::new(ErrorKind::Refused, object, error)),
+        match self.connection.request(request).await {
+            Ok(event) => Ok(Some(event)),
             Err(RequestError::Refused(error)) if error.err_code == NO_MESSAGE_FOUND => Ok(None),
             Err(other) => Err(Error::of_request(object, &other)),
         }

@@ -6,7 +6,7 @@ use jetwright_partitions::subjects::Partitions;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::raw::RawEvent;
+use super::RawEvent;
 use crate::{DecodeError, Event, event::EVENT_TYPE};
 
 /// An event as its stream stores it.

@@ -64,7 +64,7 @@ mod tests {
     use bytes::Bytes;
     use jiff::Timestamp;
 
-    use super::{super::raw::RawEvent, *};
+    use super::{super::RawEvent, *};
 
     fn event(subject: &str, sequence: u64, block: &'static [u8]) -> StoredEvent {
         let (time, header_block) = (Timestamp::UNIX_EPOCH, Some(Bytes::from_static(block)));

@@ -11,25 +11,29 @@ use data_encoding::BASE64;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-/// A message as its stream stores it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct RawEvent {
+/// A message as its stream stores it; it is read from a response to STREAM.MSG.GET.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "Answer")]
+pub struct StoredMessage {
     /// As JSON gives it: bytes that are not UTF-8 are U+FFFD.
-    pub(crate) subject: String,
-    pub(crate) sequence: u64,
-    pub(crate) time: Timestamp,
+    pub subject: String,
+    /// Its number in the stream.
+    pub sequence: u64,
+    /// When it was stored, by the server's clock.
+    pub time: Timestamp,
     /// From the version line on.
-    pub(crate) header_block: Option<Bytes>,
-    pub(crate) payload: Bytes,
+    pub header_block: Option<Bytes>,
+    /// Its payload.
+    pub payload: Bytes,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Answer {
-    pub(super) message: Stored,
+struct Answer {
+    message: Stored,
 }
 
 #[derive(Deserialize)]
-pub(super) struct Stored {
+struct Stored {
     subject: String,
     seq: u64,
     time: Timestamp,
@@ -39,9 +43,10 @@ pub(super) struct Stored {
     data: String,
 }
 
-impl RawEvent {
+impl StoredMessage {
     /// Why the client closes its connection, or panics, when it receives this message; `None` if it can receive it.
-    pub(crate) fn unparsable(&self) -> Option<String> {
+    #[must_use]
+    pub fn unparsable(&self) -> Option<String> {
         // The client splits the line of a message with headers at every kind of white space.
         let splits = self.header_block.is_some() && self.subject.contains(char::is_whitespace);
         let splits = || splits.then(|| "its subject has white space".to_owned());
@@ -49,7 +54,8 @@ impl RawEvent {
     }
 
     /// The same for a message whose subject is in a header, as DIRECT.GET sends it.
-    pub(super) fn unparsable_as_answer(&self) -> Option<String> {
+    #[must_use]
+    pub fn unparsable_as_answer(&self) -> Option<String> {
         self.unnameable().or_else(|| self.headers().err())
     }
 
@@ -70,7 +76,8 @@ impl RawEvent {
     }
 
     /// The headers that can be read, whatever the others are.
-    pub(super) fn readable_headers(&self) -> HeaderMap {
+    #[must_use]
+    pub fn readable_headers(&self) -> HeaderMap {
         let text = self.header_block.as_deref().map_or(Cow::Borrowed(""), String::from_utf8_lossy);
         let mut headers = HeaderMap::new();
         for (name, value) in read_header_block(&text).into_iter().flatten().flatten() {
@@ -113,11 +120,11 @@ fn read_header<'a>(
     Ok((name, value))
 }
 
-impl TryFrom<Stored> for RawEvent {
+impl TryFrom<Answer> for StoredMessage {
     type Error = data_encoding::DecodeError;
 
-    fn try_from(stored: Stored) -> Result<Self, Self::Error> {
-        let Stored { subject, seq, time, hdrs, data } = stored;
+    fn try_from(Answer { message }: Answer) -> Result<Self, Self::Error> {
+        let Stored { subject, seq, time, hdrs, data } = message;
         let header_block = if hdrs.is_empty() { None } else { Some(BASE64.decode(hdrs.as_bytes())?.into()) };
         let payload = BASE64.decode(data.as_bytes())?.into();
         Ok(Self { subject, sequence: seq, time, header_block, payload })
@@ -128,10 +135,10 @@ impl TryFrom<Stored> for RawEvent {
 mod tests {
     use super::*;
 
-    fn raw(subject: &str, block: Option<&[u8]>) -> RawEvent {
+    fn raw(subject: &str, block: Option<&[u8]>) -> StoredMessage {
         let header_block = block.map(Bytes::copy_from_slice);
         let (time, payload) = (Timestamp::UNIX_EPOCH, Bytes::new());
-        RawEvent { subject: subject.to_owned(), sequence: 1, time, header_block, payload }
+        StoredMessage { subject: subject.to_owned(), sequence: 1, time, header_block, payload }
     }
 
     #[test]
@@ -174,5 +181,18 @@ mod tests {
         let read = |name: &'static str| headers.get(name).map(HeaderValue::as_str);
         assert_eq!([read("A"), read("E"), read("H")], [Some("b  c"), Some("f:g"), Some("\u{fffd}")]);
         assert_eq!(headers.len(), 3);
+    }
+
+    #[test]
+    fn a_response_has_the_message_in_base64() {
+        let read = |data: &str| {
+            let time = "1970-01-01T00:00:00Z";
+            serde_json::from_value::<StoredMessage>(serde_json::json!({
+                "message": {"subject": "a", "seq": 1, "time": time, "hdrs": "TkFUUy8xLjANCg0K", "data": data}
+            }))
+        };
+        let expected = StoredMessage { payload: "value".into(), ..raw("a", Some(b"NATS/1.0\r\n\r\n")) };
+        assert_eq!(read("dmFsdWU=").unwrap(), expected);
+        assert!(read("?").is_err());
     }
 }
