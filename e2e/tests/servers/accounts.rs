@@ -115,7 +115,8 @@ async fn needs_no_more(shop: &Shop) {
         .filter(|connection| connection["authorized_user"] != TESTER)
         .map(|connection| (connection["name"].as_str(), connection["authorized_user"].as_str()))
         .collect();
-    let expected = [("user-directory", "users"), ("order-fulfilment", "orders")];
+    let expected =
+        [("user-directory", "users"), ("order-fulfilment", "orders"), ("order-fulfilment watches", "orders")];
     assert_eq!(users, expected.map(|(pod, user)| (Some(pod), Some(user))).into());
     let log = shop.nats.process().log();
     assert!(!log.contains(" Violation "), "{log}");

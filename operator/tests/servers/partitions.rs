@@ -203,8 +203,15 @@ async fn what_others_write_into_the_bucket_is_warned_of_and_replaced_and_disturb
     for key in [MAP, "member.default.x", "held.orders.fulfilment.9", "held.orders.fulfilment.x", "other"] {
         store.put(key, b"\xff{".as_slice().into()).await.unwrap();
     }
+    // What the client cannot parse ends connections, but none that is needed.
+    let mut writer = jetwright_testing::RawClient::connect(world.nats.url()).await;
+    for number in 0..20 {
+        let subject = format!("$KV.jetwright.member.default.foreign{number}");
+        writer.publish(subject, b"NATS/1.0\r\nX Trace: 1\r\n\r\n", b"").await;
+    }
     await_shares(&store, &[(&member, 4)], SOON).await;
     world.operator.await_log("cannot be read: nothing but Jetwright may write to this bucket", SOON).await;
+    world.operator.await_log("$KV.jetwright.member.default.foreign", SOON).await;
     let forged = format!(
         r#"{{"generation":9,"count":4,"partitions":{{"0":{{"to":"{}"}},"1":{{"to":"bank.x"}}}}}}"#,
         member.id
