@@ -1,7 +1,8 @@
 //! In: the keys of the bucket, and which consumers are declared. Out: keys that are over, to be deleted, and consumers to ask JetStream for. Pure.
 //!
 //! A dead member is over after a while: then nobody waits for its key any more. What belongs to a consumer is over when JetStream has no such
-//! consumer: another operator may declare it, or none.
+//! consumer, nothing was written since that was asked, and no living member holds a partition of it: operators of several clusters share a bucket
+//! where they share an account, and another one may declare the consumer, or make it again at any moment.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,8 +10,8 @@ use std::{
 };
 
 use jetwright_partitions::{
-    keys::{ConsumerId, Key, PartitionId},
-    records::{MemberRecord, Record as _},
+    keys::{ConsumerId, Key, MemberId, PartitionId},
+    records::{HeldRecord, HeldState, MemberRecord, Record as _},
 };
 
 /// How long a member is dead, or a consumer not declared, before anything of it is deleted.
@@ -32,11 +33,30 @@ pub enum Due {
 pub struct Cleaner {
     /// Dead members: their revision, and since when.
     dead: BTreeMap<Key, (u64, Duration)>,
-    /// Revisions of the keys of consumers.
-    of_consumers: BTreeMap<ConsumerId, BTreeMap<Key, u64>>,
-    /// Consumers that nobody declares here, since when, or since when they were asked for.
-    undeclared: BTreeMap<ConsumerId, Duration>,
-    gone: BTreeSet<ConsumerId>,
+    /// Members whose keys do not say that they are dead.
+    living: BTreeSet<MemberId>,
+    of_consumers: BTreeMap<ConsumerId, BTreeMap<Key, Kept>>,
+    /// Consumers that nobody declares here.
+    undeclared: BTreeMap<ConsumerId, Undeclared>,
+}
+
+/// What the bucket has under a key of a consumer.
+#[derive(Clone, Debug)]
+struct Kept {
+    revision: u64,
+    /// Who holds the partition, where it is one.
+    holder: Option<MemberId>,
+}
+
+/// A consumer that nobody declares here.
+#[derive(Clone, Copy, Debug)]
+struct Undeclared {
+    /// Since when, or since when JetStream was asked for it.
+    since: Duration,
+    /// The newest revision of its keys when JetStream was asked.
+    asked_at: u64,
+    /// JetStream had no such consumer then.
+    is_gone: bool,
 }
 
 impl Cleaner {
@@ -44,31 +64,45 @@ impl Cleaner {
     pub fn stored(&mut self, key: &Key, revision: u64, value: &[u8], at: Duration) {
         match key {
             Key::Operator => {}
-            Key::Member(_) => {
+            Key::Member(id) => {
                 let is_dead = MemberRecord::read(key, value).is_ok_and(|record| record.dead.is_some());
+                if is_dead {
+                    self.living.remove(id);
+                } else {
+                    self.living.insert(id.clone());
+                }
                 match self.dead.get(key) {
                     _ if !is_dead => drop(self.dead.remove(key)),
                     Some((known, _)) if *known == revision => {}
                     _ => drop(self.dead.insert(key.clone(), (revision, at))),
                 }
             }
-            Key::Map(consumer) | Key::Held(PartitionId { consumer, .. }) => {
-                self.of_consumers.entry(consumer.clone()).or_default().insert(key.clone(), revision);
+            Key::Map(consumer) => self.keep(consumer, key, Kept { revision, holder: None }),
+            Key::Held(PartitionId { consumer, .. }) => {
+                let record = HeldRecord::read(key, value).ok();
+                let held = record.filter(|record| record.state != HeldState::Free);
+                self.keep(consumer, key, Kept { revision, holder: held.map(|record| record.member) });
             }
         }
+    }
+
+    fn keep(&mut self, consumer: &ConsumerId, key: &Key, kept: Kept) {
+        self.of_consumers.entry(consumer.clone()).or_default().insert(key.clone(), kept);
     }
 
     /// A key was deleted.
     pub fn deleted(&mut self, key: &Key) {
         match key {
             Key::Operator => {}
-            Key::Member(_) => drop(self.dead.remove(key)),
+            Key::Member(id) => {
+                self.living.remove(id);
+                self.dead.remove(key);
+            }
             Key::Map(consumer) | Key::Held(PartitionId { consumer, .. }) => {
                 let Some(keys) = self.of_consumers.get_mut(consumer) else { return };
                 keys.remove(key);
                 if keys.is_empty() {
                     self.of_consumers.remove(consumer);
-                    self.gone.remove(consumer);
                 }
             }
         }
@@ -80,35 +114,34 @@ impl Cleaner {
         self.of_consumers.contains_key(consumer)
     }
 
-    /// JetStream has a consumer, or has not.
+    /// JetStream has a consumer, or had none when it was asked.
     pub fn asked(&mut self, consumer: &ConsumerId, is_there: bool) {
-        if !is_there {
-            self.gone.insert(consumer.clone());
+        if let Some(undeclared) = self.undeclared.get_mut(consumer) {
+            undeclared.is_gone = !is_there;
         }
     }
 
     /// What to do now, while these consumers are declared.
     pub fn due(&mut self, declared: &BTreeSet<ConsumerId>, at: Duration) -> Vec<Due> {
         let is_over = |since: Duration| at.saturating_sub(since) >= PATIENCE;
-        self.gone.retain(|consumer| !declared.contains(consumer));
         let known = &self.of_consumers;
         self.undeclared.retain(|consumer, _| known.contains_key(consumer) && !declared.contains(consumer));
         for consumer in known.keys().filter(|consumer| !declared.contains(consumer)) {
-            self.undeclared.entry(consumer.clone()).or_insert(at);
+            let new = Undeclared { since: at, asked_at: 0, is_gone: false };
+            self.undeclared.entry(consumer.clone()).or_insert(new);
         }
         let dead = self.dead.iter().filter(|(_, (_, since))| is_over(*since));
         let dead = dead.map(|(key, (revision, _))| Due::Remove(key.clone(), *revision));
-        let of_gone = self.gone.iter().filter_map(|consumer| known.get(consumer)).flatten();
-        let of_gone = of_gone.map(|(key, revision)| Due::Remove(key.clone(), *revision));
+        let of_gone = self.undeclared.iter().filter(|(_, undeclared)| undeclared.is_gone);
+        let of_gone =
+            of_gone.flat_map(|(consumer, undeclared)| self.removable(consumer, undeclared.asked_at));
         let mut due: Vec<_> = dead.chain(of_gone).take(MAX_REMOVALS).collect();
-        let to_ask = self
-            .undeclared
-            .iter_mut()
-            .find(|(consumer, since)| is_over(**since) && !self.gone.contains(consumer));
-        if let Some((consumer, since)) = to_ask {
-            *since = at;
-            let partitions = self.of_consumers.get(consumer).into_iter().flat_map(BTreeMap::keys);
-            let first = partitions.filter_map(|key| match key {
+        let to_ask = self.undeclared.iter_mut().find(|(_, undeclared)| is_over(undeclared.since));
+        if let Some((consumer, undeclared)) = to_ask {
+            let keys = self.of_consumers.get(consumer).into_iter().flatten();
+            let asked_at = keys.clone().map(|(_, kept)| kept.revision).max().unwrap_or_default();
+            *undeclared = Undeclared { since: at, asked_at, is_gone: false };
+            let first = keys.filter_map(|(key, _)| match key {
                 Key::Held(PartitionId { partition, .. }) => Some(*partition),
                 _ => None,
             });
@@ -116,6 +149,20 @@ impl Cleaner {
             due.push(Due::Ask(PartitionId { consumer: consumer.clone(), partition }));
         }
         due
+    }
+
+    /// The keys of a consumer that JetStream did not have when this was the newest revision of them; none where it may be there again, or
+    /// somebody holds on to it.
+    fn removable(&self, consumer: &ConsumerId, asked_at: u64) -> Vec<Due> {
+        let Some(keys) = self.of_consumers.get(consumer) else { return Vec::new() };
+        let is_used = |kept: &Kept| {
+            kept.revision > asked_at
+                || kept.holder.as_ref().is_some_and(|holder| self.living.contains(holder))
+        };
+        if keys.values().any(is_used) {
+            return Vec::new();
+        }
+        keys.iter().map(|(key, kept)| Due::Remove(key.clone(), kept.revision)).collect()
     }
 }
 
@@ -182,5 +229,44 @@ mod tests {
         removed.sort_unstable();
         assert_eq!(removed, [5, 6, 7]);
         assert_eq!(cleaner.due(&declared, minutes(41)), [], "it is declared again");
+    }
+
+    /// A cleaner whose consumer was not declared for so long that it asks for it; held by a member.
+    fn asking(cleaner: &mut Cleaner) -> ConsumerId {
+        let consumer: ConsumerId = "orders.fulfilment".parse().unwrap();
+        let held = br#"{"member":"shop.a","state":"held"}"#;
+        cleaner.stored(&key("map.orders.fulfilment"), 5, b"{}", minutes(0));
+        cleaner.stored(&key("held.orders.fulfilment.0"), 6, held, minutes(0));
+        assert_eq!(cleaner.due(&none(), minutes(0)), []);
+        let ask = Due::Ask(PartitionId { consumer: consumer.clone(), partition: 0 });
+        assert_eq!(cleaner.due(&none(), minutes(10)), [ask]);
+        consumer
+    }
+
+    #[test]
+    fn what_is_written_after_jetstream_was_asked_stays() {
+        let mut cleaner = Cleaner::default();
+        let consumer = asking(&mut cleaner);
+        // Another cluster makes the consumer again, and shares it out, before or after the answer comes.
+        cleaner.stored(&key("map.orders.fulfilment"), 8, b"{}", minutes(10));
+        cleaner.asked(&consumer, false);
+        assert_eq!(cleaner.due(&none(), minutes(10)), []);
+        let ask = [Due::Ask(PartitionId { consumer: consumer.clone(), partition: 0 })];
+        assert_eq!(cleaner.due(&none(), minutes(20)), ask, "it is asked again");
+        cleaner.asked(&consumer, false);
+        assert_eq!(cleaner.due(&none(), minutes(20)).len(), 2);
+        cleaner.stored(&key("held.orders.fulfilment.0"), 9, b"{}", minutes(20));
+        assert_eq!(cleaner.due(&none(), minutes(20)), []);
+    }
+
+    #[test]
+    fn what_a_living_member_holds_stays_although_jetstream_has_no_consumer() {
+        let mut cleaner = Cleaner::default();
+        cleaner.stored(&key("member.shop.a"), 4, br#"{"consumers":{}}"#, minutes(0));
+        let consumer = asking(&mut cleaner);
+        cleaner.asked(&consumer, false);
+        assert_eq!(cleaner.due(&none(), minutes(10)), []);
+        cleaner.stored(&key("member.shop.a"), 7, DEAD, minutes(11));
+        assert_eq!(cleaner.due(&none(), minutes(11)).len(), 2);
     }
 }
