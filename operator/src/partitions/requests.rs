@@ -50,7 +50,11 @@ impl Requests {
 
     /// Carries one action out; None of what only members do.
     pub async fn perform(&self, action: Action) -> Option<Answered> {
-        let _permit = self.permits.acquire().await;
+        let _permit = match action {
+            // Where it waits for others, members take the operator for gone.
+            Action::Put { key: Key::Operator, .. } => None,
+            _ => Some(self.permits.acquire().await),
+        };
         match action {
             Action::Write { key, value, expected } => {
                 let written = self.bucket.write(&key.to_string(), value, expected).await;
@@ -96,5 +100,39 @@ fn answer(written: Written) -> Answer {
             tracing::debug!(why, "a write to the bucket may not have been stored");
             Answer::Unsure
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jetwright_nats::{Connection, ConnectionConfig, parse_addresses};
+    use jetwright_testing::NatsServer;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_operators_own_key_waits_for_no_other_request() {
+        let nats = NatsServer::start().await;
+        let stream = async_nats::jetstream::stream::Config {
+            name: "KV_jetwright".into(),
+            subjects: vec!["$KV.jetwright.>".into()],
+            ..Default::default()
+        };
+        nats.jetstream().await.create_stream(stream).await.unwrap();
+        let config = ConnectionConfig {
+            name: "tests".into(),
+            servers: parse_addresses(nats.url()).collect::<Result<_, _>>().unwrap(),
+            credentials: None,
+            credentials_setting: "",
+            domain: None,
+        };
+        let connection = Connection::open(config).await.unwrap();
+        let requests = Requests::new(Bucket::new(&connection, "jetwright"));
+        let all = u32::try_from(MAX_CONCURRENT_REQUESTS).unwrap();
+        let _others = requests.permits.acquire_many(all).await.unwrap();
+        let beat = requests.perform(Action::Put { key: Key::Operator, value: "{}".into() });
+        let answer = timeout(Duration::from_secs(15), beat).await.unwrap();
+        assert!(matches!(answer, Some(Answered::Write(Key::Operator, Answer::Stored(1)))), "{answer:?}");
     }
 }
