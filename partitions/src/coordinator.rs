@@ -30,8 +30,8 @@ pub struct Declared {
     pub count: u32,
     /// How long a hand-over should take at most: the longest deadline of its handler, with a margin.
     pub drain: Duration,
-    /// The pods of its workload, where the operator runs one: no other process gets partitions. Without a workload, all members that
-    /// handle the consumer do.
+    /// The pods of its workload, where the operator runs one: as long as it has any that stay, no other process gets partitions. While it has
+    /// none, the members of its namespace do, as a program elsewhere. Without a workload, all members that handle the consumer do.
     pub pods: Option<Pods>,
 }
 
@@ -42,6 +42,15 @@ pub struct Pods {
     pub namespace: String,
     /// What each is to the workload, by its UID.
     pub roles: BTreeMap<String, PodRole>,
+}
+
+impl Pods {
+    /// What the process of a member is to the workload; None where it is none of it.
+    fn role_of(&self, record: &MemberRecord) -> Option<PodRole> {
+        let of_pod = record.uid.as_ref().and_then(|uid| self.roles.get(uid)).copied();
+        let is_at_rest = || self.roles.values().all(|role| *role == PodRole::Retiring);
+        of_pod.or_else(|| is_at_rest().then_some(PodRole::Current))
+    }
 }
 
 /// What a pod is to its workload.
@@ -340,7 +349,7 @@ impl Shared {
         let candidate = |(id, record): (&MemberId, &MemberRecord)| {
             let role = match &self.declared.pods {
                 None => PodRole::Current,
-                Some(pods) if pods.namespace == id.namespace() => *pods.roles.get(record.uid.as_ref()?)?,
+                Some(pods) if pods.namespace == id.namespace() => pods.role_of(record)?,
                 Some(_) => return None,
             };
             let may_receive = match role {

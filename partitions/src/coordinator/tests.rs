@@ -259,3 +259,20 @@ fn before_everything_was_read_nothing_is_said_of_partitions() {
     coordinator.synced();
     assert_eq!(coordinator.whereabouts(&fulfilment(), at(0)), None, "the map was not read");
 }
+
+#[test]
+fn while_a_workload_has_no_pods_that_stay_whoever_joins_in_its_namespace_gets_partitions() {
+    let mut coordinator = leading(&[("a", PodRole::Retiring)]);
+    // A program that runs elsewhere has no pod.
+    let program = MemberRecord { uid: None, ..here("x") };
+    see(&mut coordinator, &Key::Member(member("x")), 5, &program, at(1));
+    let stranger = Key::Member(MemberId::new("bank", "y").unwrap());
+    see(&mut coordinator, &stranger, 6, &program, at(1));
+    let (map, _) = written(&mut coordinator, at(1)).unwrap();
+    assert_eq!(targets(&map), ["x"; 4]);
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(9), at(1));
+    coordinator.declare(fulfilment(), declared(&[("b", PodRole::Current)]));
+    join(&mut coordinator, "b", 10, at(2));
+    let (map, _) = written(&mut coordinator, at(2)).unwrap();
+    assert_eq!(targets(&map), ["b"; 4]);
+}

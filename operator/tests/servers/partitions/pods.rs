@@ -67,6 +67,25 @@ async fn in_a_rollout_partitions_move_to_the_pods_of_the_new_template() {
 }
 
 #[tokio::test]
+async fn where_a_workload_has_no_pods_a_program_of_its_namespace_gets_partitions_until_it_has_some() {
+    let at_rest = WITH_PODS.replace("replicas: 2", "replicas: 0");
+    let world = start(&at_rest, &[]).await;
+    let store = bucket(&world).await;
+    await_owned(&world, "True", "NotNeeded").await;
+    let stranger = Member::join(&world, "bank", None).await;
+    let program = Member::join(&world, world.namespace.name(), None).await;
+    await_shares(&store, &[(&program, 4), (&stranger, 0)], SOON).await;
+    await_owned(&world, "True", "Owned").await;
+    let uid = pod(&world, "a", "r1").await;
+    let own = join(&world, "a", &uid).await;
+    await_shares(&store, &[(&own, 4), (&program, 0)], SOON).await;
+    await_until("the program hands over", SOON, || async {
+        if own.held().len() == 4 && program.held().is_empty() { Ok(()) } else { Err("not yet") }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_container_that_ended_is_dead_at_once_and_the_next_one_in_its_pod_is_not() {
     let world = start(WITH_PODS, &[]).await;
     let store = bucket(&world).await;
