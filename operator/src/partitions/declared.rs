@@ -8,16 +8,18 @@ use jetwright_partitions::{
     coordinator::{Declared, Pods},
     keys::{ConsumerId, MAX_PARTITIONS},
 };
+use k8s_openapi::api::apps::v1::Deployment;
 use kube::ResourceExt as _;
 
-use super::roles::roles;
+use super::roles::{roles, template_of};
 use crate::{
+    context::Context,
     jetstream::connections::Connection,
     kubernetes::{
         scopes::{Scope, Scopes},
         stores::{IndexKey, Name, name_of},
     },
-    pods::cache::PodCache,
+    object_state::ObjectKey,
 };
 
 /// A consumer whose partitions are shared out.
@@ -38,11 +40,15 @@ pub struct OrderedConsumer {
 impl OrderedConsumer {
     /// What the coordinator shares out.
     #[must_use]
-    pub fn declared(&self, pods: &PodCache) -> Declared {
-        let pods = self
-            .workload
-            .as_ref()
-            .map(|workload| Pods { namespace: workload.0.clone(), roles: roles(&pods.processes(workload)) });
+    pub fn declared(&self, context: &Context) -> Declared {
+        let pods = self.workload.as_ref().map(|workload| {
+            let (namespace, name) = workload;
+            let deployment = context.applying.owned.get(&ObjectKey::new::<Deployment>(namespace, name));
+            let deployment = deployment.as_ref().and_then(|owned| owned.deployment.as_deref());
+            let template = deployment.and_then(|deployment| template_of(name, deployment));
+            let roles = roles(&context.pods.processes(workload), template);
+            Pods { namespace: namespace.clone(), roles }
+        });
         Declared { count: self.count, drain: self.drain, pods }
     }
 }

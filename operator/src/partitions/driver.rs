@@ -364,7 +364,7 @@ impl<'a> Session<'a> {
         // Their keys came before they were declared.
         let has_missed = ids.iter().any(|id| !known.contains(id) && self.cleaner.knows(id));
         for consumer in &consumers {
-            self.coordinator.declare(consumer.id.clone(), consumer.declared(&self.context.pods));
+            self.coordinator.declare(consumer.id.clone(), consumer.declared(self.context));
         }
         if !consumers.is_empty() {
             self.used = Instant::now();
