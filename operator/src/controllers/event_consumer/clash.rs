@@ -1,55 +1,94 @@
-//! In: an EventConsumer, and the others of its stream. Out: why it cannot have its name, where another one has it, or a JetStream consumer of that
-//! one does: a consumer with order has one for each partition. Pure.
+//! In: an EventConsumer, and the others of its stream. Out: those that want the same names, and whose they are, by what JetStream has: a consumer
+//! with order has a JetStream consumer for each partition. Pure.
 
 use std::sync::Arc;
 
-use jetwright_crds::{EventConsumer, names::consumer_of_partition};
+use jetwright_crds::{
+    EventConsumer,
+    names::{consumer_of_partition, partition_consumer},
+};
 use kube::ResourceExt as _;
 
 use crate::field_error::FieldError;
 
-/// Why the name of an object is taken by an older one of the same stream. Where none of both has order, their marks in JetStream decide.
-#[must_use]
-pub fn clash(object: &EventConsumer, others: &[Arc<EventConsumer>]) -> Option<FieldError> {
-    let is_older = |other: &&Arc<EventConsumer>| {
-        other.metadata.uid != object.metadata.uid
-            && other.metadata.deletion_timestamp.is_none()
-            && precedes(other, object)
-    };
-    let older = others.iter().filter(is_older);
-    older
-        .filter(|other| other.spec.stream_ref == object.spec.stream_ref)
-        .find_map(|other| taken_by(object, other))
+/// Another EventConsumer of the same stream that wants a name which an object wants, too.
+#[derive(Clone, Debug)]
+pub struct Contest {
+    pub other: Arc<EventConsumer>,
+    /// The consumer in JetStream by which the object has the name, if it carries its mark.
+    pub own: String,
+    /// The same of the other one.
+    pub theirs: String,
+    how: &'static str,
 }
 
-fn taken_by(object: &EventConsumer, other: &EventConsumer) -> Option<FieldError> {
+/// Whose mark the consumers of a contest carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marked {
+    pub own: bool,
+    pub theirs: bool,
+}
+
+/// The others that want a name of an object. Where none of both has order, their marks in JetStream alone decide.
+pub fn contests(object: &EventConsumer, others: &[Arc<EventConsumer>]) -> Vec<Contest> {
+    let is_another = |other: &&Arc<EventConsumer>| {
+        other.metadata.uid != object.metadata.uid
+            && other.metadata.deletion_timestamp.is_none()
+            && other.spec.stream_ref == object.spec.stream_ref
+    };
+    others.iter().filter(is_another).filter_map(|other| contest(object, other)).collect()
+}
+
+fn contest(object: &EventConsumer, other: &Arc<EventConsumer>) -> Option<Contest> {
     let (own, theirs) = (object.consumer_name(), other.consumer_name());
     let is_one_of = |name: &str, of: &EventConsumer, consumer: &str| {
         of.spec.is_per_key() && consumer_of_partition(name).is_some_and(|(whose, _)| whose == consumer)
     };
     let ordered = object.spec.is_per_key() || other.spec.is_per_key();
-    let how = if own == theirs && ordered {
-        "has the same consumer name"
+    let first = |of: &EventConsumer, name: String| {
+        if of.spec.is_per_key() { partition_consumer(&name, 0) } else { name }
+    };
+    let (own, theirs, how) = if own == theirs && ordered {
+        (first(object, own), first(other, theirs), "has the same consumer name")
     } else if is_one_of(&own, other, &theirs) {
-        "has ordering PerKey, and a JetStream consumer of this name for one of its partitions"
+        let how = "has ordering PerKey, and a JetStream consumer of this name for one of its partitions";
+        (first(object, own.clone()), own, how)
     } else if is_one_of(&theirs, object, &own) {
-        "has the name that one of the partitions of this object needs for its JetStream consumer"
+        let how = "has the name that one of the partitions of this object needs for its JetStream consumer";
+        (theirs.clone(), first(other, theirs), how)
     } else {
         return None;
     };
-    let message = format!(
-        "{own} is taken: EventConsumer {} ({theirs}) {how}. Recreate this object with a different spec.consumerName",
-        other.name_any()
-    );
-    Some(FieldError::new("spec.consumerName", message))
+    Some(Contest { other: Arc::clone(other), own, theirs, how })
 }
 
-/// Of two that want the same, the older one gets it.
+impl Contest {
+    /// Why the object cannot have its name, where the other one has it: who has a consumer in JetStream keeps it, and otherwise the older one
+    /// gets it.
+    #[must_use]
+    pub fn lost(&self, object: &EventConsumer, marked: Marked) -> Option<FieldError> {
+        let is_theirs = match marked {
+            Marked { own: true, theirs: false } => false,
+            Marked { own: false, theirs: true } => true,
+            Marked { .. } => precedes(&self.other, object),
+        };
+        let message = format!(
+            "{} is taken: EventConsumer {} ({}) {}. Recreate this object with a different spec.consumerName",
+            object.consumer_name(),
+            self.other.name_any(),
+            self.other.consumer_name(),
+            self.how
+        );
+        is_theirs.then(|| FieldError::new("spec.consumerName", message))
+    }
+}
+
+/// Of two that want the same, the older one gets it; of two of the same second, the one with the lesser UID.
 #[must_use]
 pub fn precedes(one: &EventConsumer, other: &EventConsumer) -> bool {
     let key = |object: &EventConsumer| {
         let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        (created, object.name_any())
+        (created, object.uid())
     };
     key(one) < key(other)
 }
@@ -70,6 +109,12 @@ mod tests {
     }
 
     const ORDERED: &str = ", ordering: PerKey";
+    const NONE: Marked = Marked { own: false, theirs: false };
+
+    /// Why an object loses its name, where JetStream has none of both consumers.
+    fn clash(object: &EventConsumer, others: &[Arc<EventConsumer>]) -> Option<FieldError> {
+        contests(object, others).iter().find_map(|contest| contest.lost(object, NONE))
+    }
 
     #[test]
     fn a_name_that_a_partition_has_is_refused_to_the_newer_one_whichever_it_is() {
@@ -109,5 +154,38 @@ mod tests {
         for other in [consumer("x", 1, ""), consumer("y", 1, ORDERED), of_users, deleted] {
             assert_eq!(clash(&new, &[other.into()]), None);
         }
+    }
+
+    #[test]
+    fn who_has_its_consumer_in_jetstream_keeps_the_name_whoever_is_older() {
+        let (old, new) = (consumer("x", 1, ORDERED), consumer("x-p1", 2, ""));
+        let of = |object: &EventConsumer, other: &EventConsumer| {
+            let mut contests = contests(object, &[object.clone().into(), other.clone().into()]);
+            assert_eq!(contests.len(), 1);
+            contests.remove(0)
+        };
+        let (of_old, of_new) = (of(&old, &new), of(&new, &old));
+        assert_eq!((of_old.own.as_str(), of_old.theirs.as_str()), ("x-p1", "x-p1"));
+        assert_eq!((of_new.own.as_str(), of_new.theirs.as_str()), ("x-p1", "x-p1"));
+        let (mine, theirs) = (Marked { own: true, theirs: false }, Marked { own: false, theirs: true });
+        assert!(of_old.lost(&old, theirs).is_some() && of_new.lost(&new, mine).is_none());
+        assert!(of_old.lost(&old, mine).is_none() && of_new.lost(&new, theirs).is_some());
+        let both = Marked { own: true, theirs: true };
+        assert!(of_old.lost(&old, both).is_none() && of_new.lost(&new, both).is_some());
+    }
+
+    #[test]
+    fn of_two_that_have_order_the_consumers_that_tell_are_their_own() {
+        let (one, other) = (consumer("x", 1, ORDERED), consumer("x-p1", 2, ORDERED));
+        let contests = contests(&other, &[one.into()]);
+        // x needs x-p1, and x-p1 needs x-p1-p0: the name alone cannot be both.
+        assert_eq!((contests[0].own.as_str(), contests[0].theirs.as_str()), ("x-p1-p0", "x-p1"));
+    }
+
+    #[test]
+    fn of_two_of_the_same_second_one_gets_the_name() {
+        let (one, other) = (consumer("x", 1, ORDERED), consumer("x-p1", 1, ""));
+        let both = [one.clone().into(), other.clone().into()];
+        assert!(clash(&one, &both).is_some() != clash(&other, &both).is_some());
     }
 }

@@ -8,10 +8,16 @@ use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 
-use super::clash::clash;
+use super::clash::{Contest, Marked, contests};
 use crate::{
     context::Context,
     field_error::FieldError,
+    jetstream::{
+        asset::{Consumer, ConsumerKey},
+        entries::CacheEntry,
+        history::History,
+        ownership::{Owner, Ownership},
+    },
     kubernetes::{
         apply::Error,
         scopes::Scope,
@@ -19,6 +25,7 @@ use crate::{
         watched::Watched,
     },
     object_state::ObjectKey,
+    outcome::CreationTime as _,
 };
 
 /// What the reconcile of an EventConsumer depends on.
@@ -86,7 +93,7 @@ pub async fn read(object: &EventConsumer, scope: &Scope, context: &Context) -> R
     let keeps_dead_letters = object.spec.dead_letter_max_age().is_some();
     Ok(Inputs {
         stream: reader.stream(reference).await?,
-        clash: reader.clash(object),
+        clash: reader.clash(object).await?,
         dead_letter_stream: if keeps_dead_letters {
             reader.stream(&dead_letter_object(reference)).await?
         } else {
@@ -115,9 +122,43 @@ impl Reader<'_> {
         self.find(&self.scope.event_streams, name).await
     }
 
-    fn clash(&self, object: &EventConsumer) -> Option<FieldError> {
-        let stream = IndexKey::Stream((self.namespace.to_owned(), object.spec.stream_ref.name.clone()));
-        clash(object, &self.scope.event_consumers.by(&stream))
+    async fn clash(&self, object: &EventConsumer) -> Result<Option<FieldError>, Error> {
+        let reference = &object.spec.stream_ref.name;
+        let stream = IndexKey::Stream((self.namespace.to_owned(), reference.clone()));
+        let contests = contests(object, &self.scope.event_consumers.by(&stream));
+        if contests.is_empty() {
+            return Ok(None);
+        }
+        let stream = self.stream(reference).await?.map(|stream| stream.stream_name());
+        for contest in contests {
+            let marked = match &stream {
+                Some(stream) => self.marked(object, &contest, stream).await,
+                None => Marked { own: false, theirs: false },
+            };
+            if let Some(error) = contest.lost(object, marked) {
+                return Ok(Some(error));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn marked(&self, object: &EventConsumer, contest: &Contest, stream: &str) -> Marked {
+        let has = async |object: &EventConsumer, name: &str| {
+            let key = ConsumerKey { stream: stream.to_owned(), name: name.to_owned() };
+            let cache = &self.context.connections.for_namespace(self.namespace).ok()?.cache;
+            let info = match cache.peek::<Consumer>(&key) {
+                // Where JetStream does not answer, nothing is made either.
+                CacheEntry::Stale => cache.lock::<Consumer>(&key).await.ok()?.present()?,
+                known => known.present()?,
+            };
+            let owner = Owner::new(&self.context.cluster, object);
+            let ownership = owner.ownership(&info.config, info.created(), &History::default());
+            Some(matches!(ownership, Ownership::Ours(_)))
+        };
+        Marked {
+            own: has(object, &contest.own).await.unwrap_or_default(),
+            theirs: has(&contest.other, &contest.theirs).await.unwrap_or_default(),
+        }
     }
 
     async fn pods(&self, object: &EventConsumer) -> Result<Pods, Error> {
@@ -132,7 +173,7 @@ impl Reader<'_> {
         for consumer in self.scope.event_consumers.by(&key) {
             if consumer.metadata.deletion_timestamp.is_none() {
                 let stream = self.stream(&consumer.spec.stream_ref.name).await?;
-                let clash = self.clash(&consumer);
+                let clash = self.clash(&consumer).await?;
                 guests.push(Guest { consumer, stream, clash });
             }
         }
