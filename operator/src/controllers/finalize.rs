@@ -15,6 +15,7 @@ use crate::{
     jetstream::{
         asset::Asset,
         cache::Cached,
+        connections::Connection,
         finalize::{self, Finalized},
         ownership::Owner,
         reconcile,
@@ -88,6 +89,46 @@ pub async fn withdraw<A: Cached>(
     Ok(())
 }
 
+/// What a deletion asks of JetStream, and did not get.
+pub struct Unfinished {
+    /// How it goes on; without time left it is given up.
+    pub wait: Wait,
+    pub why: String,
+}
+
+/// Asks JetStream for something that a deletion needs, for at most the deletion timeout from the first try of this process. `what` is what is
+/// being deleted.
+///
+/// # Errors
+///
+/// When there is no answer, or not the one that is needed.
+pub async fn attempt<T>(
+    what: &str,
+    (owner, object): (&Owner, &ObjectKey),
+    context: &Context,
+    work: impl AsyncFnOnce(&Connection) -> Result<T, reconcile::Error>,
+) -> Result<T, Unfinished> {
+    let bound = context.settings.deletion_timeout;
+    let clock = context.states.deletion(object, &owner.uid, |deletion| deletion.of_nats(bound));
+    let (summary, why, error) = match context.connections.for_namespace(&owner.namespace) {
+        Ok(connection) => match timeout(clock.left_of(bound).max(MIN_TRY), work(connection)).await {
+            Ok(Ok(done)) => return Ok(done),
+            Ok(Err(error)) => (ConditionSummary::failed(&error), error_chain(&error), Some(error)),
+            Err(_) => {
+                let why = "JetStream does not answer".to_owned();
+                (ConditionSummary::reconciling(Reason::Deleting, &why), why, None)
+            }
+        },
+        Err(away) => {
+            let summary = ConditionSummary::reconciling(Reason::Deleting, &away.message);
+            (summary, away.message, None)
+        }
+    };
+    let message = format!("{}; {}", tried_since(what, clock, bound), summary.message);
+    let left = clock.left_of(bound);
+    Err(Unfinished { wait: Wait { summary: ConditionSummary { message, ..summary }, left, error }, why })
+}
+
 /// Deletes a stream or a consumer that is the owner's, for at most the deletion timeout from the first try of this process.
 pub async fn delete_asset<A: Cached>(
     asset: &A::Key,
@@ -95,31 +136,15 @@ pub async fn delete_asset<A: Cached>(
     object: &ObjectKey,
     context: &Context,
 ) -> Step {
-    let bound = context.settings.deletion_timeout;
-    let clock = context.states.deletion(object, &owner.uid, |deletion| deletion.of_nats(bound));
-    let (summary, why, error) = match context.connections.for_namespace(&owner.namespace) {
-        Ok(connection) => {
-            let tried = finalize::finalize::<A>(&connection.cache, asset, owner);
-            match timeout(clock.left_of(bound).max(MIN_TRY), tried).await {
-                Ok(Ok(finalized)) => return step::<A>(finalized, asset, owner),
-                Ok(Err(error)) => (ConditionSummary::failed(&error), error_chain(&error), Some(error)),
-                Err(_) => {
-                    let why = "JetStream does not answer".to_owned();
-                    (ConditionSummary::reconciling(Reason::Deleting, &why), why, None)
-                }
-            }
+    let finalize =
+        async |connection: &Connection| finalize::finalize::<A>(&connection.cache, asset, owner).await;
+    match attempt(&A::describe(asset), (owner, object), context, finalize).await {
+        Ok(finalized) => step::<A>(finalized, asset, owner),
+        Err(Unfinished { wait, why }) if wait.left.is_zero() => {
+            Step::Left(orphaned::<A>(asset, context.settings.deletion_timeout, &why))
         }
-        Err(away) => {
-            let summary = ConditionSummary::reconciling(Reason::Deleting, &away.message);
-            (summary, away.message, None)
-        }
-    };
-    let left = clock.left_of(bound);
-    if left.is_zero() {
-        return Step::Left(orphaned::<A>(asset, bound, &why));
+        Err(Unfinished { wait, .. }) => Step::Wait(wait),
     }
-    let message = format!("{}; {}", tried_since(&A::describe(asset), clock, bound), summary.message);
-    Step::Wait(Wait { summary: ConditionSummary { message, ..summary }, left, error })
 }
 
 fn step<A: Asset>(finalized: Finalized, asset: &A::Key, owner: &Owner) -> Step {

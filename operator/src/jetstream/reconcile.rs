@@ -61,6 +61,18 @@ impl Error {
     pub fn reading<A: Asset>(key: &A::Key, source: ApiError) -> Self {
         Self::new::<A>("read", key, source)
     }
+
+    /// What failed of so many consumers of one object, as one error: that of the first, by which it may also be tried again. None where
+    /// nothing failed.
+    pub fn together(mut errors: Vec<Self>, of: usize) -> Option<Self> {
+        let passes = errors.iter().position(|error| error.class() != ErrorClass::Terminal);
+        let first = passes.or((!errors.is_empty()).then_some(0))?;
+        let mut error = errors.remove(first);
+        if !errors.is_empty() {
+            error.asset = format!("{}, and {} more of its {of} consumers", error.asset, errors.len());
+        }
+        Some(error)
+    }
 }
 
 impl ReconcileError for Error {

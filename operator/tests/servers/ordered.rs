@@ -246,6 +246,32 @@ async fn all_partitions_go_with_their_object_and_others_stay() {
 }
 
 #[tokio::test]
+async fn what_partitions_are_refused_holds_up_no_other_and_none_stays_behind() {
+    let denied = ["0", "3"].map(|number| format!("\"$JS.API.CONSUMER.CREATE.orders.fulfilment-p{number}\""));
+    let config = format!(
+        "authorization {{ users: [{{user: u, password: p, permissions: {{publish: {{deny: [{}]}}}}}}] }}, no_auth_user: u",
+        denied.join(", ")
+    );
+    let world = World::with(NatsServer::builder().config(&config).start().await, &[]).await;
+    world.stream("orders", "{subjects: ['orders.*.*'], partitions: {count: 40, keyTokens: [2]}}").await;
+    world.consumer("fulfilment", ORDERED).await;
+    let message =
+        world.await_condition::<EventConsumer>("fulfilment", "ConsumerReady", "False", "Refused").await;
+    assert!(
+        message.contains("consumer fulfilment-p0 of stream orders, and 1 more of its 40 consumers"),
+        "{message}"
+    );
+    let made = names(&world).await;
+    assert!(made.len() == 38 && made.contains("fulfilment-p39"), "{made:?}");
+    // Nothing says any more how many there may be: the status was never told of any.
+    world.delete::<EventStream>("orders").await;
+    world.await_gone::<EventStream>("orders").await;
+    world.delete::<EventConsumer>("fulfilment").await;
+    world.await_gone::<EventConsumer>("fulfilment").await;
+    assert_eq!(names(&world).await, set([]));
+}
+
+#[tokio::test]
 async fn a_name_that_a_partition_has_is_refused_to_the_newer_object_until_the_older_one_goes() {
     let world = with_orders().await;
     world.consumer("x", ORDERED).await;

@@ -4,12 +4,7 @@
 use std::pin::pin;
 
 use futures::{StreamExt as _, stream};
-use jetwright_crds::{
-    EventConsumer, EventStream,
-    labels::WORKLOAD,
-    names::{WorkloadNames, consumer_names},
-};
-use jetwright_partitions::keys::MAX_PARTITIONS;
+use jetwright_crds::{EventConsumer, labels::WORKLOAD, names::WorkloadNames};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
 use kube::{Api, Resource, ResourceExt, api::ListParams, runtime::controller::Action};
 use tokio::time::Instant;
@@ -20,16 +15,17 @@ use super::{
         report::report_summary,
     },
     Error, MAX_CONCURRENT_PARTITIONS,
+    search::{Failure, Found, Search},
 };
 use crate::{
     context::Context,
     deletion as progress,
     error::error_chain,
     jetstream::{
-        asset::{Asset as _, Consumer, ConsumerKey},
+        asset::{Asset as _, Consumer},
         ownership::Owner,
     },
-    kubernetes::{apply::Applier, finalizer, reduced, status::ConditionSummary, watched::Watched},
+    kubernetes::{apply::Applier, finalizer, status::ConditionSummary},
     object_state::ObjectKey,
     pods::drain::{Drain, RunningPod, drain, lifetime},
     workload::apply::delete_workload,
@@ -87,15 +83,16 @@ impl Deletion<'_> {
         if let Some(wait) = self.pods().await? {
             return Ok(Some(wait));
         }
-        let consumers = match self.consumer_keys().await {
-            Ok(consumers) => consumers,
-            Err(error) => return Err(self.failed(error).await),
+        let search = Search { object: self.object, owner: self.owner, key: &self.key, context: self.context };
+        let Found { consumers, unknown: mut left_behind } = match search.run().await {
+            Ok(found) => found,
+            Err(Failure::EventStream(error)) => return Err(self.failed(Error::EventStream(error)).await),
+            Err(Failure::Wait(wait)) => return Ok(Some(*wait)),
         };
         let deleted = stream::iter(consumers).map(async |consumer| {
             finalize::delete_asset::<Consumer>(&consumer, self.owner, &self.key, self.context).await
         });
         let mut deleted = pin!(deleted.buffered(MAX_CONCURRENT_PARTITIONS));
-        let mut left_behind = Vec::new();
         while let Some(step) = deleted.next().await {
             match step {
                 Step::Done => {}
@@ -211,44 +208,6 @@ impl Deletion<'_> {
         let names = std::iter::once(owner.name.as_str()).chain(host.filter(goes));
         names.filter_map(|name| WorkloadNames::of(name).ok()).map(|names| names.workload).collect()
     }
-
-    /// The consumers in JetStream that may be the object's: on the stream that its EventStream has now, and on the one that the status names,
-    /// since the EventStream may be gone, or another; as many partitions as either says. The status proves nothing: of each, its mark says
-    /// whether it is the object's.
-    async fn consumer_keys(&self) -> Result<Vec<ConsumerKey>, Error> {
-        let Self { object, owner, context, .. } = self;
-        let reference = object.spec.stream_ref.name.as_str();
-        let scope = context.scopes.of(&owner.namespace);
-        let stored = scope.and_then(|scope| scope.event_streams.get(&owner.namespace, reference));
-        let declared = match stored.as_ref().and_then(Watched::valid) {
-            Some(stream) => Some(stream.as_ref().clone()),
-            None if reference.is_empty() => None,
-            None => {
-                let read = reduced::get::<EventStream>(&context.client, &owner.namespace, reference);
-                read.await.map_err(Error::EventStream)?
-            }
-        };
-        let known = object.status.as_ref().and_then(|status| status.consumer.as_ref());
-        let partitions = declared.as_ref().and_then(|stream| object.partitions_on(stream));
-        let partitions = partitions.max(known.and_then(|consumer| consumer.partitions));
-        let declared = declared.map_or_else(|| reference.to_owned(), |stream| stream.stream_name());
-        let known = known.map(|consumer| consumer.stream.clone()).filter(|stream| *stream != declared);
-        Ok(std::iter::once(declared)
-            .chain(known)
-            .flat_map(|stream| keys(object, &stream, partitions))
-            .collect())
-    }
-}
-
-/// What an object's consumers may be called on a stream, where it has so many partitions: one from before it had order, too.
-fn keys(object: &EventConsumer, stream: &str, partitions: Option<u32>) -> Vec<ConsumerKey> {
-    let logical = object.consumer_name();
-    let partitions = partitions.map(|count| count.min(MAX_PARTITIONS));
-    let mut names = consumer_names(&logical, partitions);
-    if partitions.is_some() {
-        names.push(logical);
-    }
-    names.into_iter().map(|name| ConsumerKey { stream: stream.to_owned(), name }).collect()
 }
 
 /// What stays behind, in as many notes as somebody reads: partitions are many, and alike.
@@ -264,19 +223,6 @@ fn bounded(mut notes: Vec<String>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn of_an_object_with_partitions_the_consumer_of_each_is_looked_for_and_one_without_order() {
-        let object = EventConsumer::new("x", serde_saphyr::from_str("streamRef: {name: orders}").unwrap());
-        let names = |partitions| {
-            let keys = keys(&object, "ORDERS", partitions);
-            assert!(keys.iter().all(|key| key.stream == "ORDERS"));
-            keys.into_iter().map(|key| key.name).collect::<Vec<_>>()
-        };
-        assert_eq!(names(None), ["x"]);
-        assert_eq!(names(Some(2)), ["x-p0", "x-p1", "x"]);
-        assert_eq!(names(Some(u32::MAX)).len(), 1025, "a status can be written by others");
-    }
 
     #[test]
     fn of_many_that_stay_behind_a_few_are_named_and_the_others_counted() {

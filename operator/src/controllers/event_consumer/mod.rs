@@ -8,6 +8,7 @@ mod dead_letter;
 mod delete;
 mod inputs;
 mod physical;
+mod search;
 mod status;
 mod validate;
 mod work_queue;
@@ -15,7 +16,7 @@ mod workload;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use jetwright_crds::{EventConsumer, EventStream, conditions::Reason, names::partition_consumer};
 use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Api, ResourceExt as _, runtime::controller::Action};
@@ -205,12 +206,24 @@ async fn ensure_on_stream(
         let result = OperationResult::Blocked(physical::of_other_order(object, &found));
         return Ok(Outcome::Reconciled(Reconciled::new(result, None, &Recorded::default())));
     }
+    let count = desired.len();
     let ensured = stream::iter(desired).map(|(consumer, desired)| async move {
         let outcome = ensure_physical(object, (&consumer, &desired), (stream, connection), context).await?;
         Ok((consumer, outcome))
     });
-    let outcomes = ensured.buffered(MAX_CONCURRENT_PARTITIONS).try_collect().await?;
-    Ok(physical::combined(object, outcomes))
+    // All are tried: what is in the way of one is not in the way of the others.
+    let results: Vec<_> = ensured.buffered(MAX_CONCURRENT_PARTITIONS).collect().await;
+    let (mut outcomes, mut errors) = (Vec::new(), Vec::new());
+    for result in results {
+        match result {
+            Ok(outcome) => outcomes.push(outcome),
+            Err(error) => errors.push(error),
+        }
+    }
+    match reconcile::Error::together(errors, count) {
+        Some(error) => Err(error),
+        None => Ok(physical::combined(object, outcomes)),
+    }
 }
 
 /// Brings one consumer of an object to what it is to be.
