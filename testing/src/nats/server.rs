@@ -16,6 +16,8 @@ use tokio::net::TcpStream;
 
 /// It usually answers within 100 ms; a machine that builds something meanwhile takes longer.
 const START: Duration = Duration::from_secs(20);
+/// A member of a cluster has to catch up with the others before it is well.
+const CATCH_UP: Duration = Duration::from_mins(1);
 /// A member of a cluster hands over what it leads when it is stopped.
 const STOP: Duration = Duration::from_secs(20);
 
@@ -187,7 +189,7 @@ impl NatsServer {
         let started =
             self.start.clone().try_start().unwrap_or_else(|error| panic!("{}: {error:#}", self.name));
         *self.current() = Arc::new(started);
-        match self.await_ready().await {
+        match self.await_ready_within(CATCH_UP).await {
             Ok(()) => {}
             Err(NotReady::PortTaken) => {
                 panic!("another process took the port of {} while it was stopped", self.name)
@@ -214,11 +216,15 @@ impl NatsServer {
 
     /// Waits until the server itself answers on its port, and JetStream is well.
     pub(crate) async fn await_ready(&self) -> Result<(), NotReady> {
+        self.await_ready_within(START).await
+    }
+
+    async fn await_ready_within(&self, bound: Duration) -> Result<(), NotReady> {
         let ask = async || {
             self.greets().await?;
             self.monitor::<serde_json::Value>("/healthz").await
         };
-        self.process().await_ready(START, || async { ask().await.map(drop) }).await
+        self.process().await_ready(bound, || async { ask().await.map(drop) }).await
     }
 
     /// Checks that it is this server that listens on the port: a server says its name to whoever connects.
