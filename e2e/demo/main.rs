@@ -1,13 +1,12 @@
 //! Jetwright on this machine without a cluster: `make demo`.
 //!
 //! Servers, operator and services are processes on the loopback network. One process, `jetwright-demo serve`, starts them all and plays the node
-//! ([`node`]); with it they end. `up` starts that process, declares the shop, and tells what happens; `down` ends it.
+//! ([`jetwright_e2e::node`]); with it they end. `up` starts that process, declares the shop, and tells what happens; `down` ends it.
 
 mod account;
 mod interruption;
 mod machine;
 mod manifests;
-mod node;
 mod run;
 mod serve;
 mod state;

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fs, io::BufRead, path::PathBuf, sync::Arc, time
 use anyhow::{Context, Result, bail};
 use jetwright_e2e::{
     jaeger::Jaeger,
+    node::{Node, Settings},
     prometheus::{Prometheus, Scraped},
 };
 use jetwright_testing::{
@@ -21,7 +22,6 @@ use tokio::{
 
 use crate::{
     manifests::{SERVICES, SHOP},
-    node::Node,
     state::{Home, Identity, Observers, Parts},
 };
 
@@ -111,7 +111,8 @@ async fn start(home: &Home, folder: &Arc<Folder>, observe: bool) -> Result<Demo>
     control_plane.apply(jetwright_e2e::path("../crds/manifests")).await;
     let logs = home.path("logs");
     fs::create_dir_all(&logs)?;
-    let node = Node::new(control_plane.client().await, programs(), logs);
+    let settings = Settings { programs: programs(), logs, network: 0, started: None };
+    let node = Node::new(control_plane.client().await, settings);
     let questions = TcpListener::bind("127.0.0.1:0").await.context("no free port")?;
     node.register(questions.local_addr()?.port()).await?;
     tokio::spawn(Arc::clone(&node).answer(questions));

@@ -15,6 +15,7 @@
 
 pub mod cluster;
 pub mod jaeger;
+pub mod node;
 pub mod order;
 pub mod prometheus;
 

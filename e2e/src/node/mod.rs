@@ -14,6 +14,7 @@ mod volumes;
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{Ipv4Addr, TcpListener},
     path::PathBuf,
     pin::pin,
@@ -22,6 +23,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
+use jetwright_testing::Process;
 use k8s_openapi::{
     api::core::v1::{Node as KubernetesNode, Pod},
     jiff::Timestamp,
@@ -35,7 +37,7 @@ use kube::{
     },
 };
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{mpsc::UnboundedSender, watch};
 
 use self::service::Endpoint;
 
@@ -44,25 +46,53 @@ const NAME: &str = "demo";
 /// Who writes.
 const MANAGER: &str = "demo-node";
 
+/// What a node is made of.
+#[derive(Debug)]
+pub struct Settings {
+    /// Image, without its tag, to program.
+    pub programs: BTreeMap<String, PathBuf>,
+    /// Folder with a link to the log of each container: `<namespace>_<pod>_<container>.log`.
+    pub logs: PathBuf,
+    /// Its pods have addresses of 127.77.N.0/24. Nodes of one machine should differ in it.
+    pub network: u8,
+    /// Who is told of each process that is started.
+    pub started: Option<UnboundedSender<Started>>,
+}
+
+/// A container's process that was started.
+#[derive(Debug)]
+pub struct Started {
+    /// UID of the pod.
+    pub uid: String,
+    /// Where the pod listens.
+    pub address: Ipv4Addr,
+    /// Its log is that of all processes of the container.
+    pub process: Arc<Process>,
+}
+
 /// The node.
 pub struct Node {
     client: Client,
-    /// Image, without its tag, to program.
-    programs: BTreeMap<String, PathBuf>,
-    /// Folder with a link to the log of each container: <namespace>_<pod>_<container>.log.
-    logs: PathBuf,
+    settings: Settings,
     /// Pods that are ready, by uid.
     endpoints: Mutex<BTreeMap<String, Endpoint>>,
     addresses: Mutex<BTreeMap<Ipv4Addr, String>>,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Node").field("settings", &self.settings).finish_non_exhaustive()
+    }
 }
 
 /// A pod's newest state, or None once it is deleted.
 type Change = Option<Pod>;
 
 impl Node {
-    /// A node that runs these programs for these images.
-    pub fn new(client: Client, programs: BTreeMap<String, PathBuf>, logs: PathBuf) -> Arc<Self> {
-        Arc::new(Self { client, programs, logs, endpoints: Mutex::default(), addresses: Mutex::default() })
+    /// A node, of which the API server knows nothing yet.
+    #[must_use]
+    pub fn new(client: Client, settings: Settings) -> Arc<Self> {
+        Arc::new(Self { client, settings, endpoints: Mutex::default(), addresses: Mutex::default() })
     }
 
     /// Makes the Node object, whose logs are asked for at a port of 127.0.0.1.
@@ -152,7 +182,8 @@ impl Node {
     /// An address of the loopback network for a pod, where these ports are free.
     fn address(&self, pod: &str, ports: &[u16]) -> Result<Ipv4Addr> {
         let mut addresses = lock(&self.addresses);
-        let candidates = (1..=254).map(|last| Ipv4Addr::new(127, 77, 0, last));
+        let network = self.settings.network;
+        let candidates = (1..=254).map(|last| Ipv4Addr::new(127, 77, network, last));
         // Other demos of this machine have addresses there, too.
         let is_free =
             |address: &Ipv4Addr| ports.iter().all(|port| TcpListener::bind((*address, *port)).is_ok());
@@ -160,7 +191,9 @@ impl Node {
             .filter(|address| !addresses.contains_key(address))
             .find(is_free)
             .with_context(|| {
-                format!("no address of 127.77.0.0/24 has the ports {ports:?} free: end what listens there")
+                format!(
+                    "no address of 127.77.{network}.0/24 has the ports {ports:?} free: end what listens there"
+                )
             })?;
         addresses.insert(address, pod.to_owned());
         Ok(address)
@@ -168,6 +201,13 @@ impl Node {
 
     fn release(&self, address: Ipv4Addr) {
         lock(&self.addresses).remove(&address);
+    }
+
+    fn report_started(&self, uid: String, address: Ipv4Addr, process: &Arc<Process>) {
+        if let Some(started) = &self.settings.started {
+            // Who does not listen any more misses nothing.
+            drop(started.send(Started { uid, address, process: Arc::clone(process) }));
+        }
     }
 }
 

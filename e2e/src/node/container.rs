@@ -3,11 +3,13 @@
 use std::{
     os::unix::{fs::symlink, process::ExitStatusExt},
     process::ExitStatus,
+    sync::Arc,
     time::Duration,
 };
 
 use jetwright_testing::Process;
 use k8s_openapi::{api::core::v1::Container as Spec, jiff::Timestamp};
+use kube::ResourceExt;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -42,7 +44,7 @@ pub struct Container {
     /// Ends since it last ran steadily.
     failures: u32,
     last: Option<Value>,
-    process: Option<Process>,
+    process: Option<Arc<Process>>,
 }
 
 enum State {
@@ -184,6 +186,8 @@ impl Container {
             symlink(place.folder.path().join(format!("{}.log", self.spec.name)), &link)
                 .map_err(|error| failed(error.into()))?;
         }
+        let process = Arc::new(process);
+        node.report_started(place.pod.uid().unwrap_or_default(), place.address, &process);
         self.process = Some(process);
         Ok(running)
     }
@@ -233,7 +237,7 @@ impl Container {
     }
 
     fn last_lines(&self) -> String {
-        let log = self.process.as_ref().map(Process::log).unwrap_or_default();
+        let log = self.process.as_ref().map(|process| process.log()).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
         lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
     }

@@ -60,7 +60,7 @@ impl Node {
         let head = timeout(PATIENCE, head(&mut client)).await??;
         let found = parse(&head).map(|question| {
             let Question { namespace, pod, container, .. } = &question;
-            (self.logs.join(format!("{namespace}_{pod}_{container}.log")), question)
+            (self.settings.logs.join(format!("{namespace}_{pod}_{container}.log")), question)
         });
         match found {
             Some((path, question)) if path.exists() => write_log(&mut client, path, &question).await?,

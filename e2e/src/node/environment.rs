@@ -27,8 +27,8 @@ pub fn program<'a>(node: &'a Node, container: &Spec) -> Result<&'a Path, Unstart
     let image = container.image.as_deref().unwrap_or_default();
     let (repository, tag) = image.rsplit_once(':').unwrap_or((image, ""));
     let repository = if tag.contains('/') { image } else { repository };
-    node.programs.get(repository).map(PathBuf::as_path).ok_or_else(|| {
-        let known: Vec<_> = node.programs.keys().map(String::as_str).collect();
+    node.settings.programs.get(repository).map(PathBuf::as_path).ok_or_else(|| {
+        let known: Vec<_> = node.settings.programs.keys().map(String::as_str).collect();
         let message =
             format!("no image {image} here: the demo pulls none, and has programs for {}", known.join(", "));
         Unstartable { reason: "ErrImagePull", message }

@@ -177,5 +177,5 @@ fn is_gone(error: &kube::Error) -> bool {
 /// The link to the log of a container.
 pub fn log_link(node: &Node, pod: &Pod, container: &str) -> PathBuf {
     let (namespace, name) = (pod.namespace().unwrap_or_default(), pod.name_any());
-    node.logs.join(format!("{namespace}_{name}_{container}.log"))
+    node.settings.logs.join(format!("{namespace}_{name}_{container}.log"))
 }
