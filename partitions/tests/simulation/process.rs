@@ -318,12 +318,15 @@ impl Process {
         true
     }
 
-    pub fn confirmed(&mut self, partition: u32, sequence: u64) {
-        let Some(events) = self.loops.get_mut(&partition) else { return };
-        if matches!(events.held.get(&sequence), Some(Held { state: State::Done { .. }, .. })) {
+    /// Returns whether the process waited for it.
+    pub fn confirmed(&mut self, partition: u32, sequence: u64) -> bool {
+        let Some(events) = self.loops.get_mut(&partition) else { return false };
+        let is_awaited = matches!(events.held.get(&sequence), Some(Held { state: State::Done { .. }, .. }));
+        if is_awaited {
             events.held.remove(&sequence);
             events.settled.insert(sequence);
         }
+        is_awaited
     }
 
     pub fn informed(&mut self, partition: u32, state: ConsumerState, asked: u64, now: u64) {
@@ -381,8 +384,10 @@ impl Process {
         if events.is_draining {
             return self.finish_drain(&id);
         }
-        // What is owed may come after as much that is new as the consumer lets go unacknowledged.
-        let room = if events.recovery.is_active() { MAX_ACK_PENDING } else { ROOM };
+        // What is owed may come after as much that is new as the consumer lets go unacknowledged, and after what took the place of events that a
+        // woken predecessor acknowledged.
+        let room =
+            if events.recovery.is_active() { MAX_ACK_PENDING.max(events.held.len() + 1) } else { ROOM };
         if let Some(expiry) = expiry
             && events.pull.is_none()
             && events.recovery.may_pull()
