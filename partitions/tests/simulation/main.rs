@@ -5,11 +5,14 @@
 #![allow(missing_docs, reason = "nobody uses this target")]
 
 mod bucket;
+mod incidents;
 mod jetstream;
 mod process;
 mod rng;
 mod scenarios;
 mod world;
+
+use std::ops::Range;
 
 use world::{PARTITIONS, World};
 
@@ -47,20 +50,25 @@ fn disturb(world: &mut World) {
                 if world.rng.permille(200) { 40 * SECOND } else { world.rng.within(SECOND, 12 * SECOND) };
             world.restart_nats(duration);
         }
-        77..88 => {
-            let operator = world.rng.index(2);
-            if world.operators[operator].is_some() {
-                world.stop_operator(operator);
-            } else {
-                world.start_operator(operator);
-            }
-        }
+        77..88 => disturb_an_operator(world),
         88..91 => world.make_bucket_again(),
         91..96 => {
             let offset = 1_700_000_000_000 + world.rng.within(0, 7_200 * SECOND);
             world.set_wall_clock(index, offset);
         }
         _ => world.roll_out(),
+    }
+}
+
+/// There may be two at once, or none.
+fn disturb_an_operator(world: &mut World) {
+    let operator = world.rng.index(2);
+    let duration = world.rng.within(SECOND, 60 * SECOND);
+    match world.rng.within(0, 6) {
+        _ if world.operators[operator].is_none() => world.start_operator(operator),
+        0..3 => world.stop_operator(operator),
+        3..5 => world.freeze_operator(operator, duration),
+        _ => world.blind_operator(operator, duration),
     }
 }
 
@@ -97,9 +105,14 @@ fn run(seed: u64) -> World {
 }
 
 /// In parts, which run at once.
-fn seeds(part: u64) {
+fn part(number: u64) {
+    seeds(number * 64..(number + 1) * 64);
+}
+
+fn seeds(seeds: Range<u64>) {
+    let count = seeds.end - seeds.start;
     let (mut published, mut redeliveries, mut unfenced, mut serves) = (0, 0, 0, 0);
-    for seed in part * 64..(part + 1) * 64 {
+    for seed in seeds {
         println!("seed {seed}");
         let world = run(seed);
         published += world.published();
@@ -110,27 +123,36 @@ fn seeds(part: u64) {
     println!(
         "{published} events, {redeliveries} redeliveries, {serves} times served, {unfenced} frozen handlers"
     );
-    assert!(published > 10_000 && redeliveries > 100 && serves > 500, "the simulation simulates something");
+    let simulates = published as u64 > 150 * count && redeliveries > count && serves > 7 * count;
+    assert!(simulates, "the simulation simulates something");
 }
 
 #[test]
 fn whatever_breaks_order_holds_and_nothing_is_lost_part_1() {
-    seeds(0);
+    part(0);
 }
 
 #[test]
 fn whatever_breaks_order_holds_and_nothing_is_lost_part_2() {
-    seeds(1);
+    part(1);
 }
 
 #[test]
 fn whatever_breaks_order_holds_and_nothing_is_lost_part_3() {
-    seeds(2);
+    part(2);
 }
 
 #[test]
 fn whatever_breaks_order_holds_and_nothing_is_lost_part_4() {
-    seeds(3);
+    part(3);
+}
+
+/// Those of the environment, such as `SEEDS=256..2256`: more than each change needs.
+#[test]
+fn many_seeds() {
+    let range = std::env::var("SEEDS").unwrap_or_else(|_| "256..264".to_owned());
+    let (first, end) = range.split_once("..").unwrap();
+    seeds(first.parse().unwrap()..end.parse().unwrap());
 }
 
 /// The seed of the environment, for a closer look.

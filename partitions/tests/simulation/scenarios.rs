@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// So many processes that share out the partitions, with an operator.
-fn calm(processes: usize) -> World {
+pub fn calm(processes: usize) -> World {
     let mut world = World::new(7, processes);
     world.start_operator(0);
     for index in 0..processes {
@@ -20,11 +20,11 @@ fn calm(processes: usize) -> World {
     world
 }
 
-fn longest_gap(world: &World) -> u64 {
+pub fn longest_gap(world: &World) -> u64 {
     world.gaps.values().copied().max().unwrap()
 }
 
-fn end_well(mut world: World) {
+pub fn end_well(mut world: World) {
     world.run_for(90 * SECOND);
     world.stop_publishing();
     world.run_for(40 * SECOND);

@@ -13,8 +13,8 @@ impl World {
         self.note(format!("{node:?} begins {sequence} of key {key}, partition {partition}"));
         let violation = self.sentinel.begin(key.into(), sequence);
         let is_newest = self.newest.insert(key, sequence) == Some(sequence);
-        // A frozen process that goes on acknowledges what its successor has already.
-        let is_settled_late = self.settled_by.get(&sequence).is_some_and(|by| *by != node);
+        let is_settled_late = self.settled_by.get(&sequence).is_some_and(|by| *by != node)
+            || !self.confirmed.contains(&sequence);
         if violation == Some(OrderViolation::Back) && is_newest && is_settled_late {
             self.settled_late += 1;
         } else if let Some(violation) = violation {

@@ -30,7 +30,7 @@ use crate::{
 
 pub const PARTITIONS: u32 = 5;
 const KEYS: u32 = 4;
-const TICK: u64 = 100;
+pub const TICK: u64 = 100;
 const REQUEST_TIMEOUT: u64 = 5_000;
 const REWATCH: u64 = 60_000;
 const GRACE_PERIOD: u64 = 40_000;
@@ -96,6 +96,7 @@ enum Event {
     ToServer(Node, Request),
     ToNode(Node, Message),
     Resume(usize, u64),
+    ResumeOperator(usize, u64),
     Start(usize),
     Terminate(usize, u64),
     Kill(usize, u64),
@@ -133,6 +134,11 @@ impl Ord for Scheduled {
 pub struct Operator {
     coordinator: Coordinator,
     incarnation: u64,
+    is_frozen: bool,
+    /// What arrived meanwhile.
+    deferred: Vec<Message>,
+    /// Its clock runs so many thousandths of the true time.
+    rate: u64,
 }
 
 /// A handler that runs.
@@ -159,8 +165,9 @@ pub struct World {
     nats_up: bool,
     /// Processes that reach no server.
     cut: BTreeSet<usize>,
-    /// Watches that bring nothing until then.
+    /// Watches of processes and of operators that bring nothing until then.
     blind: BTreeMap<usize, u64>,
+    blind_operators: BTreeMap<usize, u64>,
     events: BinaryHeap<Reverse<Scheduled>>,
     number: u64,
     incarnations: u64,
@@ -184,8 +191,11 @@ pub struct World {
     /// Handlers of processes that were frozen past their lease, when the next owner began.
     pub unfenced: u64,
     clock_set_at: Option<u64>,
-    /// Events that such a process acknowledged while its successor had them.
+    /// Events that were begun again after they were acknowledged: by such a process while its successor had them, or where the process learnt
+    /// that a killed server forgot the delivery, and the acknowledgement was under way.
     pub settled_late: u64,
+    /// Events of whose acknowledgement a process was told.
+    confirmed: BTreeSet<u64>,
     settled_by: BTreeMap<u64, Node>,
     newest: BTreeMap<u32, u64>,
     pub serves: u64,
@@ -214,6 +224,7 @@ impl World {
             nats_up: true,
             cut: BTreeSet::new(),
             blind: BTreeMap::new(),
+            blind_operators: BTreeMap::new(),
             events: BinaryHeap::new(),
             number: 0,
             incarnations: 0,
@@ -234,6 +245,7 @@ impl World {
             unfenced: 0,
             clock_set_at: None,
             settled_late: 0,
+            confirmed: BTreeSet::new(),
             settled_by: BTreeMap::new(),
             newest: BTreeMap::new(),
             serves: 0,
@@ -254,7 +266,7 @@ impl World {
     }
 
     pub fn note(&mut self, text: impl Into<String>) {
-        if self.trace.len() > 600 {
+        if self.trace.len() > 2_000 {
             self.trace.pop_front();
         }
         self.trace.push_back(format!("{:>8} {}", self.now, text.into()));
@@ -303,6 +315,7 @@ impl World {
             Event::ToServer(from, request) => self.serve(from, request),
             Event::ToNode(to, message) => self.arrive(to, message),
             Event::Resume(index, incarnation) => self.resume(index, incarnation),
+            Event::ResumeOperator(index, incarnation) => self.resume_operator(index, incarnation),
             Event::Start(index) => self.start(index),
             Event::Terminate(index, incarnation) => self.terminate(index, incarnation),
             Event::Kill(index, incarnation) => self.kill_incarnation(index, incarnation),
@@ -356,8 +369,10 @@ impl World {
     }
 }
 
-fn true_clocks(now: u64) -> Clocks {
-    Clocks { boot: Duration::from_millis(now), wall: Duration::from_millis(now + 1_700_000_000_000) }
+/// Of an operator.
+fn clocks(now: u64, rate: u64) -> Clocks {
+    let boot = Duration::from_millis(now * rate / 1_000);
+    Clocks { boot, wall: Duration::from_millis(now + 1_700_000_000_000) }
 }
 
 fn value_of(value: Option<&(u64, String)>) -> Value<'_> {

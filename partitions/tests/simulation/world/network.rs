@@ -74,7 +74,11 @@ impl World {
     }
 
     pub(super) fn sees(&self, node: Node) -> bool {
-        let is_blind = matches!(node, Node::Process(index, _) if self.blind.get(&index).is_some_and(|until| *until > self.now));
+        let until = match node {
+            Node::Process(index, _) => self.blind.get(&index),
+            Node::Operator(index, _) => self.blind_operators.get(&index),
+        };
+        let is_blind = until.is_some_and(|until| *until > self.now);
         self.is_reachable(node) && !is_blind
     }
 
@@ -104,6 +108,7 @@ impl World {
             }
             Effect::Ack { partition, sequence } => {
                 let (_, key) = self.stream[usize::try_from(sequence).unwrap() - 1];
+                self.note(format!("JetStream has the acknowledgement of {sequence} by {from:?}"));
                 if !self.consumers[partition as usize].ack(sequence) {
                     return;
                 }
@@ -144,6 +149,10 @@ impl World {
         {
             let node = Node::Process(process, incarnation);
             let is_lost = self.is_lossy && self.rng.permille(10);
+            let lost = if is_lost { " (lost)" } else { "" };
+            self.note(format!(
+                "delivery {consumer_sequence} of {sequence}, partition {partition}, to {node:?}{lost}"
+            ));
             if !is_lost && self.is_reachable(node) {
                 self.send(node, Message::Delivery { partition, consumer_sequence, sequence }, 40);
             }
@@ -177,6 +186,10 @@ impl World {
                 }
             }
             Node::Operator(index, _) => {
+                if let Some(operator) = self.operators[index].as_mut().filter(|operator| operator.is_frozen) {
+                    operator.deferred.push(message);
+                    return;
+                }
                 self.hear_operator(index, message);
                 self.step_operator(index);
             }
@@ -218,7 +231,11 @@ impl World {
                 let (_, key) = self.stream[usize::try_from(sequence).unwrap() - 1];
                 process.delivered(partition, consumer_sequence, sequence, key, now);
             }
-            Message::Confirmed { partition, sequence } => process.confirmed(partition, sequence),
+            Message::Confirmed { partition, sequence } => {
+                if process.confirmed(partition, sequence) {
+                    self.confirmed.insert(sequence);
+                }
+            }
             Message::Info { partition, state, asked } => process.informed(partition, state, asked, now),
             Message::Unsubscribed { partition } => process.unsubscribed(partition),
             Message::Handled { partition, sequence, loop_id } => {
@@ -234,8 +251,8 @@ impl World {
     }
 
     pub(super) fn hear_operator(&mut self, index: usize, message: Message) {
-        let clocks = true_clocks(self.now);
-        let Some(Operator { coordinator, .. }) = &mut self.operators[index] else { return };
+        let Some(Operator { coordinator, rate, .. }) = &mut self.operators[index] else { return };
+        let clocks = clocks(self.now, *rate);
         match message {
             Message::Reply(id, reply) => {
                 let Some((_, action)) = self.requests.remove(&id) else { return };

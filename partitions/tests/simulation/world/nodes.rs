@@ -46,10 +46,11 @@ impl World {
     }
 
     pub(super) fn step_operator(&mut self, index: usize) {
-        let clocks = true_clocks(self.now);
-        let Some(operator) = &mut self.operators[index] else { return };
+        let Some(operator) = self.operators[index].as_mut().filter(|operator| !operator.is_frozen) else {
+            return;
+        };
         let node = Node::Operator(index, operator.incarnation);
-        for action in operator.coordinator.poll(clocks) {
+        for action in operator.coordinator.poll(clocks(self.now, operator.rate)) {
             self.request(node, action);
         }
     }
@@ -76,8 +77,14 @@ impl World {
 
     pub fn start_operator(&mut self, index: usize) {
         self.incarnations += 1;
-        let coordinator = Coordinator::new(format!("operator-{index}"), true_clocks(self.now));
-        self.operators[index] = Some(Operator { coordinator, incarnation: self.incarnations });
+        let rate = self.rng.within(985, 1_016);
+        self.operators[index] = Some(Operator {
+            coordinator: Coordinator::new(format!("operator-{index}"), clocks(self.now, rate)),
+            incarnation: self.incarnations,
+            is_frozen: false,
+            deferred: Vec::new(),
+            rate,
+        });
         self.note(format!("operator {index} leads"));
         self.declare();
         self.watch(Node::Operator(index, self.incarnations));
@@ -86,6 +93,36 @@ impl World {
     pub fn stop_operator(&mut self, index: usize) {
         self.note(format!("operator {index} ends"));
         self.operators[index] = None;
+    }
+
+    /// As SIGSTOP. It goes on as if it led still.
+    pub fn freeze_operator(&mut self, index: usize, duration: u64) {
+        let Some(operator) = self.operators[index].as_mut().filter(|operator| !operator.is_frozen) else {
+            return;
+        };
+        operator.is_frozen = true;
+        let incarnation = operator.incarnation;
+        self.note(format!("operator {index} is frozen"));
+        self.schedule(self.now + duration, Event::ResumeOperator(index, incarnation));
+    }
+
+    pub(super) fn resume_operator(&mut self, index: usize, incarnation: u64) {
+        let is_it = |operator: &&mut Operator| operator.incarnation == incarnation;
+        let Some(operator) = self.operators[index].as_mut().filter(is_it) else { return };
+        operator.is_frozen = false;
+        let deferred = std::mem::take(&mut operator.deferred);
+        self.note(format!("operator {index} goes on"));
+        // Before it reads what arrived meanwhile, it acts on what it knew.
+        self.step_operator(index);
+        for message in deferred {
+            self.hear_operator(index, message);
+        }
+        self.step_operator(index);
+    }
+
+    pub fn blind_operator(&mut self, index: usize, duration: u64) {
+        self.blind_operators.insert(index, self.now + duration);
+        self.disturb(self.now + duration, format!("the watch of operator {index} brings nothing"));
     }
 
     /// What Kubernetes says of the pods.
