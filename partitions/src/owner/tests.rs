@@ -235,6 +235,24 @@ fn an_answer_that_is_lost_in_a_hand_over_stops_nothing() {
 }
 
 #[test]
+fn a_drain_that_ends_late_gives_up_nothing_that_was_taken_since() {
+    let mut bench = Bench::serving();
+    bench.wish = Wish::HandOver;
+    assert_eq!(bench.next(), Some(OwnerAction::Drain));
+    // It was found dead meanwhile, and its successor gave the partition up.
+    bench.now = at(150);
+    bench.owner.observed(Reading::Present(20, record(b(), HeldState::Free, Some(15))), bench.now);
+    bench.wish = Wish::Have;
+    assert_eq!(bench.next(), Some(OwnerAction::Stop));
+    assert_eq!(bench.next(), Some(write(HeldState::Held, None, 20)));
+    bench.answer(Answer::Stored(21), HeldState::Held, None);
+    bench.renewed = Some(at(150));
+    assert_eq!(bench.next(), Some(OwnerAction::Serve(21)));
+    bench.owner.drained();
+    assert_eq!((bench.next(), bench.owner.epoch()), (None, Some(21)));
+}
+
+#[test]
 fn what_was_taken_and_not_served_is_given_up_at_once() {
     let mut bench = Bench::new(Reading::Absent(0));
     bench.next();
