@@ -33,7 +33,7 @@ fn the_examples_stand_in_the_readme_as_they_are() {
 
 #[test]
 fn the_tests_that_the_guarantees_name_exist() {
-    let rooms = ["crds", "operator", "nats", "process", "services", "e2e"];
+    let rooms = ["crds", "operator", "nats", "partitions", "process", "services", "e2e"];
     let sources = rooms.iter().flat_map(|room| files(&path(room), "rs"));
     let code: String = sources.map(|file| fs::read_to_string(file).unwrap()).collect();
     let guarantees = fs::read_to_string(path("docs/guarantees.md")).unwrap();
