@@ -72,9 +72,9 @@ check-dashboards: programs build ## Of make test, what a real Prometheus and Jae
 screenshots: ## The pictures of docs/pictures, by Chromium from a demo that runs (make demo OBSERVE=1); not part of make test
 	@e2e/demo/pictures/take
 
-soak-order: programs ## Order per key on three NATS servers under load, while processes come, go, are killed and frozen, and servers and operators change; ROUNDS=50 takes half an hour
-	$(CARGO) build --locked -p jetwright-e2e --bins
-	JETWRIGHT_SOAK_ROUNDS=$(or $(ROUNDS),50) $(CARGO) test --locked -p jetwright-e2e --test servers soak:: -- --nocapture
+soak-order: programs ## Order per key on three NATS servers under load, while pods come and go, and processes, servers and operators are killed and frozen; ROUNDS=50 takes most of an hour, and MINUTES=20 ends it sooner
+	$(CARGO) build --locked -p jetwright-e2e -p jetwright-operator --bins
+	JETWRIGHT_SOAK_ROUNDS=$(or $(ROUNDS),50) JETWRIGHT_SOAK_MINUTES=$(MINUTES) $(CARGO) test --locked -p jetwright-e2e --test servers soak:: -- --nocapture
 
 soak-cluster: ## Order per key on a kind cluster under load, while pods come, go, are deleted without grace and killed, and operators are deleted: ROUNDS=10
 	JETWRIGHT_SOAK_ROUNDS=$(or $(ROUNDS),10) e2e/run-tests partitions:: --nocapture

@@ -61,6 +61,8 @@ impl Handler for Recorder {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    // Processes of a container share a log.
+    drop(stdout().write_all(b"# starts\n"));
     let app = App::new("soak-worker", &["fulfilment"]);
     app.run(Ok(()), async |setup, ()| setup.service.handle("fulfilment", Recorder).map(drop)).await
 }

@@ -40,12 +40,12 @@ pub struct Load {
 }
 
 impl Load {
-    /// For a stream, consumers and a bucket that an operator makes.
+    /// For a stream and consumers that an operator makes, with so many replicas and partitions.
     #[must_use]
-    pub fn new(jetstream: Context, count: u32, keys: u32) -> Self {
+    pub fn new(jetstream: Context, replicas: usize, count: u32, keys: u32) -> Self {
         let published = (0..keys).map(|key| (format!("k{key}"), 0)).collect();
         let partitions = partitions_of(STREAM, count);
-        Self { jetstream, stream: STREAM.to_owned(), replicas: 1, partitions, count, published }
+        Self { jetstream, stream: STREAM.to_owned(), replicas, partitions, count, published }
     }
 
     /// The same for a stream of another name, whose subjects begin with it.
@@ -57,7 +57,7 @@ impl Load {
 
     /// Makes everything that processes need, with so many replicas and partitions.
     pub async fn prepare(jetstream: Context, replicas: usize, count: u32, keys: u32) -> Self {
-        let load = Self { replicas, ..Self::new(jetstream, count, keys) };
+        let load = Self::new(jetstream, replicas, count, keys);
         load.create_bucket().await;
         load.create_stream().await;
         load
@@ -75,7 +75,8 @@ impl Load {
         self.count
     }
 
-    async fn create_bucket(&self) {
+    /// Makes the bucket, as the operator would with the first consumer that needs it.
+    pub async fn create_bucket(&self) {
         let config = stream::Config {
             name: BUCKET_STREAM.to_owned(),
             subjects: vec![format!("{SUBJECT_PREFIX}>")],

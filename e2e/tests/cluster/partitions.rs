@@ -62,7 +62,7 @@ impl<'c> Fleet<'c> {
         cluster.await_condition::<EventStream>((at, at), ("Ready", "True"), SOON).await;
         cluster.await_condition::<EventConsumer>((at, "fulfilment"), ("Ready", "True"), SOON).await;
         let nats = cluster.nats(0).await;
-        let load = Load::new(nats.jetstream.clone(), PARTITIONS, KEYS).of_stream(at);
+        let load = Load::new(nats.jetstream.clone(), 1, PARTITIONS, KEYS).of_stream(at);
         let (interrupted, sentinels) = (Vec::new(), BTreeMap::new());
         Self { cluster, namespace, records, load, _nats: nats, interrupted, sentinels }
     }

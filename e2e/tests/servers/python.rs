@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Debug,
     io::Write,
     path::PathBuf,
     process::Command,
@@ -22,14 +21,14 @@ use jetwright_e2e::{
     path,
 };
 use jetwright_partitions::coordinator::Declared;
-use jetwright_testing::{Folder, Namespace, NatsServer, Process, await_until};
-use k8s_openapi::NamespaceResourceScope;
-use kube::{Resource, api::PostParams};
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Value, json};
+use jetwright_testing::{Folder, NatsServer, Process, await_until};
+use serde_json::json;
 use tokio::sync::watch;
 
-use crate::soak::{uid, worker};
+use crate::soak::{
+    worker::{uid, worker},
+    workload::declare,
+};
 
 /// A process that is silent is found dead after 32 s, and its successor waits for ackWait.
 const TAKEN_OVER: Duration = Duration::from_secs(70);
@@ -222,7 +221,7 @@ async fn a_program_in_python_and_one_on_the_runtime_share_partitions_as_the_oper
     .await;
     let consumer = json!({"streamRef": {"name": "orders"}, "ordering": "PerKey"});
     declare::<EventConsumer>(&namespace, "fulfilment", &consumer).await;
-    let load = Load::new(nats.jetstream().await, PARTITIONS, KEYS);
+    let load = Load::new(nats.jetstream().await, 1, PARTITIONS, KEYS);
     await_until("the consumers", TAKEN_OVER, async || load.consumers().await).await;
 
     let publishing = load.publish_all_the_time(PACE);
@@ -241,19 +240,4 @@ async fn a_program_in_python_and_one_on_the_runtime_share_partitions_as_the_oper
     group.end(in_python).await;
     let report = group.assert_in_order(&load);
     assert_eq!((report.repeated, report.unfenced), (0, 0), "{report:?}");
-}
-
-async fn declare<K>(namespace: &Namespace<'_>, name: &str, spec: &Value)
-where
-    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
-        + Clone
-        + Debug
-        + Serialize
-        + DeserializeOwned,
-{
-    let object = json!({
-        "apiVersion": K::api_version(&()), "kind": K::kind(&()), "metadata": {"name": name}, "spec": spec,
-    });
-    let object = serde_json::from_value(object).unwrap();
-    namespace.api::<K>().create(&PostParams::default(), &object).await.unwrap();
 }
