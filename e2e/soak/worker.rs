@@ -9,10 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use jetwright_e2e::order::load::monotonic;
-use jetwright_runtime::{App, DecodeError, Event, Handler, HandlerError, Metadata};
+use jetwright_runtime::{App, DecodeError, Event, Handler, HandlerError, Metadata, Setup};
 use tokio::time::sleep;
 
-/// How long each handler takes: so long that a process has always begun something when it is killed.
+/// How long each handler takes, unless `SOAK_HANDLING_MILLISECONDS` says otherwise: so long that a process has always begun something when it is killed.
 const HANDLING: Duration = Duration::from_millis(30);
 
 /// The number of an event among those of its key.
@@ -42,7 +42,9 @@ fn write(step: &str, event: &str) {
     drop(stdout().write_all(line.as_bytes()));
 }
 
-struct Recorder;
+struct Recorder {
+    handling: Duration,
+}
 
 impl Handler for Recorder {
     type Event = Numbered;
@@ -53,10 +55,15 @@ impl Handler for Recorder {
         let event = format!("{subject}.{partition} {sequence} {} {number}", source.epoch);
         write("begin", &event);
         let mut attempt = Attempt { event, outcome: "abandoned" };
-        sleep(HANDLING).await;
+        sleep(self.handling).await;
         attempt.outcome = "done";
         Ok(())
     }
+}
+
+fn handling() -> anyhow::Result<Duration> {
+    std::env::var("SOAK_HANDLING_MILLISECONDS")
+        .map_or(Ok(HANDLING), |text| Ok(Duration::from_millis(text.parse()?)))
 }
 
 #[tokio::main]
@@ -64,5 +71,9 @@ async fn main() -> ExitCode {
     // Processes of a container share a log.
     drop(stdout().write_all(b"# starts\n"));
     let app = App::new("soak-worker", &["fulfilment"]);
-    app.run(Ok(()), async |setup, ()| setup.service.handle("fulfilment", Recorder).map(drop)).await
+    let setup = async |setup: &mut Setup, ()| {
+        setup.service.handle("fulfilment", Recorder { handling: handling()? })?;
+        anyhow::Ok(())
+    };
+    app.run(Ok(()), setup).await
 }

@@ -55,8 +55,10 @@ impl Records {
     /// Everything that was written so far, by container.
     pub async fn read(&self) -> Vec<Record> {
         let mut found: BTreeMap<(String, u32), String> = BTreeMap::new();
-        let script =
-            format!("cd {} && for log in *; do echo \"FILE $log\"; cat \"$log\"; done", self.folder());
+        let script = format!(
+            "cd {} && for log in *; do if [ -f \"$log\" ]; then echo \"FILE $log\"; cat \"$log\"; fi; done",
+            self.folder()
+        );
         for node in &self.nodes {
             let text = run("docker", &["exec", node, "sh", "-c", &script], None).await.succeeded();
             let mut log = None;

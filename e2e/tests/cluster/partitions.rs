@@ -25,6 +25,8 @@ const PARTITIONS: u32 = 8;
 const KEYS: u32 = 300;
 /// How many pods there are, one step after another.
 const STEPS: [usize; 5] = [1, 4, 2, 0, 3];
+/// How long each handler takes, in milliseconds: longer than it takes to publish the next event of all keys, so that every pod is at work.
+const HANDLING: u32 = 200;
 /// As many events wait at most, so that there is always work, and an end.
 const BACKLOG: u64 = 2_000;
 /// A pod that dies without a word is found after 32 s, and its successor waits for ackWait. Nodes and programs share a few cores.
@@ -239,7 +241,11 @@ spec:
       spec:
         securityContext: {{runAsNonRoot: true, runAsUser: 65532, seccompProfile: {{type: RuntimeDefault}}}}
         containers:
-          - {{name: app, image: \"{image}\", imagePullPolicy: Never, command: [/jetwright-soak-worker]}}
+          - name: app
+            image: \"{image}\"
+            imagePullPolicy: Never
+            command: [/jetwright-soak-worker]
+            env: [{{name: SOAK_HANDLING_MILLISECONDS, value: \"{HANDLING}\"}}]
 "
     )
 }
