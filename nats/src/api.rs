@@ -343,6 +343,23 @@ impl Api {
         self.request_as("CONSUMER.UPDATE", "CONSUMER.CREATE", &[stream, name], &body).await
     }
 
+    /// Pauses a consumer until this time (RFC 3339), or lets it go on: it delivers nothing meanwhile, and takes acknowledgements. An update does
+    /// not change that.
+    ///
+    /// # Errors
+    ///
+    /// When JetStream does not answer or refuses.
+    pub async fn pause_consumer(
+        &self,
+        stream: &str,
+        name: &str,
+        until: Option<&str>,
+    ) -> Result<(), ApiError> {
+        let answer: Result<Value, _> =
+            self.request("CONSUMER.PAUSE", &[stream, name], &json!({ "pause_until": until })).await;
+        answer.map(drop)
+    }
+
     /// Deletes a consumer; false if it did not exist.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ jetwright_process::catalogue! {
     JETSTREAM_API_REQUESTS: Counter "jetwright_operator_jetstream_api_requests" [
         words("verb", &[
             "STREAM.INFO", "STREAM.LIST", "STREAM.CREATE", "STREAM.UPDATE", "STREAM.DELETE", "CONSUMER.INFO", "CONSUMER.LIST",
-            "CONSUMER.CREATE", "CONSUMER.UPDATE", "CONSUMER.DELETE"
+            "CONSUMER.CREATE", "CONSUMER.UPDATE", "CONSUMER.PAUSE", "CONSUMER.DELETE"
         ]), OUTCOME
     ] "Requests to JetStream's API, but for probes and samples";
     JETSTREAM_WRITES: Counter "jetwright_operator_jetstream_writes" [

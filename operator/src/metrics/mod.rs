@@ -247,7 +247,7 @@ fn written(verb: &str) -> Option<(&'static str, &'static str)> {
         "STREAM.UPDATE" => ("stream", "updated"),
         "STREAM.DELETE" => ("stream", "deleted"),
         "CONSUMER.CREATE" => ("consumer", "created"),
-        "CONSUMER.UPDATE" => ("consumer", "updated"),
+        "CONSUMER.UPDATE" | "CONSUMER.PAUSE" => ("consumer", "updated"),
         "CONSUMER.DELETE" => ("consumer", "deleted"),
         _ => return None,
     })
@@ -285,6 +285,7 @@ mod tests {
             "STREAM.DELETE",
             "CONSUMER.CREATE",
             "CONSUMER.UPDATE",
+            "CONSUMER.PAUSE",
             "CONSUMER.DELETE",
         ] {
             metrics.api_request(verb, None);

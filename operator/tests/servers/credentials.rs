@@ -15,7 +15,7 @@ use jetwright_testing::{
 use crate::world::{SOON, World};
 
 /// What the operator may do, and no more: docs/operator.md.
-const PUBLISH: [&str; 12] = [
+const PUBLISH: [&str; 13] = [
     "$JS.API.STREAM.LIST",
     "$JS.API.STREAM.INFO.*",
     "$JS.API.STREAM.CREATE.*",
@@ -24,6 +24,7 @@ const PUBLISH: [&str; 12] = [
     "$JS.API.CONSUMER.LIST.*",
     "$JS.API.CONSUMER.INFO.*.*",
     "$JS.API.CONSUMER.CREATE.*.*",
+    "$JS.API.CONSUMER.PAUSE.*.*",
     "$JS.API.CONSUMER.DELETE.*.*",
     "$KV.jetwright.>",
     "$JS.API.STREAM.MSG.GET.KV_jetwright",

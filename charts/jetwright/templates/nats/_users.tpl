@@ -19,8 +19,8 @@ The users of the account "jetwright", by name: the namespace and name of their S
 {{- define "jetwright.natsUsers" -}}
 {{- $operator := dict "namespace" .Release.Namespace "secret" (printf "%s-nats-operator" (include "jetwright.fullname" .))
       "publish" (list "$JS.API.STREAM.LIST" "$JS.API.STREAM.INFO.*" "$JS.API.STREAM.CREATE.*" "$JS.API.STREAM.UPDATE.*"
-        "$JS.API.STREAM.DELETE.*" "$JS.API.CONSUMER.LIST.*" "$JS.API.CONSUMER.INFO.*.*" "$JS.API.CONSUMER.CREATE.*.*" "$JS.API.CONSUMER.DELETE.*.*"
-        "$KV.jetwright.>" "$JS.API.STREAM.MSG.GET.KV_jetwright" "$JS.FC.KV_jetwright.>")
+        "$JS.API.STREAM.DELETE.*" "$JS.API.CONSUMER.LIST.*" "$JS.API.CONSUMER.INFO.*.*" "$JS.API.CONSUMER.CREATE.*.*" "$JS.API.CONSUMER.PAUSE.*.*"
+        "$JS.API.CONSUMER.DELETE.*.*" "$KV.jetwright.>" "$JS.API.STREAM.MSG.GET.KV_jetwright" "$JS.FC.KV_jetwright.>")
       "subscribe" (list "$JS.EVENT.ADVISORY.>" "_INBOX_operator.>") -}}
 {{- $users := dict "operator" $operator -}}
 {{- range $name, $spec := .Values.nats.bundled.users -}}
