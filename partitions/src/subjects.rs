@@ -91,6 +91,15 @@ impl Partitions {
         self.count
     }
 
+    /// The same with another count, as before or after a change.
+    ///
+    /// # Errors
+    ///
+    /// The count is not 1 to [`MAX_PARTITIONS`].
+    pub fn with_count(&self, count: u32) -> Result<Self, SubjectError> {
+        Self::new(&self.subject, &self.key_tokens, count)
+    }
+
     /// The source of the stream's subject transform.
     #[must_use]
     pub fn transform_source(&self) -> &str {

@@ -40,6 +40,8 @@ pub struct Consumer {
     recent: VecDeque<(u64, u64, bool)>,
     /// Deliveries of events that were delivered before.
     pub redeliveries: u64,
+    /// It delivers nothing.
+    pub is_paused: bool,
 }
 
 impl Consumer {
@@ -53,6 +55,9 @@ impl Consumer {
         }
         self.pulls.retain(|pull| pull.expires > now && pull.batch > 0);
         let mut sent = Vec::new();
+        if self.is_paused {
+            return sent;
+        }
         while !self.pulls.is_empty() {
             let Some(sequence) = self.take() else { break };
             let Some(mut pull) = self.pulls.pop_front() else { break };
@@ -133,6 +138,13 @@ impl Consumer {
             ack_floor: floor,
             ack_pending: self.pending.len() as u64,
         }
+    }
+
+    /// The first of another one's events, which begin behind what that one delivered.
+    pub fn part(&mut self, is_its: impl Fn(u64) -> bool) -> Self {
+        let (waiting, kept) = self.waiting.drain(..).partition(|sequence| is_its(*sequence));
+        self.waiting = kept;
+        Self { waiting, delivered: self.delivered, ..Self::default() }
     }
 
     /// Whether everything was delivered and acknowledged.

@@ -212,3 +212,56 @@ fn who_is_found_dead_is_written_before_what_it_held_is_taken() {
     assert_eq!(value["dead"]["reason"], reason);
     end_well(world);
 }
+
+/// Whatever goes wrong while partitions are multiplied and consumers divided.
+#[test]
+fn multiplied_partitions_lose_no_event_and_handle_no_key_twice_at_once() {
+    for seed in 0..30 {
+        let mut world = World::new(seed, 4);
+        world.start_operator(0);
+        (0..4).for_each(|index| world.start(index));
+        world.run_for(30 * SECOND);
+        world.is_lossy = true;
+        world.multiply(true);
+        for _ in 0..6 {
+            let pause = world.rng.within(0, 4 * SECOND);
+            world.run_for(pause);
+            crate::disturb(&mut world);
+        }
+        world.is_lossy = false;
+        // Members alone know of the old ones only.
+        if world.operators.iter().all(Option::is_none) {
+            world.start_operator(0);
+        }
+        world.run_calm();
+        world.run_for(200 * SECOND);
+        assert!(world.is_divided(), "seed {seed}");
+        world.roll_out();
+        end_well(world);
+    }
+}
+
+#[test]
+fn while_no_operator_is_there_members_of_the_old_count_take_none_of_the_new_partitions_and_lose_none() {
+    let mut world = calm(3);
+    world.multiply(true);
+    world.run_for(SECOND);
+    world.stop_operator(0);
+    world.kill(1, 20 * SECOND, false);
+    world.run_for(150 * SECOND);
+    world.start_operator(1);
+    world.run_for(150 * SECOND);
+    assert!(world.is_divided());
+    end_well(world);
+}
+
+/// What the pause is for.
+#[test]
+#[should_panic(expected = "of key")]
+fn a_consumer_that_is_divided_while_it_owes_events_breaks_their_order() {
+    let mut world = calm(3);
+    world.handler = (2 * SECOND, 4 * SECOND);
+    world.run_for(20 * SECOND);
+    world.multiply(false);
+    end_well(world);
+}

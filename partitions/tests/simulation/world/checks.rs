@@ -69,7 +69,7 @@ impl World {
 
     pub(super) fn check(&mut self) {
         let now = self.now;
-        for partition in 0..PARTITIONS {
+        for partition in 0..self.shared {
             let serves = |process: &&Process| process.serves(partition) && process.lease_holds(now);
             let owners: Vec<_> =
                 self.processes.iter().flatten().filter(serves).map(|process| process.index).collect();
@@ -105,7 +105,7 @@ impl World {
         self.assert(all_done, || "a consumer has events left".to_owned());
         let loads = self.loads();
         let (most, fewest) = (loads.iter().max().copied(), loads.iter().min().copied());
-        self.assert(loads.iter().sum::<usize>() == PARTITIONS as usize, || {
+        self.assert(loads.iter().sum::<usize>() == self.shared as usize, || {
             format!("partitions are owned {loads:?}")
         });
         self.assert(most <= fewest.map(|fewest| fewest + 1), || {
@@ -115,7 +115,7 @@ impl World {
 
     pub fn loads(&self) -> Vec<usize> {
         let load =
-            |process: &Process| (0..PARTITIONS).filter(|partition| process.is_recovered(*partition)).count();
+            |process: &Process| (0..self.shared).filter(|partition| process.is_recovered(*partition)).count();
         self.processes.iter().flatten().map(load).collect()
     }
 

@@ -2,6 +2,7 @@
 //! always be true.
 
 mod checks;
+mod division;
 mod network;
 mod nodes;
 
@@ -21,6 +22,7 @@ use jetwright_partitions::{
     write::Answer,
 };
 
+use self::division::Division;
 use crate::{
     bucket::Bucket,
     jetstream::{Consumer, Pull, Sent},
@@ -158,6 +160,9 @@ pub struct World {
     pub operators: Vec<Option<Operator>>,
     pub bucket: Bucket,
     pub consumers: Vec<Consumer>,
+    /// Partitions that are shared out.
+    pub shared: u32,
+    division: Option<Division>,
     pub template: u32,
     pub publish_every: u64,
     /// Milliseconds that handlers take at least and at most.
@@ -218,6 +223,8 @@ impl World {
             operators: vec![None, None],
             bucket: Bucket::old(),
             consumers: (0..PARTITIONS).map(|_| Consumer::default()).collect(),
+            shared: PARTITIONS,
+            division: None,
             template: 1,
             publish_every: 120,
             handler: (5, 400),
@@ -332,7 +339,8 @@ impl World {
         for index in 0..self.operators.len() {
             self.step_operator(index);
         }
-        for partition in 0..PARTITIONS {
+        self.divide();
+        for partition in 0..u32::try_from(self.consumers.len()).unwrap() {
             self.deliver(partition);
         }
         if self.now % REWATCH < TICK {

@@ -167,7 +167,8 @@ impl World {
         let partition = u32::try_from(self.rng.index(PARTITIONS as usize)).unwrap();
         let key = partition * KEYS + u32::try_from(self.rng.index(KEYS as usize)).unwrap();
         self.stream.push((partition, key));
-        self.consumers[partition as usize].waiting.push_back(self.stream.len() as u64);
+        let consumer = self.consumer_of(key);
+        self.consumers[consumer as usize].waiting.push_back(self.stream.len() as u64);
     }
 
     pub(super) fn arrive(&mut self, to: Node, message: Message) {

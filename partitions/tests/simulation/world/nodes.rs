@@ -133,7 +133,7 @@ impl World {
         };
         let roles = self.processes.iter().flatten().map(role).collect();
         let pods = Some(Pods { namespace: "shop".to_owned(), roles });
-        let declared = Declared { count: PARTITIONS, drain: Duration::from_secs(20), pods };
+        let declared = Declared { count: self.shared, drain: Duration::from_secs(20), pods };
         for operator in self.operators.iter_mut().flatten() {
             operator.coordinator.declare(consumer(), declared.clone());
         }
@@ -276,7 +276,7 @@ impl World {
 
     pub(super) fn nats_is_up(&mut self) {
         self.nats_up = true;
-        for partition in 0..PARTITIONS {
+        for partition in 0..u32::try_from(self.consumers.len()).unwrap() {
             self.change_leader(partition, 0);
         }
         for index in 0..self.processes.len() {
