@@ -27,6 +27,8 @@ pub const DEAD_LETTERS_READY: &str = "DeadLettersReady";
 pub const WORKLOAD_READY: &str = "WorkloadReady";
 /// Each partition of an ordered consumer is handled where it belongs.
 pub const PARTITIONS_OWNED: &str = "PartitionsOwned";
+/// The partitions of a stream that exists are being changed: False while the change waits, absent where there is none.
+pub const PARTITIONS_CHANGING: &str = "PartitionsChanging";
 /// The number of pods follows what waits for them, or would.
 pub const SCALING_ACTIVE: &str = "ScalingActive";
 
@@ -105,6 +107,12 @@ pub enum Reason {
     WithoutOwner,
     /// The bucket by which partitions are shared out cannot be made or read.
     BucketUnavailable,
+    /// Events are stored in a stream whose partitions are to change.
+    StreamIsBusy,
+    /// A consumer would miss events once the partitions of its stream change.
+    FiltersTooNarrow,
+    /// The partitions of a stream change, or a consumer on it is divided after that.
+    ChangingPartitions,
     /// There are as many pods as the load takes.
     Steady,
     /// The load took more pods.

@@ -18,3 +18,10 @@ pub const FORMER_OWNERS: &str = "jetwright.dev/former-owners";
 pub const DECLARED: &str = "jetwright.dev/declared";
 /// A hash of what was applied last, by which a change of the declaration is told from that of another writer.
 pub const APPLIED: &str = "jetwright.dev/applied";
+/// How the partitions of a stream that exists were changed last: what from, what to, and once that is known, the sequence up to which an event
+/// may have a number of before.
+pub const PARTITIONS_CHANGED: &str = "jetwright.dev/partitions-changed";
+/// Of how many partitions a consumer delivers one. Absent on consumers of a stream whose partitions never changed.
+pub const PARTITION_COUNT: &str = "jetwright.dev/partition-count";
+/// A consumer is paused by its owner, which divides it.
+pub const DIVIDING: &str = "jetwright.dev/dividing";

@@ -93,6 +93,31 @@ impl Config {
         }
     }
 
+    /// Sets a key of the metadata, beside those that are there.
+    #[must_use]
+    pub fn with_mark(self, key: &str, value: &str) -> Self {
+        let mut metadata = self.metadata();
+        metadata.insert(key, value);
+        let metadata = json!(metadata);
+        self.with(METADATA, metadata)
+    }
+
+    /// Takes a key out of the metadata.
+    #[must_use]
+    pub fn without_mark(self, key: &str) -> Self {
+        let mut metadata = self.metadata();
+        if metadata.remove(key).is_none() {
+            return self;
+        }
+        if metadata.is_empty() {
+            let mut fields = self.0;
+            fields.remove(METADATA);
+            return Self(fields);
+        }
+        let metadata = json!(metadata);
+        self.with(METADATA, metadata)
+    }
+
     /// The value of a field, if it is there.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Value> {

@@ -222,6 +222,32 @@ pub struct ConsumerInfo {
     /// Messages delivered more than once and not acknowledged yet.
     #[serde(default)]
     pub num_redelivered: u64,
+    /// Where the newest delivery is.
+    #[serde(default)]
+    pub delivered: Position,
+    /// Up to where everything is acknowledged.
+    #[serde(default)]
+    pub ack_floor: Position,
+    /// Whether it delivers nothing for now.
+    #[serde(default)]
+    pub paused: bool,
+    /// For how long yet, in nanoseconds.
+    #[serde(default)]
+    pub pause_remaining: u64,
+    /// The partitions whose consumers it stands for; None where it is one consumer of JetStream's.
+    #[serde(skip)]
+    pub partitions: Option<u32>,
+}
+
+/// How far a consumer is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Number of the delivery.
+    #[serde(default)]
+    pub consumer_seq: u64,
+    /// Sequence in the stream.
+    #[serde(default)]
+    pub stream_seq: u64,
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ pub mod pages;
 pub mod partitions;
 pub mod plan;
 pub mod reconcile;
+pub mod repartition;
 pub mod servers;
 pub mod stream_config;
 pub mod subjects;

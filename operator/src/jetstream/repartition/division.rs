@@ -1,0 +1,294 @@
+//! In: a consumer that takes the numbers of several partitions, the consumers of its parts, and up to where events may have either number. Out: the
+//! next step by which it is divided. Pure.
+//!
+//! While it is paused the server delivers nothing, whoever pulls, and takes acknowledgements. So once nothing is unacknowledged, everything that it
+//! ever delivered is handled and nothing beyond is; what begins behind that takes each of the others once. It is paused, and no pod has to know: an
+//! owner that is frozen, or that goes on without an operator, gets nothing either.
+
+use std::time::Duration;
+
+use jetwright_crds::marks::{DIVIDING, PARTITION_COUNT};
+
+use crate::jetstream::{config::Config, info::ConsumerInfo};
+
+/// How long a pause lasts. It ends by itself where no operator is there to end it.
+pub const PAUSE: Duration = Duration::from_hours(1);
+/// How much of the pause has to be left for a step that relies on it.
+const LEAST: Duration = Duration::from_mins(5);
+
+/// What to do next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing is left to do.
+    Done,
+    /// It goes on until it is beyond the change.
+    GoOn,
+    /// Somebody else paused it.
+    Paused,
+    /// It delivers nothing from now on.
+    Pause,
+    /// It finishes what it has begun.
+    Finish,
+    /// It delivers again.
+    Resume,
+    /// The part with this number begins at this sequence.
+    Make { part: u32, begin: u64 },
+    /// The part with this number, which delivered nothing, begins elsewhere.
+    Remove { part: u32 },
+    /// It is its own part alone from now on, or none.
+    Narrow,
+}
+
+/// What is known of a consumer that is to be divided.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    pub whole: &'a ConsumerInfo,
+    /// The other parts, by their numbers; None where there is no such consumer yet.
+    pub parts: &'a [(u32, Option<ConsumerInfo>)],
+    /// How many partitions there are.
+    pub count: u32,
+    /// Up to where events may have a number of before.
+    pub at: u64,
+    /// Whether nothing that it has begun was acknowledged for too long: it is to be delivered again.
+    pub is_stuck: bool,
+    /// Whether it was resumed a moment ago, so that it gets what it waited for.
+    pub was_resumed: bool,
+}
+
+/// Decides the next step.
+#[must_use]
+pub fn next(known: &Known<'_>) -> Next {
+    let Known { whole, parts, at, is_stuck, was_resumed, .. } = known;
+    let is_ours = whole.config.metadata().contains_key(DIVIDING);
+    if is_divided(known) {
+        return if is_ours { Next::Resume } else { Next::Done };
+    }
+    if whole.paused && !is_ours {
+        return Next::Paused;
+    }
+    // Where nothing waits, nothing of before the change is left.
+    let is_beyond = |sequence: u64| sequence >= *at || whole.num_pending == 0;
+    if !whole.paused {
+        let may_pause = is_beyond(whole.ack_floor.stream_seq) && !was_resumed;
+        return if may_pause { Next::Pause } else { Next::GoOn };
+    }
+    let left = Duration::from_nanos(whole.pause_remaining);
+    if whole.num_ack_pending > 0 {
+        return if *is_stuck || left < LEAST { Next::Resume } else { Next::Finish };
+    }
+    let delivered = whole.delivered.stream_seq;
+    if left < LEAST || !is_beyond(delivered) {
+        return Next::Resume;
+    }
+    let begin = delivered + 1;
+    for (part, info) in *parts {
+        match info {
+            None => return Next::Make { part: *part, begin },
+            Some(info) if begins_at(&info.config) != Some(begin) => return Next::Remove { part: *part },
+            Some(_) => {}
+        }
+    }
+    Next::Narrow
+}
+
+/// Whether the consumer is its own part alone: by its mark, or where another tool took that away, by a part that delivers already, which no part does
+/// before.
+fn is_divided(known: &Known<'_>) -> bool {
+    let delivers = |(_, info): &(u32, Option<ConsumerInfo>)| {
+        info.as_ref().is_some_and(|info| info.delivered.consumer_seq > 0)
+    };
+    count_of(&known.whole.config) == Some(known.count) || known.parts.iter().any(delivers)
+}
+
+/// Of how many partitions a consumer says that it delivers one.
+#[must_use]
+pub fn count_of(config: &Config) -> Option<u32> {
+    config.metadata().get(PARTITION_COUNT)?.parse().ok()
+}
+
+/// Whether a consumer is divided, and goes on.
+#[must_use]
+pub fn is_at_rest(config: &Config, count: u32) -> bool {
+    count_of(config) == Some(count) && !config.metadata().contains_key(DIVIDING)
+}
+
+/// Where a consumer began that is a part of another.
+#[must_use]
+pub fn begins_at(config: &Config) -> Option<u64> {
+    let policy = config.get("deliver_policy").and_then(serde_json::Value::as_str);
+    policy.filter(|policy| *policy == "by_start_sequence")?;
+    config.get("opt_start_seq").and_then(serde_json::Value::as_u64)
+}
+
+/// The configuration of a part that begins at this sequence.
+#[must_use]
+pub fn beginning_at(config: Config, sequence: u64) -> Config {
+    config.with("deliver_policy", "by_start_sequence").with("opt_start_seq", sequence)
+}
+
+/// The configuration of the consumer of one of so many partitions, as it is to be: a part of another begins where it began.
+#[must_use]
+pub fn placed(config: Config, count: u32, actual: Option<&Config>) -> Config {
+    let config = config.with_mark(PARTITION_COUNT, &count.to_string());
+    match actual.filter(|actual| count_of(actual).is_some()).and_then(begins_at) {
+        Some(sequence) => beginning_at(config, sequence),
+        None => config,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Consumers of partition 3 of 8 that becomes 3 and 11 of 16, as JetStream has them.
+    #[derive(Clone, Debug)]
+    struct There {
+        whole: ConsumerInfo,
+        part: Option<ConsumerInfo>,
+        at: u64,
+        is_stuck: bool,
+    }
+
+    fn consumer(delivered: u64, floor: u64, pending: u64) -> ConsumerInfo {
+        let info = json!({
+            "stream_name": "orders", "name": "x", "created": "2026-11-01T10:00:00Z", "config": {}, "num_pending": pending,
+            "num_ack_pending": delivered - floor, "delivered": {"stream_seq": delivered, "consumer_seq": delivered},
+            "ack_floor": {"stream_seq": floor, "consumer_seq": floor},
+        });
+        serde_json::from_value(info).unwrap()
+    }
+
+    impl There {
+        fn new(whole: ConsumerInfo) -> Self {
+            Self { whole, part: None, at: 100, is_stuck: false }
+        }
+
+        fn next(&self) -> Next {
+            next(&Known {
+                whole: &self.whole,
+                parts: &[(11, self.part.clone())],
+                count: 16,
+                at: self.at,
+                is_stuck: self.is_stuck,
+                was_resumed: false,
+            })
+        }
+
+        fn pause(&mut self, left: Duration) {
+            self.whole.paused = true;
+            self.whole.pause_remaining = u64::try_from(left.as_nanos()).unwrap();
+            self.whole.config = self.whole.config.clone().with_mark(DIVIDING, "16");
+        }
+
+        /// What a server makes of a step.
+        fn take(&mut self, step: &Next) {
+            match step {
+                Next::Pause => self.pause(PAUSE),
+                Next::Resume => {
+                    self.whole.paused = false;
+                    self.whole.config = self.whole.config.clone().without_mark(DIVIDING);
+                }
+                Next::Make { part: 11, begin } => {
+                    let info = consumer(begin - 1, begin - 1, 0);
+                    let config = beginning_at(info.config.clone(), *begin);
+                    let delivered = crate::jetstream::info::Position { consumer_seq: 0, ..info.delivered };
+                    self.part = Some(ConsumerInfo { config, delivered, ..info });
+                }
+                Next::Remove { part: 11 } => self.part = None,
+                Next::Narrow => {
+                    self.whole.config = self.whole.config.clone().with_mark(PARTITION_COUNT, "16")
+                }
+                Next::Finish => self.whole.num_ack_pending = 0,
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    const LONG: Duration = Duration::from_mins(30);
+
+    #[test]
+    fn a_consumer_goes_on_to_the_change_finishes_and_is_divided_where_it_stopped() {
+        let mut there = There::new(consumer(120, 99, 7));
+        assert_eq!(there.next(), Next::GoOn, "an event up to the change is not acknowledged");
+        there.whole = consumer(120, 110, 7);
+        let mut steps = Vec::new();
+        while there.next() != Next::Done {
+            let step = there.next();
+            there.take(&step);
+            steps.push(step);
+        }
+        let make = Next::Make { part: 11, begin: 121 };
+        assert_eq!(steps, [Next::Pause, Next::Finish, make, Next::Narrow, Next::Resume]);
+        assert_eq!(begins_at(&there.part.unwrap().config), Some(121));
+    }
+
+    #[test]
+    fn a_consumer_for_which_nothing_waits_is_divided_wherever_it_is() {
+        let there = There::new(consumer(7, 7, 0));
+        assert_eq!(there.next(), Next::Pause);
+        let mut paused = there;
+        paused.pause(LONG);
+        assert_eq!(paused.next(), Next::Make { part: 11, begin: 8 });
+        // Something came before it was paused: it may have a number of before.
+        paused.whole.num_pending = 1;
+        assert_eq!(paused.next(), Next::Resume);
+    }
+
+    /// An operator was away for so long that the pause was over, and the consumer went on.
+    #[test]
+    fn a_part_that_was_made_before_the_whole_one_went_on_is_made_again() {
+        let mut there = There::new(consumer(120, 120, 0));
+        there.take(&Next::Pause);
+        there.take(&Next::Make { part: 11, begin: 121 });
+        there.whole.paused = false;
+        there.whole.delivered.stream_seq = 130;
+        there.whole.ack_floor.stream_seq = 130;
+        let mut steps = Vec::new();
+        while there.next() != Next::Done {
+            let step = there.next();
+            there.take(&step);
+            steps.push(step);
+        }
+        let (remove, make) = (Next::Remove { part: 11 }, Next::Make { part: 11, begin: 131 });
+        assert_eq!(steps, [Next::Pause, remove, make, Next::Narrow, Next::Resume]);
+    }
+
+    #[test]
+    fn what_does_not_finish_is_delivered_again_and_a_pause_that_is_nearly_over_is_no_ground() {
+        let mut there = There::new(consumer(120, 119, 0));
+        there.pause(LONG);
+        assert_eq!(there.next(), Next::Finish);
+        assert_eq!(There { is_stuck: true, ..there }.next(), Next::Resume);
+        let mut finished = There::new(consumer(120, 120, 0));
+        finished.pause(LEAST - Duration::from_secs(1));
+        assert_eq!(finished.next(), Next::Resume);
+        let whole = consumer(120, 120, 0);
+        let known =
+            Known { whole: &whole, parts: &[], count: 16, at: 100, is_stuck: false, was_resumed: true };
+        assert_eq!(next(&known), Next::GoOn);
+    }
+
+    #[test]
+    fn a_pause_of_somebody_else_is_left_alone_and_so_is_what_was_divided_before() {
+        let mut there = There::new(consumer(120, 120, 0));
+        there.whole.paused = true;
+        assert_eq!(there.next(), Next::Paused);
+        there.whole.config = there.whole.config.with_mark(PARTITION_COUNT, "16");
+        assert_eq!(there.next(), Next::Done);
+        // Another tool took the marks away.
+        let mut unmarked = There::new(consumer(120, 120, 0));
+        unmarked.part = Some(consumer(130, 130, 0));
+        assert_eq!(unmarked.next(), Next::Done);
+    }
+
+    #[test]
+    fn a_part_stays_where_it_began_and_others_begin_as_declared() {
+        let declared = Config::default().with("deliver_policy", "all");
+        let begun = placed(beginning_at(declared.clone(), 121), 16, None);
+        assert_eq!(begins_at(&placed(declared.clone(), 16, Some(&begun))), Some(121));
+        assert_eq!(begins_at(&placed(declared.clone(), 16, Some(&declared))), None);
+        assert_eq!(count_of(&placed(declared, 16, None)), Some(16));
+    }
+}
