@@ -62,10 +62,12 @@ pub const NAME_PATTERN: &str = r"^[^\s.*>/\\]+$";
         "!has(oldSelf.status) || !has(oldSelf.status.stream) || !has(oldSelf.status.stream.partitions) || \
          !has(oldSelf.spec.partitions) || (has(self.spec.partitions) && self.spec.subjects == oldSelf.spec.subjects && \
          self.spec.partitions.keyTokens == oldSelf.spec.partitions.keyTokens && \
-         (has(self.spec.partitions.count) ? self.spec.partitions.count : 8) == \
-         (has(oldSelf.spec.partitions.count) ? oldSelf.spec.partitions.count : 8))"
+         ((has(self.spec.partitions.count) ? self.spec.partitions.count : 8) == \
+         (has(oldSelf.spec.partitions.count) ? oldSelf.spec.partitions.count : 8) || \
+         (has(self.spec.partitions.count) ? self.spec.partitions.count : 8) % oldSelf.status.stream.partitions == 0 && \
+         (has(self.spec.retention) ? self.spec.retention : 'Limits') == 'Limits'))"
     )
-    .message("spec.partitions, and spec.subjects with it, cannot change once the stream has partitions: events of one key would be in two partitions. Make another EventStream"),
+    .message("spec.partitions, and spec.subjects with it, cannot change once the stream has partitions, but for a count that is a multiple, with retention Limits: events of one key would be in two partitions. Make another EventStream"),
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -108,8 +110,8 @@ pub struct EventStreamSpec {
 
     /// Partitions of the events by their key, so that consumers with ordering PerKey handle the events of each key in their order, in
     /// several pods at once. JetStream adds the number of an event's partition as the last token to the subject under which it keeps the
-    /// event. Needs exactly one subject, without a `>`. Default: none. Never changes once the stream has them; one without messages and
-    /// consumers can get them.
+    /// event. Needs exactly one subject, without a `>`. Default: none. With retention Limits, a stream that exists can get them, and later a
+    /// multiple of their count, each while its publishers stand still; nothing else of them ever changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partitions: Option<PartitionsSpec>,
 
@@ -172,7 +174,7 @@ pub struct EventStreamSpec {
 #[serde(rename_all = "camelCase")]
 pub struct PartitionsSpec {
     /// Partitions, 1 to 1024: as many pods at most share the events of a consumer with ordering PerKey, which has a JetStream consumer
-    /// for each partition. Default: 8.
+    /// for each partition. Default: 8. Changes to a multiple only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1024))]
     pub count: Option<u32>,
@@ -274,7 +276,7 @@ pub struct EventStreamStatus {
     /// metadata.generation that this status is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Durable, Reconciling, Stalled.
+    /// Ready, Durable, PartitionsChanging, Reconciling, Stalled.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".to_owned()]))]

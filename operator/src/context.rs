@@ -10,7 +10,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    jetstream::{connections::Connections, ownership::ClusterNames},
+    jetstream::{connections::Connections, ownership::ClusterNames, repartition::unchanged::Unchanged},
     kubernetes::{
         age,
         apply::Applying,
@@ -72,6 +72,8 @@ pub struct Context {
     pub availability_writes: RateLimit,
     /// As often their objects are woken, the most urgent first.
     pub availability_wakeups: RateLimit,
+    /// For how long stands still what a change of partitions waits for.
+    pub unchanged: Unchanged,
     /// The reconciles that run.
     pub running: TaskTracker,
 }

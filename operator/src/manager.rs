@@ -19,6 +19,7 @@ use crate::{
         cache::Cache,
         connections::{Connection, Connections},
         ownership::ClusterNames,
+        repartition::unchanged::Unchanged,
     },
     kubernetes::{apply::Applying, client, events::Events, owned::OwnedObjects, scopes::Scopes},
     leader::Leadership,
@@ -160,6 +161,7 @@ async fn context(
         disconnect_writes: RateLimit::new(DISCONNECT_WRITES_PER_SECOND),
         stats_writes: RateLimit::new(STATS_WRITES_PER_SECOND),
         availability_writes: RateLimit::new(AVAILABILITY_WRITES_PER_SECOND),
+        unchanged: Unchanged::default(),
         availability_wakeups: RateLimit::new(AVAILABILITY_WRITES_PER_SECOND),
         running: TaskTracker::new(),
     })

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use jetwright_crds::{EventConsumer, EventStream, conditions::Reason};
+use jetwright_crds::{
+    EventConsumer, EventStream,
+    conditions::{Reason, State},
+};
 use jiff::Timestamp;
 
 use crate::field_error::FieldError;
@@ -135,6 +138,8 @@ pub struct Reconciled<I> {
     pub refusal: Option<String>,
     /// What is to be said instead of that all is well, since others write the same thing.
     pub contested: Option<Pending>,
+    /// How a change of its partitions goes, of a stream.
+    pub changing: Option<State>,
     /// When to reconcile next, where nothing else wakes the object.
     pub requeue_after: Option<Duration>,
 }
@@ -148,7 +153,7 @@ impl<I: CreationTime + Clone> Reconciled<I> {
         // Times in statuses are whole seconds: what was created again within one looks the same.
         let another = info.as_ref().is_some_and(|info| !recorded.matches(info.created()));
         let recreated = recorded.created.is_some() && (another || result == OperationResult::Created);
-        Self { result, info, recreated, refusal: None, contested: None, requeue_after: None }
+        Self { result, info, recreated, refusal: None, contested: None, changing: None, requeue_after: None }
     }
 
     /// The fields that were corrected, `*` for something that had been deleted; None where no other writer had changed anything.

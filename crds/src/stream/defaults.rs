@@ -58,12 +58,14 @@ impl EventStream {
         self.spec.stream_name.clone().unwrap_or_else(|| self.name_any())
     }
 
-    /// The partitions that its stream has, or will be made with. None where the stream is there without them: what is declared later is
-    /// refused once there are messages or consumers.
+    /// How many partitions its stream has, or will have where it has none yet; None where none are declared.
     #[must_use]
-    pub fn partitions_in_force(&self) -> Option<&PartitionsSpec> {
+    pub fn partition_count(&self) -> Option<u32> {
+        let declared = self.spec.partitions.as_ref()?.effective_count();
         let stream = self.status.as_ref().and_then(|status| status.stream.as_ref());
-        self.spec.partitions.as_ref().filter(|_| stream.is_none_or(|stream| stream.partitions.is_some()))
+        // A status may be written by others.
+        let may_be = |there: &u32| *there > 0 && declared.is_multiple_of(*there);
+        Some(stream.and_then(|stream| stream.partitions).filter(may_be).unwrap_or(declared))
     }
 
     /// The conditions of its status; none before the first reconcile.

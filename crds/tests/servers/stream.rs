@@ -349,7 +349,7 @@ async fn partitions_need_one_subject_of_fixed_depth_and_key_tokens_that_are_wild
 }
 
 #[tokio::test]
-async fn partitions_never_change_once_the_stream_exists_but_may_be_written_down() {
+async fn of_partitions_only_the_count_changes_once_the_stream_has_them_and_to_a_multiple() {
     let streams = Manifests::of_streams().await;
     let with = |subject: &str, rest: &str| format!("spec: {{subjects: [{subject}]{rest}}}");
     let (from, never) = (
@@ -362,11 +362,17 @@ async fn partitions_never_change_once_the_stream_exists_but_may_be_written_down(
             &with("orders.*.*", ", partitions: {count: 8, keyTokens: [2, 3]}, replicas: 3"),
         )
         .await;
+    for count in [16, 48] {
+        let to = format!(", partitions: {{count: {count}, keyTokens: [2, 3]}}");
+        streams.accepts_change(&from, &with("orders.*.*", &to)).await;
+    }
     // Whether the stream has messages that are in none, the operator finds.
     streams.accepts_change(&with("orders.*.*", ""), &from).await;
     for to in [
         with("orders.*.*", ""),
-        with("orders.*.*", ", partitions: {count: 16, keyTokens: [2, 3]}"),
+        with("orders.*.*", ", partitions: {count: 12, keyTokens: [2, 3]}"),
+        with("orders.*.*", ", partitions: {count: 4, keyTokens: [2, 3]}"),
+        with("orders.*.*", ", retention: Interest, partitions: {count: 16, keyTokens: [2, 3]}"),
         with("orders.*.*", ", partitions: {keyTokens: [3, 2]}"),
         with("orders.*.*.*", ", partitions: {keyTokens: [2, 3]}"),
     ] {

@@ -1,7 +1,7 @@
 //! The partitions of a stream: a subject transform by which each server that keeps a copy adds the number to what it stores. In: what an EventStream
-//! declares, and an update of its stream. Out: the transform, and why the update is not made. Pure.
+//! declares, and an update of its stream. Out: the transform, and whether the update changes partitions that are in use. Pure.
 
-use jetwright_crds::{EventStreamSpec, conditions::Reason, marks::APPLIED};
+use jetwright_crds::{EventStreamSpec, marks::APPLIED};
 use jetwright_partitions::subjects::{Partitions, SubjectError};
 use serde_json::{Value, json};
 
@@ -11,7 +11,6 @@ use super::{
     plan::{Cause, Plan},
     stream_config::SUBJECT_TRANSFORM,
 };
-use crate::outcome::Blocked;
 
 /// What the destination of a transform has that numbers partitions.
 const FUNCTION: &str = "{{partition(";
@@ -33,33 +32,16 @@ pub fn transform(partitions: &Partitions) -> Value {
     json!({"src": partitions.transform_source(), "dest": partitions.transform_destination()})
 }
 
-/// Why an update is not made that would put events of one key into several partitions, or into none. Each server transforms for itself what it
-/// applies: where the transform changes while somebody publishes, the copies of a stream come to differ. What another writer changed is set
-/// back all the same, since until then more events go astray; but not where the mark of what was applied last is gone with it: then nobody
-/// knows whether the stream ever had partitions.
+/// Whether an update would give a stream that has messages or consumers other partitions than it has: that has an order, which
+/// [`super::repartition`] keeps. What another writer changed is set back all the same, since until then more events go astray; but not where the
+/// mark of what was applied last is gone with it: then nobody knows whether the stream ever had partitions.
 #[must_use]
-pub fn refusal(plan: &Plan, info: Option<&StreamInfo>) -> Option<Blocked> {
-    let (Plan::Update { steps, cause, .. }, Some(info)) = (plan, info) else { return None };
-    let (from, to) = (numbering(&info.config), numbering(steps.last()?));
+pub fn changes(plan: &Plan, info: &StreamInfo) -> bool {
+    let Plan::Update { steps, cause, .. } = plan else { return false };
     let is_unused = info.state.messages == 0 && info.state.consumer_count == 0;
     let is_known = info.config.metadata().contains_key(APPLIED);
-    if from == to || is_unused || (*cause == Cause::Drift && is_known) {
-        return None;
-    }
-    let name = info.name().unwrap_or_default();
-    let message = match from {
-        None => format!(
-            "spec.partitions: stream {name} exists with {} messages and {} consumers, and its events are in no partition. Make another \
-             EventStream with spec.partitions, and publish there; or, where nothing in the stream is needed, stop its publishers, delete its \
-             consumers and purge it",
-            info.state.messages, info.state.consumer_count
-        ),
-        Some(from) => format!(
-            "spec.partitions: stream {name} exists, and stores its events by the transform {from}: another one would put events of one key \
-             into two partitions. Set spec.partitions and spec.subjects to what the stream has, or make another EventStream"
-        ),
-    };
-    Some(Blocked { reason: Reason::ImmutableField, message })
+    let is_other = steps.last().is_some_and(|step| numbering(step) != numbering(&info.config));
+    is_other && !is_unused && !(*cause == Cause::Drift && is_known)
 }
 
 /// Whether a stream puts its events into these partitions.
@@ -76,7 +58,8 @@ pub fn count(config: &Config) -> Option<u32> {
 }
 
 /// The destination of a stream's transform, where it numbers partitions.
-fn numbering(config: &Config) -> Option<&str> {
+#[must_use]
+pub fn numbering(config: &Config) -> Option<&str> {
     let destination = config.get(SUBJECT_TRANSFORM)?.get("dest")?.as_str()?;
     destination.contains(FUNCTION).then_some(destination)
 }
@@ -92,20 +75,18 @@ mod tests {
         serde_json::from_value(json!({"name": "orders", SUBJECT_TRANSFORM: transform})).unwrap()
     }
 
-    fn refused(
+    fn is_change(
         from: Option<&str>,
         to: Option<&str>,
         cause: Cause,
         (messages, consumers): (u64, u64),
-    ) -> Option<String> {
+    ) -> bool {
         let info = json!({
             "config": config(from), "created": "2026-11-01T10:00:00Z",
             "state": {"messages": messages, "bytes": 0, "first_seq": 1, "last_seq": 10, "consumer_count": consumers},
         });
         let plan = Plan::Update { steps: vec![config(to)], fields: Vec::new(), cause };
-        let blocked = refusal(&plan, Some(&serde_json::from_value(info).unwrap()))?;
-        assert_eq!(blocked.reason, Reason::ImmutableField);
-        Some(blocked.message)
+        changes(&plan, &serde_json::from_value(info).unwrap())
     }
 
     #[test]
@@ -134,24 +115,19 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_with_messages_or_consumers_gets_no_partitions_and_none_loses_or_changes_them() {
-        let declared = Cause::Declaration;
+    fn other_partitions_of_a_stream_with_messages_or_consumers_are_a_change_that_has_an_order() {
         let other = ORDERS.replace('8', "16");
-        for used in [(1, 0), (0, 1)] {
-            let message = refused(None, Some(ORDERS), declared.clone(), used).unwrap();
-            let counts = format!("{} messages and {} consumers", used.0, used.1);
-            assert!(message.contains(&counts) && message.contains("Make another EventStream"), "{message}");
-            for to in [None, Some(other.as_str())] {
-                let message = refused(Some(ORDERS), to, declared.clone(), used).unwrap();
-                assert!(
-                    message.contains(ORDERS) && message.contains("make another EventStream"),
-                    "{message}"
-                );
-            }
+        for (from, to, used, expected) in [
+            (None, Some(ORDERS), (1, 0), true),
+            (None, Some(ORDERS), (0, 1), true),
+            (Some(ORDERS), None, (1, 0), true),
+            (Some(ORDERS), Some(other.as_str()), (0, 1), true),
+            (None, Some(ORDERS), (0, 0), false),
+            (Some(ORDERS), None, (0, 0), false),
+            (Some(ORDERS), Some(ORDERS), (9, 9), false),
+        ] {
+            assert_eq!(is_change(from, to, Cause::Declaration, used), expected, "{from:?} {to:?} {used:?}");
         }
-        assert_eq!(refused(None, Some(ORDERS), declared.clone(), (0, 0)), None);
-        assert_eq!(refused(Some(ORDERS), None, declared.clone(), (0, 0)), None);
-        assert_eq!(refused(Some(ORDERS), Some(ORDERS), declared, (9, 9)), None);
     }
 
     #[test]
@@ -164,9 +140,9 @@ mod tests {
             });
             let plan =
                 Plan::Update { steps: vec![config(Some(ORDERS))], fields: Vec::new(), cause: Cause::Drift };
-            refusal(&plan, Some(&serde_json::from_value(info).unwrap())).map(|blocked| blocked.reason)
+            changes(&plan, &serde_json::from_value(info).unwrap())
         };
-        assert_eq!([drifted(true), drifted(false)], [None, Some(Reason::ImmutableField)]);
-        assert_eq!(refused(Some("a.{{wildcard(1)}}"), None, Cause::Declaration, (9, 9)), None);
+        assert_eq!([drifted(true), drifted(false)], [false, true]);
+        assert!(!is_change(Some("a.{{wildcard(1)}}"), None, Cause::Declaration, (9, 9)));
     }
 }

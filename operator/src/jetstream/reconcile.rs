@@ -284,7 +284,7 @@ async fn apply<A: Cached>(
 
 /// Sends what changes something. After a refusal everything is as it was: that another operator is refused the same is no news then. Only
 /// silence, or the end of the reconcile before there is an answer, leaves open what JetStream has, and what it will have.
-pub(super) async fn attempt<A: Asset, T>(
+pub async fn attempt<A: Asset, T>(
     entry: &mut EntryGuard<A>,
     request: impl Future<Output = Result<T, ApiError>> + Send,
 ) -> Result<T, ApiError> {

@@ -8,8 +8,8 @@ use std::{
 use jetwright_crds::{
     EventConsumer,
     conditions::{
-        CONSUMER_READY, DEAD_LETTERS_READY, DURABLE, PARTITIONS_OWNED, READY, Reason, SCALING_ACTIVE,
-        WORKLOAD_READY,
+        CONSUMER_READY, DEAD_LETTERS_READY, DURABLE, PARTITIONS_CHANGING, PARTITIONS_OWNED, READY, Reason,
+        SCALING_ACTIVE, WORKLOAD_READY,
     },
     monitoring::Threshold,
 };
@@ -29,8 +29,16 @@ use crate::{
 };
 
 /// The conditions that are exported. Reconciling and Stalled say why Ready is as it is.
-const CONDITIONS: [&str; 7] =
-    [READY, DURABLE, CONSUMER_READY, DEAD_LETTERS_READY, WORKLOAD_READY, PARTITIONS_OWNED, SCALING_ACTIVE];
+const CONDITIONS: [&str; 8] = [
+    READY,
+    DURABLE,
+    PARTITIONS_CHANGING,
+    CONSUMER_READY,
+    DEAD_LETTERS_READY,
+    WORKLOAD_READY,
+    PARTITIONS_OWNED,
+    SCALING_ACTIVE,
+];
 
 /// Writes figures of what the leader knows.
 pub type Others = fn(&mut DescriptorEncoder<'_>, &Context) -> fmt::Result;

@@ -5,6 +5,7 @@
 mod delete;
 mod durable;
 mod inputs;
+mod repartition;
 mod reserved;
 mod status;
 mod validate;
@@ -25,7 +26,6 @@ use crate::{
         data_loss::{self, Consent},
         info::StreamInfo,
         ownership::Owner,
-        partitions,
         reconcile::{self, SCALING_INTERVAL, Situation},
     },
     kubernetes::{age, finalizer, status::StatusWrite},
@@ -126,20 +126,23 @@ async fn ensure_on(
         let failed = |source| reconcile::Error::reading::<Stream>(&desired.key, source);
         connection.cache.refresh::<Stream>(&desired.key).await.map_err(failed)?;
     }
+    let step = repartition::step(object, desired, &connection.cache, context).await?;
+    let desired = &step.desired;
     let consent = Consent::of(object);
     let situation = Situation {
         recorded: &Recorded::of_stream(object),
         age: age(object),
         refusal_ttl: context.settings.resync,
         forbids: &|plan, info| {
-            let partitions = || partitions::refusal(plan, info);
+            let partitions = || step.forbids(plan, info);
             data_loss::refusal(plan, info, &consent, Timestamp::now()).or_else(partitions)
         },
     };
     let gate = context.write_gate(object, Stream::KIND);
-    let mut outcome = reconcile::ensure(&connection.cache, &desired, situation, &gate).await?;
+    let mut outcome = reconcile::ensure(&connection.cache, desired, situation, &gate).await?;
     if let Outcome::Reconciled(Reconciled { info: Some(info), .. }) = &mut outcome {
         connection.cache.mark_missed(info);
     }
+    step.tell(&mut outcome);
     Ok(outcome)
 }

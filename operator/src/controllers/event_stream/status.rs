@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jetwright_crds::{
     EventStream, EventStreamStatus,
-    conditions::{self, DURABLE, RECONCILING, Reason, STALLED, State},
+    conditions::{self, DURABLE, PARTITIONS_CHANGING, RECONCILING, Reason, STALLED, State},
     stream::{Drift, StreamState},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -58,6 +58,12 @@ fn advance(
     status::set_summary_conditions(&mut status.conditions, &summary, generation, now);
     if let Ok(Outcome::Reconciled(reconciled)) = result {
         set_durable(&mut status, durability(object, reconciled), generation, now);
+        match &reconciled.changing {
+            Some(state) => {
+                conditions::set(&mut status.conditions, PARTITIONS_CHANGING, state.clone(), generation, now);
+            }
+            None => conditions::unset(&mut status.conditions, PARTITIONS_CHANGING),
+        }
     } else if summary.ready.is_none() && conditions::get(&status.conditions, DURABLE).is_some() {
         conditions::set(&mut status.conditions, DURABLE, summary.state(), generation, now);
     }

@@ -91,13 +91,15 @@ pub fn next(known: &Known<'_>) -> Next {
     Next::Narrow
 }
 
-/// Whether the consumer is its own part alone: by its mark, or where another tool took that away, by a part that delivers already, which no part does
-/// before.
+/// Whether the consumer is its own part alone: by its mark, or where another tool took its marks away, by a part that delivers already.
 fn is_divided(known: &Known<'_>) -> bool {
+    let Known { whole, parts, count, .. } = known;
     let delivers = |(_, info): &(u32, Option<ConsumerInfo>)| {
         info.as_ref().is_some_and(|info| info.delivered.consumer_seq > 0)
     };
-    count_of(&known.whole.config) == Some(known.count) || known.parts.iter().any(delivers)
+    // A program may pull from a part as soon as it is there.
+    let is_under_way = whole.config.metadata().contains_key(DIVIDING);
+    count_of(&whole.config) == Some(*count) || !is_under_way && parts.iter().any(delivers)
 }
 
 /// Of how many partitions a consumer says that it delivers one.
@@ -277,6 +279,12 @@ mod tests {
         assert_eq!(there.next(), Next::Paused);
         there.whole.config = there.whole.config.with_mark(PARTITION_COUNT, "16");
         assert_eq!(there.next(), Next::Done);
+        // A program pulls from the part already.
+        let mut eager = There::new(consumer(120, 120, 0));
+        eager.take(&Next::Pause);
+        eager.take(&Next::Make { part: 11, begin: 121 });
+        eager.part.as_mut().unwrap().delivered.consumer_seq = 1;
+        assert_eq!(eager.next(), Next::Narrow);
         // Another tool took the marks away.
         let mut unmarked = There::new(consumer(120, 120, 0));
         unmarked.part = Some(consumer(130, 130, 0));
