@@ -69,9 +69,10 @@ pub use template::PodTemplate;
     .message("spec.deliverPolicy cannot change once the consumer exists: make another EventConsumer"),
     validation = Rule::new(
         "!has(oldSelf.status) || !has(oldSelf.status.consumer) || \
-         (has(self.spec.ordering) ? self.spec.ordering : 'Unordered') == (has(oldSelf.spec.ordering) ? oldSelf.spec.ordering : 'Unordered')"
+         (has(self.spec.ordering) ? self.spec.ordering : 'Unordered') == (has(oldSelf.spec.ordering) ? oldSelf.spec.ordering : 'Unordered') || \
+         (has(self.spec.ordering) && self.spec.ordering == 'PerKey')"
     )
-    .message("spec.ordering cannot change once the consumer exists, which knows what was handled: make another EventConsumer"),
+    .message("spec.ordering cannot change back to Unordered once the consumer exists, which knows what was handled: make another EventConsumer"),
     validation = Rule::new(
         "!has(self.spec.workload) || self.metadata.name.matches('^[a-z]([-a-z0-9]{0,61}[a-z0-9])?$')"
     )
@@ -113,7 +114,8 @@ pub struct EventConsumerSpec {
 
     /// In which order events are handled. Unordered: in any, several of one key at once. PerKey: those of one key one after another, in
     /// the order in which the stream keeps them; it needs spec.partitions of the EventStream, and has one JetStream consumer for each
-    /// partition, `<consumerName>-p<number>`. Default: Unordered. Never changes once the consumer exists.
+    /// partition, `<consumerName>-p<number>`. Default: Unordered. Once the consumer exists it changes from Unordered to PerKey only, with retention
+    /// Limits of the stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ordering: Option<Ordering>,
 

@@ -11,7 +11,6 @@ use crate::{
     AdoptionPolicy, DeletionPolicy, Duration, EventStream,
     environment::{Backoff, HANDLER_DEADLINE, Retry},
     names::consumer_names,
-    stream::PartitionsSpec,
 };
 
 /// JetStream's own time to wait for an acknowledgement.
@@ -40,8 +39,7 @@ impl EventConsumer {
     /// one for all events.
     #[must_use]
     pub fn partitions_on(&self, stream: &EventStream) -> Option<u32> {
-        let partitions = stream.spec.partitions.as_ref().filter(|_| self.spec.is_per_key());
-        partitions.map(PartitionsSpec::effective_count)
+        stream.partition_count().filter(|_| self.spec.is_per_key())
     }
 
     /// What its consumers are called in JetStream, on the stream of its EventStream.

@@ -398,15 +398,18 @@ async fn autoscaling_has_bounds_that_can_hold() {
 }
 
 #[tokio::test]
-async fn the_order_never_changes_once_the_consumer_exists_but_may_be_written_down() {
+async fn an_order_may_come_and_never_goes_once_the_consumer_exists() {
     let consumers = Manifests::of_consumers().await;
-    for (from, to) in [("", "ordering: Unordered"), ("ordering: Unordered", "")] {
+    for (from, to) in [
+        ("", "ordering: Unordered"),
+        ("ordering: Unordered", ""),
+        ("", "ordering: PerKey"),
+        ("ordering: Unordered", "ordering: PerKey"),
+    ] {
         consumers.accepts_change(&with(from), &with(to)).await;
     }
-    let never = "spec.ordering cannot change once the consumer exists";
-    for (from, to) in
-        [("", "ordering: PerKey"), ("ordering: PerKey", ""), ("ordering: PerKey", "ordering: Unordered")]
-    {
+    let never = "spec.ordering cannot change back to Unordered once the consumer exists";
+    for (from, to) in [("ordering: PerKey", ""), ("ordering: PerKey", "ordering: Unordered")] {
         consumers.rejects_change_once_there(&with(from), &with(to), never).await;
     }
     consumers.rejects(&with("ordering: Ordered"), "spec.ordering: Unsupported value").await;

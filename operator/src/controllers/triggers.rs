@@ -70,6 +70,11 @@ impl Wakeups {
         if let Some(after) = touched.after.as_ref().filter(|_| declaration_changed(touched)) {
             self.consumers.insert(name_of(after));
         }
+        if let Some(after) = touched.after.as_ref().filter(|_| got_order(touched)) {
+            // Its pods go on without order until they are told.
+            self.consumers.insert(name_of(after));
+            self.consumers.extend(after.valid().and_then(|object| host_of(object)));
+        }
         if touched.before.as_ref().map(applied) != touched.after.as_ref().map(applied) {
             let consumers = touched.readable().flat_map(|object| barred_beside(object, scope));
             self.consumers.extend(consumers);
@@ -203,6 +208,15 @@ fn applied(object: &Watched<EventConsumer>) -> u64 {
     let ready = status.and_then(|status| conditions::get(&status.conditions, CONSUMER_READY));
     let ready = ready.map(|ready| (ready.status.as_str(), ready.observed_generation));
     hash_of(&(&object.meta().uid, ready))
+}
+
+/// Whether an EventConsumer's consumer had no order, and has one.
+fn got_order(touched: &Touched<EventConsumer>) -> bool {
+    let partitions = |object: &Option<Watched<EventConsumer>>| {
+        let known = object.as_ref()?.valid()?.status.as_ref()?.consumer.as_ref()?;
+        Some(known.partitions)
+    };
+    partitions(&touched.before) == Some(None) && partitions(&touched.after).flatten().is_some()
 }
 
 /// The EventConsumer whose pods handle an object's events.
@@ -343,6 +357,22 @@ mod tests {
         ];
         assert_eq!(std::iter::from_fn(|| urgent.next()).collect::<Vec<_>>(), expected);
         assert!(urgent.is_empty());
+    }
+
+    #[test]
+    fn a_consumer_that_got_its_order_and_its_host_are_woken_to_tell_their_pods() {
+        let consumer = |partitions: Value| {
+            let consumer = json!({"stream": "orders", "name": "mails", "partitions": partitions});
+            let spec = "{streamRef: {name: orders}, ordering: PerKey, workloadRef: {name: host}}";
+            Some(watched::<EventConsumer>("mails", spec, &json!({"consumer": consumer})))
+        };
+        let woken = |before, after| {
+            let mut wakeups = Wakeups::default();
+            wakeups.of_consumer(&Touched { before, after }, &consumers());
+            wakeups.consumers.into_iter().map(|(_, name)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(woken(consumer(Value::Null), consumer(json!(4))), ["host", "mails"]);
+        assert_eq!(woken(consumer(json!(4)), consumer(json!(8))), [""; 0]);
     }
 
     #[test]

@@ -69,15 +69,17 @@ pub fn ordered_consumers(scopes: &Scopes, connection: &Connection) -> Vec<Ordere
     scopes.all().flat_map(|scope| of_scope(scope)).collect()
 }
 
-/// One whose consumers in JetStream are its own: a status describes no others. What they are is declared: a status may be written by others.
+/// One whose consumers in JetStream are its own: a status describes no others. It may have fewer than its stream has partitions, while they are
+/// divided; a status that others wrote can say no other number than one that divides what is declared.
 fn ordered(object: &EventConsumer, scope: &Scope) -> Option<OrderedConsumer> {
     let name = name_of(object);
     let known = object.status.as_ref()?.consumer.as_ref()?;
     let stream = scope.event_streams.get(&name.0, &object.spec.stream_ref.name)?;
     let stream = stream.valid()?;
-    let count = stream.spec.partitions.as_ref()?.effective_count();
+    let declared = stream.spec.partitions.as_ref()?.effective_count();
+    let count = known.partitions.filter(|count| *count > 0 && declared.is_multiple_of(*count))?;
     let id = ConsumerId { stream: stream.stream_name(), consumer: object.consumer_name() };
-    if known.partitions != Some(count) || known.stream != id.stream || count > MAX_PARTITIONS {
+    if !object.spec.is_per_key() || known.stream != id.stream || count > MAX_PARTITIONS {
         return None;
     }
     let workload = workload_of(object).map(|workload| (name.0.clone(), workload));

@@ -20,6 +20,7 @@ mod outages;
 mod ownership;
 mod partitions;
 mod program;
+mod repartition;
 mod replicas;
 mod rivals;
 mod scaling;

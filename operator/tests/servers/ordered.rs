@@ -298,7 +298,7 @@ async fn order_needs_partitions_and_a_stream_on_disk() {
     world.stream("orders", "subjects: ['orders.*.*']").await;
     world.consumer("fulfilment", ORDERED).await;
     let message = world.await_condition::<EventConsumer>("fulfilment", "Stalled", "True", "Invalid").await;
-    assert!(message.contains("set its spec.partitions while its stream has no messages"), "{message}");
+    assert!(message.contains("declares none: set its spec.partitions"), "{message}");
     assert_eq!(names(&world).await, set([]));
     // It has neither, so it may.
     world.stream("orders", ORDERS).await;
@@ -312,15 +312,21 @@ async fn order_needs_partitions_and_a_stream_on_disk() {
 }
 
 #[tokio::test]
-async fn a_stream_with_events_gets_no_partitions_and_what_it_has_goes_on() {
+async fn a_stream_whose_events_go_once_they_are_acknowledged_gets_no_partitions_while_it_has_some() {
     let world = World::start().await;
-    world.stream("orders", "subjects: ['orders.*.*']").await;
+    let queue = "{subjects: ['orders.*.*'], retention: WorkQueue}";
+    world.stream("orders", queue).await;
     world.await_ready::<EventStream>("orders").await;
     publish(&world, "orders.1.placed").await;
-    world.stream("orders", ORDERS).await;
+    world
+        .stream(
+            "orders",
+            "{subjects: ['orders.*.*'], retention: WorkQueue, partitions: {count: 3, keyTokens: [2]}}",
+        )
+        .await;
     let message = world.await_condition::<EventStream>("orders", "Stalled", "True", "ImmutableField").await;
     assert!(
-        message.contains("1 messages and 0 consumers") && message.contains("Make another EventStream"),
+        message.contains("its retention is not Limits") && message.contains("make another EventStream"),
         "{message}"
     );
     publish(&world, "orders.1.paid").await;
@@ -331,7 +337,7 @@ async fn a_stream_with_events_gets_no_partitions_and_what_it_has_goes_on() {
         .await;
     assert!(message.contains("has other partitions than it declares"), "{message}");
     assert_eq!(names(&world).await, set([]));
-    world.stream("orders", "subjects: ['orders.*.*']").await;
+    world.stream("orders", queue).await;
     world.await_ready::<EventStream>("orders").await;
 }
 
@@ -371,26 +377,62 @@ async fn without_status(world: &World, name: &str) {
 }
 
 #[tokio::test]
-async fn an_order_that_changes_behind_the_api_servers_back_makes_and_deletes_nothing() {
+async fn an_order_that_goes_behind_the_api_servers_back_makes_and_deletes_nothing() {
     let mut world = with_orders().await;
     let unordered = "streamRef: {name: orders}";
-    for (from, to, there, never) in
-        [(unordered, ORDERED, "fulfilment", "fulfilment-p0"), (ORDERED, unordered, "mails-p0", "mails")]
-    {
-        let name = there.split('-').next().unwrap();
-        world.consumer(name, from).await;
-        world.await_ready::<EventConsumer>(name).await;
-        world.stop().await;
-        without_status(&world, name).await;
-        world.consumer(name, to).await;
-        world.start_again(&[]);
-        let message = world.await_condition::<EventConsumer>(name, "Stalled", "True", "ImmutableField").await;
-        assert!(message.contains(&format!("consumer {there} was created for this object")), "{message}");
-        let names = names(&world).await;
-        assert!(names.contains(there) && !names.contains(never), "{names:?}");
-        world.consumer(name, from).await;
-        world.await_ready::<EventConsumer>(name).await;
+    world.consumer("mails", ORDERED).await;
+    world.await_ready::<EventConsumer>("mails").await;
+    world.stop().await;
+    without_status(&world, "mails").await;
+    world.consumer("mails", unordered).await;
+    world.start_again(&[]);
+    let message = world.await_condition::<EventConsumer>("mails", "Stalled", "True", "ImmutableField").await;
+    assert!(message.contains("consumer mails-p0 was created for this object"), "{message}");
+    let names = names(&world).await;
+    assert!(names.contains("mails-p0") && !names.contains("mails"), "{names:?}");
+    world.consumer("mails", ORDERED).await;
+    world.await_ready::<EventConsumer>("mails").await;
+}
+
+#[tokio::test]
+async fn a_consumer_without_order_on_a_stream_that_always_had_partitions_gets_order_where_it_was() {
+    let world = with_orders().await;
+    world.consumer("mails", "streamRef: {name: orders}").await;
+    world.await_ready::<EventConsumer>("mails").await;
+    for key in 0..20 {
+        publish(&world, &format!("orders.{key}.placed")).await;
     }
+    let stream = world.jetstream.get_stream("orders").await.unwrap();
+    let consumer: PullConsumer = stream.get_consumer("mails").await.unwrap();
+    let mut taken = consumer.fetch().max_messages(8).messages().await.unwrap();
+    let mut last = None;
+    while let Some(message) = taken.next().await {
+        let message = message.unwrap();
+        match message.info().unwrap().stream_sequence {
+            8 => last = Some(message),
+            _ => message.double_ack().await.unwrap(),
+        }
+    }
+    world.consumer("mails", ORDERED).await;
+    let message =
+        world.await_condition::<EventConsumer>("mails", "ConsumerReady", "False", "ChangingPartitions").await;
+    assert!(message.contains("mails is paused") && message.contains("have acknowledged"), "{message}");
+    assert_eq!(names(&world).await, set(["mails"]));
+    last.unwrap().double_ack().await.unwrap();
+    world.await_ready::<EventConsumer>("mails").await;
+    assert_eq!(names(&world).await, set(["mails-p0", "mails-p1", "mails-p2"]));
+    let mut pending = 0;
+    for number in 0..3 {
+        let found = info(&world, &format!("mails-p{number}")).await.unwrap();
+        assert_eq!(found.config.filter_subject, format!("orders.*.*.{number}"));
+        pending += found.num_pending;
+    }
+    assert_eq!(pending, 12, "what was not acknowledged is left");
+    // It stays as it is at the next look.
+    world.consumer("mails", "{streamRef: {name: orders}, ordering: PerKey, maxAckPending: 9}").await;
+    await_consumer(&world, "mails-p2", |config| config.max_ack_pending == 9).await;
+    world.await_ready::<EventConsumer>("mails").await;
+    assert_eq!(world.events("mails", "Recreated").await, Vec::<String>::new());
 }
 
 #[tokio::test]

@@ -6,7 +6,9 @@
 mod clash;
 mod dead_letter;
 mod delete;
+mod division;
 mod inputs;
+mod per_key;
 mod physical;
 mod search;
 mod status;
@@ -122,7 +124,6 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
     let applier = Applier::new(&context.applying, &context.states, object.as_ref());
     let results = status::Results {
         consumer: ensure_consumer(&object, &owner, &inputs, &context).await.map_err(Error::Consumer),
-        partitions: inputs.stream.as_deref().and_then(|stream| object.partitions_on(stream)),
         dead_letters: ensure_dead_letters(&object, &inputs, &applier).await,
         workload: workload::ensure(&object, &inputs, &applier, &context).await,
         scaling: status::Scaling::of(&object, &context),
@@ -192,37 +193,70 @@ async fn ensure_on_stream(
     let Some(there) = own_stream(stream, connection, context).await? else {
         return Ok(Outcome::Pending(waiting_for(stream, "its stream does not exist yet")));
     };
-    let desired = match validate::validate(object, owner, source) {
+    let consumers = match validate::validate(object, owner, source, None) {
         Ok(validated) => validated.consumers,
         Err(errors) => return Ok(Outcome::Invalid(errors)),
     };
-    let declared = partitions::declared(&stream.spec).ok().flatten().filter(|_| object.spec.is_per_key());
-    if declared.is_some_and(|declared| !partitions::has(&there.config, &declared)) {
-        let pending = waiting_for(stream, "its stream has other partitions than it declares");
-        // They may come back without a change of its conditions.
-        return Ok(Outcome::Pending(Pending { requeue_after: Some(STREAM_RETRY), ..pending }));
+    if stream.spec.partitions.is_none() && partitions::count(&there.config).is_some() {
+        return Ok(Outcome::Pending(other_partitions(stream)));
     }
-    if let Some(found) = of_other_order(object, owner, (stream, connection)).await? {
+    let work = Work { object, owner, source, connection, there: &there, context };
+    if object.spec.is_per_key() {
+        return per_key::ensure(&work).await;
+    }
+    if let Some(found) = work.of_other_order().await? {
         let result = OperationResult::Blocked(physical::of_other_order(object, &found));
         return Ok(Outcome::Reconciled(Reconciled::new(result, None, &Recorded::default())));
     }
-    let count = desired.len();
-    let ensured = stream::iter(desired).map(|(consumer, desired)| async move {
-        let outcome = ensure_physical(object, (&consumer, &desired), (stream, connection), context).await?;
-        Ok((consumer, outcome))
-    });
-    // All are tried: what is in the way of one is not in the way of the others.
-    let results: Vec<_> = ensured.buffered(MAX_CONCURRENT_PARTITIONS).collect().await;
-    let (mut outcomes, mut errors) = (Vec::new(), Vec::new());
-    for result in results {
-        match result {
-            Ok(outcome) => outcomes.push(outcome),
-            Err(error) => errors.push(error),
+    work.ensure_all(consumers).await
+}
+
+/// What the consumers of an object are brought about with.
+struct Work<'a> {
+    object: &'a EventConsumer,
+    owner: &'a Owner,
+    source: Source<'a>,
+    connection: &'a Connection,
+    /// The stream as JetStream has it.
+    there: &'a StreamInfo,
+    context: &'a Context,
+}
+
+impl Work<'_> {
+    async fn ensure_all(
+        &self,
+        desired: Vec<(Physical, Desired<Consumer>)>,
+    ) -> Result<Outcome<ConsumerInfo>, reconcile::Error> {
+        let count = desired.len();
+        let ensured = stream::iter(desired).map(|(consumer, desired)| async move {
+            let outcome = self.ensure_one((&consumer, &desired)).await?;
+            Ok((consumer, outcome))
+        });
+        // All are tried: what is in the way of one is not in the way of the others.
+        let results: Vec<_> = ensured.buffered(MAX_CONCURRENT_PARTITIONS).collect().await;
+        let (mut outcomes, mut errors) = (Vec::new(), Vec::new());
+        for result in results {
+            match result {
+                Ok(outcome) => outcomes.push(outcome),
+                Err(error) => errors.push(error),
+            }
+        }
+        match reconcile::Error::together(errors, count) {
+            Some(error) => Err(error),
+            None => Ok(physical::combined(self.object, outcomes)),
         }
     }
-    match reconcile::Error::together(errors, count) {
-        Some(error) => Err(error),
-        None => Ok(physical::combined(object, outcomes)),
+
+    async fn ensure_one(
+        &self,
+        consumer: (&Physical, &Desired<Consumer>),
+    ) -> Result<Outcome<ConsumerInfo>, reconcile::Error> {
+        let stream = (self.source.stream, self.connection);
+        ensure_physical(self.object, consumer, stream, self.context).await
+    }
+
+    async fn of_other_order(&self) -> Result<Option<String>, reconcile::Error> {
+        of_other_order(self.object, self.owner, (self.source.stream, self.connection)).await
     }
 }
 
@@ -271,6 +305,12 @@ async fn of_other_order(
     let Some(info) = entry.present() else { return Ok(None) };
     let ownership = owner.ownership(&info.config, info.created(), entry.history());
     Ok(matches!(ownership, Ownership::Ours(_)).then_some(key.name))
+}
+
+fn other_partitions(stream: &EventStream) -> Pending {
+    let pending = waiting_for(stream, "its stream has other partitions than it declares");
+    // They may come back without a change of its conditions.
+    Pending { requeue_after: Some(STREAM_RETRY), ..pending }
 }
 
 fn waiting_for(stream: &EventStream, what: &str) -> Pending {

@@ -9,7 +9,12 @@ use kube::ResourceExt as _;
 
 use crate::{
     field_error::FieldError,
-    jetstream::{config::Config, info::ConsumerInfo, partitions},
+    jetstream::{
+        config::Config,
+        info::{ConsumerInfo, Position},
+        partitions,
+        repartition::filters::numbers,
+    },
     outcome::{Blocked, OperationResult, Outcome, Pending, Reconciled, Recorded},
 };
 
@@ -25,19 +30,32 @@ pub struct Physical {
     pub filters: Vec<String>,
 }
 
-/// The consumers of an object on the stream of its EventStream.
+/// The partitions that the consumers of one with order take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbers {
+    /// How many consumers there are.
+    pub count: u32,
+    /// Of how many partitions they share the numbers: more than they are while the stream's partitions change.
+    pub of: u32,
+}
+
+/// The consumers of an object on the stream of its EventStream; with order, one for each declared partition where `shared` does not say otherwise.
 ///
 /// # Errors
 ///
 /// When the stream cannot have them.
-pub fn physical(object: &EventConsumer, stream: &EventStream) -> Result<Vec<Physical>, FieldError> {
+pub fn physical(
+    object: &EventConsumer,
+    stream: &EventStream,
+    shared: Option<Numbers>,
+) -> Result<Vec<Physical>, FieldError> {
     let (name, filters) = (object.consumer_name(), &object.spec.filter_subjects);
     let wrong_filter = |error: &dyn ToString| FieldError::new("spec.filterSubjects", error.to_string());
     let partitions = partitions::declared(&stream.spec).map_err(|_| without_partitions(stream))?;
     if !object.spec.is_per_key() {
-        let filters = match partitions.filter(|_| stream.partitions_in_force().is_some()) {
+        let filters = match partitions {
             // Those of events that are in no partition, too: they were stored while another writer had taken the transform away, or before
-            // the stream was adopted.
+            // the stream had partitions, which it gets once its consumers take both.
             Some(partitions) => {
                 partitions.filters_of_all(filters, true).map_err(|error| wrong_filter(&error))?
             }
@@ -54,12 +72,15 @@ pub fn physical(object: &EventConsumer, stream: &EventStream) -> Result<Vec<Phys
         );
         return Err(FieldError::new("spec.ordering", message));
     }
-    let of = |partition| {
+    let Numbers { count, of } =
+        shared.unwrap_or(Numbers { count: partitions.count(), of: partitions.count() });
+    let one = |partition| {
         let name = partition_consumer(&name, partition);
-        let filters = partitions.filters_of(partition, filters).map_err(|error| wrong_filter(&error))?;
-        Ok(Physical { partition: Some(partition), name, filters })
+        let of_number = |number| partitions.filters_of(number, filters).map_err(|error| wrong_filter(&error));
+        let filters: Vec<_> = numbers(partition, count, of).map(of_number).collect::<Result<_, _>>()?;
+        Ok(Physical { partition: Some(partition), name, filters: filters.concat() })
     };
-    let all: Vec<_> = (0..partitions.count()).map(of).collect::<Result<_, _>>()?;
+    let all: Vec<_> = (0..count).map(one).collect::<Result<_, _>>()?;
     match all.iter().find(|consumer| consumer.name.len() > MAX_NAME_LENGTH) {
         Some(longest) => {
             let message = format!(
@@ -75,8 +96,7 @@ pub fn physical(object: &EventConsumer, stream: &EventStream) -> Result<Vec<Phys
 
 fn without_partitions(stream: &EventStream) -> FieldError {
     let message = format!(
-        "PerKey needs a stream with partitions, and EventStream {} declares none: set its spec.partitions while its stream has no messages and no \
-         consumers, or make another EventStream",
+        "PerKey needs a stream with partitions, and EventStream {} declares none: set its spec.partitions",
         stream.name_any()
     );
     FieldError::new("spec.ordering", message)
@@ -122,7 +142,7 @@ pub fn combined(
         return Outcome::Pending(pending);
     }
     let own: Vec<_> = all.iter().filter_map(|one| one.info.as_ref()).collect();
-    let is_whole = own.len() == all.len();
+    let (is_whole, all_count) = (own.len() == all.len(), all.len());
     let mut info = summed(object, &own);
     if let Some(info) = info.as_mut().filter(|_| !is_whole) {
         // What is missing is made later, which makes the others no other ones.
@@ -133,7 +153,11 @@ pub fn combined(
     let result = all.into_iter().map(|one| one.result).max_by_key(weight);
     let result = result.unwrap_or(OperationResult::Unchanged);
     let whole = info.as_ref().filter(|_| is_whole);
-    let reconciled = Reconciled::new(result, whole, &Recorded::of_consumer(object));
+    // More partitions, or order: those are other consumers, and nothing is lost.
+    let known = object.status.as_ref().and_then(|status| status.consumer.as_ref());
+    let is_as_many = known.and_then(|known| known.partitions) == u32::try_from(all_count).ok();
+    let recorded = if is_as_many { Recorded::of_consumer(object) } else { Recorded::default() };
+    let reconciled = Reconciled::new(result, whole, &recorded);
     Outcome::Reconciled(Reconciled { info, contested, requeue_after, ..reconciled })
 }
 
@@ -162,6 +186,11 @@ fn summed(object: &EventConsumer, infos: &[&ConsumerInfo]) -> Option<ConsumerInf
         num_pending: sum(|info| info.num_pending),
         num_ack_pending: sum(|info| info.num_ack_pending),
         num_redelivered: sum(|info| info.num_redelivered),
+        delivered: Position::default(),
+        ack_floor: Position::default(),
+        paused: false,
+        pause_remaining: 0,
+        partitions: u32::try_from(infos.len()).ok(),
     })
 }
 
@@ -183,7 +212,7 @@ mod tests {
     const PARTITIONED: &str = "{subjects: ['orders.*.*'], partitions: {count: 3, keyTokens: [2]}}";
 
     fn of(rest: &str, stream_spec: &str) -> Result<Vec<(String, String)>, FieldError> {
-        let found = physical(&consumer(rest), &stream(stream_spec))?;
+        let found = physical(&consumer(rest), &stream(stream_spec), None)?;
         Ok(found.into_iter().map(|one| (one.name, one.filters.join(" "))).collect())
     }
 
@@ -203,6 +232,19 @@ mod tests {
         assert_eq!(of("ordering: PerKey", PARTITIONED), Ok(all));
         let placed = expected(["orders.*.placed.0", "orders.*.placed.1", "orders.*.placed.2"]);
         assert_eq!(of("ordering: PerKey, filterSubjects: [orders.*.placed]", PARTITIONED), Ok(placed));
+    }
+
+    #[test]
+    fn while_partitions_change_each_consumer_takes_the_numbers_of_those_that_it_becomes() {
+        let of = |count, of| {
+            let object = consumer("ordering: PerKey, filterSubjects: [orders.*.placed, orders.*.paid]");
+            let found = physical(&object, &stream(PARTITIONED), Some(Numbers { count, of })).unwrap();
+            found.into_iter().map(|one| (one.name, one.filters.join(" "))).collect::<Vec<_>>()
+        };
+        let first = "orders.*.placed.0 orders.*.paid.0 orders.*.placed.2 orders.*.paid.2";
+        let second = "orders.*.placed.1 orders.*.paid.1 orders.*.placed.3 orders.*.paid.3";
+        assert_eq!(of(2, 4), [pair("fulfilment-p0", first), pair("fulfilment-p1", second)]);
+        assert_eq!(of(4, 4).len(), 4);
     }
 
     #[test]
@@ -263,7 +305,7 @@ mod tests {
     /// The EventConsumer whose status describes a consumer that was made then.
     fn recorded(created: &str) -> EventConsumer {
         let mut object = consumer("ordering: PerKey");
-        let status = json!({"consumer": {"stream": "ORDERS", "name": "fulfilment", "created": created}});
+        let status = json!({"consumer": {"stream": "ORDERS", "name": "fulfilment", "created": created, "partitions": 2}});
         object.status = Some(serde_json::from_value(status).unwrap());
         object
     }

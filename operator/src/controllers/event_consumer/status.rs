@@ -40,8 +40,6 @@ type Result<T = Outcome<ConsumerInfo>> = std::result::Result<T, Error>;
 pub struct Results {
     /// The consumer in JetStream.
     pub consumer: Result,
-    /// With order, its partitions, of which each has a consumer of its own.
-    pub partitions: Option<u32>,
     /// Whether dead letters are kept; None where it has none.
     pub dead_letters: Result<Option<ConditionSummary>>,
     /// The pods; None where it has none.
@@ -159,7 +157,7 @@ fn advance(
 ) -> EventConsumerStatus {
     if let Ok(Outcome::Reconciled(reconciled)) = &results.consumer {
         let info = reconciled.info.as_ref();
-        status.consumer = info.map(|info| state(info, results.partitions));
+        status.consumer = info.map(state);
         status.lag = info.map(|info| info.num_pending);
         status.ack_pending = info.map(|info| info.num_ack_pending);
         status.redelivered = info.map(|info| info.num_redelivered);
@@ -194,12 +192,12 @@ fn advance(
     status
 }
 
-fn state(info: &ConsumerInfo, partitions: Option<u32>) -> ConsumerState {
+fn state(info: &ConsumerInfo) -> ConsumerState {
     ConsumerState {
         stream: info.stream_name.clone(),
         name: info.name.clone(),
         created: status::whole_seconds(&info.created),
-        partitions,
+        partitions: info.partitions,
     }
 }
 
@@ -295,7 +293,6 @@ mod tests {
     fn status(consumer: Result, workload: Result<Option<WorkloadStatus>>) -> EventConsumerStatus {
         told(&Results {
             consumer,
-            partitions: None,
             dead_letters: Ok(None),
             workload,
             scaling: Scaling::Undeclared,
@@ -316,7 +313,6 @@ mod tests {
             dead_letters: Ok(None),
             workload: Ok(None),
             scaling: Scaling::Undeclared,
-            partitions: Some(4),
             sharing,
         };
         let view = Sharing { condition: condition_of(Reason::WithoutOwner), status: Some(sharing.clone()) };
@@ -358,7 +354,6 @@ mod tests {
     fn what_autoscaling_said_stays_until_this_process_decided_and_goes_with_the_declaration() {
         let scaled = |scaling| Results {
             consumer: applied(),
-            partitions: None,
             dead_letters: Ok(None),
             workload: Ok(None),
             scaling,
@@ -394,7 +389,6 @@ mod tests {
         let results = |dead_letters, pods| {
             told(&Results {
                 consumer: applied(),
-                partitions: None,
                 dead_letters: Ok(Some(dead_letters)),
                 workload: running(pods),
                 scaling: Scaling::Undeclared,
@@ -416,7 +410,6 @@ mod tests {
         let scaling = Scaling::Undeclared;
         let dropped = Results {
             consumer: applied(),
-            partitions: None,
             dead_letters: Ok(None),
             workload: Ok(None),
             scaling,

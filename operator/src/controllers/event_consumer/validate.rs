@@ -3,7 +3,7 @@
 //!
 //! What the API server refuses by the schema is not judged again here.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use jetwright_crds::{
     EventConsumer, EventConsumerSpec, EventStream,
@@ -20,7 +20,7 @@ use kube::ResourceExt;
 
 use super::{
     inputs::{Guest, Inputs, Source},
-    physical::{Physical, physical},
+    physical::{Numbers, Physical, physical},
 };
 use crate::{
     field_error::FieldError,
@@ -41,7 +41,7 @@ pub struct Validated {
     pub binding: Binding,
 }
 
-/// Makes the desired consumers of an object.
+/// Makes the desired consumers of an object; with order, those that `shared` says.
 ///
 /// # Errors
 ///
@@ -50,6 +50,7 @@ pub fn validate(
     object: &EventConsumer,
     owner: &Owner,
     source: Source<'_>,
+    shared: Option<Numbers>,
 ) -> Result<Validated, Vec<FieldError>> {
     let (spec, binding) = (&object.spec, binding(object, source)?);
     let silent = spec.max_ack_pending.is_none() && (spec.has_pods() || spec.is_per_key());
@@ -64,7 +65,7 @@ pub fn validate(
         };
         (consumer, desired)
     };
-    let consumers = physical(object, source.stream).map_err(|error| vec![error])?;
+    let consumers = physical(object, source.stream, shared).map_err(|error| vec![error])?;
     Ok(Validated { consumers: consumers.into_iter().map(desired).collect(), binding })
 }
 
@@ -77,13 +78,13 @@ fn binding(object: &EventConsumer, Source { stream, clash }: Source<'_>) -> Resu
     });
     errors.extend(clash.cloned());
     if errors.is_empty() {
-        errors.extend(physical(object, stream).err());
+        errors.extend(physical(object, stream, None).err());
     }
     if !errors.is_empty() {
         return Err(errors);
     }
-    let partitions =
-        partitions_of(stream).filter(|_| spec.is_per_key() || stream.partitions_in_force().is_some());
+    // Also before the stream has them: a pod has to know a number when it sees one.
+    let partitions = partitions_of(stream);
     let ordering = partitions.as_ref().filter(|_| spec.is_per_key());
     let ordering = ordering.map(|partitions| Ordering { key_tokens: partitions.key_tokens.clone() });
     let (stream, consumer) = (stream.stream_name(), object.consumer_name());
@@ -108,7 +109,7 @@ fn partitions_of(stream: &EventStream) -> Option<StreamPartitions> {
     Some(StreamPartitions {
         subject: stream.spec.subjects.first()?.clone(),
         key_tokens: partitions.key_tokens.clone(),
-        count: partitions.effective_count(),
+        count: stream.partition_count()?,
     })
 }
 
@@ -188,12 +189,30 @@ pub fn bindings(object: &EventConsumer, inputs: &Inputs, guests: &[Guest]) -> Bi
     Bindings { bindings }
 }
 
+/// An object as it is handled now: one that is to have order has none yet while its consumer without order is there.
+#[must_use]
+pub fn in_force(object: &EventConsumer) -> Cow<'_, EventConsumer> {
+    let known = object.status.as_ref().and_then(|status| status.consumer.as_ref());
+    if object.spec.is_per_key() && known.is_some_and(|known| known.partitions.is_none()) {
+        return Cow::Owned(without_order(object));
+    }
+    Cow::Borrowed(object)
+}
+
+/// The object as it would be without order.
+#[must_use]
+pub fn without_order(object: &EventConsumer) -> EventConsumer {
+    let mut object = object.clone();
+    object.spec.ordering = None;
+    object
+}
+
 /// The binding of a consumer; None where the consumer's own conditions say what is wrong with it.
 fn usable_binding(consumer: &EventConsumer, source: Source<'_>) -> Option<Binding> {
     if is_foreign(source.stream.conditions(), READY) || is_foreign(consumer.conditions(), CONSUMER_READY) {
         return None;
     }
-    binding(consumer, source).ok()
+    binding(&in_force(consumer), source).ok()
 }
 
 /// Whether what an object declares belongs to another in JetStream: pods would take another's events.
@@ -204,7 +223,8 @@ fn is_foreign(known: &[Condition], type_: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use jetwright_crds::{
-        AdoptionPolicy,
+        AdoptionPolicy, EventConsumerStatus,
+        consumer::ConsumerState,
         environment::Retry,
         stream::{EventStreamStatus, StreamState},
     };
@@ -223,7 +243,7 @@ mod tests {
     }
 
     fn validated(spec: &str, of: &str) -> Result<Validated, Vec<FieldError>> {
-        validate(&consumer(spec), &owner(1), Source { stream: &stream(of), clash: None })
+        validate(&consumer(spec), &owner(1), Source { stream: &stream(of), clash: None }, None)
     }
 
     fn binding_of(spec: &str) -> Binding {
@@ -295,18 +315,31 @@ mod tests {
     }
 
     #[test]
-    fn partitions_that_a_stream_was_refused_reach_neither_filters_nor_pods_that_need_none() {
-        let mut stream = stream("{subjects: ['orders.*.*'], partitions: {keyTokens: [2]}}");
+    fn filters_and_pods_know_of_numbers_before_the_stream_has_them_and_of_as_many_as_it_has() {
+        let mut stream = stream("{subjects: ['orders.*.*'], partitions: {count: 16, keyTokens: [2]}}");
         let filters = "{streamRef: {name: orders}, filterSubjects: [orders.*.placed]}";
-        for (there, expected) in [(None, 2), (Some(None), 1), (Some(Some(8)), 2)] {
+        for (there, expected) in [(None, 16), (Some(None), 16), (Some(Some(8)), 8), (Some(Some(7)), 16)] {
             let state = there.map(|partitions| StreamState { partitions, ..StreamState::default() });
             stream.status = Some(EventStreamStatus { stream: state, ..EventStreamStatus::default() });
-            let found =
-                validate(&consumer(filters), &owner(1), Source { stream: &stream, clash: None }).unwrap();
+            let source = Source { stream: &stream, clash: None };
+            let found = validate(&consumer(filters), &owner(1), source, None).unwrap();
             let (physical, _) = &found.consumers[0];
+            assert_eq!((physical.filters.len(), found.binding.partitions.unwrap().count), (2, expected));
+        }
+    }
+
+    #[test]
+    fn pods_go_on_without_order_while_the_consumer_without_order_is_there() {
+        let stream = stream("{subjects: ['orders.*.*'], partitions: {count: 2, keyTokens: [2]}}");
+        let source = Source { stream: &stream, clash: None };
+        for (known, is_ordered) in [(None, true), (Some(None), false), (Some(Some(2)), true)] {
+            let mut object = consumer("{streamRef: {name: orders}, ordering: PerKey}");
+            let state = known.map(|partitions| ConsumerState { partitions, ..ConsumerState::default() });
+            object.status = Some(EventConsumerStatus { consumer: state, ..EventConsumerStatus::default() });
+            let binding = usable_binding(&object, source).unwrap();
             assert_eq!(
-                (physical.filters.len(), found.binding.partitions.is_some()),
-                (expected, expected == 2)
+                (binding.ordering.is_some(), binding.max_ack_pending == 256),
+                (is_ordered, is_ordered)
             );
         }
     }
@@ -317,7 +350,8 @@ mod tests {
         let orders = stream("subjects: ['>']");
         let source = Source { stream: &orders, clash: Some(&taken) };
         let wrong = consumer("{streamRef: {name: orders}, ackWait: 0s}");
-        let fields = validate(&wrong, &owner(1), source).unwrap_err().into_iter().map(|error| error.field);
+        let fields =
+            validate(&wrong, &owner(1), source, None).unwrap_err().into_iter().map(|error| error.field);
         assert_eq!(fields.collect::<Vec<_>>(), ["spec.ackWait", "spec.consumerName"]);
         assert_eq!(usable_binding(&consumer("streamRef: {name: orders}"), source), None);
     }

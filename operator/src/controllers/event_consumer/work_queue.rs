@@ -138,7 +138,7 @@ fn overlapping<'a>(wanted: &'a [String], theirs: &'a [String]) -> Option<(&'a st
 fn physical_of(object: &EventConsumer, stream: &EventStream) -> Vec<Physical> {
     let filters = object.spec.filter_subjects.clone();
     let whole = || vec![Physical { partition: None, name: object.consumer_name(), filters }];
-    physical(object, stream).unwrap_or_else(|_| whole())
+    physical(object, stream, None).unwrap_or_else(|_| whole())
 }
 
 fn declared(object: &EventConsumer, consumer: &Physical) -> Vec<String> {

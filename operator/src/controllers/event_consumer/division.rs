@@ -1,0 +1,211 @@
+//! Divides one JetStream consumer into those of its parts, step by step, as [`crate::jetstream::repartition::division`] decides on what JetStream has.
+//! Reads and writes JetStream.
+
+use std::time::Duration;
+
+use jetwright_crds::{conditions::Reason, marks::DIVIDING};
+use jiff::Timestamp;
+
+use super::{Physical, Work};
+use crate::{
+    jetstream::{
+        asset::{Asset as _, Consumer, ConsumerKey, Desired},
+        config::Config,
+        entries::EntryGuard,
+        finalize::finalize,
+        info::ConsumerInfo,
+        reconcile::{Error, attempt},
+        repartition::division::{Known, Next, PAUSE, beginning_at, next},
+    },
+    outcome::{OperationResult, Outcome, Pending},
+};
+
+/// How soon a division is looked at again.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long it takes at most until a consumer that is paused acknowledges something more, beyond the deadline of its handler.
+const MARGIN: Duration = Duration::from_secs(30);
+/// How long one that did not finish goes on before it is paused again.
+const RESUMED: Duration = Duration::from_secs(20);
+
+/// A consumer and its parts, as they are to be.
+pub struct Whole<'a> {
+    pub wide: (&'a Physical, &'a Desired<Consumer>),
+    pub becomes: Becomes<'a>,
+    /// The other parts, by their numbers.
+    pub parts: Vec<(u32, &'a Physical, &'a Desired<Consumer>)>,
+    /// How many partitions there are.
+    pub count: u32,
+    /// Up to where events may have a number of before.
+    pub at: u64,
+}
+
+/// What becomes of a consumer that is divided.
+#[derive(Clone, Copy)]
+pub enum Becomes<'a> {
+    /// It is the first part.
+    Part(&'a Physical, &'a Desired<Consumer>),
+    /// All parts are others, and it goes.
+    Nothing,
+}
+
+/// Divides a consumer as far as that goes now; what it waits for, None where it is divided.
+///
+/// # Errors
+///
+/// When JetStream does not answer or refuses.
+pub async fn divide(work: &Work<'_>, whole: &Whole<'_>) -> Result<Option<Pending>, Error> {
+    // Each part is made and removed at most once, beside the steps of the whole one.
+    for _ in 0..2 * whole.parts.len() + 5 {
+        let Some(info) = fresh(work, &whole.wide.1.key).await? else { return Ok(None) };
+        let step = decide(work, whole, &info).await?;
+        match step {
+            Next::Done if matches!(whole.becomes, Becomes::Part(..)) => return Ok(None),
+            Next::Narrow | Next::Done => match whole.becomes {
+                Becomes::Part(consumer, desired) => {
+                    if let Some(pending) = unfinished(work.ensure_one((consumer, desired)).await?) {
+                        return Ok(Some(pending));
+                    }
+                }
+                Becomes::Nothing => {
+                    finalize::<Consumer>(&work.connection.cache, &whole.wide.1.key, work.owner).await?;
+                    return Ok(None);
+                }
+            },
+            Next::Pause => pause(work, &info, true).await?,
+            Next::Resume => resume(work, &info).await?,
+            Next::Make { part, begin } => {
+                if let Some((_, consumer, desired)) = whole.parts.iter().find(|(number, ..)| *number == part)
+                {
+                    let config = beginning_at(desired.config.clone(), begin);
+                    let desired = Desired { config, ..(*desired).clone() };
+                    let made = work.ensure_one((consumer, &desired)).await.map(unfinished);
+                    if !matches!(made, Ok(None)) {
+                        // It may take a change by somebody, for which events do not wait.
+                        resume(work, &info).await?;
+                        return made;
+                    }
+                }
+            }
+            Next::Remove { part } => {
+                if let Some((.., desired)) = whole.parts.iter().find(|(number, ..)| *number == part) {
+                    finalize::<Consumer>(&work.connection.cache, &desired.key, work.owner).await?;
+                }
+            }
+            Next::GoOn => {
+                if let Some(pending) = unfinished(work.ensure_one(whole.wide).await?) {
+                    return Ok(Some(pending));
+                }
+                return Ok(Some(pending(waits(&step, &info.name, whole.at))));
+            }
+            Next::Finish | Next::Paused => return Ok(Some(pending(waits(&step, &info.name, whole.at)))),
+        }
+    }
+    Ok(Some(pending(waits(&Next::Finish, &whole.wide.0.name, whole.at))))
+}
+
+async fn decide(work: &Work<'_>, whole: &Whole<'_>, info: &ConsumerInfo) -> Result<Next, Error> {
+    let mut parts = Vec::with_capacity(whole.parts.len());
+    // Before it is paused, its parts decide nothing but whether they are there.
+    for (number, _, desired) in &whole.parts {
+        parts.push((*number, fresh(work, &desired.key).await?));
+    }
+    let known = Known {
+        whole: info,
+        parts: &parts,
+        count: whole.count,
+        at: whole.at,
+        is_stuck: stands_still(work, info) >= work.object.spec.effective_handler_deadline().0 + MARGIN,
+        was_resumed: work.context.unchanged.age(&resumed(work, info)).is_some_and(|age| age < RESUMED),
+    };
+    Ok(next(&known))
+}
+
+async fn resume(work: &Work<'_>, info: &ConsumerInfo) -> Result<(), Error> {
+    pause(work, info, false).await?;
+    work.context.unchanged.observe(&resumed(work, info), &Timestamp::now());
+    Ok(())
+}
+
+/// For how long a consumer has acknowledged nothing while it is paused.
+fn stands_still(work: &Work<'_>, info: &ConsumerInfo) -> Duration {
+    let name = format!("progress of {} {} {}", work.owner.namespace, info.stream_name, info.name);
+    work.context.unchanged.observe(&name, &(info.paused, info.num_ack_pending, info.ack_floor.stream_seq))
+}
+
+fn resumed(work: &Work<'_>, info: &ConsumerInfo) -> String {
+    format!("resumption of {} {} {}", work.owner.namespace, info.stream_name, info.name)
+}
+
+/// What JetStream has now.
+async fn fresh(work: &Work<'_>, key: &ConsumerKey) -> Result<Option<ConsumerInfo>, Error> {
+    let failed = |source| Error::reading::<Consumer>(key, source);
+    let cache = &work.connection.cache;
+    let (mut entry, just_read) = cache.lock_to_write::<Consumer>(key).await.map_err(failed)?;
+    if !just_read {
+        cache.refresh_locked::<Consumer>(key, &mut entry).await.map_err(failed)?;
+    }
+    Ok(entry.present())
+}
+
+/// Pauses a consumer, and says before that it is for its division; or lets it go on, and takes that back after. `info` is what JetStream has.
+async fn pause(work: &Work<'_>, info: &ConsumerInfo, is_paused: bool) -> Result<(), Error> {
+    let key = ConsumerKey { stream: info.stream_name.clone(), name: info.name.clone() };
+    let action = if is_paused { "pause" } else { "resume" };
+    let failed = |source| Error::new::<Consumer>(action, &key, source);
+    let cache = &work.connection.cache;
+    let is_marked = info.config.metadata().contains_key(DIVIDING);
+    let mut entry = cache.lock::<Consumer>(&key).await.map_err(failed)?;
+    let mark = async |entry: &mut EntryGuard<Consumer>, config: Config| {
+        let updated = attempt(entry, Consumer::update(cache.api(), &key, &config)).await.map_err(failed)?;
+        entry.set(Some(&updated));
+        Ok(())
+    };
+    if is_paused && !is_marked {
+        mark(&mut entry, info.config.clone().with_mark(DIVIDING, "true")).await?;
+    }
+    let until = is_paused.then(|| (Timestamp::now() + PAUSE).to_string());
+    let paused = cache.api().pause_consumer(&key.stream, &key.name, until.as_deref());
+    attempt(&mut entry, paused).await.map_err(failed)?;
+    cache.refresh_locked::<Consumer>(&key, &mut entry).await.map_err(failed)?;
+    if let Some(info) = entry.present().filter(|_| !is_paused && is_marked) {
+        mark(&mut entry, info.config.without_mark(DIVIDING)).await?;
+    }
+    Ok(())
+}
+
+/// What an outcome waits for that is not as declared.
+fn unfinished(outcome: Outcome<ConsumerInfo>) -> Option<Pending> {
+    match outcome {
+        Outcome::Pending(pending) => Some(pending),
+        Outcome::Reconciled(reconciled) => match reconciled.result {
+            OperationResult::Blocked(blocked) => Some(Pending {
+                reason: blocked.reason,
+                message: blocked.message,
+                stalled: true,
+                requeue_after: None,
+            }),
+            _ => None,
+        },
+        Outcome::Invalid(_) => None,
+    }
+}
+
+/// What the status says while a consumer cannot be divided yet.
+fn waits(step: &Next, name: &str, at: u64) -> String {
+    match step {
+        Next::Paused => {
+            format!("consumer {name} is paused by somebody: resume it, so that it can be divided")
+        }
+        Next::Finish => format!(
+            "consumer {name} is paused, and is divided when its pods have acknowledged what they have begun"
+        ),
+        _ => format!(
+            "consumer {name} is divided when everything up to sequence {at} is acknowledged, and nothing waits for its next attempt"
+        ),
+    }
+}
+
+/// What the status says.
+pub fn pending(message: String) -> Pending {
+    Pending { reason: Reason::ChangingPartitions, message, stalled: false, requeue_after: Some(INTERVAL) }
+}
