@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(missing, [""; 0]);
         assert!(
             text.contains(
-                "jetwright_operator_jetstream_writes_total{kind=\"consumer\",action=\"updated\"} 1\n"
+                "jetwright_operator_jetstream_writes_total{kind=\"consumer\",action=\"updated\"} 2\n"
             ),
             "{text}"
         );

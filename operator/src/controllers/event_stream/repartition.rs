@@ -65,6 +65,11 @@ pub async fn step(
     let failed = |source| Error::reading::<Stream>(&desired.key, source);
     let none = |desired| Ok(Step { desired, changing: None, permission: Permission::None });
     let recorded = Recorded::of_stream(object);
+    // What is not known yet is asked for once, and changes no partitions in this reconcile.
+    let is_known = cache.peek::<Stream>(&desired.key).present().is_some();
+    if object.spec.partitions.is_none() && !is_known {
+        return none(desired);
+    }
     let entry = cache.lock::<Stream>(&desired.key).await.map_err(failed)?;
     let desired = entry.present().map_or_else(|| desired.clone(), |info| marked(&desired, &info));
     if !goes_on(&desired, &entry, &recorded) {
