@@ -168,23 +168,28 @@ impl<'n> Workload<'n> {
         })
     }
 
-    /// One with work under way: the last that it wrote is that it begins an event.
-    async fn busy(&mut self) -> usize {
+    /// Stops one with work under way (SIGSTOP): the last that it wrote is that it begins an event.
+    async fn stop_one(&mut self) -> usize {
         let running = self.running();
         let processes = &self.processes;
         await_until("a process to begin an event", SETTLED, async || {
-            let begins = |index: &usize| {
-                let log = processes[*index].process.log();
-                log.lines().last().is_some_and(|line| line.contains(" begin "))
+            let stops = |index: &usize| {
+                let process = &processes[*index].process;
+                process.signal("STOP");
+                let begins = process.log().lines().last().is_some_and(|line| line.contains(" begin "));
+                if !begins {
+                    process.signal("CONT");
+                }
+                begins
             };
-            running.iter().copied().find(begins).ok_or("none does")
+            running.iter().copied().find(stops).ok_or("none does")
         })
         .await
     }
 
     /// Kills one with work under way (SIGKILL). The node starts it again.
     pub async fn kill_one(&mut self) {
-        let index = self.busy().await;
+        let index = self.stop_one().await;
         self.take_note();
         self.processes[index].process.kill();
         self.interruptions.push((index, monotonic(), Interruption::Killed));
@@ -194,10 +199,9 @@ impl<'n> Workload<'n> {
         .await;
     }
 
-    /// Freezes one with work under way (SIGSTOP).
+    /// Freezes one with work under way.
     pub async fn freeze_one(&mut self) -> usize {
-        let index = self.busy().await;
-        self.processes[index].process.signal("STOP");
+        let index = self.stop_one().await;
         self.frozen.insert(index);
         self.interruptions.push((index, monotonic(), Interruption::Frozen(Duration::MAX)));
         index
