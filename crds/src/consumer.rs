@@ -22,7 +22,7 @@ use crate::{
 };
 
 pub use autoscaling::{Autoscaling, AutoscalingMode, AutoscalingStatus, ConsumerFigures};
-pub use partitions::{PartitionsStatus, WaitingPartition};
+pub use partitions::{EmptyingPod, PartitionsStatus, WaitingPartition};
 pub use template::PodTemplate;
 
 /// An EventConsumer is a durable JetStream consumer and, where it has a workload, the Deployment that consumes.

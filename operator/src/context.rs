@@ -25,6 +25,7 @@ use crate::{
     pods::cache::PodCache,
     rate_limit::RateLimit,
     reported::{Report, Sighting},
+    scale_down::registry::ScaleDowns,
     scaling::registry::Autoscalers,
     workload::{desired::WorkloadSettings, pod_security},
     write_gate::WriteGate,
@@ -63,6 +64,8 @@ pub struct Context {
     pub autoscalers: Autoscalers,
     /// How the partitions of ordered consumers are shared out.
     pub partitions: Partitions,
+    /// Which pods scale-downs empty.
+    pub scale_downs: ScaleDowns,
     pub states: ObjectStates,
     /// Statuses that say Disconnected: with NATS away, every object has one to write.
     pub disconnect_writes: RateLimit,

@@ -25,6 +25,7 @@ mod rate_limit;
 mod readiness;
 mod remedy;
 mod reported;
+mod scale_down;
 mod scaling;
 mod stats;
 mod workload;

@@ -29,6 +29,7 @@ use crate::{
     pods::cache::PodCache,
     rate_limit::RateLimit,
     readiness::Readiness,
+    scale_down::registry::ScaleDowns,
     scaling::{self, registry::Autoscalers},
     stats::{self, Exporter},
 };
@@ -157,6 +158,7 @@ async fn context(
         pods: PodCache::default(),
         autoscalers: Autoscalers::default(),
         partitions: Partitions::default(),
+        scale_downs: ScaleDowns::default(),
         states: ObjectStates::default(),
         disconnect_writes: RateLimit::new(DISCONNECT_WRITES_PER_SECOND),
         stats_writes: RateLimit::new(STATS_WRITES_PER_SECOND),

@@ -21,6 +21,25 @@ pub struct PartitionsStatus {
     #[schemars(length(max = 10))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["partition".to_owned()]))]
     pub waiting: Vec<WaitingPartition>,
+    /// The pods that a scale-down empties before they are removed; at most 10.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["pod".to_owned()]))]
+    pub emptying: Vec<EmptyingPod>,
+}
+
+impl PartitionsStatus {
+    /// Most pods in `emptying`.
+    pub const MAX_EMPTYING: usize = 10;
+}
+
+/// A pod that hands over its partitions before it is removed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EmptyingPod {
+    /// Its name.
+    pub pod: String,
+    /// Partitions that it still has.
+    pub partitions: u32,
 }
 
 /// A partition that waits for an owner.

@@ -78,7 +78,7 @@ enum Signal<'a> {
     /// EventConsumers whose own objects or pods changed.
     Owned(Update<Name>),
     Change(&'a Cache, Change),
-    /// EventConsumers whose autoscaling decided something, or whose partitions are shared out otherwise.
+    /// EventConsumers whose autoscaling decided something, whose partitions are shared out otherwise, or whose pods were emptied.
     FoundOut(Vec<Name>),
     Tick,
 }
@@ -211,7 +211,7 @@ fn signals<'a>(scope: &'a Arc<Scope>, context: &'a Context) -> (Signals<'a>, usi
         cache.changes().map(move |change| Signal::Change(cache, change)).boxed()
     });
     let is_here = |namespace: &str| scope.namespace.as_deref().is_none_or(|own| own == namespace);
-    let found_out = [&context.autoscalers.changes, &context.partitions.changes];
+    let found_out = [&context.autoscalers.changes, &context.partitions.changes, &context.scale_downs.changes];
     let found_out = found_out.map(|changes| changes.of(is_here).map(Signal::FoundOut).boxed());
     let ticks = stream::unfold((), |()| async {
         tokio::time::sleep(READINESS_INTERVAL).await;

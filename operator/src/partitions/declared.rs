@@ -42,12 +42,10 @@ impl OrderedConsumer {
     #[must_use]
     pub fn declared(&self, context: &Context) -> Declared {
         let pods = self.workload.as_ref().map(|workload| {
-            let (namespace, name) = workload;
-            let deployment = context.applying.owned.get(&ObjectKey::new::<Deployment>(namespace, name));
-            let deployment = deployment.as_ref().and_then(|owned| owned.deployment.as_deref());
-            let template = deployment.and_then(|deployment| template_of(name, deployment));
-            let roles = roles(&context.pods.processes(workload), template);
-            Pods { namespace: namespace.clone(), roles }
+            let template = template(context, workload);
+            let retiring = context.scale_downs.retiring(workload);
+            let roles = roles(&context.pods.processes(workload), template.as_deref(), &retiring);
+            Pods { namespace: workload.0.clone(), roles }
         });
         Declared { count: self.count, drain: self.drain, pods }
     }
@@ -83,8 +81,20 @@ fn ordered(object: &EventConsumer, scope: &Scope) -> Option<OrderedConsumer> {
         return None;
     }
     let workload = workload_of(object).map(|workload| (name.0.clone(), workload));
-    let drain = object.spec.effective_handler_deadline().0 + STOP_MARGIN.0;
-    Some(OrderedConsumer { object: name, id, count, drain, workload })
+    Some(OrderedConsumer { object: name, id, count, drain: drain_time(object), workload })
+}
+
+/// How long a hand-over of one of its partitions should take at most.
+#[must_use]
+pub fn drain_time(object: &EventConsumer) -> Duration {
+    object.spec.effective_handler_deadline().0 + STOP_MARGIN.0
+}
+
+/// The template that a workload's Deployment rolls out or has rolled out, where it says so.
+#[must_use]
+pub fn template(context: &Context, (namespace, name): &Name) -> Option<String> {
+    let owned = context.applying.owned.get(&ObjectKey::new::<Deployment>(namespace, name))?;
+    template_of(name, owned.deployment.as_deref()?).map(str::to_owned)
 }
 
 /// Name of the EventConsumer that declares the pods which handle an object's events.

@@ -17,7 +17,7 @@ use jetwright_crds::names::partition_consumer;
 use jetwright_nats::{Bucket, Watch, WatchEvent};
 use jetwright_partitions::{
     actions::Value,
-    coordinator::Coordinator,
+    coordinator::{Coordinator, Whereabouts},
     keys::{BUCKET, BUCKET_STREAM, ConsumerId, Key, MemberId, PartitionId},
     lease::Clocks,
     observer::Verdict,
@@ -33,7 +33,7 @@ use super::{
     declared::{OrderedConsumer, ordered_consumers},
     registry::Known,
     requests::{Answered, Requests, value_of},
-    sharing::Tracker,
+    sharing::{Emptying, Sharing, Tracker, emptying},
 };
 use crate::{
     context::Context,
@@ -44,6 +44,7 @@ use crate::{
         info::StreamInfo,
         reconcile,
     },
+    kubernetes::stores::Name,
     outcome::{OperationResult, Outcome},
 };
 
@@ -440,19 +441,38 @@ impl<'a> Session<'a> {
             let record = observer.record(id).filter(|_| is_alive)?;
             Some(record.pod.clone().unwrap_or_else(|| id.to_string()))
         };
-        for OrderedConsumer { object, id, .. } in &self.consumers {
+        for OrderedConsumer { object, id, workload, .. } in &self.consumers {
             // What was seen of a bucket that is away is no news of who has what.
+            let mut emptying = Vec::new();
             if let Some(problem) = &self.keeping.problem {
                 let handovers = self.trackers.get(id).map_or(0, |tracker| tracker.handovers);
                 partitions.publish(object, Known::Unavailable(problem.clone()), handovers);
             } else if let Some(places) = self.coordinator.whereabouts(id, now) {
+                emptying =
+                    workload.as_ref().map(|workload| self.emptying(workload, &places)).unwrap_or_default();
                 let tracker = self.trackers.entry(id.clone()).or_default();
                 let sharing = tracker.see(&places, name, jiff::Timestamp::now());
+                let sharing = Sharing { emptying: emptying.clone(), ..sharing };
                 partitions.publish(object, Known::Shared(sharing), tracker.handovers);
+            }
+            if let Some(workload) = workload {
+                let left = emptying.into_iter().map(|pod| (pod.uid, pod.left)).collect();
+                self.context.scale_downs.see(workload, object, &left);
             }
         }
         let objects: HashSet<_> = self.consumers.iter().map(|consumer| consumer.object.clone()).collect();
         partitions.retain(&objects, |namespace| self.connection.serves.contains(namespace));
+    }
+
+    /// What the pods have that a scale-down empties.
+    fn emptying(&self, workload: &Name, places: &[Whereabouts]) -> Vec<Emptying> {
+        let retiring = self.context.scale_downs.retiring(workload);
+        if retiring.is_empty() {
+            return Vec::new();
+        }
+        let mut pods = self.context.pods.processes(workload);
+        pods.retain(|pod| retiring.contains(&pod.uid));
+        emptying(pods, places, |id| self.coordinator.observer().record(id)?.uid.as_deref())
     }
 }
 

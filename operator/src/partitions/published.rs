@@ -1,8 +1,10 @@
 //! In: how the partitions of a consumer are shared out, and whether pods are wanted. Out: what the status of its object says of that. Pure.
 
+use std::fmt::Write as _;
+
 use jetwright_crds::{
     conditions::{Reason, State},
-    consumer::{PartitionsStatus, WaitingPartition},
+    consumer::{EmptyingPod, PartitionsStatus, WaitingPartition},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -10,6 +12,7 @@ use super::{
     registry::Known,
     sharing::{Sharing, Wait, Waiting},
 };
+use crate::scale_down::words;
 
 /// Most partitions that a message names.
 const MAX_NAMED: usize = 3;
@@ -41,8 +44,8 @@ pub fn view(known: &Known, is_at_rest: bool) -> View {
 }
 
 fn condition(sharing: &Sharing, is_at_rest: bool) -> State {
-    let Sharing { count, owned, draining, unowned, waiting } = sharing;
-    let (status, reason, message) = match () {
+    let Sharing { count, owned, draining, unowned, waiting, emptying } = sharing;
+    let (status, reason, mut message) = match () {
         () if owned == count => (true, Reason::Owned, format!("all {count} partitions have their owners")),
         () if is_at_rest && unowned == count => {
             (true, Reason::NotNeeded, "there are no pods, so no partition needs an owner".to_owned())
@@ -56,6 +59,11 @@ fn condition(sharing: &Sharing, is_at_rest: bool) -> State {
             (false, Reason::HandingOver, what)
         }
     };
+    let emptying = emptying.iter().filter(|pod| pod.left > 0 && !is_at_rest);
+    let emptying = emptying.take(MAX_NAMED).map(|pod| (pod.pod.as_str(), Some(pod.left)));
+    if let Some(emptying) = words(emptying) {
+        let _ = write!(message, "; {emptying}");
+    }
     State { status: Some(status), reason, message }
 }
 
@@ -72,7 +80,7 @@ fn waits(waiting: &[Waiting]) -> String {
 }
 
 fn status(sharing: &Sharing, is_at_rest: bool) -> PartitionsStatus {
-    let Sharing { count, owned, draining, unowned, waiting } = sharing;
+    let Sharing { count, owned, draining, unowned, waiting, emptying } = sharing;
     let waits = |Waiting { partition, wait, since }: &Waiting| WaitingPartition {
         partition: *partition,
         awaited: match wait {
@@ -82,7 +90,16 @@ fn status(sharing: &Sharing, is_at_rest: bool) -> PartitionsStatus {
         since: Time(k8s_openapi::jiff::Timestamp::from_second(since.as_second()).unwrap_or_default()),
     };
     let waiting = if is_at_rest { Vec::new() } else { waiting.iter().map(waits).collect() };
-    PartitionsStatus { count: *count, owned: *owned, draining: *draining, unowned: *unowned, waiting }
+    let emptying = emptying.iter().filter(|_| !is_at_rest).take(PartitionsStatus::MAX_EMPTYING);
+    let emptying = emptying.map(|pod| EmptyingPod { pod: pod.pod.clone(), partitions: pod.left });
+    PartitionsStatus {
+        count: *count,
+        owned: *owned,
+        draining: *draining,
+        unowned: *unowned,
+        waiting,
+        emptying: emptying.collect(),
+    }
 }
 
 #[cfg(test)]
@@ -90,6 +107,7 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
+    use crate::partitions::sharing::Emptying;
 
     fn sharing(owned: u32, waits: &[Wait]) -> Known {
         let is_draining = |wait: &&Wait| matches!(wait, Wait::Finish(_));
@@ -101,7 +119,8 @@ mod tests {
             since: Timestamp::from_second(60).unwrap(),
         });
         let count = owned + draining + unowned;
-        Known::Shared(Sharing { count, owned, draining, unowned, waiting: waiting.collect() })
+        let waiting = waiting.collect();
+        Known::Shared(Sharing { count, owned, draining, unowned, waiting, emptying: Vec::new() })
     }
 
     fn said(known: &Known, is_at_rest: bool) -> (Option<bool>, Reason, String) {
@@ -127,6 +146,21 @@ mod tests {
             message.ends_with("; 3 waits since 1970-01-01T00:01:00Z for a pod or program to join"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn pods_that_a_scale_down_empties_are_named_with_what_they_have() {
+        let Known::Shared(mut emptying) = sharing(3, &[Wait::Finish("a-1".into())]) else { panic!() };
+        emptying.emptying = [("a-1", 1), ("a-2", 0)]
+            .map(|(pod, left)| Emptying { pod: pod.into(), uid: String::new(), left })
+            .into();
+        let View { condition, status } = view(&Known::Shared(emptying), false);
+        assert!(
+            condition.message.ends_with("what it has begun; emptying pod a-1: 1 partition left"),
+            "{condition:?}"
+        );
+        let of = |pod: &str, partitions| EmptyingPod { pod: pod.into(), partitions };
+        assert_eq!(status.unwrap().emptying, [of("a-1", 1), of("a-2", 0)]);
     }
 
     #[test]

@@ -1,22 +1,23 @@
-//! In: the pods of a workload, and its Deployment. Out: what each pod is to the workload. Pure.
+//! In: the pods of a workload, its Deployment, and the pods that a scale-down empties. Out: what each pod is to the workload. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jetwright_partitions::coordinator::PodRole;
 use k8s_openapi::api::apps::v1::Deployment;
 
-use crate::pods::processes::ProcessPod;
+use crate::pods::processes::{ProcessPod, current_template};
 
-/// What each pod is to its workload, by UID. `template` is the one that its Deployment has, as [`template_of`] says. Where that is not known, or
-/// has no pod yet, the newest pod has the workload's template: also after a rollback, whose pods are new ones of an old template.
+/// What each pod is to its workload, by UID. `template` is the one that its Deployment has, as [`template_of`] says; `retiring` are the pods
+/// that a scale-down empties.
 #[must_use]
-pub fn roles(pods: &[ProcessPod], template: Option<&str>) -> BTreeMap<String, PodRole> {
-    let staying = || pods.iter().filter(|pod| !pod.is_ending);
-    let has_pods = |template: &&str| staying().any(|pod| pod.revision == **template);
-    let newest = || staying().max_by_key(|pod| pod.created).map(|pod| pod.revision.as_str());
-    let current = template.filter(has_pods).or_else(newest);
+pub fn roles(
+    pods: &[ProcessPod],
+    template: Option<&str>,
+    retiring: &BTreeSet<String>,
+) -> BTreeMap<String, PodRole> {
+    let current = current_template(pods, template);
     let role = |pod: &ProcessPod| match current {
-        _ if pod.is_ending => PodRole::Retiring,
+        _ if pod.is_ending || retiring.contains(&pod.uid) => PodRole::Retiring,
         Some(current) if pod.revision != current => PodRole::Earlier,
         _ => PodRole::Current,
     };
@@ -43,7 +44,7 @@ mod tests {
     }
 
     fn told(pods: &[ProcessPod]) -> Vec<(String, PodRole)> {
-        roles(pods, None).into_iter().collect()
+        roles(pods, None, &BTreeSet::new()).into_iter().collect()
     }
 
     fn progressing(message: &str) -> Deployment {
@@ -96,9 +97,17 @@ mod tests {
         use PodRole::{Current, Earlier};
         let there = [pod("a", "r1", 1), pod("b", "r2", 2), pod("c", "r1", 3)];
         let expected = [("a".into(), Earlier), ("b".into(), Current), ("c".into(), Earlier)];
-        assert_eq!(roles(&there, Some("r2")).into_iter().collect::<Vec<_>>(), expected);
+        assert_eq!(roles(&there, Some("r2"), &BTreeSet::new()).into_iter().collect::<Vec<_>>(), expected);
         // The template has no pods yet: those that are there do the work.
-        let before = roles(&[pod("a", "r1", 1)], Some("r2"));
+        let before = roles(&[pod("a", "r1", 1)], Some("r2"), &BTreeSet::new());
         assert_eq!(before.into_iter().collect::<Vec<_>>(), [("a".into(), Current)]);
+    }
+
+    #[test]
+    fn pods_that_a_scale_down_empties_retire_and_still_say_what_is_newest() {
+        use PodRole::{Earlier, Retiring};
+        let pods = [pod("a", "r1", 1), pod("b", "r2", 2)];
+        let expected = [("a".into(), Earlier), ("b".into(), Retiring)].into();
+        assert_eq!(roles(&pods, None, &["b".into()].into()), expected);
     }
 }

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use jetwright_partitions::{coordinator::Whereabouts, keys::MemberId};
 use jiff::Timestamp;
 
+use crate::pods::processes::ProcessPod;
+
 /// Most partitions whose wait is told.
 pub const MAX_WAITING: usize = 10;
 
@@ -21,6 +23,32 @@ pub struct Sharing {
     pub unowned: u32,
     /// What those wait for that are not owned, the longest first; at most [`MAX_WAITING`].
     pub waiting: Vec<Waiting>,
+    /// The pods that a scale-down empties.
+    pub emptying: Vec<Emptying>,
+}
+
+/// A pod that a scale-down empties.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Emptying {
+    pub pod: String,
+    pub uid: String,
+    /// Partitions that it has, or that are on their way to it.
+    pub left: u32,
+}
+
+/// What these pods have of a consumer. `uid` says of a member in which pod it is.
+pub fn emptying<'r>(
+    pods: Vec<ProcessPod>,
+    places: &[Whereabouts],
+    uid: impl Fn(&MemberId) -> Option<&'r str>,
+) -> Vec<Emptying> {
+    let emptying = pods.into_iter().map(|pod| {
+        let is_at = |id: &MemberId| uid(id) == Some(&pod.uid);
+        let has = |place: &&Whereabouts| [&place.holder, &place.to].into_iter().flatten().any(is_at);
+        let left = u32::try_from(places.iter().filter(has).count()).unwrap_or(u32::MAX);
+        Emptying { pod: pod.name, uid: pod.uid, left }
+    });
+    emptying.collect()
 }
 
 /// What a partition waits for.
@@ -149,6 +177,7 @@ mod tests {
                 waiting(5, Wait::Join),
                 waiting(6, Wait::Join),
             ],
+            emptying: Vec::new(),
         };
         assert_eq!(tracker.see(&places, name, at(1)), expected);
         assert_eq!(tracker.see(&places, name, at(9)), expected, "it waits since then");
@@ -167,6 +196,28 @@ mod tests {
         assert_eq!(see(&[place(Some("a"), Some("b")), place(Some("b"), None)]), 0);
         assert_eq!(see(&[place(None, Some("b")), place(Some("b"), None)]), 0);
         assert_eq!(see(&[place(Some("b"), Some("b")), place(Some("b"), None)]), 1);
+    }
+
+    #[test]
+    fn a_pod_has_what_it_holds_and_what_is_meant_for_it() {
+        let pod = |uid: &str| ProcessPod { uid: uid.into(), ..ProcessPod::default() };
+        let places = [
+            place(Some("a"), Some("a")),
+            place(Some("a"), Some("b")),
+            place(Some("c"), Some("a")),
+            place(None, Some("a")),
+            place(Some("a"), None),
+            place(Some("dead"), Some("c")),
+            place(None, None),
+        ];
+        let uid = |id: &MemberId| match id.as_str() {
+            "shop.a" => Some("a"),
+            "shop.b" => Some("b"),
+            _ => None,
+        };
+        let emptying = emptying(vec![pod("a"), pod("b"), pod("d")], &places, uid);
+        let left: Vec<_> = emptying.iter().map(|emptying| (emptying.uid.as_str(), emptying.left)).collect();
+        assert_eq!(left, [("a", 5), ("b", 1), ("d", 0)]);
     }
 
     #[test]

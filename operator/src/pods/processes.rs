@@ -1,5 +1,5 @@
-//! The pods of workloads as processes that may share partitions: in which template each is, and when its program's container ended. Filled by
-//! the watch of pods.
+//! The pods of workloads as processes that may share partitions: in which template each is, what decides whether Kubernetes removes it before
+//! others, and when its program's container ended. Filled by the watch of pods.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -7,13 +7,18 @@ use std::{
 };
 
 use jetwright_crds::environment::JETWRIGHT_BINDINGS;
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod};
+use k8s_openapi::{
+    api::core::v1::{Container, ContainerStatus, Pod, PodCondition},
+    apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry,
+};
 use kube::ResourceExt;
 use tokio::time::Instant;
 
 use super::state::revision;
-use crate::kubernetes::stores::Name;
+use crate::kubernetes::{owned::FIELD_MANAGER, stores::Name};
 
+/// Of two pods, a ReplicaSet removes the one first that has less of it.
+pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 /// How long the end of a container is known after its pod is gone.
 const MEMORY: Duration = Duration::from_mins(5);
 
@@ -29,6 +34,32 @@ pub struct ProcessPod {
     /// Whether it is told to stop, or has stopped.
     pub is_ending: bool,
     pub is_ready: bool,
+    pub removal: Removal,
+}
+
+/// What else decides whether a ReplicaSet removes a pod before others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removal {
+    /// Its node, once it has one.
+    pub node: Option<String>,
+    pub phase: Phase,
+    /// The value of [`DELETION_COST`], 0 where it has none.
+    pub cost: i32,
+    /// Whether that is this operator's.
+    pub is_marked: bool,
+    /// Since when it is ready, in seconds since 1970.
+    pub ready_since: Option<i64>,
+    /// How often its containers were started again.
+    pub restarts: i32,
+}
+
+/// The phase of a pod that has not ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    #[default]
+    Pending,
+    Unknown,
+    Running,
 }
 
 /// A container that ended.
@@ -98,20 +129,56 @@ impl Processes {
     }
 }
 
+/// The template of a workload, of which `declared` is the one that its Deployment has. Where that is not known, or has no pod yet, the newest
+/// pod has the workload's template: also after a rollback, whose pods are new ones of an old template.
+#[must_use]
+pub fn current_template<'p>(pods: &'p [ProcessPod], declared: Option<&'p str>) -> Option<&'p str> {
+    let staying = || pods.iter().filter(|pod| !pod.is_ending);
+    let has_pods = |template: &&str| staying().any(|pod| pod.revision == **template);
+    let newest = || staying().max_by_key(|pod| pod.created).map(|pod| pod.revision.as_str());
+    declared.filter(has_pods).or_else(newest)
+}
+
 fn process(pod: &Pod) -> Option<ProcessPod> {
     let status = pod.status.as_ref();
     let has_ended = matches!(status.and_then(|status| status.phase.as_deref()), Some("Failed" | "Succeeded"));
-    let conditions = status.and_then(|status| status.conditions.as_ref()).into_iter().flatten();
     Some(ProcessPod {
         name: pod.name_any(),
         uid: pod.uid()?,
         revision: revision(pod),
         created: pod.creation_timestamp().map(|time| time.0.as_second()).unwrap_or_default(),
         is_ending: has_ended || pod.metadata.deletion_timestamp.is_some(),
-        is_ready: conditions
-            .into_iter()
-            .any(|condition| condition.type_ == "Ready" && condition.status == "True"),
+        is_ready: ready(pod).is_some(),
+        removal: removal(pod),
     })
+}
+
+/// The condition that says that a pod is ready, where it is.
+fn ready(pod: &Pod) -> Option<&PodCondition> {
+    let mut conditions = pod.status.as_ref()?.conditions.as_ref()?.iter();
+    conditions.find(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+fn removal(pod: &Pod) -> Removal {
+    let status = pod.status.as_ref();
+    let phase = match status.and_then(|status| status.phase.as_deref()) {
+        Some("Running") => Phase::Running,
+        Some("Unknown") => Phase::Unknown,
+        _ => Phase::Pending,
+    };
+    let cost = pod.annotations().get(DELETION_COST);
+    let is_ours = |entry: &ManagedFieldsEntry| {
+        entry.manager.as_deref() == Some(FIELD_MANAGER) && entry.operation.as_deref() == Some("Apply")
+    };
+    let containers = status.and_then(|status| status.container_statuses.as_ref());
+    Removal {
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
+        phase,
+        cost: cost.and_then(|cost| cost.parse().ok()).unwrap_or_default(),
+        is_marked: cost.is_some() && pod.metadata.managed_fields.iter().flatten().any(is_ours),
+        ready_since: ready(pod).and_then(|ready| Some(ready.last_transition_time.as_ref()?.0.as_second())),
+        restarts: containers.into_iter().flatten().map(|status| status.restart_count).sum(),
+    }
 }
 
 /// When the container of a pod's program ended last, as its kubelet says: the first of its spec is the program.
@@ -172,10 +239,40 @@ mod tests {
             created: 9,
             is_ending: false,
             is_ready: true,
+            removal: Removal::default(),
         };
         assert_eq!(processes.of(&workload()), [expected]);
         processes.remove(&workload(), "a", None);
         assert_eq!(processes.of(&workload()), []);
+    }
+
+    #[test]
+    fn what_a_replica_set_goes_by_is_read_and_a_cost_is_ours_only_where_we_applied_it() {
+        let read = |manager: &str| {
+            let pod = json!({
+                "metadata": {
+                    "uid": "u", "annotations": {DELETION_COST: "-7"},
+                    "managedFields": [{"manager": manager, "operation": "Apply"}],
+                },
+                "spec": {"containers": [], "nodeName": "n1"},
+                "status": {
+                    "phase": "Running",
+                    "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": "1970-01-01T00:00:30Z"}],
+                    "containerStatuses": [container("app", &json!({"restartCount": 2})), container("b", &json!({"restartCount": 1}))],
+                },
+            });
+            process(&serde_json::from_value(pod).unwrap()).unwrap().removal
+        };
+        let expected = Removal {
+            node: Some("n1".into()),
+            phase: Phase::Running,
+            cost: -7,
+            is_marked: true,
+            ready_since: Some(30),
+            restarts: 3,
+        };
+        assert_eq!(read("jetwright"), expected);
+        assert!(!read("karpenter").is_marked);
     }
 
     #[tokio::test(start_paused = true)]

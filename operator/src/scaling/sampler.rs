@@ -23,6 +23,7 @@ use crate::{
         stores::{IndexKey, Name, name_of},
     },
     object_state::ObjectKey,
+    scale_down::intended,
     stats::{answer::ListedConsumer, pace::Pace},
 };
 
@@ -113,19 +114,24 @@ impl Sampler<'_> {
             useful.push(of_use);
         }
         let useful = Useful::of_all(useful);
-        let Some((replicas, ready)) = self.pods(&object, (namespace, name)) else { return };
+        let Some((replicas, ready)) = self.pods(&object, &(namespace, name)) else { return };
         let seen = Seen { object: &object, autoscaling, replicas, ready, readings: &readings, useful };
         self.context.autoscalers.look(&seen, self.context.settings.status_stats_interval);
     }
 
-    /// Pods that the object's Deployment is to have, and those that are ready.
-    fn pods(&self, object: &EventConsumer, (namespace, name): Name) -> Option<(u32, u32)> {
-        let known = self.context.applying.owned.get(&ObjectKey::new::<Deployment>(&namespace, &name))?;
+    /// Pods that the object's Deployment is to have, and those that are ready: without those that a scale-down empties, which handle nothing.
+    fn pods(&self, object: &EventConsumer, workload: &Name) -> Option<(u32, u32)> {
+        let key = ObjectKey::new::<Deployment>(&workload.0, &workload.1);
+        let known = self.context.applying.owned.get(&key)?;
         let own = known.is_controlled_by(object.metadata.uid.as_deref()?);
         let deployment = known.deployment.as_deref().filter(|_| own)?;
         let replicas = deployment.spec.as_ref()?.replicas?;
         let ready = deployment.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or_default();
-        Some((count(replicas), count(ready)))
+        let pods = self.context.pods.processes(workload);
+        let retiring = self.context.scale_downs.retiring(workload);
+        let idle = pods.iter().filter(|pod| pod.is_ready && retiring.contains(&pod.uid)).count();
+        let idle = u32::try_from(idle).unwrap_or(u32::MAX);
+        Some((intended(count(replicas), &pods), count(ready).saturating_sub(idle)))
     }
 
     /// Reads an object's consumer, with the numbers of pods that are of use where it has partitions.

@@ -19,6 +19,8 @@ pub struct WorkloadStatus {
     pub own: Option<OwnPods>,
     /// Whether they are as declared.
     pub summary: ConditionSummary,
+    /// Which pods are emptied before they are removed, in words.
+    pub emptying: Option<String>,
     /// When to reconcile next, where nothing else wakes the object.
     pub requeue_after: Option<Duration>,
 }
@@ -39,7 +41,8 @@ pub fn held(
     summary: ConditionSummary,
     requeue_after: Option<Duration>,
 ) -> WorkloadStatus {
-    WorkloadStatus { own: deployment.map(|deployment| own_pods(name, deployment)), summary, requeue_after }
+    let own = deployment.map(|deployment| own_pods(name, deployment));
+    WorkloadStatus { own, summary, emptying: None, requeue_after }
 }
 
 /// The pods are another EventConsumer's: as ready as they say there.
@@ -76,14 +79,14 @@ pub fn shared(spec: &EventConsumerSpec, other: Option<&EventConsumer>) -> Worklo
             }
         },
     };
-    WorkloadStatus { own: None, summary, requeue_after: None }
+    WorkloadStatus { own: None, summary, emptying: None, requeue_after: None }
 }
 
 /// The pods are the EventConsumer's own.
 pub fn running(desired: &Desired, deployment: &Deployment, diagnosis: &Diagnosis) -> WorkloadStatus {
     let own = own_pods(&desired.names.workload, deployment);
     let summary = summarize(desired.replicas, deployment, diagnosis);
-    WorkloadStatus { own: Some(own), summary, requeue_after: diagnosis.requeue_after }
+    WorkloadStatus { own: Some(own), summary, emptying: None, requeue_after: diagnosis.requeue_after }
 }
 
 fn own_pods(name: &str, deployment: &Deployment) -> OwnPods {

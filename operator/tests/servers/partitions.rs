@@ -2,6 +2,7 @@
 
 mod members;
 mod pods;
+mod scale_down;
 
 use std::{collections::BTreeSet, time::Duration};
 

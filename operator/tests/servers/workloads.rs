@@ -2,7 +2,7 @@
 
 mod interruptions;
 mod no_op;
-mod permissions;
+pub mod permissions;
 pub mod pods;
 mod security;
 mod templates;

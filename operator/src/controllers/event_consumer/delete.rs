@@ -25,7 +25,7 @@ use crate::{
         asset::{Asset as _, Consumer},
         ownership::Owner,
     },
-    kubernetes::{apply::Applier, finalizer, status::ConditionSummary},
+    kubernetes::{apply::Applier, finalizer, status::ConditionSummary, stores::name_of},
     object_state::ObjectKey,
     pods::drain::{Drain, RunningPod, drain, lifetime},
     workload::apply::delete_workload,
@@ -45,6 +45,7 @@ pub async fn delete(
     owner: &Owner,
     context: &Context,
 ) -> Result<Action, Error> {
+    context.scale_downs.forget(&name_of(object));
     let deletion = Deletion { object, api, owner, context, key: ObjectKey::of(object) };
     if finalize::is_released(owner, &deletion.key, context) {
         return Ok(Action::await_change());

@@ -1,7 +1,7 @@
 //! In: the results for the consumer, its dead letters and its workload. Out: one status, Kubernetes events and metrics. Writes to
 //! Kubernetes, except for [`advance`].
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use jetwright_crds::{
     EventConsumer, EventConsumerStatus,
@@ -68,7 +68,13 @@ impl Scaling {
         }
     }
 
-    fn advance(&self, status: &mut EventConsumerStatus, generation: Option<i64>, now: &Time) {
+    /// `emptying` says which pods are emptied before they are removed.
+    fn advance(
+        &self,
+        status: &mut EventConsumerStatus,
+        emptying: Option<&str>,
+        (generation, now): (Option<i64>, &Time),
+    ) {
         match self {
             Self::Undeclared => {
                 status.autoscaling = None;
@@ -79,8 +85,11 @@ impl Scaling {
                 status.autoscaling = Some(decided.clone());
                 let Some(said) = said else { return };
                 let is_active = !matches!(said.reason, Reason::FiguresUnknown | Reason::Observing);
-                let state =
-                    State { status: Some(is_active), reason: said.reason, message: said.message.clone() };
+                let mut message = said.message.clone();
+                if let Some(emptying) = emptying.filter(|_| said.reason != Reason::Observing) {
+                    let _ = write!(message, "; {emptying}");
+                }
+                let state = State { status: Some(is_active), reason: said.reason, message };
                 conditions::set(&mut status.conditions, SCALING_ACTIVE, state, generation, now);
             }
         }
@@ -183,7 +192,9 @@ fn advance(
             None => conditions::unset(&mut status.conditions, type_),
         }
     }
-    results.scaling.advance(&mut status, generation, now);
+    let workload = results.workload.as_ref().ok().and_then(Option::as_ref);
+    let emptying = workload.and_then(|workload| workload.emptying.as_deref());
+    results.scaling.advance(&mut status, emptying, (generation, now));
     if let Some(Sharing { condition, status: sharing }) = &results.sharing {
         conditions::set(&mut status.conditions, PARTITIONS_OWNED, condition.clone(), generation, now);
         status.partitions = sharing.clone().or(status.partitions);
@@ -283,7 +294,7 @@ mod tests {
 
     fn running(summary: ConditionSummary) -> Result<Option<WorkloadStatus>> {
         let own = OwnPods { replicas: 2, selector: "a=b".into() };
-        Ok(Some(WorkloadStatus { own: Some(own), summary, requeue_after: None }))
+        Ok(Some(WorkloadStatus { own: Some(own), summary, emptying: None, requeue_after: None }))
     }
 
     fn told(results: &Results) -> EventConsumerStatus {

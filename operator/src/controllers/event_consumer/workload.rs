@@ -3,7 +3,7 @@
 //!
 //! Where pods are held back, nothing is created or changed, and what runs goes on: it can still be scaled.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt::Write as _, sync::Arc, time::Duration};
 
 use jetwright_crds::{EventConsumer, conditions::Reason, names::WorkloadNames};
 use k8s_openapi::api::apps::v1::Deployment;
@@ -17,8 +17,17 @@ use super::{
 use crate::{
     context::Context,
     field_error::join,
-    kubernetes::{age, apply::Applier, owned::Owned, status::ConditionSummary},
+    kubernetes::{
+        age,
+        apply::Applier,
+        owned::Owned,
+        status::ConditionSummary,
+        stores::{Name, name_of},
+    },
+    partitions::declared::{drain_time, template},
     pods::diagnose::{Diagnosis, diagnose},
+    scale_down::{Plan, intended, marks, registry::Wanted, words},
+    scaling::registry::count,
     workload::{
         apply::{apply, delete_workload},
         build::build,
@@ -33,6 +42,8 @@ use crate::{
 /// How long after its creation an object's pods wait for EventStreams that do not exist: what is applied together is created one after
 /// another, and each stream that came later would roll the pods out once more.
 const STREAM_GRACE: Duration = Duration::from_secs(5);
+/// Most pods that a message names.
+const MAX_NAMED: usize = 3;
 
 /// Brings the pods to what the object declares; None where it declares none.
 pub async fn ensure(
@@ -42,6 +53,7 @@ pub async fn ensure(
     context: &Context,
 ) -> Result<Option<WorkloadStatus>, Error> {
     let (Some(workload), Pods::Own(guests)) = (&object.spec.workload, &inputs.pods) else {
+        context.scale_downs.forget(&name_of(object));
         // A workload that was taken out of the spec takes its pods with it. Under a name that cannot be, there is nothing.
         if let Ok(names) = WorkloadNames::of(&object.name_any()) {
             delete_workload(&names, applier).await.map_err(Error::Workload)?;
@@ -52,14 +64,14 @@ pub async fn ensure(
         });
     };
     let name = object.name_any();
-    let deployed = deployed(&name, applier);
-    let replicas = context.autoscalers.replicas(object, deployed);
-    report_scaling(object, deployed, replicas, context);
-    let hold = |why: Hold| hold(why, &name, replicas, applier);
+    let plan = scale(object, guests, deployed(&name, applier), context).await;
+    let scaled = Scaled::of(&plan);
+    let hold = |why: Hold| hold(why, &name, &scaled, applier);
     if let Some(why) = no_connection(object, context).or_else(|| awaited_stream(object, inputs, guests)) {
         return hold(why).await.map(Some);
     }
-    let desired = match desired(object, workload, replicas, validate::bindings(object, inputs, guests)) {
+    let desired = match desired(object, workload, scaled.replicas, validate::bindings(object, inputs, guests))
+    {
         Ok(desired) => desired,
         Err(errors) => return hold(Hold::stalled(Reason::Invalid, join(&errors))).await.map(Some),
     };
@@ -84,7 +96,74 @@ pub async fn ensure(
         let pods_of = (desired.namespace.clone(), desired.names.workload.clone());
         diagnose(&pods_of, &context.pods, &context.client).await
     };
-    Ok(Some(running(&desired, &deployment, &diagnosis)))
+    Ok(Some(scaled.said_in(running(&desired, &deployment, &diagnosis))))
+}
+
+/// Decides how many pods the Deployment gets, and writes the hint which of them go. With order, those that go are emptied before.
+async fn scale(object: &EventConsumer, guests: &[Guest], deployed: Option<i32>, context: &Context) -> Plan {
+    let workload = name_of(object);
+    let pods = context.pods.processes(&workload);
+    let known = deployed.map(count);
+    let intended = known.map(|deployed| intended(deployed, &pods));
+    let wanted = context.autoscalers.replicas(object, intended.and_then(|pods| pods.try_into().ok()));
+    report_scaling(object, deployed, wanted, context);
+    let (consumers, drain) = ordered(object, guests);
+    let plan = context.scale_downs.plan(
+        &workload,
+        &Wanted {
+            replicas: count(wanted),
+            deployed: known.unwrap_or_default(),
+            pods: &pods,
+            template: template(context, &workload).as_deref(),
+            ordered: drain.map(|drain| (consumers.as_slice(), drain)),
+        },
+    );
+    for pod in &plan.overdue {
+        let left =
+            pod.left.map_or_else(|| "unknown partitions".to_owned(), |left| format!("{left} partitions"));
+        let note = format!(
+            "pod {} is removed with {left} left, after {} s: it hands them over as it stops. Its log says what takes so long",
+            pod.pod.name,
+            drain.unwrap_or_default().as_secs(),
+        );
+        context.events.warning(&object.object_ref(&()), "NotEmptied", &note);
+    }
+    marks::write(&plan, &workload.0, &context.client, &context.scale_downs).await;
+    plan
+}
+
+/// The consumers with order whose events the pods handle, and how long a hand-over takes at most; None where there are none.
+fn ordered(object: &EventConsumer, guests: &[Guest]) -> (Vec<Name>, Option<Duration>) {
+    let consumers = std::iter::once(object).chain(guests.iter().map(|guest| guest.consumer.as_ref()));
+    let ordered: Vec<_> = consumers.filter(|consumer| consumer.spec.is_per_key()).collect();
+    let drain = ordered.iter().map(|consumer| drain_time(consumer)).max();
+    (ordered.into_iter().map(name_of).collect(), drain)
+}
+
+/// How many pods the Deployment gets, and which it waits for.
+struct Scaled {
+    replicas: i32,
+    said: Option<String>,
+    requeue_after: Option<Duration>,
+}
+
+impl Scaled {
+    fn of(plan: &Plan) -> Self {
+        let pods = plan.emptying.iter().map(|emptying| (emptying.pod.name.as_str(), emptying.left));
+        Self {
+            replicas: i32::try_from(plan.replicas).unwrap_or(i32::MAX),
+            said: words(pods.take(MAX_NAMED)),
+            requeue_after: plan.requeue_after,
+        }
+    }
+
+    fn said_in(&self, mut status: WorkloadStatus) -> WorkloadStatus {
+        if let Some(said) = &self.said {
+            let _ = write!(status.summary.message, "; {said}");
+        }
+        status.requeue_after = status.requeue_after.into_iter().chain(self.requeue_after).min();
+        WorkloadStatus { emptying: self.said.clone(), ..status }
+    }
 }
 
 /// The number of pods in the Deployment's spec.
@@ -153,11 +232,16 @@ fn insecure(level: pod_security::Level, forbidden: &[String]) -> Hold {
     Hold::stalled(Reason::PodSecurity, message)
 }
 
-async fn hold(why: Hold, name: &str, replicas: i32, applier: &Applier<'_>) -> Result<WorkloadStatus, Error> {
+async fn hold(
+    why: Hold,
+    name: &str,
+    scaled: &Scaled,
+    applier: &Applier<'_>,
+) -> Result<WorkloadStatus, Error> {
     let found: Option<Arc<Owned>> = match applier.known::<Deployment>(name) {
-        Some(known) => Some(applier.scale(name, known, replicas).await.map_err(Error::Workload)?),
+        Some(known) => Some(applier.scale(name, known, scaled.replicas).await.map_err(Error::Workload)?),
         None => None,
     };
     let deployment = found.as_deref().and_then(|owned| owned.deployment.as_deref());
-    Ok(held(name, deployment, why.summary, why.requeue_after))
+    Ok(scaled.said_in(held(name, deployment, why.summary, why.requeue_after)))
 }

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// The table of docs/operator.md, as rules of a Role.
-fn documented() -> Value {
+pub fn documented() -> Value {
     let document = include_str!("../../../../docs/operator.md");
     let section = document.split("\n## Permissions\n").nth(1).unwrap().split("\n## ").next().unwrap();
     let words = |cell: &str| -> Vec<String> {
