@@ -2,7 +2,7 @@ CARGO := cargo
 PROGRAMS := nats-server etcd kube-apiserver kube-controller-manager kubectl helm prometheus promtool jaeger-all-in-one
 
 .DEFAULT_GOAL := help
-.PHONY: help build programs previous-version manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo demo-cluster clean-demo-cluster check-dashboards screenshots soak-order soak-cluster bench-operator bench-scaling bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
+.PHONY: help build programs previous-version manifests lint test test-unit test-servers test-e2e audit sbom images demo clean-demo demo-cluster clean-demo-cluster check-dashboards screenshots soak-order soak-cluster soak-scale-down bench-operator bench-scaling bench-runtime bench-aggregates bench-shop bench-cluster time-cold time-warm clean
 
 help: ## Show what can be made
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-19s %s\n", $$1, $$2}'
@@ -78,6 +78,10 @@ soak-order: programs ## Order per key on three NATS servers under load, while po
 
 soak-cluster: ## Order per key on a kind cluster under load, while pods come, go, are deleted without grace and killed, and operators are deleted: ROUNDS=10
 	JETWRIGHT_SOAK_ROUNDS=$(or $(ROUNDS),10) e2e/run-tests partitions:: --nocapture
+
+soak-scale-down: programs ## Scale-downs of pods that Kubernetes' own controllers remove, under load with order per key; ROUNDS=100 takes a quarter of an hour
+	$(CARGO) build --locked -p jetwright-e2e -p jetwright-operator --bins
+	JETWRIGHT_SCALE_DOWNS=$(or $(ROUNDS),100) $(CARGO) test --locked -p jetwright-e2e --test servers scale_down:: -- --nocapture
 
 bench-operator: programs ## The operator's figures, of its release build: until Ready, until repaired, requests, memory, many objects; ONLY="speed requests memory many ten-thousand" chooses some
 	$(CARGO) build --release --locked -p jetwright-operator

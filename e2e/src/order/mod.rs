@@ -7,4 +7,5 @@
 pub mod check;
 pub mod coordination;
 pub mod history;
+pub mod holders;
 pub mod load;

@@ -189,6 +189,21 @@ fn the_operator_may_not_read_secrets_nor_anything_elsewhere_when_it_is_given_nam
 }
 
 #[test]
+fn the_operators_rights_to_pods_are_the_documented_ones_and_without_patch_where_that_is_switched_off() {
+    let verbs = |values: &[&str]| -> Vec<String> {
+        let manifests = render(&[&VALUES, values].concat()).unwrap();
+        let rule = manifests.split("resources: [pods]\n").nth(1).unwrap();
+        let verbs = rule.split(['[', ']']).nth(1).unwrap();
+        verbs.split(", ").map(ToOwned::to_owned).collect()
+    };
+    let document = fs::read_to_string(path("../docs/operator.md")).unwrap();
+    let row = document.lines().find(|line| line.starts_with("| | `pods` | ")).unwrap();
+    let documented: Vec<_> = row.split('|').nth(3).unwrap().trim().split(", ").collect();
+    assert_eq!(verbs(&[]), documented);
+    assert_eq!(verbs(&["--set=autoscaling.enabled=false"]), ["list", "watch"]);
+}
+
+#[test]
 fn a_cluster_that_is_named_later_may_still_read_the_uid_that_was_its_name() {
     let reads_uid = |values: &[&str]| render(&[&VALUES, values].concat()).unwrap().contains("[kube-system]");
     assert!(reads_uid(&[]) && reads_uid(&["--set=clusterName=east"]));

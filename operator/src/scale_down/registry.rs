@@ -173,8 +173,10 @@ mod tests {
 
         fn plan(&self, replicas: u32) -> Plan {
             let ordered = Some((self.consumers.as_slice(), DRAIN));
-            self.scale_downs
-                .plan(&name("orders"), &Wanted { replicas, deployed: 2, pods: &self.pods, template: None, ordered })
+            self.scale_downs.plan(
+                &name("orders"),
+                &Wanted { replicas, deployed: 2, pods: &self.pods, template: None, ordered },
+            )
         }
 
         fn see(&self, consumer: &str, left: &[(&str, u32)]) {

@@ -14,13 +14,10 @@ use jetwright_crds::EventStream;
 use jetwright_e2e::{
     order::{
         check::{Report, check},
+        holders::holders,
         load::{Load, Pace},
     },
     path,
-};
-use jetwright_partitions::{
-    keys::{BUCKET_STREAM, Key, PartitionId},
-    records::{HeldRecord, HeldState, MemberRecord, Record},
 };
 use jetwright_testing::{ControlPlane, Namespace, NatsCluster, await_until};
 use serde_json::json;
@@ -92,19 +89,7 @@ impl<'n> Soak<'n> {
     async fn await_owned(&self, pods: &BTreeSet<String>) {
         let jetstream = self.nats.jetstream().await;
         await_until("the pods to hold all partitions", SETTLED, async || {
-            let bucket = jetstream.get_stream_no_info(BUCKET_STREAM).await?;
-            let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-            for partition in 0..PARTITIONS {
-                let key = Key::Held(PartitionId { consumer: Load::consumer(), partition });
-                let message = bucket.get_last_raw_message_by_subject(&key.subject()).await?;
-                let held = HeldRecord::read(&key, &message.payload)?;
-                anyhow::ensure!(held.state == HeldState::Held, "partition {partition}: {held:?}");
-                let key = Key::Member(held.member);
-                let message = bucket.get_last_raw_message_by_subject(&key.subject()).await?;
-                let member = MemberRecord::read(&key, &message.payload)?;
-                anyhow::ensure!(member.dead.is_none(), "partition {partition}: {member:?}");
-                *counts.entry(member.uid.unwrap_or_default()).or_default() += 1;
-            }
+            let counts = holders(&jetstream, PARTITIONS).await?;
             let share = PARTITIONS.div_ceil(u32::try_from(pods.len())?);
             let is_so = counts.iter().all(|(uid, count)| pods.contains(uid) && *count <= share);
             anyhow::ensure!(is_so, "{counts:?} of {pods:?}");

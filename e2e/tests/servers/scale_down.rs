@@ -1,0 +1,288 @@
+//! Scale-downs under load, with Kubernetes' own controllers and pods as processes: what is handled stays in order, and nothing is handled twice.
+//! `make soak-scale-down` does the same a hundred times.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    mem,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use jetwright_crds::{EventConsumer, labels::WORKLOAD};
+use jetwright_e2e::{
+    Operator,
+    node::{Node, Settings, Started},
+    order::{
+        check::{Report, check},
+        history::History,
+        holders::holders,
+        load::{Load, Pace},
+    },
+    path,
+};
+use jetwright_testing::{ControlPlane, Folder, NatsServer, Process, Program, await_until, binary, free_port};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod, events::v1::Event};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+    runtime::{WatchStreamExt as _, watcher},
+};
+use serde_json::json;
+use tokio::{
+    sync::mpsc::{UnboundedReceiver, unbounded_channel},
+    task::JoinSet,
+};
+
+const PARTITIONS: u32 = 8;
+const KEYS: u32 = 200;
+const PACE: Pace = Pace::Every(Duration::from_millis(400));
+/// Pods before and after each scale-down.
+const STEPS: [(i32, i32); 5] = [(4, 2), (5, 1), (3, 2), (6, 3), (4, 0)];
+/// How long pods may take to come and go on a busy machine.
+const SETTLED: Duration = Duration::from_mins(2);
+const CONTROLLERS: &str = "deployment-controller,replicaset-controller,garbage-collector-controller,pod-garbage-collector-controller";
+const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+fn scale_downs() -> usize {
+    let wanted = std::env::var("JETWRIGHT_SCALE_DOWNS").ok().and_then(|wanted| wanted.parse().ok());
+    wanted.unwrap_or(STEPS.len())
+}
+
+/// What was seen of pods that were told to stop: whether each had the hint by then.
+type Stopped = Arc<Mutex<BTreeMap<String, bool>>>;
+
+/// Everything but the load.
+struct Cluster {
+    client: Client,
+    nats: NatsServer,
+    /// Every process that the node started.
+    started: UnboundedReceiver<Started>,
+    _logs: Arc<Folder>,
+    stopped: Stopped,
+    _control_plane: ControlPlane,
+    _controllers: Process,
+    _operator: Operator,
+    /// The node and the watch, which end with it.
+    _tasks: JoinSet<()>,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        let (control_plane, nats) = tokio::join!(ControlPlane::start(), NatsServer::start());
+        let controllers = Process::builder(Program::KubeControllerManager.path())
+            .arg("--kubeconfig")
+            .arg(control_plane.kubeconfig())
+            .args(["--leader-elect=false", "--secure-port=0", &format!("--controllers={CONTROLLERS}")])
+            .start();
+        control_plane.apply(path("../crds/manifests")).await;
+        control_plane.kubectl(["create", "namespace", "shop"]).unwrap();
+        let (client, logs) = (control_plane.client().await, Folder::new("scale-down-logs"));
+        let (sender, started) = unbounded_channel();
+        let settings = Settings {
+            programs: [("jetwright/soak-worker".to_owned(), binary("jetwright-soak-worker"))].into(),
+            logs: logs.path().to_owned(),
+            // Not that of the demo, and rarely that of another test program of this machine.
+            network: u8::try_from(1 + std::process::id() % 254).unwrap(),
+            started: Some(sender),
+        };
+        let node = Node::new(client.clone(), settings);
+        node.register(free_port()).await.unwrap();
+        let operator = Operator::start(&control_plane, &nats, "shop");
+        let stopped = Stopped::default();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(node.run());
+        tasks.spawn(watch(client.clone(), Arc::clone(&stopped)));
+        Self {
+            client,
+            nats,
+            started,
+            stopped,
+            _logs: logs,
+            _control_plane: control_plane,
+            _controllers: controllers,
+            _operator: operator,
+            _tasks: tasks,
+        }
+    }
+
+    fn api<K>(&self) -> Api<K>
+    where
+        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
+    {
+        Api::namespaced(self.client.clone(), "shop")
+    }
+
+    async fn declare(&self) {
+        let container = json!({"name": "app", "image": "jetwright/soak-worker:1"});
+        let stream = json!({
+            "apiVersion": "jetwright.dev/v1alpha1", "kind": "EventStream", "metadata": {"name": "orders"},
+            "spec": {"subjects": ["orders.*.*"], "partitions": {"count": PARTITIONS, "keyTokens": [2]}},
+        });
+        let consumer = json!({
+            "apiVersion": "jetwright.dev/v1alpha1", "kind": "EventConsumer", "metadata": {"name": "fulfilment"},
+            "spec": {
+                "streamRef": {"name": "orders"}, "ordering": "PerKey",
+                "workload": {"replicas": 1, "template": {"spec": {"containers": [container]}}},
+            },
+        });
+        let params = PatchParams::apply("user");
+        let streams = self.api::<jetwright_crds::EventStream>();
+        streams.patch("orders", &params, &Patch::Apply(stream)).await.unwrap();
+        self.api::<EventConsumer>().patch("fulfilment", &params, &Patch::Apply(consumer)).await.unwrap();
+    }
+
+    async fn scale(&self, replicas: i32) {
+        let scale = Patch::Merge(json!({"spec": {"replicas": replicas}}));
+        let consumers = self.api::<EventConsumer>();
+        consumers.patch_scale("fulfilment", &PatchParams::default(), &scale).await.unwrap();
+    }
+
+    async fn pods(&self) -> Vec<Pod> {
+        let pods = self.api::<Pod>().list(&ListParams::default().labels(WORKLOAD)).await.unwrap().items;
+        pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect()
+    }
+
+    /// Waits until there are so many pods and no others, and they have all partitions.
+    async fn await_settled(&self, replicas: i32) {
+        let expected = if replicas == 0 { "NotNeeded" } else { "Owned" };
+        await_until("pods and partitions to be as wanted", SETTLED, async || {
+            let deployment = self.api::<Deployment>().get("fulfilment").await?;
+            let wanted = deployment.spec.and_then(|spec| spec.replicas);
+            anyhow::ensure!(wanted == Some(replicas), "the Deployment has to have {wanted:?} pods");
+            let pods = self.api::<Pod>().list(&ListParams::default().labels(WORKLOAD)).await?.items;
+            let ready = deployment.status.and_then(|status| status.ready_replicas).unwrap_or_default();
+            let there = i32::try_from(pods.len())?;
+            anyhow::ensure!((ready, there) == (replicas, replicas), "{there} pods, {ready} of them ready");
+            let consumer = self.api::<EventConsumer>().get("fulfilment").await?;
+            let conditions = consumer.status.map(|status| status.conditions).unwrap_or_default();
+            let owned = conditions.into_iter().find(|condition| condition.type_ == "PartitionsOwned");
+            let is_settled = owned.as_ref().is_some_and(|owned| owned.reason == expected);
+            anyhow::ensure!(is_settled, "{owned:?}");
+            if replicas > 0 {
+                let share = PARTITIONS.div_ceil(replicas.unsigned_abs());
+                let holders = holders(&self.nats.jetstream().await, PARTITIONS).await?;
+                let uids: BTreeSet<_> = pods.into_iter().filter_map(|pod| pod.uid()).collect();
+                let is_even = holders.iter().all(|(uid, held)| uids.contains(uid) && *held <= share);
+                anyhow::ensure!(is_even, "{holders:?} of {uids:?}");
+            }
+            Ok(())
+        })
+        .await;
+    }
+
+    /// The pods that were told to stop since this was asked last, at least so many: whether each had the hint.
+    async fn take_stopped(&self, count: i32) -> BTreeMap<String, bool> {
+        await_until("pods to be told to stop", SETTLED, async || {
+            let mut stopped = self.stopped.lock().unwrap();
+            let is_complete = i32::try_from(stopped.len()).unwrap() >= count;
+            if is_complete { Ok(mem::take(&mut *stopped)) } else { Err(format!("{stopped:?}")) }
+        })
+        .await
+    }
+
+    /// Deletes a pod that is not emptied while others are.
+    async fn delete_one_that_stays(&self) {
+        let pod = await_until("some pods to be emptied", SETTLED, async || {
+            let (emptied, staying): (Vec<_>, Vec<_>) =
+                self.pods().await.into_iter().partition(|pod| pod.annotations().contains_key(COST));
+            match staying.first() {
+                Some(pod) if !emptied.is_empty() => Ok(pod.name_any()),
+                _ => Err(format!("{} of {} pods are emptied", emptied.len(), emptied.len() + staying.len())),
+            }
+        })
+        .await;
+        self.api::<Pod>().delete(&pod, &DeleteParams::default()).await.unwrap();
+    }
+
+    /// Waits until each partition's consumer has acknowledged something more.
+    async fn await_progress(&self, load: &Load) {
+        let floors = async || {
+            let infos = load.consumers().await?;
+            anyhow::Ok(infos.iter().map(|info| info.ack_floor.stream_sequence).collect::<Vec<_>>())
+        };
+        let before = await_until("the consumers", SETTLED, floors).await;
+        await_until("events of each partition to be handled", SETTLED, async || {
+            let now = floors().await?;
+            let has_moved = now.iter().zip(&before).all(|(now, before)| now > before);
+            anyhow::ensure!(has_moved, "acknowledged up to {now:?}, from {before:?}");
+            anyhow::Ok(())
+        })
+        .await;
+    }
+
+    /// What all pods wrote, checked: nothing is out of order, and nothing is repeated, since nothing was interrupted.
+    fn report(&mut self, load: &Load) -> Report {
+        let started = std::iter::from_fn(|| self.started.try_recv().ok());
+        let logs: Vec<_> = started.map(|started| started.process.log()).collect();
+        let history = History::read(logs.iter().map(String::as_str), Vec::new()).unwrap();
+        let report = check(&history, &load.published).unwrap();
+        assert_eq!(report.handled, load.published.values().sum::<u64>(), "{report:?}");
+        report
+    }
+
+    /// Deliveries beyond the first of each event: those that had not begun and were given back at a hand-over.
+    async fn given_back(&self, load: &Load) -> u64 {
+        let infos = load.consumers().await.unwrap();
+        let delivered: u64 = infos.iter().map(|info| info.delivered.consumer_sequence).sum();
+        delivered - load.published.values().sum::<u64>()
+    }
+
+    async fn events(&self, reason: &str) -> Vec<String> {
+        let events = self.api::<Event>().list(&ListParams::default()).await.unwrap().items;
+        let of_reason = events.into_iter().filter(|event| event.reason.as_deref() == Some(reason));
+        of_reason.filter_map(|event| event.note).collect()
+    }
+}
+
+async fn watch(client: Client, stopped: Stopped) {
+    let pods: Api<Pod> = Api::namespaced(client, "shop");
+    let config = watcher::Config::default().labels(WORKLOAD);
+    let mut pods = std::pin::pin!(watcher(pods, config).default_backoff().applied_objects());
+    while let Some(pod) = pods.next().await {
+        if let Ok(pod) = pod
+            && pod.metadata.deletion_timestamp.is_some()
+        {
+            let has_hint = pod.annotations().contains_key(COST);
+            stopped.lock().unwrap().entry(pod.name_any()).or_insert(has_hint);
+        }
+    }
+}
+
+#[tokio::test]
+async fn scale_downs_under_load_repeat_nothing_and_keep_the_order_also_where_the_wrong_pod_is_deleted() {
+    let mut cluster = Cluster::start().await;
+    cluster.declare().await;
+    cluster.await_settled(1).await;
+    let load = Load::new(cluster.nats.jetstream().await, PARTITIONS, KEYS);
+    let publishing = load.clone().publish_all_the_time(PACE);
+    let mut ended = 0;
+    for (round, (before, after)) in STEPS.into_iter().cycle().take(scale_downs()).enumerate() {
+        cluster.scale(before).await;
+        cluster.await_settled(before).await;
+        cluster.await_progress(&load).await;
+        cluster.scale(after).await;
+        let deletes_another = round % STEPS.len() == 3;
+        if deletes_another {
+            cluster.delete_one_that_stays().await;
+        }
+        cluster.await_settled(after).await;
+        let stopped = cluster.take_stopped(before - after).await;
+        ended += stopped.len();
+        let is_expected = deletes_another || after == 0 || stopped.values().all(|has_hint| *has_hint);
+        assert!(is_expected, "a pod was removed that was not emptied, from {before} to {after}: {stopped:?}");
+    }
+    cluster.scale(3).await;
+    cluster.await_settled(3).await;
+    let load = publishing.stop().await;
+    load.await_drained(SETTLED).await;
+    let report = cluster.report(&load);
+    let given_back = cluster.given_back(&load).await;
+    println!(
+        "{} scale-downs, {ended} pods ended: {report:?}, {given_back} events given back that had not begun",
+        scale_downs(),
+    );
+    assert_eq!(report.repeated, 0, "{report:?}");
+    let overdue = cluster.events("NotEmptied").await;
+    assert!(overdue.is_empty(), "{overdue:?}");
+}
