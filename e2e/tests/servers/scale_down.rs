@@ -40,7 +40,7 @@ const PACE: Pace = Pace::Every(Duration::from_millis(400));
 /// Pods before and after each scale-down.
 const STEPS: [(i32, i32); 5] = [(4, 2), (5, 1), (3, 2), (6, 3), (4, 0)];
 /// How long pods may take to come and go on a busy machine.
-const SETTLED: Duration = Duration::from_mins(2);
+const SETTLED: Duration = Duration::from_mins(3);
 const CONTROLLERS: &str = "deployment-controller,replicaset-controller,garbage-collector-controller,pod-garbage-collector-controller";
 const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 

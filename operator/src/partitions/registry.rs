@@ -31,9 +31,9 @@ pub enum Known {
 struct Entry {
     known: Known,
     handovers: u64,
-    /// What the object was last triggered for, and when.
+    /// What the object's status says, or what it was last triggered for.
     told: Known,
-    told_at: Instant,
+    triggered_at: Instant,
     /// Since when it is other than that.
     differs_since: Option<Instant>,
 }
@@ -64,10 +64,14 @@ pub struct Exported {
 }
 
 impl Partitions {
-    /// How the partitions of an object's consumer are shared out; None before that is known.
+    /// How the partitions of an object's consumer are shared out, for its status; None before that is known. The object is triggered when it
+    /// is other than that: a reconcile for another reason may come in the middle of a hand-over.
     #[must_use]
-    pub fn of(&self, object: &Name) -> Option<Known> {
-        self.consumers.lock().get(object).map(|entry| entry.known.clone())
+    pub fn tell(&self, object: &Name) -> Option<Known> {
+        let mut consumers = self.consumers.lock();
+        let entry = consumers.get_mut(object)?;
+        (entry.told, entry.differs_since) = (entry.known.clone(), None);
+        Some(entry.known.clone())
     }
 
     /// Takes over what is known now.
@@ -76,8 +80,10 @@ impl Partitions {
         let mut consumers = self.consumers.lock();
         let Some(entry) = consumers.get_mut(object) else {
             let told = known.clone();
-            consumers
-                .insert(object.clone(), Entry { known, handovers, told, told_at: now, differs_since: None });
+            consumers.insert(
+                object.clone(),
+                Entry { known, handovers, told, triggered_at: now, differs_since: None },
+            );
             self.changes.add(object.clone());
             return;
         };
@@ -87,8 +93,8 @@ impl Partitions {
             return;
         }
         let since = *entry.differs_since.get_or_insert(now);
-        if now - since >= SETTLING_TIME && now - entry.told_at >= TRIGGER_INTERVAL {
-            (entry.told, entry.told_at, entry.differs_since) = (entry.known.clone(), now, None);
+        if now - since >= SETTLING_TIME && now - entry.triggered_at >= TRIGGER_INTERVAL {
+            (entry.told, entry.triggered_at, entry.differs_since) = (entry.known.clone(), now, None);
             self.changes.add(object.clone());
         }
     }
@@ -167,10 +173,25 @@ mod tests {
         assert!(!publish(owned(2), 100).await);
         assert!(!publish(owned(2), 1_000).await, "told a moment ago");
         assert!(publish(owned(1), 1_000).await);
-        assert_eq!(partitions.of(&object()), Some(owned(1)));
+        assert_eq!(partitions.tell(&object()), Some(owned(1)));
         partitions.retain(&HashSet::new(), |namespace| namespace == "bank");
-        assert!(partitions.of(&object()).is_some());
+        assert!(partitions.tell(&object()).is_some());
         partitions.retain(&HashSet::new(), |namespace| namespace == "shop");
-        assert_eq!(partitions.of(&object()), None);
+        assert_eq!(partitions.tell(&object()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_reconcile_told_in_the_middle_of_a_hand_over_is_corrected_after_it() {
+        let partitions = Partitions::default();
+        let mut changes = Box::pin(partitions.changes.of(|_| true));
+        partitions.publish(&object(), owned(4), 0);
+        assert!(changes.next().now_or_never().flatten().is_some());
+        partitions.publish(&object(), owned(3), 0);
+        assert_eq!(partitions.tell(&object()), Some(owned(3)), "a pod became ready");
+        for _ in 0..5 {
+            tokio::time::advance(SETTLING_TIME).await;
+            partitions.publish(&object(), owned(4), 1);
+        }
+        assert!(changes.next().now_or_never().flatten().is_some(), "the status says what was");
     }
 }

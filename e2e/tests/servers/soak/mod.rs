@@ -6,7 +6,7 @@ pub mod worker;
 pub mod workload;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     time::{Duration, Instant},
 };
 

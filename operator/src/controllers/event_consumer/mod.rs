@@ -147,7 +147,7 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
 
 /// How the partitions of an object's consumer are shared out, as far as this process knows.
 fn sharing(object: &EventConsumer, context: &Context) -> Option<View> {
-    let known = context.partitions.of(&name_of(object))?;
+    let known = context.partitions.tell(&name_of(object))?;
     let namespace = object.namespace().unwrap_or_default();
     let is_at_rest = workload_of(object).is_some_and(|workload| {
         let key = ObjectKey::new::<Deployment>(&namespace, &workload);
