@@ -272,6 +272,27 @@ async fn what_partitions_are_refused_holds_up_no_other_and_none_stays_behind() {
 }
 
 #[tokio::test]
+async fn who_has_its_consumer_in_jetstream_keeps_the_name_whoever_is_older() {
+    let mut world = with_orders().await;
+    let kept = "{streamRef: {name: orders}, deletionPolicy: Retain}";
+    world.consumer("x-p1", kept).await;
+    world.await_ready::<EventConsumer>("x-p1").await;
+    world.delete::<EventConsumer>("x-p1").await;
+    world.await_gone::<EventConsumer>("x-p1").await;
+    world.stop().await;
+    world.consumer("x", ORDERED).await;
+    // Which of two is older, their times of creation say, in whole seconds.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.consumer("x-p1", "{streamRef: {name: orders}}").await;
+    world.start_again(&[]);
+    world.await_ready::<EventConsumer>("x-p1").await;
+    let message = world.await_condition::<EventConsumer>("x", "Stalled", "True", "Invalid").await;
+    assert!(message.contains("x is taken: EventConsumer x-p1"), "{message}");
+    world.delete::<EventConsumer>("x-p1").await;
+    world.await_ready::<EventConsumer>("x").await;
+}
+
+#[tokio::test]
 async fn a_name_that_a_partition_has_is_refused_to_the_newer_object_until_the_older_one_goes() {
     let world = with_orders().await;
     world.consumer("x", ORDERED).await;

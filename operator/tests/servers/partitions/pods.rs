@@ -1,7 +1,12 @@
 //! Partitions among the pods of a workload: rollouts, containers that end, programs of other namespaces.
 
+use std::time::Duration;
+
 use jetwright_testing::await_until;
-use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
+use k8s_openapi::{
+    api::{apps::v1::Deployment, core::v1::Pod},
+    jiff::Timestamp,
+};
 use kube::{
     Api, ResourceExt as _,
     api::{DeleteParams, Patch, PatchParams},
@@ -63,6 +68,30 @@ async fn in_a_rollout_partitions_move_to_the_pods_of_the_new_template() {
     let grace = DeleteParams { grace_period_seconds: Some(60), ..DeleteParams::default() };
     api.delete("a", &grace).await.unwrap();
     await_shares(&store, &[(&a, 0)], SOON).await;
+    await_owned(&world, "True", "Owned").await;
+}
+
+#[tokio::test]
+async fn in_a_rollout_that_is_scaled_a_new_pod_of_the_earlier_template_gives_way() {
+    let world = start(WITH_PODS, &[]).await;
+    let store = bucket(&world).await;
+    let deployments: Api<Deployment> = world.namespace.api();
+    super::await_value("the workload", async || deployments.get_opt("fulfilment").await.unwrap()).await;
+    let progressing = json!({"status": {"conditions": [{"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated",
+        "message": "ReplicaSet \"fulfilment-r2\" is progressing."}]}});
+    deployments
+        .patch_status("fulfilment", &PatchParams::default(), &Patch::Strategic(progressing))
+        .await
+        .unwrap();
+    let b = pod(&world, "b", "r2").await;
+    // Times of creation are whole seconds.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let c = pod(&world, "c", "r1").await;
+    let c = join(&world, "c", &c).await;
+    // Somebody has to do the work.
+    await_shares(&store, &[(&c, 4)], SOON).await;
+    let b = join(&world, "b", &b).await;
+    await_shares(&store, &[(&b, 2), (&c, 2)], SOON).await;
     await_owned(&world, "True", "Owned").await;
 }
 
