@@ -254,7 +254,7 @@ async fn scale_downs_under_load_repeat_nothing_and_keep_the_order_also_where_the
     let mut cluster = Cluster::start().await;
     cluster.declare().await;
     cluster.await_settled(1).await;
-    let load = Load::new(cluster.nats.jetstream().await, PARTITIONS, KEYS);
+    let load = Load::new(cluster.nats.jetstream().await, 1, PARTITIONS, KEYS);
     let publishing = load.clone().publish_all_the_time(PACE);
     let mut ended = 0;
     for (round, (before, after)) in STEPS.into_iter().cycle().take(scale_downs()).enumerate() {
