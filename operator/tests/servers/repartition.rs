@@ -15,9 +15,9 @@ use tokio::task::JoinSet;
 use crate::world::World;
 
 /// How long a change takes at most: 10 s in which nobody publishes, 10 s until every server has it, and what the machine adds.
-const CHANGE: Duration = Duration::from_secs(60);
+const CHANGE: Duration = Duration::from_mins(1);
 /// How long it takes at most to handle all events, on a machine that does much else.
-const HANDLED: Duration = Duration::from_secs(180);
+const HANDLED: Duration = Duration::from_mins(3);
 const MARK: &str = "jetwright.dev/partitions-changed";
 
 type Clustered = World<NatsCluster>;

@@ -58,9 +58,9 @@ pub fn next(declared: Option<&Partitions>, known: &Known<'_>) -> Next {
     {
         return settle(mark, known);
     }
-    let from = match change(declared, config) {
-        Ok(Some(from)) => from,
-        Ok(None) => return Next::Nothing,
+    let from = match start(declared, config) {
+        Ok(Start::Count(from)) => from,
+        Ok(Start::Declared) => return Next::Nothing,
         Err(message) => {
             let message = format!("spec.partitions: {message}");
             return Next::Refused(Blocked { reason: Reason::ImmutableField, message });
@@ -81,13 +81,22 @@ pub fn is_due(desired: &Config, actual: &Config) -> bool {
     is_open || numbering(desired) != numbering(actual)
 }
 
-/// The count that a stream has, where it may become the declared one; None where it has that, or an error where it never may.
-fn change(declared: Option<&Partitions>, config: &Config) -> Result<Option<Option<u32>>, String> {
+/// What a stream's partitions have to become the declared ones from.
+#[derive(Debug, PartialEq, Eq)]
+enum Start {
+    /// They are the declared ones.
+    Declared,
+    /// So many; None where events have no number.
+    Count(Option<u32>),
+}
+
+/// What the change begins with, or why it never may.
+fn start(declared: Option<&Partitions>, config: &Config) -> Result<Start, String> {
     let name = config.get("name").and_then(Value::as_str).unwrap_or_default();
     let from = count(config);
     let Some(declared) = declared else {
         return match numbering(config) {
-            None => Ok(None),
+            None => Ok(Start::Declared),
             Some(there) => Err(format!(
                 "stream {name} stores its events by the transform {there}, and consumers know them by their numbers: set spec.partitions and \
                  spec.subjects to what the stream has, or make another EventStream"
@@ -96,7 +105,7 @@ fn change(declared: Option<&Partitions>, config: &Config) -> Result<Option<Optio
     };
     let there = config.get(SUBJECT_TRANSFORM).filter(|transform| !transform.is_null());
     if there == Some(&transform(declared)) {
-        return Ok(None);
+        return Ok(Start::Declared);
     }
     let retention = config.get("retention").and_then(Value::as_str).unwrap_or("limits");
     if retention != "limits" {
@@ -119,8 +128,8 @@ fn change(declared: Option<&Partitions>, config: &Config) -> Result<Option<Optio
         ));
     }
     match (there, from) {
-        (None, _) => Ok(Some(None)),
-        (Some(_), Some(from)) if is_multiple(from) => Ok(Some(Some(from))),
+        (None, _) => Ok(Start::Count(None)),
+        (Some(_), Some(from)) if is_multiple(from) => Ok(Start::Count(Some(from))),
         (Some(there), _) => Err(format!(
             "stream {name} exists, and stores its events by the transform {}: only a multiple of its count, with the same subject and keyTokens, \
              divides each partition and mixes none. Set spec.partitions and spec.subjects to such, or make another EventStream",
@@ -227,31 +236,31 @@ mod tests {
     #[test]
     fn partitions_are_added_or_multiplied_and_nothing_else() {
         for (from, to, expected) in [
-            (None, Some(8), Ok(Some(None))),
-            (Some(8), Some(16), Ok(Some(Some(8)))),
-            (Some(16), Some(48), Ok(Some(Some(16)))),
-            (Some(8), Some(8), Ok(None)),
-            (None, None, Ok(None)),
+            (None, Some(8), Ok(Start::Count(None))),
+            (Some(8), Some(16), Ok(Start::Count(Some(8)))),
+            (Some(16), Some(48), Ok(Start::Count(Some(16)))),
+            (Some(8), Some(8), Ok(Start::Declared)),
+            (None, None, Ok(Start::Declared)),
             (Some(8), Some(12), Err(())),
             (Some(8), Some(4), Err(())),
             (Some(8), None, Err(())),
         ] {
-            let found = change(to.map(partitions).as_ref(), &config(from)).map_err(|_| ());
+            let found = start(to.map(partitions).as_ref(), &config(from)).map_err(|_| ());
             assert_eq!(found, expected, "{from:?} {to:?}");
         }
         let other_key = Partitions::new("orders.*.*", &[3], 16).unwrap();
         let other_subject = Partitions::new("mails.*.*", &[2], 16).unwrap();
         for other in [&other_key, &other_subject] {
-            assert!(change(Some(other), &config(Some(8))).is_err());
+            assert!(start(Some(other), &config(Some(8))).is_err());
         }
         let wider = config(None).with("subjects", json!(["orders.>"]));
-        assert!(change(Some(&partitions(8)), &wider).is_err(), "orders.1.placed.3 has no number");
+        assert!(start(Some(&partitions(8)), &wider).is_err(), "orders.1.placed.3 has no number");
         for retention in ["interest", "workqueue"] {
-            assert!(change(Some(&partitions(8)), &config(None).with("retention", retention)).is_err());
+            assert!(start(Some(&partitions(8)), &config(None).with("retention", retention)).is_err());
         }
         let renamed =
             config(None).with(SUBJECT_TRANSFORM, json!({"src": "orders.*.*", "dest": "o.{{wildcard(1)}}"}));
-        assert!(change(Some(&partitions(8)), &renamed).is_err(), "its events have other subjects");
+        assert!(start(Some(&partitions(8)), &renamed).is_err(), "its events have other subjects");
         let next = next(Some(&partitions(12)), &known(&info(config(Some(8))), &[]));
         let Next::Refused(Blocked { reason, message }) = next else { panic!("{next:?}") };
         assert_eq!(reason, Reason::ImmutableField);
