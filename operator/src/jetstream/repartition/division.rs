@@ -200,7 +200,7 @@ mod tests {
                 }
                 Next::Remove { part: 11 } => self.part = None,
                 Next::Narrow => {
-                    self.whole.config = self.whole.config.clone().with_mark(PARTITION_COUNT, "16")
+                    self.whole.config = self.whole.config.clone().with_mark(PARTITION_COUNT, "16");
                 }
                 Next::Finish => self.whole.num_ack_pending = 0,
                 other => panic!("{other:?}"),
@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(there.next(), Next::Finish);
         assert_eq!(There { is_stuck: true, ..there }.next(), Next::Resume);
         let mut finished = There::new(consumer(120, 120, 0));
-        finished.pause(LEAST - Duration::from_secs(1));
+        finished.pause(LEAST.saturating_sub(Duration::from_secs(1)));
         assert_eq!(finished.next(), Next::Resume);
         let whole = consumer(120, 120, 0);
         let known =

@@ -202,7 +202,7 @@ mod tests {
         }
     }
 
-    fn info(config: Config) -> StreamInfo {
+    fn info(config: &Config) -> StreamInfo {
         let peer = |name: &str| json!({"name": name, "current": true, "active": 1});
         let info = json!({
             "config": config, "created": "2026-11-01T10:00:00Z",
@@ -261,7 +261,7 @@ mod tests {
         let renamed =
             config(None).with(SUBJECT_TRANSFORM, json!({"src": "orders.*.*", "dest": "o.{{wildcard(1)}}"}));
         assert!(start(Some(&partitions(8)), &renamed).is_err(), "its events have other subjects");
-        let next = next(Some(&partitions(12)), &known(&info(config(Some(8))), &[]));
+        let next = next(Some(&partitions(12)), &known(&info(&config(Some(8))), &[]));
         let Next::Refused(Blocked { reason, message }) = next else { panic!("{next:?}") };
         assert_eq!(reason, Reason::ImmutableField);
         assert!(
@@ -274,7 +274,7 @@ mod tests {
     fn the_transform_changes_once_consumers_are_widened_copies_are_current_and_nobody_publishes() {
         let declared = partitions(16);
         let (wide, narrow) = (consumer(&["orders.*.*.3", "orders.*.*.11"]), consumer(&["orders.*.*.3"]));
-        let quiet = info(config(Some(8)));
+        let quiet = info(&config(Some(8)));
         let decide = |known: &Known<'_>| next(Some(&declared), known);
         let consumers = [wide.clone(), narrow];
         let Next::Wait(State { status, reason: why, message }) = decide(&known(&quiet, &consumers)) else {
@@ -298,14 +298,14 @@ mod tests {
     #[test]
     fn after_the_change_the_sequence_is_marked_once_every_server_has_it_whatever_is_declared_meanwhile() {
         let mark = Mark { from: Some(8), to: 16, at: None };
-        let changed = info(mark.put_on(config(Some(16))));
+        let changed = info(&mark.put_on(config(Some(16))));
         for declared in [16, 48] {
             let declared = partitions(declared);
             let early = Known { marked: Duration::from_secs(9), ..known(&changed, &[]) };
             assert_eq!(reason(next(Some(&declared), &early)), (Some(true), Reason::ChangingPartitions));
             let marked = Mark { at: Some(10), ..mark };
             assert_eq!(next(Some(&declared), &known(&changed, &[])), Next::Mark(marked));
-            let done = info(marked.put_on(config(Some(16))));
+            let done = info(&marked.put_on(config(Some(16))));
             let then = next(Some(&declared), &known(&done, &[]));
             let again = Mark { from: Some(16), to: 48, at: None };
             assert_eq!(then, if declared.count() == 16 { Next::Nothing } else { Next::Change(again) });
@@ -320,7 +320,7 @@ mod tests {
         let mut there = config(Some(8));
         let mut steps = Vec::new();
         while is_due(&desired, &there) {
-            let step = next(Some(&declared), &known(&info(there.clone()), &[]));
+            let step = next(Some(&declared), &known(&info(&there), &[]));
             there = match &step {
                 Next::Change(mark) => mark.put_on(desired.clone()),
                 Next::Mark(mark) => mark.put_on(there),
