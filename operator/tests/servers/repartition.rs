@@ -133,16 +133,25 @@ impl Programs {
 
 /// Finds the consumers as they come.
 async fn pull_all(jetstream: jetstream::Context, logical: &'static str, handled: Arc<Mutex<Vec<Handled>>>) {
-    let (mut pulled, mut tasks) = (BTreeMap::new(), JoinSet::new());
+    let (mut pulled, mut tasks) = (BTreeSet::new(), JoinSet::new());
     loop {
+        // One that did not answer is tried again while it is there.
+        while let Some(Ok(ended)) = tasks.try_join_next() {
+            pulled.remove(&ended);
+        }
         if let Ok(stream) = jetstream.get_stream("orders").await {
             let names: Vec<String> = stream.consumer_names().try_collect().await.unwrap_or_default();
             for name in names {
                 let is_own = name == logical || name.starts_with(&format!("{logical}-p"));
                 let Ok(info) = stream.consumer_info(&name).await else { continue };
                 // One that is made again is another one.
-                if is_own && pulled.insert(name.clone(), info.created) != Some(info.created) {
-                    tasks.spawn(pull(jetstream.clone(), name, handled.clone()));
+                let this = (name.clone(), info.created);
+                if is_own && pulled.insert(this.clone()) {
+                    let pulling = pull(jetstream.clone(), name, handled.clone());
+                    tasks.spawn(async move {
+                        pulling.await;
+                        this
+                    });
                 }
             }
         }
@@ -151,7 +160,7 @@ async fn pull_all(jetstream: jetstream::Context, logical: &'static str, handled:
 }
 
 async fn pull(jetstream: jetstream::Context, name: String, handled: Arc<Mutex<Vec<Handled>>>) {
-    let stream = jetstream.get_stream("orders").await.unwrap();
+    let Ok(stream) = jetstream.get_stream("orders").await else { return };
     let Ok(consumer): Result<PullConsumer, _> = stream.get_consumer(&name).await else { return };
     loop {
         let Ok(mut messages) =

@@ -1,6 +1,8 @@
 //! A scale-down empties pods before it removes them. The test plays Kubernetes' controllers, and programs that give up what they have when it says
 //! so.
 
+use std::collections::BTreeSet;
+
 use async_nats::jetstream::kv;
 use jetwright_crds::EventConsumer;
 use jetwright_partitions::lease::RENEWAL_INTERVAL;
@@ -57,9 +59,13 @@ impl Workload {
             programs.spawn(renew(store.clone(), key, record.to_string()));
         }
         let workload = Self { world, store, _programs: programs };
-        for (partition, pod) in (0..).zip(["a", "b", "c", "a"]) {
-            workload.take(partition, &member(&workload.world, pod)).await;
-        }
+        await_until("the map has all of them", SOON, async || {
+            let targets = targets(&workload.store).await;
+            let distinct = targets.iter().collect::<BTreeSet<_>>();
+            if (targets.len(), distinct.len()) == (4, 3) { Ok(()) } else { Err(format!("{targets:?}")) }
+        })
+        .await;
+        workload.follow_the_map().await;
         await_owned(&workload.world, "True", "Owned").await;
         workload
     }
