@@ -60,7 +60,8 @@ pub async fn up(follow: bool, observe: bool) -> Result<()> {
         (Some(started), parts)
     };
     if let Err(error) = tell(&home, &parts, began, &mut interruption).await {
-        if started.take().is_some() {
+        // Once let go, it ends by itself, and may have removed the record of its folder before this looks for it.
+        if let Some(_held) = started.take() {
             if !error.is::<Interrupted>() {
                 eprintln!("{}", last_lines(&home));
             }
@@ -165,12 +166,17 @@ async fn parts_of(home: &Home, started: &mut Started) -> Result<Parts> {
 /// Ends a process that is at its start, and may not have said yet who it is: it ends when its standard input closes.
 async fn give_up(home: &Home, started: Started) -> Result<()> {
     let Started { mut child, stdin } = started;
+    let recorded = home.recorded();
     drop(stdin);
     let bound = Instant::now() + STOP;
     while child.try_wait()?.is_none() && Instant::now() < bound {
         sleep(POLL).await;
     }
     end(home).await?;
+    // It may have removed its record before its guard has removed its folder.
+    if let Some(process) = recorded {
+        wait_until_gone(&process, GUARD).await;
+    }
     home.remove()
 }
 

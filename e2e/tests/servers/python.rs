@@ -185,8 +185,13 @@ async fn processes_in_python_hand_partitions_over_as_the_map_says() {
     let first = group.start();
     group.await_owners(Duration::ZERO, &[first]).await;
     let second = group.start();
-    let before = group.await_owners(monotonic(), &[first, second]).await;
-    assert_eq!(before.values().filter(|owner| **owner == second).count(), 2, "{before:?}");
+    let started = monotonic();
+    await_until("each to handle half of the partitions", TAKEN_OVER, async || {
+        let owners = group.owners(started);
+        let share = |of: usize| owners.values().filter(|owner| **owner == of).count();
+        if (share(first), share(second)) == (2, 2) { Ok(()) } else { Err(format!("{owners:?}")) }
+    })
+    .await;
 
     group.kill(second).await;
     coordination.container_ended(&uid(second));
