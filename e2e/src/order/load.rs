@@ -166,6 +166,22 @@ impl Load {
         Ok(infos)
     }
 
+    /// Waits until events of each partition are settled after now.
+    pub async fn await_progress(&self, bound: Duration) {
+        let floors = async || {
+            let infos = self.consumers().await?;
+            anyhow::Ok(infos.iter().map(|info| info.ack_floor.stream_sequence).collect::<Vec<_>>())
+        };
+        let before = await_until("the consumers", bound, floors).await;
+        await_until("events of each partition to be handled", bound, async || {
+            let now = floors().await?;
+            let has_moved = now.iter().zip(&before).all(|(now, before)| now > before);
+            anyhow::ensure!(has_moved, "acknowledged up to {now:?}, from {before:?}");
+            anyhow::Ok(())
+        })
+        .await;
+    }
+
     /// Publishes round after round until it is told to stop.
     #[must_use]
     pub fn publish_all_the_time(mut self, pace: Pace) -> Publishing {

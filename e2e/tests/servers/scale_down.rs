@@ -195,22 +195,6 @@ impl Cluster {
         self.api::<Pod>().delete(&pod, &DeleteParams::default()).await.unwrap();
     }
 
-    /// Waits until each partition's consumer has acknowledged something more.
-    async fn await_progress(&self, load: &Load) {
-        let floors = async || {
-            let infos = load.consumers().await?;
-            anyhow::Ok(infos.iter().map(|info| info.ack_floor.stream_sequence).collect::<Vec<_>>())
-        };
-        let before = await_until("the consumers", SETTLED, floors).await;
-        await_until("events of each partition to be handled", SETTLED, async || {
-            let now = floors().await?;
-            let has_moved = now.iter().zip(&before).all(|(now, before)| now > before);
-            anyhow::ensure!(has_moved, "acknowledged up to {now:?}, from {before:?}");
-            anyhow::Ok(())
-        })
-        .await;
-    }
-
     /// What all pods wrote, checked: nothing is out of order, and nothing is repeated, since nothing was interrupted.
     fn report(&mut self, load: &Load) -> Report {
         let started = std::iter::from_fn(|| self.started.try_recv().ok());
@@ -260,7 +244,7 @@ async fn scale_downs_under_load_repeat_nothing_and_keep_the_order_also_where_the
     for (round, (before, after)) in STEPS.into_iter().cycle().take(scale_downs()).enumerate() {
         cluster.scale(before).await;
         cluster.await_settled(before).await;
-        cluster.await_progress(&load).await;
+        load.await_progress(SETTLED).await;
         cluster.scale(after).await;
         let deletes_another = round % STEPS.len() == 3;
         if deletes_another {

@@ -104,18 +104,7 @@ impl<'n> Soak<'n> {
             return;
         }
         self.await_owned(pods).await;
-        let floors = async || {
-            let infos = self.load.consumers().await?;
-            anyhow::Ok(infos.iter().map(|info| info.ack_floor.stream_sequence).collect::<Vec<_>>())
-        };
-        let before = await_until("the consumers", SETTLED, floors).await;
-        await_until("events of each partition to be handled", SETTLED, async || {
-            let now = floors().await?;
-            let has_moved = now.iter().zip(&before).all(|(now, before)| now > before);
-            anyhow::ensure!(has_moved, "acknowledged up to {now:?}, from {before:?}");
-            anyhow::Ok(())
-        })
-        .await;
+        self.load.await_progress(SETTLED).await;
     }
 
     /// Kills the server that leads the stream, and starts it again.
