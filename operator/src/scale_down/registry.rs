@@ -86,11 +86,12 @@ impl ScaleDowns {
             retiring.get_mut(uid).is_some_and(|retiring| !std::mem::replace(flag(retiring), true))
         };
         plan.overdue.retain(|pod| once(&pod.pod.uid, |retiring| &mut retiring.is_reported));
-        plan.mark.retain(|pod| once(&pod.uid, |retiring| &mut retiring.is_marked));
+        // What is not sent is not tried: it is marked once the operator may.
         if self.is_refused() {
             plan.mark.clear();
             plan.unmark.clear();
         }
+        plan.mark.retain(|pod| once(&pod.uid, |retiring| &mut retiring.is_marked));
         if !retiring.is_empty() {
             workloads.insert(workload.clone(), retiring);
         }
