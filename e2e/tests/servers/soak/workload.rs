@@ -49,7 +49,6 @@ pub struct Workload<'n> {
     processes: Vec<Started>,
     sentinels: BTreeMap<usize, Sentinel>,
     interruptions: Vec<(usize, Duration, Interruption)>,
-    frozen: BTreeSet<usize>,
 }
 
 impl<'n> Workload<'n> {
@@ -82,7 +81,6 @@ impl<'n> Workload<'n> {
             processes: Vec::new(),
             sentinels: BTreeMap::new(),
             interruptions: Vec::new(),
-            frozen: BTreeSet::new(),
         }
     }
 
@@ -130,11 +128,11 @@ impl<'n> Workload<'n> {
         }
     }
 
-    /// Those that run, and are not frozen.
+    /// Those that run.
     fn running(&mut self) -> Vec<usize> {
         self.take_note();
         let runs = |index: &usize| self.processes[*index].process.exited().is_none();
-        (0..self.processes.len()).filter(runs).filter(|index| !self.frozen.contains(index)).collect()
+        (0..self.processes.len()).filter(runs).collect()
     }
 
     pub fn uid(&self, index: usize) -> &str {
@@ -202,7 +200,6 @@ impl<'n> Workload<'n> {
     /// Freezes one with work under way.
     pub async fn freeze_one(&mut self) -> usize {
         let index = self.stop_one().await;
-        self.frozen.insert(index);
         self.interruptions.push((index, monotonic(), Interruption::Frozen(Duration::MAX)));
         index
     }
@@ -210,7 +207,6 @@ impl<'n> Workload<'n> {
     /// Wakes it.
     pub fn wake(&mut self, frozen: usize) {
         self.processes[frozen].process.signal("CONT");
-        self.frozen.remove(&frozen);
         for (index, _, how) in &mut self.interruptions {
             if *index == frozen && *how == Interruption::Frozen(Duration::MAX) {
                 *how = Interruption::Frozen(monotonic());
