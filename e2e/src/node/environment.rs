@@ -30,7 +30,7 @@ pub fn program<'a>(node: &'a Node, container: &Spec) -> Result<&'a Path, Unstart
     node.settings.programs.get(repository).map(PathBuf::as_path).ok_or_else(|| {
         let known: Vec<_> = node.settings.programs.keys().map(String::as_str).collect();
         let message =
-            format!("no image {image} here: the demo pulls none, and has programs for {}", known.join(", "));
+            format!("no image {image} here: this node pulls none, and has programs for {}", known.join(", "));
         Unstartable { reason: "ErrImagePull", message }
     })
 }

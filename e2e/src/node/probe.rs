@@ -120,9 +120,9 @@ pub fn port(container: &Spec, port: &IntOrString) -> Result<u16, Unstartable> {
     number.ok_or_else(|| unsupported(&format!("has no port {port:?}, which a probe names"), container))
 }
 
-/// What the demo's node cannot run.
+/// What this node cannot run.
 pub fn unsupported(what: &str, container: &Spec) -> Unstartable {
-    let message = format!("container {} {what}: the demo's node runs no such thing", container.name);
+    let message = format!("container {} {what}: this node runs no such thing", container.name);
     Unstartable { reason: "CreateContainerConfigError", message }
 }
 

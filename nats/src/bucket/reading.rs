@@ -89,8 +89,8 @@ impl Unparsable {
             subject,
             why,
             others,
-            "somebody wrote a message into the bucket that ends connections; it is read in another way, and for a minute all that follows: find \
-             who may publish to the subject"
+            "a message in the bucket cannot be parsed by NATS clients, which close their connection on it: for a minute the bucket is read by \
+             STREAM.MSG.GET instead of a consumer. Find who may publish to the subject"
         );
         true
     }

@@ -129,11 +129,15 @@ pub fn intended(deployed: u32, pods: &[ProcessPod]) -> u32 {
     if marked.is_empty() { deployed } else { deployed.min(others) }
 }
 
+/// So many of them, in words.
+pub fn partitions(count: u32) -> String {
+    if count == 1 { "1 partition".to_owned() } else { format!("{count} partitions") }
+}
+
 /// What is said of pods that are being emptied; None where there are none.
 pub fn words<'a>(pods: impl IntoIterator<Item = (&'a str, Option<u32>)>) -> Option<String> {
     let words = pods.into_iter().map(|(pod, left)| match left {
-        Some(1) => format!("emptying pod {pod}: 1 partition left"),
-        Some(left) => format!("emptying pod {pod}: {left} partitions left"),
+        Some(left) => format!("emptying pod {pod}: {} left", partitions(left)),
         None => format!("emptying pod {pod}: its partitions are not known"),
     });
     let words: Vec<_> = words.collect();

@@ -36,14 +36,18 @@ pub async fn write(plan: &Plan, namespace: &str, client: &Client, scale_downs: &
                 if scale_downs.refused() {
                     tracing::warn!(
                         namespace,
-                        "pods are emptied without the hint that makes Kubernetes remove them first: the operator may not patch pods \
+                        "pods are emptied without the pod-deletion-cost that makes Kubernetes remove them first: the operator may not patch pods \
                          (the chart's value autoscaling.enabled)"
                     );
                 }
             }
             // It is gone, or its cost is another's.
             Err(error) => {
-                tracing::debug!(namespace, error = error_chain(&error), "failed to write a deletion cost");
+                tracing::debug!(
+                    namespace,
+                    error = error_chain(&error),
+                    "failed to patch the pod-deletion-cost of a pod"
+                );
             }
         }
     }
@@ -55,10 +59,9 @@ async fn apply(api: &Api<Pod>, pod: &PodRef, annotations: Value) -> Result<(), k
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod.name, "uid": pod.uid, "annotations": annotations},
     });
     let params = PatchParams::apply(FIELD_MANAGER);
-    let patched = timeout(WRITE_TIMEOUT, api.patch(&pod.name, &params, &Patch::Apply(desired))).await;
-    patched.unwrap_or_else(|_| {
-        tracing::debug!(pod = pod.name, "Kubernetes does not answer");
-        Ok(Pod::default())
-    })?;
+    if let Ok(patched) = timeout(WRITE_TIMEOUT, api.patch(&pod.name, &params, &Patch::Apply(desired))).await {
+        return patched.map(drop);
+    }
+    tracing::debug!(pod = pod.name, "Kubernetes did not answer the patch of the pod-deletion-cost");
     Ok(())
 }

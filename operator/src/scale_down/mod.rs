@@ -9,4 +9,4 @@ pub mod marks;
 mod ranking;
 pub mod registry;
 
-pub use decision::{Plan, intended, words};
+pub use decision::{Plan, intended, partitions, words};

@@ -26,7 +26,7 @@ use crate::{
     },
     partitions::declared::{drain_time, template},
     pods::diagnose::{Diagnosis, diagnose},
-    scale_down::{Plan, intended, marks, registry::Wanted, words},
+    scale_down::{Plan, intended, marks, partitions, registry::Wanted, words},
     scaling::registry::count,
     workload::{
         apply::{apply, delete_workload},
@@ -119,8 +119,7 @@ async fn scale(object: &EventConsumer, guests: &[Guest], deployed: Option<i32>, 
         },
     );
     for pod in &plan.overdue {
-        let left =
-            pod.left.map_or_else(|| "unknown partitions".to_owned(), |left| format!("{left} partitions"));
+        let left = pod.left.map_or_else(|| "an unknown number of partitions".to_owned(), partitions);
         let note = format!(
             "pod {} is removed with {left} left, after {} s: it hands them over as it stops. Its log says what takes so long",
             pod.pod.name,

@@ -239,11 +239,13 @@ async fn handle<H: Handler>(runner: &HandlerRunner<H>, attempt: Attempt<'_>) -> 
     let outcome = handled.unwrap_or_else(|panic| Some(Outcome::Panicked(panic_message(panic.as_ref()))));
     runner.metrics.took(begun.elapsed(), delivery.trace);
     if outcome.is_none() {
-        let (binding, sequence) = (runner.name, delivery.metadata.sequence);
+        let Metadata { subject, partition, sequence, .. } = &*delivery.metadata;
         tracing::warn!(
-            binding,
+            binding = runner.name,
+            partition,
+            subject = &**subject,
             sequence,
-            "interrupted handler: its partition is another process's, or may be"
+            "interrupted handler: the lease of its partition is over, or another process has the partition"
         );
     }
     outcome
