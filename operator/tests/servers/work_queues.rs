@@ -39,6 +39,11 @@ async fn filters_that_come_to_overlap_are_refused_in_a_cluster_too() {
         ("work.a".into(), "work.b".into())
     );
     world.await_ready::<EventConsumer>("first").await;
+    // Whoever is first gets what becomes free, so that nobody else may wait for it.
+    for name in ["third", "fourth"] {
+        world.delete::<EventConsumer>(name).await;
+        world.await_gone::<EventConsumer>(name).await;
+    }
     // Once the first has other subjects, who waits for them has them.
     world.consumer("first", &consuming("[work.x.y]")).await;
     world.await_ready::<EventConsumer>("first").await;
