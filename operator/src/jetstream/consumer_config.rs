@@ -5,7 +5,7 @@
 //! needs this table to distinguish the two. It follows nats-server 2.12 to 2.15 (`checkNewConsumerConfig` in server/consumer.go).
 
 use jetwright_crds::{EventConsumerSpec, consumer::DeliverPolicy};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::config::{
     Config,
@@ -14,6 +14,9 @@ use super::config::{
     Mutability::{Free, Ignored, Immutable},
     field,
 };
+
+/// Fields that say which messages a consumer gets.
+pub const FILTERS: [&str; 2] = ["filter_subject", "filter_subjects"];
 
 /// How many messages may be unacknowledged at once.
 pub const MAX_ACK_PENDING: &str = "max_ack_pending";
@@ -100,10 +103,20 @@ pub fn config(name: &str, filters: &[String], spec: &EventConsumerSpec) -> Confi
     }
 }
 
+/// The subjects that a consumer gets: all, where it has no filter.
+#[must_use]
+pub fn filters(config: &Config) -> Vec<String> {
+    let texts = |value: &Value| match value {
+        Value::String(one) if !one.is_empty() => vec![one.clone()],
+        Value::Array(several) => several.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    };
+    let found: Vec<_> = FILTERS.iter().filter_map(|field| config.get(field)).flat_map(texts).collect();
+    if found.is_empty() { vec![">".to_owned()] } else { found }
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-
     use super::*;
 
     fn json_of(rest: &str) -> Value {
@@ -162,5 +175,14 @@ mod tests {
         );
         assert_eq!(field_of(", maxAckPending: 7", "max_ack_pending"), json!(7));
         assert_eq!(field_of(", workloadRef: {name: other}", "max_ack_pending"), Value::Null);
+    }
+
+    #[test]
+    fn a_consumer_without_filters_gets_every_subject() {
+        let of = |value: Value| filters(&serde_json::from_value(value).unwrap());
+        assert_eq!(of(json!({})), [">"]);
+        assert_eq!(of(json!({"filter_subject": ""})), [">"]);
+        assert_eq!(of(json!({"filter_subject": "a.*"})), ["a.*"]);
+        assert_eq!(of(json!({"filter_subjects": ["a", "b"]})), ["a", "b"]);
     }
 }

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use futures::{StreamExt as _, TryStreamExt as _, stream::iter};
 use jetwright_crds::{conditions::Reason, marks::DIVIDING};
 use jiff::Timestamp;
 
-use super::{Physical, Work};
+use super::{MAX_CONCURRENT_PARTITIONS, Physical, Work};
 use crate::{
     jetstream::{
         asset::{Asset as _, Consumer, ConsumerKey, Desired},
@@ -48,17 +49,27 @@ pub enum Becomes<'a> {
     Nothing,
 }
 
+/// A part by its number, and what JetStream has of it.
+type Part = (u32, Option<ConsumerInfo>);
+
 /// Divides a consumer as far as that goes now; what it waits for, None where it is divided.
 ///
 /// # Errors
 ///
 /// When JetStream does not answer or refuses.
 pub async fn divide(work: &Work<'_>, whole: &Whole<'_>) -> Result<Option<Pending>, Error> {
+    // Events wait meanwhile, so a part is read again only where this changed it, and all of them before what cannot be taken back.
+    let mut parts = read(work, whole).await?;
+    let mut are_fresh = true;
     // Each part is made and removed at most once, beside the steps of the whole one.
-    for _ in 0..2 * whole.parts.len() + 5 {
+    for _ in 0..2 * whole.parts.len() + 6 {
         let Some(info) = fresh(work, &whole.wide.1.key).await? else { return Ok(None) };
-        let step = decide(work, whole, &info).await?;
+        let step = decide(work, whole, &info, &parts);
         match step {
+            Next::Narrow | Next::Done if !are_fresh => {
+                parts = read(work, whole).await?;
+                are_fresh = true;
+            }
             Next::Done if matches!(whole.becomes, Becomes::Part(..)) => return Ok(None),
             Next::Narrow | Next::Done => match whole.becomes {
                 Becomes::Part(consumer, desired) => {
@@ -72,7 +83,10 @@ pub async fn divide(work: &Work<'_>, whole: &Whole<'_>) -> Result<Option<Pending
                 }
             },
             Next::Pause => pause(work, &info, true).await?,
-            Next::Resume => resume(work, &info).await?,
+            Next::Resume => {
+                resume(work, &info).await?;
+                parts = read(work, whole).await?;
+            }
             Next::Make { part, begin } => {
                 if let Some((_, consumer, desired)) = whole.parts.iter().find(|(number, ..)| *number == part)
                 {
@@ -84,11 +98,15 @@ pub async fn divide(work: &Work<'_>, whole: &Whole<'_>) -> Result<Option<Pending
                         resume(work, &info).await?;
                         return made;
                     }
+                    renew(work, &desired.key, part, &mut parts).await?;
+                    are_fresh = false;
                 }
             }
             Next::Remove { part } => {
                 if let Some((.., desired)) = whole.parts.iter().find(|(number, ..)| *number == part) {
                     finalize::<Consumer>(&work.connection.cache, &desired.key, work.owner).await?;
+                    renew(work, &desired.key, part, &mut parts).await?;
+                    are_fresh = false;
                 }
             }
             Next::GoOn => {
@@ -103,21 +121,32 @@ pub async fn divide(work: &Work<'_>, whole: &Whole<'_>) -> Result<Option<Pending
     Ok(Some(pending(waits(&Next::Finish, &whole.wide.0.name, whole.at))))
 }
 
-async fn decide(work: &Work<'_>, whole: &Whole<'_>, info: &ConsumerInfo) -> Result<Next, Error> {
-    let mut parts = Vec::with_capacity(whole.parts.len());
-    // Before it is paused, its parts decide nothing but whether they are there.
-    for (number, _, desired) in &whole.parts {
-        parts.push((*number, fresh(work, &desired.key).await?));
+/// What JetStream has of the parts.
+async fn read(work: &Work<'_>, whole: &Whole<'_>) -> Result<Vec<Part>, Error> {
+    let keys: Vec<_> =
+        whole.parts.iter().map(|(number, _, desired)| (*number, desired.key.clone())).collect();
+    let parts = iter(keys).map(|(number, key)| async move { Ok((number, fresh(work, &key).await?)) });
+    parts.buffered(MAX_CONCURRENT_PARTITIONS).try_collect().await
+}
+
+/// Reads one part again.
+async fn renew(work: &Work<'_>, key: &ConsumerKey, part: u32, parts: &mut [Part]) -> Result<(), Error> {
+    let info = fresh(work, key).await?;
+    if let Some(known) = parts.iter_mut().find(|(number, _)| *number == part) {
+        known.1 = info;
     }
-    let known = Known {
+    Ok(())
+}
+
+fn decide(work: &Work<'_>, whole: &Whole<'_>, info: &ConsumerInfo, parts: &[Part]) -> Next {
+    next(&Known {
         whole: info,
-        parts: &parts,
+        parts,
         count: whole.count,
         at: whole.at,
         is_stuck: stands_still(work, info) >= work.object.spec.effective_handler_deadline().0 + MARGIN,
         was_resumed: work.context.unchanged.age(&resumed(work, info)).is_some_and(|age| age < RESUMED),
-    };
-    Ok(next(&known))
+    })
 }
 
 async fn resume(work: &Work<'_>, info: &ConsumerInfo) -> Result<(), Error> {

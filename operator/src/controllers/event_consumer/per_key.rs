@@ -1,10 +1,11 @@
 //! The JetStream consumers of one with order, on the partitions that its stream has now: one for each; wider ones while those are changed; and after
 //! that each is divided. Reads and writes JetStream; what to do is decided in [`crate::jetstream::repartition`].
 
+use futures::{StreamExt as _, TryStreamExt as _, stream::iter};
 use jetwright_crds::{conditions::Reason, consumer::DeliverPolicy, stream::Retention};
 
 use super::{
-    STREAM_RETRY, Work,
+    MAX_CONCURRENT_PARTITIONS, STREAM_RETRY, Work,
     division::{self, Becomes, Whole},
     other_partitions, physical,
     physical::{Numbers, Physical},
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::{
     jetstream::{
-        asset::{Consumer, ConsumerKey, Desired},
+        asset::{Consumer, Desired},
         info::ConsumerInfo,
         partitions,
         reconcile::Error,
@@ -116,13 +117,21 @@ async fn widened(work: &Work<'_>, count: u32, of: u32) -> Result<Outcome<Consume
 
 /// Divides those of before; what it waits for, None once all are divided.
 async fn divide_all(work: &Work<'_>, (from, to): (u32, u32), at: u64) -> Result<Option<Pending>, Error> {
-    let all = found(work, Numbers { count: to, of: to }, Some(to)).await?;
-    let wide = found(work, Numbers { count: from, of: to }, Some(from)).await?;
-    let (Some(all), Some(wide)) = (all, wide) else { return Ok(Some(other_partitions(work.source.stream))) };
+    let waits_for_stream = || Ok(Some(other_partitions(work.source.stream)));
+    let Some(all) = found(work, Numbers { count: to, of: to }, Some(to)).await? else {
+        return waits_for_stream();
+    };
+    // One that is missing is made as its own part alone.
+    let is_over = |info: &Option<ConsumerInfo>| info.as_ref().is_none_or(|info| is_at_rest(&info.config, to));
+    if (0..from).zip(&all).all(|(_, (_, _, info))| is_over(info)) {
+        return Ok(None);
+    }
+    let Some(wide) = found(work, Numbers { count: from, of: to }, Some(from)).await? else {
+        return waits_for_stream();
+    };
     let mut pending = None;
     for ((consumer, desired, info), number) in wide.iter().zip(0..) {
-        // One that is missing is made as its own part alone.
-        if info.as_ref().is_none_or(|info| is_at_rest(&info.config, to)) {
+        if is_over(info) {
             continue;
         }
         let part = |number: u32| {
@@ -190,20 +199,17 @@ async fn without_order_yet(
 async fn found(work: &Work<'_>, shared: Numbers, marked: Option<u32>) -> Result<Option<Vec<Found>>, Error> {
     // It is valid with the partitions that are declared, of which there are at least as many.
     let Ok(validated) = validate(work.object, work.owner, work.source, Some(shared)) else { return Ok(None) };
-    let consumers = validated.consumers;
-    let mut found = Vec::with_capacity(consumers.len());
-    for (consumer, mut desired) in consumers {
-        let key = ConsumerKey { stream: desired.key.stream.clone(), name: consumer.name.clone() };
-        let failed = |source| Error::reading::<Consumer>(&key, source);
-        let info = work.connection.cache.lock::<Consumer>(&key).await.map_err(failed)?.present();
+    let found = iter(validated.consumers).map(async |(consumer, mut desired): (_, Desired<Consumer>)| {
+        let failed = |source| Error::reading::<Consumer>(&desired.key, source);
+        let info = work.connection.cache.lock::<Consumer>(&desired.key).await.map_err(failed)?.present();
         let actual = info.as_ref().map(|info| &info.config);
         let is_part = actual.and_then(count_of).map(|_| shared.count);
         if let Some(count) = marked.or(is_part) {
             desired.config = placed(desired.config, count, actual);
         }
-        found.push((consumer, desired, info));
-    }
-    Ok(Some(found))
+        Ok((consumer, desired, info))
+    });
+    found.buffered(MAX_CONCURRENT_PARTITIONS).try_collect().await.map(Some)
 }
 
 fn blocked(reason: Reason, message: String) -> Outcome<ConsumerInfo> {

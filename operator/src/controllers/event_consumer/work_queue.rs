@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use jetwright_crds::{EventConsumer, EventStream, conditions::Reason, stream::Retention};
 use kube::ResourceExt as _;
-use serde_json::Value;
 
 use super::{
     clash::precedes,
@@ -19,8 +18,7 @@ use crate::{
     jetstream::{
         asset::{Consumer, ConsumerKey},
         cache::Cache,
-        config::Config,
-        consumer_config,
+        consumer_config::{self, FILTERS, filters},
         entries::CacheEntry,
         plan::Plan,
         reconcile, subjects,
@@ -28,9 +26,6 @@ use crate::{
     kubernetes::stores::{IndexKey, Objects},
     outcome::Blocked,
 };
-
-/// Fields that say which messages a consumer gets.
-const FILTERS: [&str; 2] = ["filter_subject", "filter_subjects"];
 
 /// A consumer, and the others that its stream may have: of other partitions than its own there are none with the same events.
 pub struct WorkQueue<'a> {
@@ -145,31 +140,9 @@ fn declared(object: &EventConsumer, consumer: &Physical) -> Vec<String> {
     filters(&consumer_config::config(&consumer.name, &consumer.filters, &object.spec))
 }
 
-/// The subjects that a consumer gets: all, where it has no filter.
-fn filters(config: &Config) -> Vec<String> {
-    let texts = |value: &Value| match value {
-        Value::String(one) if !one.is_empty() => vec![one.clone()],
-        Value::Array(several) => several.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-        _ => Vec::new(),
-    };
-    let found: Vec<_> = FILTERS.iter().filter_map(|field| config.get(field)).flat_map(texts).collect();
-    if found.is_empty() { vec![">".to_owned()] } else { found }
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn a_consumer_without_filters_gets_every_subject() {
-        let of = |value: Value| filters(&serde_json::from_value(value).unwrap());
-        assert_eq!(of(json!({})), [">"]);
-        assert_eq!(of(json!({"filter_subject": ""})), [">"]);
-        assert_eq!(of(json!({"filter_subject": "a.*"})), ["a.*"]);
-        assert_eq!(of(json!({"filter_subjects": ["a", "b"]})), ["a", "b"]);
-    }
 
     #[test]
     fn the_subjects_that_overlap_are_named() {

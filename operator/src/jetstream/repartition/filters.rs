@@ -1,8 +1,6 @@
 //! In: a consumer of a stream, and a change of the stream's partitions. Out: whether the consumer would miss events that it takes now. Pure.
 
-use serde_json::Value;
-
-use crate::jetstream::{config::Config, subjects::is_covered};
+use crate::jetstream::{config::Config, consumer_config, subjects::is_covered};
 
 /// A change of a stream's partitions.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +16,7 @@ impl Change<'_> {
     /// The first subject of which a consumer would miss events after the change; None where it takes all that it takes now.
     #[must_use]
     pub fn missed_by(&self, consumer: &Config) -> Option<String> {
-        let filters = filters_of(consumer);
+        let filters = consumer_config::filters(consumer);
         let needed = filters.iter().flat_map(|filter| self.needed_beside(filter));
         needed.into_iter().find(|needed| !filters.iter().any(|filter| is_covered(needed, filter)))
     }
@@ -45,12 +43,6 @@ impl Change<'_> {
 /// The partitions of `to` that are made of one of `from`: a multiple of the count divides each and mixes none.
 pub fn numbers(partition: u32, from: u32, to: u32) -> impl Iterator<Item = u32> {
     (partition..to).step_by(usize::try_from(from.max(1)).unwrap_or(usize::MAX))
-}
-
-fn filters_of(consumer: &Config) -> Vec<&str> {
-    let one = consumer.get("filter_subject").and_then(Value::as_str).filter(|filter| !filter.is_empty());
-    let several = consumer.get("filter_subjects").and_then(Value::as_array).into_iter().flatten();
-    one.into_iter().chain(several.filter_map(Value::as_str)).collect()
 }
 
 #[cfg(test)]
