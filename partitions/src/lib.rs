@@ -7,7 +7,7 @@
 //! | key | value | written by |
 //! | --- | --- | --- |
 //! | `operator` | `{identity}` | the leading operator, every five seconds |
-//! | `member.<namespace>.<process id>` | `{pod?, uid?, joined?, consumers, leaving?}`, or `{dead}` | the process, every five seconds; or the one that finds it dead |
+//! | `member.<namespace>.<process id>` | `{pod?, uid?, joined?, renewal?, consumers, leaving?}`, or `{dead}` | the process, every five seconds; or the one that finds it dead |
 //! | `map.<stream>.<consumer>` | `{generation, count, partitions: {"7": {to, from?, deadline?}}}` | the operator |
 //! | `held.<stream>.<consumer>.<partition>` | `{member, state, epoch?}` | the member that takes the partition, and then as its owner |
 //!

@@ -69,6 +69,9 @@ pub struct MemberRecord {
     /// When it joined, by its own clock in seconds since 1970. A container that ended after that was its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joined: Option<u64>,
+    /// Number of this write among those of the process to its key, from 1. Absent in what another process wrote; only its own process needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renewal: Option<u64>,
     /// The consumers that it can handle, and the figures of the partitions that it holds.
     #[serde(default)]
     pub consumers: BTreeMap<ConsumerId, Participation>,
@@ -221,12 +224,13 @@ mod tests {
             pod: Some("shop-0".into()),
             uid: Some("5f".into()),
             joined: Some(1_795_251_500),
+            renewal: Some(7),
             consumers: [(fulfilment(), Participation { partitions: [(3, figures)].into() })].into(),
             ..MemberRecord::default()
         };
         check(
             &record,
-            r#"{"pod":"shop-0","uid":"5f","joined":1795251500,"consumers":{"orders.order-fulfilment":{"partitions":{"3":{"delivered":90,"ackFloor":80,"pending":7,"ackPending":3,"busy":true}}}}}"#,
+            r#"{"pod":"shop-0","uid":"5f","joined":1795251500,"renewal":7,"consumers":{"orders.order-fulfilment":{"partitions":{"3":{"delivered":90,"ackFloor":80,"pending":7,"ackPending":3,"busy":true}}}}}"#,
         );
         let dead = Dead { by: "shop.b".into(), reason: DeathReason::Silent };
         let record = MemberRecord { dead: Some(dead), ..MemberRecord::default() };

@@ -30,6 +30,7 @@ class Member:
         self.key = f"member.{self.id}"
         self.revision = 0
         self.sent = self.unsure_since = None
+        self.written = self.decided = 0  # of the writes to the own key: the last one, and up to which one all are known
         self.renewed = None  # when the newest confirmed renewal was sent, by both clocks
         self.settled_at = None  # from when on the bucket is old enough, by boot()
         self.seen, self.newest = {}, 0  # by key: revision, value, and when that was first seen
@@ -49,6 +50,7 @@ class Member:
     async def renew(self, **more):
         sent = self.sent = (boot(), time.time())
         self.unsure_since = self.unsure_since or sent
+        self.written += 1
         try:
             revision = await self.bucket.write(self.key, self.record() | more, self.revision)
         except Unavailable:
@@ -61,18 +63,24 @@ class Member:
         found = await self.bucket.get(self.key)
         if found is None and self.revision == 0:
             return
-        if found is None or not found[2] or "dead" in found[2] or found[1] < self.revision:
+        if found is None or found[1] < self.revision or self.has_ended(*found[1:]):
             raise Lost(found)
         if found[1] > self.revision:
-            # Which one is not known, so the earliest counts.
+            # An earlier one may have been stored before it, so the earliest counts.
             self.confirmed(found[1], self.unsure_since)
+
+    def has_ended(self, revision, record):
+        """What is newer has to be of a write of which it is not known what became of it."""
+        is_own = bool(record) and "dead" not in record and self.decided < record.get("renewal", 0) <= self.written
+        return revision > self.revision and not is_own
 
     def confirmed(self, revision, sent):
         self.revision, self.renewed, self.unsure_since = revision, sent, None
+        self.decided = self.written
 
     def record(self):
         figures = {str(number): held.events.figures for number, held in self.partitions.items() if held.events}
-        record = {"joined": self.joined, "consumers": {PAIR: {"partitions": figures}}}
+        record = {"joined": self.joined, "renewal": self.written, "consumers": {PAIR: {"partitions": figures}}}
         for field, variable in (("pod", "JETWRIGHT_POD_NAME"), ("uid", "JETWRIGHT_POD_UID")):
             if variable in os.environ:
                 record[field] = os.environ[variable]
@@ -194,7 +202,7 @@ class Member:
                 except Unavailable:
                     pass
                 own = self.seen.get(self.key)
-                if own is not None and own[0] > self.revision and (not own[1] or "dead" in own[1]):
+                if own is not None and self.has_ended(*own[:2]):
                     raise Lost(self.id)
                 if self.renewed is not None:
                     if self.lease_left() <= 0:

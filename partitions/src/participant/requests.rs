@@ -172,10 +172,10 @@ impl Participant {
         let key = Key::Member(self.membership.id().clone());
         match request {
             MembershipRequest::Read => actions.push(Action::Read(key)),
-            MembershipRequest::Write { expected } => {
+            MembershipRequest::Write { expected, renewal } => {
                 self.forget_figures();
                 self.says_leaving = self.record.leaving;
-                let mut record = self.record.clone();
+                let mut record = MemberRecord { renewal: Some(renewal), ..self.record.clone() };
                 if is_finished {
                     record.dead = Some(Dead { by: self.id().to_string(), reason: DeathReason::Left });
                     self.membership.leave();

@@ -49,7 +49,9 @@ fn record_of(name: &str) -> MemberRecord {
 fn joined() -> Participant {
     let pod = Some(("pod-a".to_owned(), "uid-a".to_owned()));
     let mut participant = Participant::new(member("a"), pod, [(fulfilment(), 2)], at(0));
-    let value = r#"{"pod":"pod-a","uid":"uid-a","joined":0,"consumers":{"orders.fulfilment":{}}}"#.to_owned();
+    let value =
+        r#"{"pod":"pod-a","uid":"uid-a","joined":0,"renewal":1,"consumers":{"orders.fulfilment":{}}}"#
+            .to_owned();
     let join = Action::Write { key: Key::Member(member("a")), value, expected: 0 };
     assert_eq!(participant.poll(at(0)), [join]);
     participant.answered(&Key::Member(member("a")), Answer::Stored(10), at(0));

@@ -99,6 +99,24 @@ fn a_process_that_stops_gives_up_all_that_it_has_in_the_time_of_its_slowest_hand
     end_well(world);
 }
 
+// A message that a network keeps for longer than anybody waits for its answer.
+#[test]
+fn a_first_write_that_comes_into_a_bucket_which_was_made_again_renews_no_membership_of_the_one_before() {
+    let mut world = two_of_three();
+    let arrives = world.now + 60 * SECOND;
+    world.late_join = Some((2, arrives));
+    world.start(2);
+    world.run_until(arrives - 1);
+    assert_eq!(shares(&world), [1, 2, 2], "its second write was stored");
+    // It sees nobody take what it has, and nobody says to whom that belongs.
+    world.blind(2, 120 * SECOND);
+    world.stop_operator(0);
+    world.make_bucket_again();
+    world.run_for(120 * SECOND);
+    world.start_operator(1);
+    end_well(world);
+}
+
 // Two leaders, of which one believes what was true a minute ago.
 #[test]
 fn an_operator_that_wakes_with_what_it_knew_before_moves_nothing() {

@@ -179,6 +179,8 @@ pub struct World {
     requests: BTreeMap<u64, (Node, Action)>,
     deferred: BTreeMap<usize, Vec<(Node, Message)>>,
     last_arrival: BTreeMap<Node, u64>,
+    /// The next write of this process by which it joins arrives at this time.
+    pub late_join: Option<(usize, u64)>,
     /// What a process sends without waiting arrives in its order.
     last_departure: BTreeMap<Node, u64>,
     stream: Vec<(u32, u32)>,
@@ -238,6 +240,7 @@ impl World {
             requests: BTreeMap::new(),
             deferred: BTreeMap::new(),
             last_arrival: BTreeMap::new(),
+            late_join: None,
             last_departure: BTreeMap::new(),
             stream: Vec::new(),
             base: Instant::now(),

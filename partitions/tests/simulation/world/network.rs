@@ -9,6 +9,7 @@ impl World {
         self.requests.insert(id, (node, action.clone()));
         let (lost, late) = (self.is_lossy && self.rng.permille(30), self.is_lossy && self.rng.permille(30));
         let delay = if late { self.rng.within(1_000, 45_000) } else { self.rng.within(1, 60) };
+        let delay = self.delay_of_join(node, &action).unwrap_or(delay);
         self.schedule(self.now + REQUEST_TIMEOUT, Event::ToNode(node, Message::TimedOut(id)));
         if let Action::Write { key, value, expected } = &action {
             self.note(format!(
@@ -25,6 +26,13 @@ impl World {
         if !lost {
             self.schedule(self.now + delay, Event::ToServer(node, Request::Bucket(id, action)));
         }
+    }
+
+    /// How long the write takes that is the late one.
+    fn delay_of_join(&mut self, node: Node, action: &Action) -> Option<u64> {
+        let is_join = matches!(action, Action::Write { key: Key::Member(_), expected: 0, .. });
+        let (_, at) = self.late_join.take_if(|(index, _)| is_join && is_of(node, *index))?;
+        Some(at - self.now)
     }
 
     /// To a node, in the order of sending.
@@ -285,4 +293,8 @@ impl World {
             message => panic!("{message:?}"),
         }
     }
+}
+
+fn is_of(node: Node, index: usize) -> bool {
+    matches!(node, Node::Process(of, _) if of == index)
 }
