@@ -12,20 +12,31 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
 /// A note is a file named for the process's id that holds its start time, so that an id used again is not mistaken.
-/// Killed processes may still write for a moment, hence the few attempts at removing the folder.
+/// A killed process takes a moment to end, and may still write in it: the folder goes when all are gone, which tells
+/// who waits for it that they are, and at the latest after the few attempts at removing it.
 const SCRIPT: &str = r#"
 trap '' HUP INT QUIT TERM
 read -r _
-for note in "$1"/processes/*; do
-  pid=${note##*/}
-  stat=$(cat "/proc/$pid/stat" 2>/dev/null) || continue
-  begun=$(set -- ${stat##*) }; echo "${20}")
-  [ "$begun" = "$(cat "$note")" ] && kill -s KILL -- "-$pid"
-done
-for attempt in 1 2 3 4 5 6 7 8 9 10; do
-  rm -rf "$1" && break
+# Whether the process of a note runs: not one that ended and that nobody waited for (Z).
+runs() {
+  stat=$(cat "/proc/${1##*/}/stat" 2>/dev/null) || return 1
+  noted=$(cat "$1")
+  set -- ${stat##*) }
+  [ "$1" != Z ] && [ "${20}" = "$noted" ]
+}
+kill_those_that_run() {
+  killed=
+  for note in "$1"/processes/*; do
+    runs "$note" && kill -s KILL -- "-${note##*/}" && killed=1
+  done
+}
+kill_those_that_run "$1"
+for attempt in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+  [ -z "$killed" ] && rm -rf "$1" && break
   sleep 0.1
+  kill_those_that_run "$1"
 done
+[ -n "$killed" ] && rm -rf "$1"
 "#;
 
 /// The folder of this test process, with the guard that removes it in the end.
