@@ -14,8 +14,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
+    field_manager::FIELD_MANAGER,
     kinds::{Kind, OwnedKind},
-    owned::{FIELD_MANAGER, Owned, OwnedObjects},
+    owned::{Owned, OwnedObjects},
     take_back::{disown_updates, own_update, take_back},
 };
 use crate::{

@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod client;
 pub mod events;
+pub mod field_manager;
 pub mod finalizer;
 pub mod invalid_object;
 pub mod kinds;

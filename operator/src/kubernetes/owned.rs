@@ -26,13 +26,11 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
 use super::{
+    field_manager::is_own_apply,
     stores::Name,
     updates::{Update, watch_config},
 };
 use crate::{hash::hash_of, object_state::ObjectKey};
-
-/// Field manager of everything that the operator applies.
-pub const FIELD_MANAGER: &str = "jetwright";
 
 /// What is kept of an object.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -95,13 +93,7 @@ impl Owned {
 
 /// Which object it is, and what of it is ours.
 fn managed(meta: &ObjectMeta) -> u64 {
-    let entries = meta.managed_fields.iter().flatten();
-    let ours = entries.filter(|entry| {
-        let whole = entry.subresource.as_ref().is_none_or(String::is_empty);
-        entry.manager.as_deref() == Some(FIELD_MANAGER)
-            && entry.operation.as_deref() == Some("Apply")
-            && whole
-    });
+    let ours = meta.managed_fields.iter().flatten().filter(|entry| is_own_apply(entry));
     let fields: Vec<_> =
         ours.filter_map(|entry| entry.fields_v1.as_ref()).map(|fields| fields.0.to_string()).collect();
     hash_of(&(&meta.uid, fields))

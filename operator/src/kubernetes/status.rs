@@ -12,7 +12,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::owned::FIELD_MANAGER;
+use super::field_manager::FIELD_MANAGER;
 use crate::{
     error::{ErrorClass, ReconcileError, error_chain},
     field_error::join,

@@ -3,14 +3,16 @@
 //!
 //! An apply adds to what others set and never takes it away, so that part of the object is replaced whole.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 use kube::{
     Api, ResourceExt,
     api::{Patch, PatchParams},
 };
 use serde_json::{Map, Value, json};
 
-use super::{kinds::OwnedKind, owned::FIELD_MANAGER};
+use super::{
+    field_manager::{FIELD_MANAGER, is_own_update},
+    kinds::OwnedKind,
+};
 
 /// Makes the part of an object that is declared what is desired; false where there is no such part.
 ///
@@ -48,12 +50,6 @@ pub fn own_update() -> PatchParams {
 ///
 /// When Kubernetes refuses, as where the object changed meanwhile.
 pub async fn disown_updates<K: OwnedKind>(api: &Api<K>, object: K) -> Result<K, kube::Error> {
-    let is_own_update = |entry: &ManagedFieldsEntry| {
-        let whole = entry.subresource.as_ref().is_none_or(String::is_empty);
-        entry.manager.as_deref() == Some(FIELD_MANAGER)
-            && entry.operation.as_deref() == Some("Update")
-            && whole
-    };
     let (own, others): (Vec<_>, Vec<_>) = object.managed_fields().iter().cloned().partition(is_own_update);
     if own.is_empty() {
         return Ok(object);

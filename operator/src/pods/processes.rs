@@ -15,7 +15,7 @@ use kube::ResourceExt;
 use tokio::time::Instant;
 
 use super::state::revision;
-use crate::kubernetes::{owned::FIELD_MANAGER, stores::Name};
+use crate::kubernetes::{field_manager::is_own_apply, stores::Name};
 
 /// Of two pods, a ReplicaSet removes the one first that has less of it.
 pub const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
@@ -167,15 +167,18 @@ fn removal(pod: &Pod) -> Removal {
         _ => Phase::Pending,
     };
     let cost = pod.annotations().get(DELETION_COST);
+    let entries = pod.metadata.managed_fields.iter().flatten();
+    // Another writer may have set it, also where we set something once.
     let is_ours = |entry: &ManagedFieldsEntry| {
-        entry.manager.as_deref() == Some(FIELD_MANAGER) && entry.operation.as_deref() == Some("Apply")
+        let fields = entry.fields_v1.as_ref().map(|fields| &fields.0["f:metadata"]["f:annotations"]);
+        is_own_apply(entry) && fields.is_some_and(|fields| fields.get(format!("f:{DELETION_COST}")).is_some())
     };
     let containers = status.and_then(|status| status.container_statuses.as_ref());
     Removal {
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
         phase,
         cost: cost.and_then(|cost| cost.parse().ok()).unwrap_or_default(),
-        is_marked: cost.is_some() && pod.metadata.managed_fields.iter().flatten().any(is_ours),
+        is_marked: cost.is_some() && entries.into_iter().any(is_ours),
         ready_since: ready(pod).and_then(|ready| Some(ready.last_transition_time.as_ref()?.0.as_second())),
         restarts: containers.into_iter().flatten().map(|status| status.restart_count).sum(),
     }
@@ -248,11 +251,12 @@ mod tests {
 
     #[test]
     fn what_a_replica_set_goes_by_is_read_and_a_cost_is_ours_only_where_we_applied_it() {
-        let read = |manager: &str| {
+        let read = |manager: &str, annotation: &str| {
+            let fields = json!({"f:metadata": {"f:annotations": {annotation: {}}}});
             let pod = json!({
                 "metadata": {
                     "uid": "u", "annotations": {DELETION_COST: "-7"},
-                    "managedFields": [{"manager": manager, "operation": "Apply"}],
+                    "managedFields": [{"manager": manager, "operation": "Apply", "fieldsV1": fields}],
                 },
                 "spec": {"containers": [], "nodeName": "n1"},
                 "status": {
@@ -271,8 +275,10 @@ mod tests {
             ready_since: Some(30),
             restarts: 3,
         };
-        assert_eq!(read("jetwright"), expected);
-        assert!(!read("karpenter").is_marked);
+        let cost = &format!("f:{DELETION_COST}");
+        assert_eq!(read("jetwright", cost), expected);
+        assert!(!read("karpenter", cost).is_marked);
+        assert!(!read("jetwright", "f:another").is_marked);
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@ use super::{
     decision::{Plan, PodRef},
     registry::ScaleDowns,
 };
-use crate::{error::error_chain, kubernetes::owned::FIELD_MANAGER, pods::processes::DELETION_COST};
+use crate::{error::error_chain, kubernetes::field_manager::FIELD_MANAGER, pods::processes::DELETION_COST};
 
 /// How long Kubernetes may take for one: its client alone would try for many minutes.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,8 +26,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Writes and removes the hints of a plan.
 pub async fn write(plan: &Plan, namespace: &str, client: &Client, scale_downs: &ScaleDowns) {
     let api = &Api::namespaced(client.clone(), namespace);
-    let least = json!({DELETION_COST: i32::MIN.to_string()});
+    let least = json!({"annotations": {DELETION_COST: i32::MIN.to_string()}});
     let marked = plan.mark.iter().map(|pod| apply(api, pod, least.clone()));
+    // What was applied before and is not named any more is removed.
     let writes: Vec<_> = marked.chain(plan.unmark.iter().map(|pod| apply(api, pod, json!({})))).collect();
     for result in join_all(writes).await {
         match result {
@@ -53,11 +54,11 @@ pub async fn write(plan: &Plan, namespace: &str, client: &Client, scale_downs: &
     }
 }
 
-/// With no annotation, the one that was applied before is removed.
-async fn apply(api: &Api<Pod>, pod: &PodRef, annotations: Value) -> Result<(), kube::Error> {
-    let desired = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod.name, "uid": pod.uid, "annotations": annotations},
-    });
+/// Applies this metadata of a pod, which is all that the operator sets of one.
+async fn apply(api: &Api<Pod>, pod: &PodRef, mut metadata: Value) -> Result<(), kube::Error> {
+    metadata["name"] = json!(pod.name);
+    metadata["uid"] = json!(pod.uid);
+    let desired = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata});
     let params = PatchParams::apply(FIELD_MANAGER);
     if let Ok(patched) = timeout(WRITE_TIMEOUT, api.patch(&pod.name, &params, &Patch::Apply(desired))).await {
         return patched.map(drop);

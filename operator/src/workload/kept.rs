@@ -11,7 +11,7 @@ use crate::{
     hash::hash_of,
     kubernetes::{
         apply::{Applier, Error},
-        owned::FIELD_MANAGER,
+        field_manager::FIELD_MANAGER,
     },
 };
 
