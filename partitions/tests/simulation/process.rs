@@ -333,12 +333,18 @@ impl Process {
         let (asked_at, id) = (self.instant(asked), self.id_of(partition));
         let Some(events) = self.loops.get_mut(&partition) else { return };
         // A leader that was killed forgot it, and acknowledgements of it are not confirmed. What came after the question was asked is of
-        // its successor.
+        // its successor, and an acknowledgement that was sent after it may reach that when it has delivered the event again: it would settle
+        // what waits here.
         let delivered = state.delivered.stream_sequence;
         let is_waiting = |held: &Held| held.state == State::Waiting;
         if events.recovery.is_active() {
             events.held.retain(|sequence, held| {
-                *sequence <= delivered || held.state == State::Running || held.arrived >= asked
+                let may_count = match held.state {
+                    State::Waiting => held.arrived >= asked,
+                    State::Running => true,
+                    State::Done { sent } => held.arrived >= asked || sent >= asked,
+                };
+                *sequence <= delivered || may_count
             });
         }
         let newest =

@@ -60,6 +60,8 @@ pub(super) struct PendingAck {
     numbers: Option<(u64, u64)>,
     sent: usize,
     is_nak: bool,
+    /// When it was last sent.
+    sent_at: Option<Instant>,
     /// Sent on the current connection, and not answered.
     is_awaited: bool,
     /// The first sending found no responders at this time.
@@ -107,6 +109,7 @@ impl PendingAck {
             payload: settlement.payload(),
             numbers: None,
             sent: 0,
+            sent_at: None,
             is_nak: deadlines.is_some(),
             is_awaited: false,
             unanswered_since: None,
@@ -126,6 +129,7 @@ impl PendingAck {
             self.deadlines = self.deadlines.map(|(first, _)| (first, now + self.repeated_for));
         }
         self.sent += 1;
+        self.sent_at = Some(now);
         self.is_awaited = true;
         let timeout = CONFIRM_TIMEOUT.saturating_mul(u32::try_from(self.sent).unwrap_or(u32::MAX));
         self.next = Some(now + timeout.min(MAX_CONFIRM_TIMEOUT));
@@ -192,7 +196,9 @@ impl PendingAck {
         if self.unanswered_since.is_none_or(|since| asked_at < since) {
             AckStatus::Unknown
         } else if sequence > info.delivered.stream_seq {
-            AckStatus::Forgotten
+            // What was sent since may arrive when the event has been delivered again, and would settle what waits here then.
+            let is_ignored = self.sent_at.is_none_or(|sent_at| sent_at <= asked_at);
+            if is_ignored { AckStatus::Forgotten } else { AckStatus::Unknown }
         } else if sequence <= info.ack_floor.stream_seq {
             AckStatus::Settled
         } else {
@@ -295,5 +301,8 @@ mod tests {
         let fates = [(7, 9), (6, 9), (0, 7), (0, 6)]
             .map(|(floor, delivered)| ack.observed(7, &info(floor, delivered), later));
         assert_eq!(fates, [AckStatus::Settled, AckStatus::Unknown, AckStatus::Unknown, AckStatus::Forgotten]);
+        ack.send(2, later + SECOND);
+        let fates = [later, later + SECOND].map(|asked_at| ack.observed(7, &info(0, 6), asked_at));
+        assert_eq!(fates, [AckStatus::Unknown, AckStatus::Forgotten], "it may settle the next delivery");
     }
 }
