@@ -1,0 +1,196 @@
+use super::*;
+
+fn state(delivered: u64, ack_pending: u64) -> ConsumerState {
+    let delivered = Delivered { consumer_sequence: delivered, stream_sequence: delivered * 10 };
+    ConsumerState { delivered, ack_floor: 20, ack_pending }
+}
+
+const ACK_WAIT: Duration = Duration::from_secs(10);
+
+/// In order, after ten deliveries.
+fn in_order(now: Instant) -> Recovery {
+    let mut recovery = Recovery::new(ACK_WAIT, now);
+    assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
+    recovery
+}
+
+#[test]
+fn deliveries_without_a_hole_raise_no_doubt() {
+    let mut recovery = in_order(Instant::now());
+    assert!(!recovery.is_active());
+    assert_eq!([11, 12, 13].map(|number| recovery.received(number)), [None; 3]);
+    assert_eq!(recovery.received(15), Some(RecoveryCause::SequenceGap));
+    assert_eq!(recovery.received(16), None);
+    assert_eq!(recovery.received(12), Some(RecoveryCause::SequenceBack));
+    assert_eq!(recovery.received(13), None);
+}
+
+#[test]
+fn the_first_delivery_after_a_recovery_is_the_one_after_what_jetstream_delivered() {
+    let mut recovery = in_order(Instant::now());
+    assert_eq!(recovery.received(12), Some(RecoveryCause::SequenceGap));
+}
+
+#[test]
+fn it_is_over_when_nothing_is_unacknowledged_but_what_is_here() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    assert!(recovery.doubt(RecoveryCause::SequenceGap, now));
+    assert!(!recovery.doubt(RecoveryCause::SequenceGap, now));
+    recovery.received(14);
+    let owed = |recovery: &mut Recovery, in_flight: u64| {
+        let in_flight = |counted: &_| if *counted == (21..=140) { in_flight } else { 0 };
+        recovery.observed(state(14, 4), now, in_flight, None)
+    };
+    assert_eq!([owed(&mut recovery, 1), owed(&mut recovery, 3)], [Progress::Owed(3), Progress::Owed(1)]);
+    assert!(recovery.is_active());
+    assert_eq!(owed(&mut recovery, 4), Progress::Complete);
+    assert_eq!(owed(&mut recovery, 4), Progress::Unchanged);
+}
+
+#[test]
+fn what_a_killed_server_has_not_delivered_again_is_owed() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    recovery.doubt(RecoveryCause::SequenceBack, now);
+    let progress =
+        |recovery: &mut Recovery, delivered| recovery.observed(state(delivered, 0), now, |_| 0, Some(105));
+    assert_eq!(progress(&mut recovery, 10), Progress::Owed(1));
+    recovery.received(11);
+    assert_eq!(progress(&mut recovery, 11), Progress::Complete);
+}
+
+#[test]
+fn an_answer_to_an_older_question_says_nothing() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    recovery.doubt(RecoveryCause::UnansweredAck, now + Duration::from_secs(1));
+    assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Unchanged);
+    assert!(recovery.is_active());
+    let newer = now + Duration::from_secs(2);
+    assert_eq!(recovery.observed(state(10, 0), newer, |_| 0, None), Progress::Complete);
+}
+
+#[test]
+fn after_a_new_connection_numbers_begin_anywhere() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    recovery.received(11);
+    recovery.doubt(RecoveryCause::Reconnect, now);
+    assert_eq!([4, 5].map(|number| recovery.received(number)), [None, None]);
+    assert_eq!(recovery.received(7), Some(RecoveryCause::SequenceGap));
+    assert_eq!(recovery.observed(state(7, 0), now, |_| 0, None), Progress::Complete);
+    assert_eq!(recovery.received(8), None);
+}
+
+#[test]
+fn jetstream_is_asked_at_once_and_then_from_time_to_time() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    assert!(!recovery.is_info_due(now));
+    recovery.doubt(RecoveryCause::SequenceGap, now);
+    assert_eq!([now, now, now + INFO_INTERVAL].map(|now| recovery.is_info_due(now)), [true, false, true]);
+}
+
+#[test]
+fn what_a_woken_predecessor_acknowledges_here_hides_nothing_that_is_owed() {
+    let now = Instant::now();
+    let mut recovery = Recovery::new(ACK_WAIT, now);
+    assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+    // One of the two is here, and acknowledged by the one before.
+    assert_eq!(recovery.observed(state(10, 1), now, |_| 1, None), Progress::Owed(1));
+    let mut whole = recovery.clone();
+    assert_eq!(whole.observed(state(10, 1), now, |_| 2, None), Progress::Complete);
+    let later = now + ACK_WAIT + TIMER_SLACK;
+    assert_eq!(recovery.observed(state(10, 1), later, |_| 1, None), Progress::Complete);
+    // As long as they are here, another doubt takes as long.
+    recovery.doubt(RecoveryCause::SequenceGap, later);
+    recovery.received(14);
+    let counts = |counted: &RangeInclusive<u64>| if *counted.end() == 100 { 1 } else { 3 };
+    assert_eq!(recovery.observed(state(14, 2), later, counts, None), Progress::Owed(1));
+    assert_eq!(
+        recovery.observed(state(14, 2), later, |counted| if *counted.end() == 100 { 0 } else { 2 }, None),
+        Progress::Complete
+    );
+}
+
+#[test]
+fn where_a_killed_server_forgot_deliveries_their_numbers_are_expected_again() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    recovery.received(11);
+    recovery.doubt(RecoveryCause::UnansweredAck, now);
+    assert!(recovery.is_info_due(now));
+    assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Owed(1));
+    assert!(recovery.is_info_due(now));
+    assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
+    // The one with number 11 was lost.
+    assert_eq!(recovery.received(12), Some(RecoveryCause::SequenceGap));
+}
+
+#[test]
+fn jetstream_is_asked_at_once_when_as_much_arrived_as_was_owed() {
+    let now = Instant::now();
+    let mut recovery = Recovery::new(ACK_WAIT, now);
+    assert!(recovery.is_info_due(now));
+    assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+    recovery.received(11);
+    assert!(!recovery.is_info_due(now));
+    recovery.received(12);
+    assert_eq!([now, now].map(|now| recovery.is_info_due(now)), [true, false]);
+}
+
+#[test]
+fn nothing_is_asked_for_before_it_is_known_what_a_predecessor_had() {
+    let now = Instant::now();
+    let mut recovery = Recovery::new(ACK_WAIT, now);
+    assert!(!recovery.may_pull());
+    recovery.observed(state(10, 2), now, |_| 0, None);
+    assert!(recovery.may_pull());
+    assert_eq!(recovery.received(12), Some(RecoveryCause::SequenceGap), "the first delivery was lost");
+}
+
+#[test]
+fn a_connection_that_is_made_before_the_first_delivery_changes_nothing_of_what_is_known() {
+    let now = Instant::now();
+    let mut recovery = Recovery::new(ACK_WAIT, now);
+    let later = now + Duration::from_millis(1);
+    recovery.doubt(RecoveryCause::Reconnect, later);
+    assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Unchanged);
+    recovery.doubt(RecoveryCause::Reconnect, later);
+    assert_eq!([11, 12].map(|number| recovery.received(number)), [None; 2]);
+    assert_eq!(recovery.observed(state(12, 2), later, |_| 2, None), Progress::Complete);
+}
+
+#[test]
+fn what_was_here_before_that_was_known_hides_nothing_that_is_owed() {
+    let now = Instant::now();
+    let mut recovery = Recovery::new(ACK_WAIT, now);
+    // One of two, which its predecessor acknowledges then.
+    recovery.received(11);
+    assert_eq!(recovery.observed(state(11, 1), now, |_| 1, None), Progress::Owed(1));
+    let later = now + ACK_WAIT + TIMER_SLACK;
+    assert_eq!(recovery.observed(state(11, 1), later, |_| 1, None), Progress::Complete);
+}
+
+#[test]
+fn a_late_acknowledgement_hides_no_delivery_that_was_lost_last() {
+    let now = Instant::now();
+    let mut recovery = Recovery::new(ACK_WAIT, now);
+    assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+    assert_eq!([11, 12].map(|number| recovery.received(number)), [None; 2]);
+    // Number 13 is new, and lost, and one of the two is acknowledged by the predecessor.
+    assert_eq!(recovery.observed(state(13, 2), now, |_| 2, None), Progress::Owed(1));
+    assert_eq!(recovery.received(14), Some(RecoveryCause::SequenceGap), "it comes again");
+}
+
+#[test]
+fn deliveries_that_come_after_the_question_are_none_that_were_forgotten() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    recovery.doubt(RecoveryCause::UnansweredAck, now);
+    assert!(recovery.is_info_due(now));
+    recovery.received(11);
+    assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
+    assert_eq!(recovery.received(12), None);
+}
