@@ -7,7 +7,8 @@
 //!
 //! A predecessor that was frozen may wake and acknowledge what is here again since. JetStream no longer counts that, so that a number alone could
 //! hide what is still owed. So JetStream is asked before the first pull request ([`Recovery::may_pull`]): what was unacknowledged then has to be here
-//! whole, and every delivery since, by its number. Otherwise the time has to be over after which JetStream delivers it again.
+//! whole, and every delivery since, by its number. Otherwise the time has to be over after which JetStream delivers it again. It begins anew with
+//! another leader, which delivers nothing until it is elected and asked again, and where a delivery is seen to be missing.
 //!
 //! What is owed may come after as much that is new as the consumer lets go unacknowledged, so a recovery needs room for all of that.
 
@@ -15,6 +16,18 @@ use std::{
     ops::RangeInclusive,
     time::{Duration, Instant},
 };
+
+use serde::Deserialize;
+
+/// Who leads a consumer, and since when: `cluster` of CONSUMER.INFO. Both are empty where JetStream does not say so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Leadership {
+    /// The server.
+    pub leader: String,
+    /// Since when; a server can become leader again.
+    pub leader_since: String,
+}
 
 /// How often JetStream is asked for what is still owed.
 const INFO_INTERVAL: Duration = Duration::from_millis(250);
@@ -103,6 +116,11 @@ pub struct Recovery {
     patience: Duration,
     /// What others may still acknowledge, from the first response on.
     inherited: Option<Inherited>,
+    /// The leader of the newest response, and since when that is another one than before.
+    leadership: Option<Leadership>,
+    led_since: Option<Instant>,
+    /// Number of the newest delivery that JetStream has made and that is not here, and since when.
+    missing: Option<(u64, Instant)>,
 }
 
 /// What was delivered to a predecessor.
@@ -128,6 +146,9 @@ impl Recovery {
             has_received: false,
             patience: ack_wait + TIMER_SLACK,
             inherited: None,
+            leadership: None,
+            led_since: None,
+            missing: None,
         }
     }
 
@@ -214,16 +235,30 @@ impl Recovery {
         self.inherited
     }
 
+    /// A response names the leader of the consumer. Another one has to be elected first, and pull requests and naks do not reach it.
+    pub fn led_by(&mut self, leadership: &Leadership, now: Instant) {
+        if self.leadership.as_ref() != Some(leadership) {
+            self.leadership = Some(leadership.clone());
+            self.led_since = Some(now);
+        }
+    }
+
+    /// Since when nothing has put off what JetStream delivers again.
+    fn unchanged_since(&self, recovering_since: Instant) -> Instant {
+        let delays = [self.led_since, self.missing.map(|(_, since)| since)];
+        delays.into_iter().flatten().fold(recovering_since, Instant::max)
+    }
+
     /// JetStream responded to a question of that time. `in_flight` counts the deliveries of these stream sequences here, without
     /// those for which an acknowledgement was sent: JetStream may count those or not. It does not count what is up to its ack floor,
-    /// as after a purge. `newest` is the highest stream sequence of what has not begun here, if there is any: where JetStream has not
+    /// as after a purge. `newest_waiting` is the highest stream sequence of what has not begun here, if there is any: where JetStream has not
     /// delivered as much, a server that was killed forgot it, and earlier events may still come.
     pub fn observed(
         &mut self,
         state: ConsumerState,
         asked_at: Instant,
         in_flight: impl Fn(&RangeInclusive<u64>) -> u64,
-        newest: Option<u64>,
+        newest_waiting: Option<u64>,
     ) -> Progress {
         let Some(inherited) = self.inherited(state, asked_at) else { return Progress::Unchanged };
         let Some(recovering_since) = self.recovering_since.filter(|since| asked_at >= *since) else {
@@ -233,17 +268,24 @@ impl Recovery {
         self.asked.retain(|(at, _)| *at > asked_at);
         let ConsumerState { delivered, ack_floor, ack_pending } = state;
         let counted = ack_floor + 1..=delivered.stream_sequence;
-        let is_forgotten = newest.is_some_and(|newest| newest > delivered.stream_sequence);
+        let is_forgotten = newest_waiting.is_some_and(|newest| newest > delivered.stream_sequence);
         let owed = ack_pending.saturating_sub(in_flight(&counted)).max(is_forgotten.into());
         self.owed = owed;
         let here = in_flight(&(ack_floor + 1..=inherited.delivered));
         let has_inherited = here == 0 || inherited.unacknowledged.is_some_and(|all| here >= all);
-        let has_numbers = self.expected.is_none_or(|expected| delivered.consumer_sequence < expected);
-        let is_certain = (has_inherited && has_numbers) || asked_at >= recovering_since + self.patience;
+        let newest = delivered.consumer_sequence;
+        let has_numbers = self.expected.is_none_or(|expected| newest < expected);
+        self.missing = self.missing.filter(|(number, _)| !has_numbers && *number == newest);
+        if !has_numbers {
+            self.missing.get_or_insert((newest, asked_at));
+        }
+        let is_forgetful = known.is_some_and(|(_, expected)| newest + 1 < expected);
+        let is_certain = (has_inherited && has_numbers)
+            || asked_at >= self.unchanged_since(recovering_since) + self.patience;
         if owed > 0 || !is_certain {
             return Progress::Owed(owed.max(1));
         }
-        if known.is_some_and(|(_, expected)| delivered.consumer_sequence + 1 < expected) {
+        if is_forgetful {
             // It was killed and forgot its last deliveries, whose numbers come again: a gap would not be seen that ends where one was expected.
             self.expected = None;
             self.next_info = recovering_since;
@@ -251,9 +293,10 @@ impl Recovery {
         }
         self.inherited = Some(Inherited { unacknowledged: None, ..inherited });
         self.recovering_since = None;
+        self.missing = None;
         self.asked.clear();
         self.owed = 0;
-        self.expected = self.expected.max(Some(delivered.consumer_sequence + 1));
+        self.expected = self.expected.max(Some(newest + 1));
         Progress::Complete
     }
 }

@@ -194,3 +194,56 @@ fn deliveries_that_come_after_the_question_are_none_that_were_forgotten() {
     assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
     assert_eq!(recovery.received(12), None);
 }
+
+fn led_by(leader: &str, leader_since: &str) -> Leadership {
+    Leadership { leader: leader.to_owned(), leader_since: leader_since.to_owned() }
+}
+
+#[test]
+fn with_another_leader_the_time_begins_anew_after_which_everything_was_delivered_again() {
+    let now = Instant::now();
+    let patience = ACK_WAIT + TIMER_SLACK;
+    // As a server that becomes leader again.
+    for next in [led_by("b", ""), led_by("a", "later")] {
+        let mut recovery = Recovery::new(ACK_WAIT, now);
+        recovery.led_by(&led_by("a", ""), now);
+        assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+        // One of the two is here, and acknowledged by the one before.
+        let mut same = recovery.clone();
+        let changed = now + Duration::from_secs(7);
+        same.led_by(&led_by("a", ""), changed);
+        assert_eq!(same.observed(state(10, 1), now + patience, |_| 1, None), Progress::Complete);
+        recovery.led_by(&next, changed);
+        assert_eq!(recovery.observed(state(10, 1), now + patience, |_| 1, None), Progress::Owed(1));
+        assert_eq!(recovery.observed(state(10, 1), changed + patience, |_| 1, None), Progress::Complete);
+    }
+}
+
+#[test]
+fn a_delivery_that_is_lost_as_the_last_one_of_a_recovery_is_waited_for_until_it_comes_again() {
+    let now = Instant::now();
+    let mut recovery = Recovery::new(ACK_WAIT, now);
+    assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+    // One of the two, which is acknowledged by the one before. The other one is lost.
+    assert_eq!(recovery.received(11), None);
+    let later = now + ACK_WAIT + TIMER_SLACK;
+    assert_eq!(recovery.observed(state(12, 1), later, |_| 1, None), Progress::Owed(1));
+    let mut alone = recovery.clone();
+    assert_eq!(recovery.received(13), Some(RecoveryCause::SequenceGap));
+    // Where it was acknowledged meanwhile, nothing comes any more.
+    assert_eq!(alone.observed(state(12, 1), later + ACK_WAIT, |_| 1, None), Progress::Owed(1));
+    let latest = later + ACK_WAIT + TIMER_SLACK;
+    assert_eq!(alone.observed(state(12, 1), latest, |_| 1, None), Progress::Complete);
+}
+
+#[test]
+fn deliveries_that_come_while_jetstream_is_asked_are_not_missing_for_long() {
+    let now = Instant::now();
+    let mut recovery = Recovery::new(ACK_WAIT, now);
+    assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+    recovery.received(11);
+    let later = now + ACK_WAIT;
+    assert_eq!(recovery.observed(state(12, 2), later, |_| 1, None), Progress::Owed(1));
+    recovery.received(12);
+    assert_eq!(recovery.observed(state(12, 1), later + TIMER_SLACK, |_| 1, None), Progress::Complete);
+}

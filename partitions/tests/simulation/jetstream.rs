@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use jetwright_partitions::recovery::{ConsumerState, Delivered};
+use jetwright_partitions::recovery::{ConsumerState, Delivered, Leadership};
 
 pub const ACK_WAIT: u64 = 10_000;
 pub const MAX_ACK_PENDING: usize = 64;
@@ -42,6 +42,8 @@ pub struct Consumer {
     pub redeliveries: u64,
     /// It delivers nothing.
     pub is_paused: bool,
+    /// How often it got another leader.
+    leaders: u64,
 }
 
 impl Consumer {
@@ -113,8 +115,10 @@ impl Consumer {
     /// Another leader: naks and pull requests are forgotten, and where the one before was killed, the last deliveries that it had not
     /// replicated, which get the same numbers again. What was acknowledged was replicated.
     pub fn change_leader(&mut self, now: u64, steps_back: u64) {
+        self.leaders += 1;
         self.redeliver.clear();
         self.pulls.clear();
+        // A server keeps their times, and lets them pass while it is elected: this is the latest that can be.
         self.pending.values_mut().for_each(|deadline| *deadline = now + ACK_WAIT);
         for _ in 0..steps_back {
             let Some((sequence, delivered, is_new)) = self.recent.pop_back() else { break };
@@ -138,6 +142,10 @@ impl Consumer {
             ack_floor: floor,
             ack_pending: self.pending.len() as u64,
         }
+    }
+
+    pub fn leadership(&self) -> Leadership {
+        Leadership { leader: self.leaders.to_string(), ..Leadership::default() }
     }
 
     /// The first of another one's events, which begin behind what that one delivered.

@@ -11,7 +11,7 @@ use jetwright_partitions::{
     keys::{ConsumerId, MemberId, PartitionId},
     lease::Clocks,
     participant::Participant,
-    recovery::{ConsumerState, Progress, Recovery, RecoveryCause},
+    recovery::{ConsumerState, Leadership, Progress, Recovery, RecoveryCause},
 };
 
 use crate::jetstream::{ACK_WAIT, MAX_ACK_PENDING};
@@ -329,9 +329,17 @@ impl Process {
         is_awaited
     }
 
-    pub fn informed(&mut self, partition: u32, state: ConsumerState, asked: u64, now: u64) {
-        let (asked_at, id) = (self.instant(asked), self.id_of(partition));
+    pub fn informed(
+        &mut self,
+        partition: u32,
+        state: ConsumerState,
+        leadership: &Leadership,
+        asked: u64,
+        now: u64,
+    ) {
+        let (instant, asked_at, id) = (self.instant(now), self.instant(asked), self.id_of(partition));
         let Some(events) = self.loops.get_mut(&partition) else { return };
+        events.recovery.led_by(leadership, instant);
         // A leader that was killed forgot it, and acknowledgements of it are not confirmed. What came after the question was asked is of
         // its successor, and an acknowledgement that was sent after it may reach that when it has delivered the event again: it would settle
         // what waits here.

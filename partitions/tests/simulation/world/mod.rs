@@ -17,7 +17,7 @@ use jetwright_partitions::{
     coordinator::{Coordinator, Declared, PodRole, Pods},
     keys::{ConsumerId, Key},
     lease::Clocks,
-    recovery::ConsumerState,
+    recovery::{ConsumerState, Leadership},
     sentinel::{OrderSentinel, OrderViolation},
     write::Answer,
 };
@@ -76,6 +76,7 @@ enum Message {
     Info {
         partition: u32,
         state: ConsumerState,
+        leadership: Leadership,
         asked: u64,
     },
     Unsubscribed {

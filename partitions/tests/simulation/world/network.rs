@@ -137,8 +137,9 @@ impl World {
                 self.consumers[partition as usize].in_progress(sequence, now);
             }
             Effect::Info { partition, asked } => {
-                let state = self.consumers[partition as usize].info();
-                self.send(from, Message::Info { partition, state, asked }, 60);
+                let consumer = &self.consumers[partition as usize];
+                let (state, leadership) = (consumer.info(), consumer.leadership());
+                self.send(from, Message::Info { partition, state, leadership, asked }, 60);
             }
             Effect::Unsubscribe { partition } => {
                 self.consumers[partition as usize].pulls.retain(|pull| pull.process != process);
@@ -245,7 +246,9 @@ impl World {
                     self.confirmed.insert(sequence);
                 }
             }
-            Message::Info { partition, state, asked } => process.informed(partition, state, asked, now),
+            Message::Info { partition, state, leadership, asked } => {
+                process.informed(partition, state, &leadership, asked, now);
+            }
             Message::Unsubscribed { partition } => process.unsubscribed(partition),
             Message::Handled { partition, sequence, loop_id } => {
                 // Its effect is done, whatever becomes of the process.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use jetwright_partitions::recovery::{ConsumerState, Delivered};
+use jetwright_partitions::recovery::{ConsumerState, Delivered, Leadership};
 use serde::Deserialize;
 use tokio::{
     sync::{Notify, watch},
@@ -20,6 +20,9 @@ pub(super) struct ConsumerInfo {
     pub(super) ack_floor: SequencePair,
     /// Unacknowledged deliveries.
     pub(super) num_ack_pending: u64,
+    /// Who leads it; empty where JetStream does not say so.
+    #[serde(default)]
+    pub(super) cluster: Leadership,
     pub(super) config: ConsumerConfig,
 }
 
