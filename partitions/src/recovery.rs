@@ -116,6 +116,8 @@ pub struct Recovery {
     patience: Duration,
     /// What others may still acknowledge, from the first response on.
     inherited: Option<Inherited>,
+    /// When this was complete the last time everything unacknowledged was here, and each delivery since has come.
+    is_whole: bool,
     /// The leader of the newest response, and since when that is another one than before.
     leadership: Option<Leadership>,
     led_since: Option<Instant>,
@@ -146,6 +148,7 @@ impl Recovery {
             has_received: false,
             patience: ack_wait + TIMER_SLACK,
             inherited: None,
+            is_whole: false,
             leadership: None,
             led_since: None,
             missing: None,
@@ -191,8 +194,11 @@ impl Recovery {
 
     /// Begins a recovery, or makes the current one wait for a newer response. Returns whether it begins.
     pub fn doubt(&mut self, doubt: RecoveryCause, now: Instant) -> bool {
+        // Where an acknowledgement was not answered, no delivery is missing.
+        let is_of_deliveries = doubt != RecoveryCause::UnansweredAck;
+        self.is_whole &= !is_of_deliveries;
         // Before the first delivery nothing of its own is owed, which what is inherited could hide, and the first number is known.
-        if self.has_received {
+        if self.has_received && is_of_deliveries {
             if doubt == RecoveryCause::Reconnect {
                 self.expected = None;
             }
@@ -280,7 +286,8 @@ impl Recovery {
             self.missing.get_or_insert((newest, asked_at));
         }
         let is_forgetful = known.is_some_and(|(_, expected)| newest + 1 < expected);
-        let is_certain = (has_inherited && has_numbers)
+        self.is_whole &= !is_forgetful;
+        let is_certain = ((has_inherited || self.is_whole) && has_numbers)
             || asked_at >= self.unchanged_since(recovering_since) + self.patience;
         if owed > 0 || !is_certain {
             return Progress::Owed(owed.max(1));
@@ -293,6 +300,7 @@ impl Recovery {
         }
         self.inherited = Some(Inherited { unacknowledged: None, ..inherited });
         self.recovering_since = None;
+        self.is_whole = true;
         self.missing = None;
         self.asked.clear();
         self.owed = 0;

@@ -247,3 +247,32 @@ fn deliveries_that_come_while_jetstream_is_asked_are_not_missing_for_long() {
     recovery.received(12);
     assert_eq!(recovery.observed(state(12, 1), later + TIMER_SLACK, |_| 1, None), Progress::Complete);
 }
+
+#[test]
+fn after_an_unanswered_acknowledgement_nothing_is_waited_for_as_long_as_each_delivery_has_come() {
+    let now = Instant::now();
+    let mut recovery = Recovery::new(ACK_WAIT, now);
+    assert_eq!(recovery.observed(state(10, 3), now, |_| 0, None), Progress::Owed(3));
+    (11..=13).for_each(|number| assert_eq!(recovery.received(number), None));
+    recovery.doubt(RecoveryCause::UnansweredAck, now);
+    assert_eq!(recovery.observed(state(13, 3), now, |_| 3, None), Progress::Complete);
+    // Two of them are here, and one of these is acknowledged by the one before.
+    recovery.doubt(RecoveryCause::UnansweredAck, now);
+    let mut forgetful = recovery.clone();
+    let mut lossy = recovery.clone();
+    assert_eq!(recovery.observed(state(13, 1), now, |_| 2, None), Progress::Complete);
+    // What a killed server forgot may be lost when it comes again.
+    assert!(forgetful.is_info_due(now));
+    assert_eq!(forgetful.observed(state(12, 1), now, |_| 2, None), Progress::Owed(1));
+    assert_eq!(forgetful.observed(state(13, 2), now, |_| 2, None), Progress::Owed(1));
+    assert_eq!(
+        lossy.observed(state(14, 2), now, |_| 2, None),
+        Progress::Owed(1),
+        "one is under way, or lost"
+    );
+    // The next doubt is another one.
+    assert_eq!(lossy.received(15), Some(RecoveryCause::SequenceGap));
+    lossy.doubt(RecoveryCause::SequenceGap, now);
+    lossy.doubt(RecoveryCause::UnansweredAck, now);
+    assert_eq!(lossy.observed(state(15, 3), now, |_| 3, None), Progress::Owed(1));
+}
