@@ -15,9 +15,12 @@
 
 pub mod cluster;
 pub mod jaeger;
+pub mod metrics;
 pub mod node;
+pub mod objects;
 pub mod order;
 pub mod prometheus;
+pub mod workers;
 
 use std::path::Path;
 

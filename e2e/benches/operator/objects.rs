@@ -4,9 +4,10 @@ use std::fmt::Debug;
 
 use futures::{StreamExt, stream};
 use jetwright_crds::{EventConsumer, EventStream};
+use jetwright_e2e::objects::object;
 use kube::{Api, api::PostParams};
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::world::World;
 
@@ -19,21 +20,12 @@ pub fn stream_name(number: usize) -> String {
     format!("s{number}")
 }
 
-fn object<K: DeserializeOwned>(kind: &str, name: &str, spec: &Value) -> K {
-    let object = json!({"apiVersion": "jetwright.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
-    serde_json::from_value(object).unwrap()
-}
-
 pub fn event_stream(name: &str, deletion_policy: &str) -> EventStream {
-    object(
-        "EventStream",
-        name,
-        &json!({"subjects": [format!("{name}.>")], "deletionPolicy": deletion_policy}),
-    )
+    object(name, &json!({"subjects": [format!("{name}.>")], "deletionPolicy": deletion_policy}))
 }
 
 pub fn event_consumer(name: &str, stream: &str) -> EventConsumer {
-    object("EventConsumer", name, &json!({"streamRef": {"name": stream}}))
+    object(name, &json!({"streamRef": {"name": stream}}))
 }
 
 /// An EventConsumer whose pods have many environment variables.
@@ -43,7 +35,6 @@ pub fn workload(name: &str, stream: &str) -> EventConsumer {
         .collect();
     let containers = json!([{"name": "app", "image": "shop/app:1", "env": variables}]);
     object(
-        "EventConsumer",
         name,
         &json!({
             "streamRef": {"name": stream},

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::jetstream;
 use jetwright_crds::EventStream;
-use jetwright_e2e::{Operator, path};
+use jetwright_e2e::{Operator, metrics::sum_of, path};
 use jetwright_testing::{ControlPlane, NatsServer, await_until, memory_bytes, processor_seconds};
 use kube::{Api, Client, Resource};
 
@@ -64,12 +64,7 @@ impl World {
     pub async fn metric(&self, prefix: &str) -> u64 {
         let text =
             reqwest::get(format!("{}/metrics", self.operator.admin_url)).await.unwrap().text().await.unwrap();
-        let lines = text.lines().filter(|line| line.starts_with(prefix));
-        let values = lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
-        let sum: f64 = values.sum();
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts")]
-        let sum = sum as u64;
-        sum
+        sum_of(&text, |line| line.starts_with(prefix))
     }
 
     pub async fn counts(&self) -> Counts {

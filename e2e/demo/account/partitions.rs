@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 use async_nats::jetstream::kv;
 use futures::{StreamExt, TryStreamExt, stream};
+use jetwright_e2e::metrics::sum;
 use serde_json::Value;
 use tokio::sync::watch;
 
@@ -157,21 +158,4 @@ async fn seen_by_pods(kubectl: &Kubectl) -> Result<BTreeMap<String, Checks>> {
         seen.insert(pod, checks);
     }
     Ok(seen)
-}
-
-/// The sum of a counter over all its labels.
-fn sum(metrics: &str, name: &str) -> u64 {
-    let of = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
-    metrics.lines().filter(of).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_counter_is_summed_over_its_labels_and_no_other_is() {
-        let metrics = "# HELP a_total x\na_total{b=\"c\"} 2\na_total{b=\"d\"} 3\na_total_of 7\nb_total 4\n";
-        assert_eq!((sum(metrics, "a_total"), sum(metrics, "b_total"), sum(metrics, "c_total")), (5, 4, 0));
-    }
 }

@@ -1,6 +1,6 @@
 //! Who has the partitions of the load's consumer, by what the bucket says. Reads from NATS.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_nats::jetstream::Context;
 use jetwright_partitions::{
@@ -30,4 +30,17 @@ pub async fn holders(jetstream: &Context, count: u32) -> anyhow::Result<BTreeMap
         *counts.entry(member.uid.unwrap_or_default()).or_default() += 1;
     }
     Ok(counts)
+}
+
+/// Whether these pods, by their UIDs, have all of `count` partitions, and none more than its share.
+///
+/// # Errors
+///
+/// It is not so.
+pub async fn ensure_shared(jetstream: &Context, count: u32, uids: &BTreeSet<String>) -> anyhow::Result<()> {
+    let holders = holders(jetstream, count).await?;
+    let share = count.div_ceil(u32::try_from(uids.len())?.max(1));
+    let is_so = holders.iter().all(|(uid, held)| uids.contains(uid) && *held <= share);
+    anyhow::ensure!(is_so, "{holders:?} of {uids:?}");
+    Ok(())
 }

@@ -14,6 +14,7 @@ use jetwright_e2e::{
         history::{History, Interruption},
         load::{Load, Pace, monotonic},
     },
+    workers::{Sentinel, is_ready},
 };
 use jetwright_testing::await_until;
 use k8s_openapi::api::core::v1::Pod;
@@ -46,8 +47,8 @@ struct Fleet<'c> {
     _nats: Nats,
     /// Pods that were interrupted, and when.
     interrupted: Vec<(String, Duration)>,
-    /// Attempts that the sentinel of each pod checked, and violations that it found.
-    sentinels: BTreeMap<String, (u64, u64)>,
+    /// What the sentinel of each pod counted.
+    sentinels: BTreeMap<String, Sentinel>,
 }
 
 impl<'c> Fleet<'c> {
@@ -114,10 +115,10 @@ impl<'c> Fleet<'c> {
             let Ok(metrics) = self.cluster.metrics(&format!("{}/{name}:9090", self.at())).await else {
                 continue;
             };
-            let found = ["jetwright_order_checked_total", "jetwright_order_violations_total"]
-                .map(|counter| sum(&metrics, counter));
+            let found = Sentinel::read(&metrics);
             let seen = self.sentinels.entry(name).or_default();
-            *seen = (seen.0.max(found[0]), seen.1.max(found[1]));
+            seen.checked = seen.checked.max(found.checked);
+            seen.violations = seen.violations.max(found.violations);
         }
     }
 
@@ -156,10 +157,8 @@ impl<'c> Fleet<'c> {
         let logs = records.iter().map(|record| record.log.as_str());
         let report = check(&History::read(logs, interruptions).unwrap(), &load.published).unwrap();
         assert_eq!(report.handled, load.published.values().sum::<u64>(), "{report:?}");
-        let (checked, violations) = self
-            .sentinels
-            .values()
-            .fold((0, 0), |(checked, violations), (more, worse)| (checked + more, violations + worse));
+        let all = self.sentinels.values().fold(Sentinel::default(), |all, one| all + *one);
+        let Sentinel { checked, violations, .. } = all;
         assert!(checked > 0 && violations == 0, "{:?}", self.sentinels);
         println!(
             "{report:?}; {} programs in {} pods, {} interrupted, {checked} attempts checked by sentinels, {violations} violations",
@@ -169,19 +168,6 @@ impl<'c> Fleet<'c> {
         );
         report
     }
-}
-
-fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let is_ready =
-        conditions.filter(|condition| condition.type_ == "Ready").any(|condition| condition.status == "True");
-    is_ready && pod.metadata.deletion_timestamp.is_none()
-}
-
-/// The sum of a counter over all its labels.
-fn sum(metrics: &str, counter: &str) -> u64 {
-    let values = metrics.lines().filter(|line| line.starts_with(counter));
-    values.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
 /// The program that ran in each of these pods at that time. It has a moment to end by itself, so what it wrote last says when it ended.

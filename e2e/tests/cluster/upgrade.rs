@@ -9,8 +9,9 @@ use std::{
 
 use async_nats::jetstream::consumer::PullConsumer;
 use jetwright_crds::{EventConsumer, EventStream};
-use jetwright_e2e::cluster::{
-    Cluster, LATER, Nats, OPERATOR, OwnNamespace, PodWatch, SHOP, SOON, Shop, checkout,
+use jetwright_e2e::{
+    cluster::{Cluster, LATER, Nats, OPERATOR, OwnNamespace, PodWatch, SHOP, SOON, Shop, checkout},
+    metrics::sum_of,
 };
 use jetwright_testing::{Folder, await_until};
 use k8s_openapi::{api::core::v1::Pod, jiff::Timestamp};
@@ -128,7 +129,7 @@ impl World<'_> {
         await_until("an operator has reconciled everything", SOON, async || {
             let metrics = self.operators_metrics().await?;
             let reconciles =
-                |text: &String| sum(text, |line| line.starts_with("jetwright_operator_reconciles_total"));
+                |text: &String| sum_of(text, |line| line.starts_with("jetwright_operator_reconciles_total"));
             let most = metrics.iter().map(reconciles).max().unwrap_or_default();
             if usize::try_from(most).is_ok_and(|most| most >= streams + consumers) {
                 Ok(changes(&metrics.concat()))
@@ -154,17 +155,9 @@ impl World<'_> {
 
 /// The requests that change a stream or consumer, of metrics of any version.
 fn changes(metrics: &str) -> BTreeMap<&'static str, u64> {
-    let verbs = CHANGES.map(|verb| (verb, sum(metrics, |line| line.contains(&format!("verb=\"{verb}\"")))));
+    let verbs =
+        CHANGES.map(|verb| (verb, sum_of(metrics, |line| line.contains(&format!("verb=\"{verb}\"")))));
     verbs.into_iter().filter(|(_, requests)| *requests > 0).collect()
-}
-
-/// The sum of the metrics whose lines are chosen.
-fn sum(metrics: &str, chosen: impl Fn(&str) -> bool) -> u64 {
-    let values = metrics
-        .lines()
-        .filter(|line| chosen(line))
-        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
-    values.sum()
 }
 
 /// Places an order, waits until it is accepted, and so on, until it is enough; with the longest time that one waited.

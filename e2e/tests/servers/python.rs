@@ -12,6 +12,7 @@ use std::{
 use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_e2e::{
     Operator, control_plane,
+    objects::declare,
     order::{
         check::{Report, check},
         coordination::Coordination,
@@ -25,10 +26,7 @@ use jetwright_testing::{Folder, NatsServer, Process, await_until};
 use serde_json::json;
 use tokio::sync::watch;
 
-use crate::soak::{
-    worker::{uid, worker},
-    workload::declare,
-};
+use crate::soak::worker::{uid, worker};
 
 /// A process that is silent is found dead after 32 s, and its successor waits for ackWait.
 const TAKEN_OVER: Duration = Duration::from_secs(70);
@@ -218,14 +216,10 @@ async fn a_program_in_python_and_one_on_the_runtime_share_partitions_as_the_oper
     let nats = NatsServer::start().await;
     let _operator = Operator::start(control_plane, &nats, namespace.name());
     let partitions = json!({"count": PARTITIONS, "keyTokens": [2]});
-    declare::<EventStream>(
-        &namespace,
-        "orders",
-        &json!({"subjects": ["orders.*.*"], "partitions": partitions}),
-    )
-    .await;
+    let stream = json!({"subjects": ["orders.*.*"], "partitions": partitions});
+    declare(&namespace.api::<EventStream>(), "orders", &stream).await;
     let consumer = json!({"streamRef": {"name": "orders"}, "ordering": "PerKey"});
-    declare::<EventConsumer>(&namespace, "fulfilment", &consumer).await;
+    declare(&namespace.api::<EventConsumer>(), "fulfilment", &consumer).await;
     let load = Load::new(nats.jetstream().await, 1, PARTITIONS, KEYS);
     await_until("the consumers", TAKEN_OVER, async || load.consumers().await).await;
 

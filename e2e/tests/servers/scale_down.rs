@@ -9,39 +9,35 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use jetwright_crds::{EventConsumer, labels::WORKLOAD};
+use jetwright_crds::{EventConsumer, EventStream, labels::WORKLOAD};
 use jetwright_e2e::{
     Operator,
-    node::{Node, Settings, Started},
+    objects::declare,
     order::{
         check::{Report, check},
         history::History,
-        holders::holders,
+        holders::ensure_shared,
         load::{Load, Pace},
     },
     path,
+    workers::{CONSUMER, SETTLED, Workers},
 };
-use jetwright_testing::{ControlPlane, Folder, NatsServer, Process, Program, await_until, binary, free_port};
+use jetwright_testing::{ControlPlane, NatsServer, await_until};
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod, events::v1::Event};
 use kube::{
-    Api, Client, ResourceExt as _,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    Api, ResourceExt as _,
+    api::{DeleteParams, ListParams},
     runtime::{WatchStreamExt as _, watcher},
 };
 use serde_json::json;
-use tokio::{
-    sync::mpsc::{UnboundedReceiver, unbounded_channel},
-    task::JoinSet,
-};
+use tokio::task::JoinSet;
 
+const NAMESPACE: &str = "shop";
 const PARTITIONS: u32 = 8;
 const KEYS: u32 = 200;
 const PACE: Pace = Pace::Every(Duration::from_millis(400));
 /// Pods before and after each scale-down.
 const STEPS: [(i32, i32); 5] = [(4, 2), (5, 1), (3, 2), (6, 3), (4, 0)];
-/// How long pods may take to come and go on a busy machine.
-const SETTLED: Duration = Duration::from_mins(3);
-const CONTROLLERS: &str = "deployment-controller,replicaset-controller,garbage-collector-controller,pod-garbage-collector-controller";
 const COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 fn scale_downs() -> usize {
@@ -54,92 +50,46 @@ type Stopped = Arc<Mutex<BTreeMap<String, bool>>>;
 
 /// Everything but the load.
 struct Cluster {
-    client: Client,
     nats: NatsServer,
-    /// Every process that the node started.
-    started: UnboundedReceiver<Started>,
-    _logs: Arc<Folder>,
+    workers: Workers,
     stopped: Stopped,
     _control_plane: ControlPlane,
-    _controllers: Process,
     _operator: Operator,
-    /// The node and the watch, which end with it.
-    _tasks: JoinSet<()>,
+    /// The watch, which ends with it.
+    _watch: JoinSet<()>,
 }
 
 impl Cluster {
     async fn start() -> Self {
         let (control_plane, nats) = tokio::join!(ControlPlane::start(), NatsServer::start());
-        let controllers = Process::builder(Program::KubeControllerManager.path())
-            .arg("--kubeconfig")
-            .arg(control_plane.kubeconfig())
-            .args(["--leader-elect=false", "--secure-port=0", &format!("--controllers={CONTROLLERS}")])
-            .start();
         control_plane.apply(path("../crds/manifests")).await;
-        control_plane.kubectl(["create", "namespace", "shop"]).unwrap();
-        let (client, logs) = (control_plane.client().await, Folder::new("scale-down-logs"));
-        let (sender, started) = unbounded_channel();
-        let settings = Settings {
-            programs: [("jetwright/soak-worker".to_owned(), binary("jetwright-soak-worker"))].into(),
-            logs: logs.path().to_owned(),
-            // Not that of the demo, and rarely that of another test program of this machine.
-            network: u8::try_from(1 + std::process::id() % 254).unwrap(),
-            started: Some(sender),
-        };
-        let node = Node::new(client.clone(), settings);
-        node.register(free_port()).await.unwrap();
-        let operator = Operator::start(&control_plane, &nats, "shop");
+        control_plane.kubectl(["create", "namespace", NAMESPACE]).unwrap();
+        let workers = Workers::start(&control_plane, NAMESPACE).await;
+        let operator = Operator::start(&control_plane, &nats, NAMESPACE);
         let stopped = Stopped::default();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(node.run());
-        tasks.spawn(watch(client.clone(), Arc::clone(&stopped)));
-        Self {
-            client,
-            nats,
-            started,
-            stopped,
-            _logs: logs,
-            _control_plane: control_plane,
-            _controllers: controllers,
-            _operator: operator,
-            _tasks: tasks,
-        }
-    }
-
-    fn api<K>(&self) -> Api<K>
-    where
-        K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>,
-    {
-        Api::namespaced(self.client.clone(), "shop")
+        let mut watching = JoinSet::new();
+        watching.spawn(watch(workers.api(), Arc::clone(&stopped)));
+        Self { nats, workers, stopped, _control_plane: control_plane, _operator: operator, _watch: watching }
     }
 
     async fn declare(&self) {
-        let container = json!({"name": "app", "image": "jetwright/soak-worker:1"});
-        let stream = json!({
-            "apiVersion": "jetwright.dev/v1alpha1", "kind": "EventStream", "metadata": {"name": "orders"},
-            "spec": {"subjects": ["orders.*.*"], "partitions": {"count": PARTITIONS, "keyTokens": [2]}},
-        });
+        let partitions = json!({"count": PARTITIONS, "keyTokens": [2]});
+        let stream = json!({"subjects": ["orders.*.*"], "partitions": partitions});
+        declare(&self.workers.api::<EventStream>(), "orders", &stream).await;
         let consumer = json!({
-            "apiVersion": "jetwright.dev/v1alpha1", "kind": "EventConsumer", "metadata": {"name": "fulfilment"},
-            "spec": {
-                "streamRef": {"name": "orders"}, "ordering": "PerKey",
-                "workload": {"replicas": 1, "template": {"spec": {"containers": [container]}}},
-            },
+            "streamRef": {"name": "orders"}, "ordering": "PerKey",
+            "workload": {"replicas": 1, "template": {"spec": {"containers": [Workers::container()]}}},
         });
-        let params = PatchParams::apply("user");
-        let streams = self.api::<jetwright_crds::EventStream>();
-        streams.patch("orders", &params, &Patch::Apply(stream)).await.unwrap();
-        self.api::<EventConsumer>().patch("fulfilment", &params, &Patch::Apply(consumer)).await.unwrap();
+        declare(&self.workers.api::<EventConsumer>(), CONSUMER, &consumer).await;
     }
 
     async fn scale(&self, replicas: i32) {
-        let scale = Patch::Merge(json!({"spec": {"replicas": replicas}}));
-        let consumers = self.api::<EventConsumer>();
-        consumers.patch_scale("fulfilment", &PatchParams::default(), &scale).await.unwrap();
+        self.workers.scale(usize::try_from(replicas).unwrap()).await;
     }
 
+    /// Those that were not told to stop.
     async fn pods(&self) -> Vec<Pod> {
-        let pods = self.api::<Pod>().list(&ListParams::default().labels(WORKLOAD)).await.unwrap().items;
+        let pods = self.workers.pods().await.unwrap();
         pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect()
     }
 
@@ -147,24 +97,21 @@ impl Cluster {
     async fn await_settled(&self, replicas: i32) {
         let expected = if replicas == 0 { "NotNeeded" } else { "Owned" };
         await_until("pods and partitions to be as wanted", SETTLED, async || {
-            let deployment = self.api::<Deployment>().get("fulfilment").await?;
+            let deployment = self.workers.api::<Deployment>().get(CONSUMER).await?;
             let wanted = deployment.spec.and_then(|spec| spec.replicas);
             anyhow::ensure!(wanted == Some(replicas), "the Deployment has to have {wanted:?} pods");
-            let pods = self.api::<Pod>().list(&ListParams::default().labels(WORKLOAD)).await?.items;
+            let pods = self.workers.pods().await?;
             let ready = deployment.status.and_then(|status| status.ready_replicas).unwrap_or_default();
             let there = i32::try_from(pods.len())?;
             anyhow::ensure!((ready, there) == (replicas, replicas), "{there} pods, {ready} of them ready");
-            let consumer = self.api::<EventConsumer>().get("fulfilment").await?;
+            let consumer = self.workers.api::<EventConsumer>().get(CONSUMER).await?;
             let conditions = consumer.status.map(|status| status.conditions).unwrap_or_default();
             let owned = conditions.into_iter().find(|condition| condition.type_ == "PartitionsOwned");
             let is_settled = owned.as_ref().is_some_and(|owned| owned.reason == expected);
             anyhow::ensure!(is_settled, "{owned:?}");
             if replicas > 0 {
-                let share = PARTITIONS.div_ceil(replicas.unsigned_abs());
-                let holders = holders(&self.nats.jetstream().await, PARTITIONS).await?;
                 let uids: BTreeSet<_> = pods.into_iter().filter_map(|pod| pod.uid()).collect();
-                let is_even = holders.iter().all(|(uid, held)| uids.contains(uid) && *held <= share);
-                anyhow::ensure!(is_even, "{holders:?} of {uids:?}");
+                ensure_shared(&self.nats.jetstream().await, PARTITIONS, &uids).await?;
             }
             Ok(())
         })
@@ -192,13 +139,12 @@ impl Cluster {
             }
         })
         .await;
-        self.api::<Pod>().delete(&pod, &DeleteParams::default()).await.unwrap();
+        self.workers.api::<Pod>().delete(&pod, &DeleteParams::default()).await.unwrap();
     }
 
     /// What all pods wrote, checked: nothing is out of order, and nothing is repeated, since nothing was interrupted.
     fn report(&mut self, load: &Load) -> Report {
-        let started = std::iter::from_fn(|| self.started.try_recv().ok());
-        let logs: Vec<_> = started.map(|started| started.process.log()).collect();
+        let logs = self.workers.logs();
         let history = History::read(logs.iter().map(String::as_str), Vec::new()).unwrap();
         let report = check(&history, &load.published).unwrap();
         assert_eq!(report.handled, load.published.values().sum::<u64>(), "{report:?}");
@@ -213,14 +159,13 @@ impl Cluster {
     }
 
     async fn events(&self, reason: &str) -> Vec<String> {
-        let events = self.api::<Event>().list(&ListParams::default()).await.unwrap().items;
+        let events = self.workers.api::<Event>().list(&ListParams::default()).await.unwrap().items;
         let of_reason = events.into_iter().filter(|event| event.reason.as_deref() == Some(reason));
         of_reason.filter_map(|event| event.note).collect()
     }
 }
 
-async fn watch(client: Client, stopped: Stopped) {
-    let pods: Api<Pod> = Api::namespaced(client, "shop");
+async fn watch(pods: Api<Pod>, stopped: Stopped) {
     let config = watcher::Config::default().labels(WORKLOAD);
     let mut pods = std::pin::pin!(watcher(pods, config).default_backoff().applied_objects());
     while let Some(pod) = pods.next().await {

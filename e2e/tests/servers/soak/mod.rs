@@ -3,7 +3,7 @@
 
 mod operators;
 pub mod worker;
-pub mod workload;
+mod workload;
 
 use std::{
     collections::BTreeSet,
@@ -12,20 +12,19 @@ use std::{
 
 use jetwright_crds::EventStream;
 use jetwright_e2e::{
+    objects::declare,
     order::{
         check::{Report, check},
-        holders::holders,
+        holders::ensure_shared,
         load::{Load, Pace},
     },
     path,
+    workers::SETTLED,
 };
 use jetwright_testing::{ControlPlane, Namespace, NatsCluster, await_until};
 use serde_json::json;
 
-use self::{
-    operators::Operators,
-    workload::{Workload, declare},
-};
+use self::{operators::Operators, workload::Workload};
 
 const PARTITIONS: u32 = 8;
 const KEYS: u32 = 1_000;
@@ -33,8 +32,6 @@ const KEYS: u32 = 1_000;
 const STEPS: [usize; 5] = [1, 8, 3, 0, 5];
 /// As many events wait at most, so that there is always work, and an end.
 const BACKLOG: u64 = 10_000;
-/// A process that dies without a word is found after 32 s, and its successor waits for ackWait. Where nobody has the cores, all takes longer.
-const SETTLED: Duration = Duration::from_mins(3);
 
 /// How often the steps are gone through; once where nothing is said.
 fn rounds() -> usize {
@@ -47,17 +44,17 @@ fn limit() -> Duration {
     minutes.map_or(Duration::MAX, Duration::from_mins)
 }
 
-struct Soak<'n> {
+struct Soak {
     nats: NatsCluster,
     load: Load,
     operators: Operators,
-    workload: Workload<'n>,
+    workload: Workload,
     scale_downs: usize,
     servers_killed: usize,
 }
 
-impl<'n> Soak<'n> {
-    async fn start(namespace: &'n Namespace<'n>, nats: NatsCluster, load: Load) -> Self {
+impl Soak {
+    async fn start(namespace: &Namespace<'_>, nats: NatsCluster, load: Load) -> Self {
         let operators = Operators::start(namespace, &nats).await;
         let partitions = json!({"count": PARTITIONS, "keyTokens": [2]});
         let stream = json!({
@@ -65,7 +62,7 @@ impl<'n> Soak<'n> {
             // Many more than wait at once: a server that starts again reads all that there is.
             "limits": {"maxMessages": 200_000},
         });
-        declare::<EventStream>(namespace, "orders", &stream).await;
+        declare(&namespace.api::<EventStream>(), "orders", &stream).await;
         let workload = Workload::start(namespace).await;
         workload.declare_consumer().await;
         await_until("the consumers", SETTLED, async || load.consumers().await).await;
@@ -89,11 +86,7 @@ impl<'n> Soak<'n> {
     async fn await_owned(&self, pods: &BTreeSet<String>) {
         let jetstream = self.nats.jetstream().await;
         await_until("the pods to hold all partitions", SETTLED, async || {
-            let counts = holders(&jetstream, PARTITIONS).await?;
-            let share = PARTITIONS.div_ceil(u32::try_from(pods.len())?);
-            let is_so = counts.iter().all(|(uid, count)| pods.contains(uid) && *count <= share);
-            anyhow::ensure!(is_so, "{counts:?} of {pods:?}");
-            anyhow::Ok(())
+            ensure_shared(&jetstream, PARTITIONS, pods).await
         })
         .await;
     }

@@ -8,7 +8,7 @@ use std::{
 use jetwright_testing::{Namespace, NatsCluster, Process, ProcessBuilder, await_until, binary, free_port};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
-use tokio::{task::JoinHandle, time::interval};
+use tokio::{task::JoinSet, time::interval};
 
 /// The Lease of one that is killed ends after 15 s, and the next one asks for it every 2 s.
 const ELECTED: Duration = Duration::from_mins(1);
@@ -17,15 +17,9 @@ const SUPERVISION_INTERVAL: Duration = Duration::from_millis(200);
 pub struct Operators {
     leases: Api<Lease>,
     running: Arc<Running>,
-    supervision: JoinHandle<()>,
+    _supervision: JoinSet<()>,
     /// How often the leader was killed or frozen.
     pub interrupted: usize,
-}
-
-impl Drop for Operators {
-    fn drop(&mut self) {
-        self.supervision.abort();
-    }
 }
 
 struct Running {
@@ -75,8 +69,10 @@ impl Operators {
             .arg(format!("--leader-elect-namespace={}", namespace.name()));
         let running = Arc::new(Running { builder, processes: Mutex::default() });
         running.processes().extend([0, 1].map(|number| running.start(number)));
-        let supervision = tokio::spawn(Arc::clone(&running).supervise());
-        let operators = Self { leases: namespace.api(), running, supervision, interrupted: 0 };
+        let mut supervision = JoinSet::new();
+        supervision.spawn(Arc::clone(&running).supervise());
+        let leases = namespace.api();
+        let operators = Self { leases, running, _supervision: supervision, interrupted: 0 };
         operators.leader_but("").await;
         operators
     }
