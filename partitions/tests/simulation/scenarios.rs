@@ -4,7 +4,7 @@ use jetwright_partitions::{keys::Key, records::DeathReason};
 
 use crate::{
     SECOND,
-    world::{PARTITIONS, World},
+    world::{PARTITIONS, TICK, World},
 };
 
 /// So many processes that share out the partitions, with an operator.
@@ -73,6 +73,28 @@ fn a_silent_owner_is_followed_after_the_lease_and_the_skew() {
     world.run_for(60 * SECOND);
     let gap = longest_gap(&world);
     assert!((26 * SECOND..34 * SECOND).contains(&gap), "{gap}");
+    end_well(world);
+}
+
+#[test]
+fn an_acknowledgement_that_is_lost_soon_after_a_take_over_holds_its_partition_up_for_a_moment() {
+    let mut world = calm(3);
+    world.handler = (4 * SECOND, 5 * SECOND);
+    world.run_for(20 * SECOND);
+    let killed = world.processes[0].as_ref().unwrap();
+    let partition = (0..PARTITIONS).find(|partition| killed.serves(*partition)).unwrap();
+    world.kill(0, 200 * SECOND, true);
+    while !world.is_recovered(partition) {
+        world.run_for(TICK);
+    }
+    world.lost_ack = Some(partition);
+    let mut held_up = 0;
+    for _ in 0..200 {
+        world.run_for(TICK);
+        held_up += if world.is_recovered(partition) { 0 } else { TICK };
+    }
+    assert!((1..SECOND).contains(&held_up), "{held_up}");
+    world.handler = (5, 400);
     end_well(world);
 }
 

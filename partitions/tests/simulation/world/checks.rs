@@ -119,6 +119,11 @@ impl World {
         self.processes.iter().flatten().map(load).collect()
     }
 
+    /// Whether events of a partition may begin somewhere.
+    pub fn is_recovered(&self, partition: u32) -> bool {
+        self.processes.iter().flatten().any(|process| process.is_recovered(partition))
+    }
+
     /// Nothing is published any more.
     pub fn stop_publishing(&mut self) {
         self.publish_every = u64::MAX / 2;

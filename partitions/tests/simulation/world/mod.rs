@@ -180,6 +180,8 @@ pub struct World {
     requests: BTreeMap<u64, (Node, Action)>,
     deferred: BTreeMap<usize, Vec<(Node, Message)>>,
     last_arrival: BTreeMap<Node, u64>,
+    /// The next acknowledgement to the consumer of this partition is lost.
+    pub lost_ack: Option<u32>,
     /// The next write of this process by which it joins arrives at this time.
     pub late_join: Option<(usize, u64)>,
     /// What a process sends without waiting arrives in its order.
@@ -241,6 +243,7 @@ impl World {
             requests: BTreeMap::new(),
             deferred: BTreeMap::new(),
             last_arrival: BTreeMap::new(),
+            lost_ack: None,
             late_join: None,
             last_departure: BTreeMap::new(),
             stream: Vec::new(),

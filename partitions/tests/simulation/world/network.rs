@@ -115,6 +115,11 @@ impl World {
                 self.deliver(partition);
             }
             Effect::Ack { partition, sequence } => {
+                // As where its leader is another one soon.
+                let is_lost = self.lost_ack.take_if(|lost| *lost == partition).is_some();
+                if is_lost || (self.is_lossy && self.rng.permille(10)) {
+                    return;
+                }
                 let (_, key) = self.stream[usize::try_from(sequence).unwrap() - 1];
                 self.note(format!("JetStream has the acknowledgement of {sequence} by {from:?}"));
                 if !self.consumers[partition as usize].ack(sequence) {
@@ -126,7 +131,9 @@ impl World {
                 self.acked.insert(sequence);
                 self.sentinel.settle(key.into(), sequence);
                 self.settled_by.insert(sequence, from);
-                self.send(from, Message::Confirmed { partition, sequence }, 60);
+                if !(self.is_lossy && self.rng.permille(10)) {
+                    self.send(from, Message::Confirmed { partition, sequence }, 60);
+                }
             }
             Effect::Nak { partition, sequence } => {
                 self.given_back += 1;
