@@ -74,6 +74,20 @@ impl ListedStream {
         Contents { messages, first_sequence: first_seq, last_sequence: last_seq }
     }
 
+    /// Servers that keep it, where there are several.
+    pub fn servers(&self) -> impl Iterator<Item = &str> {
+        let cluster = self.cluster.as_ref().filter(|_| self.config.num_replicas > 1);
+        cluster.into_iter().flat_map(|cluster| {
+            let peers = cluster.replicas.iter().map(|peer| peer.name.as_str());
+            cluster.leader.as_deref().into_iter().chain(peers)
+        })
+    }
+
+    /// Its consumers, those of no object too.
+    pub fn consumers(&self) -> u64 {
+        self.state.consumer_count
+    }
+
     /// Its figures; those of the servers that keep copies where they are wanted.
     pub fn figures(&self, with_peers: bool, servers: &mut Intern) -> StreamFigures {
         let cluster = self.cluster.as_ref().filter(|cluster| cluster.name.is_some());

@@ -34,6 +34,8 @@ jetwright_process::catalogue! {
     STREAM_MONITORING: Gauge "jetwright_stream_monitoring" [NAMESPACE, EVENT_STREAM, STREAM, THRESHOLD] "Thresholds that the object sets in `spec.monitoring`, times in seconds; alerts judge by them";
     STREAM_SAMPLED: Gauge "jetwright_stream_sampled_timestamp_seconds" [NAMESPACE, EVENT_STREAM, STREAM] "When the figures of the stream were read, in Unix time";
 
+    SERVER_REPLICATED_ASSETS: Gauge "jetwright_server_replicated_assets" [SERVER] "Streams of the account that the server and others keep copies of, with their consumers, those that no object declares too: each is a Raft group";
+
     CONSUMER_PENDING: Gauge "jetwright_consumer_pending" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "Messages that were not delivered yet: the lag";
     CONSUMER_ACK_PENDING: Gauge "jetwright_consumer_ack_pending" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "Messages that were delivered and not acknowledged yet";
     CONSUMER_MAX_ACK_PENDING: Gauge "jetwright_consumer_max_ack_pending" [NAMESPACE, EVENT_CONSUMER, STREAM, CONSUMER] "Most messages that may be unacknowledged at once; absent without a limit";

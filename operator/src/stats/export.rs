@@ -87,6 +87,9 @@ impl Collector for Exporter {
         encode_conditions(&mut encoder, &context)?;
         encode_streams(&mut encoder, &context, &self.sample.streams)?;
         encode_consumers(&mut encoder, &context, &self.sample.consumers)?;
+        let assets = self.sample.assets.lock().clone();
+        rows::SERVER_REPLICATED_ASSETS
+            .encode(&mut encoder, assets.iter().map(|(server, count)| ([server], count)))?;
         (self.others)(&mut encoder, &context)
     }
 }

@@ -15,6 +15,7 @@ use jetwright_nats::{Api, ApiError};
 
 use super::{
     answer::{Contents, ListedConsumer, ListedStream},
+    assets::ReplicatedAssets,
     dead_letters::{Counted, known},
     pace::Pace,
     parts::{Parts, Whole},
@@ -121,6 +122,7 @@ impl Round<'_> {
 
     async fn streams(&mut self) -> Result<Streams, ApiError> {
         let (mut found, mut sampled) = (Streams::default(), HashSet::new());
+        let mut assets = ReplicatedAssets::default();
         let (api, pace) = (self.api, self.pace);
         let ask = |offset| async move {
             pace.turn().await;
@@ -131,6 +133,7 @@ impl Round<'_> {
             let at = now();
             for listed in &page.items {
                 let stream = self.names.get(listed.name());
+                assets.count(listed, self.names);
                 found.listed.insert(stream.clone(), listed.contents());
                 if let Some(object) = self.owner_of_stream(listed) {
                     let figures = listed.figures(self.with_peers, self.names);
@@ -146,6 +149,7 @@ impl Round<'_> {
             }
             found.missing.extend(page.missing);
         }
+        *self.sample.assets.lock() = assets;
         for (object, _) in self.sample.streams.all() {
             if self.is_here(&object.0) && !sampled.contains(&object) {
                 self.sample.streams.missed(&object);

@@ -8,7 +8,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::dead_letters::Counted;
+use super::{assets::ReplicatedAssets, dead_letters::Counted};
 use crate::kubernetes::stores::Name;
 
 /// Samples in a row that do not have a thing before it counts as gone: while lists are read page by page, others move to pages that were
@@ -82,6 +82,8 @@ impl<F> Default for Group<F> {
 pub struct Sample {
     pub streams: Group<StreamFigures>,
     pub consumers: Group<ConsumerFigures>,
+    /// What the servers of the connection keep, as its last whole list of streams says.
+    pub assets: Mutex<ReplicatedAssets>,
 }
 
 impl<F: Clone> Group<F> {
