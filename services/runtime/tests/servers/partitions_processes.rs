@@ -2,7 +2,6 @@
 
 use std::{env, sync::Arc, time::Duration};
 
-use async_nats::jetstream::consumer::PullConsumer;
 use futures::StreamExt;
 use jetwright_partitions::{
     coordinator::{Declared, PodRole, Pods},
@@ -19,7 +18,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     sharing::{
         KEYS, NO_KEY, Operator, Seen, await_drained, consumer_id, of_partitions, on_cluster, publish_values,
-        sharing,
+        sharing, unacknowledged,
     },
     support::{Bench, Number, SOON},
 };
@@ -211,20 +210,10 @@ async fn a_frozen_process_is_followed_after_its_lease_and_does_nothing_when_it_w
     told.assert_in_order();
 }
 
-/// How many deliveries of all partitions are unacknowledged.
-async fn unacknowledged(bench: &Bench) -> usize {
-    let mut sum = 0;
-    for partition in 0..PARTITIONS {
-        let name = format!("tests-p{partition}");
-        let consumer: PullConsumer = bench.jetstream.get_consumer_from_stream(name, "numbers").await.unwrap();
-        sum += consumer.cached_info().num_ack_pending;
-    }
-    sum
-}
-
 async fn await_unacknowledged(bench: &Bench, count: usize) {
     await_until(&format!("{count} unacknowledged deliveries"), SOON, async || {
-        let there = unacknowledged(bench).await;
+        let all = (0..PARTITIONS).map(|partition| format!("tests-p{partition}"));
+        let there = unacknowledged(bench, all).await;
         if there == count { Ok(()) } else { Err(there) }
     })
     .await;

@@ -27,8 +27,9 @@ use crate::{
     proxy::Proxy,
     sharing::{
         KEYS, Operator, bucket_config, consumer_id, consumers, of_partitions, publish_values, sharing,
+        unacknowledged,
     },
-    support::{Bench, Gate, SOON, Scripted, count},
+    support::{Gate, SOON, Scripted, count},
 };
 
 async fn read<R: Record>(operator: &Operator, key: &Key) -> R {
@@ -47,12 +48,6 @@ async fn await_state(operator: &Operator, state: HeldState) {
         if held.state == state { Ok(()) } else { Err(format!("{held:?}")) }
     })
     .await;
-}
-
-async fn unacknowledged(bench: &Bench, name: &str) -> usize {
-    let consumer: async_nats::jetstream::consumer::PullConsumer =
-        bench.jetstream.get_consumer_from_stream(name, "numbers").await.unwrap();
-    consumer.cached_info().num_ack_pending
 }
 
 /// A handler that blocks its thread can be ended by nothing but the end of its process.
@@ -102,7 +97,7 @@ async fn a_partition_that_does_not_end_in_time_keeps_no_other_from_being_given_u
     stop.cancel();
     tokio::time::timeout(SOON, running).await.unwrap().unwrap().unwrap();
     let free: HeldRecord = read(&operator, &held_by(&slow)).await;
-    assert_eq!((free.state, unacknowledged(&bench, "slow-p0").await), (HeldState::Free, 0));
+    assert_eq!((free.state, unacknowledged(&bench, ["slow-p0".to_owned()]).await), (HeldState::Free, 0));
     let kept: HeldRecord = read(&operator, &held_by(&consumer_id())).await;
     assert_eq!(kept.state, HeldState::Draining, "what it had begun may still run");
     let member: MemberRecord = read(&operator, &Key::Member(kept.member)).await;

@@ -67,6 +67,17 @@ pub fn bucket_config(replicas: usize, first_sequence: u64) -> stream::Config {
     }
 }
 
+/// How many deliveries of these consumers of the stream `numbers` are unacknowledged.
+pub async fn unacknowledged(bench: &Bench, consumers: impl IntoIterator<Item = String>) -> usize {
+    let mut sum = 0;
+    for name in consumers {
+        let consumer: consumer::PullConsumer =
+            bench.jetstream.get_consumer_from_stream(name, "numbers").await.unwrap();
+        sum += consumer.cached_info().num_ack_pending;
+    }
+    sum
+}
+
 /// The partitions of the stream `numbers`.
 pub fn partitions(count: u32) -> StreamPartitions {
     StreamPartitions { subject: "numbers.*".to_owned(), key_tokens: vec![2], count }
