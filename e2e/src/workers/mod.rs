@@ -3,6 +3,7 @@
 
 mod pods;
 mod sentinel;
+mod world;
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -15,7 +16,7 @@ use tokio::{
     task::JoinSet,
 };
 
-pub use self::{pods::is_ready, sentinel::Sentinel};
+pub use self::{pods::is_ready, sentinel::Sentinel, world::World};
 use crate::node::{Node, Settings, Started};
 
 /// The EventConsumer whose pods they are.

@@ -9,20 +9,17 @@ use std::{
 };
 
 use futures::StreamExt as _;
-use jetwright_crds::{EventConsumer, EventStream, labels::WORKLOAD};
+use jetwright_crds::{EventConsumer, labels::WORKLOAD};
 use jetwright_e2e::{
-    Operator,
-    objects::declare,
     order::{
         check::{Report, check},
         history::History,
         holders::ensure_shared,
         load::{Load, Pace},
     },
-    path,
-    workers::{CONSUMER, SETTLED, Workers},
+    workers::{CONSUMER, SETTLED, World},
 };
-use jetwright_testing::{ControlPlane, NatsServer, await_until};
+use jetwright_testing::await_until;
 use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod, events::v1::Event};
 use kube::{
     Api, ResourceExt as _,
@@ -32,7 +29,6 @@ use kube::{
 use serde_json::json;
 use tokio::task::JoinSet;
 
-const NAMESPACE: &str = "shop";
 const PARTITIONS: u32 = 8;
 const KEYS: u32 = 200;
 const PACE: Pace = Pace::Every(Duration::from_millis(400));
@@ -50,46 +46,29 @@ type Stopped = Arc<Mutex<BTreeMap<String, bool>>>;
 
 /// Everything but the load.
 struct Cluster {
-    nats: NatsServer,
-    workers: Workers,
+    world: World,
     stopped: Stopped,
-    _control_plane: ControlPlane,
-    _operator: Operator,
     /// The watch, which ends with it.
     _watch: JoinSet<()>,
 }
 
 impl Cluster {
     async fn start() -> Self {
-        let (control_plane, nats) = tokio::join!(ControlPlane::start(), NatsServer::start());
-        control_plane.apply(path("../crds/manifests")).await;
-        control_plane.kubectl(["create", "namespace", NAMESPACE]).unwrap();
-        let workers = Workers::start(&control_plane, NAMESPACE).await;
-        let operator = Operator::start(&control_plane, &nats, NAMESPACE);
-        let stopped = Stopped::default();
+        let (world, stopped) = (World::start().await, Stopped::default());
         let mut watching = JoinSet::new();
-        watching.spawn(watch(workers.api(), Arc::clone(&stopped)));
-        Self { nats, workers, stopped, _control_plane: control_plane, _operator: operator, _watch: watching }
-    }
-
-    async fn declare(&self) {
-        let partitions = json!({"count": PARTITIONS, "keyTokens": [2]});
-        let stream = json!({"subjects": ["orders.*.*"], "partitions": partitions});
-        declare(&self.workers.api::<EventStream>(), "orders", &stream).await;
-        let consumer = json!({
-            "streamRef": {"name": "orders"}, "ordering": "PerKey",
-            "workload": {"replicas": 1, "template": {"spec": {"containers": [Workers::container()]}}},
-        });
-        declare(&self.workers.api::<EventConsumer>(), CONSUMER, &consumer).await;
+        watching.spawn(watch(world.workers.api(), Arc::clone(&stopped)));
+        world.declare_stream(PARTITIONS).await;
+        world.declare_consumer(json!({"replicas": 1}), &[]).await;
+        Self { world, stopped, _watch: watching }
     }
 
     async fn scale(&self, replicas: i32) {
-        self.workers.scale(usize::try_from(replicas).unwrap()).await;
+        self.world.workers.scale(usize::try_from(replicas).unwrap()).await;
     }
 
     /// Those that were not told to stop.
     async fn pods(&self) -> Vec<Pod> {
-        let pods = self.workers.pods().await.unwrap();
+        let pods = self.world.workers.pods().await.unwrap();
         pods.into_iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect()
     }
 
@@ -97,21 +76,21 @@ impl Cluster {
     async fn await_settled(&self, replicas: i32) {
         let expected = if replicas == 0 { "NotNeeded" } else { "Owned" };
         await_until("pods and partitions to be as wanted", SETTLED, async || {
-            let deployment = self.workers.api::<Deployment>().get(CONSUMER).await?;
+            let deployment = self.world.workers.api::<Deployment>().get(CONSUMER).await?;
             let wanted = deployment.spec.and_then(|spec| spec.replicas);
             anyhow::ensure!(wanted == Some(replicas), "the Deployment has to have {wanted:?} pods");
-            let pods = self.workers.pods().await?;
+            let pods = self.world.workers.pods().await?;
             let ready = deployment.status.and_then(|status| status.ready_replicas).unwrap_or_default();
             let there = i32::try_from(pods.len())?;
             anyhow::ensure!((ready, there) == (replicas, replicas), "{there} pods, {ready} of them ready");
-            let consumer = self.workers.api::<EventConsumer>().get(CONSUMER).await?;
+            let consumer = self.world.workers.api::<EventConsumer>().get(CONSUMER).await?;
             let conditions = consumer.status.map(|status| status.conditions).unwrap_or_default();
             let owned = conditions.into_iter().find(|condition| condition.type_ == "PartitionsOwned");
             let is_settled = owned.as_ref().is_some_and(|owned| owned.reason == expected);
             anyhow::ensure!(is_settled, "{owned:?}");
             if replicas > 0 {
                 let uids: BTreeSet<_> = pods.into_iter().filter_map(|pod| pod.uid()).collect();
-                ensure_shared(&self.nats.jetstream().await, PARTITIONS, &uids).await?;
+                ensure_shared(&self.world.nats.jetstream().await, PARTITIONS, &uids).await?;
             }
             Ok(())
         })
@@ -139,12 +118,12 @@ impl Cluster {
             }
         })
         .await;
-        self.workers.api::<Pod>().delete(&pod, &DeleteParams::default()).await.unwrap();
+        self.world.workers.api::<Pod>().delete(&pod, &DeleteParams::default()).await.unwrap();
     }
 
     /// What all pods wrote, checked: nothing is out of order, and nothing is repeated, since nothing was interrupted.
     fn report(&mut self, load: &Load) -> Report {
-        let logs = self.workers.logs();
+        let logs = self.world.workers.logs();
         let history = History::read(logs.iter().map(String::as_str), Vec::new()).unwrap();
         let report = check(&history, &load.published).unwrap();
         assert_eq!(report.handled, load.published.values().sum::<u64>(), "{report:?}");
@@ -159,7 +138,7 @@ impl Cluster {
     }
 
     async fn events(&self, reason: &str) -> Vec<String> {
-        let events = self.workers.api::<Event>().list(&ListParams::default()).await.unwrap().items;
+        let events = self.world.workers.api::<Event>().list(&ListParams::default()).await.unwrap().items;
         let of_reason = events.into_iter().filter(|event| event.reason.as_deref() == Some(reason));
         of_reason.filter_map(|event| event.note).collect()
     }
@@ -181,9 +160,8 @@ async fn watch(pods: Api<Pod>, stopped: Stopped) {
 #[tokio::test]
 async fn scale_downs_under_load_repeat_nothing_and_keep_the_order_also_where_the_wrong_pod_is_deleted() {
     let mut cluster = Cluster::start().await;
-    cluster.declare().await;
     cluster.await_settled(1).await;
-    let load = Load::new(cluster.nats.jetstream().await, 1, PARTITIONS, KEYS);
+    let load = Load::new(cluster.world.nats.jetstream().await, 1, PARTITIONS, KEYS);
     let publishing = load.clone().publish_all_the_time(PACE);
     let mut ended = 0;
     for (round, (before, after)) in STEPS.into_iter().cycle().take(scale_downs()).enumerate() {
