@@ -55,6 +55,13 @@ impl Load {
         Self { stream: stream.to_owned(), partitions, ..self }
     }
 
+    /// The same with another number of partitions.
+    #[must_use]
+    pub fn of_partitions(self, count: u32) -> Self {
+        let partitions = partitions_of(&self.stream, count);
+        Self { partitions, count, ..self }
+    }
+
     /// Makes everything that processes need, with so many replicas and partitions.
     pub async fn prepare(jetstream: Context, replicas: usize, count: u32, keys: u32) -> Self {
         let load = Self::new(jetstream, replicas, count, keys);

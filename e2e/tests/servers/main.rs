@@ -17,6 +17,7 @@ mod observed;
 mod operator_chart;
 mod pod;
 mod python;
+mod repartition;
 mod scale_down;
 mod shop;
 mod soak;
