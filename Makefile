@@ -87,10 +87,11 @@ bench-operator: programs ## The operator's figures, of its release build: until 
 	$(CARGO) build --release --locked -p jetwright-operator
 	$(CARGO) bench --locked -p jetwright-e2e --bench operator -- $(ONLY)
 
-bench-scaling: programs ## Figures of order per key and of autoscaling, of release builds: what they cost at rest, throughput over shared partitions, hand-overs
+bench-scaling: programs ## Figures of order per key and of autoscaling, of release builds: what they cost at rest, throughput over shared partitions, hand-overs, pods from zero and after a backlog; ONLY="first backlog hand-over" chooses some of those with pods
 	$(CARGO) build --release --locked -p jetwright-operator
-	$(CARGO) bench --locked -p jetwright-e2e --bench operator -- scaling
-	$(CARGO) bench --locked -p jetwright-runtime --bench sharing
+	$(if $(ONLY),,$(CARGO) bench --locked -p jetwright-e2e --bench operator -- scaling)
+	$(if $(ONLY),,$(CARGO) bench --locked -p jetwright-runtime --bench sharing)
+	$(CARGO) bench --locked -p jetwright-e2e --bench scaling -- $(ONLY)
 
 bench-runtime: programs ## Figures of the runtime beside a bare async-nats loop: consuming, publishing, requests, ordered lanes, latency, memory; ONLY='consume "1 %"' chooses some
 	$(CARGO) bench --locked -p jetwright-runtime --bench runtime -- $(ONLY)

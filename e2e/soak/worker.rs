@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use jetwright_e2e::order::load::monotonic;
-use jetwright_runtime::{App, DecodeError, Event, Handler, HandlerError, Metadata, Setup};
+use jetwright_runtime::{App, DecodeError, Event, Handler, HandlerError, HandlerOptions, Metadata, Setup};
 use tokio::time::sleep;
 
 /// How long each handler takes, unless `SOAK_HANDLING_MILLISECONDS` says otherwise: so long that a process has always begun something when it is killed.
@@ -66,13 +66,21 @@ fn handling() -> anyhow::Result<Duration> {
         .map_or(Ok(HANDLING), |text| Ok(Duration::from_millis(text.parse()?)))
 }
 
+/// As many events at once as the runtime's default says, unless `SOAK_CONCURRENCY` says otherwise.
+fn options() -> anyhow::Result<HandlerOptions> {
+    let default = HandlerOptions::default();
+    let concurrency =
+        std::env::var("SOAK_CONCURRENCY").map_or(Ok(default.concurrency), |text| text.parse())?;
+    Ok(HandlerOptions { concurrency, ..default })
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     // Processes of a container share a log.
     drop(stdout().write_all(b"# starts\n"));
     let app = App::new("soak-worker", &["fulfilment"]);
     let setup = async |setup: &mut Setup, ()| {
-        setup.service.handle("fulfilment", Recorder { handling: handling()? })?;
+        setup.service.handle_with("fulfilment", Recorder { handling: handling()? }, options()?)?;
         anyhow::Ok(())
     };
     app.run(Ok(()), setup).await

@@ -14,6 +14,7 @@
 )]
 
 pub mod cluster;
+pub mod figures;
 pub mod jaeger;
 pub mod metrics;
 pub mod node;

@@ -5,8 +5,8 @@
 //! - `requests`: what a reconcile asks for that changes nothing, and what some messages cost beside many workloads.
 //! - `memory`: what many objects take, also after every watch had to list again.
 //! - `many`: 3,000 EventStreams at once, beside what the API server alone takes.
-//! - `scaling`: what consumers with order per key (`scaling-order`) and autoscaled workloads (`scaling-autoscaled`) cost at rest. Only where it
-//!   is chosen, as by `make bench-scaling`.
+//! - `scaling`: what consumers with order per key (`scaling-order`), autoscaled workloads (`scaling-autoscaled`), and those with both
+//!   (`scaling-autoscaled-order`) cost at rest. Only where it is chosen, as by `make bench-scaling`.
 //! - `ten-thousand`: 10,000 EventStreams and 20,000 EventConsumers, and a restart with them. Only where it is chosen: it takes long.
 //!
 //! The operator is the release program; the servers and this program share the machine with it. Counts of requests are asserted, times
@@ -26,25 +26,13 @@ mod scaling;
 mod speed;
 mod world;
 
-use jetwright_testing::target_folder;
+use jetwright_e2e::figures::{Chosen, require_operator};
 
 #[tokio::main]
 async fn main() {
-    // `cargo test --all-targets` runs it too, which is no time to measure.
-    let arguments: Vec<_> = std::env::args().skip(1).collect();
-    if !arguments.iter().any(|argument| argument == "--bench") {
-        return;
-    }
-    let operator = target_folder().join("release/jetwright-operator");
-    assert!(
-        operator.is_file(),
-        "{} is missing: run `cargo build --release -p jetwright-operator`, or `make bench-operator`",
-        operator.display()
-    );
-    let chosen: Vec<_> = arguments.iter().filter(|argument| !argument.starts_with("--")).collect();
-    let runs = |name: &str, by_default: bool| {
-        if chosen.is_empty() { by_default } else { chosen.iter().any(|chosen| *chosen == name) }
-    };
+    let Some(chosen) = Chosen::read() else { return };
+    require_operator();
+    let runs = |name: &str, by_default: bool| chosen.has(name, by_default);
     if runs("speed", true) {
         speed::one_after_another().await;
         speed::all_at_once().await;
@@ -71,6 +59,9 @@ async fn main() {
     }
     if scaling("scaling-autoscaled") {
         scaling::of_autoscaled_workloads().await;
+    }
+    if scaling("scaling-autoscaled-order") {
+        scaling::of_autoscaled_workloads_with_order().await;
     }
     if runs("ten-thousand", false) {
         many::ten_thousand().await;

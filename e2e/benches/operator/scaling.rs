@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jetwright_crds::{EventConsumer, EventStream};
+use jetwright_e2e::objects::object;
 use jetwright_testing::{await_until, processor_seconds};
 use kube::api::ListParams;
 use serde_json::{Value, json};
@@ -24,28 +25,23 @@ const AUTOSCALED: usize = 1_000;
 const IDLE: Duration = Duration::from_secs(30);
 const MINUTE: Duration = Duration::from_mins(1);
 
-fn object<K: serde::de::DeserializeOwned>(kind: &str, name: &str, spec: &Value) -> K {
-    let object = json!({"apiVersion": "jetwright.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec});
-    serde_json::from_value(object).unwrap()
-}
-
 fn ordered_stream(number: usize) -> EventStream {
     let partitions = json!({"count": PARTITIONS, "keyTokens": [2]});
     let spec =
         json!({"subjects": [format!("o{number}.*.*")], "partitions": partitions, "deletionPolicy": "Delete"});
-    object("EventStream", &format!("o{number}"), &spec)
+    object(&format!("o{number}"), &spec)
 }
 
 fn ordered_consumer(number: usize) -> EventConsumer {
     let spec = json!({"streamRef": {"name": format!("o{number}")}, "ordering": "PerKey"});
-    object("EventConsumer", &format!("ordered{number}"), &spec)
+    object(&format!("ordered{number}"), &spec)
 }
 
-fn autoscaled(name: &str, stream: &str) -> EventConsumer {
+fn autoscaled(name: &str, stream: &str, ordering: &str) -> EventConsumer {
     let containers = json!([{"name": "app", "image": "shop/app:1"}]);
     let autoscaling = json!({"minReplicas": 0, "maxReplicas": 10});
     let workload = json!({"template": {"spec": {"containers": containers}}, "autoscaling": autoscaling});
-    object("EventConsumer", name, &json!({"streamRef": {"name": stream}, "workload": workload}))
+    object(name, &json!({"streamRef": {"name": stream}, "ordering": ordering, "workload": workload}))
 }
 
 impl World {
@@ -75,10 +71,11 @@ impl World {
         let spent = self.counts().await.since(&before);
         let server = processor_seconds(self.nats.process().pid()) - server;
         println!(
-            "a minute at rest with {of_what}: {} requests to Kubernetes, {} to JetStream's API, {} reconciles; CPU seconds: operator \
-             {:.2}, nats-server {server:.2}; operator {:.1} MiB resident",
+            "a minute at rest with {of_what}: {} requests to Kubernetes, {} to JetStream's API and {} more that sample figures, {} reconciles; CPU \
+             seconds: operator {:.2}, nats-server {server:.2}; operator {:.1} MiB resident",
             spent.kubernetes(),
             spent.jetstream,
+            spent.samples,
             spent.reconciles,
             spent.seconds,
             self.resident_mib()
@@ -105,10 +102,24 @@ pub async fn of_consumers_with_order() {
 pub async fn of_autoscaled_workloads() {
     let world = World::start().await;
     world.create_streams(STREAMS).await;
-    let workloads =
-        (0..AUTOSCALED).map(|number| autoscaled(&format!("a{number}"), &stream_name(number % STREAMS)));
+    let workloads = (0..AUTOSCALED)
+        .map(|number| autoscaled(&format!("a{number}"), &stream_name(number % STREAMS), "Unordered"));
     world.create_consumers(workloads).await;
     world.await_ready_consumers(AUTOSCALED).await;
     world.await_workloads(AUTOSCALED).await;
     world.print_minute(&format!("{AUTOSCALED} autoscaled workloads whose pods do not start")).await;
+}
+
+pub async fn of_autoscaled_workloads_with_order() {
+    let world = World::start().await;
+    create(&world.streams(), (0..ORDERED).map(ordered_stream)).await;
+    let workloads =
+        (0..ORDERED).map(|number| autoscaled(&format!("a{number}"), &format!("o{number}"), "PerKey"));
+    world.create_consumers(workloads).await;
+    world.await_ready_consumers(ORDERED).await;
+    world.await_workloads(ORDERED).await;
+    let what = format!(
+        "{ORDERED} autoscaled workloads, PerKey over {PARTITIONS} partitions, whose pods do not start"
+    );
+    world.print_minute(&what).await;
 }

@@ -78,6 +78,7 @@ impl World {
             patches: kubernetes("patch").await,
             others: kubernetes("delete").await + kubernetes("other").await,
             jetstream: self.metric("jetwright_operator_jetstream_api_requests_total").await,
+            samples: self.metric("jetwright_operator_stats_requests_total").await,
             seconds: self.processor_seconds(),
         }
     }
@@ -148,7 +149,7 @@ impl World {
     }
 }
 
-/// What the operator has done. Requests to Kubernetes are without its watches.
+/// What the operator has done. Requests to Kubernetes are without its watches, and those to JetStream without its samples of figures.
 #[derive(Clone, Debug)]
 pub struct Counts {
     pub reconciles: u64,
@@ -157,6 +158,7 @@ pub struct Counts {
     pub patches: u64,
     pub others: u64,
     pub jetstream: u64,
+    pub samples: u64,
     pub seconds: f64,
 }
 
@@ -169,6 +171,7 @@ impl Counts {
             patches: self.patches - before.patches,
             others: self.others - before.others,
             jetstream: self.jetstream - before.jetstream,
+            samples: self.samples - before.samples,
             seconds: self.seconds - before.seconds,
         }
     }
