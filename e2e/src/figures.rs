@@ -38,13 +38,14 @@ pub fn require_operator() {
     );
 }
 
-/// One line with the median and the longest of some times.
+/// One line with the shortest, the median and the longest of some times.
 pub fn print_times(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
-    let (Some(median), Some(longest)) = (times.get(times.len().saturating_sub(1) / 2), times.last()) else {
+    let (Some(shortest), Some(longest)) = (times.first(), times.last()) else {
         println!("{what}: did not happen");
         return;
     };
-    let (count, median, longest) = (times.len(), median.as_secs_f64(), longest.as_secs_f64());
-    println!("{what} ({count} times): median {median:.2} s, longest {longest:.2} s");
+    let [shortest, median, longest] = [*shortest, times[(times.len() - 1) / 2], *longest]
+        .map(|time| format!("{:.2} s", time.as_secs_f64()));
+    println!("{what} ({} times): shortest {shortest}, median {median}, longest {longest}", times.len());
 }
