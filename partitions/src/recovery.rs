@@ -75,6 +75,8 @@ pub struct ConsumerState {
     pub ack_floor: u64,
     /// Deliveries that are not acknowledged.
     pub ack_pending: u64,
+    /// After which time it delivers them again.
+    pub ack_wait: Duration,
 }
 
 /// A delivery's number and its event's.
@@ -112,8 +114,6 @@ pub struct Recovery {
     owed: u64,
     /// Something arrived.
     has_received: bool,
-    /// After which time JetStream has delivered again what is unacknowledged and not here.
-    patience: Duration,
     /// What others may still acknowledge, from the first response on.
     inherited: Option<Inherited>,
     /// When this was complete the last time everything unacknowledged was here, and each delivery since has come.
@@ -135,9 +135,9 @@ struct Inherited {
 }
 
 impl Recovery {
-    /// In doubt: another process may have left deliveries unsettled. `ack_wait` is the consumer's.
+    /// In doubt: another process may have left deliveries unsettled.
     #[must_use]
-    pub fn new(ack_wait: Duration, now: Instant) -> Self {
+    pub fn new(now: Instant) -> Self {
         Self {
             expected: None,
             recovering_since: Some(now),
@@ -146,7 +146,6 @@ impl Recovery {
             asked: Vec::new(),
             owed: 0,
             has_received: false,
-            patience: ack_wait + TIMER_SLACK,
             inherited: None,
             is_whole: false,
             leadership: None,
@@ -272,7 +271,7 @@ impl Recovery {
         };
         let known = self.asked.iter().rfind(|(at, _)| *at <= asked_at).copied();
         self.asked.retain(|(at, _)| *at > asked_at);
-        let ConsumerState { delivered, ack_floor, ack_pending } = state;
+        let ConsumerState { delivered, ack_floor, ack_pending, ack_wait } = state;
         let counted = ack_floor + 1..=delivered.stream_sequence;
         let is_forgotten = newest_waiting.is_some_and(|newest| newest > delivered.stream_sequence);
         let owed = ack_pending.saturating_sub(in_flight(&counted)).max(is_forgotten.into());
@@ -288,7 +287,7 @@ impl Recovery {
         let is_forgetful = known.is_some_and(|(_, expected)| newest + 1 < expected);
         self.is_whole &= !is_forgetful;
         let is_certain = ((has_inherited || self.is_whole) && has_numbers)
-            || asked_at >= self.unchanged_since(recovering_since) + self.patience;
+            || asked_at >= self.unchanged_since(recovering_since) + ack_wait + TIMER_SLACK;
         if owed > 0 || !is_certain {
             return Progress::Owed(owed.max(1));
         }

@@ -2,14 +2,14 @@ use super::*;
 
 fn state(delivered: u64, ack_pending: u64) -> ConsumerState {
     let delivered = Delivered { consumer_sequence: delivered, stream_sequence: delivered * 10 };
-    ConsumerState { delivered, ack_floor: 20, ack_pending }
+    ConsumerState { delivered, ack_floor: 20, ack_pending, ack_wait: ACK_WAIT }
 }
 
 const ACK_WAIT: Duration = Duration::from_secs(10);
 
 /// In order, after ten deliveries.
 fn in_order(now: Instant) -> Recovery {
-    let mut recovery = Recovery::new(ACK_WAIT, now);
+    let mut recovery = Recovery::new(now);
     assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
     recovery
 }
@@ -95,7 +95,7 @@ fn jetstream_is_asked_at_once_and_then_from_time_to_time() {
 #[test]
 fn what_a_woken_predecessor_acknowledges_here_hides_nothing_that_is_owed() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(ACK_WAIT, now);
+    let mut recovery = Recovery::new(now);
     assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
     // One of the two is here, and acknowledged by the one before.
     assert_eq!(recovery.observed(state(10, 1), now, |_| 1, None), Progress::Owed(1));
@@ -131,7 +131,7 @@ fn where_a_killed_server_forgot_deliveries_their_numbers_are_expected_again() {
 #[test]
 fn jetstream_is_asked_at_once_when_as_much_arrived_as_was_owed() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(ACK_WAIT, now);
+    let mut recovery = Recovery::new(now);
     assert!(recovery.is_info_due(now));
     assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
     recovery.received(11);
@@ -143,7 +143,7 @@ fn jetstream_is_asked_at_once_when_as_much_arrived_as_was_owed() {
 #[test]
 fn nothing_is_asked_for_before_it_is_known_what_a_predecessor_had() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(ACK_WAIT, now);
+    let mut recovery = Recovery::new(now);
     assert!(!recovery.may_pull());
     recovery.observed(state(10, 2), now, |_| 0, None);
     assert!(recovery.may_pull());
@@ -153,7 +153,7 @@ fn nothing_is_asked_for_before_it_is_known_what_a_predecessor_had() {
 #[test]
 fn a_connection_that_is_made_before_the_first_delivery_changes_nothing_of_what_is_known() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(ACK_WAIT, now);
+    let mut recovery = Recovery::new(now);
     let later = now + Duration::from_millis(1);
     recovery.doubt(RecoveryCause::Reconnect, later);
     assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Unchanged);
@@ -165,7 +165,7 @@ fn a_connection_that_is_made_before_the_first_delivery_changes_nothing_of_what_i
 #[test]
 fn what_was_here_before_that_was_known_hides_nothing_that_is_owed() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(ACK_WAIT, now);
+    let mut recovery = Recovery::new(now);
     // One of two, which its predecessor acknowledges then.
     recovery.received(11);
     assert_eq!(recovery.observed(state(11, 1), now, |_| 1, None), Progress::Owed(1));
@@ -176,7 +176,7 @@ fn what_was_here_before_that_was_known_hides_nothing_that_is_owed() {
 #[test]
 fn a_late_acknowledgement_hides_no_delivery_that_was_lost_last() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(ACK_WAIT, now);
+    let mut recovery = Recovery::new(now);
     assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
     assert_eq!([11, 12].map(|number| recovery.received(number)), [None; 2]);
     // Number 13 is new, and lost, and one of the two is acknowledged by the predecessor.
@@ -205,7 +205,7 @@ fn with_another_leader_the_time_begins_anew_after_which_everything_was_delivered
     let patience = ACK_WAIT + TIMER_SLACK;
     // As a server that becomes leader again.
     for next in [led_by("b", ""), led_by("a", "later")] {
-        let mut recovery = Recovery::new(ACK_WAIT, now);
+        let mut recovery = Recovery::new(now);
         recovery.led_by(&led_by("a", ""), now);
         assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
         // One of the two is here, and acknowledged by the one before.
@@ -222,7 +222,7 @@ fn with_another_leader_the_time_begins_anew_after_which_everything_was_delivered
 #[test]
 fn a_delivery_that_is_lost_as_the_last_one_of_a_recovery_is_waited_for_until_it_comes_again() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(ACK_WAIT, now);
+    let mut recovery = Recovery::new(now);
     assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
     // One of the two, which is acknowledged by the one before. The other one is lost.
     assert_eq!(recovery.received(11), None);
@@ -239,7 +239,7 @@ fn a_delivery_that_is_lost_as_the_last_one_of_a_recovery_is_waited_for_until_it_
 #[test]
 fn deliveries_that_come_while_jetstream_is_asked_are_not_missing_for_long() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(ACK_WAIT, now);
+    let mut recovery = Recovery::new(now);
     assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
     recovery.received(11);
     let later = now + ACK_WAIT;
@@ -251,7 +251,7 @@ fn deliveries_that_come_while_jetstream_is_asked_are_not_missing_for_long() {
 #[test]
 fn after_an_unanswered_acknowledgement_nothing_is_waited_for_as_long_as_each_delivery_has_come() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(ACK_WAIT, now);
+    let mut recovery = Recovery::new(now);
     assert_eq!(recovery.observed(state(10, 3), now, |_| 0, None), Progress::Owed(3));
     (11..=13).for_each(|number| assert_eq!(recovery.received(number), None));
     recovery.doubt(RecoveryCause::UnansweredAck, now);
@@ -275,4 +275,16 @@ fn after_an_unanswered_acknowledgement_nothing_is_waited_for_as_long_as_each_del
     lossy.doubt(RecoveryCause::SequenceGap, now);
     lossy.doubt(RecoveryCause::UnansweredAck, now);
     assert_eq!(lossy.observed(state(15, 3), now, |_| 3, None), Progress::Owed(1));
+}
+
+#[test]
+fn as_long_is_waited_as_jetstream_says_now() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    recovery.received(11);
+    recovery.doubt(RecoveryCause::Reconnect, now);
+    let (later, over) = (now + ACK_WAIT + TIMER_SLACK, now + 2 * ACK_WAIT + TIMER_SLACK);
+    let slower = ConsumerState { ack_wait: 2 * ACK_WAIT, ..state(11, 1) };
+    assert_eq!(recovery.observed(slower, later, |_| 1, None), Progress::Owed(1));
+    assert_eq!(recovery.observed(slower, over, |_| 1, None), Progress::Complete);
 }

@@ -1,7 +1,10 @@
 //! The JetStream consumer of one partition, as far as order goes: redeliveries in the order of their naks and time-outs, open pull
 //! requests served in turn, and what a change of its leader forgets.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
 
 use jetwright_partitions::recovery::{ConsumerState, Delivered, Leadership};
 
@@ -141,6 +144,7 @@ impl Consumer {
             delivered: Delivered { consumer_sequence: self.number, stream_sequence: self.delivered },
             ack_floor: floor,
             ack_pending: self.pending.len() as u64,
+            ack_wait: Duration::from_millis(ACK_WAIT),
         }
     }
 

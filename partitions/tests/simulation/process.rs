@@ -225,7 +225,7 @@ impl Process {
         self.next_loop += 1;
         let events = Loop {
             id: self.next_loop + 1_000 * self.incarnation + 1_000_000 * self.index as u64,
-            recovery: Recovery::new(Duration::from_millis(ACK_WAIT), self.instant(now)),
+            recovery: Recovery::new(self.instant(now)),
             held: BTreeMap::new(),
             settled: BTreeSet::new(),
             is_draining: false,

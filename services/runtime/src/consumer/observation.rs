@@ -1,6 +1,6 @@
 //! The newest state of the consumer, for all parts of the loop, and requests for a newer one.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use jetwright_partitions::recovery::{ConsumerState, Delivered, Leadership};
 use serde::Deserialize;
@@ -34,6 +34,7 @@ impl ConsumerInfo {
             delivered: Delivered { consumer_sequence: consumer_seq, stream_sequence: stream_seq },
             ack_floor: self.ack_floor.stream_seq,
             ack_pending: self.num_ack_pending,
+            ack_wait: self.config.ack_wait(),
         }
     }
 }
@@ -55,12 +56,17 @@ pub(super) struct ConsumerConfig {
     pub(super) max_bytes: i64,
     pub(super) max_waiting: i64,
     /// In nanoseconds.
-    pub(super) ack_wait: i64,
+    ack_wait: i64,
     filter_subject: String,
     filter_subjects: Vec<String>,
 }
 
 impl ConsumerConfig {
+    /// How long a delivery may be unacknowledged before it comes again.
+    pub(super) fn ack_wait(&self) -> Duration {
+        Duration::from_nanos(u64::try_from(self.ack_wait).unwrap_or_default())
+    }
+
     /// The subjects of the events that it delivers.
     pub(super) fn filters(&self) -> Vec<&str> {
         let several = self.filter_subjects.iter().map(String::as_str);

@@ -130,6 +130,12 @@ impl<H> ConsumerLoop<H> {
         usize::try_from(self.binding.max_ack_pending.min(held).max(1)).unwrap_or(usize::MAX)
     }
 
+    /// How long a delivery may be unacknowledged before it comes again: as JetStream last said, since it may be changed before the pods are.
+    pub(super) fn ack_wait(&self) -> Duration {
+        let said = self.discovery.latest.borrow().as_ref().map(|latest| latest.info.config.ack_wait());
+        said.filter(|said| !said.is_zero()).unwrap_or(self.binding.ack_wait.0)
+    }
+
     /// How long a pull request may last that is sent now; `None` while the lease is over.
     pub(super) fn pull_expiry(&self) -> Option<Duration> {
         self.tenure.as_ref().map_or(Some(Duration::MAX), |tenure| tenure.pull_expiry())

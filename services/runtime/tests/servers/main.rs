@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on fails")]
 
 mod accounts;
+mod ack_wait;
 mod aggregate;
 mod attack;
 mod away;

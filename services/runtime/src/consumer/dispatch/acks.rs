@@ -108,7 +108,7 @@ impl<H: Handler> Dispatcher<H> {
     ///
     /// `is_permitted` says whether acknowledgements can be sent, if JetStream has just responded.
     pub(super) async fn send_due_acks(&mut self, now: Instant, is_permitted: Option<bool>) {
-        let half = self.consumer.binding.ack_wait.0 / 2;
+        let half = self.consumer.ack_wait() / 2;
         // An in-progress acknowledgement does no harm, whichever event has its sequence.
         let can_say_in_progress = self.link.borrow().connected && self.may_hold();
         let (mut in_progress, mut due) = (Vec::new(), Vec::new());

@@ -108,7 +108,7 @@ impl<H: Handler> Dispatcher<H> {
             self.confirmations = None;
         }
         let now = Instant::now();
-        let half = self.consumer.binding.ack_wait.0 / 2;
+        let half = self.consumer.ack_wait() / 2;
         for (_, held) in self.in_flight.iter_mut() {
             match &mut held.state {
                 State::Settling(ack) => ack.suspend(),

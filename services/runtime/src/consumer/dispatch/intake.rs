@@ -103,8 +103,10 @@ impl<H: Handler> Dispatcher<H> {
             }
             // JetStream did not receive its acknowledgement.
             State::Settling(ack) => ack.repeat(now),
-            // It is being handled, and JetStream had no acknowledgement in time; or another consumer delivers it too.
-            State::Waiting(_) | State::Paused(..) | State::Running | State::Returned => {}
+            // It is being handled, and JetStream had no acknowledgement in time: it may wait for less time now. Or another consumer delivers it too.
+            State::Waiting(_) | State::Paused(..) | State::Running | State::Returned => {
+                self.consumer.discovery.recheck();
+            }
         }
         held.reply = delivered.reply.clone();
         (held.in_progress_at, held.delivered_at) = (now, now);

@@ -126,7 +126,7 @@ enum ExclusiveRun {
 
 impl<H: Handler> Dispatcher<H> {
     pub(super) fn new(consumer: Arc<ConsumerLoop<H>>, pool: Arc<HandlerPool>) -> Self {
-        let (ordering, ack_wait) = (consumer.binding.ordering.clone(), consumer.binding.ack_wait.0);
+        let ordering = consumer.binding.ordering.clone();
         let concurrency = usize::try_from(consumer.runner.options.concurrency.max(1)).unwrap_or(usize::MAX);
         // There may be a thousand partitions, most of them idle.
         let expected = if consumer.tenure.is_some() { 0 } else { consumer.capacity() };
@@ -137,8 +137,7 @@ impl<H: Handler> Dispatcher<H> {
             results: Vec::new(),
             in_flight: InFlight::with_capacity(expected),
             ended: RecentlySettled::default(),
-            order: ordering
-                .map(|ordering| Order::new(ordering.key_tokens, ack_wait, concurrency, Instant::now())),
+            order: ordering.map(|ordering| Order::new(ordering.key_tokens, concurrency, Instant::now())),
             next: VecDeque::new(),
             running: 0,
             concurrency,

@@ -1,7 +1,5 @@
 //! The additional state of an ordered consumer. Pure.
 
-use std::time::Duration;
-
 use jetwright_partitions::{recovery::Recovery, sentinel::OrderSentinel};
 use tokio::time::Instant;
 
@@ -16,11 +14,11 @@ pub(super) struct Order {
 
 impl Order {
     /// With room for so many keys at once.
-    pub(super) fn new(key_tokens: Vec<u32>, ack_wait: Duration, room: usize, now: Instant) -> Self {
+    pub(super) fn new(key_tokens: Vec<u32>, room: usize, now: Instant) -> Self {
         Self {
             key_tokens: KeyTokens::new(key_tokens),
             queue: KeyedQueue::new(room),
-            recovery: Recovery::new(ack_wait, now.into_std()),
+            recovery: Recovery::new(now.into_std()),
             sentinel: OrderSentinel::default(),
         }
     }

@@ -43,7 +43,6 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
     let (created, scanned_up_to) = (String::new(), HashMap::new());
     let (pending, ended) = (Vec::new(), VecDeque::new());
     let mut scanner = Scanner { consumer, created, scanned_up_to, pending, ended };
-    let retry_interval = scanner.hold_interval();
     loop {
         tokio::select! {
             () = consumer.suspicion.suspected.notified() => {
@@ -55,7 +54,7 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
                     consumer.capacity_freed.notify_one();
                 }
             }
-            () = sleep(retry_interval), if !scanner.pending.is_empty() => scanner.retry_pending().await,
+            () = sleep(scanner.hold_interval()), if !scanner.pending.is_empty() => scanner.retry_pending().await,
         }
     }
 }
@@ -215,7 +214,7 @@ impl<H: Handler> Scanner<'_, H> {
 
     /// How often JetStream gets in-progress acknowledgements of what is pending.
     fn hold_interval(&self) -> Duration {
-        RETRY_INTERVAL.min(self.consumer.binding.ack_wait.0 / 4)
+        RETRY_INTERVAL.min(self.consumer.ack_wait() / 4)
     }
 
     /// As [`end`](Self::end), while everything that is pending stays in progress.

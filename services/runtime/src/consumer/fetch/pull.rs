@@ -62,14 +62,13 @@ impl RequestLimits {
     /// From its configuration, in which 0 is no limit.
     fn new(config: &ConsumerConfig) -> Self {
         let limit = |value: i64| usize::try_from(value).ok().filter(|value| *value > 0).unwrap_or(usize::MAX);
-        let ack_wait = Duration::from_nanos(u64::try_from(config.ack_wait).unwrap_or_default());
         let expires = u64::try_from(config.max_expires).ok().filter(|nanoseconds| *nanoseconds > 0);
         Self {
             batch: limit(config.max_batch),
             expires: expires.map_or(Duration::MAX, Duration::from_nanos),
             bytes: limit(config.max_bytes),
             open_requests: limit(config.max_waiting),
-            overdraft_interval: MIN_OVERDRAFT_INTERVAL.max(ack_wait / OVERDRAFTS),
+            overdraft_interval: MIN_OVERDRAFT_INTERVAL.max(config.ack_wait() / OVERDRAFTS),
         }
     }
 }
