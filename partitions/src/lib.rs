@@ -42,6 +42,7 @@ mod deaths;
 mod documentation;
 pub mod keys;
 pub mod lease;
+mod lost;
 pub mod membership;
 pub mod observer;
 pub mod owner;

@@ -10,6 +10,9 @@
 //! whole, and every delivery since, by its number. Otherwise the time has to be over after which JetStream delivers it again. It begins anew with
 //! another leader, which delivers nothing until it is elected and asked again, and where a delivery is seen to be missing.
 //!
+//! Nor does JetStream count an event that is removed from the stream while it waits here. So each delivery that was lost, by its number, has to come
+//! again too.
+//!
 //! What is owed may come after as much that is new as the consumer lets go unacknowledged, so a recovery needs room for all of that.
 
 use std::{
@@ -18,6 +21,8 @@ use std::{
 };
 
 use serde::Deserialize;
+
+use crate::lost::Lost;
 
 /// Who leads a consumer, and since when: `cluster` of CONSUMER.INFO. Both are empty where JetStream does not say so.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -114,6 +119,7 @@ pub struct Recovery {
     owed: u64,
     /// Something arrived.
     has_received: bool,
+    lost: Lost,
     /// What others may still acknowledge, from the first response on.
     inherited: Option<Inherited>,
     /// When this was complete the last time everything unacknowledged was here, and each delivery since has come.
@@ -146,6 +152,7 @@ impl Recovery {
             asked: Vec::new(),
             owed: 0,
             has_received: false,
+            lost: Lost::default(),
             inherited: None,
             is_whole: false,
             leadership: None,
@@ -173,9 +180,11 @@ impl Recovery {
         now.saturating_duration_since(self.began)
     }
 
-    /// A delivery of this number arrived; returns its doubt about the order, if any.
-    pub fn received(&mut self, consumer_sequence: u64) -> Option<RecoveryCause> {
+    /// A delivery of this number arrived; returns its doubt about the order, if any. `is_owed` says that its event was delivered before and is not
+    /// here.
+    pub fn received(&mut self, consumer_sequence: u64, is_owed: bool) -> Option<RecoveryCause> {
         self.has_received = true;
+        self.lost.received(consumer_sequence, is_owed);
         if self.owed > 0 {
             self.owed -= 1;
             // This may have been the last one.
@@ -235,6 +244,7 @@ impl Recovery {
             });
             if is_first {
                 self.expected = Some(delivered.consumer_sequence + 1);
+                self.lost = Lost::from(self.expected);
             }
         }
         self.inherited
@@ -274,19 +284,22 @@ impl Recovery {
         let ConsumerState { delivered, ack_floor, ack_pending, ack_wait } = state;
         let counted = ack_floor + 1..=delivered.stream_sequence;
         let is_forgotten = newest_waiting.is_some_and(|newest| newest > delivered.stream_sequence);
-        let owed = ack_pending.saturating_sub(in_flight(&counted)).max(is_forgotten.into());
+        let counted = in_flight(&counted);
+        let owed = ack_pending.saturating_sub(counted).max(is_forgotten.into());
         self.owed = owed;
         let here = in_flight(&(ack_floor + 1..=inherited.delivered));
         let has_inherited = here == 0 || inherited.unacknowledged.is_some_and(|all| here >= all);
         let newest = delivered.consumer_sequence;
-        let has_numbers = self.expected.is_none_or(|expected| newest < expected);
+        let has_numbers = self.lost.knows(newest);
         self.missing = self.missing.filter(|(number, _)| !has_numbers && *number == newest);
         if !has_numbers {
             self.missing.get_or_insert((newest, asked_at));
         }
         let is_forgetful = known.is_some_and(|(_, expected)| newest + 1 < expected);
         self.is_whole &= !is_forgetful;
-        let is_certain = ((has_inherited || self.is_whole) && has_numbers)
+        // Without any of them here, none stands for another.
+        let has_all = counted == 0 || (has_numbers && self.lost.is_none());
+        let is_certain = ((has_inherited || self.is_whole) && has_all)
             || asked_at >= self.unchanged_since(recovering_since) + ack_wait + TIMER_SLACK;
         if owed > 0 || !is_certain {
             return Progress::Owed(owed.max(1));
@@ -304,6 +317,7 @@ impl Recovery {
         self.asked.clear();
         self.owed = 0;
         self.expected = self.expected.max(Some(newest + 1));
+        self.lost = Lost::from(self.expected);
         Progress::Complete
     }
 }

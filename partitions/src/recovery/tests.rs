@@ -5,6 +5,11 @@ fn state(delivered: u64, ack_pending: u64) -> ConsumerState {
     ConsumerState { delivered, ack_floor: 20, ack_pending, ack_wait: ACK_WAIT }
 }
 
+/// Of what is here, so much was delivered since.
+fn since_then(count: u64) -> impl Fn(&RangeInclusive<u64>) -> u64 {
+    move |counted| if *counted.end() == 100 { 0 } else { count }
+}
+
 const ACK_WAIT: Duration = Duration::from_secs(10);
 
 /// In order, after ten deliveries.
@@ -18,17 +23,17 @@ fn in_order(now: Instant) -> Recovery {
 fn deliveries_without_a_hole_raise_no_doubt() {
     let mut recovery = in_order(Instant::now());
     assert!(!recovery.is_active());
-    assert_eq!([11, 12, 13].map(|number| recovery.received(number)), [None; 3]);
-    assert_eq!(recovery.received(15), Some(RecoveryCause::SequenceGap));
-    assert_eq!(recovery.received(16), None);
-    assert_eq!(recovery.received(12), Some(RecoveryCause::SequenceBack));
-    assert_eq!(recovery.received(13), None);
+    assert_eq!([11, 12, 13].map(|number| recovery.received(number, false)), [None; 3]);
+    assert_eq!(recovery.received(15, false), Some(RecoveryCause::SequenceGap));
+    assert_eq!(recovery.received(16, false), None);
+    assert_eq!(recovery.received(12, false), Some(RecoveryCause::SequenceBack));
+    assert_eq!(recovery.received(13, false), None);
 }
 
 #[test]
 fn the_first_delivery_after_a_recovery_is_the_one_after_what_jetstream_delivered() {
     let mut recovery = in_order(Instant::now());
-    assert_eq!(recovery.received(12), Some(RecoveryCause::SequenceGap));
+    assert_eq!(recovery.received(12, false), Some(RecoveryCause::SequenceGap));
 }
 
 #[test]
@@ -37,15 +42,19 @@ fn it_is_over_when_nothing_is_unacknowledged_but_what_is_here() {
     let mut recovery = in_order(now);
     assert!(recovery.doubt(RecoveryCause::SequenceGap, now));
     assert!(!recovery.doubt(RecoveryCause::SequenceGap, now));
-    recovery.received(14);
-    let owed = |recovery: &mut Recovery, in_flight: u64| {
-        let in_flight = |counted: &_| if *counted == (21..=140) { in_flight } else { 0 };
-        recovery.observed(state(14, 4), now, in_flight, None)
+    recovery.received(14, false);
+    let owed = |recovery: &mut Recovery, delivered: u64, in_flight: u64| {
+        let range = 21..=delivered * 10;
+        let in_flight = |counted: &_| if *counted == range { in_flight } else { 0 };
+        recovery.observed(state(delivered, 4), now, in_flight, None)
     };
-    assert_eq!([owed(&mut recovery, 1), owed(&mut recovery, 3)], [Progress::Owed(3), Progress::Owed(1)]);
+    assert_eq!(owed(&mut recovery, 14, 1), Progress::Owed(3));
+    assert_eq!([15, 16].map(|number| recovery.received(number, true)), [None; 2]);
+    assert_eq!(owed(&mut recovery, 16, 3), Progress::Owed(1));
     assert!(recovery.is_active());
-    assert_eq!(owed(&mut recovery, 4), Progress::Complete);
-    assert_eq!(owed(&mut recovery, 4), Progress::Unchanged);
+    recovery.received(17, true);
+    assert_eq!(owed(&mut recovery, 17, 4), Progress::Complete);
+    assert_eq!(owed(&mut recovery, 17, 4), Progress::Unchanged);
 }
 
 #[test]
@@ -56,7 +65,7 @@ fn what_a_killed_server_has_not_delivered_again_is_owed() {
     let progress =
         |recovery: &mut Recovery, delivered| recovery.observed(state(delivered, 0), now, |_| 0, Some(105));
     assert_eq!(progress(&mut recovery, 10), Progress::Owed(1));
-    recovery.received(11);
+    recovery.received(11, false);
     assert_eq!(progress(&mut recovery, 11), Progress::Complete);
 }
 
@@ -75,12 +84,12 @@ fn an_answer_to_an_older_question_says_nothing() {
 fn after_a_new_connection_numbers_begin_anywhere() {
     let now = Instant::now();
     let mut recovery = in_order(now);
-    recovery.received(11);
+    recovery.received(11, false);
     recovery.doubt(RecoveryCause::Reconnect, now);
-    assert_eq!([4, 5].map(|number| recovery.received(number)), [None, None]);
-    assert_eq!(recovery.received(7), Some(RecoveryCause::SequenceGap));
+    assert_eq!([4, 5].map(|number| recovery.received(number, false)), [None, None]);
+    assert_eq!(recovery.received(7, false), Some(RecoveryCause::SequenceGap));
     assert_eq!(recovery.observed(state(7, 0), now, |_| 0, None), Progress::Complete);
-    assert_eq!(recovery.received(8), None);
+    assert_eq!(recovery.received(8, false), None);
 }
 
 #[test]
@@ -105,27 +114,25 @@ fn what_a_woken_predecessor_acknowledges_here_hides_nothing_that_is_owed() {
     assert_eq!(recovery.observed(state(10, 1), later, |_| 1, None), Progress::Complete);
     // As long as they are here, another doubt takes as long.
     recovery.doubt(RecoveryCause::SequenceGap, later);
-    recovery.received(14);
+    recovery.received(14, false);
+    assert_eq!([15, 16, 17].map(|number| recovery.received(number, true)), [None; 3]);
     let counts = |counted: &RangeInclusive<u64>| if *counted.end() == 100 { 1 } else { 3 };
-    assert_eq!(recovery.observed(state(14, 2), later, counts, None), Progress::Owed(1));
-    assert_eq!(
-        recovery.observed(state(14, 2), later, |counted| if *counted.end() == 100 { 0 } else { 2 }, None),
-        Progress::Complete
-    );
+    assert_eq!(recovery.observed(state(17, 2), later, counts, None), Progress::Owed(1));
+    assert_eq!(recovery.observed(state(17, 2), later, since_then(2), None), Progress::Complete);
 }
 
 #[test]
 fn where_a_killed_server_forgot_deliveries_their_numbers_are_expected_again() {
     let now = Instant::now();
     let mut recovery = in_order(now);
-    recovery.received(11);
+    recovery.received(11, false);
     recovery.doubt(RecoveryCause::UnansweredAck, now);
     assert!(recovery.is_info_due(now));
     assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Owed(1));
     assert!(recovery.is_info_due(now));
     assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
     // The one with number 11 was lost.
-    assert_eq!(recovery.received(12), Some(RecoveryCause::SequenceGap));
+    assert_eq!(recovery.received(12, false), Some(RecoveryCause::SequenceGap));
 }
 
 #[test]
@@ -134,9 +141,9 @@ fn jetstream_is_asked_at_once_when_as_much_arrived_as_was_owed() {
     let mut recovery = Recovery::new(now);
     assert!(recovery.is_info_due(now));
     assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
-    recovery.received(11);
+    recovery.received(11, false);
     assert!(!recovery.is_info_due(now));
-    recovery.received(12);
+    recovery.received(12, false);
     assert_eq!([now, now].map(|now| recovery.is_info_due(now)), [true, false]);
 }
 
@@ -147,7 +154,7 @@ fn nothing_is_asked_for_before_it_is_known_what_a_predecessor_had() {
     assert!(!recovery.may_pull());
     recovery.observed(state(10, 2), now, |_| 0, None);
     assert!(recovery.may_pull());
-    assert_eq!(recovery.received(12), Some(RecoveryCause::SequenceGap), "the first delivery was lost");
+    assert_eq!(recovery.received(12, false), Some(RecoveryCause::SequenceGap), "the first delivery was lost");
 }
 
 #[test]
@@ -158,7 +165,7 @@ fn a_connection_that_is_made_before_the_first_delivery_changes_nothing_of_what_i
     recovery.doubt(RecoveryCause::Reconnect, later);
     assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Unchanged);
     recovery.doubt(RecoveryCause::Reconnect, later);
-    assert_eq!([11, 12].map(|number| recovery.received(number)), [None; 2]);
+    assert_eq!([11, 12].map(|number| recovery.received(number, false)), [None; 2]);
     assert_eq!(recovery.observed(state(12, 2), later, |_| 2, None), Progress::Complete);
 }
 
@@ -167,7 +174,7 @@ fn what_was_here_before_that_was_known_hides_nothing_that_is_owed() {
     let now = Instant::now();
     let mut recovery = Recovery::new(now);
     // One of two, which its predecessor acknowledges then.
-    recovery.received(11);
+    recovery.received(11, false);
     assert_eq!(recovery.observed(state(11, 1), now, |_| 1, None), Progress::Owed(1));
     let later = now + ACK_WAIT + TIMER_SLACK;
     assert_eq!(recovery.observed(state(11, 1), later, |_| 1, None), Progress::Complete);
@@ -178,10 +185,10 @@ fn a_late_acknowledgement_hides_no_delivery_that_was_lost_last() {
     let now = Instant::now();
     let mut recovery = Recovery::new(now);
     assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
-    assert_eq!([11, 12].map(|number| recovery.received(number)), [None; 2]);
+    assert_eq!([11, 12].map(|number| recovery.received(number, false)), [None; 2]);
     // Number 13 is new, and lost, and one of the two is acknowledged by the predecessor.
     assert_eq!(recovery.observed(state(13, 2), now, |_| 2, None), Progress::Owed(1));
-    assert_eq!(recovery.received(14), Some(RecoveryCause::SequenceGap), "it comes again");
+    assert_eq!(recovery.received(14, false), Some(RecoveryCause::SequenceGap), "it comes again");
 }
 
 #[test]
@@ -190,9 +197,9 @@ fn deliveries_that_come_after_the_question_are_none_that_were_forgotten() {
     let mut recovery = in_order(now);
     recovery.doubt(RecoveryCause::UnansweredAck, now);
     assert!(recovery.is_info_due(now));
-    recovery.received(11);
+    recovery.received(11, false);
     assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
-    assert_eq!(recovery.received(12), None);
+    assert_eq!(recovery.received(12, false), None);
 }
 
 fn led_by(leader: &str, leader_since: &str) -> Leadership {
@@ -225,11 +232,11 @@ fn a_delivery_that_is_lost_as_the_last_one_of_a_recovery_is_waited_for_until_it_
     let mut recovery = Recovery::new(now);
     assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
     // One of the two, which is acknowledged by the one before. The other one is lost.
-    assert_eq!(recovery.received(11), None);
+    assert_eq!(recovery.received(11, false), None);
     let later = now + ACK_WAIT + TIMER_SLACK;
     assert_eq!(recovery.observed(state(12, 1), later, |_| 1, None), Progress::Owed(1));
     let mut alone = recovery.clone();
-    assert_eq!(recovery.received(13), Some(RecoveryCause::SequenceGap));
+    assert_eq!(recovery.received(13, false), Some(RecoveryCause::SequenceGap));
     // Where it was acknowledged meanwhile, nothing comes any more.
     assert_eq!(alone.observed(state(12, 1), later + ACK_WAIT, |_| 1, None), Progress::Owed(1));
     let latest = later + ACK_WAIT + TIMER_SLACK;
@@ -241,10 +248,10 @@ fn deliveries_that_come_while_jetstream_is_asked_are_not_missing_for_long() {
     let now = Instant::now();
     let mut recovery = Recovery::new(now);
     assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
-    recovery.received(11);
+    recovery.received(11, false);
     let later = now + ACK_WAIT;
     assert_eq!(recovery.observed(state(12, 2), later, |_| 1, None), Progress::Owed(1));
-    recovery.received(12);
+    recovery.received(12, false);
     assert_eq!(recovery.observed(state(12, 1), later + TIMER_SLACK, |_| 1, None), Progress::Complete);
 }
 
@@ -253,7 +260,7 @@ fn after_an_unanswered_acknowledgement_nothing_is_waited_for_as_long_as_each_del
     let now = Instant::now();
     let mut recovery = Recovery::new(now);
     assert_eq!(recovery.observed(state(10, 3), now, |_| 0, None), Progress::Owed(3));
-    (11..=13).for_each(|number| assert_eq!(recovery.received(number), None));
+    (11..=13).for_each(|number| assert_eq!(recovery.received(number, false), None));
     recovery.doubt(RecoveryCause::UnansweredAck, now);
     assert_eq!(recovery.observed(state(13, 3), now, |_| 3, None), Progress::Complete);
     // Two of them are here, and one of these is acknowledged by the one before.
@@ -271,7 +278,7 @@ fn after_an_unanswered_acknowledgement_nothing_is_waited_for_as_long_as_each_del
         "one is under way, or lost"
     );
     // The next doubt is another one.
-    assert_eq!(lossy.received(15), Some(RecoveryCause::SequenceGap));
+    assert_eq!(lossy.received(15, false), Some(RecoveryCause::SequenceGap));
     lossy.doubt(RecoveryCause::SequenceGap, now);
     lossy.doubt(RecoveryCause::UnansweredAck, now);
     assert_eq!(lossy.observed(state(15, 3), now, |_| 3, None), Progress::Owed(1));
@@ -281,10 +288,37 @@ fn after_an_unanswered_acknowledgement_nothing_is_waited_for_as_long_as_each_del
 fn as_long_is_waited_as_jetstream_says_now() {
     let now = Instant::now();
     let mut recovery = in_order(now);
-    recovery.received(11);
+    recovery.received(11, false);
     recovery.doubt(RecoveryCause::Reconnect, now);
     let (later, over) = (now + ACK_WAIT + TIMER_SLACK, now + 2 * ACK_WAIT + TIMER_SLACK);
     let slower = ConsumerState { ack_wait: 2 * ACK_WAIT, ..state(11, 1) };
     assert_eq!(recovery.observed(slower, later, |_| 1, None), Progress::Owed(1));
     assert_eq!(recovery.observed(slower, over, |_| 1, None), Progress::Complete);
+}
+
+#[test]
+fn what_is_removed_from_the_stream_while_it_waits_here_stands_for_nothing_that_is_owed() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    // Number 11 is lost. Of the two behind it one is removed from the stream.
+    assert_eq!(recovery.received(12, false), Some(RecoveryCause::SequenceGap));
+    recovery.doubt(RecoveryCause::SequenceGap, now);
+    recovery.received(13, false);
+    assert_eq!(recovery.observed(state(13, 2), now, since_then(2), None), Progress::Owed(1));
+    let later = now + ACK_WAIT + TIMER_SLACK;
+    assert_eq!(recovery.clone().observed(state(13, 2), later, since_then(2), None), Progress::Complete);
+    recovery.received(14, true);
+    assert_eq!(recovery.observed(state(14, 2), now, since_then(3), None), Progress::Complete);
+}
+
+#[test]
+fn over_a_new_connection_as_much_is_lost_as_was_delivered_meanwhile() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    recovery.received(11, false);
+    recovery.doubt(RecoveryCause::Reconnect, now);
+    // Number 12 was lost, and number 11 is removed from the stream.
+    assert_eq!(recovery.observed(state(12, 1), now, since_then(1), None), Progress::Owed(1));
+    assert_eq!(recovery.received(13, true), None);
+    assert_eq!(recovery.observed(state(13, 1), now, since_then(2), None), Progress::Complete);
 }

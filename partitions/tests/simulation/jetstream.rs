@@ -20,13 +20,22 @@ pub struct Pull {
     pub batch: usize,
 }
 
+/// An event that is delivered.
+#[derive(Clone, Copy, Debug)]
+pub struct Delivery {
+    /// Its number among those of the consumer.
+    pub consumer_sequence: u64,
+    pub sequence: u64,
+    /// The event was delivered before, as far as this leader knows.
+    pub is_again: bool,
+}
+
 /// What is sent to a process.
 #[derive(Debug)]
 pub struct Sent {
     pub process: usize,
     pub incarnation: u64,
-    pub consumer_sequence: u64,
-    pub sequence: u64,
+    pub delivery: Delivery,
 }
 
 #[derive(Debug, Default)]
@@ -74,7 +83,8 @@ impl Consumer {
             self.number += 1;
             self.delivered = self.delivered.max(sequence);
             let Pull { process, incarnation, .. } = pull;
-            sent.push(Sent { process, incarnation, consumer_sequence: self.number, sequence });
+            let delivery = Delivery { consumer_sequence: self.number, sequence, is_again: !is_new };
+            sent.push(Sent { process, incarnation, delivery });
             pull.batch -= 1;
             if pull.batch > 0 {
                 self.pulls.push_back(pull);

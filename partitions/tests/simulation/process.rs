@@ -14,7 +14,7 @@ use jetwright_partitions::{
     recovery::{ConsumerState, Leadership, Progress, Recovery, RecoveryCause},
 };
 
-use crate::jetstream::{ACK_WAIT, MAX_ACK_PENDING};
+use crate::jetstream::{ACK_WAIT, Delivery, MAX_ACK_PENDING};
 
 const ROOM: usize = 12;
 const ACK_REPEAT: u64 = 2_000;
@@ -271,13 +271,15 @@ impl Process {
         }
     }
 
-    pub fn delivered(&mut self, partition: u32, consumer_sequence: u64, sequence: u64, key: u32, now: u64) {
+    pub fn delivered(&mut self, partition: u32, delivery: Delivery, key: u32, now: u64) {
         let instant = self.instant(now);
+        let Delivery { consumer_sequence, sequence, is_again } = delivery;
         let Some(events) = self.loops.get_mut(&partition) else { return };
         if let Some((_, left)) = &mut events.pull {
             *left = left.saturating_sub(1);
         }
-        if let Some(doubt) = events.recovery.received(consumer_sequence) {
+        let is_here = events.held.contains_key(&sequence) || events.settled.contains(&sequence);
+        if let Some(doubt) = events.recovery.received(consumer_sequence, is_again && !is_here) {
             events.recovery.doubt(doubt, instant);
         }
         if events.settled.contains(&sequence) {

@@ -25,7 +25,7 @@ use jetwright_partitions::{
 use self::division::Division;
 use crate::{
     bucket::Bucket,
-    jetstream::{Consumer, Pull, Sent},
+    jetstream::{Consumer, Delivery, Pull, Sent},
     process::{Effect, Process},
     rng::Rng,
 };
@@ -66,8 +66,7 @@ enum Message {
     Synced,
     Delivery {
         partition: u32,
-        consumer_sequence: u64,
-        sequence: u64,
+        delivery: Delivery,
     },
     Confirmed {
         partition: u32,

@@ -160,17 +160,16 @@ impl World {
         if !self.nats_up {
             return;
         }
-        for Sent { process, incarnation, consumer_sequence, sequence } in
-            self.consumers[partition as usize].serve(self.now)
-        {
+        for Sent { process, incarnation, delivery } in self.consumers[partition as usize].serve(self.now) {
             let node = Node::Process(process, incarnation);
+            let Delivery { consumer_sequence, sequence, .. } = delivery;
             let is_lost = self.is_lossy && self.rng.permille(10);
             let lost = if is_lost { " (lost)" } else { "" };
             self.note(format!(
                 "delivery {consumer_sequence} of {sequence}, partition {partition}, to {node:?}{lost}"
             ));
             if !is_lost && self.is_reachable(node) {
-                self.send(node, Message::Delivery { partition, consumer_sequence, sequence }, 40);
+                self.send(node, Message::Delivery { partition, delivery }, 40);
             }
         }
     }
@@ -244,9 +243,9 @@ impl World {
             Message::Watched(key, revision, value) => {
                 process.participant.observed(&key, Value::Bytes(revision, value.as_bytes()), clocks).unwrap();
             }
-            Message::Delivery { partition, consumer_sequence, sequence } => {
-                let (_, key) = self.stream[usize::try_from(sequence).unwrap() - 1];
-                process.delivered(partition, consumer_sequence, sequence, key, now);
+            Message::Delivery { partition, delivery } => {
+                let (_, key) = self.stream[usize::try_from(delivery.sequence).unwrap() - 1];
+                process.delivered(partition, delivery, key, now);
             }
             Message::Confirmed { partition, sequence } => {
                 if process.confirmed(partition, sequence) {

@@ -26,6 +26,7 @@ mod projection;
 mod proxy;
 mod publish;
 mod reading;
+mod removed;
 mod sharing;
 mod state;
 mod stored_subjects;

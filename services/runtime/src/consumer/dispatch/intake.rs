@@ -53,8 +53,10 @@ impl<H: Handler> Dispatcher<H> {
                 figures.pending = delivered.metadata.lag;
             });
         }
-        let doubt =
-            self.order.as_mut().and_then(|order| order.recovery.received(delivered.consumer_sequence));
+        let has_ended = self.ended.contains(sequence, event_time, delivered.metadata.attempt, now);
+        let is_owed = delivered.metadata.attempt > 1 && !has_ended && self.in_flight.find(sequence).is_none();
+        let number = delivered.consumer_sequence;
+        let doubt = self.order.as_mut().and_then(|order| order.recovery.received(number, is_owed));
         if let Some(doubt) = doubt {
             self.begin_recovery(doubt, now);
         }
@@ -69,7 +71,6 @@ impl<H: Handler> Dispatcher<H> {
         }
         let key = self.order.as_ref().map(|order| order.key_tokens.key(&delivered.metadata.subject));
         let (reply, size) = (delivered.reply.clone(), delivered.size);
-        let has_ended = self.ended.contains(sequence, event_time, delivered.metadata.attempt, now);
         let (key, state) = if has_ended {
             (None, State::Settling(PendingAck::new(&Settlement::Ack, now)))
         } else {

@@ -1,0 +1,80 @@
+//! How many deliveries were lost and still have to come again, by the holes between their numbers. Pure.
+//!
+//! The number of what is unacknowledged does not say it: JetStream stops counting an event that is removed from its stream (by a limit of
+//! its subject, a time to live, or somebody who deletes it), also where it waits here, and it would stand for one that is owed.
+
+/// The lost deliveries of one consumer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Lost {
+    /// The number of the next delivery, if known: also over a new connection, on which some may be lost.
+    next: Option<u64>,
+    count: u64,
+}
+
+impl From<Option<u64>> for Lost {
+    /// All that have a lower number are here.
+    fn from(next: Option<u64>) -> Self {
+        Self { next, count: 0 }
+    }
+}
+
+impl Lost {
+    /// A delivery of this number arrived. `is_owed` says that its event was delivered before and is not here.
+    pub(crate) fn received(&mut self, number: u64, is_owed: bool) {
+        if let Some(next) = self.next.replace(number + 1) {
+            // A lower one is of a server that was killed, and what it forgot it delivers again.
+            self.count = number.checked_sub(next).map_or(0, |hole| self.count + hole);
+        }
+        self.count = self.count.saturating_sub(is_owed.into());
+    }
+
+    /// Whether the delivery of this number, and each before it, came or was lost.
+    pub(crate) fn knows(&self, number: u64) -> bool {
+        self.next.is_none_or(|next| number < next)
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_none(&self) -> bool {
+        self.count == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_hole_lacks_is_lost_until_as_much_comes_again() {
+        let mut lost = Lost::from(Some(11));
+        lost.received(11, false);
+        assert!(lost.is_none() && lost.knows(11) && !lost.knows(12), "the last one may be lost");
+        lost.received(14, false);
+        lost.received(15, true);
+        assert!(!lost.is_none());
+        lost.received(16, true);
+        assert!(lost.is_none());
+    }
+
+    #[test]
+    fn a_delivery_that_comes_again_behind_a_hole_stands_for_one_of_it() {
+        let mut lost = Lost::from(Some(11));
+        lost.received(12, true);
+        assert!(lost.is_none());
+    }
+
+    #[test]
+    fn where_a_killed_server_forgot_deliveries_none_of_them_is_lost() {
+        let mut lost = Lost::from(Some(11));
+        lost.received(14, false);
+        lost.received(12, false);
+        assert!(lost.is_none());
+    }
+
+    #[test]
+    fn before_the_first_number_is_known_none_is_lost() {
+        let mut lost = Lost::default();
+        assert!(lost.knows(7));
+        lost.received(9, false);
+        assert!(lost.is_none() && lost.knows(9) && !lost.knows(10));
+    }
+}
