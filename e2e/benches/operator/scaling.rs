@@ -40,7 +40,10 @@ fn ordered_consumer(number: usize) -> EventConsumer {
 fn autoscaled(name: &str, stream: &str, ordering: &str) -> EventConsumer {
     let containers = json!([{"name": "app", "image": "shop/app:1"}]);
     let autoscaling = json!({"minReplicas": 0, "maxReplicas": 10});
-    let workload = json!({"template": {"spec": {"containers": containers}}, "autoscaling": autoscaling});
+    // As they become without events. From one pod, the step to none would come while nothing is to happen.
+    let workload = json!({
+        "replicas": 0, "template": {"spec": {"containers": containers}}, "autoscaling": autoscaling,
+    });
     object(name, &json!({"streamRef": {"name": stream}, "ordering": ordering, "workload": workload}))
 }
 
@@ -107,7 +110,7 @@ pub async fn of_autoscaled_workloads() {
     world.create_consumers(workloads).await;
     world.await_ready_consumers(AUTOSCALED).await;
     world.await_workloads(AUTOSCALED).await;
-    world.print_minute(&format!("{AUTOSCALED} autoscaled workloads whose pods do not start")).await;
+    world.print_minute(&format!("{AUTOSCALED} autoscaled workloads without pods")).await;
 }
 
 pub async fn of_autoscaled_workloads_with_order() {
@@ -118,8 +121,6 @@ pub async fn of_autoscaled_workloads_with_order() {
     world.create_consumers(workloads).await;
     world.await_ready_consumers(ORDERED).await;
     world.await_workloads(ORDERED).await;
-    let what = format!(
-        "{ORDERED} autoscaled workloads, PerKey over {PARTITIONS} partitions, whose pods do not start"
-    );
+    let what = format!("{ORDERED} autoscaled workloads, PerKey over {PARTITIONS} partitions, without pods");
     world.print_minute(&what).await;
 }

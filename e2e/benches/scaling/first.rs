@@ -18,6 +18,8 @@ use crate::world::Loaded;
 
 const ROUNDS: usize = 5;
 const PARTITIONS: u32 = 8;
+/// The operator samples every 2 s, and without pods since such a moment: each round meets another part of the interval.
+const APART: Duration = Duration::from_millis(400);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// From the publish of an event, when nothing was published for a while: until a pod is asked for, and until the event is handled.
@@ -55,9 +57,10 @@ pub async fn measure() {
     // The partitions are new.
     publish_one(&mut loaded).await;
     let (mut first, mut later) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-    for _ in 0..ROUNDS {
+    for round in 0..ROUNDS {
         loaded.world.restart_operator().await;
         for times in [&mut first, &mut later] {
+            sleep(APART * u32::try_from(round).unwrap()).await;
             let (decided, handled) = publish_one(&mut loaded).await;
             times[0].push(decided);
             times[1].push(handled);
