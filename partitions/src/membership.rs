@@ -261,6 +261,10 @@ mod tests {
         membership.read(&stored(2, 15));
         assert!(membership.lease().holds(at(34)) && !membership.lease().holds(at(35)));
         assert_eq!(membership.next(false, at(10)), Some(write(3, 15)));
+        membership.answered(Answer::Unsure);
+        membership.next(false, at(12));
+        membership.read(&stored(3, 20));
+        assert!(membership.lease().holds(at(39)) && !membership.lease().holds(at(40)), "the next one, too");
     }
 
     #[test]
@@ -307,7 +311,11 @@ mod tests {
     #[test]
     fn who_was_found_dead_or_has_no_key_any_more_has_lost_it_for_good() {
         let foreign = Reading::Present(15, MemberRecord::default());
+        // Another program may keep what the record says.
+        let Reading::Present(_, whole) = dead(15) else { unreachable!() };
+        let whole = MemberRecord { renewal: Some(2), ..whole };
         for reading in [
+            Reading::Present(15, whole),
             dead(15),
             Reading::Absent(0),
             Reading::Absent(15),

@@ -99,6 +99,13 @@ fn jetstream_is_asked_at_once_and_then_from_time_to_time() {
     assert!(!recovery.is_info_due(now));
     recovery.doubt(RecoveryCause::SequenceGap, now);
     assert_eq!([now, now, now + INFO_INTERVAL].map(|now| recovery.is_info_due(now)), [true, false, true]);
+    // Nothing has begun since the first doubt, and the newest one needs an answer of its own.
+    let later = now + INFO_INTERVAL;
+    assert!(!recovery.doubt(RecoveryCause::SequenceGap, later) && recovery.is_info_due(later));
+    assert_eq!(recovery.took(later), INFO_INTERVAL);
+    assert_eq!(recovery.observed(state(10, 0), later, |_| 0, None), Progress::Complete);
+    assert!(recovery.doubt(RecoveryCause::SequenceGap, later));
+    assert_eq!(recovery.took(later), Duration::ZERO);
 }
 
 #[test]
@@ -151,7 +158,9 @@ fn jetstream_is_asked_at_once_when_as_much_arrived_as_was_owed() {
 fn nothing_is_asked_for_before_it_is_known_what_a_predecessor_had() {
     let now = Instant::now();
     let mut recovery = Recovery::new(now);
-    assert!(!recovery.may_pull());
+    let before = now.checked_sub(Duration::from_millis(1)).unwrap();
+    recovery.observed(state(9, 0), before, |_| 0, None);
+    assert!(!recovery.may_pull(), "what it had then");
     recovery.observed(state(10, 2), now, |_| 0, None);
     assert!(recovery.may_pull());
     assert_eq!(recovery.received(12, false), Some(RecoveryCause::SequenceGap), "the first delivery was lost");
@@ -198,6 +207,7 @@ fn deliveries_that_come_after_the_question_are_none_that_were_forgotten() {
     recovery.doubt(RecoveryCause::UnansweredAck, now);
     assert!(recovery.is_info_due(now));
     recovery.received(11, false);
+    assert!(recovery.is_info_due(now + INFO_INTERVAL));
     assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
     assert_eq!(recovery.received(12, false), None);
 }
@@ -268,10 +278,10 @@ fn after_an_unanswered_acknowledgement_nothing_is_waited_for_as_long_as_each_del
     let mut forgetful = recovery.clone();
     let mut lossy = recovery.clone();
     assert_eq!(recovery.observed(state(13, 1), now, |_| 2, None), Progress::Complete);
-    // What a killed server forgot may be lost when it comes again.
+    // What a killed server forgot may be lost when it comes again, also where all three are here.
     assert!(forgetful.is_info_due(now));
-    assert_eq!(forgetful.observed(state(12, 1), now, |_| 2, None), Progress::Owed(1));
-    assert_eq!(forgetful.observed(state(13, 2), now, |_| 2, None), Progress::Owed(1));
+    assert_eq!(forgetful.observed(state(12, 2), now, |_| 3, None), Progress::Owed(1));
+    assert_eq!(forgetful.observed(state(13, 3), now, |_| 3, None), Progress::Owed(1));
     assert_eq!(
         lossy.observed(state(14, 2), now, |_| 2, None),
         Progress::Owed(1),
@@ -321,4 +331,46 @@ fn over_a_new_connection_as_much_is_lost_as_was_delivered_meanwhile() {
     assert_eq!(recovery.observed(state(12, 1), now, since_then(1), None), Progress::Owed(1));
     assert_eq!(recovery.received(13, true), None);
     assert_eq!(recovery.observed(state(13, 1), now, since_then(2), None), Progress::Complete);
+}
+
+#[test]
+fn a_gap_while_what_a_predecessor_had_is_all_here_is_waited_for() {
+    let now = Instant::now();
+    let mut recovery = Recovery::new(now);
+    assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+    assert_eq!([11, 12].map(|number| recovery.received(number, false)), [None; 2]);
+    // Number 13 is new, and lost.
+    assert_eq!(recovery.received(14, false), Some(RecoveryCause::SequenceGap));
+    recovery.doubt(RecoveryCause::SequenceGap, now);
+    // One of the two is acknowledged by the predecessor, so that as many are here as are unacknowledged.
+    let counts = |counted: &RangeInclusive<u64>| if *counted.end() == 100 { 2 } else { 3 };
+    assert_eq!(recovery.observed(state(14, 3), now, counts, None), Progress::Owed(1));
+}
+
+#[test]
+fn of_several_deliveries_that_are_missing_the_last_one_is_waited_for() {
+    let now = Instant::now();
+    let mut recovery = Recovery::new(now);
+    let patience = ACK_WAIT + TIMER_SLACK;
+    assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+    assert_eq!(recovery.observed(state(11, 1), now, |_| 1, None), Progress::Owed(1));
+    let later = now + Duration::from_secs(5);
+    assert_eq!(recovery.observed(state(12, 1), later, |_| 1, None), Progress::Owed(1));
+    assert_eq!(recovery.observed(state(12, 1), now + patience, |_| 1, None), Progress::Owed(1));
+    assert_eq!(recovery.observed(state(12, 1), later + patience, |_| 1, None), Progress::Complete);
+}
+
+#[test]
+fn what_was_expected_in_an_earlier_recovery_says_nothing_of_a_later_one() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    recovery.received(11, false);
+    recovery.doubt(RecoveryCause::UnansweredAck, now);
+    assert!(recovery.is_info_due(now) && recovery.is_info_due(now + INFO_INTERVAL));
+    assert_eq!(recovery.observed(state(11, 0), now, |_| 0, None), Progress::Complete);
+    // The next one has another connection, and numbers that begin anywhere.
+    let later = now + 2 * INFO_INTERVAL;
+    recovery.doubt(RecoveryCause::Reconnect, later);
+    assert!(recovery.is_info_due(later));
+    assert_eq!(recovery.observed(state(4, 0), later, |_| 0, None), Progress::Complete);
 }
