@@ -48,6 +48,26 @@ impl EventConsumer {
         consumer_names(&self.consumer_name(), self.partitions_on(stream))
     }
 
+    /// The same, told apart: those that it has as its status says, and those that it is divided into, of which some may be there already.
+    #[must_use]
+    pub fn jetstream_names_by_status(&self, stream: &EventStream) -> (Vec<String>, Vec<String>) {
+        let (name, mut all) = (self.consumer_name(), self.jetstream_names(stream));
+        let known = self.status.as_ref().and_then(|status| status.consumer.as_ref());
+        let known = known.filter(|known| known.stream == stream.stream_name());
+        let there = match (self.partitions_on(stream), known) {
+            (Some(count), Some(known)) if known.partitions != Some(count) => known,
+            _ => return (all, Vec::new()),
+        };
+        // A status may be written by others.
+        let is_divided = |count: u32| all.len().is_multiple_of(usize::try_from(count).unwrap_or_default());
+        if there.partitions.is_some_and(|count| !is_divided(count)) {
+            return (all, Vec::new());
+        }
+        let there = consumer_names(&name, there.partitions);
+        all.retain(|name| !there.contains(name));
+        (there, all)
+    }
+
     /// The conditions of its status; none before the first reconcile.
     #[must_use]
     pub fn conditions(&self) -> &[Condition] {
@@ -253,6 +273,31 @@ mod tests {
         assert_eq!(names(", ordering: PerKey", partitioned), ["x-p0", "x-p1"]);
         assert_eq!(names("", partitioned), ["x"]);
         assert_eq!(names(", ordering: PerKey", "subjects: [a.*]"), ["x"]);
+    }
+
+    #[test]
+    fn a_consumer_that_is_divided_has_those_of_before_and_maybe_some_of_the_others() {
+        let stream = "{subjects: [a.*], partitions: {count: 4, keyTokens: [2]}}";
+        let stream = EventStream::new("orders", serde_saphyr::from_str(stream).unwrap());
+        let names = |rest: &str, known: &str| {
+            let mut object = EventConsumer::new("x", spec(rest));
+            object.status = Some(serde_saphyr::from_str(known).unwrap());
+            let (there, coming) = object.jetstream_names_by_status(&stream);
+            (there.join(" "), coming.join(" "))
+        };
+        let known = |more: &str| format!("{{consumer: {{stream: orders, name: x, created: c{more}}}}}");
+        let both = |there: &str, coming: &str| (there.to_owned(), coming.to_owned());
+        let ordered = ", ordering: PerKey";
+        let all = both("x-p0 x-p1 x-p2 x-p3", "");
+        assert_eq!(names(ordered, "{}"), all);
+        assert_eq!(names(ordered, &known(", partitions: 4")), all);
+        assert_eq!(names(ordered, &known(", partitions: 2")), both("x-p0 x-p1", "x-p2 x-p3"));
+        assert_eq!(names(ordered, &known("")), both("x", "x-p0 x-p1 x-p2 x-p3"), "it gets order");
+        assert_eq!(names("", &known("")), both("x", ""));
+        for forged in [", partitions: 0", ", partitions: 3", ", partitions: 4000000000"] {
+            assert_eq!(names(ordered, &known(forged)), all, "{forged}");
+        }
+        assert_eq!(names(ordered, "{consumer: {stream: mails, name: x, created: c, partitions: 2}}"), all);
     }
 
     #[test]

@@ -143,9 +143,13 @@ impl Sampler<'_> {
         if !self.connection.nats.state().borrow().connected || self.connection.cache.outage(&name).is_some() {
             return (Err(Unknown::Unanswered), useful);
         }
-        let names = consumer.jetstream_names(&stream);
-        let read = join_all(names.iter().map(|part| self.read_part(consumer, (&name, part)))).await;
-        let parts: Vec<_> = match read.into_iter().collect::<Result<_, _>>() {
+        let (there, coming) = consumer.jetstream_names_by_status(&stream);
+        let names = there.iter().chain(&coming);
+        let read = join_all(names.map(|part| self.read_part(consumer, (&name, part)))).await;
+        let is_there =
+            |(index, part): &(usize, Reading)| *index < there.len() || *part != Err(Unknown::Missing);
+        let read = read.into_iter().enumerate().filter(is_there);
+        let parts: Vec<_> = match read.map(|(_, part)| part).collect::<Result<_, _>>() {
             Ok(parts) => parts,
             Err(unknown) => return (Err(unknown), useful),
         };

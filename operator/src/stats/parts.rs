@@ -4,7 +4,7 @@ use super::sample::ConsumerFigures;
 
 /// What was read of some consumers.
 pub struct Parts {
-    /// How many there are.
+    /// How many there have to be.
     wanted: usize,
     read: usize,
     figures: Option<ConsumerFigures>,
@@ -28,9 +28,9 @@ impl Parts {
         Self { wanted, read: 0, figures: None, is_unanswered: false }
     }
 
-    /// Adds one: None where nobody answered for it.
-    pub fn add(&mut self, figures: Option<ConsumerFigures>) {
-        self.read += 1;
+    /// Adds one that is wanted, or may be there: None where nobody answered for it.
+    pub fn add(&mut self, figures: Option<ConsumerFigures>, is_wanted: bool) {
+        self.read += usize::from(is_wanted);
         self.is_unanswered |= figures.is_none();
         self.figures = match (self.figures.take(), figures) {
             (Some(before), Some(figures)) => Some(together(&before, &figures)),
@@ -93,7 +93,7 @@ mod tests {
 
     fn whole(parts: &[Option<ConsumerFigures>], wanted: usize) -> Whole {
         let mut all = Parts::of(wanted);
-        parts.iter().cloned().for_each(|part| all.add(part));
+        parts.iter().cloned().for_each(|part| all.add(part, true));
         all.whole()
     }
 
@@ -121,6 +121,14 @@ mod tests {
         assert_eq!(whole(&[Some(figures(1)), None, Some(figures(2))], 3), Whole::Unanswered);
         assert_eq!(whole(&[Some(figures(1))], 2), Whole::Missing);
         assert_eq!(whole(&[], 1), Whole::Missing);
+        let mut divided = Parts::of(2);
+        divided.add(Some(figures(1)), true);
+        divided.add(Some(figures(1)), false);
+        assert_eq!(
+            divided.whole(),
+            Whole::Missing,
+            "one that may be there is in the place of none that has to be"
+        );
         let paused = ConsumerFigures { is_paused: true, is_led: false, ..figures(1) };
         let found = whole(&[Some(figures(1)), Some(paused)], 2);
         assert!(matches!(found, Whole::Known(found) if found.is_paused && !found.is_led));

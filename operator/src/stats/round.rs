@@ -74,8 +74,9 @@ struct Target {
     owner: Owner,
     object: Name,
     consumer: String,
-    /// What it is in JetStream: several with partitions.
+    /// What it is in JetStream, several with partitions: first those that have to be there, and then those that it is divided into.
     names: Vec<String>,
+    wanted: usize,
     keeps_dead_letters: bool,
 }
 
@@ -207,10 +208,12 @@ impl Round<'_> {
 
     fn target(&self, consumer: &EventConsumer, stream: &EventStream, object: Name) -> Target {
         let name = consumer.consumer_name();
+        let (there, coming) = consumer.jetstream_names_by_status(stream);
         Target {
             owner: Owner::new(&self.context.cluster, consumer),
             object,
-            names: consumer.jetstream_names(stream),
+            wanted: there.len(),
+            names: [there, coming].concat(),
             consumer: name,
             keeps_dead_letters: consumer.spec.dead_letter_max_age().is_some(),
         }
@@ -246,28 +249,27 @@ impl Round<'_> {
             api.list_consumers::<ListedConsumer>(stream, offset).await
         };
         let mut pages = pin!(pages(ask, ListedConsumer::name));
-        let mut found: Vec<_> = targets.iter().map(|target| Parts::of(target.names.len())).collect();
-        let named = |(index, target): (usize, &'_ Target)| {
-            target.names.iter().map(move |name| (name.clone(), index)).collect::<Vec<_>>()
-        };
-        let mut by_name: HashMap<String, Vec<usize>> = HashMap::new();
-        for (name, index) in targets.iter().enumerate().flat_map(named) {
-            by_name.entry(name).or_default().push(index);
+        let mut found: Vec<_> = targets.iter().map(|target| Parts::of(target.wanted)).collect();
+        let mut by_name: HashMap<&str, Vec<(usize, bool)>> = HashMap::new();
+        for (index, target) in targets.iter().enumerate() {
+            for (name, number) in target.names.iter().zip(0..) {
+                by_name.entry(name).or_default().push((index, number < target.wanted));
+            }
         }
         let mut at = now();
         while let Some(page) = pages.try_next().await? {
             at = now();
             for listed in &page.items {
-                for index in by_name.get(listed.name()).into_iter().flatten() {
+                for (index, is_wanted) in by_name.get(listed.name()).into_iter().flatten() {
                     let is_own = listed.owner().is_some_and(|mark| targets[*index].owner.is_named_by(mark));
                     if is_own {
-                        found[*index].add(Some(listed.figures()));
+                        found[*index].add(Some(listed.figures()), *is_wanted);
                     }
                 }
             }
             for name in &page.missing {
-                for index in by_name.get(name).into_iter().flatten() {
-                    found[*index].add(None);
+                for (index, is_wanted) in by_name.get(name.as_str()).into_iter().flatten() {
+                    found[*index].add(None, *is_wanted);
                 }
             }
         }
@@ -291,13 +293,13 @@ impl Round<'_> {
 
     async fn ask_for_each(&mut self, stream: &str, targets: &[Target]) -> Result<(), ApiError> {
         for target in targets {
-            let mut parts = Parts::of(target.names.len());
-            for name in &target.names {
+            let mut parts = Parts::of(target.wanted);
+            for (name, number) in target.names.iter().zip(0..) {
                 self.pace.turn().await;
                 let found = self.api.consumer_info::<ListedConsumer>(stream, name).await?;
                 let is_own = |mark: &str| target.owner.is_named_by(mark);
                 if let Some(own) = found.filter(|info| info.owner().is_some_and(is_own)) {
-                    parts.add(Some(own.figures()));
+                    parts.add(Some(own.figures()), number < target.wanted);
                 }
             }
             self.sampled(stream, target, parts, now());

@@ -328,3 +328,31 @@ async fn with_order_there_are_no_more_pods_than_partitions_in_which_events_wait(
     }
     assert_eq!(await_replicas(&world, |replicas| replicas > 1).await, 4);
 }
+
+#[tokio::test]
+async fn while_its_consumer_is_divided_and_while_it_gets_order_a_workload_is_scaled_by_all_that_waits() {
+    let flags = ["--status-stats-interval=1s", "--stats-interval=1s"];
+    let world = World::with(NatsServer::start().await, &flags).await;
+    let stream =
+        |count: u32| format!("{{subjects: ['orders.*.*'], partitions: {{count: {count}, keyTokens: [2]}}}}");
+    world.stream("orders", &stream(2)).await;
+    let spec = spec("{minReplicas: 0, maxReplicas: 9, scaleDownAfter: 10s}");
+    world.consumer("fulfilment", &spec.replacen('{', "{ordering: PerKey, ", 1)).await;
+    world.await_condition::<EventConsumer>("fulfilment", "ConsumerReady", "True", "Reconciled").await;
+    let (controllers, _) = controllers(&world);
+    let _played = Played(vec![controllers]);
+    await_replicas(&world, |replicas| replicas == 0).await;
+    // What nobody handles keeps it from being divided.
+    for key in 0..20 {
+        publish(&world, &format!("orders.{key}.placed"), 1).await;
+    }
+    world.stream("orders", &stream(4)).await;
+    let changing = ("ConsumerReady", "False", "ChangingPartitions");
+    world.await_condition_within::<EventConsumer>(STEPS, "fulfilment", changing).await;
+    assert_eq!(await_replicas(&world, |replicas| replicas > 0).await, 1);
+    for key in 0..400 {
+        publish(&world, &format!("orders.{}.placed", key % 20), 1).await;
+    }
+    assert_eq!(await_replicas(&world, |replicas| replicas > 1).await, 2, "as many as there are consumers");
+    world.await_condition::<EventConsumer>("fulfilment", "ScalingActive", "True", "ScaledUp").await;
+}
