@@ -11,6 +11,7 @@ use super::{
     peak::Peak,
     rates::{MAX_GAP, Rates, Series, WINDOW},
     spec::{Scaling, Useful},
+    startup::Startup,
     wish::{Present, Wish, wish},
 };
 
@@ -96,8 +97,7 @@ pub struct Autoscaler {
     replicas: u32,
     /// When they became as many.
     changed_at: Option<Duration>,
-    /// When all of them were ready first.
-    ready_at: Option<Duration>,
+    startup: Startup,
     pub consumers: BTreeMap<String, Consumer>,
     down: Peak,
 }
@@ -114,8 +114,8 @@ impl Autoscaler {
     /// For a workload with so many pods.
     #[must_use]
     pub fn new(replicas: u32) -> Self {
-        let (changed_at, ready_at) = (None, None);
-        Self { replicas, changed_at, ready_at, consumers: BTreeMap::new(), down: Peak::default() }
+        let (startup, consumers, down) = (Startup::default(), BTreeMap::new(), Peak::default());
+        Self { replicas, changed_at: None, startup, consumers, down }
     }
 
     /// The desired number of pods.
@@ -142,8 +142,8 @@ impl Autoscaler {
         if !look.observes {
             self.follow(look.at, look.scaling.bound(before));
         }
-        if self.ready_at.is_none() && look.ready >= self.replicas {
-            self.ready_at = Some(look.at);
+        if self.startup.add(look.at, look.ready, self.replicas) {
+            self.consumers.values_mut().for_each(|consumer| consumer.capacity.came(look.ready));
         }
         let wishes = self.wishes(look);
         if wishes.unknown.is_none() {
@@ -210,7 +210,7 @@ impl Autoscaler {
 
     fn step_up(&self, look: Look<'_>, wished: u32) -> (u32, Reason) {
         let replicas = self.replicas;
-        let watched = self.ready_at.is_some_and(|ready| look.at >= ready + WARMUP + WINDOW);
+        let watched = self.startup.ready_at.is_some_and(|ready| look.at >= ready + WARMUP + WINDOW);
         // Without pods, there is nothing to wait for.
         if replicas > 0 && !(watched && self.rested(look.at)) {
             return (replicas, Reason::Starting);
@@ -258,7 +258,7 @@ impl Autoscaler {
         if replicas < self.replicas {
             self.consumers.values_mut().for_each(|consumer| consumer.capacity.scaled_down());
         }
-        (self.replicas, self.changed_at, self.ready_at) = (replicas, Some(at), None);
+        (self.replicas, self.changed_at, self.startup) = (replicas, Some(at), Startup::begin(at));
     }
 }
 

@@ -100,6 +100,11 @@ impl Capacity {
         self.trial = Some(Trial { before, expected: expected + more, pods: to });
     }
 
+    /// So many of the pods that were added are ready, and no others are waited for: these have to show what they bring.
+    pub fn came(&mut self, ready: u32) {
+        self.trial = self.trial.map(|trial| Trial { pods: trial.pods.min(ready), ..trial });
+    }
+
     /// Takes over what was sampled, with the pods that were ready then.
     pub fn add(&mut self, rates: &Rates, ready: u32) {
         let (sample, is_busy) = (rates.sample, rates.is_busy());

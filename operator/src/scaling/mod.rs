@@ -17,4 +17,5 @@ pub mod sampler;
 #[cfg(test)]
 mod simulation;
 mod spec;
+mod startup;
 mod wish;

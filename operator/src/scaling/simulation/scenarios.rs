@@ -169,6 +169,35 @@ fn pods_that_need_a_minute_and_a_half_to_start_are_waited_for() {
     assert_eq!(world.pending(), 0);
 }
 
+#[test]
+fn a_pod_that_never_becomes_ready_keeps_no_others_from_coming() {
+    let mut world = experienced(1);
+    world.broken = 1;
+    world.arrivals = Box::new(|_| 700.0);
+    world.run(3600);
+    assert!(world.changes_of_direction(0.0) <= 1 && world.pending() == 0, "{:?}", world.steps(0.0));
+    assert!((8..=12).contains(&world.replicas()), "{:?}", world.steps(0.0));
+}
+
+#[test]
+fn where_no_pod_becomes_ready_no_more_come() {
+    let mut world = World::new(0);
+    (world.scaling.min, world.broken) = (0, 50);
+    world.arrivals = Box::new(|_| 350.0);
+    world.run(3600);
+    assert_eq!(world.steps(0.0), [1]);
+}
+
+#[test]
+fn pods_that_share_a_database_are_no_gain_although_one_never_becomes_ready() {
+    let mut world = experienced(1);
+    (world.broken, world.cap) = (1, Some(150.0));
+    world.arrivals = Box::new(|_| 1000.0);
+    world.run(3600);
+    assert_eq!(world.trace.last().unwrap().reason, Reason::NoGain, "{:?}", world.steps(0.0));
+    assert!(world.replicas() <= 20, "{:?}", world.steps(0.0));
+}
+
 // numaproj/numaflow#136, kedacore/keda#7092.
 #[test]
 fn pods_that_share_a_database_at_its_limit_are_no_gain_and_go_on_when_it_can_do_more() {

@@ -84,6 +84,8 @@ pub struct World {
     pub useful: Option<Useful>,
     pub work: Work,
     pub startup: Duration,
+    /// How many of the pods that come first never become ready, as on a node that cannot run them.
+    pub broken: u32,
     /// Most that all pods together settle in a second.
     pub cap: Option<f64>,
     /// Most messages that may be unacknowledged at once.
@@ -129,6 +131,7 @@ impl World {
             useful: None,
             work: Work::Fast { rate: 100.0, hold: 60 },
             startup: Duration::from_secs(2),
+            broken: 0,
             cap: None,
             max_ack_pending: None,
             poison: 0.0,
@@ -352,7 +355,11 @@ impl World {
             let ended = self.pods.pop().unwrap();
             self.retrying.extend(ended.held.into_iter().map(|batch| Batch { at: Duration::ZERO, ..batch }));
         }
-        self.pods.resize(replicas, Pod { ready_at, ..Pod::default() });
+        while self.pods.len() < replicas {
+            let ready_at = if self.broken > 0 { Duration::MAX } else { ready_at };
+            self.broken = self.broken.saturating_sub(1);
+            self.pods.push(Pod { ready_at, ..Pod::default() });
+        }
     }
 
     /// The numbers of pods that there were since a time in seconds, each once.
