@@ -46,10 +46,13 @@ async fn stream(world: &Clustered) -> Result<Stream, String> {
 async fn publish(world: &Clustered, rounds: usize) {
     for _ in 0..rounds {
         for key in 0..20 {
-            let subject = format!("orders.{key}.placed");
-            world.jetstream.publish(subject, "x".into()).await.unwrap().await.unwrap();
+            publish_one(world, &format!("orders.{key}.placed")).await;
         }
     }
+}
+
+async fn publish_one(world: &Clustered, subject: &str) {
+    world.jetstream.publish(subject.to_owned(), "x".into()).await.unwrap().await.unwrap();
 }
 
 async fn kill(world: &mut Clustered) {
@@ -363,4 +366,33 @@ async fn a_consumer_without_order_gets_it_and_loses_repeats_and_mixes_nothing() 
     programs.await_each_once_in_order(20 * 40).await;
     let names: BTreeSet<String> = stream(&world).await.unwrap().consumer_names().try_collect().await.unwrap();
     assert_eq!(names, (0..4).map(|number| format!("mails-p{number}")).collect());
+}
+
+#[tokio::test]
+async fn while_one_partition_waits_none_is_divided_and_what_comes_is_delivered_by_those_that_pods_have() {
+    let world = with_orders(Some(2)).await;
+    world.consumer("fulfilment", "{streamRef: {name: orders}, ordering: PerKey}").await;
+    await_ready::<EventConsumer>(&world, "fulfilment").await;
+    // An event of one of the two, which nobody handles.
+    publish_one(&world, "orders.1.placed").await;
+    let held = stream(&world).await.unwrap().get_raw_message(1).await.unwrap().subject;
+    let (busy, idle) = if held.ends_with(".0") { (0, 1) } else { (1, 0) };
+    world.stream("orders", &orders(Some(4))).await;
+    await_in_jetstream(&world, "the change is over", async |stream| mark(stream).starts_with("2>4@")).await;
+    let changing = ("ConsumerReady", "False", "ChangingPartitions");
+    let message = world.await_condition_within::<EventConsumer>(CHANGE, "fulfilment", changing).await;
+    assert!(message.contains(&format!("fulfilment-p{busy} is divided when")), "{message}");
+    publish(&world, 2).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let found = stream(&world).await.unwrap();
+    let names: BTreeSet<String> = found.consumer_names().try_collect().await.unwrap();
+    assert_eq!(names, ["fulfilment-p0", "fulfilment-p1"].map(str::to_owned).into());
+    let idle = found.consumer_info(format!("fulfilment-p{idle}")).await.unwrap();
+    assert!(!idle.paused && idle.num_pending > 0 && idle.config.filter_subjects.len() == 2, "{idle:?}");
+    let programs = Programs::start(&world, "fulfilment");
+    await_ready::<EventConsumer>(&world, "fulfilment").await;
+    publish(&world, 1).await;
+    programs.await_each_once_in_order(61).await;
+    let by: BTreeSet<_> = programs.all().into_iter().map(|handled| handled.consumer).collect();
+    assert_eq!(by.len(), 4, "{by:?}");
 }

@@ -16,7 +16,7 @@ use crate::{
         finalize::finalize,
         info::ConsumerInfo,
         reconcile::{Error, attempt},
-        repartition::division::{Known, Next, PAUSE, beginning_at, next},
+        repartition::division::{Known, Next, PAUSE, Stage, beginning_at, goes_on, next},
     },
     outcome::{OperationResult, Outcome, Pending},
 };
@@ -52,23 +52,68 @@ pub enum Becomes<'a> {
 /// A part by its number, and what JetStream has of it.
 type Part = (u32, Option<ConsumerInfo>);
 
-/// Divides a consumer as far as that goes now; what it waits for, None where it is divided.
+/// A consumer that is divided, and what is known of its parts.
+struct State<'a> {
+    whole: &'a Whole<'a>,
+    parts: Vec<Part>,
+    /// Whether they were all read since this changed one.
+    are_fresh: bool,
+    goes_on: bool,
+}
+
+/// Divides the consumers of one object as far as that goes now; what it waits for, None where all are divided.
 ///
 /// # Errors
 ///
 /// When JetStream does not answer or refuses.
-pub async fn divide(work: &Work<'_>, whole: &Whole<'_>) -> Result<Option<Pending>, Error> {
-    // Events wait meanwhile, so a part is read again only where this changed it, and all of them before what cannot be taken back.
-    let mut parts = read(work, whole).await?;
-    let mut are_fresh = true;
+pub async fn divide(work: &Work<'_>, wholes: &[Whole<'_>]) -> Result<Option<Pending>, Error> {
+    let mut states = Vec::new();
+    for whole in wholes {
+        // Events wait meanwhile, so a part is read again only where this changed it, and all of them before what cannot be taken back.
+        let parts = read(work, whole).await?;
+        let Some(info) = fresh(work, &whole.wide.1.key).await? else { continue };
+        let goes_on = goes_on(&known(work, whole, (&info, &parts), false));
+        states.push(State { whole, parts, are_fresh: true, goes_on });
+    }
+    let others_go_on = states.iter().any(|state| state.goes_on);
+    // What is said is what the others wait for.
+    states.sort_by_key(|state| !state.goes_on);
+    for stage in Stage::ALL {
+        let mut pending = None;
+        for state in &mut states {
+            let advanced = advance(work, state, others_go_on, stage).await;
+            if stage == Stage::Made && !matches!(advanced, Ok(None)) {
+                // It may take a change by somebody, for which events do not wait.
+                resume_all(work, wholes).await?;
+                return advanced;
+            }
+            pending = pending.or(advanced?);
+        }
+        if pending.is_some() {
+            return Ok(pending);
+        }
+    }
+    Ok(None)
+}
+
+/// Brings a consumer to a stage; what it waits for, None where it is there.
+async fn advance(
+    work: &Work<'_>,
+    divided: &mut State<'_>,
+    others_go_on: bool,
+    stage: Stage,
+) -> Result<Option<Pending>, Error> {
+    let State { whole, parts, are_fresh, .. } = divided;
     // Each part is made and removed at most once, beside the steps of the whole one.
     for _ in 0..2 * whole.parts.len() + 6 {
         let Some(info) = fresh(work, &whole.wide.1.key).await? else { return Ok(None) };
-        let step = decide(work, whole, &info, &parts);
+        let known = known(work, whole, (&info, parts), others_go_on);
+        let (step, was_resumed) = (next(&known), known.was_resumed);
         match step {
-            Next::Narrow | Next::Done if !are_fresh => {
-                parts = read(work, whole).await?;
-                are_fresh = true;
+            _ if step.stage() > stage => return Ok(None),
+            Next::Narrow | Next::Done if !*are_fresh => {
+                *parts = read(work, whole).await?;
+                *are_fresh = true;
             }
             Next::Done if matches!(whole.becomes, Becomes::Part(..)) => return Ok(None),
             Next::Narrow | Next::Done => match whole.becomes {
@@ -85,40 +130,54 @@ pub async fn divide(work: &Work<'_>, whole: &Whole<'_>) -> Result<Option<Pending
             Next::Pause => pause(work, &info, true).await?,
             Next::Resume => {
                 resume(work, &info).await?;
-                parts = read(work, whole).await?;
+                *parts = read(work, whole).await?;
             }
             Next::Make { part, begin } => {
                 if let Some((_, consumer, desired)) = whole.parts.iter().find(|(number, ..)| *number == part)
                 {
                     let config = beginning_at(desired.config.clone(), begin);
                     let desired = Desired { config, ..(*desired).clone() };
-                    let made = work.ensure_one((consumer, &desired)).await.map(unfinished);
-                    if !matches!(made, Ok(None)) {
-                        // It may take a change by somebody, for which events do not wait.
-                        resume(work, &info).await?;
-                        return made;
+                    if let Some(pending) = unfinished(work.ensure_one((consumer, &desired)).await?) {
+                        return Ok(Some(pending));
                     }
-                    renew(work, &desired.key, part, &mut parts).await?;
-                    are_fresh = false;
+                    renew(work, &desired.key, part, parts).await?;
+                    *are_fresh = false;
                 }
             }
             Next::Remove { part } => {
                 if let Some((.., desired)) = whole.parts.iter().find(|(number, ..)| *number == part) {
                     finalize::<Consumer>(&work.connection.cache, &desired.key, work.owner).await?;
-                    renew(work, &desired.key, part, &mut parts).await?;
-                    are_fresh = false;
+                    renew(work, &desired.key, part, parts).await?;
+                    *are_fresh = false;
                 }
             }
             Next::GoOn => {
                 if let Some(pending) = unfinished(work.ensure_one(whole.wide).await?) {
                     return Ok(Some(pending));
                 }
-                return Ok(Some(pending(waits(&step, &info.name, whole.at))));
+                let message = if was_resumed {
+                    goes_on_for_now(&info.name)
+                } else {
+                    waits(&step, &info.name, whole.at)
+                };
+                return Ok(Some(pending(message)));
             }
             Next::Finish | Next::Paused => return Ok(Some(pending(waits(&step, &info.name, whole.at)))),
         }
     }
     Ok(Some(pending(waits(&Next::Finish, &whole.wide.0.name, whole.at))))
+}
+
+/// Lets those that are paused go on.
+async fn resume_all(work: &Work<'_>, wholes: &[Whole<'_>]) -> Result<(), Error> {
+    for whole in wholes {
+        let found = fresh(work, &whole.wide.1.key).await?;
+        if let Some(info) = found.filter(|info| info.paused && info.config.metadata().contains_key(DIVIDING))
+        {
+            resume(work, &info).await?;
+        }
+    }
+    Ok(())
 }
 
 /// What JetStream has of the parts.
@@ -138,15 +197,21 @@ async fn renew(work: &Work<'_>, key: &ConsumerKey, part: u32, parts: &mut [Part]
     Ok(())
 }
 
-fn decide(work: &Work<'_>, whole: &Whole<'_>, info: &ConsumerInfo, parts: &[Part]) -> Next {
-    next(&Known {
+fn known<'k>(
+    work: &Work<'_>,
+    whole: &Whole<'_>,
+    (info, parts): (&'k ConsumerInfo, &'k [Part]),
+    others_go_on: bool,
+) -> Known<'k> {
+    Known {
         whole: info,
         parts,
         count: whole.count,
         at: whole.at,
         is_stuck: stands_still(work, info) >= work.object.spec.effective_handler_deadline().0 + MARGIN,
         was_resumed: work.context.unchanged.age(&resumed(work, info)).is_some_and(|age| age < RESUMED),
-    })
+        others_go_on,
+    }
 }
 
 async fn resume(work: &Work<'_>, info: &ConsumerInfo) -> Result<(), Error> {
@@ -232,6 +297,15 @@ fn waits(step: &Next, name: &str, at: u64) -> String {
             "consumer {name} is divided when everything up to sequence {at} is acknowledged, and nothing waits for its next attempt"
         ),
     }
+}
+
+/// What the status says after an attempt that came to nothing.
+fn goes_on_for_now(name: &str) -> String {
+    format!(
+        "consumer {name} could not be divided, and goes on for {} s before the next attempt: JetStream refused a part (see the operator's log), or \
+         pods acknowledged nothing for too long",
+        RESUMED.as_secs()
+    )
 }
 
 /// What the status says.

@@ -129,7 +129,7 @@ async fn divide_all(work: &Work<'_>, (from, to): (u32, u32), at: u64) -> Result<
     let Some(wide) = found(work, Numbers { count: from, of: to }, Some(from)).await? else {
         return waits_for_stream();
     };
-    let mut pending = None;
+    let mut wholes = Vec::new();
     for ((consumer, desired, info), number) in wide.iter().zip(0..) {
         if is_over(info) {
             continue;
@@ -141,12 +141,9 @@ async fn divide_all(work: &Work<'_>, (from, to): (u32, u32), at: u64) -> Result<
         let parts: Vec<_> = numbers(number, from, to).skip(1).filter_map(part).collect();
         let Some((_, own, own_desired)) = part(number) else { continue };
         let becomes = Becomes::Part(own, own_desired);
-        let whole = Whole { wide: (consumer, desired), becomes, parts, count: to, at };
-        if let Some(waits) = division::divide(work, &whole).await? {
-            pending.get_or_insert(waits);
-        }
+        wholes.push(Whole { wide: (consumer, desired), becomes, parts, count: to, at });
     }
-    Ok(pending)
+    division::divide(work, &wholes).await
 }
 
 /// The object's consumer without order is there: it goes on as it is until it can be divided, and then it goes.
@@ -176,7 +173,7 @@ async fn without_order_yet(
             (0..).zip(&all).map(|(number, (consumer, desired, _))| (number, consumer, desired)).collect();
         let at = mark.as_ref().and_then(|mark| mark.at).unwrap_or_default();
         let whole = Whole { wide: (&consumer, &desired), becomes: Becomes::Nothing, parts, count, at };
-        division::divide(work, &whole).await?
+        division::divide(work, &[whole]).await?
     } else {
         Some(division::pending(
             "spec.ordering: the partitions of its stream are being changed: it gets order after that"

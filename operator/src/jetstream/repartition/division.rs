@@ -4,6 +4,8 @@
 //! While it is paused the server delivers nothing, whoever pulls, and takes acknowledgements. So once nothing is unacknowledged, everything that it
 //! ever delivered is handled and nothing beyond is; what begins behind that takes each of the others once. It is paused, and no pod has to know: an
 //! owner that is frozen, or that goes on without an operator, gets nothing either.
+//!
+//! Those of one object are divided together: pods are given the parts when all are, and until then nobody would handle the parts of the first.
 
 use std::time::Duration;
 
@@ -53,12 +55,47 @@ pub struct Known<'a> {
     pub is_stuck: bool,
     /// Whether it was resumed a moment ago, so that it gets what it waited for.
     pub was_resumed: bool,
+    /// Whether another one of its object goes on, for which it does not wait paused.
+    pub others_go_on: bool,
+}
+
+/// How far those of one object go before all of them have come as far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Each is paused, and has finished what it had begun.
+    Paused,
+    /// All parts are there.
+    Made,
+    Divided,
+}
+
+impl Stage {
+    /// All of them, in their order.
+    pub const ALL: [Self; 3] = [Self::Paused, Self::Made, Self::Divided];
+}
+
+impl Next {
+    /// The stage to which it leads.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        match self {
+            Self::GoOn | Self::Paused | Self::Pause | Self::Finish | Self::Resume => Stage::Paused,
+            Self::Make { .. } | Self::Remove { .. } => Stage::Made,
+            Self::Narrow | Self::Done => Stage::Divided,
+        }
+    }
+}
+
+/// Whether a consumer goes on, and is not divided now.
+#[must_use]
+pub fn goes_on(known: &Known<'_>) -> bool {
+    !is_divided(known) && matches!(next(known), Next::GoOn | Next::Paused | Next::Resume)
 }
 
 /// Decides the next step.
 #[must_use]
 pub fn next(known: &Known<'_>) -> Next {
-    let Known { whole, parts, at, is_stuck, was_resumed, .. } = known;
+    let Known { whole, parts, at, is_stuck, was_resumed, others_go_on, .. } = known;
     let is_ours = whole.config.metadata().contains_key(DIVIDING);
     if is_divided(known) {
         return if is_ours { Next::Resume } else { Next::Done };
@@ -69,8 +106,11 @@ pub fn next(known: &Known<'_>) -> Next {
     // Where nothing waits, nothing of before the change is left.
     let is_beyond = |sequence: u64| sequence >= *at || whole.num_pending == 0;
     if !whole.paused {
-        let may_pause = is_beyond(whole.ack_floor.stream_seq) && !was_resumed;
+        let may_pause = is_beyond(whole.ack_floor.stream_seq) && !was_resumed && !others_go_on;
         return if may_pause { Next::Pause } else { Next::GoOn };
+    }
+    if *others_go_on {
+        return Next::Resume;
     }
     let left = Duration::from_nanos(whole.pause_remaining);
     if whole.num_ack_pending > 0 {
@@ -175,6 +215,7 @@ mod tests {
                 at: self.at,
                 is_stuck: self.is_stuck,
                 was_resumed: false,
+                others_go_on: false,
             })
         }
 
@@ -267,9 +308,33 @@ mod tests {
         finished.pause(LEAST.saturating_sub(Duration::from_secs(1)));
         assert_eq!(finished.next(), Next::Resume);
         let whole = consumer(120, 120, 0);
-        let known =
-            Known { whole: &whole, parts: &[], count: 16, at: 100, is_stuck: false, was_resumed: true };
+        let known = Known {
+            whole: &whole,
+            parts: &[],
+            count: 16,
+            at: 100,
+            is_stuck: false,
+            was_resumed: true,
+            others_go_on: false,
+        };
         assert_eq!(next(&known), Next::GoOn);
+    }
+
+    #[test]
+    fn none_is_paused_while_another_one_goes_on_and_what_is_divided_is_resumed_all_the_same() {
+        fn known(whole: &ConsumerInfo, others_go_on: bool) -> Known<'_> {
+            let (is_stuck, was_resumed) = (false, false);
+            Known { whole, parts: &[(11, None)], count: 16, at: 100, is_stuck, was_resumed, others_go_on }
+        }
+        let (behind, beyond) = (consumer(120, 99, 7), consumer(120, 110, 7));
+        assert!(goes_on(&known(&behind, false)) && !goes_on(&known(&beyond, false)));
+        assert_eq!(next(&known(&beyond, true)), Next::GoOn);
+        let mut paused = There::new(consumer(120, 120, 0));
+        paused.pause(LONG);
+        assert_eq!(next(&known(&paused.whole, true)), Next::Resume);
+        paused.take(&Next::Narrow);
+        assert!(!goes_on(&known(&paused.whole, false)));
+        assert_eq!(next(&known(&paused.whole, true)), Next::Resume);
     }
 
     #[test]
