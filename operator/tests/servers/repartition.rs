@@ -396,3 +396,23 @@ async fn while_one_partition_waits_none_is_divided_and_what_comes_is_delivered_b
     let by: BTreeSet<_> = programs.all().into_iter().map(|handled| handled.consumer).collect();
     assert_eq!(by.len(), 4, "{by:?}");
 }
+
+#[tokio::test]
+async fn partitions_and_order_that_are_declared_at_once_come_one_after_the_other() {
+    let mut world = with_orders(None).await;
+    let spec = "{streamRef: {name: orders}, filterSubjects: [orders.*.placed]}";
+    world.consumer("mails", spec).await;
+    await_ready::<EventConsumer>(&world, "mails").await;
+    publish(&world, 2).await;
+    // Whichever the operator sees first.
+    world.operator.signal("KILL");
+    world.operator.wait_exit(Duration::from_secs(15)).await;
+    world.consumer("mails", &spec.replacen('{', "{ordering: PerKey, ", 1)).await;
+    world.stream("orders", &orders(Some(4))).await;
+    world.start_again(&[]);
+    await_in_jetstream(&world, "the change is over", async |stream| mark(stream).starts_with("0>4@")).await;
+    let programs = Programs::start(&world, "mails");
+    await_ready::<EventConsumer>(&world, "mails").await;
+    publish(&world, 2).await;
+    programs.await_each_once_in_order(80).await;
+}

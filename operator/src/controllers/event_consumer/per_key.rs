@@ -45,12 +45,18 @@ struct Partitioned {
 /// When JetStream does not answer or refuses.
 pub async fn ensure(work: &Work<'_>) -> Result<Outcome<ConsumerInfo>, Error> {
     let Some(partitioned) = partitioned(work) else {
-        return Ok(Outcome::Pending(other_partitions(work.source.stream)));
+        // Partitions and order are declared at once: the stream waits for a consumer that takes what it stores then.
+        return match work.of_other_order().await? {
+            Some(found) if partitions::count(&work.there.config).is_none() => {
+                without_order_yet(work, None, None, &found).await
+            }
+            _ => Ok(Outcome::Pending(other_partitions(work.source.stream))),
+        };
     };
     let Partitioned { declared, actual, ref mark } = partitioned;
     let mut form = Form::of(declared, actual, mark.as_ref());
     if let Some(found) = work.of_other_order().await? {
-        return without_order_yet(work, &partitioned, form, &found).await;
+        return without_order_yet(work, mark.as_ref(), Some(form), &found).await;
     }
     if let Form::Dividing { from, to, at } = form {
         if let Some(pending) = divide_all(work, (from, to), at).await? {
@@ -146,11 +152,12 @@ async fn divide_all(work: &Work<'_>, (from, to): (u32, u32), at: u64) -> Result<
     division::divide(work, &wholes).await
 }
 
-/// The object's consumer without order is there: it goes on as it is until it can be divided, and then it goes.
+/// The object's consumer without order is there: it goes on as it is until it can be divided, and then it goes. `form` is None before its stream
+/// has partitions.
 async fn without_order_yet(
     work: &Work<'_>,
-    Partitioned { mark, .. }: &Partitioned,
-    form: Form,
+    mark: Option<&Mark>,
+    form: Option<Form>,
     found_name: &str,
 ) -> Result<Outcome<ConsumerInfo>, Error> {
     if work.source.stream.spec.effective_retention() != Retention::Limits {
@@ -165,13 +172,13 @@ async fn without_order_yet(
     let Some((consumer, desired)) = consumers.first().cloned() else {
         return Ok(Outcome::Pending(other_partitions(work.source.stream)));
     };
-    let waits = if let Form::Whole { count } | Form::Dividing { to: count, .. } = form {
+    let waits = if let Some(Form::Whole { count } | Form::Dividing { to: count, .. }) = form {
         let Some(all) = found(work, Numbers { count, of: count }, Some(count)).await? else {
             return Ok(Outcome::Pending(other_partitions(work.source.stream)));
         };
         let parts =
             (0..).zip(&all).map(|(number, (consumer, desired, _))| (number, consumer, desired)).collect();
-        let at = mark.as_ref().and_then(|mark| mark.at).unwrap_or_default();
+        let at = mark.and_then(|mark| mark.at).unwrap_or_default();
         let whole = Whole { wide: (&consumer, &desired), becomes: Becomes::Nothing, parts, count, at };
         division::divide(work, &[whole]).await?
     } else {
