@@ -62,14 +62,15 @@ pub fn ordered_consumers(scopes: &Scopes, connection: &Connection) -> Vec<Ordere
         let consumers = scope.event_consumers.by(&IndexKey::PerKey).into_iter();
         let here =
             consumers.filter(|object| connection.serves.contains(&object.namespace().unwrap_or_default()));
-        here.filter_map(|object| ordered(&object, scope)).collect::<Vec<_>>()
+        here.filter_map(|object| shared_out(&object, scope)).collect::<Vec<_>>()
     };
     scopes.all().flat_map(|scope| of_scope(scope)).collect()
 }
 
 /// One whose consumers in JetStream are its own: a status describes no others. It may have fewer than its stream has partitions, while they are
 /// divided; a status that others wrote can say no other number than one that divides what is declared.
-fn ordered(object: &EventConsumer, scope: &Scope) -> Option<OrderedConsumer> {
+#[must_use]
+pub fn shared_out(object: &EventConsumer, scope: &Scope) -> Option<OrderedConsumer> {
     let name = name_of(object);
     let known = object.status.as_ref()?.consumer.as_ref()?;
     let stream = scope.event_streams.get(&name.0, &object.spec.stream_ref.name)?;

@@ -24,7 +24,7 @@ use crate::{
         status::ConditionSummary,
         stores::{Name, name_of},
     },
-    partitions::declared::{drain_time, template},
+    partitions::declared::{shared_out, template},
     pods::diagnose::{Diagnosis, diagnose},
     scale_down::{Plan, intended, marks, partitions, registry::Wanted, words},
     scaling::registry::count,
@@ -107,7 +107,7 @@ async fn scale(object: &EventConsumer, guests: &[Guest], deployed: Option<i32>, 
     let intended = known.map(|deployed| intended(deployed, &pods));
     let wanted = context.autoscalers.replicas(object, intended.and_then(|pods| pods.try_into().ok()));
     report_scaling(object, deployed, wanted, context);
-    let (consumers, drain) = ordered(object, guests);
+    let (consumers, drain) = ordered(object, guests, context);
     let plan = context.scale_downs.plan(
         &workload,
         &Wanted {
@@ -131,12 +131,15 @@ async fn scale(object: &EventConsumer, guests: &[Guest], deployed: Option<i32>, 
     plan
 }
 
-/// The consumers with order whose events the pods handle, and how long a hand-over takes at most; None where there are none.
-fn ordered(object: &EventConsumer, guests: &[Guest]) -> (Vec<Name>, Option<Duration>) {
+/// The consumers with order whose events the pods handle, and how long a hand-over takes at most; None where there are none. Of one that has no
+/// partitions yet, pods have nothing to hand over, and nobody says how much.
+fn ordered(object: &EventConsumer, guests: &[Guest], context: &Context) -> (Vec<Name>, Option<Duration>) {
+    let scope = context.scopes.of(&object.namespace().unwrap_or_default());
     let consumers = std::iter::once(object).chain(guests.iter().map(|guest| guest.consumer.as_ref()));
-    let ordered: Vec<_> = consumers.filter(|consumer| consumer.spec.is_per_key()).collect();
-    let drain = ordered.iter().map(|consumer| drain_time(consumer)).max();
-    (ordered.into_iter().map(name_of).collect(), drain)
+    let shared = consumers.filter_map(|consumer| shared_out(consumer, scope?));
+    let ordered: Vec<_> = shared.map(|consumer| (consumer.object, consumer.drain)).collect();
+    let drain = ordered.iter().map(|(_, drain)| *drain).max();
+    (ordered.into_iter().map(|(consumer, _)| consumer).collect(), drain)
 }
 
 /// How many pods the Deployment gets, and which it waits for.

@@ -285,3 +285,19 @@ async fn without_the_right_to_patch_pods_it_does_without_the_hint_and_says_so_on
     let said = "the operator may not patch pods";
     assert_eq!(operator.log().matches(said).count(), 1, "{}", operator.log());
 }
+
+#[tokio::test]
+async fn a_guest_that_has_no_partitions_holds_up_no_scale_down() {
+    let workload = Workload::start("").await;
+    let guest = "{streamRef: {name: missing}, ordering: PerKey, workloadRef: {name: fulfilment}}";
+    workload.world.consumer("guest", guest).await;
+    workload
+        .world
+        .await_condition::<EventConsumer>("guest", "ConsumerReady", "False", "StreamNotReady")
+        .await;
+    workload.scale(2).await;
+    workload.await_emptying().await;
+    workload.follow_the_map().await;
+    workload.await_replicas(2).await;
+    assert!(workload.world.events("fulfilment", "NotEmptied").await.is_empty());
+}
