@@ -95,17 +95,24 @@ impl Default for Autoscalers {
 }
 
 impl Autoscalers {
-    /// The pods that a workload is to have: with active autoscaling what was decided last; before the first decision of this process, what its
-    /// Deployment has, so that a restart scales nothing.
+    /// The pods that a workload is to have: with active autoscaling what was decided last; before the first decision of this process, and of the
+    /// present mode, what its Deployment has, so that neither a restart nor a change of the mode scales anything.
     #[must_use]
     pub fn replicas(&self, object: &EventConsumer, deployed: Option<i32>) -> i32 {
         let Some(workload) = &object.spec.workload else { return 0 };
         let Some(autoscaling) = workload.autoscaling.as_ref().filter(|autoscaling| autoscaling.is_active())
         else {
+            if workload.autoscaling.is_none() {
+                // What was decided is not what there is when it is declared again.
+                self.workloads.lock().remove(&name_of(object));
+            }
             return workload.replicas;
         };
-        let decided = self.with(object, |known| known.autoscaler.replicas());
-        let replicas = decided.unwrap_or_else(|| count(deployed.unwrap_or(workload.replicas)));
+        let decided = |known: &Workload| known.declared.is_active().then(|| known.autoscaler.replicas());
+        let replicas = self
+            .with(object, decided)
+            .flatten()
+            .unwrap_or_else(|| count(deployed.unwrap_or(workload.replicas)));
         i32::try_from(scaling(autoscaling).bound(replicas)).unwrap_or(i32::MAX)
     }
 
@@ -195,14 +202,15 @@ impl Workload {
 
     /// Decides; whether the object has to be reconciled.
     fn look(&mut self, seen: &Seen<'_>, at: Duration, interval: Duration) -> bool {
+        // Others decided until now.
+        if !self.declared.is_active() || !seen.autoscaling.is_active() {
+            self.autoscaler.follow(at, seen.replicas);
+        }
         if self.declared != *seen.autoscaling {
             self.declared = seen.autoscaling.clone();
             self.autoscaler.redeclared();
         }
         let observes = !self.declared.is_active();
-        if observes {
-            self.autoscaler.follow(at, seen.replicas);
-        }
         let scaling = scaling(&self.declared);
         let (before, last) = (self.autoscaler.replicas(), self.decision.replicas);
         let look = Look {

@@ -231,6 +231,19 @@ async fn an_observer_says_what_it_would_do_and_leaves_the_pods_to_others() {
     let refused =
         world.consumers().patch_scale("fulfilment", &PatchParams::default(), &scale).await.unwrap_err();
     assert!(refused.to_string().contains("autoscaling decides how many pods there are"), "{refused}");
+
+    // Others scale while it observes, and right before it is active again: it takes over what they left.
+    let change = async |workload: serde_json::Value| {
+        let patch = Patch::Merge(json!({"spec": {"workload": workload}}));
+        world.consumers().patch("fulfilment", &PatchParams::default(), &patch).await.unwrap();
+    };
+    change(json!({"replicas": 3, "autoscaling": {"maxReplicas": 9, "mode": "Observe"}})).await;
+    world.await_condition::<EventConsumer>("fulfilment", "ScalingActive", "False", "Observing").await;
+    change(json!({"replicas": 7})).await;
+    await_replicas(&world, |replicas| replicas == 7).await;
+    change(json!({"autoscaling": {"scaleDownAfter": "1h", "mode": "Active"}})).await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(replicas(&world).await, Ok(7));
 }
 
 #[tokio::test]
