@@ -291,10 +291,7 @@ async fn a_guest_that_has_no_partitions_holds_up_no_scale_down() {
     let workload = Workload::start("").await;
     let guest = "{streamRef: {name: missing}, ordering: PerKey, workloadRef: {name: fulfilment}}";
     workload.world.consumer("guest", guest).await;
-    workload
-        .world
-        .await_condition::<EventConsumer>("guest", "ConsumerReady", "False", "StreamNotReady")
-        .await;
+    workload.world.await_condition::<EventConsumer>("guest", "ConsumerReady", "False", "NotFound").await;
     workload.scale(2).await;
     workload.await_emptying().await;
     workload.follow_the_map().await;
