@@ -22,8 +22,8 @@ impl Lost {
     /// A delivery of this number arrived. `is_owed` says that its event was delivered before and is not here.
     pub(crate) fn received(&mut self, number: u64, is_owed: bool) {
         if let Some(next) = self.next.replace(number + 1) {
-            // A lower one is of a server that was killed, and what it forgot it delivers again.
-            self.count = number.checked_sub(next).map_or(0, |hole| self.count + hole);
+            // A lower one is of a server that was killed: it delivers again what it forgot, but what was lost before that is still owed.
+            self.count += number.saturating_sub(next);
         }
         self.count = self.count.saturating_sub(is_owed.into());
     }
@@ -63,10 +63,13 @@ mod tests {
     }
 
     #[test]
-    fn where_a_killed_server_forgot_deliveries_none_of_them_is_lost() {
+    fn what_was_lost_before_a_killed_server_forgot_others_is_still_owed() {
         let mut lost = Lost::from(Some(11));
-        lost.received(14, false);
-        lost.received(12, false);
+        [12, 13].map(|number| lost.received(number, false));
+        // The server was killed, forgot number 13, and gives it again.
+        lost.received(13, false);
+        assert!(!lost.is_none() && !lost.knows(14));
+        lost.received(14, true);
         assert!(lost.is_none());
     }
 

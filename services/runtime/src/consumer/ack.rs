@@ -135,6 +135,11 @@ impl PendingAck {
         self.next = Some(now + timeout.min(MAX_CONFIRM_TIMEOUT));
     }
 
+    /// It left at that moment. What was asked before that, JetStream may have answered without it.
+    pub(super) fn left(&mut self, at: Instant) {
+        self.sent_at = Some(at);
+    }
+
     /// Whether a redelivery is what it asked for.
     pub(super) fn is_done_by_redelivery(&self) -> bool {
         self.is_nak && self.sent > 0

@@ -73,6 +73,9 @@ impl<H: Handler> Dispatcher<H> {
         // The client checks the subject alone: that of the confirmation is its own.
         let ack = OutboundMessage { subject: to, reply: Some(answer_to.into()), payload, headers: None };
         send(self.client.publish_message(ack)).await;
+        if let Some(Held { state: State::Settling(ack), .. }) = self.in_flight.get_mut(slot) {
+            ack.left(Instant::now());
+        }
     }
 
     pub(super) fn confirmed_all(&mut self, first: &Message) {
