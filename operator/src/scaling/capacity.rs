@@ -30,7 +30,8 @@ struct Trial {
     before: f64,
     /// What they should add to it.
     expected: f64,
-    /// Pods with which it is judged.
+    /// Pods before them, and with them.
+    from: u32,
     pods: u32,
 }
 
@@ -96,13 +97,18 @@ impl Capacity {
         let Some(each) = each.filter(|each| *each > 0.0) else { return };
         let more = each * f64::from(to.saturating_sub(from));
         // Pods of an earlier step that were not judged yet are judged together with these.
-        let (before, expected) = self.trial.map_or((rate, 0.0), |trial| (trial.before, trial.expected));
-        self.trial = Some(Trial { before, expected: expected + more, pods: to });
+        let earlier = self.trial.unwrap_or(Trial { before: rate, expected: 0.0, from, pods: from });
+        self.trial = Some(Trial { expected: earlier.expected + more, pods: to, ..earlier });
     }
 
     /// So many of the pods that were added are ready, and no others are waited for: these have to show what they bring.
     pub fn came(&mut self, ready: u32) {
-        self.trial = self.trial.map(|trial| Trial { pods: trial.pods.min(ready), ..trial });
+        self.trial = self.trial.and_then(|trial| {
+            let pods = trial.pods.min(ready);
+            let came = pods.checked_sub(trial.from).filter(|came| *came > 0)?;
+            let share = f64::from(came) / f64::from(trial.pods - trial.from);
+            Some(Trial { pods, expected: trial.expected * share, ..trial })
+        });
     }
 
     /// Takes over what was sampled, with the pods that were ready then.
@@ -234,6 +240,20 @@ mod tests {
         }
         let learnt = capacity.learnt().unwrap();
         assert!((0.06..0.075).contains(&learnt), "{learnt}");
+    }
+
+    #[test]
+    fn pods_that_never_get_ready_are_not_judged_and_those_that_do_by_their_share() {
+        let mut capacity = Capacity::of(Some(100.0));
+        capacity.scaled_up(4, 5, 400.0);
+        capacity.came(4);
+        run(&mut capacity, 0..=16, 4, 400, 50);
+        assert!(!capacity.has_no_gain(), "the only one is on a node that cannot run it");
+        // One of ten brings what one should.
+        capacity.scaled_up(4, 14, 400.0);
+        capacity.came(5);
+        run(&mut capacity, 18..=34, 5, 490, 50);
+        assert!(!capacity.has_no_gain());
     }
 
     #[test]
