@@ -84,8 +84,8 @@ pub async fn divide(work: &Work<'_>, wholes: &[Whole<'_>]) -> Result<Option<Pend
             let advanced = advance(work, state, others_go_on, stage).await;
             if stage == Stage::Made && !matches!(advanced, Ok(None)) {
                 // It may take a change by somebody, for which events do not wait.
-                resume_all(work, wholes).await?;
-                return advanced;
+                let resumed = resume_all(work, wholes).await;
+                return advanced.and_then(|waits| resumed.map(|()| waits));
             }
             pending = pending.or(advanced?);
         }
@@ -170,12 +170,18 @@ async fn advance(
 
 /// Lets those that are paused go on.
 async fn resume_all(work: &Work<'_>, wholes: &[Whole<'_>]) -> Result<(), Error> {
+    let mut resumed = Ok(());
     for whole in wholes {
-        let found = fresh(work, &whole.wide.1.key).await?;
-        if let Some(info) = found.filter(|info| info.paused && info.config.metadata().contains_key(DIVIDING))
-        {
-            resume(work, &info).await?;
-        }
+        // One that cannot be keeps no other from it.
+        resumed = resumed.and(resume_divided(work, whole).await);
+    }
+    resumed
+}
+
+async fn resume_divided(work: &Work<'_>, whole: &Whole<'_>) -> Result<(), Error> {
+    let found = fresh(work, &whole.wide.1.key).await?;
+    if let Some(info) = found.filter(|info| info.paused && info.config.metadata().contains_key(DIVIDING)) {
+        resume(work, &info).await?;
     }
     Ok(())
 }
