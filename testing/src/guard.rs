@@ -17,17 +17,19 @@ use std::sync::OnceLock;
 const SCRIPT: &str = r#"
 trap '' HUP INT QUIT TERM
 read -r _
-# Whether the process of a note runs: not one that ended and that nobody waited for (Z).
-runs() {
+# Whether there is the process of a note, and its state.
+is_there() {
   stat=$(cat "/proc/${1##*/}/stat" 2>/dev/null) || return 1
   noted=$(cat "$1")
   set -- ${stat##*) }
-  [ "$1" != Z ] && [ "${20}" = "$noted" ]
+  state=$1
+  [ "${20}" = "$noted" ]
 }
+# One that ended, and that nobody waited for (Z), is gone, but its group may not be.
 kill_those_that_run() {
   killed=
   for note in "$1"/processes/*; do
-    runs "$note" && kill -s KILL -- "-${note##*/}" && killed=1
+    is_there "$note" && kill -s KILL -- "-${note##*/}" && [ "$state" != Z ] && killed=1
   done
 }
 kill_those_that_run "$1"
