@@ -59,7 +59,7 @@ class Member:
             self.confirmed(revision, sent)
 
     async def find_renewal(self):
-        """Only this process renews the key, and others only end it. So a newer revision is a renewal that was stored."""
+        """A newer revision is a renewal only where its number is that of a write whose answer is missing."""
         found = await self.bucket.get(self.key)
         if found is None and self.revision == 0:
             return
