@@ -285,7 +285,9 @@ mod tests {
             let (there, coming) = object.jetstream_names_by_status(&stream);
             (there.join(" "), coming.join(" "))
         };
-        let known = |more: &str| format!("{{consumer: {{stream: orders, name: x, created: c{more}}}}}");
+        let known = |more: &str| {
+            format!("{{consumer: {{stream: orders, name: x, created: '2026-01-01T00:00:00Z'{more}}}}}")
+        };
         let both = |there: &str, coming: &str| (there.to_owned(), coming.to_owned());
         let ordered = ", ordering: PerKey";
         let all = both("x-p0 x-p1 x-p2 x-p3", "");
@@ -297,7 +299,13 @@ mod tests {
         for forged in [", partitions: 0", ", partitions: 3", ", partitions: 4000000000"] {
             assert_eq!(names(ordered, &known(forged)), all, "{forged}");
         }
-        assert_eq!(names(ordered, "{consumer: {stream: mails, name: x, created: c, partitions: 2}}"), all);
+        assert_eq!(
+            names(
+                ordered,
+                "{consumer: {stream: mails, name: x, created: '2026-01-01T00:00:00Z', partitions: 2}}"
+            ),
+            all
+        );
     }
 
     #[test]

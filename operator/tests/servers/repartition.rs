@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::jetstream::{self, consumer::PullConsumer, stream::Stream};
+use async_nats::jetstream::{self, consumer::PullConsumer, context::PublishErrorKind, stream::Stream};
 use futures::{StreamExt as _, TryStreamExt as _};
 use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_testing::{NatsCluster, await_until};
@@ -52,7 +52,13 @@ async fn publish(world: &Clustered, rounds: usize) {
 }
 
 async fn publish_one(world: &Clustered, subject: &str) {
-    world.jetstream.publish(subject.to_owned(), "x".into()).await.unwrap().await.unwrap();
+    // The client's server may not have heard yet that another one has a stream for it.
+    let published =
+        async || match world.jetstream.publish(subject.to_owned(), "x".into()).await.unwrap().await {
+            Err(error) if error.kind() == PublishErrorKind::StreamNotFound => Err(error),
+            answer => Ok(answer.unwrap()),
+        };
+    await_until("the stream to take an event", CHANGE, published).await;
 }
 
 async fn kill(world: &mut Clustered) {

@@ -127,7 +127,11 @@ impl Workload {
         };
         for (index, Started { process, .. }) in self.workers.processes().iter().enumerate() {
             let is_well = is_killed(index) || process.exited().is_none_or(|status| status.success());
-            assert!(is_well, "{:?}: {}", process.exited(), process.last_lines());
+            // What it logged, and the others of its container, without their handlers' lines.
+            let log = process.log();
+            let said: Vec<_> =
+                log.lines().filter(|line| line.starts_with(['{', '#']) || line.contains("rror")).collect();
+            assert!(is_well, "{:?}:\n{}", process.exited(), said.join("\n"));
         }
         let logs = self.workers.logs();
         History::read(logs.iter().map(String::as_str), self.interruptions.clone()).unwrap()

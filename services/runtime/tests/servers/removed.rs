@@ -22,7 +22,7 @@ async fn publish(bench: &Bench, subject: &str, value: u64) {
 /// A stream of which each subject keeps so many events, its key in the second token. The delivery of number 1 is lost; number 2 is of another key,
 /// and number 3 of the same.
 async fn losing_the_first(kept: i64) -> (Bench, Scripted, Running) {
-    let mut bench = Bench::without_consumer().await.ack_wait(3000).ordered();
+    let mut bench = Bench::without_consumer().await.ack_wait(8000).ordered();
     let config = stream::Config {
         name: "numbers".into(),
         subjects: vec!["numbers.>".into()],
