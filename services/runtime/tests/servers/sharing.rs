@@ -270,15 +270,28 @@ impl Observer {
     }
 }
 
+/// A handler that runs, until it ends or is interrupted with the lease.
+struct Running<'s> {
+    seen: &'s Mutex<Seen>,
+    value: u64,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.seen.lock().fail(self.value);
+    }
+}
+
 impl Handler for Observer {
     type Event = Number;
 
     async fn handle(&self, event: Number, metadata: &Metadata) -> Result<(), HandlerError> {
         let (value, key) = (event.value, event.value % KEYS);
         self.seen.lock().begin(value, metadata.source.epoch);
+        let running = Running { seen: &self.seen, value };
         sleep(self.takes).await;
+        drop(running);
         let mut seen = self.seen.lock();
-        seen.running.remove(&key);
         if self.failing.load(Relaxed) == key {
             return Err(HandlerError::RetryAfter(Duration::from_hours(1), "not yet".into()));
         }
