@@ -65,7 +65,8 @@ mod tests {
     #[test]
     fn what_was_lost_before_a_killed_server_forgot_others_is_still_owed() {
         let mut lost = Lost::from(Some(11));
-        [12, 13].map(|number| lost.received(number, false));
+        lost.received(12, false);
+        lost.received(13, false);
         // The server was killed, forgot number 13, and gives it again.
         lost.received(13, false);
         assert!(!lost.is_none() && !lost.knows(14));
