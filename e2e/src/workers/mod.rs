@@ -5,7 +5,15 @@ mod pods;
 mod sentinel;
 mod world;
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use jetwright_testing::{ControlPlane, Folder, Process, Program, binary, free_port};
 use k8s_openapi::NamespaceResourceScope;
@@ -50,6 +58,14 @@ impl fmt::Debug for Workers {
     }
 }
 
+/// A network of its own for each node of this process: two that look for a free address at once would find the same, and the second program could
+/// not listen there.
+fn network() -> u8 {
+    static NODES: AtomicU32 = AtomicU32::new(0);
+    let node = NODES.fetch_add(1, Ordering::Relaxed);
+    u8::try_from(1 + std::process::id().wrapping_add(node) % 254).unwrap_or(1)
+}
+
 impl Workers {
     /// Starts the controllers and the node.
     pub async fn start(control_plane: &ControlPlane, namespace: &str) -> Self {
@@ -64,7 +80,7 @@ impl Workers {
             programs: [(IMAGE.to_owned(), binary(PROGRAM))].into(),
             logs: logs.path().to_owned(),
             // Not that of the demo, and rarely that of another test program of this machine.
-            network: u8::try_from(1 + std::process::id() % 254).unwrap_or(1),
+            network: network(),
             started: Some(sender),
         };
         let node = Node::new(client.clone(), settings);
