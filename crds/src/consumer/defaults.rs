@@ -4,8 +4,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt as _;
 
 use super::{
-    Autoscaling, AutoscalingMode, BackoffSpec, DeadLetterPolicy, DeadLetterSpec, DeliverPolicy,
-    EventConsumer, EventConsumerSpec, Ordering, RetrySpec,
+    Autoscaling, AutoscalingMode, BackoffSpec, ConsumerState, DeadLetterPolicy, DeadLetterSpec,
+    DeliverPolicy, EventConsumer, EventConsumerSpec, Ordering, RetrySpec,
 };
 use crate::{
     AdoptionPolicy, DeletionPolicy, Duration, EventStream,
@@ -48,24 +48,27 @@ impl EventConsumer {
         consumer_names(&self.consumer_name(), self.partitions_on(stream))
     }
 
-    /// The same, told apart: those that it has as its status says, and those that it is divided into, of which some may be there already.
+    /// The same in two lists: those that it has as its status says, and those that it is divided into, of which some may be there already.
     #[must_use]
     pub fn jetstream_names_by_status(&self, stream: &EventStream) -> (Vec<String>, Vec<String>) {
-        let (name, mut all) = (self.consumer_name(), self.jetstream_names(stream));
-        let known = self.status.as_ref().and_then(|status| status.consumer.as_ref());
-        let known = known.filter(|known| known.stream == stream.stream_name());
-        let there = match (self.partitions_on(stream), known) {
-            (Some(count), Some(known)) if known.partitions != Some(count) => known,
+        let mut all = self.jetstream_names(stream);
+        let there = match (self.partitions_on(stream), self.known_consumer(stream)) {
+            (Some(count), Some(known)) if known.partitions != Some(count) => known.partitions,
             _ => return (all, Vec::new()),
         };
-        // A status may be written by others.
-        let is_divided = |count: u32| all.len().is_multiple_of(usize::try_from(count).unwrap_or_default());
-        if there.partitions.is_some_and(|count| !is_divided(count)) {
-            return (all, Vec::new());
-        }
-        let there = consumer_names(&name, there.partitions);
+        let there = consumer_names(&self.consumer_name(), there);
         all.retain(|name| !there.contains(name));
         (there, all)
+    }
+
+    /// What its status says of its consumer on the stream of its EventStream, where that can be: a status may be written by others, and there are as
+    /// many partitions as are declared, or fewer of which each is divided.
+    #[must_use]
+    pub fn known_consumer(&self, stream: &EventStream) -> Option<&ConsumerState> {
+        let known = self.status.as_ref()?.consumer.as_ref()?;
+        let declared = self.partitions_on(stream);
+        let can_be = |count: u32| declared.is_some_and(|declared| declared.is_multiple_of(count));
+        (known.stream == stream.stream_name() && known.partitions.is_none_or(can_be)).then_some(known)
     }
 
     /// The conditions of its status; none before the first reconcile.

@@ -68,19 +68,14 @@ pub fn ordered_consumers(scopes: &Scopes, connection: &Connection) -> Vec<Ordere
 }
 
 /// One whose consumers in JetStream are its own: a status describes no others. It may have fewer than its stream has partitions, while they are
-/// divided; a status that others wrote can say no other number than one that divides what is declared.
+/// divided.
 #[must_use]
 pub fn shared_out(object: &EventConsumer, scope: &Scope) -> Option<OrderedConsumer> {
     let name = name_of(object);
-    let known = object.status.as_ref()?.consumer.as_ref()?;
     let stream = scope.event_streams.get(&name.0, &object.spec.stream_ref.name)?;
     let stream = stream.valid()?;
-    let declared = stream.spec.partitions.as_ref()?.effective_count();
-    let count = known.partitions.filter(|count| *count > 0 && declared.is_multiple_of(*count))?;
+    let count = object.known_consumer(stream)?.partitions.filter(|count| *count <= MAX_PARTITIONS)?;
     let id = ConsumerId { stream: stream.stream_name(), consumer: object.consumer_name() };
-    if !object.spec.is_per_key() || known.stream != id.stream || count > MAX_PARTITIONS {
-        return None;
-    }
     let workload = workload_of(object).map(|workload| (name.0.clone(), workload));
     Some(OrderedConsumer { object: name, id, count, drain: drain_time(object), workload })
 }
