@@ -122,7 +122,7 @@ impl PendingAck {
         }
     }
 
-    /// It is sent now under this number.
+    /// It was sent just now under this number. What was asked before, JetStream may have answered without it.
     pub(super) fn send(&mut self, number: u64, now: Instant) {
         self.numbers = Some((self.numbers.map_or(number, |(first, _)| first), number));
         if self.sent == 0 {
@@ -133,11 +133,6 @@ impl PendingAck {
         self.is_awaited = true;
         let timeout = CONFIRM_TIMEOUT.saturating_mul(u32::try_from(self.sent).unwrap_or(u32::MAX));
         self.next = Some(now + timeout.min(MAX_CONFIRM_TIMEOUT));
-    }
-
-    /// It left at that moment. What was asked before that, JetStream may have answered without it.
-    pub(super) fn left(&mut self, at: Instant) {
-        self.sent_at = Some(at);
     }
 
     /// Whether a redelivery is what it asked for.

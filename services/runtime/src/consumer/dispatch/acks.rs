@@ -40,7 +40,7 @@ impl<H: Handler> Dispatcher<H> {
         }
         held.state = State::Settling(ack);
         if can_send {
-            self.send_ack(slot, now).await;
+            self.send_ack(slot).await;
         }
     }
 
@@ -61,20 +61,19 @@ impl<H: Handler> Dispatcher<H> {
     }
 
     /// Reports to JetStream how a delivery ended.
-    async fn send_ack(&mut self, slot: usize, now: Instant) {
+    async fn send_ack(&mut self, slot: usize) {
         self.ack_numbers += 1;
         let number = self.ack_numbers;
-        let Some(Held { reply, state: State::Settling(ack), .. }) = self.in_flight.get_mut(slot) else {
+        let Some(Held { reply, state: State::Settling(ack), .. }) = self.in_flight.get(slot) else {
             return;
         };
-        ack.send(number, now);
         let (to, payload) = (reply.clone(), ack.payload.clone());
         let answer_to = format!("{}.{slot}.{number}", self.inbox);
         // The client checks the subject alone: that of the confirmation is its own.
         let ack = OutboundMessage { subject: to, reply: Some(answer_to.into()), payload, headers: None };
         send(self.client.publish_message(ack)).await;
         if let Some(Held { state: State::Settling(ack), .. }) = self.in_flight.get_mut(slot) {
-            ack.left(Instant::now());
+            ack.send(number, Instant::now());
         }
     }
 
@@ -139,7 +138,7 @@ impl<H: Handler> Dispatcher<H> {
             match action {
                 AckAction::Wait => {}
                 AckAction::Send { unanswered: true } => self.unanswered(slot, now).await,
-                AckAction::Send { unanswered: false } if can_send => self.send_ack(slot, now).await,
+                AckAction::Send { unanswered: false } if can_send => self.send_ack(slot).await,
                 AckAction::Send { unanswered: false } => self.suspend(slot),
                 AckAction::GiveUp => self.give_up(slot, "JetStream did not confirm the redelivery"),
             }
@@ -157,7 +156,7 @@ impl<H: Handler> Dispatcher<H> {
         self.begin_recovery(RecoveryCause::UnansweredAck, now);
         self.consumer.discovery.recheck();
         if self.link.borrow().connected && self.unverified_since.is_none() {
-            self.send_ack(slot, now).await;
+            self.send_ack(slot).await;
         } else {
             self.suspend(slot);
         }
