@@ -34,7 +34,7 @@ impl Lost {
     }
 
     /// Whether there is none.
-    pub(crate) fn is_none(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.count == 0
     }
 }
@@ -47,19 +47,19 @@ mod tests {
     fn what_a_hole_lacks_is_lost_until_as_much_comes_again() {
         let mut lost = Lost::from(Some(11));
         lost.received(11, false);
-        assert!(lost.is_none() && lost.knows(11) && !lost.knows(12), "the last one may be lost");
+        assert!(lost.is_empty() && lost.knows(11) && !lost.knows(12), "the last one may be lost");
         lost.received(14, false);
         lost.received(15, true);
-        assert!(!lost.is_none());
+        assert!(!lost.is_empty());
         lost.received(16, true);
-        assert!(lost.is_none());
+        assert!(lost.is_empty());
     }
 
     #[test]
     fn a_delivery_that_comes_again_behind_a_hole_stands_for_one_of_it() {
         let mut lost = Lost::from(Some(11));
         lost.received(12, true);
-        assert!(lost.is_none());
+        assert!(lost.is_empty());
     }
 
     #[test]
@@ -69,9 +69,9 @@ mod tests {
         lost.received(13, false);
         // The server was killed, forgot number 13, and gives it again.
         lost.received(13, false);
-        assert!(!lost.is_none() && !lost.knows(14));
+        assert!(!lost.is_empty() && !lost.knows(14));
         lost.received(14, true);
-        assert!(lost.is_none());
+        assert!(lost.is_empty());
     }
 
     #[test]
@@ -79,6 +79,6 @@ mod tests {
         let mut lost = Lost::default();
         assert!(lost.knows(7));
         lost.received(9, false);
-        assert!(lost.is_none() && lost.knows(9) && !lost.knows(10));
+        assert!(lost.is_empty() && lost.knows(9) && !lost.knows(10));
     }
 }

@@ -298,7 +298,7 @@ impl Recovery {
         let is_forgetful = known.is_some_and(|(_, expected)| newest + 1 < expected);
         self.is_whole &= !is_forgetful;
         // Without any of them here, none stands for another.
-        let has_all = counted == 0 || (has_numbers && self.lost.is_none());
+        let has_all = counted == 0 || (has_numbers && self.lost.is_empty());
         let is_certain = ((has_inherited || self.is_whole) && has_all)
             || asked_at >= self.unchanged_since(recovering_since) + ack_wait + TIMER_SLACK;
         if owed > 0 || !is_certain {

@@ -167,7 +167,6 @@ fn removal(pod: &Pod) -> Removal {
         _ => Phase::Pending,
     };
     let cost = pod.annotations().get(DELETION_COST);
-    let entries = pod.metadata.managed_fields.iter().flatten();
     // Another writer may have set it, also where we set something once.
     let is_ours = |entry: &ManagedFieldsEntry| {
         let fields = entry.fields_v1.as_ref().map(|fields| &fields.0["f:metadata"]["f:annotations"]);
@@ -178,7 +177,7 @@ fn removal(pod: &Pod) -> Removal {
         node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
         phase,
         cost: cost.and_then(|cost| cost.parse().ok()).unwrap_or_default(),
-        is_marked: cost.is_some() && entries.into_iter().any(is_ours),
+        is_marked: cost.is_some() && pod.metadata.managed_fields.iter().flatten().any(is_ours),
         ready_since: ready(pod).and_then(|ready| Some(ready.last_transition_time.as_ref()?.0.as_second())),
         restarts: containers.into_iter().flatten().map(|status| status.restart_count).sum(),
     }

@@ -142,8 +142,8 @@ impl Autoscaler {
         if !look.observes {
             self.follow(look.at, look.scaling.bound(before));
         }
-        if self.startup.add(look.at, look.ready, self.replicas) {
-            self.consumers.values_mut().for_each(|consumer| consumer.capacity.came(look.ready));
+        if self.startup.observe(look.at, look.ready, self.replicas) {
+            self.consumers.values_mut().for_each(|consumer| consumer.capacity.limit_trial(look.ready));
         }
         let wishes = self.wishes(look);
         if wishes.unknown.is_none() {

@@ -102,7 +102,7 @@ impl Capacity {
     }
 
     /// So many of the pods that were added are ready, and no others are waited for: these have to show what they bring.
-    pub fn came(&mut self, ready: u32) {
+    pub fn limit_trial(&mut self, ready: u32) {
         self.trial = self.trial.and_then(|trial| {
             let pods = trial.pods.min(ready);
             let came = pods.checked_sub(trial.from).filter(|came| *came > 0)?;
@@ -246,12 +246,12 @@ mod tests {
     fn pods_that_never_get_ready_are_not_judged_and_those_that_do_by_their_share() {
         let mut capacity = Capacity::of(Some(100.0));
         capacity.scaled_up(4, 5, 400.0);
-        capacity.came(4);
+        capacity.limit_trial(4);
         run(&mut capacity, 0..=16, 4, 400, 50);
         assert!(!capacity.has_no_gain(), "the only one is on a node that cannot run it");
         // One of ten brings what one should.
         capacity.scaled_up(4, 14, 400.0);
-        capacity.came(5);
+        capacity.limit_trial(5);
         run(&mut capacity, 18..=34, 5, 490, 50);
         assert!(!capacity.has_no_gain());
     }

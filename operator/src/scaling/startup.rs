@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// How long pods that came last are waited for. One that is not ready by then, as on a node that cannot run it, holds up the others no longer.
-const LONGEST: Duration = Duration::from_mins(3);
+const STARTUP_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// The pods of the last step.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,9 +23,9 @@ impl Startup {
 
     /// Takes over how many of them are ready; whether that is enough for the first time. Where none is ready in time, more of them would not be
     /// either.
-    pub fn add(&mut self, at: Duration, ready: u32, replicas: u32) -> bool {
+    pub fn observe(&mut self, at: Duration, ready: u32, replicas: u32) -> bool {
         let begun = *self.begun.get_or_insert(at);
-        let is_over = ready > 0 && at >= begun + LONGEST;
+        let is_over = ready > 0 && at >= begun + STARTUP_TIMEOUT;
         let are_enough = self.ready_at.is_none() && (ready >= replicas || is_over);
         if are_enough {
             self.ready_at = Some(at);

@@ -80,6 +80,13 @@ struct Target {
     keeps_dead_letters: bool,
 }
 
+impl Target {
+    /// Each of its names, and whether that one has to be there.
+    fn consumers(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.names.iter().enumerate().map(|(number, name)| (name.as_str(), number < self.wanted))
+    }
+}
+
 impl Round<'_> {
     /// # Errors
     ///
@@ -252,8 +259,8 @@ impl Round<'_> {
         let mut found: Vec<_> = targets.iter().map(|target| Parts::of(target.wanted)).collect();
         let mut by_name: HashMap<&str, Vec<(usize, bool)>> = HashMap::new();
         for (index, target) in targets.iter().enumerate() {
-            for (name, number) in target.names.iter().zip(0..) {
-                by_name.entry(name).or_default().push((index, number < target.wanted));
+            for (name, is_wanted) in target.consumers() {
+                by_name.entry(name).or_default().push((index, is_wanted));
             }
         }
         let mut at = now();
@@ -294,12 +301,12 @@ impl Round<'_> {
     async fn ask_for_each(&mut self, stream: &str, targets: &[Target]) -> Result<(), ApiError> {
         for target in targets {
             let mut parts = Parts::of(target.wanted);
-            for (name, number) in target.names.iter().zip(0..) {
+            for (name, is_wanted) in target.consumers() {
                 self.pace.turn().await;
                 let found = self.api.consumer_info::<ListedConsumer>(stream, name).await?;
                 let is_own = |mark: &str| target.owner.is_named_by(mark);
                 if let Some(own) = found.filter(|info| info.owner().is_some_and(is_own)) {
-                    parts.add(Some(own.figures()), number < target.wanted);
+                    parts.add(Some(own.figures()), is_wanted);
                 }
             }
             self.sampled(stream, target, parts, now());
