@@ -19,6 +19,14 @@ fn in_order(now: Instant) -> Recovery {
     recovery
 }
 
+/// After ten deliveries of a predecessor, which left so many unacknowledged.
+fn inheriting(unacknowledged: u64, now: Instant) -> Recovery {
+    let mut recovery = Recovery::new(now);
+    let progress = recovery.observed(state(10, unacknowledged), now, |_| 0, None);
+    assert_eq!(progress, Progress::Owed(unacknowledged));
+    recovery
+}
+
 #[test]
 fn deliveries_without_a_hole_raise_no_doubt() {
     let mut recovery = in_order(Instant::now());
@@ -111,8 +119,7 @@ fn jetstream_is_asked_at_once_and_then_from_time_to_time() {
 #[test]
 fn what_a_woken_predecessor_acknowledges_here_hides_nothing_that_is_owed() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(now);
-    assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+    let mut recovery = inheriting(2, now);
     // One of the two is here, and acknowledged by the one before.
     assert_eq!(recovery.observed(state(10, 1), now, |_| 1, None), Progress::Owed(1));
     let mut whole = recovery.clone();
@@ -192,8 +199,7 @@ fn what_was_here_before_that_was_known_hides_nothing_that_is_owed() {
 #[test]
 fn a_late_acknowledgement_hides_no_delivery_that_was_lost_last() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(now);
-    assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+    let mut recovery = inheriting(2, now);
     assert_eq!([11, 12].map(|number| recovery.received(number, false)), [None; 2]);
     // Number 13 is new, and lost, and one of the two is acknowledged by the predecessor.
     assert_eq!(recovery.observed(state(13, 2), now, |_| 2, None), Progress::Owed(1));
@@ -239,8 +245,7 @@ fn with_another_leader_the_time_begins_anew_after_which_everything_was_delivered
 #[test]
 fn a_delivery_that_is_lost_as_the_last_one_of_a_recovery_is_waited_for_until_it_comes_again() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(now);
-    assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+    let mut recovery = inheriting(2, now);
     // One of the two, which is acknowledged by the one before. The other one is lost.
     assert_eq!(recovery.received(11, false), None);
     let later = now + ACK_WAIT + TIMER_SLACK;
@@ -256,8 +261,7 @@ fn a_delivery_that_is_lost_as_the_last_one_of_a_recovery_is_waited_for_until_it_
 #[test]
 fn deliveries_that_come_while_jetstream_is_asked_are_not_missing_for_long() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(now);
-    assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+    let mut recovery = inheriting(2, now);
     recovery.received(11, false);
     let later = now + ACK_WAIT;
     assert_eq!(recovery.observed(state(12, 2), later, |_| 1, None), Progress::Owed(1));
@@ -268,8 +272,7 @@ fn deliveries_that_come_while_jetstream_is_asked_are_not_missing_for_long() {
 #[test]
 fn after_an_unanswered_acknowledgement_nothing_is_waited_for_as_long_as_each_delivery_has_come() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(now);
-    assert_eq!(recovery.observed(state(10, 3), now, |_| 0, None), Progress::Owed(3));
+    let mut recovery = inheriting(3, now);
     (11..=13).for_each(|number| assert_eq!(recovery.received(number, false), None));
     recovery.doubt(RecoveryCause::UnansweredAck, now);
     assert_eq!(recovery.observed(state(13, 3), now, |_| 3, None), Progress::Complete);
@@ -336,8 +339,7 @@ fn over_a_new_connection_as_much_is_lost_as_was_delivered_meanwhile() {
 #[test]
 fn a_gap_while_what_a_predecessor_had_is_all_here_is_waited_for() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(now);
-    assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
+    let mut recovery = inheriting(2, now);
     assert_eq!([11, 12].map(|number| recovery.received(number, false)), [None; 2]);
     // Number 13 is new, and lost.
     assert_eq!(recovery.received(14, false), Some(RecoveryCause::SequenceGap));
