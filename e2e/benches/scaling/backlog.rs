@@ -24,11 +24,7 @@ const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Waits until everything is acknowledged.
 async fn drained(loaded: &Loaded) {
-    let is_drained = async || {
-        let infos = loaded.load.consumers().await.unwrap_or_default();
-        !infos.is_empty() && infos.iter().all(|info| (info.num_pending, info.num_ack_pending) == (0, 0))
-    };
-    while !is_drained().await {
+    while loaded.load.ensure_drained().await.is_err() {
         sleep(DRAIN_POLL_INTERVAL).await;
     }
 }

@@ -148,10 +148,15 @@ impl Load {
 
     /// Waits until every event is acknowledged.
     pub async fn await_drained(&self, bound: Duration) {
-        await_until("all events to be acknowledged", bound, async || self.left().await).await;
+        await_until("all events to be acknowledged", bound, async || self.ensure_drained().await).await;
     }
 
-    async fn left(&self) -> anyhow::Result<()> {
+    /// Makes sure that every event is acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// Some are not, or a consumer is not answered for.
+    pub async fn ensure_drained(&self) -> anyhow::Result<()> {
         let unsettled =
             |info: consumer::Info| info.num_pending + u64::try_from(info.num_ack_pending).unwrap_or(0);
         let left: Vec<_> = self.consumers().await?.into_iter().map(unsettled).collect();

@@ -25,7 +25,10 @@ use tokio::{
 };
 
 pub use self::{pods::is_ready, sentinel::Sentinel, world::World};
-use crate::node::{Node, Settings, Started};
+use crate::{
+    node::{Node, Settings, Started},
+    order::history::{History, Interruption},
+};
 
 /// The EventConsumer whose pods they are.
 pub const CONSUMER: &str = "fulfilment";
@@ -59,7 +62,7 @@ impl fmt::Debug for Workers {
 }
 
 /// A network of its own for each node of this process: two that look for a free address at once would find the same, and the second program could
-/// not listen there.
+/// not listen there. It is not that of the demo, and rarely that of another test program of this machine.
 fn network() -> u8 {
     static NODES: AtomicU32 = AtomicU32::new(0);
     let node = NODES.fetch_add(1, Ordering::Relaxed);
@@ -79,7 +82,6 @@ impl Workers {
         let settings = Settings {
             programs: [(IMAGE.to_owned(), binary(PROGRAM))].into(),
             logs: logs.path().to_owned(),
-            // Not that of the demo, and rarely that of another test program of this machine.
             network: network(),
             started: Some(sender),
         };
@@ -134,8 +136,19 @@ impl Workers {
         processes.filter(|(_, one)| one.process.exited().is_none()).map(|(index, _)| index).collect()
     }
 
+    /// Everything that they wrote, some of which were interrupted so.
+    ///
+    /// # Panics
+    ///
+    /// When a line cannot be read.
+    pub fn history(&mut self, interruptions: Vec<(usize, Duration, Interruption)>) -> History {
+        let logs = self.logs();
+        let history = History::read(logs.iter().map(String::as_str), interruptions);
+        history.unwrap_or_else(|error| panic!("the logs of the processes: {error}"))
+    }
+
     /// What each process wrote.
-    pub fn logs(&mut self) -> Vec<String> {
+    fn logs(&mut self) -> Vec<String> {
         let mut of_pod: BTreeMap<&str, usize> = BTreeMap::new();
         let logs = self.processes().iter().map(|Started { uid, process, .. }| {
             let number = of_pod.entry(uid).or_default();

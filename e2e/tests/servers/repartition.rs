@@ -7,7 +7,6 @@ use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_e2e::{
     order::{
         check::check,
-        history::History,
         holders::ensure_shared,
         load::{Load, Pace},
     },
@@ -89,8 +88,7 @@ async fn pods_handle_each_event_in_order_while_the_partitions_under_them_are_dou
     let sentinels = world.workers.sentinels().await;
     let sentinel = sentinels.iter().fold(Sentinel::default(), |all, (_, one)| all + *one);
     assert!(sentinel.checked > 0 && sentinel.violations == 0, "{sentinels:?}");
-    let logs = world.workers.logs();
-    let history = History::read(logs.iter().map(String::as_str), Vec::new()).unwrap();
+    let history = world.workers.history(Vec::new());
     let report = check(&history, &load.published).unwrap();
     assert_eq!(report.handled, load.published.values().sum::<u64>(), "{report:?}");
     assert_eq!(report.repeated, 0, "{report:?}");

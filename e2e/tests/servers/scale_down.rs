@@ -13,7 +13,6 @@ use jetwright_crds::{EventConsumer, labels::WORKLOAD};
 use jetwright_e2e::{
     order::{
         check::{Report, check},
-        history::History,
         holders::ensure_shared,
         load::{Load, Pace},
     },
@@ -123,8 +122,7 @@ impl Cluster {
 
     /// What all pods wrote, checked: nothing is out of order, and nothing is repeated, since nothing was interrupted.
     fn report(&mut self, load: &Load) -> Report {
-        let logs = self.world.workers.logs();
-        let history = History::read(logs.iter().map(String::as_str), Vec::new()).unwrap();
+        let history = self.world.workers.history(Vec::new());
         let report = check(&history, &load.published).unwrap();
         assert_eq!(report.handled, load.published.values().sum::<u64>(), "{report:?}");
         report

@@ -133,7 +133,6 @@ impl Workload {
                 log.lines().filter(|line| line.starts_with(['{', '#']) || line.contains("rror")).collect();
             assert!(is_well, "{:?}:\n{}", process.exited(), said.join("\n"));
         }
-        let logs = self.workers.logs();
-        History::read(logs.iter().map(String::as_str), self.interruptions.clone()).unwrap()
+        self.workers.history(self.interruptions.clone())
     }
 }
