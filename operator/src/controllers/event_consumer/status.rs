@@ -174,6 +174,10 @@ fn advance(
             status.drift = Some(Drift { last_repaired: now.clone(), fields });
         }
     }
+    if is_dividing(&results.consumer) {
+        // Nobody sums up what the parts have before all are there.
+        (status.lag, status.ack_pending, status.redelivered) = (None, None, None);
+    }
     if let Ok(workload) = &results.workload {
         let own = workload.as_ref().and_then(|workload| workload.own.as_ref());
         status.replicas = own.map(|own| own.replicas);
@@ -201,6 +205,10 @@ fn advance(
     }
     status::set_summary_conditions(&mut status.conditions, &results.overall(), generation, now);
     status
+}
+
+fn is_dividing(consumer: &Result) -> bool {
+    matches!(consumer, Ok(Outcome::Pending(pending)) if pending.reason == Reason::ChangingPartitions)
 }
 
 fn state(info: &ConsumerInfo) -> ConsumerState {
@@ -428,6 +436,28 @@ mod tests {
         };
         let dropped = advance(kept, Some(1), &dropped, &at(9));
         assert_eq!(condition(&dropped, DEAD_LETTERS_READY), None);
+    }
+
+    #[test]
+    fn figures_are_unknown_while_a_consumer_is_divided_and_the_last_known_ones_while_nats_is_away() {
+        let pending = |reason| Results {
+            consumer: Ok(Outcome::Pending(Pending {
+                reason,
+                message: String::new(),
+                stalled: false,
+                requeue_after: None,
+            })),
+            dead_letters: Ok(None),
+            workload: Ok(None),
+            scaling: Scaling::Undeclared,
+            sharing: None,
+        };
+        let figures = |status: &EventConsumerStatus| (status.lag, status.ack_pending, status.redelivered);
+        let before = status(applied(), Ok(None));
+        let away = advance(before.clone(), Some(1), &pending(Reason::Disconnected), &at(10));
+        assert_eq!(figures(&away), (Some(12), Some(3), Some(1)));
+        let divided = advance(before.clone(), Some(1), &pending(Reason::ChangingPartitions), &at(10));
+        assert_eq!((figures(&divided), divided.consumer), ((None, None, None), before.consumer));
     }
 
     #[test]
