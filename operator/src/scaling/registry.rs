@@ -102,10 +102,6 @@ impl Autoscalers {
         let Some(workload) = &object.spec.workload else { return 0 };
         let Some(autoscaling) = workload.autoscaling.as_ref().filter(|autoscaling| autoscaling.is_active())
         else {
-            if workload.autoscaling.is_none() {
-                // What was decided is not what there is when it is declared again.
-                self.workloads.lock().remove(&name_of(object));
-            }
             return workload.replicas;
         };
         let decided = |known: &Workload| known.declared.is_active().then(|| known.autoscaler.replicas());
@@ -160,6 +156,11 @@ impl Autoscalers {
         if workload.look(seen, at, interval) {
             self.changes.add(name);
         }
+    }
+
+    /// Forgets a workload that declares no autoscaling: what was decided is not what there is when it is declared again.
+    pub fn forget(&self, name: &Name) {
+        self.workloads.lock().remove(name);
     }
 
     /// Forgets the workloads that have no autoscaling any more.
@@ -275,4 +276,32 @@ fn scaling(autoscaling: &Autoscaling) -> Scaling {
 /// A number of pods, which is never negative.
 pub fn count(replicas: i32) -> u32 {
     u32::try_from(replicas).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(autoscaling: &str) -> EventConsumer {
+        let spec = format!(
+            "{{streamRef: {{name: orders}}, workload: {{replicas: 1, {autoscaling}template: {{spec: {{containers: []}}}}}}}}"
+        );
+        let mut object = EventConsumer::new("fulfilment", serde_saphyr::from_str(&spec).unwrap());
+        object.metadata.namespace = Some("shop".into());
+        object.metadata.uid = Some("1".into());
+        object
+    }
+
+    #[test]
+    fn what_was_decided_counts_until_it_is_forgotten_whoever_asks_for_it() {
+        let (autoscalers, object) = (Autoscalers::default(), object("autoscaling: {maxReplicas: 9}, "));
+        let autoscaling = object.spec.workload.as_ref().unwrap().autoscaling.as_ref().unwrap();
+        let seen = Seen { object: &object, autoscaling, replicas: 4, ready: 4, readings: &[], useful: None };
+        autoscalers.look(&seen, Duration::ZERO);
+        assert_eq!(autoscalers.replicas(&object, Some(7)), 4);
+        assert_eq!(autoscalers.replicas(&self::object(""), Some(7)), 1);
+        assert_eq!(autoscalers.replicas(&object, Some(7)), 4);
+        autoscalers.forget(&name_of(&object));
+        assert_eq!(autoscalers.replicas(&object, Some(7)), 7, "as many as there are");
+    }
 }

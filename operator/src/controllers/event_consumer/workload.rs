@@ -102,6 +102,9 @@ pub async fn ensure(
 /// Decides how many pods the Deployment gets, and writes the hint which of them go. With order, those that go are emptied before.
 async fn scale(object: &EventConsumer, guests: &[Guest], deployed: Option<i32>, context: &Context) -> Plan {
     let workload = name_of(object);
+    if object.spec.workload.as_ref().is_none_or(|declared| declared.autoscaling.is_none()) {
+        context.autoscalers.forget(&workload);
+    }
     let pods = context.pods.processes(&workload);
     let known = deployed.map(count);
     let intended = known.map(|deployed| intended(deployed, &pods));
