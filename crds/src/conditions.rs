@@ -115,6 +115,8 @@ pub enum Reason {
     ChangingPartitions,
     /// There are as many pods as the load takes.
     Steady,
+    /// The load takes more pods, and those that there are have to be ready first.
+    Starting,
     /// The load took more pods.
     ScaledUp,
     /// The load took fewer pods for a while.

@@ -92,11 +92,16 @@ impl Published {
             Reason::AtMaximum => Word::AtMaximum,
             Reason::AckPendingLimit => Word::AckPendingLimit,
             // What was done last stays said until something else is to say.
-            Reason::Steady | Reason::Starting | Reason::Draining => {
-                let said = self.said.as_ref().map(|said| said.reason);
-                said.filter(|said| matches!(said, Word::ScaledUp | Word::ScaledDown)).unwrap_or(Word::Steady)
+            Reason::Starting => self.kept(&[Word::ScaledUp]).unwrap_or(Word::Starting),
+            Reason::Steady | Reason::Draining => {
+                self.kept(&[Word::ScaledUp, Word::ScaledDown]).unwrap_or(Word::Steady)
             }
         }
+    }
+
+    /// What is said, where it is one of these.
+    fn kept(&self, kept: &[conditions::Reason]) -> Option<conditions::Reason> {
+        self.said.as_ref().map(|said| said.reason).filter(|said| kept.contains(said))
     }
 }
 
@@ -107,6 +112,9 @@ fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
     let by = described(decided.figures);
     match reason {
         Word::ScaledUp | Word::ScaledDown => format!("scaled from {} to {replicas} pods: {by}", decided.before),
+        Word::Starting => format!(
+            "the load takes {wish} pods, and there are {replicas}: the next step comes when those are ready, and were watched for a while ({by})"
+        ),
         Word::AtMaximum => format!(
             "the load takes {wish} pods, and there may be {}: raise spec.workload.autoscaling.maxReplicas, or make the handlers faster ({by})",
             decided.max
@@ -215,6 +223,24 @@ mod tests {
         assert_eq!(said(&published), Some("ScaledUp"));
         assert!(published.add(decided(122, 4, 3, Reason::ScaledDown)));
         assert!(published.add(decided(140, 3, 2, Reason::ScaledDown)), "each step is");
+    }
+
+    #[test]
+    fn that_pods_are_waited_for_is_said_where_no_step_is_and_is_over_when_they_are_enough() {
+        let mut published = Published::default();
+        assert!(published.add(decided(0, 1, 1, Reason::Starting)));
+        assert_eq!(said(&published), Some("Starting"));
+        let message = &published.said.as_ref().unwrap().message;
+        assert!(
+            message.starts_with("the load takes 9 pods, and there are 1: the next step comes when"),
+            "{message}"
+        );
+        assert!(!published.add(decided(2, 1, 1, Reason::Steady)));
+        assert!(published.add(decided(22, 1, 1, Reason::Steady)));
+        assert_eq!(said(&published), Some("Steady"));
+        published.add(decided(24, 2, 1, Reason::ScaledDown));
+        assert!(!published.add(decided(26, 1, 1, Reason::Starting)));
+        assert!(published.add(decided(46, 1, 1, Reason::Starting)), "fewer pods are not what the load takes");
     }
 
     #[test]
