@@ -99,3 +99,11 @@ pub fn workload_of(object: &EventConsumer) -> Option<String> {
     let reference = object.spec.workload_ref.as_ref().map(|reference| reference.name.clone());
     reference.or_else(|| object.spec.workload.as_ref().map(|_| object.name_any()))
 }
+
+/// Whether a workload is to have no pods, as far as its Deployment is known.
+#[must_use]
+pub fn is_at_rest(context: &Context, (namespace, name): &Name) -> bool {
+    let owned = context.applying.owned.get(&ObjectKey::new::<Deployment>(namespace, name));
+    let deployment = owned.as_ref().and_then(|owned| owned.deployment.as_deref());
+    deployment.and_then(|deployment| deployment.spec.as_ref()).is_some_and(|spec| spec.replicas == Some(0))
+}

@@ -30,7 +30,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::{
     bucket,
     cleaning::{Cleaner, Due},
-    declared::{OrderedConsumer, ordered_consumers},
+    declared::{OrderedConsumer, is_at_rest, ordered_consumers},
     registry::Known,
     requests::{Answered, Requests, value_of},
     sharing::{Emptying, Sharing, Tracker, emptying},
@@ -451,7 +451,8 @@ impl<'a> Session<'a> {
                 emptying =
                     workload.as_ref().map(|workload| self.emptying(workload, &places)).unwrap_or_default();
                 let tracker = self.trackers.entry(id.clone()).or_default();
-                let sharing = tracker.see(&places, name, jiff::Timestamp::now());
+                let at_rest = workload.as_ref().is_some_and(|workload| is_at_rest(self.context, workload));
+                let sharing = tracker.see(&places, name, (jiff::Timestamp::now(), at_rest));
                 let sharing = Sharing { emptying: emptying.clone(), ..sharing };
                 partitions.publish(object, Known::Shared(sharing), tracker.handovers);
             }

@@ -51,7 +51,10 @@ fn condition(sharing: &Sharing, is_at_rest: bool) -> State {
             (true, Reason::NotNeeded, "there are no pods, so no partition needs an owner".to_owned())
         }
         () if *unowned > 0 => {
-            let what = format!("{unowned} of {count} partitions have no owner: {}", waits(waiting));
+            let mut what = format!("{unowned} of {count} partitions have no owner");
+            if !waiting.is_empty() {
+                let _ = write!(what, ": {}", waits(waiting));
+            }
             (false, Reason::WithoutOwner, what)
         }
         () => {

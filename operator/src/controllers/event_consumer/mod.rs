@@ -20,7 +20,6 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use jetwright_crds::{EventConsumer, EventStream, conditions::Reason, names::partition_consumer};
-use k8s_openapi::api::apps::v1::Deployment;
 use kube::{Api, ResourceExt as _, runtime::controller::Action};
 
 use self::{
@@ -47,10 +46,9 @@ use crate::{
         status::{ConditionSummary, StatusWrite},
         stores::name_of,
     },
-    object_state::ObjectKey,
     outcome::{CreationTime as _, OperationResult, Outcome, Pending, Reconciled, Recorded},
     partitions::{
-        declared::workload_of,
+        declared::{is_at_rest, workload_of},
         published::{View, view},
     },
 };
@@ -149,14 +147,8 @@ pub async fn reconcile(object: Arc<EventConsumer>, context: Arc<Context>) -> Res
 fn sharing(object: &EventConsumer, context: &Context) -> Option<View> {
     let known = context.partitions.tell(&name_of(object))?;
     let namespace = object.namespace().unwrap_or_default();
-    let is_at_rest = workload_of(object).is_some_and(|workload| {
-        let key = ObjectKey::new::<Deployment>(&namespace, &workload);
-        let owned = context.applying.owned.get(&key);
-        let deployment = owned.as_ref().and_then(|owned| owned.deployment.as_deref());
-        deployment
-            .and_then(|deployment| deployment.spec.as_ref())
-            .is_some_and(|spec| spec.replicas == Some(0))
-    });
+    let workload = workload_of(object).map(|workload| (namespace, workload));
+    let is_at_rest = workload.is_some_and(|workload| is_at_rest(context, &workload));
     Some(view(&known, is_at_rest))
 }
 
