@@ -10,6 +10,7 @@ mod data_loss;
 mod dead_ends;
 mod dead_letters;
 mod deletion;
+mod division;
 mod events;
 mod fake_jetstream;
 mod leader;

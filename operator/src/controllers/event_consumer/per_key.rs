@@ -2,7 +2,8 @@
 //! that each is divided. Reads and writes JetStream; what to do is decided in [`crate::jetstream::repartition`].
 
 use futures::{StreamExt as _, TryStreamExt as _, stream::iter};
-use jetwright_crds::{conditions::Reason, consumer::DeliverPolicy, stream::Retention};
+use jetwright_crds::{EventStream, conditions::Reason, consumer::DeliverPolicy, stream::Retention};
+use kube::ResourceExt as _;
 
 use super::{
     MAX_CONCURRENT_PARTITIONS, STREAM_RETRY, Work,
@@ -182,10 +183,7 @@ async fn without_order_yet(
         let whole = Whole { wide: (&consumer, &desired), becomes: Becomes::Nothing, parts, count, at };
         division::divide(work, &[whole]).await?
     } else {
-        Some(division::pending(
-            "spec.ordering: the partitions of its stream are being changed: it gets order after that"
-                .to_owned(),
-        ))
+        Some(waits_for_partitions(work.source.stream))
     };
     let Some(waits) = waits else {
         // What is left is as if it had been made with order.
@@ -196,6 +194,18 @@ async fn without_order_yet(
         reconciled.contested.get_or_insert(waits);
     }
     Ok(outcome)
+}
+
+/// A consumer without order is to get it, and goes on without until its stream has partitions.
+fn waits_for_partitions(stream: &EventStream) -> Pending {
+    let message = format!(
+        "spec.ordering: it gets order when EventStream {} has its partitions (see the condition PartitionsChanging of that), and goes on without order \
+         until then",
+        stream.name_any()
+    );
+    // The stream's condition wakes it when they are there.
+    let requeue_after = Some(STREAM_RETRY);
+    Pending { reason: Reason::ChangingPartitions, message, stalled: false, requeue_after }
 }
 
 /// The consumers that are to be, and what JetStream has of each; None where they cannot be. On a stream whose partitions were changed each says of how many it delivers one, and so
