@@ -85,6 +85,12 @@ impl Delivery {
         }
     }
 
+    /// An event of its key has to end first, so no process has begun it: its deliveries are those of hand-overs.
+    pub(super) fn has_not_begun_anywhere(&mut self) {
+        self.isolation = Isolation::None;
+        self.known.take_if(|known| matches!(known, Outcome::DeliveredTooOften(_)));
+    }
+
     /// Its next attempt is one in place.
     pub(super) fn go_on_to_next_attempt(&mut self, max_attempts: u32) {
         let metadata = Arc::make_mut(&mut self.metadata);

@@ -251,6 +251,25 @@ async fn an_event_with_which_processes_die_is_given_up_in_the_end_and_its_key_go
     service.stop().await;
 }
 
+/// Each hand-over gives back what waits behind an event of its key, so it is delivered again and again, and no handler was called with it.
+#[tokio::test]
+async fn an_event_that_others_of_its_key_held_up_over_many_hand_overs_is_handled() {
+    let bench = Bench::without_consumer().await.ordered().keeping_dead_letters().await;
+    bench.create_consumer().await;
+    let publisher = bench.publisher().await;
+    for (key, value) in [(0, 0), (1, 1), (0, 2), (0, 3)] {
+        publish_of(&publisher, key, value).await;
+    }
+    bench.give_back_all(4, 27).await;
+    let handler = Scripted::content();
+    let service = bench.run(&handler).await;
+    bench.await_drained().await;
+    // The first of each key may be what ended its processes.
+    assert_eq!(handler.attempts(), [(2, 1), (3, 1)]);
+    assert_eq!(service.dead_letters("delivered-too-often"), 2);
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn a_stop_does_not_wait_for_what_waits_for_its_next_attempt() {
     let mut bench = Bench::without_consumer().await.ordered();

@@ -371,12 +371,22 @@ impl Bench {
 
     /// Has the consumer's first event delivered so often, and given back each time.
     pub async fn give_back(&self, times: u32) {
+        self.give_back_all(1, times).await;
+    }
+
+    /// The same with so many events.
+    pub async fn give_back_all(&self, events: usize, times: u32) {
         let consumer: consumer::PullConsumer =
             self.jetstream.get_consumer_from_stream("tests", "numbers").await.unwrap();
         for _ in 0..times {
-            let mut batch = consumer.fetch().max_messages(1).expires(SOON).messages().await.unwrap();
-            let message = batch.next().await.unwrap().unwrap();
-            message.double_ack_with(AckKind::Nak(None)).await.unwrap();
+            let mut batch = consumer.fetch().max_messages(events).expires(SOON).messages().await.unwrap();
+            let mut delivered = Vec::new();
+            for _ in 0..events {
+                delivered.push(batch.next().await.unwrap().unwrap());
+            }
+            for message in delivered {
+                message.double_ack_with(AckKind::Nak(None)).await.unwrap();
+            }
         }
     }
 

@@ -33,6 +33,11 @@ impl<H: Handler> Dispatcher<H> {
         match (&mut self.order, key) {
             (Some(order), _) if order.recovery.is_active() => {}
             (Some(order), Some(key)) => {
+                if order.queue.has(key)
+                    && let Some(Held { state: State::Waiting(delivery), .. }) = self.in_flight.get_mut(slot)
+                {
+                    delivery.has_not_begun_anywhere();
+                }
                 if order.queue.push(key, slot) {
                     self.next.push_back(slot);
                 }

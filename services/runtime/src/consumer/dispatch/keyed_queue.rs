@@ -40,6 +40,11 @@ impl KeyedQueue {
         Self { lanes: FxHashMap::default(), ready: VecDeque::new(), free_slots: room }
     }
 
+    /// Whether a delivery of this key has not ended.
+    pub(super) fn has(&self, key: u64) -> bool {
+        self.lanes.contains_key(&key)
+    }
+
     /// Adds a delivery; whether it may begin now.
     pub(super) fn push(&mut self, key: u64, slot: usize) -> bool {
         match self.lanes.entry(key) {
