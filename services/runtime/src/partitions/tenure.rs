@@ -1,10 +1,13 @@
 //! The right of this process to handle one partition, as the loop that handles it sees it: what it is told, and whether the lease holds.
 
 use std::{
+    future::{Future, poll_fn},
+    pin::pin,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -130,16 +133,28 @@ impl Tenure {
         self.instruction() == Instruction::Serve && self.lease.holds(clocks())
     }
 
-    /// Waits until what runs has to end, since another process has the partition, or will have it: the lease is over.
+    /// Whether what runs has to end, since another process has the partition, or will have it: the lease is over.
+    pub(crate) fn is_over(&self) -> bool {
+        self.instruction() == Instruction::Abandon || !self.lease.holds(clocks())
+    }
+
+    /// Waits until what runs has to end. Each poll looks at the clocks: timers stand still while the machine is suspended, and a wall clock
+    /// that is set moves none.
     pub(crate) async fn over(&self) {
+        let mut waiting = pin!(self.wait_until_over());
+        poll_fn(|context| if self.is_over() { Poll::Ready(()) } else { waiting.as_mut().poll(context) })
+            .await;
+    }
+
+    async fn wait_until_over(&self) {
         let mut instructions = self.instructions();
         loop {
-            let left = self.lease.left(clocks());
-            if left.is_zero() || *instructions.borrow_and_update() == Instruction::Abandon {
+            instructions.mark_unchanged();
+            if self.is_over() {
                 return;
             }
             tokio::select! {
-                () = sleep(left.min(LEASE_INTERVAL)) => {}
+                () = sleep(self.lease.left(clocks()).min(LEASE_INTERVAL)) => {}
                 // This is the sender, so it is there.
                 _ = instructions.changed() => {}
             }
@@ -183,6 +198,7 @@ impl Tenure {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
     use tokio::time::timeout;
 
     use super::*;
@@ -206,6 +222,16 @@ mod tests {
         assert!(timeout(never, tenure.over()).await.is_err(), "a drain finishes what runs");
         tenure.instruct(Instruction::Abandon);
         tenure.over().await;
+    }
+
+    /// As where the machine was suspended meanwhile: no timer has noticed yet.
+    #[tokio::test(start_paused = true)]
+    async fn what_wakes_up_after_the_lease_ends_before_any_timer() {
+        let tenure = tenure(true);
+        let mut over = pin!(tenure.over());
+        assert!(over.as_mut().now_or_never().is_none());
+        tenure.lease.set(Lease::default());
+        assert!(over.now_or_never().is_some());
     }
 
     #[test]
