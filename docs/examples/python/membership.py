@@ -12,6 +12,7 @@ STREAM, CONSUMER = os.environ["STREAM"], os.environ["CONSUMER"]
 COUNT = int(os.environ["PARTITIONS"])
 NAMESPACE = os.environ.get("JETWRIGHT_POD_NAMESPACE", "default")
 PAIR = f"{token(STREAM)}.{token(CONSUMER)}"
+JOINED = int(time.time())
 
 RENEWAL, LEASE, SKEW = 5, 30, 2
 PATIENCE = LEASE + SKEW
@@ -35,7 +36,6 @@ class Member:
         self.settled_at = None  # from when on the bucket is old enough, by boot()
         self.seen, self.newest = {}, 0  # by key: revision, value, and when that was first seen
         self.began = self.heard = boot()
-        self.joined = int(time.time())
         self.partitions = {}
         self.leaving = False
 
@@ -80,7 +80,7 @@ class Member:
 
     def record(self):
         figures = {str(number): held.events.figures for number, held in self.partitions.items() if held.events}
-        record = {"joined": self.joined, "renewal": self.written, "consumers": {PAIR: {"partitions": figures}}}
+        record = {"joined": JOINED, "renewal": self.written, "consumers": {PAIR: {"partitions": figures}}}
         for field, variable in (("pod", "JETWRIGHT_POD_NAME"), ("uid", "JETWRIGHT_POD_UID")):
             if variable in os.environ:
                 record[field] = os.environ[variable]

@@ -109,10 +109,11 @@ impl HeldPartitions {
     /// Finishes what has begun, by then where that is known; returns whether nothing had.
     pub(super) fn drain(&mut self, partition: &PartitionId, until: Option<Instant>) -> bool {
         let Some(held) = self.held.get_mut(partition) else { return !self.unfinished.contains(partition) };
-        if held.next.take().is_some() {
-            return true;
-        }
         held.is_draining = true;
+        // What runs of the tenure before that may not be beside another process either.
+        if held.next.take().is_some() {
+            return false;
+        }
         held.tenure.drain(until);
         held.stop.cancel();
         false

@@ -19,6 +19,7 @@ mod metrics;
 mod order;
 mod ordering;
 mod partitions;
+mod partitions_lost;
 mod partitions_processes;
 mod partitions_sharing;
 mod partitions_stops;

@@ -24,25 +24,21 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    proxy::Proxy,
-    sharing::{
-        KEYS, Operator, bucket_config, consumer_id, consumers, of_partitions, publish_values, sharing,
-        unacknowledged,
-    },
-    support::{Gate, SOON, Scripted, count},
+    sharing::{KEYS, Operator, consumer_id, consumers, publish_values, sharing, unacknowledged},
+    support::{Gate, SOON, Scripted},
 };
 
-async fn read<R: Record>(operator: &Operator, key: &Key) -> R {
+pub async fn read<R: Record>(operator: &Operator, key: &Key) -> R {
     let found = operator.bucket.read(&key.to_string()).await;
     let value = if let Found::Value { value, .. } = &found { Some(value) } else { None };
     R::read(key, value.unwrap()).unwrap()
 }
 
-fn held_by(consumer: &ConsumerId) -> Key {
+pub fn held_by(consumer: &ConsumerId) -> Key {
     Key::Held(PartitionId { consumer: consumer.clone(), partition: 0 })
 }
 
-async fn await_state(operator: &Operator, state: HeldState) {
+pub async fn await_state(operator: &Operator, state: HeldState) {
     await_until(&format!("a partition that is {state:?}"), SOON, async || {
         let held: HeldRecord = read(operator, &held_by(&consumer_id())).await;
         if held.state == state { Ok(()) } else { Err(format!("{held:?}")) }
@@ -103,32 +99,6 @@ async fn a_partition_that_does_not_end_in_time_keeps_no_other_from_being_given_u
     let member: MemberRecord = read(&operator, &Key::Member(kept.member)).await;
     assert!(member.leaving && member.dead.is_none(), "{member:?}");
     is_over.store(true, SeqCst);
-}
-
-/// The bucket was made again meanwhile, so the process is no member any more, and its acknowledgement reaches nobody.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_that_was_lost_ends_while_nats_is_away() {
-    let mut bench = of_partitions(1).await;
-    bench.url = Proxy::aging(bench.nats.url()).await.url;
-    bench.binding.handler_deadline = Text::from_secs(60);
-    let operator = Operator::start(bench.nats.url(), 1).await;
-    let gate = Gate::default();
-    let handler = Scripted::new(gate.before(|_| true));
-    let running = bench.run(&handler).await;
-    publish_values(&bench.jetstream, 0..1).await;
-    handler.await_calls(1).await;
-    running.begin_stop();
-    await_state(&operator, HeldState::Draining).await;
-    bench.jetstream.delete_stream("KV_jetwright").await.unwrap();
-    bench.jetstream.create_stream(bucket_config(1, 1_000_000_000)).await.unwrap();
-    await_until("the loss of the partition", SOON, async || {
-        let lost = "jetwright_partition_changes_total{event_consumer=\"numbers\",change=\"lost\"} ";
-        if count(&running.metrics(), lost) == 1 { Ok(()) } else { Err(running.metrics()) }
-    })
-    .await;
-    bench.nats.stop().await;
-    gate.open();
-    running.stop().await;
 }
 
 /// Its consumer is gone, so that no acknowledgement is ever answered. What runs is waited for all the same.

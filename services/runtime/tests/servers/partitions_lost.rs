@@ -1,0 +1,153 @@
+//! Partitions that a process loses in the middle of something: it is found dead, or the bucket is made again.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use jetwright_crds::Duration as Text;
+use jetwright_nats::{Found, Written};
+use jetwright_partitions::{
+    keys::{Key, MemberId},
+    records::{Dead, DeathReason, HeldRecord, HeldState, MemberRecord, Record},
+};
+use jetwright_runtime::HandlerError;
+use jetwright_testing::await_until;
+use tokio::time::sleep;
+
+use crate::{
+    partitions_stops::{await_state, held_by, read},
+    sharing::{Operator, bucket_config, consumer_id, publish_values, sharing},
+    support::{Bench, Gate, Running, SOON, Scripted, count},
+};
+
+/// A handler that blocks its thread in its first call, until it is released, and then fails for good.
+struct Blocked {
+    handler: Scripted,
+    is_over: Arc<AtomicBool>,
+}
+
+impl Blocked {
+    fn new() -> Self {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let waits_for = Arc::clone(&is_over);
+        let handler = Scripted::new(move |_, _| {
+            let is_over = Arc::clone(&waits_for);
+            async move {
+                if is_over.load(SeqCst) {
+                    return Ok(());
+                }
+                while !is_over.load(SeqCst) {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(HandlerError::permanent("no"))
+            }
+        });
+        Self { handler, is_over }
+    }
+}
+
+/// Finds the owner of the partition dead, as another process would that did not hear of it.
+async fn find_dead(operator: &Operator) {
+    let (id, _) = await_owner(operator).await;
+    let key = Key::Member(id);
+    let dead = Some(Dead { by: "another".to_owned(), reason: DeathReason::Silent });
+    let value = MemberRecord { dead, ..MemberRecord::default() }.to_json();
+    await_until("the death", SOON, async || {
+        let revision = match operator.bucket.read(&key.to_string()).await {
+            Found::Value { revision, .. } => revision,
+            other => return Err(format!("{other:?}")),
+        };
+        match operator.bucket.write(&key.to_string(), value.clone(), revision).await {
+            Written::Stored(_) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+}
+
+async fn await_owner(operator: &Operator) -> (MemberId, MemberRecord) {
+    let key = held_by(&consumer_id());
+    let held = await_until("an owner", SOON, async || match operator.bucket.read(&key.to_string()).await {
+        Found::Value { value, .. } => Ok(HeldRecord::read(&key, &value).unwrap()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    let record = read(operator, &Key::Member(held.member.clone())).await;
+    (held.member, record)
+}
+
+async fn await_loss(running: &Running) {
+    await_until("the loss of the partition", SOON, async || {
+        let lost = "jetwright_partition_changes_total{event_consumer=\"numbers\",change=\"lost\"} ";
+        if count(&running.metrics(), lost) == 1 { Ok(()) } else { Err(running.metrics()) }
+    })
+    .await;
+}
+
+/// A process that handles an event when its partition is lost.
+async fn losing(bench: &Bench, operator: &Operator, blocked: &Blocked) -> Running {
+    let running = bench.run(&blocked.handler).await;
+    publish_values(&bench.jetstream, 0..1).await;
+    blocked.handler.await_calls(1).await;
+    find_dead(operator).await;
+    await_loss(&running).await;
+    running
+}
+
+/// The process took the partition again, under another name, and gives it up before the handler of before has ended.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_is_not_free_while_a_handler_runs_from_before_it_was_lost() {
+    let mut bench = sharing(1).await;
+    bench.binding.handler_deadline = Text::from_secs(60);
+    let operator = Operator::start(bench.nats.url(), 1).await;
+    let blocked = Blocked::new();
+    let running = losing(&bench, &operator, &blocked).await;
+    await_until("the partition to be served again", SOON, async || {
+        let (_, record) = await_owner(&operator).await;
+        // The first renewal joined, and a later one confirmed that the partition is taken.
+        let is_served = record.dead.is_none() && record.renewal.is_some_and(|renewal| renewal > 1);
+        if is_served { Ok(()) } else { Err(format!("{record:?}")) }
+    })
+    .await;
+    let next = bench.run(&Scripted::content()).await;
+    next.await_ready().await;
+    running.begin_stop();
+    await_state(&operator, HeldState::Draining).await;
+    // Time enough to free it, and for the other process to handle the event.
+    sleep(Duration::from_secs(2)).await;
+    await_state(&operator, HeldState::Draining).await;
+    assert_eq!(next.handled("done"), 0);
+    blocked.is_over.store(true, SeqCst);
+    await_until("the event", SOON, async || match next.handled("done") {
+        1 => Ok(()),
+        other => Err(other),
+    })
+    .await;
+    running.stop().await;
+    next.stop().await;
+}
+
+/// The bucket was made again meanwhile, so the process is no member any more, and its acknowledgement reaches nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_that_was_lost_ends_while_nats_is_away() {
+    let mut bench = sharing(1).await;
+    bench.binding.handler_deadline = Text::from_secs(60);
+    let operator = Operator::start(bench.nats.url(), 1).await;
+    let gate = Gate::default();
+    let handler = Scripted::new(gate.before(|_| true));
+    let running = bench.run(&handler).await;
+    publish_values(&bench.jetstream, 0..1).await;
+    handler.await_calls(1).await;
+    running.begin_stop();
+    await_state(&operator, HeldState::Draining).await;
+    bench.jetstream.delete_stream("KV_jetwright").await.unwrap();
+    bench.jetstream.create_stream(bucket_config(1, 1_000_000_000)).await.unwrap();
+    await_loss(&running).await;
+    bench.nats.stop().await;
+    gate.open();
+    running.stop().await;
+}
