@@ -193,6 +193,10 @@ async fn try_once<H: Handler>(
         Outcome::Done => Decision::Done,
         outcome => runner.decide(outcome, attempt, is_last_attempt),
     };
+    // Whoever has the partition next decides: there it may succeed.
+    if matches!(decision, Decision::DeadLetter { .. }) && attempted.tenure.is_some_and(Tenure::is_over) {
+        return None;
+    }
     if !was_recorded {
         record(runner, &delivery.metadata, &decision, begun);
     }

@@ -20,7 +20,7 @@ use tokio::time::sleep;
 
 use crate::{
     partitions_stops::{await_state, held_by, read},
-    sharing::{Operator, bucket_config, consumer_id, publish_values, sharing},
+    sharing::{Operator, bucket_config, consumer_id, publish_values, sharing, unacknowledged},
     support::{Bench, Gate, Running, SOON, Scripted, count},
 };
 
@@ -96,6 +96,24 @@ async fn losing(bench: &Bench, operator: &Operator, blocked: &Blocked) -> Runnin
     find_dead(operator).await;
     await_loss(&running).await;
     running
+}
+
+/// What becomes of the event is for whoever has the partition next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_behind_the_loss_of_a_partition_makes_no_dead_letter() {
+    let bench = sharing(1).await.keeping_dead_letters().await;
+    let operator = Operator::start(bench.nats.url(), 1).await;
+    let blocked = Blocked::new();
+    let running = losing(&bench, &operator, &blocked).await;
+    blocked.is_over.store(true, SeqCst);
+    blocked.handler.await_calls(2).await;
+    await_until("the event's end", SOON, async || {
+        let left = unacknowledged(&bench, ["tests-p0".to_owned()]).await;
+        if left == 0 { Ok(()) } else { Err(left) }
+    })
+    .await;
+    assert_eq!((bench.dead_letters().await.len(), running.handled("done")), (0, 1));
+    running.stop().await;
 }
 
 /// The process took the partition again, under another name, and gives it up before the handler of before has ended.
