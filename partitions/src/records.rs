@@ -66,7 +66,7 @@ pub struct MemberRecord {
     /// UID of its pod; absent outside Kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
-    /// When it joined, by its own clock in seconds since 1970. A container that ended after that was its own.
+    /// When its process joined first, by its own clock in seconds since 1970. A container that ended after that was its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub joined: Option<u64>,
     /// Number of this write among those of the process to its key, from 1. Absent in what another process wrote; only its own process needs it.

@@ -110,6 +110,12 @@ impl Participant {
         }
     }
 
+    /// The process joined first at this time since 1970, under an id that it lost. Its clock may have been set back since, and the container
+    /// of before would seem to have ended later.
+    pub fn joined_first(&mut self, wall: Duration) {
+        self.record.joined = Some(wall.as_secs());
+    }
+
     /// The id of the process.
     #[must_use]
     pub fn id(&self) -> &MemberId {

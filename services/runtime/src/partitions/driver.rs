@@ -67,6 +67,8 @@ pub(crate) struct Sharing {
     gate: Gate,
     held: HeldPartitions,
     metrics: Metrics,
+    /// When it joined first, by the wall clock.
+    joined: Duration,
 }
 
 /// Why a process cannot take part.
@@ -110,6 +112,7 @@ impl Sharing {
             gate: health.gate("partitions", NOT_JOINED),
             held: HeldPartitions::new(handlers, health.clone(), metrics.clone()),
             metrics: metrics.clone(),
+            joined: clocks().wall,
         }
     }
 
@@ -143,7 +146,8 @@ impl Sharing {
         let consumers = handlers.iter().map(|handler| (handler.consumer.clone(), handler.count));
         let id = self.member.new_id()?;
         tracing::info!(member = %id, "joining those that share the partitions");
-        let participant = Participant::new(id, self.member.pod.clone(), consumers, clocks());
+        let mut participant = Participant::new(id, self.member.pod.clone(), consumers, clocks());
+        participant.joined_first(self.joined);
         let mut filters = vec!["operator".to_owned(), "member.>".to_owned()];
         for PartitionedHandler { consumer, .. } in handlers {
             filters.push(Key::Map(consumer.clone()).to_string());

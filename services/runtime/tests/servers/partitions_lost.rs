@@ -80,6 +80,14 @@ async fn await_owner(operator: &Operator) -> (MemberId, MemberRecord) {
     (held.member, record)
 }
 
+async fn await_next_owner(operator: &Operator, last: &MemberId) -> MemberRecord {
+    await_until("another owner", SOON, async || {
+        let (id, record) = await_owner(operator).await;
+        if id == *last { Err(id) } else { Ok(record) }
+    })
+    .await
+}
+
 async fn await_loss(running: &Running) {
     await_until("the loss of the partition", SOON, async || {
         let lost = "jetwright_partition_changes_total{event_consumer=\"numbers\",change=\"lost\"} ";
@@ -96,6 +104,22 @@ async fn losing(bench: &Bench, operator: &Operator, blocked: &Blocked) -> Runnin
     find_dead(operator).await;
     await_loss(&running).await;
     running
+}
+
+/// Its clock may be set back meanwhile, and it would seem to be in the container that ended before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_joins_again_says_when_it_joined_first() {
+    let bench = sharing(1).await;
+    let operator = Operator::start(bench.nats.url(), 1).await;
+    let running = bench.run(&Scripted::content()).await;
+    let (first, before) = await_owner(&operator).await;
+    // Times are of whole seconds.
+    sleep(Duration::from_secs(1)).await;
+    find_dead(&operator).await;
+    let after = await_next_owner(&operator, &first).await;
+    assert!(before.joined.is_some());
+    assert_eq!(before.joined, after.joined);
+    running.stop().await;
 }
 
 /// What becomes of the event is for whoever has the partition next.
