@@ -33,14 +33,6 @@ pub struct Place {
     pub to: Option<MemberId>,
 }
 
-impl Place {
-    /// Whether it is on its way from one member to another.
-    #[must_use]
-    pub fn is_handed_over(&self) -> bool {
-        self.holder.is_some() && self.to.is_some() && self.holder != self.to
-    }
-}
-
 /// The member that each partition belongs to; empty where no member may have partitions.
 #[must_use]
 pub fn assign(
@@ -81,12 +73,9 @@ fn drop_the_gone<'p>(
     let candidate = |id: &Option<MemberId>| id.clone().filter(|id| ids.contains(id));
     let home = |partition| {
         let place = place(&partition);
-        let (holder, to) = (candidate(&place.holder), candidate(&place.to));
-        let home = match to {
-            Some(to) if place.is_handed_over() => Home { id: to, is_pinned: true },
-            to => Home { id: holder.or(to)?, is_pinned: false },
-        };
-        Some((partition, home))
+        let id = candidate(&place.to).or_else(|| candidate(&place.holder))?;
+        let is_pinned = place.holder.as_ref().is_some_and(|holder| *holder != id);
+        Some((partition, Home { id, is_pinned }))
     };
     (0..count).filter_map(home).collect()
 }
@@ -203,6 +192,11 @@ mod tests {
         candidates.iter().map(|candidate| loads.get(&candidate.id).copied().unwrap_or(0)).collect()
     }
 
+    /// Whether it is on its way from one member to another.
+    fn is_handed_over(Place { holder, to }: &Place) -> bool {
+        holder.is_some() && to.is_some() && holder != to
+    }
+
     fn is_balanced(loads: &[u32]) -> bool {
         loads.iter().max().zip(loads.iter().min()).is_none_or(|(most, fewest)| most - fewest <= 1)
     }
@@ -225,6 +219,22 @@ mod tests {
         let three = candidates([1, 2, 3]);
         assert_eq!(loads(&assign(8, &three, &BTreeMap::new()), &three), [3, 3, 2]);
         assert_eq!(loads(&assign(2, &three, &BTreeMap::new()), &three), [1, 1, 0]);
+    }
+
+    #[test]
+    fn partitions_that_nobody_has_go_to_the_members_in_turn() {
+        let assignment = assign(8, &candidates([1, 2, 3]), &BTreeMap::new());
+        let numbers = assignment.into_values().collect::<Vec<_>>();
+        assert_eq!(numbers, [1, 2, 1, 2, 3, 1, 2, 3].map(member), "first to those that get one more");
+    }
+
+    #[test]
+    fn beside_what_is_handed_over_to_a_member_only_the_rest_of_its_partitions_moves() {
+        let coming = Place { holder: Some(member(9)), to: Some(member(1)) };
+        let mut places: BTreeMap<_, _> = (1..5).map(|partition| (partition, coming.clone())).collect();
+        places.insert(0, Place { holder: Some(member(1)), to: Some(member(1)) });
+        let assignment = assign(5, &candidates([1, 2]), &places);
+        assert_eq!(assignment.into_values().collect::<Vec<_>>(), [2, 1, 1, 1, 1].map(member));
     }
 
     #[test]
@@ -307,7 +317,7 @@ mod tests {
             let again = assign(*count, candidates, &assignment.iter().map(meant).collect());
             prop_assert_eq!(&again, &assignment, "while partitions are on their way");
             let settled = assign(*count, candidates, &arrived(&assignment));
-            if places.values().any(Place::is_handed_over) {
+            if places.values().any(is_handed_over) {
                 return Ok(());
             }
             prop_assert_eq!(&settled, &assignment, "when they have arrived");
@@ -319,7 +329,7 @@ mod tests {
             for candidate in &mut candidates {
                 candidate.may_receive = true;
             }
-            places.values_mut().filter(|place| place.is_handed_over()).for_each(|place| place.holder = None);
+            places.values_mut().filter(|place| is_handed_over(place)).for_each(|place| place.holder = None);
             let loads = loads(&assign(count, &candidates, &places), &candidates);
             prop_assert!(is_balanced(&loads), "{loads:?}");
         }
@@ -330,7 +340,7 @@ mod tests {
             let ids: BTreeSet<_> = candidates.iter().map(|candidate| candidate.id.clone()).collect();
             let home = |place: &Place| {
                 let [to, holder] = [&place.to, &place.holder].map(|id| id.clone().filter(|id| ids.contains(id)));
-                if place.is_handed_over() { to.or(holder) } else { holder.or(to) }
+                to.or(holder)
             };
             let homes = places.iter().filter_map(|(partition, place)| Some((*partition, home(place)?)));
             let homes: BTreeMap<_, _> = homes.collect();
@@ -340,7 +350,7 @@ mod tests {
             for (partition, id) in &homes {
                 let new = &after[partition];
                 prop_assert!(new == id || load(id) >= load(new) + 2, "{} from {} to {}", partition, id, new);
-                let is_pinned = places[partition].is_handed_over() && places[partition].to.as_ref() == Some(id);
+                let is_pinned = is_handed_over(&places[partition]) && places[partition].to.as_ref() == Some(id);
                 prop_assert!(new == id || !is_pinned, "{} is on its way to {}", partition, id);
             }
             let may_receive = |id: &MemberId| candidates.iter().any(|candidate| candidate.id == *id && candidate.may_receive);

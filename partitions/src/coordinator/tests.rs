@@ -52,6 +52,7 @@ fn leading(pods: &[(&str, PodRole)]) -> Coordinator {
     );
     coordinator.synced();
     assert_eq!(coordinator.poll(at(0)), [Action::Read(map.clone())]);
+    assert_eq!(coordinator.poll(at(0)), [], "it is read once");
     coordinator.read(&map, Value::Absent(0), at(0)).unwrap();
     coordinator
 }
@@ -77,7 +78,10 @@ fn its_own_key_moves_every_five_seconds() {
     assert_eq!(coordinator.poll(at(0)), std::slice::from_ref(&put));
     assert_eq!(coordinator.poll(at(9)), [], "one at a time");
     coordinator.answered(&Key::Operator, Answer::Unsure, at(9));
-    assert_eq!(coordinator.poll(at(9)), [put]);
+    assert_eq!(coordinator.poll(at(9)), std::slice::from_ref(&put));
+    coordinator.answered(&Key::Operator, Answer::Stored(1), at(9));
+    assert_eq!(coordinator.poll(at(13)), []);
+    assert_eq!(coordinator.poll(at(14)), [put]);
 }
 
 #[test]
@@ -134,6 +138,26 @@ fn a_hand_over_names_who_has_it_and_keeps_its_deadline() {
     hold(&mut coordinator, first, "b", 30);
     let (map, _) = written(&mut coordinator, at(21)).unwrap();
     assert_eq!((map.partitions[&first].from.clone(), map.partitions[&first].deadline), (None, None));
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(31), at(21));
+    hold(&mut coordinator, first, "c", 32);
+    let (map, _) = written(&mut coordinator, at(22)).unwrap();
+    let (from, deadline) = (map.partitions[&first].from.clone(), map.partitions[&first].deadline);
+    assert_eq!((from, deadline), (Some(member("c")), Some(1_052)));
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(33), at(22));
+    hold(&mut coordinator, first, "d", 34);
+    let (map, _) = written(&mut coordinator, at(24)).unwrap();
+    assert_eq!(map.partitions[&first].deadline, Some(1_054), "another one begins to give it up");
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(35), at(24));
+    let free = HeldRecord { member: member("d"), state: HeldState::Free, epoch: None };
+    see(
+        &mut coordinator,
+        &Key::Held(PartitionId { consumer: fulfilment(), partition: first }),
+        36,
+        &free,
+        at(25),
+    );
+    let (map, _) = written(&mut coordinator, at(25)).unwrap();
+    assert_eq!((map.partitions[&first].from.clone(), map.partitions[&first].deadline), (None, None));
 }
 
 #[test]
@@ -157,6 +181,37 @@ fn a_map_that_another_operator_wrote_meanwhile_is_read_before_anything_follows()
 }
 
 #[test]
+fn a_map_that_is_gone_from_the_stream_is_written_as_the_first_one() {
+    let mut coordinator = leading(&[("a", PodRole::Current)]);
+    join(&mut coordinator, "a", 5, at(1));
+    let (map, _) = written(&mut coordinator, at(1)).unwrap();
+    let key = Key::Map(fulfilment());
+    coordinator.answered(&key, Answer::Stored(9), at(1));
+    coordinator.declare(fulfilment(), Declared { count: 5, ..declared(&[("a", PodRole::Current)]) });
+    assert_eq!(written(&mut coordinator, at(1)).map(|(_, expected)| expected), Some(9));
+    coordinator.answered(&key, Answer::Unsure, at(1));
+    assert_eq!(coordinator.poll(at(1)), [Action::Read(key.clone())]);
+    coordinator.read(&key, Value::Absent(0), at(1)).unwrap();
+    let (next, expected) = written(&mut coordinator, at(1)).unwrap();
+    assert_eq!((next.generation, expected), (map.generation, 0), "as if there had been none");
+}
+
+#[test]
+fn an_answer_that_is_older_than_what_the_watch_brought_meanwhile_changes_nothing() {
+    let mut coordinator = leading(&[("a", PodRole::Current)]);
+    join(&mut coordinator, "a", 5, at(1));
+    let (map, _) = written(&mut coordinator, at(1)).unwrap();
+    let key = Key::Map(fulfilment());
+    coordinator.answered(&key, Answer::Unsure, at(1));
+    assert_eq!(coordinator.poll(at(1)), [Action::Read(key.clone())]);
+    see(&mut coordinator, &key, 10, &map, at(1));
+    let older = MapRecord { partitions: BTreeMap::new(), ..map };
+    coordinator.read(&key, Value::Bytes(9, older.to_json().as_bytes()), at(1)).unwrap();
+    assert_eq!(coordinator.poll(at(1)), []);
+    assert_eq!(coordinator.whereabouts(&fulfilment(), at(1)).unwrap()[0].to, Some(member("a")));
+}
+
+#[test]
 fn a_map_that_cannot_be_read_is_replaced_at_its_revision() {
     let mut coordinator = leading(&[("a", PodRole::Current)]);
     join(&mut coordinator, "a", 5, at(1));
@@ -172,6 +227,7 @@ fn members_of_an_earlier_template_give_way_and_retiring_ones_give_up_everything(
     join(&mut coordinator, "b", 6, at(1));
     written(&mut coordinator, at(1)).unwrap();
     coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(9), at(1));
+    join(&mut coordinator, "stranger", 7, at(1));
     let pods = [("a", PodRole::Earlier), ("b", PodRole::Retiring), ("c", PodRole::Current)];
     coordinator.declare(fulfilment(), declared(&pods));
     let (map, _) = written(&mut coordinator, at(2)).unwrap();
@@ -200,6 +256,8 @@ fn a_silent_member_is_declared_dead_before_its_partitions_move() {
     coordinator.answered(&dead, Answer::Unsure, at(33));
     let actions = coordinator.poll(at(33));
     assert!(actions.contains(&Action::Read(dead.clone())) && !actions.iter().any(is_declared), "{actions:?}");
+    coordinator.read(&dead, Value::Unavailable, at(33)).unwrap();
+    assert_eq!(coordinator.poll(at(33)), [Action::Read(dead.clone())], "it may be dead already");
     coordinator.read(&dead, Value::Bytes(13, here("b").to_json().as_bytes()), at(33)).unwrap();
     assert_eq!(written(&mut coordinator, at(34)), None, "it had renewed");
     coordinator.container_ended("uid-b", 1_035);
@@ -207,6 +265,29 @@ fn a_silent_member_is_declared_dead_before_its_partitions_move() {
     coordinator.answered(&dead, Answer::Stored(14), at(35));
     let (map, _) = written(&mut coordinator, at(35)).unwrap();
     assert_eq!(targets(&map), ["a", "a", "a", "a"]);
+}
+
+#[test]
+fn a_map_of_another_number_of_partitions_is_not_right() {
+    let mut coordinator = leading(&[("a", PodRole::Current)]);
+    join(&mut coordinator, "a", 5, at(1));
+    let (map, _) = written(&mut coordinator, at(1)).unwrap();
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Unsure, at(1));
+    let key = Key::Map(fulfilment());
+    assert_eq!(coordinator.poll(at(1)), [Action::Read(key.clone())]);
+    let theirs = MapRecord { count: 8, generation: 6, ..map.clone() };
+    coordinator.read(&key, Value::Bytes(9, theirs.to_json().as_bytes()), at(1)).unwrap();
+    let right = MapRecord { generation: 7, ..map };
+    assert_eq!(written(&mut coordinator, at(1)), Some((right, 9)));
+}
+
+#[test]
+fn a_consumer_that_is_gone_has_no_map() {
+    let mut coordinator = leading(&[("a", PodRole::Current)]);
+    coordinator.remove(&fulfilment());
+    join(&mut coordinator, "a", 5, at(1));
+    assert_eq!(written(&mut coordinator, at(1)), None);
+    assert_eq!(coordinator.whereabouts(&fulfilment(), at(1)), None);
 }
 
 #[test]
@@ -252,12 +333,48 @@ fn where_a_partition_is_says_who_has_it_and_whom_it_is_meant_for_and_a_dead_memb
 }
 
 #[test]
+fn who_is_silent_or_not_known_has_what_it_has() {
+    let mut coordinator = leading(&[("a", PodRole::Current)]);
+    coordinator.answered(&Key::Operator, Answer::Stored(8), at(0));
+    let holders = |coordinator: &Coordinator, now| {
+        let whereabouts = coordinator.whereabouts(&fulfilment(), now).unwrap();
+        whereabouts.into_iter().map(|place| place.holder).collect::<Vec<_>>()
+    };
+    join(&mut coordinator, "a", 5, at(0));
+    hold(&mut coordinator, 0, "a", 10);
+    hold(&mut coordinator, 1, "stranger", 11);
+    let both = [Some(member("a")), Some(member("stranger")), None, None];
+    assert_eq!(holders(&coordinator, at(40)), both, "its watch may be lost");
+    let (map, _) = written(&mut coordinator, at(1)).unwrap();
+    assert_eq!(map.partitions[&1].from, Some(member("stranger")));
+}
+
+#[test]
+fn who_is_not_known_is_read_until_an_answer_comes() {
+    let mut coordinator = leading(&[]);
+    hold(&mut coordinator, 1, "stranger", 11);
+    let stranger = Key::Member(member("stranger"));
+    let read = Action::Read(stranger.clone());
+    assert_eq!(coordinator.poll(at(1)), std::slice::from_ref(&read));
+    assert_eq!(coordinator.poll(at(1)), [], "one at a time");
+    coordinator.read(&stranger, Value::Unavailable, at(1)).unwrap();
+    assert_eq!(coordinator.poll(at(1)), [read]);
+    coordinator.read(&stranger, Value::Absent(0), at(1)).unwrap();
+    assert_eq!(coordinator.poll(at(1)), []);
+    assert_eq!(coordinator.whereabouts(&fulfilment(), at(1)).unwrap()[1].holder, None);
+}
+
+#[test]
 fn before_everything_was_read_nothing_is_said_of_partitions() {
     let mut coordinator = Coordinator::new("operator-0", at(0));
     coordinator.declare(fulfilment(), declared(&[]));
     assert_eq!(coordinator.whereabouts(&fulfilment(), at(0)), None);
     coordinator.synced();
     assert_eq!(coordinator.whereabouts(&fulfilment(), at(0)), None, "the map was not read");
+    let mut reading = Coordinator::new("operator-0", at(0));
+    reading.declare(fulfilment(), declared(&[]));
+    reading.read(&Key::Map(fulfilment()), Value::Absent(0), at(0)).unwrap();
+    assert_eq!(reading.whereabouts(&fulfilment(), at(0)), None, "who has what was not read");
 }
 
 #[test]
