@@ -113,8 +113,8 @@ pub struct Recovery {
     recovering_since: Option<Instant>,
     began: Instant,
     next_info: Instant,
-    /// When JetStream was to be asked, and the number that was expected then; since the last response.
-    asked: Vec<(Instant, u64)>,
+    /// The number that was expected at each doubt, and when JetStream was to be asked; since the question of the last response.
+    expectations: Vec<(Instant, u64)>,
     /// How many deliveries were owed by the last response, less those that arrived since.
     owed: u64,
     /// Something arrived.
@@ -149,7 +149,7 @@ impl Recovery {
             recovering_since: Some(now),
             began: now,
             next_info: now,
-            asked: Vec::new(),
+            expectations: Vec::new(),
             owed: 0,
             has_received: false,
             lost: Lost::default(),
@@ -220,7 +220,17 @@ impl Recovery {
         }
         self.recovering_since = Some(now);
         self.next_info = now;
+        self.note_expected(now);
         begins
+    }
+
+    /// Whoever asks JetStream from now on may learn that it has forgotten deliveries.
+    fn note_expected(&mut self, now: Instant) {
+        if let Some(expected) = self.expected
+            && self.expectations.last().is_none_or(|(_, last)| *last != expected)
+        {
+            self.expectations.push((now, expected));
+        }
     }
 
     /// Whether it is time to ask JetStream.
@@ -228,7 +238,7 @@ impl Recovery {
         let due = self.is_active() && now >= self.next_info;
         if due {
             self.next_info = now + INFO_INTERVAL;
-            self.asked.extend(self.expected.map(|expected| (now, expected)));
+            self.note_expected(now);
         }
         due
     }
@@ -279,8 +289,8 @@ impl Recovery {
         let Some(recovering_since) = self.recovering_since.filter(|since| asked_at >= *since) else {
             return Progress::Unchanged;
         };
-        let known = self.asked.iter().rfind(|(at, _)| *at <= asked_at).copied();
-        self.asked.retain(|(at, _)| *at > asked_at);
+        let known = self.expectations.iter().rposition(|(at, _)| *at <= asked_at);
+        self.expectations.drain(..known.unwrap_or(0));
         let ConsumerState { delivered, ack_floor, ack_pending, ack_wait } = state;
         let counted = ack_floor + 1..=delivered.stream_sequence;
         let is_forgotten = newest_waiting.is_some_and(|newest| newest > delivered.stream_sequence);
@@ -295,7 +305,8 @@ impl Recovery {
         if !has_numbers {
             self.missing.get_or_insert((newest, asked_at));
         }
-        let is_forgetful = known.is_some_and(|(_, expected)| newest + 1 < expected);
+        let known = self.expectations.first().filter(|(at, _)| *at <= asked_at);
+        let is_forgetful = known.is_some_and(|(_, expected)| newest + 1 < *expected);
         self.is_whole &= !is_forgetful;
         // Without any of them here, none stands for another.
         let has_all = counted == 0 || (has_numbers && self.lost.is_empty());
@@ -307,6 +318,7 @@ impl Recovery {
         if is_forgetful {
             // It was killed and forgot its last deliveries, whose numbers come again: a gap would not be seen that ends where one was expected.
             self.expected = None;
+            self.expectations.clear();
             self.next_info = recovering_since;
             return Progress::Owed(1);
         }
@@ -314,7 +326,7 @@ impl Recovery {
         self.recovering_since = None;
         self.is_whole = true;
         self.missing = None;
-        self.asked.clear();
+        self.expectations.clear();
         self.owed = 0;
         self.expected = self.expected.max(Some(newest + 1));
         self.lost = Lost::from(self.expected);

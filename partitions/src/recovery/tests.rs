@@ -150,6 +150,36 @@ fn where_a_killed_server_forgot_deliveries_their_numbers_are_expected_again() {
 }
 
 #[test]
+fn what_a_killed_server_forgot_is_seen_whoever_asked_after_the_doubt() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    recovery.received(11, false);
+    recovery.doubt(RecoveryCause::UnansweredAck, now);
+    let (mut later, asked) = (recovery.clone(), now + Duration::from_millis(1));
+    assert_eq!(recovery.observed(state(10, 0), asked, |_| 0, None), Progress::Owed(1));
+    // What came since was forgotten, and is known from when JetStream was to be asked.
+    assert_eq!(later.received(12, false), None);
+    assert!(later.is_info_due(asked));
+    assert_eq!(later.clone().observed(state(11, 0), now, |_| 0, None), Progress::Complete);
+    assert_eq!(later.observed(state(11, 0), asked, |_| 0, None), Progress::Owed(1));
+}
+
+#[test]
+fn while_jetstream_is_silent_a_number_is_noted_once_and_says_something_of_each_response() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    recovery.received(11, false);
+    let times = [1, 2, 3].map(|millis| now + Duration::from_millis(millis));
+    for time in times {
+        recovery.doubt(RecoveryCause::UnansweredAck, time);
+    }
+    assert_eq!(recovery.expectations, [(times[0], 12)]);
+    assert_eq!(recovery.observed(state(11, 1), times[2], |_| 0, None), Progress::Owed(1));
+    assert_eq!(recovery.observed(state(10, 0), times[2], |_| 0, None), Progress::Owed(1));
+    assert_eq!(recovery.observed(state(10, 0), times[2], |_| 0, None), Progress::Complete);
+}
+
+#[test]
 fn jetstream_is_asked_at_once_when_as_much_arrived_as_was_owed() {
     let now = Instant::now();
     let mut recovery = Recovery::new(now);

@@ -35,8 +35,6 @@ impl<H: Handler> Dispatcher<H> {
             self.consumer.recovering.store(true, atomic::Ordering::Relaxed);
             self.consumer.capacity_freed.notify_one();
         }
-        // With the number that is expected now: the answer may show that the server forgot deliveries.
-        self.ask_for_what_is_owed(now);
     }
 
     /// Nothing new begins; returns whether some might have.

@@ -262,7 +262,7 @@ impl<H: Handler> Dispatcher<H> {
     }
 
     /// Asks how much is still owed, when it is time.
-    pub(super) fn ask_for_what_is_owed(&mut self, now: Instant) {
+    fn ask_for_what_is_owed(&mut self, now: Instant) {
         if let Some(order) = &mut self.order
             && order.recovery.is_info_due(now.into_std())
         {
