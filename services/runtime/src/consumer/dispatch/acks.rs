@@ -64,17 +64,18 @@ impl<H: Handler> Dispatcher<H> {
     async fn send_ack(&mut self, slot: usize) {
         self.ack_numbers += 1;
         let number = self.ack_numbers;
-        let Some(Held { reply, state: State::Settling(ack), .. }) = self.in_flight.get(slot) else {
+        let Some(Held { reply, state: State::Settling(ack), .. }) = self.in_flight.get_mut(slot) else {
             return;
         };
-        let (to, payload) = (reply.clone(), ack.payload.clone());
         let answer_to = format!("{}.{slot}.{number}", self.inbox);
         // The client checks the subject alone: that of the confirmation is its own.
-        let ack = OutboundMessage { subject: to, reply: Some(answer_to.into()), payload, headers: None };
-        send(self.client.publish_message(ack)).await;
-        if let Some(Held { state: State::Settling(ack), .. }) = self.in_flight.get_mut(slot) {
-            ack.send(number, Instant::now());
-        }
+        let message = OutboundMessage {
+            subject: reply.clone(),
+            reply: Some(answer_to.into()),
+            payload: ack.payload.clone(),
+            headers: None,
+        };
+        send_and_note(self.client.publish_message(message), ack, number).await;
     }
 
     pub(super) fn confirmed_all(&mut self, first: &Message) {
@@ -277,6 +278,16 @@ impl<H: Handler> Dispatcher<H> {
     }
 }
 
+/// Passes an acknowledgement to the client. It was sent when the client has it, which takes a while where that is busy.
+async fn send_and_note(
+    sending: impl Future<Output = Result<(), PublishError>>,
+    ack: &mut PendingAck,
+    number: u64,
+) {
+    send(sending).await;
+    ack.send(number, Instant::now());
+}
+
 /// Passes a command to the client. A client that is connecting reads none, and would block everything once its queue is full; what is
 /// not sent is due again.
 async fn send(sending: impl Future<Output = Result<(), PublishError>>) {
@@ -290,5 +301,38 @@ async fn send(sending: impl Future<Output = Result<(), PublishError>>) {
     };
     if let Err(error) = sent {
         tracing::debug!(%error, "failed to send an acknowledgement");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::sleep;
+
+    use super::*;
+    use crate::consumer::observation::ConsumerInfo;
+
+    /// JetStream has delivered nothing.
+    fn forgetful() -> ConsumerInfo {
+        let none = serde_json::json!({"consumer_seq": 0, "stream_seq": 0});
+        serde_json::from_value(serde_json::json!({
+            "created": "a", "delivered": none, "ack_floor": none, "num_ack_pending": 0, "config": {},
+        }))
+        .unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_jetstream_is_asked_while_the_client_is_busy_decides_nothing_of_what_is_sent_then() {
+        let mut ack = PendingAck::new(&Settlement::Ack, Instant::now());
+        send_and_note(async { Ok(()) }, &mut ack, 1).await;
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(ack.due(Instant::now()), AckAction::Send { unanswered: true });
+        let asked_at = Instant::now() + SEND_TIMEOUT / 4;
+        let busy = async {
+            sleep(SEND_TIMEOUT / 2).await;
+            Ok(())
+        };
+        send_and_note(busy, &mut ack, 2).await;
+        assert_eq!(ack.observed(7, &forgetful(), asked_at), AckStatus::Unknown);
+        assert_eq!(ack.observed(7, &forgetful(), Instant::now()), AckStatus::Forgotten);
     }
 }
