@@ -10,8 +10,8 @@
 //! whole, and every delivery since, by its number. Otherwise the time has to be over after which JetStream delivers it again. It begins anew with
 //! another leader, which delivers nothing until it is elected and asked again, and where a delivery is seen to be missing.
 //!
-//! Nor does JetStream count an event that is removed from the stream while it waits here. So each delivery that was lost, by its number, has to come
-//! again too.
+//! Nor does JetStream count an event that is removed from the stream while it waits here, and that could hide what a predecessor had as well. So it
+//! has to be here, or JetStream's floor beyond it, and each delivery that was lost since, by its number, has to come again too.
 //!
 //! What is owed may come after as much that is new as the consumer lets go unacknowledged, so a recovery needs room for all of that.
 
@@ -134,7 +134,7 @@ pub struct Recovery {
 /// What was delivered to a predecessor.
 #[derive(Clone, Copy, Debug)]
 struct Inherited {
-    /// Stream sequence of its newest delivery.
+    /// Stream sequence of its newest delivery: once everything up to it is settled, nothing is left of what it had.
     delivered: u64,
     /// How many were unacknowledged; `None` where something was here already, after another doubt, and after the first recovery.
     unacknowledged: Option<u64>,
@@ -180,11 +180,13 @@ impl Recovery {
         now.saturating_duration_since(self.began)
     }
 
-    /// A delivery of this number arrived; returns its doubt about the order, if any. `is_owed` says that its event was delivered before and is not
-    /// here.
-    pub fn received(&mut self, consumer_sequence: u64, is_owed: bool) -> Option<RecoveryCause> {
+    /// A delivery of this number arrived; returns its doubt about the order, if any. `owed` is the stream sequence of its event, if that was
+    /// delivered before and is not here.
+    pub fn received(&mut self, consumer_sequence: u64, owed: Option<u64>) -> Option<RecoveryCause> {
         self.has_received = true;
-        self.lost.received(consumer_sequence, is_owed);
+        // What a predecessor had may come for the first time.
+        let is_own = |sequence| self.inherited.is_none_or(|inherited| sequence > inherited.delivered);
+        self.lost.received(consumer_sequence, owed.is_some_and(is_own));
         if self.owed > 0 {
             self.owed -= 1;
             // This may have been the last one.
@@ -246,10 +248,11 @@ impl Recovery {
     /// What a predecessor had, as the first response says, also where it is older than another doubt.
     fn inherited(&mut self, state: ConsumerState, asked_at: Instant) -> Option<Inherited> {
         if self.inherited.is_none() && asked_at >= self.began {
-            let ConsumerState { delivered, ack_pending, .. } = state;
+            let ConsumerState { delivered, ack_floor, ack_pending, .. } = state;
             let is_first = !self.has_received;
             self.inherited = Some(Inherited {
-                delivered: delivered.stream_sequence,
+                // Where nothing is unacknowledged, the floor may lag behind what was delivered.
+                delivered: if ack_pending == 0 { ack_floor } else { delivered.stream_sequence },
                 unacknowledged: is_first.then_some(ack_pending),
             });
             if is_first {
@@ -297,8 +300,9 @@ impl Recovery {
         let counted = in_flight(&counted);
         let owed = ack_pending.saturating_sub(counted).max(is_forgotten.into());
         self.owed = owed;
-        let here = in_flight(&(ack_floor + 1..=inherited.delivered));
-        let has_inherited = here == 0 || inherited.unacknowledged.is_some_and(|all| here >= all);
+        let is_settled = ack_floor >= inherited.delivered;
+        let is_here = |all| in_flight(&(ack_floor + 1..=inherited.delivered)) >= all;
+        let has_inherited = is_settled || inherited.unacknowledged.is_some_and(is_here);
         let newest = delivered.consumer_sequence;
         let has_numbers = self.lost.knows(newest);
         self.missing = self.missing.filter(|(number, _)| !has_numbers && *number == newest);
@@ -308,9 +312,10 @@ impl Recovery {
         let known = self.expectations.first().filter(|(at, _)| *at <= asked_at);
         let is_forgetful = known.is_some_and(|(_, expected)| newest + 1 < *expected);
         self.is_whole &= !is_forgetful;
+        let has_all = (has_inherited || self.is_whole) && has_numbers && self.lost.is_empty();
         // Without any of them here, none stands for another.
-        let has_all = counted == 0 || (has_numbers && self.lost.is_empty());
-        let is_certain = ((has_inherited || self.is_whole) && has_all)
+        let is_certain = counted == 0
+            || has_all
             || asked_at >= self.unchanged_since(recovering_since) + ack_wait + TIMER_SLACK;
         if owed > 0 || !is_certain {
             return Progress::Owed(owed.max(1));

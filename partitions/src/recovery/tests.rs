@@ -5,12 +5,14 @@ fn state(delivered: u64, ack_pending: u64) -> ConsumerState {
     ConsumerState { delivered, ack_floor: 20, ack_pending, ack_wait: ACK_WAIT }
 }
 
-/// Of what is here, so much was delivered since.
+/// All of what is here, so much, was delivered since.
 fn since_then(count: u64) -> impl Fn(&RangeInclusive<u64>) -> u64 {
     move |counted| if *counted.end() == 100 { 0 } else { count }
 }
 
 const ACK_WAIT: Duration = Duration::from_secs(10);
+/// An event that no predecessor had, delivered again.
+const AGAIN: Option<u64> = Some(101);
 
 /// In order, after ten deliveries.
 fn in_order(now: Instant) -> Recovery {
@@ -31,17 +33,17 @@ fn inheriting(unacknowledged: u64, now: Instant) -> Recovery {
 fn deliveries_without_a_hole_raise_no_doubt() {
     let mut recovery = in_order(Instant::now());
     assert!(!recovery.is_active());
-    assert_eq!([11, 12, 13].map(|number| recovery.received(number, false)), [None; 3]);
-    assert_eq!(recovery.received(15, false), Some(RecoveryCause::SequenceGap));
-    assert_eq!(recovery.received(16, false), None);
-    assert_eq!(recovery.received(12, false), Some(RecoveryCause::SequenceBack));
-    assert_eq!(recovery.received(13, false), None);
+    assert_eq!([11, 12, 13].map(|number| recovery.received(number, None)), [None; 3]);
+    assert_eq!(recovery.received(15, None), Some(RecoveryCause::SequenceGap));
+    assert_eq!(recovery.received(16, None), None);
+    assert_eq!(recovery.received(12, None), Some(RecoveryCause::SequenceBack));
+    assert_eq!(recovery.received(13, None), None);
 }
 
 #[test]
 fn the_first_delivery_after_a_recovery_is_the_one_after_what_jetstream_delivered() {
     let mut recovery = in_order(Instant::now());
-    assert_eq!(recovery.received(12, false), Some(RecoveryCause::SequenceGap));
+    assert_eq!(recovery.received(12, None), Some(RecoveryCause::SequenceGap));
 }
 
 #[test]
@@ -50,17 +52,17 @@ fn it_is_over_when_nothing_is_unacknowledged_but_what_is_here() {
     let mut recovery = in_order(now);
     assert!(recovery.doubt(RecoveryCause::SequenceGap, now));
     assert!(!recovery.doubt(RecoveryCause::SequenceGap, now));
-    recovery.received(14, false);
+    recovery.received(14, None);
     let owed = |recovery: &mut Recovery, delivered: u64, in_flight: u64| {
         let range = 21..=delivered * 10;
         let in_flight = |counted: &_| if *counted == range { in_flight } else { 0 };
         recovery.observed(state(delivered, 4), now, in_flight, None)
     };
     assert_eq!(owed(&mut recovery, 14, 1), Progress::Owed(3));
-    assert_eq!([15, 16].map(|number| recovery.received(number, true)), [None; 2]);
+    assert_eq!([15, 16].map(|number| recovery.received(number, AGAIN)), [None; 2]);
     assert_eq!(owed(&mut recovery, 16, 3), Progress::Owed(1));
     assert!(recovery.is_active());
-    recovery.received(17, true);
+    recovery.received(17, AGAIN);
     assert_eq!(owed(&mut recovery, 17, 4), Progress::Complete);
     assert_eq!(owed(&mut recovery, 17, 4), Progress::Unchanged);
 }
@@ -73,7 +75,7 @@ fn what_a_killed_server_has_not_delivered_again_is_owed() {
     let progress =
         |recovery: &mut Recovery, delivered| recovery.observed(state(delivered, 0), now, |_| 0, Some(105));
     assert_eq!(progress(&mut recovery, 10), Progress::Owed(1));
-    recovery.received(11, false);
+    recovery.received(11, None);
     assert_eq!(progress(&mut recovery, 11), Progress::Complete);
 }
 
@@ -92,12 +94,12 @@ fn an_answer_to_an_older_question_says_nothing() {
 fn after_a_new_connection_numbers_begin_anywhere() {
     let now = Instant::now();
     let mut recovery = in_order(now);
-    recovery.received(11, false);
+    recovery.received(11, None);
     recovery.doubt(RecoveryCause::Reconnect, now);
-    assert_eq!([4, 5].map(|number| recovery.received(number, false)), [None, None]);
-    assert_eq!(recovery.received(7, false), Some(RecoveryCause::SequenceGap));
+    assert_eq!([4, 5].map(|number| recovery.received(number, None)), [None, None]);
+    assert_eq!(recovery.received(7, None), Some(RecoveryCause::SequenceGap));
     assert_eq!(recovery.observed(state(7, 0), now, |_| 0, None), Progress::Complete);
-    assert_eq!(recovery.received(8, false), None);
+    assert_eq!(recovery.received(8, None), None);
 }
 
 #[test]
@@ -128,37 +130,38 @@ fn what_a_woken_predecessor_acknowledges_here_hides_nothing_that_is_owed() {
     assert_eq!(recovery.observed(state(10, 1), later, |_| 1, None), Progress::Complete);
     // As long as they are here, another doubt takes as long.
     recovery.doubt(RecoveryCause::SequenceGap, later);
-    recovery.received(14, false);
-    assert_eq!([15, 16, 17].map(|number| recovery.received(number, true)), [None; 3]);
+    recovery.received(14, None);
+    assert_eq!([15, 16, 17].map(|number| recovery.received(number, AGAIN)), [None; 3]);
     let counts = |counted: &RangeInclusive<u64>| if *counted.end() == 100 { 1 } else { 3 };
     assert_eq!(recovery.observed(state(17, 2), later, counts, None), Progress::Owed(1));
-    assert_eq!(recovery.observed(state(17, 2), later, since_then(2), None), Progress::Complete);
+    let settled = ConsumerState { ack_floor: 100, ..state(17, 2) };
+    assert_eq!(recovery.observed(settled, later, since_then(2), None), Progress::Complete);
 }
 
 #[test]
 fn where_a_killed_server_forgot_deliveries_their_numbers_are_expected_again() {
     let now = Instant::now();
     let mut recovery = in_order(now);
-    recovery.received(11, false);
+    recovery.received(11, None);
     recovery.doubt(RecoveryCause::UnansweredAck, now);
     assert!(recovery.is_info_due(now));
     assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Owed(1));
     assert!(recovery.is_info_due(now));
     assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
     // The one with number 11 was lost.
-    assert_eq!(recovery.received(12, false), Some(RecoveryCause::SequenceGap));
+    assert_eq!(recovery.received(12, None), Some(RecoveryCause::SequenceGap));
 }
 
 #[test]
 fn what_a_killed_server_forgot_is_seen_whoever_asked_after_the_doubt() {
     let now = Instant::now();
     let mut recovery = in_order(now);
-    recovery.received(11, false);
+    recovery.received(11, None);
     recovery.doubt(RecoveryCause::UnansweredAck, now);
     let (mut later, asked) = (recovery.clone(), now + Duration::from_millis(1));
     assert_eq!(recovery.observed(state(10, 0), asked, |_| 0, None), Progress::Owed(1));
     // What came since was forgotten, and is known from when JetStream was to be asked.
-    assert_eq!(later.received(12, false), None);
+    assert_eq!(later.received(12, None), None);
     assert!(later.is_info_due(asked));
     assert_eq!(later.clone().observed(state(11, 0), now, |_| 0, None), Progress::Complete);
     assert_eq!(later.observed(state(11, 0), asked, |_| 0, None), Progress::Owed(1));
@@ -168,7 +171,7 @@ fn what_a_killed_server_forgot_is_seen_whoever_asked_after_the_doubt() {
 fn while_jetstream_is_silent_a_number_is_noted_once_and_says_something_of_each_response() {
     let now = Instant::now();
     let mut recovery = in_order(now);
-    recovery.received(11, false);
+    recovery.received(11, None);
     let times = [1, 2, 3].map(|millis| now + Duration::from_millis(millis));
     for time in times {
         recovery.doubt(RecoveryCause::UnansweredAck, time);
@@ -185,9 +188,9 @@ fn jetstream_is_asked_at_once_when_as_much_arrived_as_was_owed() {
     let mut recovery = Recovery::new(now);
     assert!(recovery.is_info_due(now));
     assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Owed(2));
-    recovery.received(11, false);
+    recovery.received(11, None);
     assert!(!recovery.is_info_due(now));
-    recovery.received(12, false);
+    recovery.received(12, None);
     assert_eq!([now, now].map(|now| recovery.is_info_due(now)), [true, false]);
 }
 
@@ -200,7 +203,7 @@ fn nothing_is_asked_for_before_it_is_known_what_a_predecessor_had() {
     assert!(!recovery.may_pull(), "what it had then");
     recovery.observed(state(10, 2), now, |_| 0, None);
     assert!(recovery.may_pull());
-    assert_eq!(recovery.received(12, false), Some(RecoveryCause::SequenceGap), "the first delivery was lost");
+    assert_eq!(recovery.received(12, None), Some(RecoveryCause::SequenceGap), "the first delivery was lost");
 }
 
 #[test]
@@ -211,7 +214,7 @@ fn a_connection_that_is_made_before_the_first_delivery_changes_nothing_of_what_i
     recovery.doubt(RecoveryCause::Reconnect, later);
     assert_eq!(recovery.observed(state(10, 2), now, |_| 0, None), Progress::Unchanged);
     recovery.doubt(RecoveryCause::Reconnect, later);
-    assert_eq!([11, 12].map(|number| recovery.received(number, false)), [None; 2]);
+    assert_eq!([11, 12].map(|number| recovery.received(number, None)), [None; 2]);
     assert_eq!(recovery.observed(state(12, 2), later, |_| 2, None), Progress::Complete);
 }
 
@@ -220,7 +223,7 @@ fn what_was_here_before_that_was_known_hides_nothing_that_is_owed() {
     let now = Instant::now();
     let mut recovery = Recovery::new(now);
     // One of two, which its predecessor acknowledges then.
-    recovery.received(11, false);
+    recovery.received(11, None);
     assert_eq!(recovery.observed(state(11, 1), now, |_| 1, None), Progress::Owed(1));
     let later = now + ACK_WAIT + TIMER_SLACK;
     assert_eq!(recovery.observed(state(11, 1), later, |_| 1, None), Progress::Complete);
@@ -230,10 +233,10 @@ fn what_was_here_before_that_was_known_hides_nothing_that_is_owed() {
 fn a_late_acknowledgement_hides_no_delivery_that_was_lost_last() {
     let now = Instant::now();
     let mut recovery = inheriting(2, now);
-    assert_eq!([11, 12].map(|number| recovery.received(number, false)), [None; 2]);
+    assert_eq!([11, 12].map(|number| recovery.received(number, None)), [None; 2]);
     // Number 13 is new, and lost, and one of the two is acknowledged by the predecessor.
     assert_eq!(recovery.observed(state(13, 2), now, |_| 2, None), Progress::Owed(1));
-    assert_eq!(recovery.received(14, false), Some(RecoveryCause::SequenceGap), "it comes again");
+    assert_eq!(recovery.received(14, None), Some(RecoveryCause::SequenceGap), "it comes again");
 }
 
 #[test]
@@ -242,10 +245,10 @@ fn deliveries_that_come_after_the_question_are_none_that_were_forgotten() {
     let mut recovery = in_order(now);
     recovery.doubt(RecoveryCause::UnansweredAck, now);
     assert!(recovery.is_info_due(now));
-    recovery.received(11, false);
+    recovery.received(11, None);
     assert!(recovery.is_info_due(now + INFO_INTERVAL));
     assert_eq!(recovery.observed(state(10, 0), now, |_| 0, None), Progress::Complete);
-    assert_eq!(recovery.received(12, false), None);
+    assert_eq!(recovery.received(12, None), None);
 }
 
 fn led_by(leader: &str, leader_since: &str) -> Leadership {
@@ -277,11 +280,11 @@ fn a_delivery_that_is_lost_as_the_last_one_of_a_recovery_is_waited_for_until_it_
     let now = Instant::now();
     let mut recovery = inheriting(2, now);
     // One of the two, which is acknowledged by the one before. The other one is lost.
-    assert_eq!(recovery.received(11, false), None);
+    assert_eq!(recovery.received(11, None), None);
     let later = now + ACK_WAIT + TIMER_SLACK;
     assert_eq!(recovery.observed(state(12, 1), later, |_| 1, None), Progress::Owed(1));
     let mut alone = recovery.clone();
-    assert_eq!(recovery.received(13, false), Some(RecoveryCause::SequenceGap));
+    assert_eq!(recovery.received(13, None), Some(RecoveryCause::SequenceGap));
     // Where it was acknowledged meanwhile, nothing comes any more.
     assert_eq!(alone.observed(state(12, 1), later + ACK_WAIT, |_| 1, None), Progress::Owed(1));
     let latest = later + ACK_WAIT + TIMER_SLACK;
@@ -292,10 +295,10 @@ fn a_delivery_that_is_lost_as_the_last_one_of_a_recovery_is_waited_for_until_it_
 fn deliveries_that_come_while_jetstream_is_asked_are_not_missing_for_long() {
     let now = Instant::now();
     let mut recovery = inheriting(2, now);
-    recovery.received(11, false);
+    recovery.received(11, None);
     let later = now + ACK_WAIT;
     assert_eq!(recovery.observed(state(12, 2), later, |_| 1, None), Progress::Owed(1));
-    recovery.received(12, false);
+    recovery.received(12, None);
     assert_eq!(recovery.observed(state(12, 1), later + TIMER_SLACK, |_| 1, None), Progress::Complete);
 }
 
@@ -303,7 +306,7 @@ fn deliveries_that_come_while_jetstream_is_asked_are_not_missing_for_long() {
 fn after_an_unanswered_acknowledgement_nothing_is_waited_for_as_long_as_each_delivery_has_come() {
     let now = Instant::now();
     let mut recovery = inheriting(3, now);
-    (11..=13).for_each(|number| assert_eq!(recovery.received(number, false), None));
+    (11..=13).for_each(|number| assert_eq!(recovery.received(number, None), None));
     recovery.doubt(RecoveryCause::UnansweredAck, now);
     assert_eq!(recovery.observed(state(13, 3), now, |_| 3, None), Progress::Complete);
     // Two of them are here, and one of these is acknowledged by the one before.
@@ -321,7 +324,7 @@ fn after_an_unanswered_acknowledgement_nothing_is_waited_for_as_long_as_each_del
         "one is under way, or lost"
     );
     // The next doubt is another one.
-    assert_eq!(lossy.received(15, false), Some(RecoveryCause::SequenceGap));
+    assert_eq!(lossy.received(15, None), Some(RecoveryCause::SequenceGap));
     lossy.doubt(RecoveryCause::SequenceGap, now);
     lossy.doubt(RecoveryCause::UnansweredAck, now);
     assert_eq!(lossy.observed(state(15, 3), now, |_| 3, None), Progress::Owed(1));
@@ -330,11 +333,10 @@ fn after_an_unanswered_acknowledgement_nothing_is_waited_for_as_long_as_each_del
 #[test]
 fn as_long_is_waited_as_jetstream_says_now() {
     let now = Instant::now();
-    let mut recovery = in_order(now);
-    recovery.received(11, false);
-    recovery.doubt(RecoveryCause::Reconnect, now);
+    let mut recovery = inheriting(2, now);
+    // One of the two is here, and acknowledged by the one before.
     let (later, over) = (now + ACK_WAIT + TIMER_SLACK, now + 2 * ACK_WAIT + TIMER_SLACK);
-    let slower = ConsumerState { ack_wait: 2 * ACK_WAIT, ..state(11, 1) };
+    let slower = ConsumerState { ack_wait: 2 * ACK_WAIT, ..state(10, 1) };
     assert_eq!(recovery.observed(slower, later, |_| 1, None), Progress::Owed(1));
     assert_eq!(recovery.observed(slower, over, |_| 1, None), Progress::Complete);
 }
@@ -344,25 +346,57 @@ fn what_is_removed_from_the_stream_while_it_waits_here_stands_for_nothing_that_i
     let now = Instant::now();
     let mut recovery = in_order(now);
     // Number 11 is lost. Of the two behind it one is removed from the stream.
-    assert_eq!(recovery.received(12, false), Some(RecoveryCause::SequenceGap));
+    assert_eq!(recovery.received(12, None), Some(RecoveryCause::SequenceGap));
     recovery.doubt(RecoveryCause::SequenceGap, now);
-    recovery.received(13, false);
+    recovery.received(13, None);
     assert_eq!(recovery.observed(state(13, 2), now, since_then(2), None), Progress::Owed(1));
     let later = now + ACK_WAIT + TIMER_SLACK;
     assert_eq!(recovery.clone().observed(state(13, 2), later, since_then(2), None), Progress::Complete);
-    recovery.received(14, true);
+    recovery.received(14, AGAIN);
     assert_eq!(recovery.observed(state(14, 2), now, since_then(3), None), Progress::Complete);
+}
+
+#[test]
+fn what_a_predecessor_had_stands_for_nothing_that_was_lost_since() {
+    let now = Instant::now();
+    let mut recovery = inheriting(1, now);
+    // Number 11 is new, and lost. Then comes what the predecessor had, and both that are here are removed from the stream.
+    assert_eq!(recovery.received(12, None), Some(RecoveryCause::SequenceGap));
+    recovery.doubt(RecoveryCause::SequenceGap, now);
+    assert_eq!(recovery.received(13, Some(30)), None);
+    let removed = ConsumerState { ack_floor: 109, ..state(13, 1) };
+    let counts = |counted: &RangeInclusive<u64>| u64::from(!counted.is_empty());
+    assert_eq!(recovery.observed(removed, now, counts, None), Progress::Owed(1));
+    assert_eq!(recovery.received(14, AGAIN), None);
+    let removed = ConsumerState { ack_floor: 109, ..state(14, 1) };
+    assert_eq!(recovery.observed(removed, now, since_then(2), None), Progress::Complete);
+}
+
+#[test]
+fn what_is_removed_while_it_waits_here_hides_nothing_that_a_predecessor_had() {
+    let now = Instant::now();
+    let mut recovery = inheriting(1, now);
+    // One of the two is removed from the stream before that comes.
+    assert_eq!([11, 12].map(|number| recovery.received(number, None)), [None; 2]);
+    assert_eq!(recovery.observed(state(12, 2), now, since_then(2), None), Progress::Owed(1));
+    let mut settled = recovery.clone();
+    assert_eq!(recovery.received(13, Some(30)), None);
+    let counts = |counted: &RangeInclusive<u64>| if *counted.end() == 100 { 1 } else { 3 };
+    assert_eq!(recovery.observed(state(13, 2), now, counts, None), Progress::Complete);
+    // The predecessor acknowledged it.
+    let beyond = ConsumerState { ack_floor: 100, ..state(12, 1) };
+    assert_eq!(settled.observed(beyond, now, since_then(2), None), Progress::Complete);
 }
 
 #[test]
 fn over_a_new_connection_as_much_is_lost_as_was_delivered_meanwhile() {
     let now = Instant::now();
     let mut recovery = in_order(now);
-    recovery.received(11, false);
+    recovery.received(11, None);
     recovery.doubt(RecoveryCause::Reconnect, now);
     // Number 12 was lost, and number 11 is removed from the stream.
     assert_eq!(recovery.observed(state(12, 1), now, since_then(1), None), Progress::Owed(1));
-    assert_eq!(recovery.received(13, true), None);
+    assert_eq!(recovery.received(13, AGAIN), None);
     assert_eq!(recovery.observed(state(13, 1), now, since_then(2), None), Progress::Complete);
 }
 
@@ -370,9 +404,9 @@ fn over_a_new_connection_as_much_is_lost_as_was_delivered_meanwhile() {
 fn a_gap_while_what_a_predecessor_had_is_all_here_is_waited_for() {
     let now = Instant::now();
     let mut recovery = inheriting(2, now);
-    assert_eq!([11, 12].map(|number| recovery.received(number, false)), [None; 2]);
+    assert_eq!([11, 12].map(|number| recovery.received(number, None)), [None; 2]);
     // Number 13 is new, and lost.
-    assert_eq!(recovery.received(14, false), Some(RecoveryCause::SequenceGap));
+    assert_eq!(recovery.received(14, None), Some(RecoveryCause::SequenceGap));
     recovery.doubt(RecoveryCause::SequenceGap, now);
     // One of the two is acknowledged by the predecessor, so that as many are here as are unacknowledged.
     let counts = |counted: &RangeInclusive<u64>| if *counted.end() == 100 { 2 } else { 3 };
@@ -396,7 +430,7 @@ fn of_several_deliveries_that_are_missing_the_last_one_is_waited_for() {
 fn what_was_expected_in_an_earlier_recovery_says_nothing_of_a_later_one() {
     let now = Instant::now();
     let mut recovery = in_order(now);
-    recovery.received(11, false);
+    recovery.received(11, None);
     recovery.doubt(RecoveryCause::UnansweredAck, now);
     assert!(recovery.is_info_due(now) && recovery.is_info_due(now + INFO_INTERVAL));
     assert_eq!(recovery.observed(state(11, 0), now, |_| 0, None), Progress::Complete);

@@ -279,7 +279,8 @@ impl Process {
             *left = left.saturating_sub(1);
         }
         let is_here = events.held.contains_key(&sequence) || events.settled.contains(&sequence);
-        if let Some(doubt) = events.recovery.received(consumer_sequence, is_again && !is_here) {
+        let owed = (is_again && !is_here).then_some(sequence);
+        if let Some(doubt) = events.recovery.received(consumer_sequence, owed) {
             events.recovery.doubt(doubt, instant);
         }
         if events.settled.contains(&sequence) {

@@ -55,8 +55,8 @@ impl<H: Handler> Dispatcher<H> {
         }
         let has_ended = self.ended.contains(sequence, event_time, delivered.metadata.attempt, now);
         let is_owed = delivered.metadata.attempt > 1 && !has_ended && self.in_flight.find(sequence).is_none();
-        let number = delivered.consumer_sequence;
-        let doubt = self.order.as_mut().and_then(|order| order.recovery.received(number, is_owed));
+        let (number, owed) = (delivered.consumer_sequence, is_owed.then_some(sequence));
+        let doubt = self.order.as_mut().and_then(|order| order.recovery.received(number, owed));
         if let Some(doubt) = doubt {
             self.begin_recovery(doubt, now);
         }
