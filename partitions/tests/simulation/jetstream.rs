@@ -1,8 +1,8 @@
 //! The JetStream consumer of one partition, as far as order goes: redeliveries in the order of their naks and time-outs, open pull
-//! requests served in turn, and what a change of its leader forgets.
+//! requests served in turn, what a change of its leader forgets, and what it makes of events that are removed from the stream.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
@@ -44,6 +44,10 @@ pub struct Consumer {
     pub waiting: VecDeque<u64>,
     pending: BTreeMap<u64, u64>,
     redeliver: VecDeque<u64>,
+    /// Unacknowledged events that are removed, which it sees when it is to deliver them again.
+    ghosts: BTreeSet<u64>,
+    /// Unacknowledged events that it saw to be removed, which a leader that follows on a killed one may not know.
+    removed: BTreeSet<u64>,
     pub pulls: VecDeque<Pull>,
     /// Of the newest delivery.
     number: u64,
@@ -59,7 +63,8 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    pub fn serve(&mut self, now: u64) -> Vec<Sent> {
+    /// `last` is the newest event of the stream.
+    pub fn serve(&mut self, now: u64, last: u64) -> Vec<Sent> {
         let expired = self.pending.iter_mut().filter(|(_, deadline)| **deadline <= now);
         for (sequence, deadline) in expired {
             *deadline = u64::MAX;
@@ -73,7 +78,13 @@ impl Consumer {
             return sent;
         }
         while !self.pulls.is_empty() {
-            let Some(sequence) = self.take() else { break };
+            let Some(sequence) = self.take() else {
+                if self.waiting.is_empty() {
+                    // It has looked at all there is.
+                    self.delivered = self.delivered.max(last);
+                }
+                break;
+            };
             let Some(mut pull) = self.pulls.pop_front() else { break };
             let is_new = self.pending.insert(sequence, now + ACK_WAIT).is_none();
             self.recent.push_back((sequence, self.delivered, is_new));
@@ -95,7 +106,9 @@ impl Consumer {
 
     fn take(&mut self) -> Option<u64> {
         while let Some(sequence) = self.redeliver.pop_front() {
-            if self.pending.contains_key(&sequence) {
+            if self.ghosts.remove(&sequence) {
+                self.pending.remove(&sequence);
+            } else if self.pending.contains_key(&sequence) {
                 self.redeliveries += 1;
                 return Some(sequence);
             }
@@ -108,8 +121,37 @@ impl Consumer {
 
     /// Whether it is confirmed: what was not delivered, as far as this leader knows, is not.
     pub fn ack(&mut self, sequence: u64) -> bool {
+        if sequence > self.delivered {
+            return false;
+        }
         self.pending.remove(&sequence);
-        !self.waiting.contains(&sequence)
+        self.ghosts.remove(&sequence);
+        true
+    }
+
+    /// An event is removed from the stream. It stays unacknowledged until it is to be delivered again, unless that is noticed.
+    pub fn remove(&mut self, sequence: u64, is_noticed: bool) {
+        if let Ok(place) = self.waiting.binary_search(&sequence) {
+            self.waiting.remove(place);
+        } else if self.pending.contains_key(&sequence) {
+            if is_noticed {
+                self.pending.remove(&sequence);
+                self.removed.insert(sequence);
+            } else {
+                self.ghosts.insert(sequence);
+            }
+        }
+    }
+
+    /// All events before this one are removed, or those of a subject, of which this is the first one that is left in the stream: what
+    /// is to be delivered again comes again when its time is over.
+    pub fn purged(&mut self, first: u64, now: u64) {
+        for sequence in self.redeliver.drain(..) {
+            if let Some(deadline) = self.pending.get_mut(&sequence) {
+                *deadline = now + ACK_WAIT;
+            }
+        }
+        self.delivered = self.delivered.max(first - 1);
     }
 
     pub fn nak(&mut self, sequence: u64) {
@@ -126,7 +168,7 @@ impl Consumer {
     }
 
     /// Another leader: naks and pull requests are forgotten, and where the one before was killed, the last deliveries that it had not
-    /// replicated, which get the same numbers again. What was acknowledged was replicated.
+    /// replicated, which get the same numbers again, and that it saw their events removed. What was acknowledged was replicated.
     pub fn change_leader(&mut self, now: u64, steps_back: u64) {
         self.leaders += 1;
         self.redeliver.clear();
@@ -135,17 +177,26 @@ impl Consumer {
         self.pending.values_mut().for_each(|deadline| *deadline = now + ACK_WAIT);
         for _ in 0..steps_back {
             let Some((sequence, delivered, is_new)) = self.recent.pop_back() else { break };
-            if !self.pending.contains_key(&sequence) {
+            let is_removed = self.removed.remove(&sequence) || self.ghosts.remove(&sequence);
+            if !is_removed && !self.pending.contains_key(&sequence) {
                 break;
             }
             self.number -= 1;
             self.delivered = delivered;
-            if is_new {
-                self.pending.remove(&sequence);
+            if !is_new {
+                // It was delivered before, and is unacknowledged as far as this leader knows.
+                self.pending.entry(sequence).or_insert(now + ACK_WAIT);
+                self.ghosts.extend(is_removed.then_some(sequence));
+            } else if self.pending.remove(&sequence).is_some() && !is_removed {
                 self.waiting.push_front(sequence);
             }
         }
-        self.recent.clear();
+        let recent = self.recent.drain(..).map(|(sequence, ..)| sequence);
+        let forgotten: Vec<_> =
+            recent.filter(|sequence| steps_back > 0 && self.removed.contains(sequence)).collect();
+        self.pending.extend(forgotten.iter().map(|sequence| (*sequence, now + ACK_WAIT)));
+        self.ghosts.extend(forgotten);
+        self.removed.clear();
     }
 
     pub fn info(&self) -> ConsumerState {

@@ -86,6 +86,9 @@ fn run(seed: u64) -> World {
             let pause = world.rng.within(SECOND, 9 * SECOND);
             world.run_for(pause);
             disturb(&mut world);
+            if world.rng.permille(400) {
+                world.remove_some();
+            }
         }
         world.is_lossy = false;
         // With or without an operator.
@@ -111,7 +114,7 @@ fn part(number: u64) {
 
 fn seeds(seeds: Range<u64>) {
     let count = seeds.end - seeds.start;
-    let (mut published, mut redeliveries, mut unfenced, mut serves) = (0, 0, 0, 0);
+    let (mut published, mut redeliveries, mut unfenced, mut serves, mut removed) = (0, 0, 0, 0, 0);
     for seed in seeds {
         println!("seed {seed}");
         let world = run(seed);
@@ -119,11 +122,14 @@ fn seeds(seeds: Range<u64>) {
         redeliveries += world.redeliveries();
         unfenced += world.unfenced;
         serves += world.serves;
+        removed += world.removed_early;
     }
     println!(
-        "{published} events, {redeliveries} redeliveries, {serves} times served, {unfenced} frozen handlers"
+        "{published} events, {removed} removed before they were handled, {redeliveries} redeliveries, {serves} times \
+         served, {unfenced} frozen handlers"
     );
     let simulates = published as u64 > 150 * count && redeliveries > count && serves > 7 * count;
+    let simulates = simulates && removed > count;
     assert!(simulates, "the simulation simulates something");
 }
 

@@ -249,6 +249,7 @@ fn multiplied_partitions_lose_no_event_and_handle_no_key_twice_at_once() {
             let pause = world.rng.within(0, 4 * SECOND);
             world.run_for(pause);
             crate::disturb(&mut world);
+            world.remove_some();
         }
         world.is_lossy = false;
         // Members alone know of the old ones only.

@@ -12,10 +12,15 @@ impl World {
         }
         self.note(format!("{node:?} begins {sequence} of key {key}, partition {partition}"));
         let violation = self.sentinel.begin(key.into(), sequence);
+        let is_removed = self.is_removed(sequence);
+        if is_removed {
+            // A delivery that was under way, or waited.
+            self.sentinel.settle(key.into(), sequence);
+        }
         let is_newest = self.newest.insert(key, sequence) == Some(sequence);
         let is_settled_late = self.settled_by.get(&sequence).is_some_and(|by| *by != node)
             || !self.confirmed.contains(&sequence);
-        if violation == Some(OrderViolation::Back) && is_newest && is_settled_late {
+        if violation == Some(OrderViolation::Back) && is_newest && (is_settled_late || is_removed) {
             self.settled_late += 1;
         } else if let Some(violation) = violation {
             let running = self.running.get(&key);
@@ -88,13 +93,22 @@ impl World {
             self.assert(!(is_due && is_possible && !is_owned), || {
                 format!("partition {partition} is nobody's since {since}")
             });
+            let since = *self.recovered.entry(partition).or_insert(now);
+            if self.is_recovered(partition) {
+                self.recovered.insert(partition, now);
+            }
+            let is_due = now > self.calm_at.max(since) + STALLED_BOUND;
+            self.assert(!(is_due && is_possible), || {
+                format!("partition {partition} stands still since {since}")
+            });
         }
     }
 
-    /// Whether everything is handled and acknowledged, and the partitions are shared out within one.
+    /// Whether everything is handled and acknowledged but what was removed, and the partitions are shared out within one.
     pub fn assert_well(&mut self) {
         let published = self.stream.len() as u64;
-        let lost: Vec<_> = (1..=published).filter(|sequence| !self.acked.contains(sequence)).collect();
+        let is_lost = |sequence: &u64| !self.acked.contains(sequence) && !self.is_removed(*sequence);
+        let lost: Vec<_> = (1..=published).filter(is_lost).collect();
         let (number, first) = (lost.len(), lost.iter().take(5).collect::<Vec<_>>());
         self.assert(lost.is_empty(), || {
             let loops: Vec<_> =

@@ -5,6 +5,7 @@ mod checks;
 mod division;
 mod network;
 mod nodes;
+mod removal;
 
 use std::{
     cmp::Reverse,
@@ -25,7 +26,7 @@ use jetwright_partitions::{
 use self::division::Division;
 use crate::{
     bucket::Bucket,
-    jetstream::{Consumer, Delivery, Pull, Sent},
+    jetstream::{ACK_WAIT, Consumer, Delivery, Pull, Sent},
     process::{Effect, Process},
     rng::Rng,
 };
@@ -38,6 +39,8 @@ const REWATCH: u64 = 60_000;
 const GRACE_PERIOD: u64 = 40_000;
 /// How long a partition may be nobody's after the last thing went wrong: the lease and the skew, a hand-over, the requests between.
 const UNOWNED_BOUND: u64 = 75_000;
+/// How long nothing may begin then: until everything unacknowledged was delivered again, too.
+const STALLED_BOUND: u64 = UNOWNED_BOUND + ACK_WAIT + 5_000;
 
 /// Who sends a request; one that was started again is another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -186,6 +189,12 @@ pub struct World {
     /// What a process sends without waiting arrives in its order.
     last_departure: BTreeMap<Node, u64>,
     stream: Vec<(u32, u32)>,
+    /// Events that are in it still, by key.
+    left: BTreeMap<u32, BTreeSet<u64>>,
+    /// Events that were removed before a process had handled them.
+    pub removed_early: u64,
+    /// It keeps so many events of a key.
+    kept: Option<usize>,
     base: Instant,
     sentinel: OrderSentinel,
     running: BTreeMap<u32, Handling>,
@@ -195,6 +204,8 @@ pub struct World {
     /// Until when what went wrong lasts.
     calm_at: u64,
     unowned: BTreeMap<u32, u64>,
+    /// When events of each partition could begin last.
+    recovered: BTreeMap<u32, u64>,
     /// The longest time without an owner, by partition, since it was last cleared.
     pub gaps: BTreeMap<u32, u64>,
     /// Handlers of processes that were frozen past their lease, when the next owner began.
@@ -246,6 +257,9 @@ impl World {
             late_join: None,
             last_departure: BTreeMap::new(),
             stream: Vec::new(),
+            left: BTreeMap::new(),
+            removed_early: 0,
+            kept: None,
             base: Instant::now(),
             sentinel: OrderSentinel::default(),
             running: BTreeMap::new(),
@@ -255,6 +269,7 @@ impl World {
             calm_at: 0,
             unowned: BTreeMap::new(),
             gaps: BTreeMap::new(),
+            recovered: BTreeMap::new(),
             unfenced: 0,
             clock_set_at: None,
             settled_late: 0,
@@ -310,11 +325,11 @@ impl World {
         self.now = time;
     }
 
-    /// Until what went wrong is over, and for as long as a partition may be nobody's after it.
+    /// Until what went wrong is over, and for as long as a partition may stand still after it.
     pub fn run_calm(&mut self) {
         // A request may still be under way.
         self.calm_at = self.calm_at.max(self.now + 45_000);
-        self.run_until(self.calm_at + UNOWNED_BOUND + 10_000);
+        self.run_until(self.calm_at + STALLED_BOUND + 5_000);
     }
 
     pub fn run_for(&mut self, duration: u64) {

@@ -160,7 +160,8 @@ impl World {
         if !self.nats_up {
             return;
         }
-        for Sent { process, incarnation, delivery } in self.consumers[partition as usize].serve(self.now) {
+        let (now, last) = (self.now, self.published() as u64);
+        for Sent { process, incarnation, delivery } in self.consumers[partition as usize].serve(now, last) {
             let node = Node::Process(process, incarnation);
             let Delivery { consumer_sequence, sequence, .. } = delivery;
             let is_lost = self.is_lossy && self.rng.permille(10);
@@ -183,7 +184,10 @@ impl World {
         let key = partition * KEYS + u32::try_from(self.rng.index(KEYS as usize)).unwrap();
         self.stream.push((partition, key));
         let consumer = self.consumer_of(key);
-        self.consumers[consumer as usize].waiting.push_back(self.stream.len() as u64);
+        let sequence = self.stream.len() as u64;
+        self.consumers[consumer as usize].waiting.push_back(sequence);
+        self.left.entry(key).or_default().insert(sequence);
+        self.keep_the_newest(key);
     }
 
     pub(super) fn arrive(&mut self, to: Node, message: Message) {
