@@ -36,6 +36,8 @@ pub struct Leadership {
 
 /// How often JetStream is asked for what is still owed.
 const INFO_INTERVAL: Duration = Duration::from_millis(250);
+/// After how long without a question this process stood still.
+const MAX_SILENCE: Duration = Duration::from_secs(1);
 /// How long after ackWait JetStream may deliver again.
 const TIMER_SLACK: Duration = Duration::from_secs(1);
 
@@ -127,6 +129,9 @@ pub struct Recovery {
     /// The leader of the newest response, and since when that is another one than before.
     leadership: Option<Leadership>,
     led_since: Option<Instant>,
+    /// When JetStream was to be asked last, and when that was after this process had stood still.
+    asked_at: Instant,
+    stood_still_until: Option<Instant>,
     /// Number of the newest delivery that JetStream has made and that is not here, and since when.
     missing: Option<(u64, Instant)>,
 }
@@ -157,6 +162,8 @@ impl Recovery {
             is_whole: false,
             leadership: None,
             led_since: None,
+            asked_at: now,
+            stood_still_until: None,
             missing: None,
         }
     }
@@ -237,12 +244,16 @@ impl Recovery {
 
     /// Whether it is time to ask JetStream.
     pub fn is_info_due(&mut self, now: Instant) -> bool {
-        let due = self.is_active() && now >= self.next_info;
-        if due {
-            self.next_info = now + INFO_INTERVAL;
-            self.note_expected(now);
+        let Some(recovering_since) = self.recovering_since.filter(|_| now >= self.next_info) else {
+            return false;
+        };
+        if now >= self.asked_at.max(recovering_since) + MAX_SILENCE {
+            self.stood_still_until = Some(now);
         }
-        due
+        self.asked_at = now;
+        self.next_info = now + INFO_INTERVAL;
+        self.note_expected(now);
+        true
     }
 
     /// What a predecessor had, as the first response says, also where it is older than another doubt.
@@ -271,10 +282,12 @@ impl Recovery {
         }
     }
 
-    /// Since when nothing has put off what JetStream delivers again.
-    fn unchanged_since(&self, recovering_since: Instant) -> Instant {
+    /// When JetStream has delivered everything again that is unacknowledged.
+    fn all_again_at(&self, recovering_since: Instant, ack_wait: Duration) -> Instant {
         let delays = [self.led_since, self.missing.map(|(_, since)| since)];
-        delays.into_iter().flatten().fold(recovering_since, Instant::max)
+        let due = delays.into_iter().flatten().fold(recovering_since, Instant::max) + ack_wait;
+        // While this process stands still, its pull requests end, and what is due comes to the next one.
+        self.stood_still_until.map_or(due, |until| due.max(until)) + TIMER_SLACK
     }
 
     /// JetStream responded to a question of that time. `in_flight` counts the deliveries of these stream sequences here, without
@@ -314,9 +327,7 @@ impl Recovery {
         self.is_whole &= !is_forgetful;
         let has_all = (has_inherited || self.is_whole) && has_numbers && self.lost.is_empty();
         // Without any of them here, none stands for another.
-        let is_certain = counted == 0
-            || has_all
-            || asked_at >= self.unchanged_since(recovering_since) + ack_wait + TIMER_SLACK;
+        let is_certain = counted == 0 || has_all || asked_at >= self.all_again_at(recovering_since, ack_wait);
         if owed > 0 || !is_certain {
             return Progress::Owed(owed.max(1));
         }

@@ -342,6 +342,25 @@ fn as_long_is_waited_as_jetstream_says_now() {
 }
 
 #[test]
+fn what_is_due_while_this_process_stands_still_comes_when_it_goes_on() {
+    let now = Instant::now();
+    let mut recovery = inheriting(2, now);
+    assert!(recovery.is_info_due(now));
+    let mut awake = recovery.clone();
+    let over = now + ACK_WAIT + TIMER_SLACK;
+    // One of the two is here, and acknowledged by the one before.
+    assert!(recovery.is_info_due(over));
+    assert_eq!(recovery.observed(state(10, 1), over, |_| 1, None), Progress::Owed(1));
+    assert_eq!(recovery.observed(state(10, 1), over + TIMER_SLACK, |_| 1, None), Progress::Complete);
+    let mut asked = now;
+    while asked < over {
+        asked += INFO_INTERVAL;
+        assert!(awake.is_info_due(asked));
+    }
+    assert_eq!(awake.observed(state(10, 1), over, |_| 1, None), Progress::Complete);
+}
+
+#[test]
 fn what_is_removed_from_the_stream_while_it_waits_here_stands_for_nothing_that_is_owed() {
     let now = Instant::now();
     let mut recovery = in_order(now);
