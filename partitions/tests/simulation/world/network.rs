@@ -160,8 +160,10 @@ impl World {
         if !self.nats_up {
             return;
         }
-        let (now, last) = (self.now, self.published() as u64);
-        for Sent { process, incarnation, delivery } in self.consumers[partition as usize].serve(now, last) {
+        let (now, published) = (self.now, self.published() as u64);
+        for Sent { process, incarnation, delivery } in
+            self.consumers[partition as usize].serve(now, published)
+        {
             let node = Node::Process(process, incarnation);
             let Delivery { consumer_sequence, sequence, .. } = delivery;
             let is_lost = self.is_lossy && self.rng.permille(10);
