@@ -239,6 +239,33 @@ fn members_of_an_earlier_template_give_way_and_retiring_ones_give_up_everything(
 }
 
 #[test]
+fn members_of_an_earlier_template_get_nothing_where_one_of_the_present_is_there() {
+    let mut coordinator = leading(&[("a", PodRole::Earlier), ("c", PodRole::Current)]);
+    join(&mut coordinator, "a", 5, at(1));
+    join(&mut coordinator, "c", 6, at(1));
+    let (map, _) = written(&mut coordinator, at(1)).unwrap();
+    assert_eq!(targets(&map), ["c"; 4]);
+}
+
+#[test]
+fn a_hand_over_to_another_member_has_a_deadline_of_its_own() {
+    let mut coordinator = leading(&[("a", PodRole::Current), ("b", PodRole::Current)]);
+    join(&mut coordinator, "a", 5, at(1));
+    join(&mut coordinator, "b", 6, at(1));
+    (0..4).for_each(|partition| hold(&mut coordinator, partition, "a", 10 + u64::from(partition)));
+    let (map, _) = written(&mut coordinator, at(2)).unwrap();
+    let to_b = MapEntry { to: member("b"), from: Some(member("a")), deadline: Some(1_032) };
+    assert_eq!(map.partitions[&3], to_b);
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(20), at(2));
+    let pods = [("a", PodRole::Current), ("b", PodRole::Retiring), ("c", PodRole::Current)];
+    coordinator.declare(fulfilment(), declared(&pods));
+    join(&mut coordinator, "c", 21, at(10));
+    let (map, _) = written(&mut coordinator, at(10)).unwrap();
+    let to_c = MapEntry { to: member("c"), from: Some(member("a")), deadline: Some(1_040) };
+    assert_eq!(map.partitions[&3], to_c);
+}
+
+#[test]
 fn a_silent_member_is_declared_dead_before_its_partitions_move() {
     let mut coordinator = leading(&[("a", PodRole::Current), ("b", PodRole::Current)]);
     join(&mut coordinator, "a", 5, at(1));
@@ -362,6 +389,21 @@ fn who_is_not_known_is_read_until_an_answer_comes() {
     coordinator.read(&stranger, Value::Absent(0), at(1)).unwrap();
     assert_eq!(coordinator.poll(at(1)), []);
     assert_eq!(coordinator.whereabouts(&fulfilment(), at(1)).unwrap()[1].holder, None);
+}
+
+#[test]
+fn who_is_gone_from_the_stream_has_nothing() {
+    let mut coordinator = leading(&[("a", PodRole::Current)]);
+    join(&mut coordinator, "a", 5, at(0));
+    hold(&mut coordinator, 0, "a", 10);
+    coordinator.container_ended("uid-a", 1);
+    let key = Key::Member(member("a"));
+    let declares = |action: &Action| matches!(action, Action::Write { key: Key::Member(_), .. });
+    assert!(coordinator.poll(at(1)).iter().any(declares));
+    coordinator.answered(&key, Answer::Unsure, at(1));
+    assert!(coordinator.poll(at(1)).contains(&Action::Read(key.clone())));
+    coordinator.read(&key, Value::Absent(0), at(1)).unwrap();
+    assert_eq!(coordinator.whereabouts(&fulfilment(), at(1)).unwrap()[0].holder, None);
 }
 
 #[test]
