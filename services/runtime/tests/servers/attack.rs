@@ -59,7 +59,7 @@ async fn pull_consumer(bench: &Bench) -> consumer::PullConsumer {
 }
 
 /// Has so many events delivered to somebody who does nothing with them.
-async fn take_away(bench: &Bench, events: usize) {
+pub async fn take_away(bench: &Bench, events: usize) {
     let consumer = pull_consumer(bench).await;
     let mut batch = consumer.fetch().max_messages(events).expires(SOON).messages().await.unwrap();
     for _ in 0..events {
