@@ -7,7 +7,7 @@
 //!
 //! A predecessor that was frozen may wake and acknowledge what is here again since. JetStream no longer counts that, so that a number alone could
 //! hide what is still owed. So JetStream is asked before the first pull request ([`Recovery::may_pull`]): what was unacknowledged then has to be here
-//! whole, and every delivery since, by its number. Otherwise the time has to be over after which JetStream delivers it again. It begins anew with
+//! whole, and every delivery since, by its number. Otherwise the time has to be over after which JetStream delivers it again. It begins again with
 //! another leader, which delivers nothing until it is elected and asked again, and where a delivery is seen to be missing.
 //!
 //! Nor does JetStream count an event that is removed from the stream while it waits here, and that could hide what a predecessor had as well. So it

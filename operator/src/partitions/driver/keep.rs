@@ -25,7 +25,7 @@ const KEEP_RETRY: Duration = Duration::from_secs(5);
 pub(super) struct Keeping {
     /// When it has to be compared next.
     pub(super) due: Instant,
-    /// When it has to be watched anew.
+    /// When it has to be watched again.
     watch_due: Instant,
     is_under_way: bool,
     created: Option<String>,
