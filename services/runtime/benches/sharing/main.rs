@@ -48,10 +48,10 @@ async fn measure(words: &[&str]) {
     if wanted("hand-over") {
         handover::measure().await;
     }
-    for replicas in [1, 3] {
-        let name = format!("throughput, {replicas} replicas");
+    for (replicas, keys) in [(1, 1_000), (3, 1_000), (1, 10_000), (3, 10_000)] {
+        let name = format!("throughput, {replicas} replicas, {keys} keys");
         if wanted(&name) {
-            throughput::measure(&name, replicas).await;
+            throughput::measure(&name, replicas, keys).await;
         }
     }
 }

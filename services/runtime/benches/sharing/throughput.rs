@@ -3,6 +3,7 @@
 use std::{
     env,
     process::Stdio,
+    slice,
     str::FromStr,
     time::{Duration, Instant, SystemTime},
 };
@@ -16,7 +17,7 @@ use jetwright_partitions::{
 };
 use jetwright_process::health::Health;
 use jetwright_runtime::{Handler, HandlerError, HandlerOptions, Metadata, Service};
-use jetwright_testing::{NatsCluster, NatsServer, await_until};
+use jetwright_testing::{NatsCluster, NatsServer, await_until, processor_seconds};
 use prometheus_client::registry::Registry;
 use prost::Message;
 use tokio::{
@@ -31,7 +32,6 @@ use crate::{
 };
 
 const PARTITIONS: u32 = 16;
-const KEYS: u64 = 1_000;
 const EVENTS: u32 = 100_000;
 const TURNS: usize = 3;
 /// How long a process takes for new ones in a bucket at least.
@@ -67,9 +67,27 @@ impl Servers {
             Self::Three(cluster) => cluster.jetstream().await,
         }
     }
+
+    fn processor_seconds(&self) -> f64 {
+        let servers = match self {
+            Self::One(server) => slice::from_ref(server),
+            Self::Three(cluster) => cluster.servers(),
+        };
+        servers.iter().map(|server| processor_seconds(server.process().pid())).sum()
+    }
 }
 
-pub async fn measure(name: &str, replicas: usize) {
+/// What one side took to handle all events once, in seconds.
+#[derive(Clone, Copy)]
+struct Taken {
+    elapsed: f64,
+    /// Processor time of its processes.
+    processes: f64,
+    /// Processor time of the servers.
+    servers: f64,
+}
+
+pub async fn measure(name: &str, replicas: usize, keys: u64) {
     let servers = Servers::start(replicas).await;
     let jetstream = servers.jetstream().await;
     let made = Instant::now();
@@ -82,33 +100,46 @@ pub async fn measure(name: &str, replicas: usize) {
         ..Default::default()
     };
     create(&jetstream, stream).await;
-    fill(&jetstream).await;
+    fill(&jetstream, keys).await;
     let operator = Operator::start(servers.url(), PARTITIONS).await;
     sleep(SETTLED.saturating_sub(made.elapsed())).await;
     for processes in [1, 2, 4] {
-        let mut rates = [Vec::new(), Vec::new()];
+        let mut turns = [Vec::new(), Vec::new()];
         for _ in 0..TURNS {
-            for (side, rates) in ["ours", "bare"].into_iter().zip(&mut rates) {
-                rates.push(turn(&servers, &jetstream, &operator, side, processes).await);
+            for (side, turns) in ["ours", "bare"].into_iter().zip(&mut turns) {
+                turns.push(turn(&servers, &jetstream, &operator, side, processes).await);
             }
         }
-        let [ours, bare] = rates.map(|mut rates| {
-            rates.sort_unstable_by(f64::total_cmp);
-            rates[TURNS / 2]
+        let [(ours, ours_cost), (bare, bare_cost)] = turns.map(|turns| {
+            let rate = f64::from(EVENTS) / median(&turns, |taken| taken.elapsed);
+            let microseconds = |of: fn(&Taken) -> f64| median(&turns, of) * 1e6 / f64::from(EVENTS);
+            let [processes, servers] =
+                [microseconds(|taken| taken.processes), microseconds(|taken| taken.servers)];
+            (rate, format!("{processes:.1} + {servers:.1} µs"))
         });
-        println!("{name}, {processes} processes: {ours:.0}/s, bare {bare:.0}/s, {:.2}x", ours / bare);
+        println!(
+            "{name}, {processes} processes: {ours:.0}/s, bare {bare:.0}/s, {:.2}x; processor time an event, \
+             processes + servers: {ours_cost}, bare {bare_cost}",
+            ours / bare
+        );
     }
+}
+
+fn median(turns: &[Taken], of: fn(&Taken) -> f64) -> f64 {
+    let mut values: Vec<_> = turns.iter().map(of).collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
 }
 
 async fn create(jetstream: &jetstream::Context, config: stream::Config) {
     await_until("a stream", LONG, async || jetstream.create_stream(config.clone()).await).await;
 }
 
-async fn fill(jetstream: &jetstream::Context) {
+async fn fill(jetstream: &jetstream::Context, keys: u64) {
     let mut acks = FuturesUnordered::new();
     for value in 0..u64::from(EVENTS) {
         let payload = Number { value }.encode_to_vec().into();
-        let subject = format!("numbers.{}", value % KEYS);
+        let subject = format!("numbers.{}", value % keys);
         let ack = jetstream.publish_with_headers(subject, number_headers(), payload).await.unwrap();
         acks.push(ack.into_future());
         if acks.len() >= 1_000 {
@@ -120,14 +151,14 @@ async fn fill(jetstream: &jetstream::Context) {
     }
 }
 
-/// Has a side handle all events once, and returns how many a second.
+/// Has a side handle all events once.
 async fn turn(
     servers: &Servers,
     jetstream: &jetstream::Context,
     operator: &Operator,
     side: &str,
     processes: u32,
-) -> f64 {
+) -> Taken {
     let stream = jetstream.get_stream("numbers").await.unwrap();
     let mut binding = Bench::bindings(10_000).bindings["numbers"].clone();
     share(&mut binding, PARTITIONS);
@@ -158,10 +189,14 @@ async fn turn(
         stream.pause_consumer(&format!("tests-p{number}"), begun.into()).await.unwrap();
     }
     sleep(RESUMED).await;
-    let begun = Instant::now();
+    let processor_times = || {
+        let processes: f64 = running.iter().filter_map(Child::id).map(processor_seconds).sum();
+        (processes, servers.processor_seconds())
+    };
+    let (begun, before) = (Instant::now(), processor_times());
     let is_done = |info: &consumer::Info| (info.num_pending, info.num_ack_pending) == (0, 0);
     await_until("all events to be handled", LONG, async || of_all(is_done).await).await;
-    let seconds = begun.elapsed().as_secs_f64();
+    let (elapsed, after) = (begun.elapsed().as_secs_f64(), processor_times());
     for process in &mut running {
         process.kill().await.unwrap();
     }
@@ -171,7 +206,7 @@ async fn turn(
     for number in 0..PARTITIONS {
         stream.delete_consumer(&format!("tests-p{number}")).await.unwrap();
     }
-    f64::from(EVENTS) / seconds
+    Taken { elapsed, processes: after.0 - before.0, servers: after.1 - before.1 }
 }
 
 /// All members that there are have ended: nobody waits for what they held.
