@@ -16,7 +16,10 @@ use jetwright_process::health::Health;
 use jetwright_runtime::{Handler, HandlerError, HandlerOptions, Metadata, Pod, Service};
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -48,13 +51,15 @@ pub async fn measure() {
     let bench = sharing(PARTITIONS).await;
     let operator = Operator::start(bench.nats.url(), PARTITIONS).await;
     let begun = Begun::default();
+    // What is measured next has the machine for itself.
+    let mut running = JoinSet::new();
     for uid in ["a", "b"] {
-        tokio::spawn(run(&bench, uid, Arc::clone(&begun)).await);
+        running.spawn(run(&bench, uid, Arc::clone(&begun)).await);
     }
     declare(&operator, PodRole::Current);
     operator.await_shared(PARTITIONS, 2).await;
     let jetstream = bench.jetstream.clone();
-    tokio::spawn(async move {
+    running.spawn(async move {
         for round in 0.. {
             publish_values(&jetstream, round * 80..(round + 1) * 80).await;
             sleep(Duration::from_millis(20)).await;
