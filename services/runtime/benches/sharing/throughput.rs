@@ -68,13 +68,31 @@ impl Servers {
         }
     }
 
-    fn processor_seconds(&self) -> f64 {
-        let servers = match self {
+    fn all(&self) -> &[NatsServer] {
+        match self {
             Self::One(server) => slice::from_ref(server),
             Self::Three(cluster) => cluster.servers(),
-        };
-        servers.iter().map(|server| processor_seconds(server.process().pid())).sum()
+        }
     }
+
+    fn processor_seconds(&self) -> f64 {
+        self.all().iter().map(|server| processor_seconds(server.process().pid())).sum()
+    }
+
+    /// What all of them received, of clients and of each other.
+    async fn received(&self) -> f64 {
+        let mut sum = 0.0;
+        for server in self.all() {
+            sum += server.monitor::<Received>("varz").await.unwrap().in_msgs;
+        }
+        sum
+    }
+}
+
+/// Of what a server says of itself.
+#[derive(serde::Deserialize)]
+struct Received {
+    in_msgs: f64,
 }
 
 /// What one side took to handle all events once, in seconds.
@@ -85,6 +103,8 @@ struct Taken {
     processes: f64,
     /// Processor time of the servers.
     servers: f64,
+    /// Messages that the servers received.
+    messages: f64,
 }
 
 pub async fn measure(name: &str, replicas: usize, keys: u64) {
@@ -118,8 +138,8 @@ pub async fn measure(name: &str, replicas: usize, keys: u64) {
             (rate, format!("{processes:.1} + {servers:.1} µs"))
         });
         println!(
-            "{name}, {processes} processes: {ours:.0}/s, bare {bare:.0}/s, {:.2}x; processor time an event, \
-             processes + servers: {ours_cost}, bare {bare_cost}",
+            "{name}, {processes} processes: {ours:.0}/s, bare {bare:.0}/s, {:.2}x; an event takes, of processes + servers, {ours_cost} \
+             to servers; bare {bare_cost}",
             ours / bare
         );
     }
@@ -189,14 +209,14 @@ async fn turn(
         stream.pause_consumer(&format!("tests-p{number}"), begun.into()).await.unwrap();
     }
     sleep(RESUMED).await;
-    let processor_times = || {
+    let so_far = async || {
         let processes: f64 = running.iter().filter_map(Child::id).map(processor_seconds).sum();
-        (processes, servers.processor_seconds())
+        (processes, servers.processor_seconds(), servers.received().await)
     };
-    let (begun, before) = (Instant::now(), processor_times());
+    let (before, begun) = (so_far().await, Instant::now());
     let is_done = |info: &consumer::Info| (info.num_pending, info.num_ack_pending) == (0, 0);
     await_until("all events to be handled", LONG, async || of_all(is_done).await).await;
-    let (elapsed, after) = (begun.elapsed().as_secs_f64(), processor_times());
+    let (elapsed, after) = (begun.elapsed().as_secs_f64(), so_far().await);
     for process in &mut running {
         process.kill().await.unwrap();
     }
@@ -206,7 +226,12 @@ async fn turn(
     for number in 0..PARTITIONS {
         stream.delete_consumer(&format!("tests-p{number}")).await.unwrap();
     }
-    Taken { elapsed, processes: after.0 - before.0, servers: after.1 - before.1 }
+    Taken {
+        elapsed,
+        processes: after.0 - before.0,
+        servers: after.1 - before.1,
+        messages: after.2 - before.2,
+    }
 }
 
 /// All members that there are have ended: nobody waits for what they held.
