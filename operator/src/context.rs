@@ -10,7 +10,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    jetstream::{connections::Connections, ownership::ClusterNames, repartition::unchanged::Unchanged},
+    jetstream::{
+        connections::Connections,
+        ownership::ClusterNames,
+        repartition::{resumed::Resumed, unchanged::Unchanged},
+    },
     kubernetes::{
         age,
         apply::Applying,
@@ -77,6 +81,8 @@ pub struct Context {
     pub availability_wakeups: RateLimit,
     /// For how long stands still what a change of partitions waits for.
     pub unchanged: Unchanged,
+    /// Consumers that could not be divided, and go on for now.
+    pub resumed: Resumed,
     /// The reconciles that run.
     pub running: TaskTracker,
 }

@@ -19,7 +19,7 @@ use crate::{
         cache::Cache,
         connections::{Connection, Connections},
         ownership::ClusterNames,
-        repartition::unchanged::Unchanged,
+        repartition::{resumed::Resumed, unchanged::Unchanged},
     },
     kubernetes::{apply::Applying, client, events::Events, owned::OwnedObjects, scopes::Scopes},
     leader::Leadership,
@@ -164,6 +164,7 @@ async fn context(
         stats_writes: RateLimit::new(STATS_WRITES_PER_SECOND),
         availability_writes: RateLimit::new(AVAILABILITY_WRITES_PER_SECOND),
         unchanged: Unchanged::default(),
+        resumed: Resumed::default(),
         availability_wakeups: RateLimit::new(AVAILABILITY_WRITES_PER_SECOND),
         running: TaskTracker::new(),
     })

@@ -1,19 +1,95 @@
-//! Partitions that become more, and consumers that get order with them: what their statuses say meanwhile.
+//! Partitions that become more, where JetStream refuses a step: what the status says of it, and that no consumer stays paused.
 
 use std::time::Duration;
 
-use async_nats::jetstream::consumer::{Config, pull};
+use async_nats::{
+    ConnectOptions,
+    jetstream::{
+        self,
+        consumer::{Config, Info, PullConsumer, pull},
+    },
+};
+use futures::StreamExt as _;
 use jetwright_crds::{EventConsumer, EventStream};
-use jetwright_testing::await_until;
+use jetwright_testing::{NatsServer, await_until};
 
-use crate::world::{World, condition, metrics_sum};
+use crate::world::{SOON, World, condition, metrics_sum};
 
 /// How long a change takes at most: 10 s in which nobody publishes, 10 s until every server has it, and what the machine adds.
 const CHANGE: Duration = Duration::from_mins(1);
+const DIVIDING: &str = "jetwright.dev/dividing";
+
+fn config(denied: &[&str]) -> String {
+    let denied: Vec<_> = denied.iter().map(|subject| format!("\"$JS.API.CONSUMER.{subject}\"")).collect();
+    format!(
+        "authorization {{ users: [{{user: operator, password: pw, permissions: {{publish: {{deny: [{}]}}}}}}, {{user: test, password: pw}}] }}, \
+         no_auth_user: operator",
+        denied.join(", ")
+    )
+}
 
 fn orders(partitions: Option<u32>) -> String {
     let partitions = partitions.map(|count| format!(", partitions: {{count: {count}, keyTokens: [2]}}"));
     format!("{{subjects: ['orders.*.*']{}}}", partitions.unwrap_or_default())
+}
+
+/// A world whose operator may not send these requests about consumers.
+async fn without(denied: &[&str], partitions: Option<u32>) -> World {
+    let nats = NatsServer::builder().config(&config(denied)).start().await;
+    let options = ConnectOptions::with_user_and_password("test".into(), "pw".into());
+    let jetstream = jetstream::new(nats.client_with(options).await);
+    let world = World::on(nats, jetstream, &[]).await;
+    world.stream("orders", &orders(partitions)).await;
+    world.await_ready::<EventStream>("orders").await;
+    world
+}
+
+/// The same with a consumer of two partitions.
+async fn ordered(denied: &[&str]) -> World {
+    let world = without(denied, Some(2)).await;
+    declare(&world, 100).await;
+    world.await_ready::<EventConsumer>("fulfilment").await;
+    world
+}
+
+/// Declares the consumer, with another limit than before: an object that changes is reconciled at once.
+async fn declare(world: &World, max_ack_pending: u32) {
+    let spec = format!("{{streamRef: {{name: orders}}, ordering: PerKey, maxAckPending: {max_ack_pending}}}");
+    world.consumer("fulfilment", &spec).await;
+}
+
+async fn permit(world: &World, denied: &[&str]) {
+    world.nats.reconfigure(&config(denied));
+    world.nats.process().signal("HUP");
+    world.nats.process().await_log("Reloaded server configuration", SOON).await;
+}
+
+/// Doubles the partitions, and waits until the consumers of those may be divided.
+async fn double(world: &World) {
+    world.stream("orders", &orders(Some(4))).await;
+    await_until("the stream has its partitions", CHANGE, async || {
+        let metadata = world.config("orders").await.metadata;
+        let mark = metadata.get("jetwright.dev/partitions-changed").cloned().unwrap_or_default();
+        if mark.starts_with("2>4@") { Ok(()) } else { Err(mark) }
+    })
+    .await;
+}
+
+async fn info(world: &World, name: &str) -> Result<Info, String> {
+    let stream = world.jetstream.get_stream("orders").await.map_err(|error| error.to_string())?;
+    stream.consumer_info(name).await.map_err(|error| error.to_string())
+}
+
+async fn await_consumer(world: &World, name: &str, wanted: impl Fn(&Info) -> bool) {
+    await_until(&format!("consumer {name} is as wanted"), CHANGE, async || {
+        let info = info(world, name).await?;
+        if wanted(&info) { Ok(()) } else { Err(format!("{info:?}")) }
+    })
+    .await;
+}
+
+fn goes_on(info: &Info) -> bool {
+    !info.paused && !info.config.metadata.contains_key(DIVIDING)
 }
 
 /// Waits until the condition of the consumer, which is not ready, says something with these words.
@@ -27,11 +103,94 @@ async fn await_said(world: &World, words: &str) -> String {
     .await
 }
 
+async fn await_divided(world: &World) {
+    world
+        .await_condition_within::<EventConsumer>(CHANGE, "fulfilment", ("Ready", "True", "Reconciled"))
+        .await;
+    let status = world.consumers().get("fulfilment").await.unwrap().status.unwrap();
+    assert_eq!(status.consumer.unwrap().partitions, Some(4));
+    assert_eq!(status.lag, Some(0));
+    for number in 0..4 {
+        let info = info(world, &format!("fulfilment-p{number}")).await.unwrap();
+        assert!(goes_on(&info) && info.config.filter_subject == format!("orders.*.*.{number}"), "{info:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_jetstream_refuses_of_a_division_is_in_the_condition_while_all_go_on() {
+    let world = ordered(&["CREATE.orders.fulfilment-p3"]).await;
+    double(&world).await;
+    await_said(&world, "failed to create consumer fulfilment-p3").await;
+    // Its own figures are those of consumers that are no longer all that there are.
+    declare(&world, 101).await;
+    let said = await_said(&world, "could not be divided, and goes on for 20 s before the next attempt").await;
+    assert!(said.contains("$JS.API.CONSUMER.CREATE.orders.fulfilment-p3"), "{said}");
+    assert_eq!(world.consumers().get("fulfilment").await.unwrap().status.unwrap().lag, None);
+    for name in ["fulfilment-p0", "fulfilment-p1"] {
+        await_consumer(&world, name, goes_on).await;
+    }
+    permit(&world, &[]).await;
+    declare(&world, 102).await;
+    await_divided(&world).await;
+}
+
+#[tokio::test]
+async fn where_one_consumer_cannot_be_paused_no_other_stays_paused() {
+    let world = ordered(&["PAUSE.orders.fulfilment-p1"]).await;
+    double(&world).await;
+    await_said(&world, "$JS.API.CONSUMER.PAUSE.orders.fulfilment-p1").await;
+    for name in ["fulfilment-p0", "fulfilment-p1"] {
+        await_consumer(&world, name, |info| !info.paused).await;
+    }
+    permit(&world, &[]).await;
+    declare(&world, 101).await;
+    await_divided(&world).await;
+}
+
+/// Delivers one event of the first partition, and acknowledges those of the other.
+async fn hold_one(world: &World) -> jetstream::Message {
+    let stream = world.jetstream.get_stream("orders").await.unwrap();
+    for key in 0.. {
+        world.jetstream.publish(format!("orders.{key}.placed"), "x".into()).await.unwrap().await.unwrap();
+        for number in 0..2 {
+            let consumer: PullConsumer = stream.get_consumer(&format!("fulfilment-p{number}")).await.unwrap();
+            let mut messages = consumer.fetch().max_messages(1).messages().await.unwrap();
+            let Some(message) = messages.next().await else { continue };
+            let message = message.unwrap();
+            if number == 0 {
+                return message;
+            }
+            message.double_ack().await.unwrap();
+        }
+    }
+    unreachable!("some key is in the first partition");
+}
+
+#[tokio::test]
+async fn one_consumer_that_cannot_be_divided_leaves_none_behind_that_is_paused() {
+    let world = ordered(&[]).await;
+    let held = hold_one(&world).await;
+    double(&world).await;
+    for name in ["fulfilment-p0", "fulfilment-p1"] {
+        await_consumer(&world, name, |info| info.paused).await;
+    }
+    // It may make the parts, and not change the first of those that are divided.
+    permit(&world, &["CREATE.orders.fulfilment-p0"]).await;
+    held.double_ack().await.unwrap();
+    await_said(&world, "$JS.API.CONSUMER.CREATE.orders.fulfilment-p0").await;
+    await_consumer(&world, "fulfilment-p0", |info| !info.paused).await;
+    await_consumer(&world, "fulfilment-p1", |info| {
+        goes_on(info) && info.config.filter_subject == "orders.*.*.1"
+    })
+    .await;
+    permit(&world, &[]).await;
+    declare(&world, 101).await;
+    await_divided(&world).await;
+}
+
 #[tokio::test]
 async fn a_consumer_that_gets_order_says_that_it_waits_for_its_stream_and_asks_now_and_then() {
-    let world = World::start().await;
-    world.stream("orders", &orders(None)).await;
-    world.await_ready::<EventStream>("orders").await;
+    let world = without(&[], None).await;
     let unordered = "{streamRef: {name: orders}, filterSubjects: [orders.*.placed]}";
     world.consumer("fulfilment", unordered).await;
     world.await_ready::<EventConsumer>("fulfilment").await;
@@ -58,6 +217,6 @@ async fn a_consumer_that_gets_order_says_that_it_waits_for_its_stream_and_asks_n
     world
         .await_condition_within::<EventConsumer>(CHANGE, "fulfilment", ("Ready", "True", "Reconciled"))
         .await;
-    let Config { filter_subject, .. } = stream.consumer_info("fulfilment-p1").await.unwrap().config;
+    let Config { filter_subject, .. } = info(&world, "fulfilment-p1").await.unwrap().config;
     assert_eq!(filter_subject, "orders.*.placed.1");
 }

@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use futures::{StreamExt as _, TryStreamExt as _, stream::iter};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream::iter};
 use jetwright_crds::{conditions::Reason, marks::DIVIDING};
 use jiff::Timestamp;
 
 use super::{MAX_CONCURRENT_PARTITIONS, Physical, Work};
 use crate::{
+    error::{ErrorClass, ReconcileError as _, error_chain},
     jetstream::{
         asset::{Asset as _, Consumer, ConsumerKey, Desired},
         config::Config,
@@ -16,7 +17,10 @@ use crate::{
         finalize::finalize,
         info::ConsumerInfo,
         reconcile::{Error, attempt},
-        repartition::division::{Known, Next, PAUSE, Stage, beginning_at, goes_on, next},
+        repartition::{
+            division::{Known, Next, PAUSE, Resumption, Stage, beginning_at, goes_on, next},
+            resumed::PERIOD,
+        },
     },
     outcome::{OperationResult, Outcome, Pending},
 };
@@ -25,20 +29,23 @@ use crate::{
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long it takes at most until a consumer that is paused acknowledges something more, beyond the deadline of its handler.
 const MARGIN: Duration = Duration::from_secs(30);
-/// How long one that did not finish goes on before it is paused again.
-const RESUMED: Duration = Duration::from_secs(20);
+/// Most steps of one consumer on its way to a stage: what others change meanwhile may take it back.
+const MAX_STEPS: usize = 12;
 
 /// A consumer and its parts, as they are to be.
 pub struct Whole<'a> {
     pub wide: (&'a Physical, &'a Desired<Consumer>),
     pub becomes: Becomes<'a>,
     /// The other parts, by their numbers.
-    pub parts: Vec<(u32, &'a Physical, &'a Desired<Consumer>)>,
+    pub parts: Vec<Wanted<'a>>,
     /// How many partitions there are.
     pub count: u32,
     /// Up to where events may have a number of before.
     pub at: u64,
 }
+
+/// A part that is to be: its number, and what it is in JetStream.
+pub type Wanted<'a> = (u32, &'a Physical, &'a Desired<Consumer>);
 
 /// What becomes of a consumer that is divided.
 #[derive(Clone, Copy)]
@@ -67,33 +74,57 @@ struct State<'a> {
 ///
 /// When JetStream does not answer or refuses.
 pub async fn divide(work: &Work<'_>, wholes: &[Whole<'_>]) -> Result<Option<Pending>, Error> {
-    let mut states = Vec::new();
-    for whole in wholes {
-        // Events wait meanwhile, so a part is read again only where this changed it, and all of them before what cannot be taken back.
-        let parts = read(work, whole).await?;
-        let Some(info) = fresh(work, &whole.wide.1.key).await? else { continue };
-        let goes_on = goes_on(&known(work, whole, (&info, &parts), false));
-        states.push(State { whole, parts, are_fresh: true, goes_on });
-    }
+    let mut states = match states(work, wholes).await {
+        Ok(states) => states,
+        Err(error) => return stop(work, wholes, Err(error)).await,
+    };
     let others_go_on = states.iter().any(|state| state.goes_on);
     // What is said is what the others wait for.
     states.sort_by_key(|state| !state.goes_on);
     for stage in Stage::ALL {
-        let mut pending = None;
-        for state in &mut states {
-            let advanced = advance(work, state, others_go_on, stage).await;
-            if stage == Stage::Made && !matches!(advanced, Ok(None)) {
-                // It may take a change by somebody, for which events do not wait.
-                let resumed = resume_all(work, wholes).await;
-                return advanced.and_then(|waits| resumed.map(|()| waits));
+        let advancing =
+            states.iter_mut().map(|state| advance(work, state, others_go_on, stage).boxed()).collect();
+        let advanced = all(advancing).await.map(|waits| waits.into_iter().flatten().next());
+        match &advanced {
+            Ok(None) => {}
+            Ok(Some(_)) if stage == Stage::Paused => return advanced,
+            // Until the last one is divided nobody handles the parts of the others, so what may pass is tried again soon.
+            Err(error) if stage == Stage::Divided && error.class() != ErrorClass::Terminal => {
+                return advanced;
             }
-            pending = pending.or(advanced?);
-        }
-        if pending.is_some() {
-            return Ok(pending);
+            // It may take a change by somebody, for which events do not wait.
+            Ok(Some(_)) | Err(_) => return stop(work, wholes, advanced).await,
         }
     }
     Ok(None)
+}
+
+/// What is known of each consumer that is there.
+async fn states<'w>(work: &Work<'_>, wholes: &'w [Whole<'w>]) -> Result<Vec<State<'w>>, Error> {
+    let reading = wholes.iter().map(|whole| state(work, whole).boxed()).collect();
+    let states = all(reading).await?;
+    Ok(states.into_iter().flatten().collect())
+}
+
+async fn state<'w>(work: &Work<'_>, whole: &'w Whole<'w>) -> Result<Option<State<'w>>, Error> {
+    // Events wait meanwhile, so a part is read again only where this changed it, and all of them before what cannot be taken back.
+    let parts = read(work, whole).await?;
+    let Some(info) = fresh(work, &whole.wide.1.key).await? else { return Ok(None) };
+    let goes_on = goes_on(&known(work, whole, (&info, &parts), false));
+    Ok(Some(State { whole, parts, are_fresh: true, goes_on }))
+}
+
+/// Does something for each consumer, for some of them at once. All are tried: what is in the way of one is not in the way of the others.
+async fn all<T>(work: Vec<BoxFuture<'_, Result<T, Error>>>) -> Result<Vec<T>, Error> {
+    let results: Vec<_> = iter(work).buffered(MAX_CONCURRENT_PARTITIONS).collect().await;
+    let (mut done, mut errors, count) = (Vec::new(), Vec::new(), results.len());
+    for result in results {
+        match result {
+            Ok(one) => done.push(one),
+            Err(error) => errors.push(error),
+        }
+    }
+    Error::together(errors, count).map_or(Ok(done), Err)
 }
 
 /// Brings a consumer to a stage; what it waits for, None where it is there.
@@ -104,11 +135,9 @@ async fn advance(
     stage: Stage,
 ) -> Result<Option<Pending>, Error> {
     let State { whole, parts, are_fresh, .. } = divided;
-    // Each part is made and removed at most once, beside the steps of the whole one.
-    for _ in 0..2 * whole.parts.len() + 6 {
+    for _ in 0..MAX_STEPS {
         let Some(info) = fresh(work, &whole.wide.1.key).await? else { return Ok(None) };
-        let known = known(work, whole, (&info, parts), others_go_on);
-        let (step, was_resumed) = (next(&known), known.was_resumed);
+        let step = next(&known(work, whole, (&info, parts), others_go_on));
         match step {
             _ if step.stage() > stage => return Ok(None),
             Next::Narrow | Next::Done if !*are_fresh => {
@@ -118,7 +147,7 @@ async fn advance(
             Next::Done if matches!(whole.becomes, Becomes::Part(..)) => return Ok(None),
             Next::Narrow | Next::Done => match whole.becomes {
                 Becomes::Part(consumer, desired) => {
-                    if let Some(pending) = unfinished(work.ensure_one((consumer, desired)).await?) {
+                    if let Some(pending) = unfinished(&work.ensure_one((consumer, desired)).await?) {
                         return Ok(Some(pending));
                     }
                 }
@@ -128,37 +157,30 @@ async fn advance(
                 }
             },
             Next::Pause => pause(work, &info, true).await?,
-            Next::Resume => {
-                resume(work, &info).await?;
+            Next::Resume(why) => {
+                resume(work, &info, why_resumed(why)).await?;
                 *parts = read(work, whole).await?;
+                *are_fresh = true;
             }
-            Next::Make { part, begin } => {
-                if let Some((_, consumer, desired)) = whole.parts.iter().find(|(number, ..)| *number == part)
-                {
-                    let config = beginning_at(desired.config.clone(), begin);
-                    let desired = Desired { config, ..(*desired).clone() };
-                    if let Some(pending) = unfinished(work.ensure_one((consumer, &desired)).await?) {
-                        return Ok(Some(pending));
-                    }
-                    renew(work, &desired.key, part, parts).await?;
-                    *are_fresh = false;
-                }
-            }
-            Next::Remove { part } => {
-                if let Some((.., desired)) = whole.parts.iter().find(|(number, ..)| *number == part) {
-                    finalize::<Consumer>(&work.connection.cache, &desired.key, work.owner).await?;
-                    renew(work, &desired.key, part, parts).await?;
-                    *are_fresh = false;
-                }
-            }
-            Next::GoOn => {
-                if let Some(pending) = unfinished(work.ensure_one(whole.wide).await?) {
+            Next::Make { parts: numbers, begin } => {
+                if let Some(pending) = make(work, whole, (&numbers, begin), parts).await? {
                     return Ok(Some(pending));
                 }
-                let message = if was_resumed {
-                    goes_on_for_now(&info.name)
-                } else {
-                    waits(&step, &info.name, whole.at)
+                *are_fresh = false;
+            }
+            Next::Remove { parts: numbers } => {
+                let removing = of_numbers(whole, &numbers).map(|part| remove(work, part).boxed()).collect();
+                all(removing).await?;
+                *parts = read(work, whole).await?;
+                *are_fresh = false;
+            }
+            Next::GoOn => {
+                if let Some(pending) = unfinished(&work.ensure_one(whole.wide).await?) {
+                    return Ok(Some(pending));
+                }
+                let message = match work.context.resumed.why(&thing(work, &info)) {
+                    Some(why) => goes_on_for_now(&info.name, &why),
+                    None => waits(&step, &info.name, whole.at),
                 };
                 return Ok(Some(pending(message)));
             }
@@ -168,20 +190,64 @@ async fn advance(
     Ok(Some(pending(waits(&Next::Finish, &whole.wide.0.name, whole.at))))
 }
 
-/// Lets those that are paused go on.
-async fn resume_all(work: &Work<'_>, wholes: &[Whole<'_>]) -> Result<(), Error> {
-    let mut resumed = Ok(());
-    for whole in wholes {
-        // One that cannot be keeps no other from it.
-        resumed = resumed.and(resume_divided(work, whole).await);
+/// Makes the parts with these numbers, which begin at this sequence; what they wait for, None where all are there.
+async fn make(
+    work: &Work<'_>,
+    whole: &Whole<'_>,
+    (numbers, begin): (&[u32], u64),
+    parts: &mut [Part],
+) -> Result<Option<Pending>, Error> {
+    let making = of_numbers(whole, numbers).map(|part| make_one(work, part, begin).boxed()).collect();
+    let mut waits = None;
+    for (number, outcome) in all(making).await? {
+        waits = waits.or(unfinished(&outcome));
+        if let Some(known) = parts.iter_mut().find(|(known, _)| *known == number)
+            && let Outcome::Reconciled(reconciled) = outcome
+        {
+            known.1 = reconciled.info;
+        }
     }
-    resumed
+    Ok(waits)
 }
 
-async fn resume_divided(work: &Work<'_>, whole: &Whole<'_>) -> Result<(), Error> {
+async fn make_one(
+    work: &Work<'_>,
+    (number, consumer, desired): Wanted<'_>,
+    begin: u64,
+) -> Result<(u32, Outcome<ConsumerInfo>), Error> {
+    let config = beginning_at(desired.config.clone(), begin);
+    let desired = Desired { config, ..desired.clone() };
+    Ok((number, work.ensure_one((consumer, &desired)).await?))
+}
+
+async fn remove(work: &Work<'_>, (_, _, desired): Wanted<'_>) -> Result<(), Error> {
+    finalize::<Consumer>(&work.connection.cache, &desired.key, work.owner).await.map(drop)
+}
+
+/// The parts with these numbers.
+fn of_numbers<'w>(whole: &Whole<'w>, numbers: &[u32]) -> impl Iterator<Item = Wanted<'w>> {
+    whole.parts.iter().copied().filter(|(number, ..)| numbers.contains(number))
+}
+
+/// Lets all that are paused go on, since they cannot be divided now; what is in the way.
+async fn stop(
+    work: &Work<'_>,
+    wholes: &[Whole<'_>],
+    stopped: Result<Option<Pending>, Error>,
+) -> Result<Option<Pending>, Error> {
+    let why = match &stopped {
+        Err(error) => error_chain(error),
+        Ok(waits) => waits.as_ref().map(|waits| waits.message.clone()).unwrap_or_default(),
+    };
+    let resuming = wholes.iter().map(|whole| resume_divided(work, whole, &why).boxed()).collect();
+    let resumed = all(resuming).await;
+    stopped.and_then(|waits| resumed.map(|_| waits))
+}
+
+async fn resume_divided(work: &Work<'_>, whole: &Whole<'_>, why: &str) -> Result<(), Error> {
     let found = fresh(work, &whole.wide.1.key).await?;
     if let Some(info) = found.filter(|info| info.paused && info.config.metadata().contains_key(DIVIDING)) {
-        resume(work, &info).await?;
+        resume(work, &info, Some(why.to_owned())).await?;
     }
     Ok(())
 }
@@ -192,15 +258,6 @@ async fn read(work: &Work<'_>, whole: &Whole<'_>) -> Result<Vec<Part>, Error> {
         whole.parts.iter().map(|(number, _, desired)| (*number, desired.key.clone())).collect();
     let parts = iter(keys).map(|(number, key)| async move { Ok((number, fresh(work, &key).await?)) });
     parts.buffered(MAX_CONCURRENT_PARTITIONS).try_collect().await
-}
-
-/// Reads one part again.
-async fn renew(work: &Work<'_>, key: &ConsumerKey, part: u32, parts: &mut [Part]) -> Result<(), Error> {
-    let info = fresh(work, key).await?;
-    if let Some(known) = parts.iter_mut().find(|(number, _)| *number == part) {
-        known.1 = info;
-    }
-    Ok(())
 }
 
 fn known<'k>(
@@ -215,25 +272,28 @@ fn known<'k>(
         count: whole.count,
         at: whole.at,
         is_stuck: stands_still(work, info) >= work.object.spec.effective_handler_deadline().0 + MARGIN,
-        was_resumed: work.context.unchanged.age(&resumed(work, info)).is_some_and(|age| age < RESUMED),
+        was_resumed: work.context.resumed.why(&thing(work, info)).is_some(),
         others_go_on,
     }
 }
 
-async fn resume(work: &Work<'_>, info: &ConsumerInfo) -> Result<(), Error> {
-    pause(work, info, false).await?;
-    work.context.unchanged.observe(&resumed(work, info), &Timestamp::now());
-    Ok(())
+async fn resume(work: &Work<'_>, info: &ConsumerInfo, why: Option<String>) -> Result<(), Error> {
+    // It goes on although the mark cannot be taken back.
+    if let Some(why) = why {
+        work.context.resumed.record(thing(work, info), why);
+    }
+    pause(work, info, false).await
 }
 
 /// For how long a consumer has acknowledged nothing while it is paused.
 fn stands_still(work: &Work<'_>, info: &ConsumerInfo) -> Duration {
-    let name = format!("progress of {} {} {}", work.owner.namespace, info.stream_name, info.name);
+    let name = format!("progress of {}", thing(work, info));
     work.context.unchanged.observe(&name, &(info.paused, info.num_ack_pending, info.ack_floor.stream_seq))
 }
 
-fn resumed(work: &Work<'_>, info: &ConsumerInfo) -> String {
-    format!("resumption of {} {} {}", work.owner.namespace, info.stream_name, info.name)
+/// What a consumer is remembered by.
+fn thing(work: &Work<'_>, info: &ConsumerInfo) -> String {
+    format!("{} {} {}", work.owner.namespace, info.stream_name, info.name)
 }
 
 /// What JetStream has now.
@@ -274,13 +334,13 @@ async fn pause(work: &Work<'_>, info: &ConsumerInfo, is_paused: bool) -> Result<
 }
 
 /// What an outcome waits for that is not as declared.
-fn unfinished(outcome: Outcome<ConsumerInfo>) -> Option<Pending> {
+fn unfinished(outcome: &Outcome<ConsumerInfo>) -> Option<Pending> {
     match outcome {
-        Outcome::Pending(pending) => Some(pending),
-        Outcome::Reconciled(reconciled) => match reconciled.result {
+        Outcome::Pending(pending) => Some(pending.clone()),
+        Outcome::Reconciled(reconciled) => match &reconciled.result {
             OperationResult::Blocked(blocked) => Some(Pending {
                 reason: blocked.reason,
-                message: blocked.message,
+                message: blocked.message.clone(),
                 stalled: true,
                 requeue_after: None,
             }),
@@ -306,15 +366,27 @@ fn waits(step: &Next, name: &str, at: u64) -> String {
 }
 
 /// What the status says after an attempt that came to nothing.
-fn goes_on_for_now(name: &str) -> String {
-    format!(
-        "consumer {name} could not be divided, and goes on for {} s before the next attempt: JetStream refused a part (see the operator's log), or \
-         pods acknowledged nothing for too long",
-        RESUMED.as_secs()
-    )
+fn goes_on_for_now(name: &str, why: &str) -> String {
+    let period = PERIOD.as_secs();
+    format!("consumer {name} could not be divided, and goes on for {period} s before the next attempt: {why}")
+}
+
+/// Why a consumer goes on undivided; None of one that is divided.
+fn why_resumed(why: Resumption) -> Option<String> {
+    let why = match why {
+        Resumption::Divided => return None,
+        Resumption::Together => "another one of the same EventConsumer has to go on before".to_owned(),
+        Resumption::Stuck { unacknowledged } => format!(
+            "while it was paused, its pods acknowledged nothing for too long, and have {unacknowledged} unacknowledged messages. Their handlers, and \
+             waits for the next attempt, have to end first"
+        ),
+        Resumption::PauseEnds => "its pause was nearly over".to_owned(),
+        Resumption::Behind => "events came before it was paused that may have a number of before".to_owned(),
+    };
+    Some(why)
 }
 
 /// What the status says.
-pub fn pending(message: String) -> Pending {
+fn pending(message: String) -> Pending {
     Pending { reason: Reason::ChangingPartitions, message, stalled: false, requeue_after: Some(INTERVAL) }
 }

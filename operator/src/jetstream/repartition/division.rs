@@ -32,13 +32,28 @@ pub enum Next {
     /// It finishes what it has begun.
     Finish,
     /// It delivers again.
-    Resume,
-    /// The part with this number begins at this sequence.
-    Make { part: u32, begin: u64 },
-    /// The part with this number, which delivered nothing, begins elsewhere.
-    Remove { part: u32 },
+    Resume(Resumption),
+    /// The parts with these numbers begin at this sequence.
+    Make { parts: Vec<u32>, begin: u64 },
+    /// The parts with these numbers, which delivered nothing, begin elsewhere.
+    Remove { parts: Vec<u32> },
     /// It is its own part alone from now on, or none.
     Narrow,
+}
+
+/// Why a consumer delivers again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resumption {
+    /// It is divided.
+    Divided,
+    /// Another one of its object goes on.
+    Together,
+    /// Nothing of this many events was acknowledged for too long.
+    Stuck { unacknowledged: u64 },
+    /// Its pause is nearly over.
+    PauseEnds,
+    /// Events came before it was paused, of which one may have a number of before.
+    Behind,
 }
 
 /// What is known of a consumer that is to be divided.
@@ -79,7 +94,7 @@ impl Next {
     #[must_use]
     pub fn stage(&self) -> Stage {
         match self {
-            Self::GoOn | Self::Paused | Self::Pause | Self::Finish | Self::Resume => Stage::Paused,
+            Self::GoOn | Self::Paused | Self::Pause | Self::Finish | Self::Resume(_) => Stage::Paused,
             Self::Make { .. } | Self::Remove { .. } => Stage::Made,
             Self::Narrow | Self::Done => Stage::Divided,
         }
@@ -89,7 +104,7 @@ impl Next {
 /// Whether a consumer goes on, and is not divided now.
 #[must_use]
 pub fn goes_on(known: &Known<'_>) -> bool {
-    !is_divided(known) && matches!(next(known), Next::GoOn | Next::Paused | Next::Resume)
+    !is_divided(known) && matches!(next(known), Next::GoOn | Next::Paused | Next::Resume(_))
 }
 
 /// Decides the next step.
@@ -98,7 +113,7 @@ pub fn next(known: &Known<'_>) -> Next {
     let Known { whole, parts, at, is_stuck, was_resumed, others_go_on, .. } = known;
     let is_ours = whole.config.metadata().contains_key(DIVIDING);
     if is_divided(known) {
-        return if is_ours { Next::Resume } else { Next::Done };
+        return if is_ours { Next::Resume(Resumption::Divided) } else { Next::Done };
     }
     if whole.paused && !is_ours {
         return Next::Paused;
@@ -110,23 +125,33 @@ pub fn next(known: &Known<'_>) -> Next {
         return if may_pause { Next::Pause } else { Next::GoOn };
     }
     if *others_go_on {
-        return Next::Resume;
+        return Next::Resume(Resumption::Together);
     }
-    let left = Duration::from_nanos(whole.pause_remaining);
-    if whole.num_ack_pending > 0 {
-        return if *is_stuck || left < LEAST { Next::Resume } else { Next::Finish };
-    }
+    let pause_ends = Duration::from_nanos(whole.pause_remaining) < LEAST;
+    let unacknowledged = whole.num_ack_pending;
     let delivered = whole.delivered.stream_seq;
-    if left < LEAST || !is_beyond(delivered) {
-        return Next::Resume;
+    match () {
+        () if unacknowledged > 0 && *is_stuck => {
+            return Next::Resume(Resumption::Stuck { unacknowledged });
+        }
+        () if pause_ends => return Next::Resume(Resumption::PauseEnds),
+        () if unacknowledged > 0 => return Next::Finish,
+        () if !is_beyond(delivered) => return Next::Resume(Resumption::Behind),
+        () => {}
     }
     let begin = delivered + 1;
-    for (part, info) in *parts {
-        match info {
-            None => return Next::Make { part: *part, begin },
-            Some(info) if begins_at(&info.config) != Some(begin) => return Next::Remove { part: *part },
-            Some(_) => {}
-        }
+    let begins = |info: &ConsumerInfo| begins_at(&info.config) == Some(begin);
+    let numbers = |is_wanted: &dyn Fn(Option<&ConsumerInfo>) -> bool| -> Vec<u32> {
+        let wanted = parts.iter().filter(|(_, info)| is_wanted(info.as_ref()));
+        wanted.map(|(part, _)| *part).collect()
+    };
+    let elsewhere = numbers(&|info| info.is_some_and(|info| !begins(info)));
+    if !elsewhere.is_empty() {
+        return Next::Remove { parts: elsewhere };
+    }
+    let missing = numbers(&|info| info.is_none());
+    if !missing.is_empty() {
+        return Next::Make { parts: missing, begin };
     }
     Next::Narrow
 }
@@ -229,17 +254,17 @@ mod tests {
         fn take(&mut self, step: &Next) {
             match step {
                 Next::Pause => self.pause(PAUSE),
-                Next::Resume => {
+                Next::Resume(_) => {
                     self.whole.paused = false;
                     self.whole.config = self.whole.config.clone().without_mark(DIVIDING);
                 }
-                Next::Make { part: 11, begin } => {
+                Next::Make { parts, begin } if *parts == [11] => {
                     let info = consumer(begin - 1, begin - 1, 0);
                     let config = beginning_at(info.config.clone(), *begin);
                     let delivered = crate::jetstream::info::Position { consumer_seq: 0, ..info.delivered };
                     self.part = Some(ConsumerInfo { config, delivered, ..info });
                 }
-                Next::Remove { part: 11 } => self.part = None,
+                Next::Remove { parts } if *parts == [11] => self.part = None,
                 Next::Narrow => {
                     self.whole.config = self.whole.config.clone().with_mark(PARTITION_COUNT, "16");
                 }
@@ -250,6 +275,7 @@ mod tests {
     }
 
     const LONG: Duration = Duration::from_mins(30);
+    const DIVIDED: Next = Next::Resume(Resumption::Divided);
 
     #[test]
     fn a_consumer_goes_on_to_the_change_finishes_and_is_divided_where_it_stopped() {
@@ -262,8 +288,8 @@ mod tests {
             there.take(&step);
             steps.push(step);
         }
-        let make = Next::Make { part: 11, begin: 121 };
-        assert_eq!(steps, [Next::Pause, Next::Finish, make, Next::Narrow, Next::Resume]);
+        let make = Next::Make { parts: vec![11], begin: 121 };
+        assert_eq!(steps, [Next::Pause, Next::Finish, make, Next::Narrow, DIVIDED]);
         assert_eq!(begins_at(&there.part.unwrap().config), Some(121));
     }
 
@@ -273,10 +299,10 @@ mod tests {
         assert_eq!(there.next(), Next::Pause);
         let mut paused = there;
         paused.pause(LONG);
-        assert_eq!(paused.next(), Next::Make { part: 11, begin: 8 });
+        assert_eq!(paused.next(), Next::Make { parts: vec![11], begin: 8 });
         // Something came before it was paused: it may have a number of before.
         paused.whole.num_pending = 1;
-        assert_eq!(paused.next(), Next::Resume);
+        assert_eq!(paused.next(), Next::Resume(Resumption::Behind));
     }
 
     /// An operator was away for so long that the pause was over, and the consumer went on.
@@ -284,7 +310,7 @@ mod tests {
     fn a_part_that_was_made_before_the_whole_one_went_on_is_made_again() {
         let mut there = There::new(consumer(120, 120, 0));
         there.take(&Next::Pause);
-        there.take(&Next::Make { part: 11, begin: 121 });
+        there.take(&Next::Make { parts: vec![11], begin: 121 });
         there.whole.paused = false;
         there.whole.delivered.stream_seq = 130;
         there.whole.ack_floor.stream_seq = 130;
@@ -294,8 +320,8 @@ mod tests {
             there.take(&step);
             steps.push(step);
         }
-        let (remove, make) = (Next::Remove { part: 11 }, Next::Make { part: 11, begin: 131 });
-        assert_eq!(steps, [Next::Pause, remove, make, Next::Narrow, Next::Resume]);
+        let (remove, make) = (Next::Remove { parts: vec![11] }, Next::Make { parts: vec![11], begin: 131 });
+        assert_eq!(steps, [Next::Pause, remove, make, Next::Narrow, DIVIDED]);
     }
 
     #[test]
@@ -303,10 +329,11 @@ mod tests {
         let mut there = There::new(consumer(120, 119, 0));
         there.pause(LONG);
         assert_eq!(there.next(), Next::Finish);
-        assert_eq!(There { is_stuck: true, ..there }.next(), Next::Resume);
+        let stuck = Next::Resume(Resumption::Stuck { unacknowledged: 1 });
+        assert_eq!(There { is_stuck: true, ..there }.next(), stuck);
         let mut finished = There::new(consumer(120, 120, 0));
         finished.pause(LEAST.saturating_sub(Duration::from_secs(1)));
-        assert_eq!(finished.next(), Next::Resume);
+        assert_eq!(finished.next(), Next::Resume(Resumption::PauseEnds));
         let whole = consumer(120, 120, 0);
         let known = Known {
             whole: &whole,
@@ -331,10 +358,10 @@ mod tests {
         assert_eq!(next(&known(&beyond, true)), Next::GoOn);
         let mut paused = There::new(consumer(120, 120, 0));
         paused.pause(LONG);
-        assert_eq!(next(&known(&paused.whole, true)), Next::Resume);
+        assert_eq!(next(&known(&paused.whole, true)), Next::Resume(Resumption::Together));
         paused.take(&Next::Narrow);
         assert!(!goes_on(&known(&paused.whole, false)));
-        assert_eq!(next(&known(&paused.whole, true)), Next::Resume);
+        assert_eq!(next(&known(&paused.whole, true)), DIVIDED);
     }
 
     #[test]
@@ -347,7 +374,7 @@ mod tests {
         // A program pulls from the part already.
         let mut eager = There::new(consumer(120, 120, 0));
         eager.take(&Next::Pause);
-        eager.take(&Next::Make { part: 11, begin: 121 });
+        eager.take(&Next::Make { parts: vec![11], begin: 121 });
         eager.part.as_mut().unwrap().delivered.consumer_seq = 1;
         assert_eq!(eager.next(), Next::Narrow);
         // Another tool took the marks away.

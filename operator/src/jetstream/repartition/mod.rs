@@ -1,5 +1,5 @@
 //! Changes the partitions of a stream that exists, and divides the consumers on it. Pure, but for [`unchanged`], which remembers for how long
-//! something stood still.
+//! something stood still, and [`resumed`].
 //!
 //! Each server that keeps a copy transforms for itself what it applies, so a transform that changes under publishers leaves copies that differ for
 //! good. And of what was stored before, the numbers stay. So the change has an order, and each step begins only where JetStream's own
@@ -16,5 +16,6 @@ pub mod division;
 pub mod filters;
 pub mod form;
 pub mod mark;
+pub mod resumed;
 pub mod stream;
 pub mod unchanged;
