@@ -195,7 +195,10 @@ fn ended_at(pod: &Pod) -> Option<u64> {
     let program: &ContainerStatus = statuses.iter().find(|status| status.name == *program)?;
     let states = [program.state.as_ref(), program.last_state.as_ref()].into_iter().flatten();
     let ends = states.filter_map(|state| state.terminated.as_ref()?.finished_at.as_ref());
-    ends.filter_map(|end| u64::try_from(end.0.as_second()).ok()).max()
+    // Where the node's clock was set back since, the end seems to be later than what runs now began, and what joined from there.
+    let began = program.state.as_ref().and_then(|state| state.running.as_ref()?.started_at.as_ref());
+    let end = ends.max()?.0.min(began.map_or(jiff::Timestamp::MAX, |began| began.0));
+    u64::try_from(end.as_second()).ok()
 }
 
 #[cfg(test)]
@@ -278,6 +281,14 @@ mod tests {
         assert_eq!(read("jetwright", cost), expected);
         assert!(!read("karpenter", cost).is_marked);
         assert!(!read("jetwright", "f:another").is_marked);
+    }
+
+    #[test]
+    fn where_the_clock_was_set_back_a_container_ended_before_the_next_one_began() {
+        let running = json!({"startedAt": jiff::Timestamp::from_second(30).unwrap().to_string()});
+        let restarted =
+            container("app", &json!({"state": {"running": running}, "lastState": terminated(7_200)}));
+        assert_eq!(ended_at(&pod(&json!([restarted]))), Some(30));
     }
 
     #[tokio::test(start_paused = true)]
