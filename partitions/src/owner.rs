@@ -9,6 +9,8 @@
 //!                           Suspended
 //! ```
 //!
+//! All that is not served, too, is drained before it is free.
+//!
 //! Nothing depends on the order or the arrival of messages: each action follows from the state and the newest revision that is known.
 //! A write whose answer was lost may arrive much later; it is then found in the key like any other.
 
@@ -274,8 +276,11 @@ impl Owner {
     }
 
     fn drain(&mut self, circumstances: &Circumstances) -> Option<OwnerAction> {
-        let State::Holding { phase: phase @ (Phase::Serving { .. } | Phase::Suspended), .. } =
-            &mut self.state
+        // Also of what is taken and not served: this process may have had it under another id, and something of that may run still.
+        let State::Holding {
+            phase: phase @ (Phase::Taken { .. } | Phase::Serving { .. } | Phase::Suspended),
+            ..
+        } = &mut self.state
         else {
             return None;
         };
@@ -340,9 +345,15 @@ impl Owner {
         let expected = self.held.revision().unwrap_or(0);
         match &self.held {
             // An own write arrived after this process had given up waiting for it.
-            Reading::Present(_, record) if record.member == **me && record.state != HeldState::Free => {
+            Reading::Present(revision, record)
+                if record.member == **me && record.state != HeldState::Free =>
+            {
                 if !wants {
-                    return Some(self.write(me, HeldState::Free, None, expected));
+                    let is_written = record.state == HeldState::Draining;
+                    let (revision, epoch) = (*revision, record.epoch.unwrap_or(*revision));
+                    let phase = Phase::Draining { is_written, is_suspended: !lease_holds };
+                    self.state = State::Holding { revision, epoch, phase };
+                    return Some(OwnerAction::Drain);
                 }
             }
             _ if !wants => return None,
@@ -363,13 +374,10 @@ impl Owner {
     }
 
     fn next_of_holder(&mut self, circumstances: &Circumstances) -> Option<OwnerAction> {
-        let Circumstances { me, wish, lease_holds, renewed, bucket_is_settled, .. } = *circumstances;
+        let Circumstances { me, lease_holds, renewed, bucket_is_settled, .. } = *circumstances;
         let State::Holding { revision, epoch, phase } = &mut self.state else { return None };
         let (expected, epoch) = (*revision, *epoch);
-        let is_given_up = wish == Wish::HandOver;
         match phase {
-            // Nothing has begun.
-            Phase::Taken { .. } if is_given_up => *phase = Phase::Drained,
             Phase::Taken { since } if lease_holds && bucket_is_settled && is_after(renewed, *since) => {
                 *phase = Phase::Serving { is_recovered: false };
                 return Some(OwnerAction::Serve(epoch));

@@ -93,6 +93,7 @@ impl HeldPartitions {
         }
         let tenure =
             Arc::new(Tenure::new(partition.partition, epoch, Arc::clone(lease), Arc::clone(&self.news)));
+        self.count(&partition, "taken");
         if let Some(held) = self.held.get_mut(&partition) {
             held.next = Some(tenure);
             return;
@@ -181,8 +182,12 @@ impl HeldPartitions {
         let number = partition.partition;
         let gate = self.health.gate(&format!("consumer {} partition {number}", handler.name), "");
         gate.open();
-        self.metrics.partition_changed(handler.name, "taken");
-        tracing::info!(binding = handler.name, partition = number, epoch = tenure.epoch, "took partition");
+        tracing::info!(
+            binding = handler.name,
+            partition = number,
+            epoch = tenure.epoch,
+            "handling partition"
+        );
         let start = PartitionStart { tenure: Arc::clone(&tenure), gate: gate.clone(), stop: stop.clone() };
         let running = (handler.start)(start);
         let id = partition.clone();
@@ -200,26 +205,33 @@ mod tests {
 
     use super::*;
 
+    fn consumer() -> ConsumerId {
+        "orders.fulfilment".parse().unwrap()
+    }
+
+    fn partition(partition: u32) -> PartitionId {
+        PartitionId { consumer: consumer(), partition }
+    }
+
+    /// Three, whose loops are these.
+    fn held(
+        start: impl Fn(PartitionStart) -> super::super::PartitionLoop + Send + Sync + 'static,
+    ) -> HeldPartitions {
+        let start = Box::new(start);
+        let handler = PartitionedHandler { name: "fulfilment", consumer: consumer(), count: 3, start };
+        let metrics = Metrics::register(&mut Registry::default());
+        HeldPartitions::new(vec![handler], Health::new(), metrics)
+    }
+
     #[tokio::test]
     async fn a_partition_whose_loop_ended_in_the_middle_of_something_is_neither_free_nor_handled_again() {
-        let consumer: ConsumerId = "orders.fulfilment".parse().unwrap();
-        let partition = |partition| PartitionId { consumer: consumer.clone(), partition };
-        let start = |PartitionStart { tenure, stop, .. }: PartitionStart| {
-            let ended = async move {
+        let mut held = held(|PartitionStart { tenure, stop, .. }| {
+            Box::pin(async move {
                 stop.cancelled().await;
                 assert_ne!(tenure.partition, 1, "a fault of this program");
                 tenure.partition != 2
-            };
-            Box::pin(ended) as super::super::PartitionLoop
-        };
-        let handler = PartitionedHandler {
-            name: "fulfilment",
-            consumer: consumer.clone(),
-            count: 3,
-            start: Box::new(start),
-        };
-        let metrics = Metrics::register(&mut Registry::default());
-        let mut held = HeldPartitions::new(vec![handler], Health::new(), metrics);
+            })
+        });
         for number in 0..3 {
             held.serve(partition(number), 7, &Arc::default());
             assert!(!held.drain(&partition(number), None));
@@ -232,5 +244,31 @@ mod tests {
             assert!(!held.drain(&partition(number), None), "something of it may still run");
         }
         assert!(held.is_empty() && held.drain(&partition(0), None));
+    }
+
+    /// Another process had it meanwhile, as far as this one knew, and a handler blocks its thread. It is taken again, and served or not.
+    #[tokio::test]
+    async fn a_partition_is_not_drained_before_its_loop_from_before_it_was_lost_has_ended() {
+        for is_served_again in [false, true] {
+            let blocked = Arc::new(Notify::new());
+            let released = Arc::clone(&blocked);
+            let mut held = held(move |_| {
+                let blocked = Arc::clone(&blocked);
+                Box::pin(async move {
+                    blocked.notified().await;
+                    true
+                })
+            });
+            held.serve(partition(0), 7, &Arc::default());
+            held.abandon(&partition(0));
+            if is_served_again {
+                held.serve(partition(0), 8, &Arc::default());
+            }
+            assert!(!held.drain(&partition(0), None), "a handler runs");
+            assert!(held.ended().now_or_never().is_none());
+            released.notify_one();
+            assert_eq!(held.ended().await, LoopEnd::Drained(partition(0)));
+            assert!(held.drain(&partition(0), None));
+        }
     }
 }

@@ -20,7 +20,8 @@ use tokio::time::sleep;
 
 use crate::{
     partitions_stops::{await_state, held_by, read},
-    sharing::{Operator, bucket_config, consumer_id, publish_values, sharing, unacknowledged},
+    proxy::Proxy,
+    sharing::{Operator, bucket_config, consumer_id, of_partitions, publish_values, sharing, unacknowledged},
     support::{Bench, Gate, Running, SOON, Scripted, count},
 };
 
@@ -88,12 +89,18 @@ async fn await_next_owner(operator: &Operator, last: &MemberId) -> MemberRecord 
     .await
 }
 
-async fn await_loss(running: &Running) {
-    await_until("the loss of the partition", SOON, async || {
-        let lost = "jetwright_partition_changes_total{event_consumer=\"numbers\",change=\"lost\"} ";
-        if count(&running.metrics(), lost) == 1 { Ok(()) } else { Err(running.metrics()) }
+/// Awaits that a process counts this many of these changes of its partition.
+async fn await_changes(running: &Running, change: &str, expected: u64) {
+    let line =
+        format!("jetwright_partition_changes_total{{event_consumer=\"numbers\",change=\"{change}\"}} ");
+    await_until(&format!("{expected} times {change}"), SOON, async || {
+        if count(&running.metrics(), &line) == expected { Ok(()) } else { Err(running.metrics()) }
     })
     .await;
+}
+
+async fn await_loss(running: &Running) {
+    await_changes(running, "lost", 1).await;
 }
 
 /// A process that handles an event when its partition is lost.
@@ -148,13 +155,7 @@ async fn a_partition_is_not_free_while_a_handler_runs_from_before_it_was_lost() 
     let operator = Operator::start(bench.nats.url(), 1).await;
     let blocked = Blocked::new();
     let running = losing(&bench, &operator, &blocked).await;
-    await_until("the partition to be served again", SOON, async || {
-        let (_, record) = await_owner(&operator).await;
-        // The first renewal joined, and a later one confirmed that the partition is taken.
-        let is_served = record.dead.is_none() && record.renewal.is_some_and(|renewal| renewal > 1);
-        if is_served { Ok(()) } else { Err(format!("{record:?}")) }
-    })
-    .await;
+    await_changes(&running, "taken", 2).await;
     let next = bench.run(&Scripted::content()).await;
     next.await_ready().await;
     running.begin_stop();
@@ -171,6 +172,32 @@ async fn a_partition_is_not_free_while_a_handler_runs_from_before_it_was_lost() 
     .await;
     running.stop().await;
     next.stop().await;
+}
+
+/// The same, before the partition is served again: in a bucket that is young nothing is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_is_only_taken_is_not_free_while_a_handler_runs_from_before_it_was_lost() {
+    let mut bench = of_partitions(1).await;
+    let proxy = Proxy::aging(bench.nats.url()).await;
+    bench.url.clone_from(&proxy.url);
+    bench.binding.handler_deadline = Text::from_secs(60);
+    let operator = Operator::start(bench.nats.url(), 1).await;
+    let blocked = Blocked::new();
+    let running = bench.run(&blocked.handler).await;
+    publish_values(&bench.jetstream, 0..1).await;
+    blocked.handler.await_calls(1).await;
+    let (first, _) = await_owner(&operator).await;
+    proxy.stop_aging();
+    find_dead(&operator).await;
+    await_next_owner(&operator, &first).await;
+    running.begin_stop();
+    await_state(&operator, HeldState::Draining).await;
+    // Time enough to free it.
+    sleep(Duration::from_secs(2)).await;
+    await_state(&operator, HeldState::Draining).await;
+    blocked.is_over.store(true, SeqCst);
+    running.stop().await;
+    await_state(&operator, HeldState::Free).await;
 }
 
 /// The bucket was made again meanwhile, so the process is no member any more, and its acknowledgement reaches nobody.
