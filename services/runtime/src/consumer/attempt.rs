@@ -86,7 +86,7 @@ impl Delivery {
     }
 
     /// An event of its key has to end first, so no process has begun it: its deliveries are those of hand-overs.
-    pub(super) fn has_not_begun_anywhere(&mut self) {
+    pub(super) fn count_as_not_begun(&mut self) {
         self.isolation = Isolation::None;
         self.known.take_if(|known| matches!(known, Outcome::DeliveredTooOften(_)));
     }

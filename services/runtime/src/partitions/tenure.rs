@@ -1,7 +1,7 @@
 //! The right of this process to handle one partition, as the loop that handles it sees it: what it is told, and whether the lease holds.
 
 use std::{
-    future::{Future, poll_fn},
+    future::poll_fn,
     pin::pin,
     sync::{
         Arc, OnceLock,

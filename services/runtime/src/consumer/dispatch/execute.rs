@@ -36,7 +36,7 @@ impl<H: Handler> Dispatcher<H> {
                 if order.queue.has(key)
                     && let Some(Held { state: State::Waiting(delivery), .. }) = self.in_flight.get_mut(slot)
                 {
-                    delivery.has_not_begun_anywhere();
+                    delivery.count_as_not_begun();
                 }
                 if order.queue.push(key, slot) {
                     self.next.push_back(slot);
