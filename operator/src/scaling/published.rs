@@ -11,7 +11,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
     autoscaler::{Autoscaler, Decision, Reason},
+    capacity::WARMUP,
     figures::Reading,
+    rates::WINDOW,
+    startup::STARTUP_TIMEOUT,
 };
 
 /// How long a reason must hold before the condition says it: what is over by then is not worth a write.
@@ -32,6 +35,8 @@ pub struct Published {
     pub said: Option<Said>,
     /// A reason that does not hold for long enough yet, and since when.
     next: Option<(conditions::Reason, Duration)>,
+    /// How many pods there are since the step up that is said, until there are others.
+    stepped_to: Option<u32>,
 }
 
 /// One decision, with what it was made of.
@@ -55,14 +60,19 @@ impl Published {
             let reason = conditions::Reason::named(&condition.reason)?;
             Some(Said { reason, message: condition.message.clone() })
         });
-        Self { said, next: None }
+        Self { said, next: None, stepped_to: None }
     }
 
     /// Takes over a decision; whether something else is said now.
     pub fn add(&mut self, decided: Decided<'_>) -> bool {
         let reason = self.reason(&decided);
         let said = self.said.as_ref().map(|said| said.reason);
-        let scaled = !decided.observes && decided.decision.replicas != decided.before;
+        let replicas = decided.decision.replicas;
+        let scaled = !decided.observes && replicas != decided.before;
+        self.stepped_to = match reason {
+            conditions::Reason::ScaledUp if scaled => Some(replicas),
+            _ => self.stepped_to.filter(|stepped_to| *stepped_to == replicas),
+        };
         if !scaled && said == Some(reason) {
             self.next = None;
             return false;
@@ -91,8 +101,12 @@ impl Published {
             Reason::NoGain => Word::NoGain,
             Reason::AtMaximum => Word::AtMaximum,
             Reason::AckPendingLimit => Word::AckPendingLimit,
+            // That the pods of a step are waited for goes without saying.
+            Reason::Starting if self.stepped_to == Some(decided.before) => {
+                self.kept(&[Word::ScaledUp]).unwrap_or(Word::Starting)
+            }
+            Reason::Starting => Word::Starting,
             // What was done last stays said until something else is to say.
-            Reason::Starting => self.kept(&[Word::ScaledUp]).unwrap_or(Word::Starting),
             Reason::Steady | Reason::Draining => {
                 self.kept(&[Word::ScaledUp, Word::ScaledDown]).unwrap_or(Word::Steady)
             }
@@ -113,7 +127,10 @@ fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
     match reason {
         Word::ScaledUp | Word::ScaledDown => format!("scaled from {} to {replicas} pods: {by}", decided.before),
         Word::Starting => format!(
-            "the load takes {wish} pods, and there are {replicas}: the next step comes when those are ready, and were watched for a while ({by})"
+            "the load takes {wish} pods, and there are {replicas}: the next step comes when all of those have been ready for {} s. After {} minutes \
+             it waits for no more of them than are ready, if any is ({by})",
+            (WARMUP + WINDOW).as_secs(),
+            STARTUP_TIMEOUT.as_secs() / 60,
         ),
         Word::AtMaximum => format!(
             "the load takes {wish} pods, and there may be {}: raise spec.workload.autoscaling.maxReplicas, or make the handlers faster ({by})",
@@ -198,6 +215,8 @@ fn decimal(rate: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+
     use super::*;
     use crate::scaling::figures::Unknown;
 
@@ -232,7 +251,7 @@ mod tests {
         assert_eq!(said(&published), Some("Starting"));
         let message = &published.said.as_ref().unwrap().message;
         assert!(
-            message.starts_with("the load takes 9 pods, and there are 1: the next step comes when"),
+            message.starts_with("the load takes 9 pods, and there are 1: the next step comes when all of those have been ready for 15 s. After 3 min"),
             "{message}"
         );
         assert!(!published.add(decided(2, 1, 1, Reason::Steady)));
@@ -241,6 +260,32 @@ mod tests {
         published.add(decided(24, 2, 1, Reason::ScaledDown));
         assert!(!published.add(decided(26, 1, 1, Reason::Starting)));
         assert!(published.add(decided(46, 1, 1, Reason::Starting)), "fewer pods are not what the load takes");
+    }
+
+    #[test]
+    fn a_step_is_said_while_its_own_pods_are_waited_for_and_of_others_that_they_are() {
+        let mut published = Published::default();
+        published.add(decided(0, 1, 4, Reason::ScaledUp));
+        assert!(!published.add(decided(2, 4, 4, Reason::Starting)));
+        assert!(!published.add(decided(600, 4, 4, Reason::Starting)), "they are those of the step");
+        // Somebody scales.
+        assert!(!published.add(decided(602, 6, 6, Reason::Starting)));
+        assert!(published.add(decided(622, 6, 6, Reason::Starting)));
+        assert_eq!(said(&published), Some("Starting"));
+        // The next process does not know how many pods came last.
+        published.add(decided(640, 6, 8, Reason::ScaledUp));
+        let scaled_up = Condition {
+            type_: conditions::SCALING_ACTIVE.into(),
+            status: "True".into(),
+            reason: "ScaledUp".into(),
+            message: published.said.unwrap().message,
+            observed_generation: None,
+            last_transition_time: Time(Timestamp::UNIX_EPOCH),
+        };
+        let mut published = Published::continued(&[scaled_up]);
+        assert!(!published.add(decided(0, 8, 8, Reason::Starting)));
+        assert!(published.add(decided(20, 8, 8, Reason::Starting)));
+        assert_eq!(said(&published), Some("Starting"));
     }
 
     #[test]

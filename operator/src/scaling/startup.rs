@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// How long pods that came last are waited for. One that is not ready by then, as on a node that cannot run it, holds up the others no longer.
-const STARTUP_TIMEOUT: Duration = Duration::from_mins(3);
+pub const STARTUP_TIMEOUT: Duration = Duration::from_mins(3);
 
 /// The pods of the last step.
 #[derive(Clone, Copy, Debug, Default)]
