@@ -102,7 +102,7 @@ pub fn workload_of(object: &EventConsumer) -> Option<String> {
 
 /// Whether a workload is to have no pods, as far as its Deployment is known.
 #[must_use]
-pub fn is_at_rest(context: &Context, (namespace, name): &Name) -> bool {
+pub fn is_scaled_to_zero(context: &Context, (namespace, name): &Name) -> bool {
     let owned = context.applying.owned.get(&ObjectKey::new::<Deployment>(namespace, name));
     let deployment = owned.as_ref().and_then(|owned| owned.deployment.as_deref());
     deployment.and_then(|deployment| deployment.spec.as_ref()).is_some_and(|spec| spec.replicas == Some(0))

@@ -25,9 +25,9 @@ pub struct View {
     pub status: Option<PartitionsStatus>,
 }
 
-/// What the status says. `is_at_rest`: there are no pods on purpose.
+/// What the status says. `is_scaled_to_zero`: there are no pods on purpose.
 #[must_use]
-pub fn view(known: &Known, is_at_rest: bool) -> View {
+pub fn view(known: &Known, is_scaled_to_zero: bool) -> View {
     match known {
         Known::Unavailable(problem) => View {
             condition: State {
@@ -37,17 +37,18 @@ pub fn view(known: &Known, is_at_rest: bool) -> View {
             },
             status: None,
         },
-        Known::Shared(sharing) => {
-            View { condition: condition(sharing, is_at_rest), status: Some(status(sharing, is_at_rest)) }
-        }
+        Known::Shared(sharing) => View {
+            condition: condition(sharing, is_scaled_to_zero),
+            status: Some(status(sharing, is_scaled_to_zero)),
+        },
     }
 }
 
-fn condition(sharing: &Sharing, is_at_rest: bool) -> State {
+fn condition(sharing: &Sharing, is_scaled_to_zero: bool) -> State {
     let Sharing { count, owned, draining, unowned, waiting, emptying } = sharing;
     let (status, reason, mut message) = match () {
         () if owned == count => (true, Reason::Owned, format!("all {count} partitions have their owners")),
-        () if is_at_rest && unowned == count => {
+        () if is_scaled_to_zero && unowned == count => {
             (true, Reason::NotNeeded, "there are no pods, so no partition needs an owner".to_owned())
         }
         () if *unowned > 0 => {
@@ -62,7 +63,7 @@ fn condition(sharing: &Sharing, is_at_rest: bool) -> State {
             (false, Reason::HandingOver, what)
         }
     };
-    let emptying = emptying.iter().filter(|pod| pod.left > 0 && !is_at_rest);
+    let emptying = emptying.iter().filter(|pod| pod.left > 0 && !is_scaled_to_zero);
     let emptying = emptying.take(MAX_NAMED).map(|pod| (pod.pod.as_str(), Some(pod.left)));
     if let Some(emptying) = words(emptying) {
         let _ = write!(message, "; {emptying}");
@@ -82,7 +83,7 @@ fn waits(waiting: &[Waiting]) -> String {
     named.join("; ")
 }
 
-fn status(sharing: &Sharing, is_at_rest: bool) -> PartitionsStatus {
+fn status(sharing: &Sharing, is_scaled_to_zero: bool) -> PartitionsStatus {
     let Sharing { count, owned, draining, unowned, waiting, emptying } = sharing;
     let waits = |Waiting { partition, wait, since }: &Waiting| WaitingPartition {
         partition: *partition,
@@ -92,8 +93,8 @@ fn status(sharing: &Sharing, is_at_rest: bool) -> PartitionsStatus {
         },
         since: Time(k8s_openapi::jiff::Timestamp::from_second(since.as_second()).unwrap_or_default()),
     };
-    let waiting = if is_at_rest { Vec::new() } else { waiting.iter().map(waits).collect() };
-    let emptying = emptying.iter().filter(|_| !is_at_rest).take(PartitionsStatus::MAX_EMPTYING);
+    let waiting = if is_scaled_to_zero { Vec::new() } else { waiting.iter().map(waits).collect() };
+    let emptying = emptying.iter().filter(|_| !is_scaled_to_zero).take(PartitionsStatus::MAX_EMPTYING);
     let emptying = emptying.map(|pod| EmptyingPod { pod: pod.pod.clone(), partitions: pod.left });
     PartitionsStatus {
         count: *count,
@@ -126,8 +127,8 @@ mod tests {
         Known::Shared(Sharing { count, owned, draining, unowned, waiting, emptying: Vec::new() })
     }
 
-    fn said(known: &Known, is_at_rest: bool) -> (Option<bool>, Reason, String) {
-        let State { status, reason, message } = view(known, is_at_rest).condition;
+    fn said(known: &Known, is_scaled_to_zero: bool) -> (Option<bool>, Reason, String) {
+        let State { status, reason, message } = view(known, is_scaled_to_zero).condition;
         (status, reason, message)
     }
 

@@ -80,13 +80,14 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Takes over where the partitions are. `name` says what a living member is called, and None of one that is dead or unknown. `is_at_rest`: there
-    /// are no pods on purpose, so what nobody has waits for nobody.
+    /// Takes over where the partitions are. `name` says what a living member is called, and None of one that is dead or unknown.
+    /// `is_scaled_to_zero`: there are no pods on purpose, so what nobody has waits for nobody.
     pub fn see(
         &mut self,
         partitions: &[Whereabouts],
         name: impl Fn(&MemberId) -> Option<String>,
-        (now, is_at_rest): (Timestamp, bool),
+        now: Timestamp,
+        is_scaled_to_zero: bool,
     ) -> Sharing {
         let mut sharing = Sharing::default();
         for (partition, place) in (0..).zip(partitions) {
@@ -104,7 +105,7 @@ impl Tracker {
                 Wait::Finish(_) => sharing.draining += 1,
                 Wait::Take(_) | Wait::Join => sharing.unowned += 1,
             }
-            if is_at_rest && place.holder.is_none() {
+            if is_scaled_to_zero && place.holder.is_none() {
                 self.waits.remove(&partition);
                 continue;
             }
@@ -184,9 +185,9 @@ mod tests {
             ],
             emptying: Vec::new(),
         };
-        assert_eq!(tracker.see(&places, name, (at(1), false)), expected);
-        assert_eq!(tracker.see(&places, name, (at(9), false)), expected, "it waits since then");
-        let taken = tracker.see(&[place(Some("b"), Some("b"))], name, (at(10), false));
+        assert_eq!(tracker.see(&places, name, at(1), false), expected);
+        assert_eq!(tracker.see(&places, name, at(9), false), expected, "it waits since then");
+        let taken = tracker.see(&[place(Some("b"), Some("b"))], name, at(10), false);
         assert_eq!(taken, Sharing { count: 1, owned: 1, ..Sharing::default() });
     }
 
@@ -194,8 +195,8 @@ mod tests {
     fn what_nobody_has_waits_from_when_pods_are_wanted_again() {
         let mut tracker = Tracker::default();
         let places = [place(None, None), place(Some("a"), Some("b"))];
-        let mut since = |second, is_at_rest| {
-            let sharing = tracker.see(&places, name, (at(second), is_at_rest));
+        let mut since = |second, is_scaled_to_zero| {
+            let sharing = tracker.see(&places, name, at(second), is_scaled_to_zero);
             assert_eq!((sharing.unowned, sharing.draining), (1, 1));
             sharing.waiting.iter().map(|waiting| (waiting.partition, waiting.since)).collect::<Vec<_>>()
         };
@@ -209,7 +210,7 @@ mod tests {
     fn a_hand_over_is_counted_when_the_next_one_has_it() {
         let mut tracker = Tracker::default();
         let mut see = |places: &[Whereabouts]| {
-            tracker.see(places, name, (at(1), false));
+            tracker.see(places, name, at(1), false);
             tracker.handovers
         };
         assert_eq!(see(&[place(Some("a"), None), place(None, None)]), 0);
@@ -243,10 +244,10 @@ mod tests {
     #[test]
     fn of_many_that_wait_the_longest_are_told() {
         let mut tracker = Tracker::default();
-        tracker.see(&vec![place(None, None); 20], name, (at(5), false));
+        tracker.see(&vec![place(None, None); 20], name, at(5), false);
         let mut places = vec![place(None, None); 20];
         places[0] = place(None, Some("b"));
-        let sharing = tracker.see(&places, name, (at(6), false));
+        let sharing = tracker.see(&places, name, at(6), false);
         let told: Vec<_> = sharing.waiting.iter().map(|waiting| waiting.partition).collect();
         assert_eq!((sharing.unowned, told), (20, (1..11).collect()));
     }

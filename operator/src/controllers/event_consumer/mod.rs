@@ -48,7 +48,7 @@ use crate::{
     },
     outcome::{CreationTime as _, OperationResult, Outcome, Pending, Reconciled, Recorded},
     partitions::{
-        declared::{is_at_rest, workload_of},
+        declared::{is_scaled_to_zero, workload_of},
         published::{View, view},
     },
 };
@@ -148,8 +148,8 @@ fn sharing(object: &EventConsumer, context: &Context) -> Option<View> {
     let known = context.partitions.tell(&name_of(object))?;
     let namespace = object.namespace().unwrap_or_default();
     let workload = workload_of(object).map(|workload| (namespace, workload));
-    let is_at_rest = workload.is_some_and(|workload| is_at_rest(context, &workload));
-    Some(view(&known, is_at_rest))
+    let is_scaled_to_zero = workload.is_some_and(|workload| is_scaled_to_zero(context, &workload));
+    Some(view(&known, is_scaled_to_zero))
 }
 
 async fn ensure_consumer(

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 
 use jetwright_partitions::{coordinator::Whereabouts, keys::MemberId, observer::Verdict};
+use jiff::Timestamp;
 
 use super::{Session, clocks};
 use crate::{
     kubernetes::stores::Name,
     partitions::{
-        declared::{OrderedConsumer, is_at_rest},
+        declared::{OrderedConsumer, is_scaled_to_zero},
         registry::Known,
         sharing::{Emptying, Sharing, emptying},
     },
@@ -34,8 +35,9 @@ impl Session<'_> {
                 emptying =
                     workload.as_ref().map(|workload| self.emptying(workload, &places)).unwrap_or_default();
                 let tracker = self.trackers.entry(id.clone()).or_default();
-                let at_rest = workload.as_ref().is_some_and(|workload| is_at_rest(self.context, workload));
-                let sharing = tracker.see(&places, name, (jiff::Timestamp::now(), at_rest));
+                let is_scaled_to_zero =
+                    workload.as_ref().is_some_and(|workload| is_scaled_to_zero(self.context, workload));
+                let sharing = tracker.see(&places, name, Timestamp::now(), is_scaled_to_zero);
                 let sharing = Sharing { emptying: emptying.clone(), ..sharing };
                 partitions.publish(object, Known::Shared(sharing), tracker.handovers);
             }
