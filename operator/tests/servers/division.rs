@@ -1,6 +1,6 @@
 //! Partitions that become more, where JetStream refuses a step: what the status says of it, and that no consumer stays paused.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::{
     ConnectOptions,
@@ -18,6 +18,10 @@ use crate::world::{SOON, World, condition, metrics_sum};
 /// How long a change takes at most: 10 s in which nobody publishes, 10 s until every server has it, and what the machine adds.
 const CHANGE: Duration = Duration::from_mins(1);
 const DIVIDING: &str = "jetwright.dev/dividing";
+/// How soon a consumer asks again whether its stream has partitions.
+const RETRY: Duration = Duration::from_secs(5);
+/// Where requests go that are to fail.
+const FAILING: &str = "failing";
 
 fn config(denied: &[&str]) -> String {
     let denied: Vec<_> = denied.iter().map(|subject| format!("\"$JS.API.CONSUMER.{subject}\"")).collect();
@@ -188,6 +192,69 @@ async fn one_consumer_that_cannot_be_divided_leaves_none_behind_that_is_paused()
     await_divided(&world).await;
 }
 
+/// Has these requests about consumers answered with an error that passes, instead of by JetStream.
+fn fail(world: &World, requests: &[&str]) {
+    let mapped: Vec<_> =
+        requests.iter().map(|request| format!("\"$JS.API.CONSUMER.{request}\": \"{FAILING}\"")).collect();
+    world.nats.reconfigure(&format!("{}, mappings: {{{}}}", config(&[]), mapped.join(", ")));
+    world.nats.process().signal("HUP");
+}
+
+/// Answers what fails.
+async fn answer_failing(world: &World) {
+    let options = ConnectOptions::with_user_and_password("test".into(), "pw".into());
+    let client = world.nats.client_with(options).await;
+    let mut requests = client.subscribe(FAILING).await.unwrap();
+    client.flush().await.unwrap();
+    let error = r#"{"error": {"code": 500, "err_code": 10028, "description": "insufficient memory resources available"}}"#;
+    tokio::spawn(async move {
+        while let Some(request) = requests.next().await {
+            client.publish(request.reply.unwrap(), error.into()).await.unwrap();
+        }
+    });
+}
+
+/// The parts of the one that is divided are handled when those of all are.
+#[tokio::test]
+async fn where_one_is_divided_the_others_stay_paused_through_errors_that_pass() {
+    let world = ordered(&[]).await;
+    answer_failing(&world).await;
+    let held = hold_one(&world).await;
+    double(&world).await;
+    for name in ["fulfilment-p0", "fulfilment-p1"] {
+        await_consumer(&world, name, |info| info.paused).await;
+    }
+    let narrowing = "CREATE.orders.fulfilment-p1";
+    fail(&world, &[narrowing]);
+    await_until("the server has its configuration", SOON, async || {
+        let answer = world.jetstream.request(format!("CONSUMER.{narrowing}"), &()).await;
+        let answer: jetstream::response::Response<Info> = answer.map_err(|error| error.to_string())?;
+        match answer {
+            jetstream::response::Response::Err { error } if error.code() == 500 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    held.double_ack().await.unwrap();
+    await_said(&world, "of consumer fulfilment-p1 of stream orders: JetStream refused").await;
+    await_consumer(&world, "fulfilment-p0", |info| {
+        goes_on(info) && info.config.filter_subject == "orders.*.*.0"
+    })
+    .await;
+    // A part of the other one.
+    fail(&world, &[narrowing, "INFO.orders.fulfilment-p3"]);
+    for limit in [101, 102] {
+        declare(&world, limit).await;
+        await_said(&world, "failed to read consumer fulfilment-p3").await;
+        let info = info(&world, "fulfilment-p1").await.unwrap();
+        assert!(info.paused && info.config.filter_subject != "orders.*.*.1", "{info:?}");
+    }
+    // Without any mapping a server keeps those that it has.
+    fail(&world, &["INFO.orders.nobody"]);
+    declare(&world, 103).await;
+    await_divided(&world).await;
+}
+
 #[tokio::test]
 async fn a_consumer_that_gets_order_says_that_it_waits_for_its_stream_and_asks_now_and_then() {
     let world = without(&[], None).await;
@@ -209,10 +276,13 @@ async fn a_consumer_that_gets_order_says_that_it_waits_for_its_stream_and_asks_n
     let reconciles = async || {
         metrics_sum(world.admin, "jetwright_operator_reconciles_total{controller=\"consumer\"").await
     };
-    let before = reconciles().await;
-    tokio::time::sleep(Duration::from_secs(12)).await;
-    let after = reconciles().await;
-    assert!(after - before <= 4.0, "{before} {after}");
+    let (before, begun) = (reconciles().await, Instant::now());
+    await_until("it asks three times", CHANGE, async || {
+        let count = reconciles().await - before;
+        if count >= 3.0 { Ok(()) } else { Err(count) }
+    })
+    .await;
+    assert!(begun.elapsed() > RETRY, "{:?}", begun.elapsed());
     stream.delete_consumer("foreign").await.unwrap();
     world
         .await_condition_within::<EventConsumer>(CHANGE, "fulfilment", ("Ready", "True", "Reconciled"))

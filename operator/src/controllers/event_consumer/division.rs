@@ -68,14 +68,19 @@ struct State<'a> {
     goes_on: bool,
 }
 
-/// Divides the consumers of one object as far as that goes now; what it waits for, None where all are divided.
+/// Divides the consumers of one object as far as that goes now; what it waits for, None where all are divided. `is_begun`: another one of the
+/// object is divided already.
 ///
 /// # Errors
 ///
 /// When JetStream does not answer or refuses.
-pub async fn divide(work: &Work<'_>, wholes: &[Whole<'_>]) -> Result<Option<Pending>, Error> {
+pub async fn divide(work: &Work<'_>, wholes: &[Whole<'_>], is_begun: bool) -> Result<Option<Pending>, Error> {
+    // Until the last one is divided nobody handles the parts of the others, so what may pass is tried again soon.
+    let is_tried_again =
+        |error: &Error, stage| error.class() != ErrorClass::Terminal && (is_begun || stage == Stage::Divided);
     let mut states = match states(work, wholes).await {
         Ok(states) => states,
+        Err(error) if is_tried_again(&error, Stage::Paused) => return Err(error),
         Err(error) => return stop(work, wholes, Err(error)).await,
     };
     let others_go_on = states.iter().any(|state| state.goes_on);
@@ -88,11 +93,8 @@ pub async fn divide(work: &Work<'_>, wholes: &[Whole<'_>]) -> Result<Option<Pend
         match &advanced {
             Ok(None) => {}
             Ok(Some(_)) if stage == Stage::Paused => return advanced,
-            // Until the last one is divided nobody handles the parts of the others, so what may pass is tried again soon.
-            Err(error) if stage == Stage::Divided && error.class() != ErrorClass::Terminal => {
-                return advanced;
-            }
-            // It may take a change by somebody, for which events do not wait.
+            Err(error) if is_tried_again(error, stage) => return advanced,
+            // It may take a change by a user, for which events do not wait.
             Ok(Some(_)) | Err(_) => return stop(work, wholes, advanced).await,
         }
     }
@@ -239,12 +241,13 @@ async fn stop(
         Err(error) => error_chain(error),
         Ok(waits) => waits.as_ref().map(|waits| waits.message.clone()).unwrap_or_default(),
     };
-    let resuming = wholes.iter().map(|whole| resume_divided(work, whole, &why).boxed()).collect();
+    let resuming = wholes.iter().map(|whole| resume_paused(work, whole, &why).boxed()).collect();
     let resumed = all(resuming).await;
     stopped.and_then(|waits| resumed.map(|_| waits))
 }
 
-async fn resume_divided(work: &Work<'_>, whole: &Whole<'_>, why: &str) -> Result<(), Error> {
+/// Resumes one that is paused for its division.
+async fn resume_paused(work: &Work<'_>, whole: &Whole<'_>, why: &str) -> Result<(), Error> {
     let found = fresh(work, &whole.wide.1.key).await?;
     if let Some(info) = found.filter(|info| info.paused && info.config.metadata().contains_key(DIVIDING)) {
         resume(work, &info, Some(why.to_owned())).await?;
@@ -354,7 +357,9 @@ fn unfinished(outcome: &Outcome<ConsumerInfo>) -> Option<Pending> {
 fn waits(step: &Next, name: &str, at: u64) -> String {
     match step {
         Next::Paused => {
-            format!("consumer {name} is paused by somebody: resume it, so that it can be divided")
+            format!(
+                "consumer {name} was paused by another client than the operator: resume it, so that it can be divided"
+            )
         }
         Next::Finish => format!(
             "consumer {name} is paused, and is divided when its pods have acknowledged what they have begun"

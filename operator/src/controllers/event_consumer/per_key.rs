@@ -133,6 +133,8 @@ async fn divide_all(work: &Work<'_>, (from, to): (u32, u32), at: u64) -> Result<
     if (0..from).zip(&all).all(|(_, (_, _, info))| is_over(info)) {
         return Ok(None);
     }
+    let is_divided = |info: &ConsumerInfo| count_of(&info.config) == Some(to);
+    let is_begun = (0..from).zip(&all).any(|(_, (_, _, info))| info.as_ref().is_some_and(is_divided));
     let Some(wide) = found(work, Numbers { count: from, of: to }, Some(from)).await? else {
         return waits_for_stream();
     };
@@ -150,7 +152,7 @@ async fn divide_all(work: &Work<'_>, (from, to): (u32, u32), at: u64) -> Result<
         let becomes = Becomes::Part(own, own_desired);
         wholes.push(Whole { wide: (consumer, desired), becomes, parts, count: to, at });
     }
-    division::divide(work, &wholes).await
+    division::divide(work, &wholes, is_begun).await
 }
 
 /// The object's consumer without order is there: it goes on as it is until it can be divided, and then it goes. `form` is None before its stream
@@ -181,7 +183,7 @@ async fn without_order_yet(
             (0..).zip(&all).map(|(number, (consumer, desired, _))| (number, consumer, desired)).collect();
         let at = mark.and_then(|mark| mark.at).unwrap_or_default();
         let whole = Whole { wide: (&consumer, &desired), becomes: Becomes::Nothing, parts, count, at };
-        division::divide(work, &[whole]).await?
+        division::divide(work, &[whole], false).await?
     } else {
         Some(waits_for_partitions(work.source.stream))
     };
@@ -203,7 +205,7 @@ fn waits_for_partitions(stream: &EventStream) -> Pending {
          until then",
         stream.name_any()
     );
-    // The stream's condition wakes it when they are there.
+    // The stream's condition wakes it when they are there; where that is missed, it asks.
     let requeue_after = Some(STREAM_RETRY);
     Pending { reason: Reason::ChangingPartitions, message, stalled: false, requeue_after }
 }
