@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture, stream::iter};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream::iter};
 use jetwright_crds::{conditions::Reason, marks::DIVIDING};
 use jiff::Timestamp;
 
-use super::{MAX_CONCURRENT_PARTITIONS, Physical, Work};
+use super::{MAX_CONCURRENT_PARTITIONS, Physical, Work, all};
 use crate::{
     error::{ErrorClass, ReconcileError as _, error_chain},
     jetstream::{
@@ -114,19 +114,6 @@ async fn state<'w>(work: &Work<'_>, whole: &'w Whole<'w>) -> Result<Option<State
     let Some(info) = fresh(work, &whole.wide.1.key).await? else { return Ok(None) };
     let goes_on = goes_on(&known(work, whole, (&info, &parts), false));
     Ok(Some(State { whole, parts, are_fresh: true, goes_on }))
-}
-
-/// Does something for each consumer, for some of them at once. All are tried: what is in the way of one is not in the way of the others.
-async fn all<T>(work: Vec<BoxFuture<'_, Result<T, Error>>>) -> Result<Vec<T>, Error> {
-    let results: Vec<_> = iter(work).buffered(MAX_CONCURRENT_PARTITIONS).collect().await;
-    let (mut done, mut errors, count) = (Vec::new(), Vec::new(), results.len());
-    for result in results {
-        match result {
-            Ok(one) => done.push(one),
-            Err(error) => errors.push(error),
-        }
-    }
-    Error::together(errors, count).map_or(Ok(done), Err)
 }
 
 /// Brings a consumer to a stage; what it waits for, None where it is there.

@@ -18,7 +18,7 @@ mod workload;
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use jetwright_crds::{EventConsumer, EventStream, conditions::Reason, names::partition_consumer};
 use kube::{Api, ResourceExt as _, runtime::controller::Action};
 
@@ -219,24 +219,14 @@ impl Work<'_> {
         &self,
         desired: Vec<(Physical, Desired<Consumer>)>,
     ) -> Result<Outcome<ConsumerInfo>, reconcile::Error> {
-        let count = desired.len();
-        let ensured = stream::iter(desired).map(|(consumer, desired)| async move {
-            let outcome = self.ensure_one((&consumer, &desired)).await?;
-            Ok((consumer, outcome))
+        let ensured = desired.into_iter().map(|(consumer, desired)| {
+            let ensuring = async move {
+                let outcome = self.ensure_one((&consumer, &desired)).await?;
+                Ok((consumer, outcome))
+            };
+            ensuring.boxed()
         });
-        // All are tried: what is in the way of one is not in the way of the others.
-        let results: Vec<_> = ensured.buffered(MAX_CONCURRENT_PARTITIONS).collect().await;
-        let (mut outcomes, mut errors) = (Vec::new(), Vec::new());
-        for result in results {
-            match result {
-                Ok(outcome) => outcomes.push(outcome),
-                Err(error) => errors.push(error),
-            }
-        }
-        match reconcile::Error::together(errors, count) {
-            Some(error) => Err(error),
-            None => Ok(physical::combined(self.object, outcomes)),
-        }
+        Ok(physical::combined(self.object, all(ensured.collect()).await?))
     }
 
     async fn ensure_one(
@@ -250,6 +240,20 @@ impl Work<'_> {
     async fn of_other_order(&self) -> Result<Option<String>, reconcile::Error> {
         of_other_order(self.object, self.owner, (self.source.stream, self.connection)).await
     }
+}
+
+/// Does something for each of many consumers, for some of them at once. All are tried: what is in the way of one is not in the way of the
+/// others.
+async fn all<T>(work: Vec<BoxFuture<'_, Result<T, reconcile::Error>>>) -> Result<Vec<T>, reconcile::Error> {
+    let results: Vec<_> = stream::iter(work).buffered(MAX_CONCURRENT_PARTITIONS).collect().await;
+    let (mut done, mut errors, count) = (Vec::new(), Vec::new(), results.len());
+    for result in results {
+        match result {
+            Ok(one) => done.push(one),
+            Err(error) => errors.push(error),
+        }
+    }
+    reconcile::Error::together(errors, count).map_or(Ok(done), Err)
 }
 
 /// Brings one consumer of an object to what it is to be.
