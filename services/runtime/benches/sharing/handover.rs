@@ -51,7 +51,6 @@ pub async fn measure() {
     let bench = sharing(PARTITIONS).await;
     let operator = Operator::start(bench.nats.url(), PARTITIONS).await;
     let begun = Begun::default();
-    // What is measured next has the machine for itself.
     let mut running = JoinSet::new();
     for uid in ["a", "b"] {
         running.spawn(run(&bench, uid, Arc::clone(&begun)).await);
@@ -93,6 +92,8 @@ pub async fn measure() {
         sleep(Duration::from_millis(500)).await;
         declare(&operator, if round % 2 == 0 { PodRole::Retiring } else { PodRole::Current });
     }
+    // What is measured next has the machine for itself.
+    running.shutdown().await;
     times.sort_unstable();
     let at = |share: usize| times[(times.len() - 1) * share / 100];
     println!(

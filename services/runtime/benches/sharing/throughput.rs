@@ -95,13 +95,13 @@ struct Received {
     in_msgs: f64,
 }
 
-/// What one side took to handle all events once, in seconds.
-#[derive(Clone, Copy)]
+/// What one side took to handle all events once.
 struct Taken {
+    /// In seconds.
     elapsed: f64,
-    /// Processor time of its processes.
+    /// Processor time of its processes, in seconds.
     processes: f64,
-    /// Processor time of the servers.
+    /// Processor time of the servers, in seconds.
     servers: f64,
     /// Messages that the servers received.
     messages: f64,
@@ -132,14 +132,18 @@ pub async fn measure(name: &str, replicas: usize, keys: u64) {
         }
         let [(ours, ours_cost), (bare, bare_cost)] = turns.map(|turns| {
             let rate = f64::from(EVENTS) / median(&turns, |taken| taken.elapsed);
-            let microseconds = |of: fn(&Taken) -> f64| median(&turns, of) * 1e6 / f64::from(EVENTS);
-            let [processes, servers] =
-                [microseconds(|taken| taken.processes), microseconds(|taken| taken.servers)];
-            (rate, format!("{processes:.1} + {servers:.1} µs"))
+            let an_event = |of: fn(&Taken) -> f64| median(&turns, of) / f64::from(EVENTS);
+            let cost = format!(
+                "{:.1} µs of processes, {:.1} µs of servers, {:.2} messages to servers",
+                an_event(|taken| taken.processes) * 1e6,
+                an_event(|taken| taken.servers) * 1e6,
+                an_event(|taken| taken.messages)
+            );
+            (rate, cost)
         });
         println!(
-            "{name}, {processes} processes: {ours:.0}/s, bare {bare:.0}/s, {:.2}x; an event takes, of processes + servers, {ours_cost} \
-             to servers; bare {bare_cost}",
+            "{name}, {processes} processes: {ours:.0}/s, bare {bare:.0}/s, {:.2}x; an event takes {ours_cost}; \
+             bare {bare_cost}",
             ours / bare
         );
     }
