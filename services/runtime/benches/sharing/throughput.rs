@@ -83,7 +83,7 @@ impl Servers {
     async fn received(&self) -> f64 {
         let mut sum = 0.0;
         for server in self.all() {
-            sum += server.monitor::<Received>("varz").await.unwrap().in_msgs;
+            sum += server.monitor::<Received>("/varz").await.unwrap().in_msgs;
         }
         sum
     }
