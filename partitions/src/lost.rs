@@ -19,13 +19,13 @@ impl From<Option<u64>> for Lost {
 }
 
 impl Lost {
-    /// A delivery of this number arrived. `is_owed` says that its event was delivered before and is not here.
-    pub(crate) fn received(&mut self, number: u64, is_owed: bool) {
-        if let Some(next) = self.next.replace(number + 1) {
-            // A lower one is of a server that was killed: it delivers again what it forgot, but what was lost before that is still owed.
-            self.count += number.saturating_sub(next);
-        }
-        self.count = self.count.saturating_sub(is_owed.into());
+    /// A delivery of this number arrived. `is_owed` says that its event was delivered before and is not here. Returns whether more is
+    /// lost now.
+    pub(crate) fn received(&mut self, number: u64, is_owed: bool) -> bool {
+        // A lower one is of a server that was killed: it delivers again what it forgot, but what was lost before that is still owed.
+        let hole = self.next.replace(number + 1).map_or(0, |next| number.saturating_sub(next));
+        self.count = (self.count + hole).saturating_sub(is_owed.into());
+        hole > is_owed.into()
     }
 
     /// Whether the delivery of this number, and each before it, came or was lost.

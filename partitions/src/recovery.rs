@@ -7,8 +7,8 @@
 //!
 //! A predecessor that was frozen may wake and acknowledge what is here again since. JetStream no longer counts that, so that a number alone could
 //! hide what is still owed. So JetStream is asked before the first pull request ([`Recovery::may_pull`]): what was unacknowledged then has to be here
-//! whole, and every delivery since, by its number. Otherwise the time has to be over after which JetStream delivers it again. It begins again with
-//! another leader, which delivers nothing until it is elected and asked again, and where a delivery is seen to be missing.
+//! whole, and every delivery since, by its number. Otherwise JetStream has to deliver everything again that is unacknowledged ([`again`]): ackWait after
+//! the doubt, another leader, which delivers nothing until it is elected and asked again, or a delivery that is seen to be missing.
 //!
 //! Nor does JetStream count an event that is removed from the stream while it waits here, and that could hide what a predecessor had as well. So it
 //! has to be here, or JetStream's floor beyond it, and each delivery that was lost since, by its number, has to come again too.
@@ -22,7 +22,10 @@ use std::{
 
 use serde::Deserialize;
 
+use self::again::DueAgain;
 use crate::lost::Lost;
+
+mod again;
 
 /// Who leads a consumer, and since when: `cluster` of CONSUMER.INFO. Both are empty where JetStream does not say so.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -36,10 +39,6 @@ pub struct Leadership {
 
 /// How often JetStream is asked for what is still owed.
 const INFO_INTERVAL: Duration = Duration::from_millis(250);
-/// After how long without a question this process stood still.
-const MAX_SILENCE: Duration = Duration::from_secs(1);
-/// How long after ackWait JetStream may deliver again.
-const TIMER_SLACK: Duration = Duration::from_secs(1);
 
 /// Why deliveries may be missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,6 +83,10 @@ pub struct ConsumerState {
     pub ack_pending: u64,
     /// After which time it delivers them again.
     pub ack_wait: Duration,
+    /// Open pull requests, of whomever.
+    pub pull_requests: u64,
+    /// It delivers nothing for now.
+    pub is_paused: bool,
 }
 
 /// A delivery's number and its event's.
@@ -93,6 +96,17 @@ pub struct Delivered {
     pub consumer_sequence: u64,
     /// Sequence of the event in its stream.
     pub stream_sequence: u64,
+}
+
+/// What is known of an event that is delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// It was never delivered before.
+    New,
+    /// It was delivered before, and is here or settled here.
+    Known,
+    /// It was delivered before, and is not here. Its stream sequence.
+    Owed(u64),
 }
 
 /// The progress of a recovery.
@@ -129,11 +143,11 @@ pub struct Recovery {
     /// The leader of the newest response, and since when that is another one than before.
     leadership: Option<Leadership>,
     led_since: Option<Instant>,
-    /// When JetStream was to be asked last, and when that was after this process had stood still.
-    asked_at: Instant,
-    stood_still_until: Option<Instant>,
+    /// What was unacknowledged when there was doubt last.
+    due: Option<DueAgain>,
     /// Number of the newest delivery that JetStream has made and that is not here, and since when.
     missing: Option<(u64, Instant)>,
+    missing_due: Option<DueAgain>,
 }
 
 /// What was delivered to a predecessor.
@@ -162,9 +176,9 @@ impl Recovery {
             is_whole: false,
             leadership: None,
             led_since: None,
-            asked_at: now,
-            stood_still_until: None,
+            due: None,
             missing: None,
+            missing_due: None,
         }
     }
 
@@ -187,13 +201,17 @@ impl Recovery {
         now.saturating_duration_since(self.began)
     }
 
-    /// A delivery of this number arrived; returns its doubt about the order, if any. `owed` is the stream sequence of its event, if that was
-    /// delivered before and is not here.
-    pub fn received(&mut self, consumer_sequence: u64, owed: Option<u64>) -> Option<RecoveryCause> {
+    /// A delivery of this number arrived; returns its doubt about the order, if any.
+    pub fn received(&mut self, consumer_sequence: u64, arrival: Arrival) -> Option<RecoveryCause> {
         self.has_received = true;
+        if arrival == Arrival::New {
+            let all = [&mut self.due, &mut self.missing_due];
+            all.into_iter().flatten().for_each(|due| due.received_new(consumer_sequence));
+        }
         // What a predecessor had may come for the first time.
         let is_own = |sequence| self.inherited.is_none_or(|inherited| sequence > inherited.delivered);
-        self.lost.received(consumer_sequence, owed.is_some_and(is_own));
+        let is_owed = matches!(arrival, Arrival::Owed(sequence) if is_own(sequence));
+        let has_lost = self.lost.received(consumer_sequence, is_owed);
         if self.owed > 0 {
             self.owed -= 1;
             // This may have been the last one.
@@ -201,10 +219,11 @@ impl Recovery {
                 self.next_info = recovering_since;
             }
         }
-        let expected = self.expected.replace(consumer_sequence + 1)?;
-        match consumer_sequence {
-            sequence if sequence > expected => Some(RecoveryCause::SequenceGap),
-            sequence if sequence < expected => Some(RecoveryCause::SequenceBack),
+        match self.expected.replace(consumer_sequence + 1) {
+            Some(expected) if consumer_sequence < expected => Some(RecoveryCause::SequenceBack),
+            Some(expected) if consumer_sequence > expected => Some(RecoveryCause::SequenceGap),
+            // What is lost over a new connection comes again later than what was delivered before.
+            None if has_lost => Some(RecoveryCause::SequenceGap),
             _ => None,
         }
     }
@@ -244,13 +263,9 @@ impl Recovery {
 
     /// Whether it is time to ask JetStream.
     pub fn is_info_due(&mut self, now: Instant) -> bool {
-        let Some(recovering_since) = self.recovering_since.filter(|_| now >= self.next_info) else {
+        if self.recovering_since.is_none() || now < self.next_info {
             return false;
-        };
-        if now >= self.asked_at.max(recovering_since) + MAX_SILENCE {
-            self.stood_still_until = Some(now);
         }
-        self.asked_at = now;
         self.next_info = now + INFO_INTERVAL;
         self.note_expected(now);
         true
@@ -282,15 +297,30 @@ impl Recovery {
         }
     }
 
-    /// When JetStream has delivered everything again that is unacknowledged.
-    fn all_again_at(&self, recovering_since: Instant, ack_wait: Duration) -> Instant {
-        let delays = [self.led_since, self.missing.map(|(_, since)| since)];
-        let due = delays.into_iter().flatten().fold(recovering_since, Instant::max) + ack_wait;
-        // While this process stands still, its pull requests end, and what is due comes to the next one.
-        self.stood_still_until.map_or(due, |until| due.max(until)) + TIMER_SLACK
+    /// Whether JetStream has delivered everything again that is unacknowledged.
+    fn is_all_again(
+        &mut self,
+        recovering_since: Instant,
+        state: ConsumerState,
+        asked_at: Instant,
+        answered_at: Instant,
+    ) -> bool {
+        let since = self.led_since.map_or(recovering_since, |since| since.max(recovering_since));
+        let missing_since = self.missing.map(|(_, since)| since);
+        let mut is_delivered = true;
+        for (due, since) in [(&mut self.due, Some(since)), (&mut self.missing_due, missing_since)] {
+            *due = since.map(|since| {
+                let at = since + state.ack_wait;
+                let mut due = due.filter(|due| due.at() == at).unwrap_or_else(|| DueAgain::new(at));
+                due.observed(state, asked_at, answered_at);
+                is_delivered &= due.is_delivered();
+                due
+            });
+        }
+        is_delivered
     }
 
-    /// JetStream responded to a question of that time. `in_flight` counts the deliveries of these stream sequences here, without
+    /// JetStream was asked, and answered. `in_flight` counts the deliveries of these stream sequences here, without
     /// those for which an acknowledgement was sent: JetStream may count those or not. It does not count what is up to its ack floor,
     /// as after a purge. `newest_waiting` is the highest stream sequence of what has not begun here, if there is any: where JetStream has not
     /// delivered as much, a server that was killed forgot it, and earlier events may still come.
@@ -298,6 +328,7 @@ impl Recovery {
         &mut self,
         state: ConsumerState,
         asked_at: Instant,
+        answered_at: Instant,
         in_flight: impl Fn(&RangeInclusive<u64>) -> u64,
         newest_waiting: Option<u64>,
     ) -> Progress {
@@ -307,7 +338,7 @@ impl Recovery {
         };
         let known = self.expectations.iter().rposition(|(at, _)| *at <= asked_at);
         self.expectations.drain(..known.unwrap_or(0));
-        let ConsumerState { delivered, ack_floor, ack_pending, ack_wait } = state;
+        let ConsumerState { delivered, ack_floor, ack_pending, .. } = state;
         let counted = ack_floor + 1..=delivered.stream_sequence;
         let is_forgotten = newest_waiting.is_some_and(|newest| newest > delivered.stream_sequence);
         let counted = in_flight(&counted);
@@ -326,8 +357,9 @@ impl Recovery {
         let is_forgetful = known.is_some_and(|(_, expected)| newest + 1 < *expected);
         self.is_whole &= !is_forgetful;
         let has_all = (has_inherited || self.is_whole) && has_numbers && self.lost.is_empty();
+        let is_all_again = self.is_all_again(recovering_since, state, asked_at, answered_at);
         // Without any of them here, none stands for another.
-        let is_certain = counted == 0 || has_all || asked_at >= self.all_again_at(recovering_since, ack_wait);
+        let is_certain = counted == 0 || has_all || is_all_again;
         if owed > 0 || !is_certain {
             return Progress::Owed(owed.max(1));
         }
@@ -341,7 +373,7 @@ impl Recovery {
         self.inherited = Some(Inherited { unacknowledged: None, ..inherited });
         self.recovering_since = None;
         self.is_whole = true;
-        self.missing = None;
+        (self.due, self.missing, self.missing_due) = (None, None, None);
         self.expectations.clear();
         self.owed = 0;
         self.expected = self.expected.max(Some(newest + 1));

@@ -199,13 +199,16 @@ impl Consumer {
         self.removed.clear();
     }
 
-    pub fn info(&self) -> ConsumerState {
+    pub fn info(&self, now: u64) -> ConsumerState {
         let floor = self.pending.keys().next().map_or(self.delivered, |first| first - 1);
         ConsumerState {
             delivered: Delivered { consumer_sequence: self.number, stream_sequence: self.delivered },
             ack_floor: floor,
             ack_pending: self.pending.len() as u64,
             ack_wait: Duration::from_millis(ACK_WAIT),
+            pull_requests: self.pulls.iter().filter(|pull| pull.expires > now && pull.batch > 0).count()
+                as u64,
+            is_paused: self.is_paused,
         }
     }
 

@@ -41,9 +41,13 @@ fn disturb(world: &mut World) {
             let steps_back = world.rng.within(0, 4);
             world.change_leader(partition, steps_back);
         }
-        60..70 => {
+        60..65 => {
             let duration = world.rng.within(10 * SECOND, 60 * SECOND);
             world.blind(index, duration);
+        }
+        65..70 => {
+            let duration = world.rng.within(SECOND, 30 * SECOND);
+            world.ask_nothing(index, duration);
         }
         70..77 => {
             let duration =

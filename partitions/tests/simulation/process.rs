@@ -11,7 +11,7 @@ use jetwright_partitions::{
     keys::{ConsumerId, MemberId, PartitionId},
     lease::Clocks,
     participant::Participant,
-    recovery::{ConsumerState, Leadership, Progress, Recovery, RecoveryCause},
+    recovery::{Arrival, ConsumerState, Leadership, Progress, Recovery, RecoveryCause},
 };
 
 use crate::jetstream::{ACK_WAIT, Delivery, MAX_ACK_PENDING};
@@ -106,6 +106,8 @@ pub struct Process {
     pub participant: Participant,
     pub loops: BTreeMap<u32, Loop>,
     pub frozen_until: Option<u64>,
+    /// It asks for no events before, as after a failure.
+    pub asks_nothing_until: u64,
     pub is_leaving: bool,
     /// Its clock runs so many thousandths of the true time, from this offset.
     pub rate: u64,
@@ -141,6 +143,7 @@ impl Process {
             template,
             loops: BTreeMap::new(),
             frozen_until: None,
+            asks_nothing_until: 0,
             is_leaving: false,
             rate,
             wall_offset: 1_700_000_000_000,
@@ -279,8 +282,12 @@ impl Process {
             *left = left.saturating_sub(1);
         }
         let is_here = events.held.contains_key(&sequence) || events.settled.contains(&sequence);
-        let owed = (is_again && !is_here).then_some(sequence);
-        if let Some(doubt) = events.recovery.received(consumer_sequence, owed) {
+        let arrival = match (is_again, is_here) {
+            (false, _) => Arrival::New,
+            (true, true) => Arrival::Known,
+            (true, false) => Arrival::Owed(sequence),
+        };
+        if let Some(doubt) = events.recovery.received(consumer_sequence, arrival) {
             events.recovery.doubt(doubt, instant);
         }
         if events.settled.contains(&sequence) {
@@ -300,6 +307,12 @@ impl Process {
         if let Some(events) = self.loops.get_mut(&partition) {
             events.pull = None;
         }
+    }
+
+    /// Its open pull requests are gone, and no other follows before then.
+    pub fn ask_nothing_until(&mut self, until: u64) {
+        self.asks_nothing_until = until;
+        self.loops.values_mut().for_each(|events| events.pull = None);
     }
 
     pub fn reconnected(&mut self, now: u64) {
@@ -366,7 +379,7 @@ impl Process {
             held.iter().filter(|(sequence, held)| range.contains(sequence) && is_unsettled(held)).count()
                 as u64
         };
-        if events.recovery.observed(state, asked_at, unsettled, newest) == Progress::Complete {
+        if events.recovery.observed(state, asked_at, instant, unsettled, newest) == Progress::Complete {
             let note = format!("{} recovered {partition} at {now}", self.participant.id());
             self.effects.push(Effect::Note(note));
             self.participant.recovered(&id);
@@ -375,7 +388,8 @@ impl Process {
 
     fn work(&mut self, partition: u32, now: u64) {
         let (instant, clocks, id) = (self.instant(now), self.clocks(now), self.id_of(partition));
-        let expiry = self.participant.lease().pull_expiry(clocks);
+        let may_ask = now >= self.asks_nothing_until;
+        let expiry = self.participant.lease().pull_expiry(clocks).filter(|_| may_ask);
         let Some(events) = self.loops.get_mut(&partition) else { return };
         if events.pull.is_some_and(|(until, left)| now >= until || left == 0) {
             events.pull = None;

@@ -61,7 +61,7 @@ impl World {
 
     fn divide_one(&mut self, number: u32, division: &mut Division) {
         let (now, whole) = (self.now, &mut self.consumers[number as usize]);
-        let (state, is_empty) = (whole.info(), whole.waiting.is_empty());
+        let (state, is_empty) = (whole.info(now), whole.waiting.is_empty());
         let since = *division.paused.entry(number).or_insert(0);
         if !whole.is_paused && division.is_careful {
             if now >= since && (is_empty || state.ack_floor >= division.at) {

@@ -145,7 +145,7 @@ impl World {
             }
             Effect::Info { partition, asked } => {
                 let consumer = &self.consumers[partition as usize];
-                let (state, leadership) = (consumer.info(), consumer.leadership());
+                let (state, leadership) = (consumer.info(self.now), consumer.leadership());
                 self.send(from, Message::Info { partition, state, leadership, asked }, 60);
             }
             Effect::Unsubscribe { partition } => {

@@ -247,6 +247,18 @@ impl World {
         self.disturb(self.now + duration, format!("the watch of process {index} brings nothing"));
     }
 
+    /// A process asks for no events.
+    pub fn ask_nothing(&mut self, index: usize, duration: u64) {
+        for consumer in &mut self.consumers {
+            consumer.pulls.retain(|pull| pull.process != index);
+        }
+        let until = self.now + duration;
+        if let Some(process) = &mut self.processes[index] {
+            process.ask_nothing_until(until);
+            self.disturb(until, format!("process {index} asks for no events"));
+        }
+    }
+
     pub fn set_wall_clock(&mut self, index: usize, offset: u64) {
         if let Some(process) = &mut self.processes[index] {
             process.wall_offset = offset;

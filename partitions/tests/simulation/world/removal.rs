@@ -65,7 +65,7 @@ impl World {
         let first = others.filter_map(|(_, of_key)| of_key.first()).min();
         let first = first.copied().unwrap_or(self.published() as u64 + 1);
         let consumer = self.consumer_of(key) as usize;
-        let is_noticed = self.consumers[consumer].info().ack_floor < first;
+        let is_noticed = self.consumers[consumer].info(self.now).ack_floor < first;
         for sequence in of_key {
             self.remove_event(sequence, is_noticed);
         }

@@ -216,7 +216,7 @@ mod tests {
     fn info(floor: u64, delivered: u64) -> ConsumerInfo {
         let pair = |sequence: u64| serde_json::json!({"consumer_seq": 1, "stream_seq": sequence});
         serde_json::from_value(serde_json::json!({
-            "created": "a", "delivered": pair(delivered), "ack_floor": pair(floor), "num_ack_pending": 1, "config": {},
+            "created": "a", "delivered": pair(delivered), "ack_floor": pair(floor), "num_ack_pending": 1, "num_waiting": 0, "config": {},
         }))
         .unwrap()
     }

@@ -20,6 +20,11 @@ pub(super) struct ConsumerInfo {
     pub(super) ack_floor: SequencePair,
     /// Unacknowledged deliveries.
     pub(super) num_ack_pending: u64,
+    /// Open pull requests.
+    num_waiting: u64,
+    /// It delivers nothing for now.
+    #[serde(default)]
+    paused: bool,
     /// Who leads it; empty where JetStream does not say so.
     #[serde(default)]
     pub(super) cluster: Leadership,
@@ -35,6 +40,8 @@ impl ConsumerInfo {
             ack_floor: self.ack_floor.stream_seq,
             ack_pending: self.num_ack_pending,
             ack_wait: self.config.ack_wait(),
+            pull_requests: self.num_waiting,
+            is_paused: self.paused,
         }
     }
 }
@@ -142,7 +149,8 @@ mod tests {
     fn info(created: &str) -> ConsumerInfo {
         let json = format!(
             r#"{{"created": "{created}", "delivered": {{"consumer_seq": 3, "stream_seq": 9}},
-                "ack_floor": {{"consumer_seq": 1, "stream_seq": 4}}, "num_ack_pending": 2, "config": {{"max_batch": 5}}}}"#
+                "ack_floor": {{"consumer_seq": 1, "stream_seq": 4}}, "num_ack_pending": 2, "num_waiting": 1,
+                "config": {{"max_batch": 5}}}}"#
         );
         serde_json::from_str(&json).unwrap()
     }

@@ -315,7 +315,7 @@ mod tests {
     fn forgetful() -> ConsumerInfo {
         let none = serde_json::json!({"consumer_seq": 0, "stream_seq": 0});
         serde_json::from_value(serde_json::json!({
-            "created": "a", "delivered": none, "ack_floor": none, "num_ack_pending": 0, "config": {},
+            "created": "a", "delivered": none, "ack_floor": none, "num_ack_pending": 0, "num_waiting": 0, "config": {},
         }))
         .unwrap()
     }

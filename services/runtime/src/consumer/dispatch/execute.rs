@@ -319,7 +319,7 @@ impl<H: Handler> Dispatcher<H> {
         let (now, newest) = (Instant::now(), self.in_flight.newest_waiting());
         let (state, asked_at) = (observation.info.state(), observation.asked_at.into_std());
         order.recovery.led_by(&observation.info.cluster, now.into_std());
-        match order.recovery.observed(state, asked_at, in_flight, newest) {
+        match order.recovery.observed(state, asked_at, now.into_std(), in_flight, newest) {
             Progress::Unchanged => {}
             Progress::Owed(owed) => {
                 let took = order.recovery.took(now.into_std());

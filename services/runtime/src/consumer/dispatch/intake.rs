@@ -1,5 +1,6 @@
 //! Takes deliveries in: each has a slot, and a delivery of an event in flight changes how that event is settled.
 
+use jetwright_partitions::recovery::Arrival;
 use jiff::Timestamp;
 use tokio::{sync::mpsc, time::Instant};
 
@@ -54,9 +55,14 @@ impl<H: Handler> Dispatcher<H> {
             });
         }
         let has_ended = self.ended.contains(sequence, event_time, delivered.metadata.attempt, now);
-        let is_owed = delivered.metadata.attempt > 1 && !has_ended && self.in_flight.find(sequence).is_none();
-        let (number, owed) = (delivered.consumer_sequence, is_owed.then_some(sequence));
-        let doubt = self.order.as_mut().and_then(|order| order.recovery.received(number, owed));
+        let is_here = has_ended || self.in_flight.find(sequence).is_some();
+        let arrival = match delivered.metadata.attempt {
+            ..=1 => Arrival::New,
+            _ if is_here => Arrival::Known,
+            _ => Arrival::Owed(sequence),
+        };
+        let number = delivered.consumer_sequence;
+        let doubt = self.order.as_mut().and_then(|order| order.recovery.received(number, arrival));
         if let Some(doubt) = doubt {
             self.begin_recovery(doubt, now);
         }
