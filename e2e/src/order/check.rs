@@ -8,6 +8,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     time::Duration,
 };
 
@@ -18,8 +19,8 @@ use super::history::{Entry, History, Interruption, Step};
 const FROZEN_PAST_LEASE: Duration = Duration::from_secs(22);
 /// A process looks at its lease right before it begins. It may be frozen between the two.
 const FROZEN_IN_BETWEEN: Duration = Duration::from_millis(100);
-/// Maximum violations that are listed.
-const LISTED: usize = 10;
+/// Maximum violations of one kind that are listed.
+const LISTED: usize = 5;
 
 /// What is counted in a history in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +33,43 @@ pub struct Report {
     pub unfenced: u64,
     /// The epochs under which partitions were handled.
     pub epochs: usize,
+}
+
+/// What is not in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violations {
+    report: Report,
+    /// By kind.
+    all: BTreeMap<&'static str, Vec<Violation>>,
+}
+
+/// One of them, and the processes that it is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Violation {
+    what: String,
+    processes: Vec<usize>,
+}
+
+impl Violations {
+    fn listed(&self) -> impl Iterator<Item = &Violation> {
+        self.all.values().flat_map(|violations| violations.iter().take(LISTED))
+    }
+
+    /// The processes that those are about that are listed.
+    #[must_use]
+    pub fn processes(&self) -> BTreeSet<usize> {
+        self.listed().flat_map(|violation| violation.processes.iter().copied()).collect()
+    }
+}
+
+impl fmt::Display for Violations {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "violations in {:?}:", self.report)?;
+        for (kind, violations) in &self.all {
+            write!(formatter, "\n{} times: {kind}", violations.len())?;
+        }
+        self.listed().try_for_each(|violation| write!(formatter, "\n{}", violation.what))
+    }
 }
 
 /// The newest event of a key.
@@ -51,22 +89,22 @@ struct Checker<'h> {
     epochs: BTreeMap<u32, u64>,
     seen_epochs: BTreeSet<u64>,
     report: Report,
-    violations: Vec<String>,
+    violations: BTreeMap<&'static str, Vec<Violation>>,
 }
 
 /// Judges a history.
 ///
 /// # Errors
 ///
-/// Its violations, the first ones of many.
-pub fn check(history: &History, published: &BTreeMap<String, u64>) -> Result<Report, String> {
+/// Its violations.
+pub fn check(history: &History, published: &BTreeMap<String, u64>) -> Result<Report, Violations> {
     let mut checker = Checker {
         history,
         keys: BTreeMap::new(),
         epochs: BTreeMap::new(),
         seen_epochs: BTreeSet::new(),
         report: Report::default(),
-        violations: Vec::new(),
+        violations: BTreeMap::new(),
     };
     for entry in &history.entries {
         match entry.step {
@@ -77,11 +115,7 @@ pub fn check(history: &History, published: &BTreeMap<String, u64>) -> Result<Rep
     checker.is_complete(published);
     checker.report.epochs = checker.seen_epochs.len();
     let Checker { report, violations, .. } = checker;
-    if violations.is_empty() {
-        return Ok(report);
-    }
-    let listed: Vec<_> = violations.iter().take(LISTED).cloned().collect();
-    Err(format!("{} violations in {report:?}:\n{}", violations.len(), listed.join("\n")))
+    if violations.is_empty() { Ok(report) } else { Err(Violations { report, all: violations }) }
 }
 
 impl<'h> Checker<'h> {
@@ -97,7 +131,7 @@ impl<'h> Checker<'h> {
                 begun: vec![(process, at)],
             };
             if number != 0 {
-                self.violation(entry, "the first events of the key were left out");
+                self.violation(entry, "the first events of the key were left out", "", &[]);
             }
             self.keys.insert(&entry.key, newest);
             return;
@@ -106,7 +140,8 @@ impl<'h> Checker<'h> {
             if self.is_past_its_lease(other, at) || self.just_woke(process, at) {
                 self.report.unfenced += 1;
             } else {
-                self.violation(entry, &format!("process {other} handles event {} of it", newest.sequence));
+                let detail = format!(", process {other} handles {}", newest.sequence);
+                self.violation(entry, "another process handles an event of the key", &detail, &[other]);
             }
         }
         let newest = &self.keys[entry.key.as_str()];
@@ -121,7 +156,17 @@ impl<'h> Checker<'h> {
             _ => None,
         };
         if let Some(problem) = problem {
-            self.violation(entry, problem);
+            let before = newest.begun.clone();
+            let detail: Vec<_> =
+                before.iter().map(|(by, at)| format!("{by} at {:.3}", at.as_secs_f64())).collect();
+            let detail = format!(
+                ", after {} (done: {}) was begun by {}",
+                newest.sequence,
+                newest.is_done,
+                detail.join(", ")
+            );
+            let by: Vec<_> = before.iter().map(|(by, _)| *by).collect();
+            self.violation(entry, problem, &detail, &by);
         }
         let Some(newest) = self.keys.get_mut(entry.key.as_str()) else { return };
         if sequence == newest.sequence {
@@ -138,7 +183,7 @@ impl<'h> Checker<'h> {
         let Some(newest) = self.keys.get_mut(entry.key.as_str()).filter(is_running) else {
             // What a frozen process goes on with, after its successor went on to the next event.
             if !self.was_frozen_before(entry.process, entry.at) {
-                self.violation(entry, "an event ends that is not the newest of its key");
+                self.violation(entry, "an event ends that is not the newest of its key", "", &[]);
             }
             return;
         };
@@ -158,7 +203,8 @@ impl<'h> Checker<'h> {
         if entry.epoch >= newest {
             self.epochs.insert(entry.partition, entry.epoch);
         } else if !self.just_woke(entry.process, entry.at) {
-            self.violation(entry, &format!("epoch {} is older than {newest}", entry.epoch));
+            let detail = format!(", {} after {newest}", entry.epoch);
+            self.violation(entry, "its epoch is older than one before", &detail, &[]);
         }
     }
 
@@ -167,7 +213,10 @@ impl<'h> Checker<'h> {
             let newest = self.keys.get(key.as_str());
             let is_whole = newest.is_some_and(|newest| newest.is_done && newest.number + 1 == *count);
             if !is_whole {
-                self.violations.push(format!("of {count} events of key {key}, the newest is {newest:?}"));
+                let what = format!("of {count} events of key {key}, the newest is {newest:?}");
+                let processes = newest.iter().flat_map(|newest| newest.begun.iter().map(|(by, _)| *by));
+                let violation = Violation { what, processes: processes.collect() };
+                self.violations.entry("events are not handled").or_default().push(violation);
             }
         }
     }
@@ -209,12 +258,14 @@ impl<'h> Checker<'h> {
         })
     }
 
-    fn violation(&mut self, entry: &Entry, what: &str) {
+    fn violation(&mut self, entry: &Entry, kind: &'static str, detail: &str, others: &[usize]) {
         let Entry { at, process, key, sequence, number, .. } = entry;
-        self.violations.push(format!(
-            "at {:.3}: process {process}, event {sequence} (number {number} of key {key}): {what}",
-            at.as_secs_f64()
-        ));
+        let at = at.as_secs_f64();
+        let what = format!(
+            "at {at:.3}: process {process}, event {sequence} (number {number} of key {key}): {kind}{detail}"
+        );
+        let processes = others.iter().chain([process]).copied().collect();
+        self.violations.entry(kind).or_default().push(Violation { what, processes });
     }
 }
 
@@ -250,7 +301,8 @@ mod tests {
         interruptions: &[(usize, u64, Interruption)],
         published: u64,
     ) -> Result<Report, String> {
-        check(&history(entries, interruptions), &[("k".to_owned(), published)].into())
+        let judged = check(&history(entries, interruptions), &[("k".to_owned(), published)].into());
+        judged.map_err(|violations| violations.to_string())
     }
 
     fn frozen_until(seconds: u64) -> Interruption {
@@ -289,7 +341,7 @@ mod tests {
     #[test]
     fn two_at_a_time_are_found_unless_one_was_killed_or_frozen_past_its_lease() {
         let entries = [(1, 0, Begin, 0, 5), (60, 1, Begin, 0, 9), (61, 1, Done, 0, 9)];
-        assert!(judged(&entries, &[], 1).unwrap_err().contains("process 0 handles event 0 of it"));
+        assert!(judged(&entries, &[], 1).unwrap_err().contains("process 0 handles 0"));
         assert_eq!(judged(&entries, &[(0, 50, Killed)], 1).unwrap().repeated, 1);
         assert!(judged(&entries, &[(0, 61, Killed)], 1).unwrap_err().contains("process 0 handles"));
         assert_eq!(judged(&entries, &[(0, 30, frozen_until(70))], 1).unwrap().unfenced, 1);
@@ -321,7 +373,7 @@ mod tests {
     #[test]
     fn who_begins_under_an_old_epoch_is_found() {
         let entries = [(1, 1, Begin, 0, 9), (2, 1, Done, 0, 9), (3, 0, Begin, 10, 5), (4, 0, Done, 10, 5)];
-        assert!(judged(&entries, &[], 2).unwrap_err().contains("epoch 5 is older than 9"));
+        assert!(judged(&entries, &[], 2).unwrap_err().contains("5 after 9"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod world;
 
 use std::{
     collections::BTreeMap,
-    fmt,
+    fmt, fs,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -27,7 +27,11 @@ use tokio::{
 pub use self::{pods::is_ready, sentinel::Sentinel, world::World};
 use crate::{
     node::{Node, Settings, Started},
-    order::history::{History, Interruption},
+    order::{
+        check::{Report, check},
+        history::{History, Interruption},
+        load::Load,
+    },
 };
 
 /// The EventConsumer whose pods they are.
@@ -145,6 +149,24 @@ impl Workers {
         let logs = self.logs();
         let history = History::read(logs.iter().map(String::as_str), interruptions);
         history.unwrap_or_else(|error| panic!("the logs of the processes: {error}"))
+    }
+
+    /// Makes sure that everything was handled, in order. If it was not, the logs of the processes that the violations are about are kept.
+    ///
+    /// # Panics
+    ///
+    /// When a history is not in order.
+    pub fn assert_in_order(&mut self, history: &History, load: &Load) -> Report {
+        let report = check(history, &load.published).unwrap_or_else(|violations| {
+            let (folder, logs) = (Folder::new("out-of-order"), self.logs());
+            for process in violations.processes() {
+                let log = folder.path().join(format!("process-{process}.log"));
+                fs::write(&log, &logs[process]).unwrap_or_else(|error| panic!("{}: {error}", log.display()));
+            }
+            panic!("{violations}")
+        });
+        assert_eq!(report.handled, load.published.values().sum::<u64>(), "{report:?}");
+        report
     }
 
     /// What each process wrote.

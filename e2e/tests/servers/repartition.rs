@@ -6,7 +6,6 @@ use std::{collections::BTreeSet, time::Duration};
 use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_e2e::{
     order::{
-        check::check,
         holders::ensure_shared,
         load::{Load, Pace},
     },
@@ -89,8 +88,7 @@ async fn pods_handle_each_event_in_order_while_the_partitions_under_them_are_dou
     let sentinel = sentinels.iter().fold(Sentinel::default(), |all, (_, one)| all + *one);
     assert!(sentinel.checked > 0 && sentinel.violations == 0, "{sentinels:?}");
     let history = world.workers.history(Vec::new());
-    let report = check(&history, &load.published).unwrap();
-    assert_eq!(report.handled, load.published.values().sum::<u64>(), "{report:?}");
+    let report = world.workers.assert_in_order(&history, &load);
     assert_eq!(report.repeated, 0, "{report:?}");
     let partitions: BTreeSet<_> = history.entries.iter().map(|entry| entry.partition).collect();
     assert!(partitions.into_iter().eq(0..PARTITIONS.1), "an event of each partition is handled");

@@ -12,7 +12,7 @@ use futures::StreamExt as _;
 use jetwright_crds::{EventConsumer, labels::WORKLOAD};
 use jetwright_e2e::{
     order::{
-        check::{Report, check},
+        check::Report,
         holders::ensure_shared,
         load::{Load, Pace},
     },
@@ -123,9 +123,7 @@ impl Cluster {
     /// What all pods wrote, checked: nothing is out of order, and nothing is repeated, since nothing was interrupted.
     fn report(&mut self, load: &Load) -> Report {
         let history = self.world.workers.history(Vec::new());
-        let report = check(&history, &load.published).unwrap();
-        assert_eq!(report.handled, load.published.values().sum::<u64>(), "{report:?}");
-        report
+        self.world.workers.assert_in_order(&history, load)
     }
 
     /// Deliveries beyond the first of each event: those that had not begun and were given back at a hand-over.

@@ -14,7 +14,7 @@ use jetwright_crds::EventStream;
 use jetwright_e2e::{
     objects::declare,
     order::{
-        check::{Report, check},
+        check::Report,
         holders::ensure_shared,
         load::{Load, Pace},
     },
@@ -138,8 +138,7 @@ impl Soak {
     }
 
     fn report(&mut self, load: &Load) -> Report {
-        let report = check(&self.workload.history(), &load.published).unwrap();
-        assert_eq!(report.handled, load.published.values().sum::<u64>(), "{report:?}");
+        let report = self.workload.assert_in_order(load);
         let sentinels = self.workload.sentinels();
         assert!(sentinels.checked > 0 && sentinels.violations == 0, "{sentinels:?}");
         println!(

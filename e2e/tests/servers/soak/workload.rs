@@ -10,8 +10,9 @@ use jetwright_e2e::{
     node::Started,
     objects::declare,
     order::{
-        history::{History, Interruption},
-        load::monotonic,
+        check::Report,
+        history::Interruption,
+        load::{Load, monotonic},
     },
     workers::{CONSUMER, SETTLED, Sentinel, Workers},
 };
@@ -120,8 +121,8 @@ impl Workload {
         self.interruptions.len()
     }
 
-    /// Everything that was written. Whoever was not killed has ended in order.
-    pub fn history(&mut self) -> History {
+    /// Everything was handled, in order, and whoever was not killed has ended as it should.
+    pub fn assert_in_order(&mut self, load: &Load) -> Report {
         let is_killed = |index| {
             self.interruptions.iter().any(|(of, _, how)| *of == index && *how == Interruption::Killed)
         };
@@ -133,6 +134,7 @@ impl Workload {
                 log.lines().filter(|line| line.starts_with(['{', '#']) || line.contains("rror")).collect();
             assert!(is_well, "{:?}:\n{}", process.exited(), said.join("\n"));
         }
-        self.workers.history(self.interruptions.clone())
+        let history = self.workers.history(self.interruptions.clone());
+        self.workers.assert_in_order(&history, load)
     }
 }
