@@ -7,8 +7,9 @@
 //!
 //! A predecessor that was frozen may wake and acknowledge what is here again since. JetStream no longer counts that, so that a number alone could
 //! hide what is still owed. So JetStream is asked before the first pull request ([`Recovery::may_pull`]): what was unacknowledged then has to be here
-//! whole, and every delivery since, by its number. Otherwise JetStream has to deliver everything again that is unacknowledged ([`again`]): ackWait after
-//! the doubt, another leader, which delivers nothing until it is elected and asked again, or a delivery that is seen to be missing.
+//! whole, and every delivery since, by its number. Otherwise JetStream must show that it redelivered everything that is unacknowledged
+//! ([`redelivery`]). That is due ackWait after the latest of three: the doubt, a change of leader, or a delivery that is seen to be missing. A new
+//! leader delivers nothing until it is elected and asked again.
 //!
 //! Nor does JetStream count an event that is removed from the stream while it waits here, and that could hide what a predecessor had as well. So it
 //! has to be here, or JetStream's floor beyond it, and each delivery that was lost since, by its number, has to come again too.
@@ -22,10 +23,10 @@ use std::{
 
 use serde::Deserialize;
 
-use self::again::DueAgain;
+use self::redelivery::RedeliveryProof;
 use crate::lost::Lost;
 
-mod again;
+mod redelivery;
 
 /// Who leads a consumer, and since when: `cluster` of CONSUMER.INFO. Both are empty where JetStream does not say so.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -83,10 +84,12 @@ pub struct ConsumerState {
     pub ack_pending: u64,
     /// After which time it delivers them again.
     pub ack_wait: Duration,
-    /// Open pull requests, of whomever.
+    /// Open pull requests of all clients.
     pub pull_requests: u64,
     /// It delivers nothing for now.
     pub is_paused: bool,
+    /// Its leader has heard lately from enough replicas to deliver.
+    pub has_quorum: bool,
 }
 
 /// A delivery's number and its event's.
@@ -96,6 +99,17 @@ pub struct Delivered {
     pub consumer_sequence: u64,
     /// Sequence of the event in its stream.
     pub stream_sequence: u64,
+}
+
+/// What JetStream says of a consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// What it counts.
+    pub state: ConsumerState,
+    /// When it was asked: what happened later may not be in it.
+    pub asked_at: Instant,
+    /// When it answered.
+    pub answered_at: Instant,
 }
 
 /// What is known of an event that is delivered.
@@ -116,6 +130,8 @@ pub enum Progress {
     Unchanged,
     /// So many deliveries are still to arrive or to be settled.
     Owed(u64),
+    /// As far as JetStream counts there is none, but it has yet to show that it redelivered what was due.
+    Unproven,
     /// Everything is here.
     Complete,
 }
@@ -140,14 +156,16 @@ pub struct Recovery {
     inherited: Option<Inherited>,
     /// When this was complete the last time everything unacknowledged was here, and each delivery since has come.
     is_whole: bool,
-    /// The leader of the newest response, and since when that is another one than before.
+    /// The leader of the newest response.
     leadership: Option<Leadership>,
+    /// Since when that is another one than before.
     led_since: Option<Instant>,
-    /// What was unacknowledged when there was doubt last.
-    due: Option<DueAgain>,
+    /// Of what was unacknowledged at the last doubt.
+    redelivery: Option<RedeliveryProof>,
     /// Number of the newest delivery that JetStream has made and that is not here, and since when.
     missing: Option<(u64, Instant)>,
-    missing_due: Option<DueAgain>,
+    /// Of that delivery.
+    missing_redelivery: Option<RedeliveryProof>,
 }
 
 /// What was delivered to a predecessor.
@@ -176,9 +194,9 @@ impl Recovery {
             is_whole: false,
             leadership: None,
             led_since: None,
-            due: None,
+            redelivery: None,
             missing: None,
-            missing_due: None,
+            missing_redelivery: None,
         }
     }
 
@@ -205,8 +223,8 @@ impl Recovery {
     pub fn received(&mut self, consumer_sequence: u64, arrival: Arrival) -> Option<RecoveryCause> {
         self.has_received = true;
         if arrival == Arrival::New {
-            let all = [&mut self.due, &mut self.missing_due];
-            all.into_iter().flatten().for_each(|due| due.received_new(consumer_sequence));
+            let proofs = [&mut self.redelivery, &mut self.missing_redelivery];
+            proofs.into_iter().flatten().for_each(|proof| proof.received_new(consumer_sequence));
         }
         // What a predecessor had may come for the first time.
         let is_own = |sequence| self.inherited.is_none_or(|inherited| sequence > inherited.delivered);
@@ -272,9 +290,9 @@ impl Recovery {
     }
 
     /// What a predecessor had, as the first response says, also where it is older than another doubt.
-    fn inherited(&mut self, state: ConsumerState, asked_at: Instant) -> Option<Inherited> {
-        if self.inherited.is_none() && asked_at >= self.began {
-            let ConsumerState { delivered, ack_floor, ack_pending, .. } = state;
+    fn inherited(&mut self, response: Response) -> Option<Inherited> {
+        if self.inherited.is_none() && response.asked_at >= self.began {
+            let ConsumerState { delivered, ack_floor, ack_pending, .. } = response.state;
             let is_first = !self.has_received;
             self.inherited = Some(Inherited {
                 // Where nothing is unacknowledged, the floor may lag behind what was delivered.
@@ -297,27 +315,23 @@ impl Recovery {
         }
     }
 
-    /// Whether JetStream has delivered everything again that is unacknowledged.
-    fn is_all_again(
-        &mut self,
-        recovering_since: Instant,
-        state: ConsumerState,
-        asked_at: Instant,
-        answered_at: Instant,
-    ) -> bool {
+    /// Whether JetStream has redelivered everything that is unacknowledged, by this response too.
+    fn observe_redelivery(&mut self, recovering_since: Instant, response: Response) -> bool {
         let since = self.led_since.map_or(recovering_since, |since| since.max(recovering_since));
         let missing_since = self.missing.map(|(_, since)| since);
-        let mut is_delivered = true;
-        for (due, since) in [(&mut self.due, Some(since)), (&mut self.missing_due, missing_since)] {
-            *due = since.map(|since| {
-                let at = since + state.ack_wait;
-                let mut due = due.filter(|due| due.at() == at).unwrap_or_else(|| DueAgain::new(at));
-                due.observed(state, asked_at, answered_at);
-                is_delivered &= due.is_delivered();
-                due
+        let mut is_complete = true;
+        let proofs = [(&mut self.redelivery, Some(since)), (&mut self.missing_redelivery, missing_since)];
+        for (proof, since) in proofs {
+            *proof = since.map(|since| {
+                let due_at = since + response.state.ack_wait;
+                let same = proof.filter(|proof| proof.due_at() == due_at);
+                let mut proof = same.unwrap_or_else(|| RedeliveryProof::new(due_at));
+                proof.observed(response);
+                is_complete &= proof.is_complete();
+                proof
             });
         }
-        is_delivered
+        is_complete
     }
 
     /// JetStream was asked, and answered. `in_flight` counts the deliveries of these stream sequences here, without
@@ -326,13 +340,12 @@ impl Recovery {
     /// delivered as much, a server that was killed forgot it, and earlier events may still come.
     pub fn observed(
         &mut self,
-        state: ConsumerState,
-        asked_at: Instant,
-        answered_at: Instant,
+        response: Response,
         in_flight: impl Fn(&RangeInclusive<u64>) -> u64,
         newest_waiting: Option<u64>,
     ) -> Progress {
-        let Some(inherited) = self.inherited(state, asked_at) else { return Progress::Unchanged };
+        let Some(inherited) = self.inherited(response) else { return Progress::Unchanged };
+        let Response { state, asked_at, answered_at } = response;
         let Some(recovering_since) = self.recovering_since.filter(|since| asked_at >= *since) else {
             return Progress::Unchanged;
         };
@@ -351,17 +364,20 @@ impl Recovery {
         let has_numbers = self.lost.knows(newest);
         self.missing = self.missing.filter(|(number, _)| !has_numbers && *number == newest);
         if !has_numbers {
-            self.missing.get_or_insert((newest, asked_at));
+            self.missing.get_or_insert((newest, answered_at));
         }
         let known = self.expectations.first().filter(|(at, _)| *at <= asked_at);
         let is_forgetful = known.is_some_and(|(_, expected)| newest + 1 < *expected);
         self.is_whole &= !is_forgetful;
         let has_all = (has_inherited || self.is_whole) && has_numbers && self.lost.is_empty();
-        let is_all_again = self.is_all_again(recovering_since, state, asked_at, answered_at);
+        let is_redelivered = self.observe_redelivery(recovering_since, response);
         // Without any of them here, none stands for another.
-        let is_certain = counted == 0 || has_all || is_all_again;
-        if owed > 0 || !is_certain {
-            return Progress::Owed(owed.max(1));
+        let is_certain = counted == 0 || has_all || is_redelivered;
+        if owed > 0 {
+            return Progress::Owed(owed);
+        }
+        if !is_certain {
+            return Progress::Unproven;
         }
         if is_forgetful {
             // It was killed and forgot its last deliveries, whose numbers come again: a gap would not be seen that ends where one was expected.
@@ -373,7 +389,7 @@ impl Recovery {
         self.inherited = Some(Inherited { unacknowledged: None, ..inherited });
         self.recovering_since = None;
         self.is_whole = true;
-        (self.due, self.missing, self.missing_due) = (None, None, None);
+        (self.redelivery, self.missing, self.missing_redelivery) = (None, None, None);
         self.expectations.clear();
         self.owed = 0;
         self.expected = self.expected.max(Some(newest + 1));

@@ -1,4 +1,4 @@
-use super::{Arrival::New, *};
+use super::{Arrival::New, redelivery::SLACK, *};
 
 fn state(delivered: u64, ack_pending: u64) -> ConsumerState {
     let delivered = Delivered { consumer_sequence: delivered, stream_sequence: delivered * 10 };
@@ -9,6 +9,7 @@ fn state(delivered: u64, ack_pending: u64) -> ConsumerState {
         ack_wait: ACK_WAIT,
         pull_requests: 1,
         is_paused: false,
+        has_quorum: true,
     }
 }
 
@@ -18,8 +19,6 @@ fn since_then(count: u64) -> impl Fn(&RangeInclusive<u64>) -> u64 {
 }
 
 const ACK_WAIT: Duration = Duration::from_secs(10);
-/// A server runs for so long after what is due before it has delivered that.
-const SLACK: Duration = Duration::from_secs(1);
 /// An event that no predecessor had, delivered again.
 const AGAIN: Arrival = Arrival::Owed(101);
 
@@ -32,22 +31,22 @@ impl Recovery {
         in_flight: impl Fn(&RangeInclusive<u64>) -> u64,
         newest_waiting: Option<u64>,
     ) -> Progress {
-        self.observed(state, at, at, in_flight, newest_waiting)
+        self.observed(Response { state, asked_at: at, answered_at: at }, in_flight, newest_waiting)
     }
 
-    /// Asks as often as it takes to see that everything was delivered again that was due.
+    /// Asks as often as it takes JetStream to show that it redelivered what was due then.
     fn asked_again(
         &mut self,
         state: ConsumerState,
-        due: Instant,
+        due_at: Instant,
         in_flight: impl Fn(&RangeInclusive<u64>) -> u64,
         newest_waiting: Option<u64>,
     ) -> Progress {
-        for at in [due, due + SLACK] {
-            let progress = self.asked(state, at, &in_flight, newest_waiting);
-            assert!(matches!(progress, Progress::Owed(_)), "{progress:?}");
+        for step in 0..4 {
+            let progress = self.asked(state, due_at + step * SLACK / 2, &in_flight, newest_waiting);
+            assert_ne!(progress, Progress::Complete);
         }
-        self.asked(state, due + SLACK + INFO_INTERVAL, in_flight, newest_waiting)
+        self.asked(state, due_at + 2 * SLACK, in_flight, newest_waiting)
     }
 }
 
@@ -160,7 +159,7 @@ fn what_a_woken_predecessor_acknowledges_here_hides_nothing_that_is_owed() {
     let now = Instant::now();
     let mut recovery = inheriting(2, now);
     // One of the two is here, and acknowledged by the one before.
-    assert_eq!(recovery.asked(state(10, 1), now, |_| 1, None), Progress::Owed(1));
+    assert_eq!(recovery.asked(state(10, 1), now, |_| 1, None), Progress::Unproven);
     let mut whole = recovery.clone();
     assert_eq!(whole.asked(state(10, 1), now, |_| 2, None), Progress::Complete);
     let later = now + ACK_WAIT;
@@ -170,7 +169,7 @@ fn what_a_woken_predecessor_acknowledges_here_hides_nothing_that_is_owed() {
     recovery.received(14, New);
     assert_eq!([15, 16, 17].map(|number| recovery.received(number, AGAIN)), [None; 3]);
     let counts = |counted: &RangeInclusive<u64>| if *counted.end() == 100 { 1 } else { 3 };
-    assert_eq!(recovery.asked(state(17, 2), later, counts, None), Progress::Owed(1));
+    assert_eq!(recovery.asked(state(17, 2), later, counts, None), Progress::Unproven);
     let settled = ConsumerState { ack_floor: 100, ..state(17, 2) };
     assert_eq!(recovery.asked(settled, later, since_then(2), None), Progress::Complete);
 }
@@ -261,7 +260,7 @@ fn what_was_here_before_that_was_known_hides_nothing_that_is_owed() {
     let mut recovery = Recovery::new(now);
     // One of two, which its predecessor acknowledges then.
     recovery.received(11, New);
-    assert_eq!(recovery.asked(state(11, 1), now, |_| 1, None), Progress::Owed(1));
+    assert_eq!(recovery.asked(state(11, 1), now, |_| 1, None), Progress::Unproven);
     let later = now + ACK_WAIT;
     assert_eq!(recovery.asked_again(state(11, 1), later, |_| 1, None), Progress::Complete);
 }
@@ -272,7 +271,7 @@ fn a_late_acknowledgement_hides_no_delivery_that_was_lost_last() {
     let mut recovery = inheriting(2, now);
     assert_eq!([11, 12].map(|number| recovery.received(number, New)), [None; 2]);
     // Number 13 is new, and lost, and one of the two is acknowledged by the predecessor.
-    assert_eq!(recovery.asked(state(13, 2), now, |_| 2, None), Progress::Owed(1));
+    assert_eq!(recovery.asked(state(13, 2), now, |_| 2, None), Progress::Unproven);
     assert_eq!(recovery.received(14, New), Some(RecoveryCause::SequenceGap), "it comes again");
 }
 
@@ -306,7 +305,7 @@ fn with_another_leader_the_time_begins_again_after_which_everything_was_delivere
         same.led_by(&led_by("a", ""), changed);
         assert_eq!(same.asked_again(state(10, 1), now + ACK_WAIT, |_| 1, None), Progress::Complete);
         recovery.led_by(&next, changed);
-        assert_eq!(recovery.asked_again(state(10, 1), now + ACK_WAIT, |_| 1, None), Progress::Owed(1));
+        assert_eq!(recovery.asked_again(state(10, 1), now + ACK_WAIT, |_| 1, None), Progress::Unproven);
         assert_eq!(recovery.asked_again(state(10, 1), changed + ACK_WAIT, |_| 1, None), Progress::Complete);
     }
 }
@@ -318,12 +317,12 @@ fn a_delivery_that_is_lost_as_the_last_one_of_a_recovery_is_waited_for_until_it_
     // One of the two, which is acknowledged by the one before. The other one is lost.
     assert_eq!(recovery.received(11, New), None);
     let later = now + ACK_WAIT;
-    assert_eq!(recovery.asked(state(12, 1), later, |_| 1, None), Progress::Owed(1));
+    assert_eq!(recovery.asked(state(12, 1), later, |_| 1, None), Progress::Unproven);
     let mut alone = recovery.clone();
     assert_eq!(recovery.received(13, New), Some(RecoveryCause::SequenceGap));
     // Where it was acknowledged meanwhile, nothing comes any more.
-    let early = later + ACK_WAIT / 2;
-    assert_eq!(alone.asked_again(state(12, 1), early, |_| 1, None), Progress::Owed(1));
+    let early = later + ACK_WAIT / 4;
+    assert_eq!(alone.asked_again(state(12, 1), early, |_| 1, None), Progress::Unproven);
     assert_eq!(alone.asked_again(state(12, 1), later + ACK_WAIT, |_| 1, None), Progress::Complete);
 }
 
@@ -352,14 +351,14 @@ fn after_an_unanswered_acknowledgement_nothing_is_waited_for_as_long_as_each_del
     assert_eq!(recovery.asked(state(13, 1), now, |_| 2, None), Progress::Complete);
     // What a killed server forgot may be lost when it comes again, also where all three are here.
     assert!(forgetful.is_info_due(now));
-    assert_eq!(forgetful.asked(state(12, 2), now, |_| 3, None), Progress::Owed(1));
-    assert_eq!(forgetful.asked(state(13, 3), now, |_| 3, None), Progress::Owed(1));
-    assert_eq!(lossy.asked(state(14, 2), now, |_| 2, None), Progress::Owed(1), "one is under way, or lost");
+    assert_eq!(forgetful.asked(state(12, 2), now, |_| 3, None), Progress::Unproven);
+    assert_eq!(forgetful.asked(state(13, 3), now, |_| 3, None), Progress::Unproven);
+    assert_eq!(lossy.asked(state(14, 2), now, |_| 2, None), Progress::Unproven, "one is under way, or lost");
     // The next doubt is another one.
     assert_eq!(lossy.received(15, New), Some(RecoveryCause::SequenceGap));
     lossy.doubt(RecoveryCause::SequenceGap, now);
     lossy.doubt(RecoveryCause::UnansweredAck, now);
-    assert_eq!(lossy.asked(state(15, 3), now, |_| 3, None), Progress::Owed(1));
+    assert_eq!(lossy.asked(state(15, 3), now, |_| 3, None), Progress::Unproven);
 }
 
 #[test]
@@ -369,7 +368,7 @@ fn as_long_is_waited_as_jetstream_says_now() {
     // One of the two is here, and acknowledged by the one before.
     let (later, over) = (now + ACK_WAIT, now + 2 * ACK_WAIT);
     let slower = ConsumerState { ack_wait: 2 * ACK_WAIT, ..state(10, 1) };
-    assert_eq!(recovery.asked_again(slower, later, |_| 1, None), Progress::Owed(1));
+    assert_eq!(recovery.asked_again(slower, later, |_| 1, None), Progress::Unproven);
     assert_eq!(recovery.asked_again(slower, over, |_| 1, None), Progress::Complete);
 }
 
@@ -380,11 +379,10 @@ fn however_long_it_takes_nothing_comes_again_without_a_pull_request() {
     // One of the two is here, and acknowledged by the one before.
     let unasked = ConsumerState { pull_requests: 0, ..state(10, 1) };
     let later = now + 6 * ACK_WAIT;
-    assert_eq!(recovery.asked_again(unasked, later, |_| 1, None), Progress::Owed(1));
+    assert_eq!(recovery.asked_again(unasked, later, |_| 1, None), Progress::Unproven);
     let mut served = recovery.clone();
     let later = later + ACK_WAIT;
-    assert_eq!(recovery.asked(state(10, 1), later, |_| 1, None), Progress::Owed(1));
-    assert_eq!(recovery.asked(state(10, 1), later + INFO_INTERVAL, |_| 1, None), Progress::Complete);
+    assert_eq!(recovery.asked_again(state(10, 1), later, |_| 1, None), Progress::Complete);
     // A request is served at once, with what is new.
     assert_eq!(served.received(11, New), None);
     let unasked = ConsumerState { pull_requests: 0, ..state(11, 2) };
@@ -403,7 +401,7 @@ fn a_delivery_that_is_lost_over_a_new_connection_is_waited_for_from_then_on() {
     recovery.doubt(RecoveryCause::SequenceGap, later);
     assert_eq!(
         recovery.asked_again(state(13, 2), now + ACK_WAIT / 2, since_then(2), None),
-        Progress::Owed(1)
+        Progress::Unproven
     );
     assert_eq!(recovery.asked_again(state(13, 2), later + ACK_WAIT, since_then(2), None), Progress::Complete);
 }
@@ -416,7 +414,7 @@ fn what_is_removed_from_the_stream_while_it_waits_here_stands_for_nothing_that_i
     assert_eq!(recovery.received(12, New), Some(RecoveryCause::SequenceGap));
     recovery.doubt(RecoveryCause::SequenceGap, now);
     recovery.received(13, New);
-    assert_eq!(recovery.asked(state(13, 2), now, since_then(2), None), Progress::Owed(1));
+    assert_eq!(recovery.asked(state(13, 2), now, since_then(2), None), Progress::Unproven);
     let later = now + ACK_WAIT;
     assert_eq!(recovery.clone().asked_again(state(13, 2), later, since_then(2), None), Progress::Complete);
     recovery.received(14, AGAIN);
@@ -433,7 +431,7 @@ fn what_a_predecessor_had_stands_for_nothing_that_was_lost_since() {
     assert_eq!(recovery.received(13, Arrival::Owed(30)), None);
     let removed = ConsumerState { ack_floor: 109, ..state(13, 1) };
     let counts = |counted: &RangeInclusive<u64>| u64::from(!counted.is_empty());
-    assert_eq!(recovery.asked(removed, now, counts, None), Progress::Owed(1));
+    assert_eq!(recovery.asked(removed, now, counts, None), Progress::Unproven);
     assert_eq!(recovery.received(14, AGAIN), None);
     let removed = ConsumerState { ack_floor: 109, ..state(14, 1) };
     assert_eq!(recovery.asked(removed, now, since_then(2), None), Progress::Complete);
@@ -445,7 +443,7 @@ fn what_is_removed_while_it_waits_here_hides_nothing_that_a_predecessor_had() {
     let mut recovery = inheriting(1, now);
     // One of the two is removed from the stream before that comes.
     assert_eq!([11, 12].map(|number| recovery.received(number, New)), [None; 2]);
-    assert_eq!(recovery.asked(state(12, 2), now, since_then(2), None), Progress::Owed(1));
+    assert_eq!(recovery.asked(state(12, 2), now, since_then(2), None), Progress::Unproven);
     let mut settled = recovery.clone();
     assert_eq!(recovery.received(13, Arrival::Owed(30)), None);
     let counts = |counted: &RangeInclusive<u64>| if *counted.end() == 100 { 1 } else { 3 };
@@ -462,7 +460,7 @@ fn over_a_new_connection_as_much_is_lost_as_was_delivered_meanwhile() {
     recovery.received(11, New);
     recovery.doubt(RecoveryCause::Reconnect, now);
     // Number 12 was lost, and number 11 is removed from the stream.
-    assert_eq!(recovery.asked(state(12, 1), now, since_then(1), None), Progress::Owed(1));
+    assert_eq!(recovery.asked(state(12, 1), now, since_then(1), None), Progress::Unproven);
     assert_eq!(recovery.received(13, AGAIN), None);
     assert_eq!(recovery.asked(state(13, 1), now, since_then(2), None), Progress::Complete);
 }
@@ -477,7 +475,7 @@ fn a_gap_while_what_a_predecessor_had_is_all_here_is_waited_for() {
     recovery.doubt(RecoveryCause::SequenceGap, now);
     // One of the two is acknowledged by the predecessor, so that as many are here as are unacknowledged.
     let counts = |counted: &RangeInclusive<u64>| if *counted.end() == 100 { 2 } else { 3 };
-    assert_eq!(recovery.asked(state(14, 3), now, counts, None), Progress::Owed(1));
+    assert_eq!(recovery.asked(state(14, 3), now, counts, None), Progress::Unproven);
 }
 
 #[test]
@@ -485,10 +483,10 @@ fn of_several_deliveries_that_are_missing_the_last_one_is_waited_for() {
     let now = Instant::now();
     let mut recovery = Recovery::new(now);
     assert_eq!(recovery.asked(state(10, 2), now, |_| 0, None), Progress::Owed(2));
-    assert_eq!(recovery.asked(state(11, 1), now, |_| 1, None), Progress::Owed(1));
-    let later = now + Duration::from_secs(5);
-    assert_eq!(recovery.asked(state(12, 1), later, |_| 1, None), Progress::Owed(1));
-    assert_eq!(recovery.asked_again(state(12, 1), now + ACK_WAIT, |_| 1, None), Progress::Owed(1));
+    assert_eq!(recovery.asked(state(11, 1), now, |_| 1, None), Progress::Unproven);
+    let later = now + Duration::from_secs(8);
+    assert_eq!(recovery.asked(state(12, 1), later, |_| 1, None), Progress::Unproven);
+    assert_eq!(recovery.asked_again(state(12, 1), now + ACK_WAIT, |_| 1, None), Progress::Unproven);
     assert_eq!(recovery.asked_again(state(12, 1), later + ACK_WAIT, |_| 1, None), Progress::Complete);
 }
 

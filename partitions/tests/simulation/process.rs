@@ -11,7 +11,7 @@ use jetwright_partitions::{
     keys::{ConsumerId, MemberId, PartitionId},
     lease::Clocks,
     participant::Participant,
-    recovery::{Arrival, ConsumerState, Leadership, Progress, Recovery, RecoveryCause},
+    recovery::{Arrival, ConsumerState, Leadership, Progress, Recovery, RecoveryCause, Response},
 };
 
 use crate::jetstream::{ACK_WAIT, Delivery, MAX_ACK_PENDING};
@@ -379,7 +379,8 @@ impl Process {
             held.iter().filter(|(sequence, held)| range.contains(sequence) && is_unsettled(held)).count()
                 as u64
         };
-        if events.recovery.observed(state, asked_at, instant, unsettled, newest) == Progress::Complete {
+        let response = Response { state, asked_at, answered_at: instant };
+        if events.recovery.observed(response, unsettled, newest) == Progress::Complete {
             let note = format!("{} recovered {partition} at {now}", self.participant.id());
             self.effects.push(Effect::Note(note));
             self.participant.recovered(&id);

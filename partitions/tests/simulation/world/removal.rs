@@ -73,6 +73,11 @@ impl World {
     }
 
     fn remove_event(&mut self, sequence: u64, is_noticed: bool) {
+        // JetStream no longer counts it, so a division does not wait for its handler. That is not promised.
+        let is_running = self.running.values().any(|handling| handling.sequence == sequence);
+        if self.division.is_some() && is_running {
+            return;
+        }
         let key = self.key_of(sequence);
         if !self.acked.contains(&sequence) {
             self.note(format!("event {sequence} of key {key} is removed"));

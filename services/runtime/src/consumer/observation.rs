@@ -2,12 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jetwright_partitions::recovery::{ConsumerState, Delivered, Leadership};
+use jetwright_partitions::recovery::{ConsumerState, Delivered, Leadership, Response};
 use serde::Deserialize;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
+
+/// Within this time, in nanoseconds, a leader hears from each server that follows it: it asks after 2 s at the latest (`hbInterval` of nats-server 2.15).
+const HEARD_LATELY: u128 = Duration::from_millis(2_500).as_nanos();
 
 /// The state of a consumer in JetStream (a part of NATS ADR-1's `ConsumerInfo`).
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -25,9 +28,9 @@ pub(super) struct ConsumerInfo {
     /// It delivers nothing for now.
     #[serde(default)]
     paused: bool,
-    /// Who leads it; empty where JetStream does not say so.
+    /// Its servers; empty where there is one.
     #[serde(default)]
-    pub(super) cluster: Leadership,
+    pub(super) cluster: Cluster,
     pub(super) config: ConsumerConfig,
 }
 
@@ -42,7 +45,35 @@ impl ConsumerInfo {
             ack_wait: self.config.ack_wait(),
             pull_requests: self.num_waiting,
             is_paused: self.paused,
+            has_quorum: self.cluster.has_quorum(),
         }
+    }
+}
+
+/// The servers of a consumer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub(super) struct Cluster {
+    #[serde(flatten)]
+    pub(super) leadership: Leadership,
+    /// Those beside the leader.
+    replicas: Vec<Replica>,
+}
+
+/// A server that follows the leader.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+struct Replica {
+    /// How long ago the leader heard from it, in nanoseconds; 0 where it never did.
+    active: u64,
+}
+
+impl Cluster {
+    /// Whether the leader has heard lately from so many that they are a majority with it.
+    fn has_quorum(&self) -> bool {
+        let is_heard = |replica: &&Replica| (1..=HEARD_LATELY).contains(&u128::from(replica.active));
+        let heard = 1 + self.replicas.iter().filter(is_heard).count();
+        2 * heard > 1 + self.replicas.len()
     }
 }
 
@@ -88,8 +119,17 @@ impl ConsumerConfig {
 pub(super) struct Observation {
     pub(super) info: ConsumerInfo,
     pub(super) asked_at: Instant,
+    pub(super) answered_at: Instant,
     /// How many consumers of this name there have been by now.
     pub(super) consumer_epoch: u64,
+}
+
+impl Observation {
+    /// What it says of the order of deliveries.
+    pub(super) fn response(&self) -> Response {
+        let (asked_at, answered_at) = (self.asked_at.into_std(), self.answered_at.into_std());
+        Response { state: self.info.state(), asked_at, answered_at }
+    }
 }
 
 /// The newest response, and requests for a newer one.
@@ -137,7 +177,8 @@ impl Discovery {
                 None => 1,
                 Some(before) => before.consumer_epoch + u64::from(before.info.created != info.created),
             };
-            *latest = Some(Arc::new(Observation { info, asked_at, consumer_epoch }));
+            let answered_at = Instant::now();
+            *latest = Some(Arc::new(Observation { info, asked_at, answered_at, consumer_epoch }));
         });
     }
 }
@@ -163,6 +204,22 @@ mod tests {
             discovery.subscribe().borrow().as_ref().map(|found| found.consumer_epoch)
         };
         assert_eq!(["a", "a", "b", "a"].map(consumer_epoch), [Some(1), Some(1), Some(2), Some(3)]);
+    }
+
+    #[test]
+    fn a_leader_that_hears_from_too_few_has_no_quorum() {
+        let has_quorum = |active: &[u64]| {
+            let replicas: Vec<_> =
+                active.iter().map(|active| Replica { active: *active * 1_000_000 }).collect();
+            Cluster { replicas, ..Cluster::default() }.has_quorum()
+        };
+        assert!(has_quorum(&[]) && has_quorum(&[1, 1]) && has_quorum(&[1_000, 9_000]));
+        for silent in [&[3_000, 4_000][..], &[0, 0], &[3_000], &[1, 1, 5_000, 5_000, 5_000][1..]] {
+            assert!(!has_quorum(silent), "{silent:?}");
+        }
+        let json = r#"{"leader": "n1", "leader_since": "x", "replicas": [{"name": "n2", "current": true, "active": 5}]}"#;
+        let cluster: Cluster = serde_json::from_str(json).unwrap();
+        assert_eq!((cluster.leadership.leader.as_str(), cluster.replicas.len()), ("n1", 1));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use jetwright_partitions::{
-    recovery::{Progress, RecoveryCause},
+    recovery::{ConsumerState, Progress, RecoveryCause},
     sentinel::OrderViolation,
 };
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     Handler,
-    consumer::{ack::NAK_ON_SHUTDOWN, workers::WorkerPanic},
+    consumer::{ack::NAK_ON_SHUTDOWN, source::ConsumerLoop, workers::WorkerPanic},
     partitions::Instruction,
 };
 
@@ -317,21 +317,15 @@ impl<H: Handler> Dispatcher<H> {
         let Some(order) = &mut self.order else { return };
         let in_flight = |counted: &_| self.in_flight.unsettled_within(counted);
         let (now, newest) = (Instant::now(), self.in_flight.newest_waiting());
-        let (state, asked_at) = (observation.info.state(), observation.asked_at.into_std());
-        order.recovery.led_by(&observation.info.cluster, now.into_std());
-        match order.recovery.observed(state, asked_at, now.into_std(), in_flight, newest) {
+        let response = observation.response();
+        order.recovery.led_by(&observation.info.cluster.leadership, now.into_std());
+        match order.recovery.observed(response, in_flight, newest) {
             Progress::Unchanged => {}
-            Progress::Owed(owed) => {
+            progress @ (Progress::Owed(_) | Progress::Unproven) => {
                 let took = order.recovery.took(now.into_std());
                 if took >= self.recovery_logged_at + RECOVERY_LOG_INTERVAL {
                     self.recovery_logged_at = took;
-                    tracing::warn!(
-                        binding = self.consumer.name(),
-                        partition = self.consumer.partition(),
-                        owed,
-                        ?took,
-                        "waiting for deliveries that are unacknowledged elsewhere, to keep the order of events"
-                    );
+                    log_recovery(&self.consumer, progress, response.state, took);
                 }
             }
             Progress::Complete => {
@@ -398,5 +392,19 @@ impl<H: Handler> Dispatcher<H> {
             }
             self.enqueue(slot, key);
         }
+    }
+}
+
+/// Tells what a recovery waits for.
+fn log_recovery<H>(consumer: &ConsumerLoop<H>, progress: Progress, state: ConsumerState, took: Duration) {
+    let (binding, partition) = (consumer.name(), consumer.partition());
+    if let Progress::Owed(owed) = progress {
+        let message = "waiting for deliveries that are unacknowledged elsewhere, to keep the order of events";
+        tracing::warn!(binding, partition, owed, ?took, "{message}");
+    } else {
+        let ConsumerState { pull_requests, is_paused, has_quorum, .. } = state;
+        let message =
+            "waiting until JetStream shows that it redelivered what was due, to keep the order of events";
+        tracing::warn!(binding, partition, pull_requests, is_paused, has_quorum, ?took, "{message}");
     }
 }
