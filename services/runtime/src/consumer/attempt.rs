@@ -139,8 +139,13 @@ pub(super) async fn process<H: Handler>(
         runner.metrics.delivered_after(waited.try_into().unwrap_or_default(), delivery.trace);
     }
     let attempt = Attempt { delivery: &delivery, event_type: headers.event_type, begun: now, tenure };
-    let Some(ended) = trace::within(&span, pin!(try_once(&runner, attempt, known))).await else {
-        return (None, delivery);
+    let ended = trace::within(&span, pin!(try_once(&runner, attempt, known))).await;
+    let ended = match ended {
+        Ok(ended) => ended,
+        Err(Interrupted { known }) => {
+            delivery.known = known;
+            return (None, delivery);
+        }
     };
     let result = match ended {
         AttemptEnd::Settled(settlement) => AttemptResult::Settle(settlement),
@@ -165,6 +170,12 @@ pub(super) async fn process<H: Handler>(
     (Some(result), delivery)
 }
 
+/// The right to an attempt ended, and nothing came of it.
+struct Interrupted {
+    /// The outcome that was known before.
+    known: Option<Outcome>,
+}
+
 /// What an attempt knows of its event.
 #[derive(Clone, Copy)]
 struct Attempt<'a> {
@@ -176,38 +187,61 @@ struct Attempt<'a> {
     tenure: Option<&'a Tenure>,
 }
 
-/// One attempt, unless its outcome is known already; `None` if it was interrupted.
+/// One attempt, unless its outcome is known already.
 async fn try_once<H: Handler>(
     runner: &HandlerRunner<H>,
     attempted: Attempt<'_>,
     known: Option<Outcome>,
-) -> Option<AttemptEnd> {
+) -> Result<AttemptEnd, Interrupted> {
     let Attempt { delivery, begun, .. } = attempted;
     let was_recorded = matches!(known, Some(Outcome::GivenUp(..)));
+    let too_often = match known {
+        Some(Outcome::DeliveredTooOften(deliveries)) => Some(deliveries),
+        _ => None,
+    };
     let outcome = match known {
         Some(outcome) => outcome,
-        None => handle(runner, attempted).await?,
+        None => handle(runner, attempted).await.ok_or(Interrupted { known: None })?,
     };
     let Metadata { attempt, is_last_attempt, .. } = *delivery.metadata;
     let decision = match outcome {
         Outcome::Done => Decision::Done,
         outcome => runner.decide(outcome, attempt, is_last_attempt),
     };
-    // Whoever has the partition next decides: there it may succeed.
-    if matches!(decision, Decision::DeadLetter { .. }) && attempted.tenure.is_some_and(Tenure::is_over) {
-        return None;
-    }
-    if !was_recorded {
-        record(runner, &delivery.metadata, &decision, begun);
-    }
-    Some(match decision {
-        Decision::Done | Decision::Ignored => AttemptEnd::Settled(Settlement::Ack),
-        Decision::Retry { after, .. } => AttemptEnd::Again { after, given_up: None },
-        // Rare, and large: every attempt would reserve the room for it.
-        Decision::DeadLetter { reason, error } => {
-            Box::pin(dead_letter(runner, delivery, reason, error)).await
+    match decision {
+        // Whoever has the partition next decides: there it may succeed.
+        Decision::DeadLetter { reason, error } if attempted.tenure.is_some_and(Tenure::is_over) => {
+            log_withheld(runner, &delivery.metadata, reason, &error);
+            let given_up = was_recorded.then_some(Outcome::GivenUp(reason, error));
+            Err(Interrupted { known: too_often.map(Outcome::DeliveredTooOften).or(given_up) })
         }
-    })
+        decision => {
+            if !was_recorded {
+                record(runner, &delivery.metadata, &decision, begun);
+            }
+            Ok(match decision {
+                Decision::Done | Decision::Ignored => AttemptEnd::Settled(Settlement::Ack),
+                Decision::Retry { after, .. } => AttemptEnd::Again { after, given_up: None },
+                // Rare, and large: every attempt would reserve the room for it.
+                Decision::DeadLetter { reason, error } => {
+                    Box::pin(dead_letter(runner, delivery, reason, error)).await
+                }
+            })
+        }
+    }
+}
+
+fn log_withheld<H>(runner: &HandlerRunner<H>, metadata: &Metadata, reason: Reason, error: &str) {
+    let Metadata { subject, partition, sequence, .. } = metadata;
+    tracing::warn!(
+        binding = runner.name,
+        partition,
+        subject = &**subject,
+        sequence,
+        reason = reason.as_str(),
+        error,
+        "withheld a dead letter: the lease of its partition is over, or another process has the partition"
+    );
 }
 
 /// Calls the handler; `None` if that was interrupted.

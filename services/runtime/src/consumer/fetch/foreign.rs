@@ -236,6 +236,10 @@ impl<H: Handler> Scanner<'_, H> {
         if observation.info.created != self.created {
             return Ending::Gone;
         }
+        // The next owner of the partition finds the event itself.
+        if self.consumer.tenure.as_ref().is_some_and(|tenure| tenure.is_over()) {
+            return Ending::Pending;
+        }
         let sequence = event.sequence;
         let reason = match attempt::keep_foreign(self.consumer, event).await {
             Ok(reason) => reason,
