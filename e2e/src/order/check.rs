@@ -36,14 +36,13 @@ pub struct Report {
 }
 
 /// What is not in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Violations {
     report: Report,
-    /// By kind.
-    all: BTreeMap<&'static str, Vec<Violation>>,
+    by_kind: BTreeMap<&'static str, Vec<Violation>>,
 }
 
-/// One of them, and the processes that it is about.
+/// A violation, and the processes involved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Violation {
     what: String,
@@ -52,7 +51,7 @@ struct Violation {
 
 impl Violations {
     fn listed(&self) -> impl Iterator<Item = &Violation> {
-        self.all.values().flat_map(|violations| violations.iter().take(LISTED))
+        self.by_kind.values().flat_map(|violations| violations.iter().take(LISTED))
     }
 
     /// The processes that those are about that are listed.
@@ -65,10 +64,17 @@ impl Violations {
 impl fmt::Display for Violations {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "violations in {:?}:", self.report)?;
-        for (kind, violations) in &self.all {
+        for (kind, violations) in &self.by_kind {
             write!(formatter, "\n{} times: {kind}", violations.len())?;
         }
         self.listed().try_for_each(|violation| write!(formatter, "\n{}", violation.what))
+    }
+}
+
+/// A test that unwraps a report prints what people read.
+impl fmt::Debug for Violations {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
     }
 }
 
@@ -81,6 +87,14 @@ struct Newest {
     running: Option<usize>,
     /// Who began it so far, and when.
     begun: Vec<(usize, Duration)>,
+}
+
+impl Newest {
+    fn described(&self) -> String {
+        let Self { sequence, is_done, begun, .. } = self;
+        let begun: Vec<_> = begun.iter().map(|(by, at)| format!("{by} at {:.3}", at.as_secs_f64())).collect();
+        format!(", after {sequence} (done: {is_done}) was begun by {}", begun.join(", "))
+    }
 }
 
 struct Checker<'h> {
@@ -115,7 +129,7 @@ pub fn check(history: &History, published: &BTreeMap<String, u64>) -> Result<Rep
     checker.is_complete(published);
     checker.report.epochs = checker.seen_epochs.len();
     let Checker { report, violations, .. } = checker;
-    if violations.is_empty() { Ok(report) } else { Err(Violations { report, all: violations }) }
+    if violations.is_empty() { Ok(report) } else { Err(Violations { report, by_kind: violations }) }
 }
 
 impl<'h> Checker<'h> {
@@ -156,16 +170,8 @@ impl<'h> Checker<'h> {
             _ => None,
         };
         if let Some(problem) = problem {
-            let before = newest.begun.clone();
-            let detail: Vec<_> =
-                before.iter().map(|(by, at)| format!("{by} at {:.3}", at.as_secs_f64())).collect();
-            let detail = format!(
-                ", after {} (done: {}) was begun by {}",
-                newest.sequence,
-                newest.is_done,
-                detail.join(", ")
-            );
-            let by: Vec<_> = before.iter().map(|(by, _)| *by).collect();
+            let detail = newest.described();
+            let by: Vec<_> = newest.begun.iter().map(|(by, _)| *by).collect();
             self.violation(entry, problem, &detail, &by);
         }
         let Some(newest) = self.keys.get_mut(entry.key.as_str()) else { return };
@@ -359,6 +365,22 @@ mod tests {
         let entries = [(1, 0, Begin, 0, 5), (2, 0, Abandoned, 0, 5), (8, 1, Begin, 0, 9), (9, 1, Done, 0, 9)];
         assert!(judged(&entries, &[], 1).is_err());
         assert_eq!(judged(&entries, &[(0, 1, frozen_until(2))], 1).unwrap().repeated, 1);
+    }
+
+    #[test]
+    fn violations_are_counted_by_kind_and_the_first_of_each_are_listed() {
+        let mut entries = vec![(1, 0, Begin, 0, 5), (2, 0, Done, 0, 5)];
+        for second in (3..17).step_by(2) {
+            entries.extend([(second, 1, Begin, 0, 5), (second + 1, 1, Done, 0, 5)]);
+        }
+        let violations = check(&history(&entries, &[]), &[("k".to_owned(), 2)].into()).unwrap_err();
+        let text = violations.to_string();
+        assert!(
+            text.contains("1 times: events are not handled") && text.contains("7 times: it is repeated"),
+            "{text}"
+        );
+        assert_eq!(text.matches("\nat ").count(), LISTED, "{text}");
+        assert_eq!(violations.processes(), [0, 1].into());
     }
 
     #[test]

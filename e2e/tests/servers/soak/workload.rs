@@ -121,7 +121,7 @@ impl Workload {
         self.interruptions.len()
     }
 
-    /// Everything was handled, in order, and whoever was not killed has ended as it should.
+    /// Everything was handled in order, and each process that was not killed ended successfully.
     pub fn assert_in_order(&mut self, load: &Load) -> Report {
         let is_killed = |index| {
             self.interruptions.iter().any(|(of, _, how)| *of == index && *how == Interruption::Killed)
