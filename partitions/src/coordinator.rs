@@ -79,10 +79,12 @@ pub struct Whereabouts {
 #[derive(Debug)]
 pub struct Coordinator {
     identity: String,
+    cluster: Option<String>,
     observer: Observer,
     consumers: BTreeMap<ConsumerId, Shared>,
     beat: Option<Clocks>,
-    is_beating: bool,
+    /// Its own keys whose writes are under way.
+    beating: BTreeSet<Key>,
     /// The watch has brought everything that there was.
     is_synced: bool,
     deaths: Deaths,
@@ -107,14 +109,21 @@ impl Coordinator {
     pub fn new(identity: impl Into<String>, now: Clocks) -> Self {
         Self {
             identity: identity.into(),
+            cluster: None,
             observer: Observer::new(now),
             consumers: BTreeMap::new(),
             beat: None,
-            is_beating: false,
+            beating: BTreeSet::new(),
             is_synced: false,
             deaths: Deaths::default(),
             members: BTreeSet::new(),
         }
+    }
+
+    /// The same, in a cluster of this name: members wait for the operators of the cluster that shares out their partitions.
+    #[must_use]
+    pub fn of_cluster(self, name: impl Into<String>) -> Self {
+        Self { cluster: Some(name.into()), ..self }
     }
 
     /// A consumer is declared like this.
@@ -171,7 +180,7 @@ impl Coordinator {
     /// The value cannot be read. It is taken for what it is, and the error is for the log.
     pub fn observed(&mut self, key: &Key, value: Value<'_>, now: Clocks) -> Result<(), RecordError> {
         match key {
-            Key::Operator => Ok(()),
+            Key::Operator | Key::OperatorOf(_) => Ok(()),
             Key::Member(id) => {
                 let (reading, result) = value.read::<MemberRecord>(key);
                 self.observer.member(id, reading, now);
@@ -221,7 +230,7 @@ impl Coordinator {
                     }
                 }
             }
-            Key::Operator | Key::Held(_) => {}
+            Key::Operator | Key::OperatorOf(_) | Key::Held(_) => {}
         }
         self.observed(key, value, now)
     }
@@ -229,7 +238,7 @@ impl Coordinator {
     /// A write was answered, or no answer came.
     pub fn answered(&mut self, key: &Key, answer: Answer, now: Clocks) {
         match key {
-            Key::Operator => self.is_beating = false,
+            Key::Operator | Key::OperatorOf(_) => drop(self.beating.remove(key)),
             Key::Member(id) => {
                 if let Some(reading) = self.deaths.answered(id, answer) {
                     self.observer.member(id, reading, now);
@@ -251,11 +260,13 @@ impl Coordinator {
     /// What to do now.
     pub fn poll(&mut self, now: Clocks) -> Vec<Action> {
         let mut actions = Vec::new();
-        if !self.is_beating && self.beat.is_none_or(|beat| now.since(beat) >= RENEWAL_INTERVAL) {
+        if self.beating.is_empty() && self.beat.is_none_or(|beat| now.since(beat) >= RENEWAL_INTERVAL) {
             self.beat = Some(now);
-            self.is_beating = true;
+            let of_cluster = self.cluster.clone().map(Key::OperatorOf);
             let value = OperatorRecord { identity: self.identity.clone() }.to_json();
-            actions.push(Action::Put { key: Key::Operator, value });
+            self.beating = [Key::Operator].into_iter().chain(of_cluster).collect();
+            let keys = self.beating.iter().cloned();
+            actions.extend(keys.map(|key| Action::Put { key, value: value.clone() }));
         }
         if !self.is_synced {
             return actions;
@@ -265,7 +276,7 @@ impl Coordinator {
         }
         let mut unknown: BTreeSet<_> = self.deaths.doubted().cloned().collect();
         for (consumer, shared) in &mut self.consumers {
-            actions.extend(shared.poll(consumer, &self.observer, now));
+            actions.extend(shared.poll(consumer, self.cluster.as_deref(), &self.observer, now));
             let holders = shared.held.values().filter_map(held_by).map(|record| &record.member);
             let is_unknown = |holder: &&MemberId| self.observer.verdict(holder, now) == Verdict::Unknown;
             unknown.extend(holders.filter(is_unknown).cloned());
@@ -297,7 +308,13 @@ impl Shared {
         })
     }
 
-    fn poll(&mut self, consumer: &ConsumerId, observer: &Observer, now: Clocks) -> Option<Action> {
+    fn poll(
+        &mut self,
+        consumer: &ConsumerId,
+        cluster: Option<&str>,
+        observer: &Observer,
+        now: Clocks,
+    ) -> Option<Action> {
         if self.written.is_some() || self.is_reading {
             return None;
         }
@@ -307,14 +324,20 @@ impl Shared {
             return Some(Action::Read(key));
         }
         let expected = self.map.revision()?;
-        let map = self.plan(consumer, observer, now)?;
+        let map = self.plan(consumer, cluster, observer, now)?;
         let value = map.to_json();
         self.written = Some(map);
         Some(Action::Write { key, value, expected })
     }
 
     /// The map that has to be written, if the present one is not right.
-    fn plan(&self, consumer: &ConsumerId, observer: &Observer, now: Clocks) -> Option<MapRecord> {
+    fn plan(
+        &self,
+        consumer: &ConsumerId,
+        cluster: Option<&str>,
+        observer: &Observer,
+        now: Clocks,
+    ) -> Option<MapRecord> {
         let nothing = MapRecord::default();
         let present = match &self.map {
             Reading::Present(_, map) => map,
@@ -341,8 +364,15 @@ impl Shared {
             (partition, MapEntry { to, from, deadline })
         };
         let partitions: BTreeMap<_, _> = assignment.into_iter().map(entry).collect();
-        let is_right = present.count == count && present.partitions == partitions;
-        (!is_right).then(|| MapRecord { generation: present.generation + 1, count, partitions })
+        let is_right = present.count == count
+            && present.cluster.as_deref() == cluster
+            && present.partitions == partitions;
+        (!is_right).then(|| MapRecord {
+            generation: present.generation + 1,
+            count,
+            cluster: cluster.map(Into::into),
+            partitions,
+        })
     }
 
     fn candidates(&self, consumer: &ConsumerId, observer: &Observer, now: Clocks) -> Vec<Candidate> {

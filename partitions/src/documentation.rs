@@ -35,14 +35,16 @@ fn rewritten<R: Record>(key: &str, value: &str) -> String {
 fn keys_and_values_of_the_page_are_those_of_the_code() {
     let page = page();
     let rows = table(&page, "## Keys and values");
-    let [operator, member, map, held] = &rows[..] else { panic!("{rows:?}") };
+    let [operator, of_cluster, member, map, held] = &rows[..] else { panic!("{rows:?}") };
     let example = |row: &[String]| {
         let key = row[0].replace("<stream>", "orders").replace("<consumer>", "order-fulfilment");
         let key = key.replace("<namespace>", "shop").replace("<process id>", "a").replace("<partition>", "7");
+        let key = key.replace("<cluster>", "east");
         (key, row[1].clone())
     };
     for (rewritten, row) in [
         (rewritten::<OperatorRecord> as fn(&str, &str) -> String, operator),
+        (rewritten::<OperatorRecord>, of_cluster),
         (rewritten::<MemberRecord>, member),
         (rewritten::<MapRecord>, map),
         (rewritten::<HeldRecord>, held),

@@ -38,8 +38,10 @@ impl KeyError {
 /// A key of the bucket.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
-    /// `operator`: moves every five seconds while an operator leads.
+    /// `operator`: moves every five seconds while an operator of any cluster leads.
     Operator,
+    /// `operator.<cluster>`: moves every five seconds while an operator of this cluster leads. Clusters may share an account.
+    OperatorOf(String),
     /// `member.<namespace>.<process id>`: moves every five seconds while the process lives.
     Member(MemberId),
     /// `map.<stream>.<consumer>`: which process each partition is meant for.
@@ -60,6 +62,10 @@ impl Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Operator => f.write_str("operator"),
+            Self::OperatorOf(cluster) => {
+                f.write_str("operator.")?;
+                escape(f, cluster)
+            }
             Self::Member(member) => write!(f, "member.{member}"),
             Self::Map(consumer) => write!(f, "map.{consumer}"),
             Self::Held(partition) => write!(f, "held.{partition}"),
@@ -73,6 +79,11 @@ impl FromStr for Key {
     fn from_str(text: &str) -> Result<Self, KeyError> {
         match text.split_once('.') {
             None if text == "operator" => Ok(Self::Operator),
+            Some(("operator", cluster)) => {
+                let no_cluster =
+                    || KeyError::new(text, "is no key of an operator: it must have the name of a cluster");
+                unescape(cluster).map(Self::OperatorOf).ok_or_else(no_cluster)
+            }
             Some(("member", member)) => member.parse().map(Self::Member),
             Some(("map", consumer)) => consumer.parse().map(Self::Map),
             Some(("held", partition)) => partition.parse().map(Self::Held),
@@ -274,6 +285,7 @@ mod tests {
         let held = PartitionId { consumer: fulfilment.clone(), partition: 7 };
         for (key, text) in [
             (Key::Operator, "operator"),
+            (Key::OperatorOf("east.1".into()), "operator.east=2E1"),
             (Key::Member(member), "member.shop.9x2-k"),
             (Key::Map(fulfilment), "map.orders.order-fulfilment"),
             (Key::Held(held), "held.orders.order-fulfilment.7"),
@@ -290,7 +302,8 @@ mod tests {
         for text in [
             "",
             "operators",
-            "operator.x",
+            "operator.",
+            "operator.x.y",
             "member",
             "member.shop",
             "member.shop.",

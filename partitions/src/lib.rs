@@ -6,14 +6,14 @@
 //!
 //! | key | value | written by |
 //! | --- | --- | --- |
-//! | `operator` | `{identity}` | the leading operator, every five seconds |
+//! | `operator`, `operator.<cluster>` | `{identity}` | the leading operator, every five seconds |
 //! | `member.<namespace>.<process id>` | `{pod?, uid?, joined?, renewal?, consumers, leaving?}`, or `{dead}` | the process, every five seconds; or the one that finds it dead |
-//! | `map.<stream>.<consumer>` | `{generation, count, partitions: {"7": {to, from?, deadline?}}}` | the operator |
+//! | `map.<stream>.<consumer>` | `{generation, count, cluster?, partitions: {"7": {to, from?, deadline?}}}` | the operator |
 //! | `held.<stream>.<consumer>.<partition>` | `{member, state, epoch?}` | the member that takes the partition, and then as its owner |
 //!
 //! The rules:
 //!
-//! 1. Each write but that of `operator` expects the revision that was read. After an answer that says nothing, the key is read, and what
+//! 1. Each write but those of operators' own keys expects the revision that was read. After an answer that says nothing, the key is read, and what
 //!    is there decides ([`write`]).
 //! 2. A process acts for what it holds while its lease holds ([`lease`]), counted from the sending of its last confirmed renewal
 //!    ([`membership`]).

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    keys::{ConsumerId, MemberId},
+    keys::{ConsumerId, Key, MemberId},
     lease::{Clocks, LEASE, PATIENCE},
     records::{DeathReason, MemberRecord},
     write::Reading,
@@ -48,14 +48,16 @@ struct Seen {
 #[derive(Debug)]
 pub struct Observer {
     members: BTreeMap<MemberId, Seen>,
-    operator: (Option<u64>, Clocks),
+    /// Revisions of operators' keys, and when they were seen first.
+    operators: BTreeMap<Key, (u64, Clocks)>,
+    began: Clocks,
 }
 
 impl Observer {
     /// Nothing was seen.
     #[must_use]
     pub fn new(now: Clocks) -> Self {
-        Self { members: BTreeMap::new(), operator: (None, now) }
+        Self { members: BTreeMap::new(), operators: BTreeMap::new(), began: now }
     }
 
     /// A member's key was seen.
@@ -90,10 +92,10 @@ impl Observer {
         }
     }
 
-    /// The operator's key was seen.
-    pub fn operator(&mut self, revision: u64, now: Clocks) {
-        if self.operator.0.is_none_or(|seen| revision > seen) {
-            self.operator = (Some(revision), now);
+    /// An operator's key was seen.
+    pub fn operator(&mut self, key: &Key, revision: u64, now: Clocks) {
+        if self.operators.get(key).is_none_or(|(seen, _)| revision > *seen) {
+            self.operators.insert(key.clone(), (revision, now));
         }
     }
 
@@ -111,16 +113,16 @@ impl Observer {
         }
     }
 
-    /// Whether no operator has moved its key for so long that members share out partitions themselves.
+    /// Whether no operator has moved this key for so long that members share out partitions themselves.
     #[must_use]
-    pub fn is_without_operator(&self, now: Clocks) -> bool {
-        now.since(self.operator.1) >= LEASE
+    pub fn is_without_operator(&self, key: &Key, now: Clocks) -> bool {
+        self.operator_silent_for(key, now) >= LEASE
     }
 
-    /// How long the operator's key has stood still.
+    /// How long an operator's key has stood still.
     #[must_use]
-    pub(crate) fn operator_silent_for(&self, now: Clocks) -> std::time::Duration {
-        now.since(self.operator.1)
+    pub(crate) fn operator_silent_for(&self, key: &Key, now: Clocks) -> std::time::Duration {
+        now.since(self.operators.get(key).map_or(self.began, |(_, since)| *since))
     }
 
     /// What is known of a member.
@@ -226,10 +228,10 @@ mod tests {
     fn a_wall_clock_that_is_set_makes_nobody_dead() {
         let mut observer = Observer::new(at(0));
         observer.member(&a(), Reading::Present(5, alive()), at(10));
-        observer.operator(6, at(10));
+        observer.operator(&Key::Operator, 6, at(10));
         let later = Clocks { wall: Duration::from_hours(2), ..at(11) };
         assert_eq!(observer.verdict(&a(), later), Verdict::Alive);
-        assert!(!observer.is_without_operator(later));
+        assert!(!observer.is_without_operator(&Key::Operator, later));
     }
 
     #[test]
@@ -315,10 +317,13 @@ mod tests {
     #[test]
     fn members_help_themselves_where_no_operator_has_written_for_thirty_seconds() {
         let mut observer = Observer::new(at(0));
-        assert!(!observer.is_without_operator(at(29)) && observer.is_without_operator(at(30)));
-        observer.operator(8, at(31));
-        observer.operator(8, at(50));
-        observer.operator(7, at(51));
-        assert!(!observer.is_without_operator(at(60)) && observer.is_without_operator(at(61)));
+        let is_without =
+            |observer: &Observer, second| observer.is_without_operator(&Key::Operator, at(second));
+        assert!(!is_without(&observer, 29) && is_without(&observer, 30));
+        observer.operator(&Key::Operator, 8, at(31));
+        observer.operator(&Key::Operator, 8, at(50));
+        observer.operator(&Key::Operator, 7, at(51));
+        observer.operator(&Key::OperatorOf("east".into()), 9, at(52));
+        assert!(!is_without(&observer, 60) && is_without(&observer, 61));
     }
 }

@@ -47,7 +47,7 @@ pub trait Record: Serialize + DeserializeOwned {
     }
 }
 
-/// Value of `operator`.
+/// Value of `operator` and of `operator.<cluster>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OperatorRecord {
     /// Which operator leads, for people to read.
@@ -144,6 +144,9 @@ pub struct MapRecord {
     pub generation: u64,
     /// Number of partitions.
     pub count: u32,
+    /// The cluster of the operator that writes it. Absent where that is of a version that names none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<String>,
     /// Where each partition belongs, by its number. One that is missing stays where it is.
     #[serde(default)]
     pub partitions: BTreeMap<u32, MapEntry>,
@@ -236,10 +239,11 @@ mod tests {
         let record = MemberRecord { dead: Some(dead), ..MemberRecord::default() };
         check(&record, r#"{"consumers":{},"dead":{"by":"shop.b","reason":"Silent"}}"#);
         let entry = MapEntry { to: member("b"), from: Some(member("a")), deadline: Some(1_795_251_600) };
-        let record = MapRecord { generation: 4, count: 8, partitions: [(7, entry)].into() };
+        let cluster = Some("east".into());
+        let record = MapRecord { generation: 4, count: 8, cluster, partitions: [(7, entry)].into() };
         check(
             &record,
-            r#"{"generation":4,"count":8,"partitions":{"7":{"to":"shop.b","from":"shop.a","deadline":1795251600}}}"#,
+            r#"{"generation":4,"count":8,"cluster":"east","partitions":{"7":{"to":"shop.b","from":"shop.a","deadline":1795251600}}}"#,
         );
         let record = HeldRecord { member: member("a"), state: HeldState::Draining, epoch: Some(9) };
         check(&record, r#"{"member":"shop.a","state":"draining","epoch":9}"#);

@@ -22,7 +22,7 @@ def boot():
 
 
 def token(name):
-    """The name of a stream or a consumer, as a token of a key."""
+    """The name of a stream, a consumer or a cluster, as a token of a key."""
     return "".join(chr(byte) if chr(byte) in PLAIN else f"={byte:02X}" for byte in name.encode())
 
 

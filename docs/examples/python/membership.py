@@ -139,7 +139,10 @@ class Member:
             else:
                 # Only to a member that takes it. Otherwise no member would handle it.
                 wishes[number] = "hand over" if to in candidates else "keep"
-        operator = self.seen.get("operator", (0, None, self.began))[2]
+        # Of the cluster that shares the partitions out: several may use one account.
+        cluster = the_map.get("cluster")
+        key = f"operator.{token(cluster)}" if cluster else "operator"
+        operator = self.seen.get(key, (0, None, self.began))[2]
         if boot() - operator >= LEASE and boot() - self.heard < RENEWAL and not self.leaving:
             self.share(wishes, count, candidates)
         return wishes

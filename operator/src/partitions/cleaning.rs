@@ -63,7 +63,7 @@ impl Cleaner {
     /// A key has this value.
     pub fn stored(&mut self, key: &Key, revision: u64, value: &[u8], at: Duration) {
         match key {
-            Key::Operator => {}
+            Key::Operator | Key::OperatorOf(_) => {}
             Key::Member(id) => {
                 let is_dead = MemberRecord::read(key, value).is_ok_and(|record| record.dead.is_some());
                 if is_dead {
@@ -93,7 +93,7 @@ impl Cleaner {
     /// A key was deleted.
     pub fn deleted(&mut self, key: &Key) {
         match key {
-            Key::Operator => {}
+            Key::Operator | Key::OperatorOf(_) => {}
             Key::Member(id) => {
                 self.living.remove(id);
                 self.dead.remove(key);

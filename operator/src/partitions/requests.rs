@@ -52,7 +52,7 @@ impl Requests {
     pub async fn perform(&self, action: Action) -> Option<Answered> {
         let _permit = match action {
             // Where it waits for others, members take the operator for gone.
-            Action::Put { key: Key::Operator, .. } => None,
+            Action::Put { key: Key::Operator | Key::OperatorOf(_), .. } => None,
             _ => Some(self.permits.acquire().await),
         };
         match action {

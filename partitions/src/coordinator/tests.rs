@@ -85,6 +85,33 @@ fn its_own_key_moves_every_five_seconds() {
 }
 
 #[test]
+fn in_a_cluster_with_a_name_its_key_moves_too_and_the_map_names_it() {
+    let mut coordinator = leading(&[]).of_cluster("east");
+    coordinator.answered(&Key::Operator, Answer::Stored(1), at(0));
+    join(&mut coordinator, "a", 2, at(1));
+    let (map, _) = written(&mut coordinator, at(1)).unwrap();
+    assert_eq!(map.cluster.as_deref(), Some("east"));
+    coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(3), at(1));
+    let east = Key::OperatorOf("east".into());
+    let beats = |actions: Vec<Action>| -> Vec<_> {
+        let keys = actions.into_iter().filter_map(|action| match action {
+            Action::Put { key, .. } => Some(key),
+            _ => None,
+        });
+        keys.collect()
+    };
+    assert_eq!(beats(coordinator.poll(at(5))), [Key::Operator, east.clone()]);
+    coordinator.answered(&Key::Operator, Answer::Stored(4), at(5));
+    assert_eq!(beats(coordinator.poll(at(10))), [], "one is under way");
+    coordinator.answered(&east, Answer::Unsure, at(10));
+    assert_eq!(beats(coordinator.poll(at(10))), [Key::Operator, east]);
+    // As one that an earlier version wrote.
+    let unnamed = MapRecord { cluster: None, ..map };
+    see(&mut coordinator, &Key::Map(fulfilment()), 9, &unnamed, at(10));
+    assert_eq!(written(&mut coordinator, at(10)).unwrap().0.cluster.as_deref(), Some("east"));
+}
+
+#[test]
 fn before_the_watch_has_brought_everything_nothing_is_decided() {
     let mut coordinator = Coordinator::new("operator-0", at(0));
     coordinator.declare(fulfilment(), declared(&[("a", PodRole::Current)]));
@@ -175,6 +202,7 @@ fn a_map_that_another_operator_wrote_meanwhile_is_read_before_anything_follows()
         generation: 7,
         count: 4,
         partitions: (0..4).map(|number| (number, entry.clone())).collect(),
+        ..MapRecord::default()
     };
     coordinator.read(&key, Value::Bytes(9, theirs.to_json().as_bytes()), at(1)).unwrap();
     assert_eq!(coordinator.poll(at(1)), []);

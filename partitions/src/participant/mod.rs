@@ -2,7 +2,7 @@
 //!
 //! In: what a watch and reads bring, answers to writes, and how far the partitions are. Out: actions, which a driver carries out.
 //!
-//! The driver watches `operator`, `member.>`, and `map` and `held` of its consumers, calls [`Participant::poll`] after every input and at
+//! The driver watches `operator`, `operator.*`, `member.>`, and `map` and `held` of its consumers, calls [`Participant::poll`] after every input and at
 //! least every 100 ms, and carries out what that returns:
 //!
 //! - It answers each [`Action::Write`], [`Action::Read`] and [`Action::ReadBucket`] exactly once, also if only time passed: by
@@ -23,7 +23,7 @@ use std::{
 use self::requests::{Requests, action_of};
 use crate::{
     actions::Action,
-    keys::{ConsumerId, MemberId, PartitionId},
+    keys::{ConsumerId, Key, MemberId, PartitionId},
     lease::{Clocks, Lease, PATIENCE},
     membership::Membership,
     observer::{Observer, Verdict},
@@ -41,8 +41,8 @@ pub struct Participant {
     consumers: BTreeMap<ConsumerId, Shares>,
     /// From when on, by CLOCK_BOOTTIME, the bucket is so old that each process which held something before it was created has stopped.
     settled_at: Option<Duration>,
-    /// When the operator's key was last read.
-    operator_read: Option<Clocks>,
+    /// When operators' keys were last read.
+    operators_read: BTreeMap<Key, Clocks>,
     requests: Requests,
     /// The record that was written last says that the process leaves.
     says_leaving: bool,
@@ -69,6 +69,12 @@ impl Shares {
             Reading::Present(_, map) => Some(map),
             _ => None,
         }
+    }
+
+    /// The key of the operators that share them out.
+    fn operator(&self) -> Key {
+        let cluster = self.record().and_then(|map| map.cluster.clone());
+        cluster.map_or(Key::Operator, Key::OperatorOf)
     }
 
     fn count(&self) -> u32 {
@@ -103,7 +109,7 @@ impl Participant {
             observer: Observer::new(now),
             consumers,
             settled_at: None,
-            operator_read: None,
+            operators_read: BTreeMap::new(),
             requests: Requests::default(),
             says_leaving: false,
             is_told_of_loss: false,

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Participant;
+use super::{Participant, Shares};
 use crate::{
     actions::{Action, Value},
     deaths::Deaths,
@@ -18,7 +18,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     bucket: bool,
-    operator: bool,
+    operators: BTreeSet<Key>,
     maps: BTreeSet<Key>,
     members: BTreeSet<MemberId>,
     pub(super) deaths: Deaths,
@@ -55,9 +55,9 @@ impl Participant {
     /// The value cannot be read. It is taken for what it is, and the error is for the log.
     pub fn observed(&mut self, key: &Key, value: Value<'_>, now: Clocks) -> Result<(), RecordError> {
         match key {
-            Key::Operator => {
+            Key::Operator | Key::OperatorOf(_) => {
                 if let Value::Bytes(revision, _) = value {
-                    self.observer.operator(revision, now);
+                    self.observer.operator(key, revision, now);
                 }
                 Ok(())
             }
@@ -102,10 +102,10 @@ impl Participant {
     pub fn read(&mut self, key: &Key, value: Value<'_>, now: Clocks) -> Result<(), RecordError> {
         let is_answered = value != Value::Unavailable;
         match key {
-            Key::Operator => {
-                self.requests.operator = false;
+            Key::Operator | Key::OperatorOf(_) => {
+                self.requests.operators.remove(key);
                 if is_answered {
-                    self.operator_read = Some(now);
+                    self.operators_read.insert(key.clone(), now);
                 }
             }
             Key::Member(id) if id == self.membership.id() => {
@@ -152,8 +152,8 @@ impl Participant {
                     owner.answered(answer, &written, now);
                 }
             }
-            // A process writes neither.
-            Key::Operator | Key::Map(_) => {}
+            // A process writes none of them.
+            Key::Operator | Key::OperatorOf(_) | Key::Map(_) => {}
         }
     }
 
@@ -208,10 +208,13 @@ impl Participant {
                 actions.push(Action::Read(key));
             }
         }
-        let is_silent = self.observer.operator_silent_for(now) >= 2 * RENEWAL_INTERVAL;
-        let was_read = self.operator_read.is_some_and(|read| now.since(read) < RENEWAL_INTERVAL);
-        if is_silent && !was_read && !std::mem::replace(&mut self.requests.operator, true) {
-            actions.push(Action::Read(Key::Operator));
+        for key in self.consumers.values().map(Shares::operator).collect::<BTreeSet<_>>() {
+            let is_silent = self.observer.operator_silent_for(&key, now) >= 2 * RENEWAL_INTERVAL;
+            let read = self.operators_read.get(&key);
+            let was_read = read.is_some_and(|read| now.since(*read) < RENEWAL_INTERVAL);
+            if is_silent && !was_read && self.requests.operators.insert(key.clone()) {
+                actions.push(Action::Read(key));
+            }
         }
     }
 }

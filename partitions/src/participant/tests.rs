@@ -33,7 +33,12 @@ fn see<R: Record>(participant: &mut Participant, key: &Key, revision: u64, recor
 fn map_to(names: &[&str]) -> MapRecord {
     let entry = |name: &&str| MapEntry { to: member(name), from: None, deadline: None };
     let partitions: BTreeMap<_, _> = (0..).zip(names.iter().map(entry)).collect();
-    MapRecord { generation: 1, count: u32::try_from(names.len()).unwrap(), partitions }
+    MapRecord {
+        generation: 1,
+        count: u32::try_from(names.len()).unwrap(),
+        partitions,
+        ..MapRecord::default()
+    }
 }
 
 fn record_of(name: &str) -> MemberRecord {
@@ -260,6 +265,30 @@ fn without_an_operator_its_share_is_taken_once_the_silence_was_read() {
         actions.contains(&Action::Read(held(0))) && actions.contains(&Action::Read(held(1))),
         "{actions:?}"
     );
+}
+
+#[test]
+fn the_operator_of_another_cluster_keeps_nobody_from_its_share() {
+    let mut participant = joined();
+    let map = MapRecord { cluster: Some("east".into()), ..map_to(&["gone", "gone"]) };
+    see(&mut participant, &Key::Map(fulfilment()), 30, &map, at(1));
+    let [east, west] = ["east", "west"].map(|cluster| Key::OperatorOf(cluster.into()));
+    let mut asked = BTreeSet::new();
+    for second in (5..=30).step_by(5) {
+        for key in [&Key::Operator, &west] {
+            see(&mut participant, key, 30 + second, &OperatorRecord { identity: "west".into() }, at(second));
+        }
+        let actions = participant.poll(at(second));
+        asked.extend(actions.into_iter().filter_map(|action| match action {
+            Action::Read(key) => Some(key),
+            _ => None,
+        }));
+        participant.answered(&Key::Member(member("a")), Answer::Stored(100 + second), at(second));
+    }
+    assert!(asked.contains(&east) && !asked.contains(&Key::Operator), "{asked:?}");
+    participant.read(&Key::Member(member("gone")), Value::Absent(0), at(31)).unwrap();
+    participant.read(&east, Value::Absent(0), at(31)).unwrap();
+    assert!(participant.poll(at(31)).contains(&Action::Read(held(0))));
 }
 
 #[test]

@@ -21,7 +21,7 @@ impl Participant {
         let all =
             (0..shares.count()).chain(shares.owners.range(shares.count()..).map(|(partition, _)| *partition));
         let mut wishes: Wishes = all.map(of_map).collect();
-        if !self.record.leaving && self.is_alone(now) {
+        if !self.record.leaving && self.is_alone(shares, now) {
             for partition in self.share_without_operator(consumer, shares, &wishes, now) {
                 wishes.insert(partition, (Wish::Have, None));
             }
@@ -43,10 +43,12 @@ impl Participant {
         self.consumers.iter().map(wanted).collect()
     }
 
-    /// Whether the operator's key has stood still for long. It must have been read lately: a lost watch looks the same.
-    fn is_alone(&self, now: Clocks) -> bool {
-        let was_read = self.operator_read.is_some_and(|read| now.since(read) < 2 * RENEWAL_INTERVAL);
-        was_read && self.observer.is_without_operator(now)
+    /// Whether the key of a consumer's operators has stood still for long. It must have been read lately: a lost watch looks the same.
+    fn is_alone(&self, shares: &Shares, now: Clocks) -> bool {
+        let key = shares.operator();
+        let read = self.operators_read.get(&key);
+        let was_read = read.is_some_and(|read| now.since(*read) < 2 * RENEWAL_INTERVAL);
+        was_read && self.observer.is_without_operator(&key, now)
     }
 
     fn wish_of_map(

@@ -73,7 +73,7 @@ impl Session<'_> {
         }
         let is_another = self.has_changed(&key, before.as_ref());
         match key {
-            Key::Operator => false,
+            Key::Operator | Key::OperatorOf(_) => false,
             // A renewal changes nothing that is decided.
             Key::Member(_) => is_another,
             Key::Map(_) | Key::Held(_) => true,
@@ -100,7 +100,7 @@ impl Session<'_> {
         match done {
             Done::Answered(None | Some(Answered::Removed)) => false,
             Done::Answered(Some(Answered::Write(key, answer))) => {
-                if key == Key::Operator && matches!(answer, Answer::Stored(_)) {
+                if matches!((&key, answer), (Key::OperatorOf(_), Answer::Stored(_))) {
                     self.context.partitions.beat();
                 }
                 let before = self.shape(&key);

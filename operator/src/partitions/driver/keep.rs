@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use jetwright_partitions::{coordinator::Coordinator, keys::BUCKET};
+use jetwright_partitions::keys::BUCKET;
 use tokio::time::Instant;
 
-use super::{Done, Session, clocks};
+use super::{Done, Session, coordinator};
 use crate::{
     error::error_chain,
     jetstream::{info::StreamInfo, reconcile},
@@ -89,7 +89,7 @@ impl Session<'_> {
 
     /// What was known of the bucket is not true of the one that takes its place.
     pub(super) fn reset(&mut self) {
-        self.coordinator = Coordinator::new(self.connection.nats.name(), clocks(self.begun));
+        self.coordinator = coordinator(self.context, self.connection, self.begun);
         self.cleaner = Cleaner::default();
         self.told_ends.clear();
         self.is_synced = false;

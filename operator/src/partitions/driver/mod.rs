@@ -104,6 +104,11 @@ struct Session<'a> {
     under_way: FuturesUnordered<BoxFuture<'a, Done>>,
 }
 
+/// Nothing is known of the bucket.
+fn coordinator(context: &Context, connection: &Connection, begun: Instant) -> Coordinator {
+    Coordinator::new(connection.nats.name(), clocks(begun)).of_cluster(&context.cluster.current)
+}
+
 impl<'a> Session<'a> {
     fn new(
         context: &'a Context,
@@ -118,7 +123,7 @@ impl<'a> Session<'a> {
             bucket,
             requests,
             begun,
-            coordinator: Coordinator::new(connection.nats.name(), clocks(begun)),
+            coordinator: coordinator(context, connection, begun),
             watch: bucket.watch(&[">".to_owned()]),
             is_synced: false,
             keeping: Keeping::new(begun),

@@ -79,7 +79,8 @@ impl World {
         self.incarnations += 1;
         let rate = self.rng.within(985, 1_016);
         self.operators[index] = Some(Operator {
-            coordinator: Coordinator::new(format!("operator-{index}"), clocks(self.now, rate)),
+            coordinator: Coordinator::new(format!("operator-{index}"), clocks(self.now, rate))
+                .of_cluster("east"),
             incarnation: self.incarnations,
             is_frozen: false,
             deferred: Vec::new(),

@@ -148,7 +148,7 @@ impl Sharing {
         tracing::info!(member = %id, "joining those that share the partitions");
         let mut participant = Participant::new(id, self.member.pod.clone(), consumers, clocks());
         participant.joined_first(self.joined);
-        let mut filters = vec!["operator".to_owned(), "member.>".to_owned()];
+        let mut filters = ["operator", "operator.*", "member.>"].map(str::to_owned).to_vec();
         for PartitionedHandler { consumer, .. } in handlers {
             filters.push(Key::Map(consumer.clone()).to_string());
             filters.push(format!("held.{consumer}.*"));
