@@ -17,6 +17,8 @@ use super::{
     probe::Probe,
     retry::Decision,
 };
+#[cfg(test)]
+use crate::partitions::Tenure;
 use crate::{Handler, Metadata};
 
 /// Runs a handler without a consumer.
@@ -97,5 +99,18 @@ impl<H: Handler> TestRunner<H> {
             None => repeated(Duration::ZERO),
         };
         ObservedAttempt { decision: self.probe.take(), end }
+    }
+
+    /// Makes one attempt of a partition whose lease is over; nothing comes of it.
+    #[cfg(test)]
+    pub(crate) async fn attempt_without_lease(
+        &self,
+        PendingAttempt(delivery): PendingAttempt,
+    ) -> PendingAttempt {
+        let tenure = Tenure::new(3, 7, Arc::default(), Arc::default());
+        let attempt = process(Arc::clone(&self.runner), delivery, Instant::now(), Some(&tenure));
+        let (result, delivery) = attempt.await;
+        assert!(result.is_none(), "{result:?}");
+        PendingAttempt(delivery)
     }
 }

@@ -430,4 +430,22 @@ mod tests {
         assert_eq!(test.deliver(order("refuse")).await, expected);
         assert_eq!(test.dead_letters().events(), []);
     }
+    #[tokio::test]
+    async fn what_is_known_of_an_event_is_known_when_the_lease_is_back() {
+        let mut test = test();
+        let (event, metadata) = test.numbered(order("").deliveries(27));
+        let runner = test.runner();
+        let pending = runner.deliver(metadata, event.payload(), 0);
+        let pending = runner.attempt_without_lease(pending).await;
+        let end = runner.attempt(pending).await.end;
+        assert!(matches!(end, DeliveryEnd::Terminated { is_kept: true }));
+        assert!(test.handler().calls().is_empty(), "it was delivered too often to be handled");
+        // A failure is none before it is written: the next owner may succeed.
+        let (event, metadata) = test.numbered(order("refuse"));
+        let runner = test.runner();
+        let pending = runner.attempt_without_lease(runner.deliver(metadata, event.payload(), 0)).await;
+        assert!(test.dead_letters().events().len() == 1);
+        test.runner().attempt(pending).await;
+        assert_eq!((test.handler().calls().len(), test.dead_letters().events().len()), (2, 2));
+    }
 }
