@@ -1,5 +1,6 @@
 //! The JetStream consumer of one partition, as far as order goes: redeliveries in the order of their naks and time-outs, open pull
-//! requests served in turn, what a change of its leader forgets, and what it makes of events that are removed from the stream.
+//! requests served in turn, what a change of its leader forgets, what it makes of events that are removed from the stream, and what it does
+//! without a quorum.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -30,6 +31,20 @@ pub struct Delivery {
     pub is_again: bool,
 }
 
+/// What a leader without a quorum has done that no other server knows.
+#[derive(Debug)]
+struct Stall {
+    since: u64,
+    until: u64,
+    /// Deliveries, which are sent when a quorum has them, and what was delivered before each.
+    unsent: VecDeque<(Sent, u64)>,
+    /// Events that were acknowledged.
+    acknowledged: BTreeSet<u64>,
+}
+
+/// When a leader is seen not to have heard from the others.
+const SILENT: u64 = 2_500;
+
 /// What is sent to a process.
 #[derive(Debug)]
 pub struct Sent {
@@ -58,6 +73,9 @@ pub struct Consumer {
     pub redeliveries: u64,
     /// It delivers nothing.
     pub is_paused: bool,
+    stall: Option<Stall>,
+    /// Events whose acknowledgements a quorum has since.
+    pub acknowledged: Vec<u64>,
     /// How often it got another leader.
     leaders: u64,
 }
@@ -74,6 +92,10 @@ impl Consumer {
         }
         self.pulls.retain(|pull| pull.expires > now && pull.batch > 0);
         let mut sent = Vec::new();
+        if let Some(stall) = self.stall.take_if(|stall| stall.until <= now) {
+            self.acknowledged.extend(stall.acknowledged);
+            sent.extend(stall.unsent.into_iter().map(|(sent, _)| sent));
+        }
         if self.is_paused {
             return sent;
         }
@@ -87,15 +109,21 @@ impl Consumer {
             };
             let Some(mut pull) = self.pulls.pop_front() else { break };
             let is_new = self.pending.insert(sequence, now + ACK_WAIT).is_none();
-            self.recent.push_back((sequence, self.delivered, is_new));
-            if self.recent.len() > 4 {
-                self.recent.pop_front();
-            }
             self.number += 1;
-            self.delivered = self.delivered.max(sequence);
+            let before = self.delivered;
+            self.delivered = before.max(sequence);
             let Pull { process, incarnation, .. } = pull;
             let delivery = Delivery { consumer_sequence: self.number, sequence, is_again: !is_new };
-            sent.push(Sent { process, incarnation, delivery });
+            let delivery = Sent { process, incarnation, delivery };
+            if let Some(stall) = &mut self.stall {
+                stall.unsent.push_back((delivery, before));
+            } else {
+                self.recent.push_back((sequence, before, is_new));
+                if self.recent.len() > 4 {
+                    self.recent.pop_front();
+                }
+                sent.push(delivery);
+            }
             pull.batch -= 1;
             if pull.batch > 0 {
                 self.pulls.push_back(pull);
@@ -124,9 +152,37 @@ impl Consumer {
         if sequence > self.delivered {
             return false;
         }
-        self.pending.remove(&sequence);
+        let was_pending = self.pending.remove(&sequence).is_some();
         self.ghosts.remove(&sequence);
+        if let Some(stall) = &mut self.stall {
+            if was_pending {
+                stall.acknowledged.insert(sequence);
+            }
+            return false;
+        }
         true
+    }
+
+    /// Its leader has no quorum until then.
+    pub fn stall(&mut self, now: u64, until: u64) {
+        let new = || Stall { since: now, until, unsent: VecDeque::new(), acknowledged: BTreeSet::new() };
+        self.stall.get_or_insert_with(new);
+    }
+
+    /// The next leader knows of nothing that the one before did without a quorum; or of its deliveries, which nobody got.
+    fn end_stall(&mut self, now: u64) {
+        let Some(Stall { unsent, acknowledged, .. }) = self.stall.take() else { return };
+        self.pending.extend(acknowledged.into_iter().map(|sequence| (sequence, now + ACK_WAIT)));
+        if now.is_multiple_of(2) {
+            return;
+        }
+        for (Sent { delivery: Delivery { sequence, is_again, .. }, .. }, before) in unsent.into_iter().rev() {
+            self.number -= 1;
+            self.delivered = before;
+            if !is_again && self.pending.remove(&sequence).is_some() && !self.ghosts.remove(&sequence) {
+                self.waiting.push_front(sequence);
+            }
+        }
     }
 
     /// An event is removed from the stream. It stays unacknowledged until it is to be delivered again, unless that is noticed.
@@ -140,6 +196,8 @@ impl Consumer {
             } else {
                 self.ghosts.insert(sequence);
             }
+        } else if self.stall.as_ref().is_some_and(|stall| stall.acknowledged.contains(&sequence)) {
+            self.ghosts.insert(sequence);
         }
     }
 
@@ -171,6 +229,7 @@ impl Consumer {
     /// replicated, which get the same numbers again, and that it saw their events removed. What was acknowledged was replicated.
     pub fn change_leader(&mut self, now: u64, steps_back: u64) {
         self.leaders += 1;
+        self.end_stall(now);
         self.redeliver.clear();
         self.pulls.clear();
         // A server keeps their times, and lets them pass while it is elected: this is the latest that can be.
@@ -200,16 +259,21 @@ impl Consumer {
     }
 
     pub fn info(&self, now: u64) -> ConsumerState {
-        let floor = self.pending.keys().next().map_or(self.delivered, |first| first - 1);
+        let unsent = self.stall.as_ref().map(|stall| &stall.unsent);
+        let number = self.number - unsent.map_or(0, VecDeque::len) as u64;
+        let delivered = unsent.and_then(VecDeque::front).map_or(self.delivered, |(_, before)| *before);
+        let acknowledged = self.stall.iter().flat_map(|stall| &stall.acknowledged);
+        let first = self.pending.keys().chain(acknowledged).min();
+        let floor = first.map_or(delivered, |first| (first - 1).min(delivered));
         ConsumerState {
-            delivered: Delivered { consumer_sequence: self.number, stream_sequence: self.delivered },
+            delivered: Delivered { consumer_sequence: number, stream_sequence: delivered },
             ack_floor: floor,
             ack_pending: self.pending.len() as u64,
             ack_wait: Duration::from_millis(ACK_WAIT),
             pull_requests: self.pulls.iter().filter(|pull| pull.expires > now && pull.batch > 0).count()
                 as u64,
             is_paused: self.is_paused,
-            has_quorum: true,
+            has_quorum: self.stall.as_ref().is_none_or(|stall| now < stall.since + SILENT),
         }
     }
 

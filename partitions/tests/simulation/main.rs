@@ -37,9 +37,13 @@ fn disturb(world: &mut World) {
             let duration = world.rng.within(2 * SECOND, 45 * SECOND);
             world.cut_off(index, duration);
         }
-        50..60 => {
+        50..56 => {
             let steps_back = world.rng.within(0, 4);
             world.change_leader(partition, steps_back);
+        }
+        56..60 => {
+            let duration = world.rng.within(SECOND / 5, 15 * SECOND);
+            world.stall(partition, duration);
         }
         60..65 => {
             let duration = world.rng.within(10 * SECOND, 60 * SECOND);

@@ -161,9 +161,13 @@ impl World {
             return;
         }
         let (now, published) = (self.now, self.published() as u64);
-        for Sent { process, incarnation, delivery } in
-            self.consumers[partition as usize].serve(now, published)
-        {
+        let sent = self.consumers[partition as usize].serve(now, published);
+        for sequence in std::mem::take(&mut self.consumers[partition as usize].acknowledged) {
+            let (_, key) = self.stream[usize::try_from(sequence).unwrap() - 1];
+            self.acked.insert(sequence);
+            self.sentinel.settle(key.into(), sequence);
+        }
+        for Sent { process, incarnation, delivery } in sent {
             let node = Node::Process(process, incarnation);
             let Delivery { consumer_sequence, sequence, .. } = delivery;
             let is_lost = self.is_lossy && self.rng.permille(10);

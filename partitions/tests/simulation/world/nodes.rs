@@ -306,6 +306,12 @@ impl World {
         self.consumers[partition as usize].change_leader(now, steps_back);
     }
 
+    pub fn stall(&mut self, partition: u32, duration: u64) {
+        let (now, until) = (self.now, self.now + duration);
+        self.disturb(until, format!("the leader of partition {partition} has no quorum"));
+        self.consumers[partition as usize].stall(now, until);
+    }
+
     pub fn make_bucket_again(&mut self) {
         self.bucket.make_again(self.now);
         self.disturb(self.now + 32_000, "the bucket is made again");
