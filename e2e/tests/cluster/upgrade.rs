@@ -282,8 +282,12 @@ async fn an_upgrade_a_rollback_and_an_upgrade_lose_no_order_and_write_no_stream(
 }
 
 /// Whether a warning is one of the two that docs/upgrade.md lists: kubelets say them of pods that do not answer yet or any more, and of those for
-/// which they do not have everything yet, as on a busy machine.
+/// which they do not have everything yet, as on a busy machine: what they watch has not come, or the API server has not noticed yet that the pod is
+/// theirs, and with it what it mounts.
 fn is_kubelets(warning: &str) -> bool {
-    let is_early = || warning.contains("failed to sync") && warning.contains("cache: timed out");
+    let is_early = || {
+        (warning.contains("failed to sync") && warning.contains("cache: timed out"))
+            || warning.contains("no relationship found between node")
+    };
     warning.starts_with("Unhealthy Pod/") || (warning.starts_with("FailedMount Pod/") && is_early())
 }
