@@ -1,6 +1,10 @@
 //! Services where the servers ask who they are.
 
-use std::{fs, path::Path, time::Instant};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use async_nats::{
     ConnectOptions,
@@ -10,8 +14,10 @@ use jetwright_crds::environment::NATS_CREDENTIALS;
 use jetwright_nats::Credentials;
 use jetwright_runtime::ErrorKind;
 use jetwright_testing::{Authority, Folder, JwtAccount, MountedSecret, NatsServer, await_until};
+use prost::Message;
+use tokio::time::sleep;
 
-use crate::support::{Bench, Number, Running, SOON, Scripted, publish};
+use crate::support::{Bench, Number, Running, SOON, Scripted, number_headers, publish};
 
 /// What a service of the tests may do, and no more: docs/environment.md.
 const PUBLISH: [&str; 8] = [
@@ -268,6 +274,38 @@ async fn what_a_consumer_is_not_permitted_closes_its_gate_with_the_subject() {
         bench.await_drained().await;
         service.stop().await;
     }
+}
+
+#[tokio::test]
+async fn an_acknowledgement_that_is_not_permitted_lets_no_later_event_of_its_key_begin() {
+    let permitted: Vec<_> = PUBLISH.into_iter().filter(|subject| !subject.starts_with("$JS.ACK")).collect();
+    let nats = NatsServer::builder().config(&users("pw", &permitted, "_INBOX.>")).start().await;
+    let client = nats.client_with(admin()).await;
+    let mut bench = Bench::on(nats, jetstream::new(client)).await.ack_wait(2_000).ordered();
+    bench.create_consumer().await;
+    let secret = MountedSecret::new(&[("username", "service"), ("password", "pw")]);
+    bench.credentials = Some(opened(&secret));
+    for value in 0..2 {
+        let event = Number { value }.encode_to_vec().into();
+        bench
+            .jetstream
+            .publish_with_headers("numbers.1", number_headers(), event)
+            .await
+            .unwrap()
+            .await
+            .unwrap();
+    }
+    let handler = Scripted::content();
+    let service = bench.run(&handler).await;
+    service.await_unready("to publish to $JS.ACK.numbers.tests.1.1.1.").await;
+    sleep(Duration::from_secs(3)).await;
+    assert!(handler.values().iter().all(|value| *value == 0), "{:?}", handler.values());
+    bench.nats.reconfigure(&users("pw", &PUBLISH, "_INBOX.>"));
+    bench.nats.process().signal("HUP");
+    bench.await_drained().await;
+    let values = handler.values();
+    assert!(values.is_sorted() && values.last() == Some(&1), "{values:?}");
+    service.stop().await;
 }
 
 #[tokio::test]

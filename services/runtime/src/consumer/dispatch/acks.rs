@@ -174,7 +174,13 @@ impl<H: Handler> Dispatcher<H> {
         let Observation { info, asked_at, .. } = observation;
         let mut decided = Vec::new();
         for (slot, sequence, ack) in self.in_flight.acks() {
-            match ack.observed(sequence, info, *asked_at) {
+            // A leader without a quorum counts acknowledgements that the next one may not know.
+            let status = if info.cluster.has_quorum() {
+                ack.observed(sequence, info, *asked_at)
+            } else {
+                AckStatus::Unknown
+            };
+            match status {
                 AckStatus::Unknown if can_send => ack.resume(now),
                 AckStatus::Unknown => {}
                 fate => decided.push((slot, fate)),
@@ -197,6 +203,8 @@ impl<H: Handler> Dispatcher<H> {
         let slot = self.in_flight.iter().find(|(_, held)| is_settling(held)).map(|(slot, _)| slot);
         if let Some(slot) = slot {
             self.give_up(slot, "this program's NATS user may not acknowledge it");
+            // It comes again, and the next event of its key must not begin before.
+            self.begin_recovery(RecoveryCause::UnansweredAck, Instant::now());
         }
     }
 
