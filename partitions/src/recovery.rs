@@ -130,7 +130,7 @@ pub enum Progress {
     Unchanged,
     /// So many deliveries are still to arrive or to be settled.
     Owed(u64),
-    /// As far as JetStream counts there is none, but it has yet to show that it redelivered what was due.
+    /// As far as JetStream counts there is none, but it has yet to show that it redelivered what was due; or its count says nothing, for want of a quorum.
     Unproven,
     /// Everything is here.
     Complete,
@@ -308,11 +308,28 @@ impl Recovery {
     }
 
     /// A response names the leader of the consumer. Another one has to be elected first, and pull requests and naks do not reach it.
-    pub fn led_by(&mut self, leadership: &Leadership, now: Instant) {
+    ///
+    /// Returns whether the response says anything. One without a leader, where there was one before, is of a server that starts: it counts nothing yet.
+    pub fn led_by(&mut self, leadership: &Leadership, now: Instant) -> bool {
+        let had_leader = self.leadership.as_ref().is_some_and(|before| !before.leader.is_empty());
+        if had_leader && leadership.leader.is_empty() {
+            return false;
+        }
         if self.leadership.as_ref() != Some(leadership) {
             self.leadership = Some(leadership.clone());
             self.led_since = Some(now);
         }
+        true
+    }
+
+    /// A leader without a quorum counts acknowledgements that the next one may not know.
+    fn observe_without_quorum(&mut self, response: Response) -> Progress {
+        if self.recovering_since.is_none_or(|since| response.asked_at < since) {
+            return Progress::Unchanged;
+        }
+        let proofs = [&mut self.redelivery, &mut self.missing_redelivery];
+        proofs.into_iter().flatten().for_each(|proof| proof.observed(response));
+        Progress::Unproven
     }
 
     /// Whether JetStream has redelivered everything that is unacknowledged, by this response too.
@@ -344,6 +361,9 @@ impl Recovery {
         in_flight: impl Fn(&RangeInclusive<u64>) -> u64,
         newest_waiting: Option<u64>,
     ) -> Progress {
+        if !response.state.has_quorum {
+            return self.observe_without_quorum(response);
+        }
         let Some(inherited) = self.inherited(response) else { return Progress::Unchanged };
         let Response { state, asked_at, answered_at } = response;
         let Some(recovering_since) = self.recovering_since.filter(|since| asked_at >= *since) else {

@@ -8,11 +8,14 @@
 //! - all responses of [`SLACK`] have an open pull request and the same newest delivery. Of a consumer with replicas that is the newest that a quorum has:
 //!   one that a follower has not confirmed yet is not seen.
 //!
-//! A purge of the stream is not seen. It makes what waits for a redelivery due ackWait later.
+//! Not seen is what makes something due later: a purge of the stream, which empties the queue of redeliveries (what was in it is due ackWait later, or
+//! later still), an in-progress acknowledgement of a predecessor that comes late, and a server's clock that is set back. Nor is a leader seen that lacks
+//! a part of the stream.
 
 use std::time::{Duration, Instant};
 
 use super::Response;
+use crate::lease::MAX_PULL;
 
 /// Maximum time that a server takes to redeliver what is due. One that has just loaded a consumer's state waits for up to 1.5 s (`applyState`), and a
 /// leader hears each 2 s at least from those that follow it.
@@ -25,6 +28,8 @@ pub(super) struct RedeliveryProof {
     answered_at: Option<Instant>,
     /// Since when responses show that the consumer may deliver.
     serving_since: Option<Instant>,
+    /// It was paused before.
+    was_paused: bool,
     /// Number of the newest delivery by the first response after the slack.
     delivered: Option<u64>,
     /// The same by the newest response, if there was an open pull request, and since when.
@@ -39,6 +44,7 @@ impl RedeliveryProof {
             due_at,
             answered_at: None,
             serving_since: None,
+            was_paused: false,
             delivered: None,
             idle: None,
             is_complete: false,
@@ -65,9 +71,12 @@ impl RedeliveryProof {
         if was_away || !may_deliver {
             (self.serving_since, self.delivered, self.idle) = (None, None, None);
         }
+        self.was_paused |= state.is_paused;
+        // A pause that is taken back wakes no pull request that is open.
+        let slack = if self.was_paused { MAX_PULL + SLACK } else { SLACK };
         if !may_deliver
             || asked_at < self.due_at
-            || asked_at < *self.serving_since.get_or_insert(answered_at) + SLACK
+            || asked_at < *self.serving_since.get_or_insert(answered_at) + slack
         {
             return;
         }
@@ -152,9 +161,10 @@ mod tests {
     fn while_a_consumer_may_not_deliver_nothing_is_shown() {
         let paused = ConsumerState { is_paused: true, ..state(7, 1) };
         let without_quorum = ConsumerState { has_quorum: false, ..state(7, 1) };
-        for silent in [paused, without_quorum] {
+        let longest_request = usize::try_from(MAX_PULL.as_millis().div_ceil(STEP.as_millis())).unwrap();
+        for (silent, more) in [(paused, longest_request), (without_quorum, 0)] {
             assert!(!after(&times(20, silent)).is_complete());
-            let again = [times(8, state(7, 1)), vec![silent], times(8, state(7, 1))].concat();
+            let again = [times(8, state(7, 1)), vec![silent], times(more + 8, state(7, 1))].concat();
             let mut proof = after(&again);
             assert!(!proof.is_complete());
             proof.received_new(8);

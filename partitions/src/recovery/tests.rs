@@ -504,3 +504,24 @@ fn what_was_expected_in_an_earlier_recovery_says_nothing_of_a_later_one() {
     assert!(recovery.is_info_due(later));
     assert_eq!(recovery.asked(state(4, 0), later, |_| 0, None), Progress::Complete);
 }
+
+#[test]
+fn a_leader_without_a_quorum_ends_no_recovery() {
+    let now = Instant::now();
+    let mut recovery = Recovery::new(now);
+    let alone = ConsumerState { has_quorum: false, ..state(10, 0) };
+    assert_eq!(recovery.asked(alone, now, |_| 0, None), Progress::Unproven);
+    assert!(!recovery.may_pull(), "nor does it say what a predecessor had");
+    assert_eq!(recovery.asked(state(10, 0), now, |_| 0, None), Progress::Complete);
+    assert_eq!(recovery.asked(alone, now, |_| 0, None), Progress::Unchanged);
+}
+
+#[test]
+fn a_server_that_starts_says_nothing_before_it_knows_a_leader() {
+    let now = Instant::now();
+    let mut recovery = Recovery::new(now);
+    assert!(recovery.led_by(&Leadership::default(), now), "there may be one server");
+    assert!(recovery.led_by(&led_by("a", ""), now));
+    assert!(!recovery.led_by(&Leadership::default(), now));
+    assert!(recovery.led_by(&led_by("b", ""), now));
+}

@@ -361,7 +361,7 @@ impl Process {
         // what waits here.
         let delivered = state.delivered.stream_sequence;
         let is_waiting = |held: &Held| held.state == State::Waiting;
-        if events.recovery.is_active() {
+        if events.recovery.is_active() && state.has_quorum {
             events.held.retain(|sequence, held| {
                 let may_count = match held.state {
                     State::Waiting => held.arrived >= asked,

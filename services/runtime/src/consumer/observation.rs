@@ -64,16 +64,23 @@ pub(super) struct Cluster {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 struct Replica {
-    /// How long ago the leader heard from it, in nanoseconds; 0 where it never did.
+    /// How long ago the leader heard from it, in nanoseconds; 0 where it never did, or just now.
     active: u64,
+    /// It has what the leader has.
+    current: bool,
+    /// It does not take part yet, or any more.
+    pending: bool,
 }
 
 impl Cluster {
     /// Whether the leader has heard lately from so many that they are a majority with it.
-    fn has_quorum(&self) -> bool {
-        let is_heard = |replica: &&Replica| (1..=HEARD_LATELY).contains(&u128::from(replica.active));
-        let heard = 1 + self.replicas.iter().filter(is_heard).count();
-        2 * heard > 1 + self.replicas.len()
+    pub(super) fn has_quorum(&self) -> bool {
+        let is_heard = |replica: &&&Replica| {
+            u128::from(replica.active) <= HEARD_LATELY && (replica.active > 0 || replica.current)
+        };
+        let taking_part: Vec<_> = self.replicas.iter().filter(|replica| !replica.pending).collect();
+        let heard = 1 + taking_part.iter().filter(is_heard).count();
+        2 * heard > 1 + taking_part.len()
     }
 }
 
@@ -209,14 +216,16 @@ mod tests {
     #[test]
     fn a_leader_that_hears_from_too_few_has_no_quorum() {
         let has_quorum = |active: &[u64]| {
-            let replicas: Vec<_> =
-                active.iter().map(|active| Replica { active: *active * 1_000_000 }).collect();
-            Cluster { replicas, ..Cluster::default() }.has_quorum()
+            let replica = |active: &u64| Replica { active: *active * 1_000_000, ..Replica::default() };
+            Cluster { replicas: active.iter().map(replica).collect(), ..Cluster::default() }.has_quorum()
         };
         assert!(has_quorum(&[]) && has_quorum(&[1, 1]) && has_quorum(&[1_000, 9_000]));
         for silent in [&[3_000, 4_000][..], &[0, 0], &[3_000], &[1, 1, 5_000, 5_000, 5_000][1..]] {
             assert!(!has_quorum(silent), "{silent:?}");
         }
+        let json = r#"{"leader": "n1", "replicas": [{"active": 0, "current": true}, {"active": 0, "pending": true}, {"active": 9000000000}]}"#;
+        let cluster: Cluster = serde_json::from_str(json).unwrap();
+        assert!(cluster.has_quorum(), "one was heard just now, and one takes no part");
         let json = r#"{"leader": "n1", "leader_since": "x", "replicas": [{"name": "n2", "current": true, "active": 5}]}"#;
         let cluster: Cluster = serde_json::from_str(json).unwrap();
         assert_eq!((cluster.leadership.leader.as_str(), cluster.replicas.len()), ("n1", 1));

@@ -311,14 +311,17 @@ impl<H: Handler> Dispatcher<H> {
 
     /// JetStream reported what is still owed: when that is nothing, everything continues in the order of the stream.
     pub(super) fn go_on_with_recovery(&mut self, observation: &Arc<Observation>) {
-        if self.order.as_ref().is_some_and(|order| order.recovery.is_active()) {
+        let (now, response) = (Instant::now(), observation.response());
+        let Some(order) = &mut self.order else { return };
+        if !order.recovery.led_by(&observation.info.cluster.leadership, now.into_std()) {
+            return;
+        }
+        if order.recovery.is_active() && response.state.has_quorum {
             self.release_forgotten(observation);
         }
         let Some(order) = &mut self.order else { return };
         let in_flight = |counted: &_| self.in_flight.unsettled_within(counted);
-        let (now, newest) = (Instant::now(), self.in_flight.newest_waiting());
-        let response = observation.response();
-        order.recovery.led_by(&observation.info.cluster.leadership, now.into_std());
+        let newest = self.in_flight.newest_waiting();
         match order.recovery.observed(response, in_flight, newest) {
             Progress::Unchanged => {}
             progress @ (Progress::Owed(_) | Progress::Unproven) => {
