@@ -223,8 +223,7 @@ impl Recovery {
     pub fn received(&mut self, consumer_sequence: u64, arrival: Arrival) -> Option<RecoveryCause> {
         self.has_received = true;
         if arrival == Arrival::New {
-            let proofs = [&mut self.redelivery, &mut self.missing_redelivery];
-            proofs.into_iter().flatten().for_each(|proof| proof.received_new(consumer_sequence));
+            self.proofs().for_each(|proof| proof.received_new(consumer_sequence));
         }
         // What a predecessor had may come for the first time.
         let is_own = |sequence| self.inherited.is_none_or(|inherited| sequence > inherited.delivered);
@@ -327,9 +326,12 @@ impl Recovery {
         if self.recovering_since.is_none_or(|since| response.asked_at < since) {
             return Progress::Unchanged;
         }
-        let proofs = [&mut self.redelivery, &mut self.missing_redelivery];
-        proofs.into_iter().flatten().for_each(|proof| proof.observed(response));
+        self.proofs().for_each(|proof| proof.observed(response));
         Progress::Unproven
+    }
+
+    fn proofs(&mut self) -> impl Iterator<Item = &mut RedeliveryProof> {
+        [&mut self.redelivery, &mut self.missing_redelivery].into_iter().flatten()
     }
 
     /// Whether JetStream has redelivered everything that is unacknowledged, by this response too.

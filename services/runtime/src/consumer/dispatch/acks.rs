@@ -172,14 +172,12 @@ impl<H: Handler> Dispatcher<H> {
         let now = Instant::now();
         let can_send = self.is_undoubted();
         let Observation { info, asked_at, .. } = observation;
+        // A leader without a quorum counts acknowledgements that the next one may not know.
+        let has_quorum = info.cluster.has_quorum();
         let mut decided = Vec::new();
         for (slot, sequence, ack) in self.in_flight.acks() {
-            // A leader without a quorum counts acknowledgements that the next one may not know.
-            let status = if info.cluster.has_quorum() {
-                ack.observed(sequence, info, *asked_at)
-            } else {
-                AckStatus::Unknown
-            };
+            let status =
+                if has_quorum { ack.observed(sequence, info, *asked_at) } else { AckStatus::Unknown };
             match status {
                 AckStatus::Unknown if can_send => ack.resume(now),
                 AckStatus::Unknown => {}

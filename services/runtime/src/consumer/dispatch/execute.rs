@@ -311,8 +311,8 @@ impl<H: Handler> Dispatcher<H> {
 
     /// JetStream reported what is still owed: when that is nothing, everything continues in the order of the stream.
     pub(super) fn go_on_with_recovery(&mut self, observation: &Arc<Observation>) {
-        let (now, response) = (Instant::now(), observation.response());
         let Some(order) = &mut self.order else { return };
+        let (now, response) = (Instant::now(), observation.response());
         if !order.recovery.led_by(&observation.info.cluster.leadership, now.into_std()) {
             return;
         }

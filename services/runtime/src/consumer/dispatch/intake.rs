@@ -55,10 +55,9 @@ impl<H: Handler> Dispatcher<H> {
             });
         }
         let has_ended = self.ended.contains(sequence, event_time, delivered.metadata.attempt, now);
-        let is_here = has_ended || self.in_flight.find(sequence).is_some();
         let arrival = match delivered.metadata.attempt {
             ..=1 => Arrival::New,
-            _ if is_here => Arrival::Known,
+            _ if has_ended || self.in_flight.find(sequence).is_some() => Arrival::Known,
             _ => Arrival::Owed(sequence),
         };
         let number = delivered.consumer_sequence;
