@@ -3,8 +3,8 @@
 //! In: a history, and how many events of each key were published. Out: what was counted, and every violation.
 //!
 //! A process that was killed ends what it handled, whatever it wrote. One that was frozen past its lease may have begun what its
-//! successor handles meanwhile: that is all that is allowed, and is counted as `unfenced`. An event is repeated only where a process
-//! that began it was interrupted later.
+//! successor handles meanwhile, or begin right after it is woken what its successor has handled: that is all that is allowed, and is
+//! counted as `unfenced`. An event is repeated only where a process that began it was interrupted later.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,8 +17,9 @@ use super::history::{Entry, History, Interruption, Step};
 /// A frozen process was past its lease after this at the earliest: its last renewal was sent before, 5 s apart, and
 /// a request takes 3 s at most.
 const FROZEN_PAST_LEASE: Duration = Duration::from_secs(22);
-/// A process looks at its lease right before it begins. It may be frozen between the two.
-const FROZEN_IN_BETWEEN: Duration = Duration::from_millis(100);
+/// A process looks at its lease right before it begins. It may be frozen between the two, and begins this long after it is woken at
+/// the latest: a busy machine takes its time to wake it.
+const FROZEN_IN_BETWEEN: Duration = Duration::from_millis(200);
 /// Maximum violations of one kind that are listed.
 const LISTED: usize = 5;
 
@@ -29,7 +30,8 @@ pub struct Report {
     pub handled: u64,
     /// Events that were begun more than once.
     pub repeated: u64,
-    /// Attempts that began while a process that was frozen past its lease had begun an event of the same key.
+    /// Attempts that began beside those of a process that was frozen past its lease: while it had begun an event of the same key, or
+    /// its own, where it was frozen between its look at the lease and the begin.
     pub unfenced: u64,
     /// The epochs under which partitions were handled.
     pub epochs: usize,
@@ -134,7 +136,14 @@ pub fn check(history: &History, published: &BTreeMap<String, u64>) -> Result<Rep
 
 impl<'h> Checker<'h> {
     fn begin(&mut self, entry: &'h Entry) {
-        self.is_of_the_newest_epoch(entry);
+        if !self.is_of_the_newest_epoch(entry) {
+            if self.just_woke(entry.process, entry.at) {
+                self.report.unfenced += 1;
+                return;
+            }
+            let detail = format!(", {} after {}", entry.epoch, self.epochs[&entry.partition]);
+            self.violation(entry, "its epoch is older than one before", &detail, &[]);
+        }
         let Entry { at, process, sequence, number, .. } = *entry;
         let Some(newest) = self.keys.get(entry.key.as_str()) else {
             let newest = Newest {
@@ -151,7 +160,7 @@ impl<'h> Checker<'h> {
             return;
         };
         if let Some(other) = newest.running.filter(|other| !self.was_killed(*other, at)) {
-            if self.is_past_its_lease(other, at) || self.just_woke(process, at) {
+            if self.is_past_its_lease(other, at) {
                 self.report.unfenced += 1;
             } else {
                 let detail = format!(", process {other} handles {}", newest.sequence);
@@ -203,15 +212,11 @@ impl<'h> Checker<'h> {
     }
 
     /// Epochs of a partition grow, and who begins under an old one has not looked at its lease.
-    fn is_of_the_newest_epoch(&mut self, entry: &'h Entry) {
+    fn is_of_the_newest_epoch(&mut self, entry: &'h Entry) -> bool {
         self.seen_epochs.insert(entry.epoch);
-        let newest = self.epochs.get(&entry.partition).copied().unwrap_or_default();
-        if entry.epoch >= newest {
-            self.epochs.insert(entry.partition, entry.epoch);
-        } else if !self.just_woke(entry.process, entry.at) {
-            let detail = format!(", {} after {newest}", entry.epoch);
-            self.violation(entry, "its epoch is older than one before", &detail, &[]);
-        }
+        let newest = self.epochs.entry(entry.partition).or_default();
+        *newest = entry.epoch.max(*newest);
+        entry.epoch == *newest
     }
 
     fn is_complete(&mut self, published: &BTreeMap<String, u64>) {
@@ -260,7 +265,7 @@ impl<'h> Checker<'h> {
     fn is_interrupted(&self, process: usize, since: Duration, by: Duration) -> bool {
         self.interruptions(process).any(|(at, how)| match how {
             Interruption::Killed => since <= at && at <= by,
-            Interruption::Frozen(until) => since <= until && at <= by,
+            Interruption::Frozen(until) => since <= until + FROZEN_IN_BETWEEN && at <= by,
         })
     }
 
@@ -396,6 +401,33 @@ mod tests {
     fn who_begins_under_an_old_epoch_is_found() {
         let entries = [(1, 1, Begin, 0, 9), (2, 1, Done, 0, 9), (3, 0, Begin, 10, 5), (4, 0, Done, 10, 5)];
         assert!(judged(&entries, &[], 2).unwrap_err().contains("5 after 9"));
+    }
+
+    #[test]
+    fn what_a_process_begins_that_was_frozen_after_its_look_at_the_lease_is_counted_and_changes_nothing() {
+        let entries = [
+            (40, 1, Begin, 0, 9),
+            (41, 1, Done, 0, 9),
+            (42, 1, Begin, 10, 9),
+            (43, 0, Begin, 0, 5),
+            (43, 0, Done, 0, 5),
+            (44, 1, Done, 10, 9),
+            (45, 1, Begin, 20, 9),
+            (46, 1, Done, 20, 9),
+        ];
+        let expected = Report { handled: 3, repeated: 0, unfenced: 1, epochs: 2 };
+        assert_eq!(judged(&entries, &[(0, 2, frozen_until(43))], 3), Ok(expected));
+        let before =
+            [(43, 0, Begin, 0, 5), (43, 0, Abandoned, 0, 5), (44, 1, Begin, 0, 9), (45, 1, Done, 0, 9)];
+        let expected = Report { handled: 1, repeated: 1, unfenced: 0, epochs: 2 };
+        assert_eq!(
+            judged(&before, &[(0, 2, Interruption::Frozen(Duration::from_millis(42_900)))], 1),
+            Ok(expected)
+        );
+        for other in [frozen_until(44), frozen_until(42), Killed] {
+            let violations = judged(&entries, &[(0, 2, other)], 3).unwrap_err();
+            assert!(violations.contains("5 after 9"), "{violations}");
+        }
     }
 
     #[test]

@@ -159,8 +159,9 @@ async fn processes_in_python_share_partitions_without_an_operator_whatever_happe
     let frozen = monotonic();
     group.interruptions.push((second, frozen, Interruption::Frozen(Duration::MAX)));
     group.await_owners(frozen, &[third]).await;
-    group.processes[second].signal("CONT");
+    // Read before: it may begin an event before the sender of the signal goes on.
     let woken = monotonic();
+    group.processes[second].signal("CONT");
     group.interruptions[1].2 = Interruption::Frozen(woken);
     group.processes[second].await_log(" is over: ", Duration::from_secs(20)).await;
 

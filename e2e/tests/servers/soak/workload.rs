@@ -105,10 +105,12 @@ impl Workload {
 
     /// Wakes it.
     pub fn wake(&mut self, frozen: usize) {
+        // Read before: it may begin an event before the sender of the signal goes on.
+        let woken = monotonic();
         self.workers.processes()[frozen].process.signal("CONT");
         for (index, _, how) in &mut self.interruptions {
             if *index == frozen && *how == Interruption::Frozen(Duration::MAX) {
-                *how = Interruption::Frozen(monotonic());
+                *how = Interruption::Frozen(woken);
             }
         }
     }
