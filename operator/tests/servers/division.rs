@@ -192,6 +192,39 @@ async fn one_consumer_that_cannot_be_divided_leaves_none_behind_that_is_paused()
     await_divided(&world).await;
 }
 
+/// Acknowledges what waits at a consumer, which is so many events.
+async fn take(world: &World, name: &str, count: usize) {
+    let stream = world.jetstream.get_stream("orders").await.unwrap();
+    let consumer: PullConsumer = stream.get_consumer(name).await.unwrap();
+    let mut messages = consumer.fetch().max_messages(count).messages().await.unwrap();
+    for _ in 0..count {
+        messages.next().await.unwrap().unwrap().double_ack().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_deleted_before_it_is_divided_gets_what_it_had_to_deliver() {
+    let world = ordered(&[]).await;
+    for key in 0..20 {
+        world.jetstream.publish(format!("orders.{key}.placed"), "x".into()).await.unwrap().await.unwrap();
+    }
+    let waiting = |of: u64| info(&world, if of == 0 { "fulfilment-p0" } else { "fulfilment-p1" });
+    let [of_first, of_other] = [waiting(0).await.unwrap().num_pending, waiting(1).await.unwrap().num_pending];
+    assert!(of_first > 0 && of_other > 0 && of_first + of_other == 20);
+    double(&world).await;
+    await_said(&world, "is divided when").await;
+    let stream = world.jetstream.get_stream("orders").await.unwrap();
+    stream.delete_consumer("fulfilment-p0").await.unwrap();
+    take(&world, "fulfilment-p1", usize::try_from(of_other).unwrap()).await;
+    await_consumer(&world, "fulfilment-p0", |info| {
+        info.num_pending == of_first && info.config.filter_subjects.len() == 2
+    })
+    .await;
+    await_said(&world, "fulfilment-p0 is divided when").await;
+    take(&world, "fulfilment-p0", usize::try_from(of_first).unwrap()).await;
+    await_divided(&world).await;
+}
+
 /// Has these requests about consumers answered with an error that passes, instead of by JetStream.
 fn fail(world: &World, requests: &[&str]) {
     let mapped: Vec<_> =

@@ -324,7 +324,7 @@ async fn pause(work: &Work<'_>, info: &ConsumerInfo, is_paused: bool) -> Result<
 }
 
 /// What an outcome waits for that is not as declared.
-fn unfinished(outcome: &Outcome<ConsumerInfo>) -> Option<Pending> {
+pub fn unfinished(outcome: &Outcome<ConsumerInfo>) -> Option<Pending> {
     match outcome {
         Outcome::Pending(pending) => Some(pending.clone()),
         Outcome::Reconciled(reconciled) => match &reconciled.result {

@@ -128,9 +128,20 @@ async fn divide_all(work: &Work<'_>, (from, to): (u32, u32), at: u64) -> Result<
     let Some(all) = found(work, Numbers { count: to, of: to }, Some(to)).await? else {
         return waits_for_stream();
     };
-    // One that is missing is made as its own part alone.
-    let is_over = |info: &Option<ConsumerInfo>| info.as_ref().is_none_or(|info| is_at_rest(&info.config, to));
-    if (0..from).zip(&all).all(|(_, (_, _, info))| is_over(info)) {
+    let is_missing = |(_, _, info): &Found| info.is_none();
+    if (0..from).zip(&all).all(|(_, found)| is_missing(found)) {
+        return Ok(None);
+    }
+    // Deleted before it was divided, by whomever: one of which a part is there is made again as its own part alone, behind the change.
+    let is_lost = |number| {
+        let mut parts = numbers(number, from, to).filter_map(|part| all.get(usize::try_from(part).ok()?));
+        parts.all(is_missing)
+    };
+    let is_over = |number, info: &Option<ConsumerInfo>| match info {
+        Some(info) => is_at_rest(&info.config, to),
+        None => !is_lost(number),
+    };
+    if (0..from).zip(&all).all(|(number, (_, _, info))| is_over(number, info)) {
         return Ok(None);
     }
     let is_divided = |info: &ConsumerInfo| count_of(&info.config) == Some(to);
@@ -138,9 +149,16 @@ async fn divide_all(work: &Work<'_>, (from, to): (u32, u32), at: u64) -> Result<
     let Some(wide) = found(work, Numbers { count: from, of: to }, Some(from)).await? else {
         return waits_for_stream();
     };
+    let lost = wide.iter().zip(0..).filter(|(_, number)| is_lost(*number));
+    let lost: Vec<_> = lost.map(|((consumer, desired, _), _)| (consumer.clone(), desired.clone())).collect();
+    if !lost.is_empty()
+        && let Some(pending) = division::unfinished(&work.ensure_all(lost).await?)
+    {
+        return Ok(Some(pending));
+    }
     let mut wholes = Vec::new();
     for ((consumer, desired, info), number) in wide.iter().zip(0..) {
-        if is_over(info) {
+        if is_over(number, info) {
             continue;
         }
         let part = |number: u32| {
