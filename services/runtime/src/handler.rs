@@ -2,8 +2,6 @@
 
 use std::{fmt, future::Future, time::Duration};
 
-use tokio::task::spawn_blocking;
-
 use crate::{Event, Metadata};
 
 /// Handles the events of one EventConsumer, by whose name [`Service::handle`](crate::Service::handle) adds it.
@@ -145,29 +143,4 @@ impl Default for HandlerOptions {
             unknown_types: UnknownTypes::default(),
         }
     }
-}
-
-/// Runs code that blocks its thread, such as a driver without async or a long computation, on a thread where it blocks no event.
-///
-/// A handler that blocks its own thread delays other events of the same handler, and one that does so for more than 5 s
-/// beyond its deadline fails liveness, so that Kubernetes restarts its process. The code runs to its end even if the attempt ends at its deadline.
-///
-/// ```
-/// # async fn handle() -> Result<(), jetwright_runtime::HandlerError> {
-/// let sum = jetwright_runtime::blocking(|| (1..=1_000_000_u64).sum::<u64>()).await?;
-/// # assert_eq!(sum, 500_000_500_000);
-/// # Ok(())
-/// # }
-/// # tokio::runtime::Runtime::new().unwrap().block_on(handle()).unwrap();
-/// ```
-///
-/// # Errors
-///
-/// [`HandlerError::Transient`] if the code panics.
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, HandlerError> {
-    spawn_blocking(work)
-        .await
-        .map_err(|error| HandlerError::transient(format_args!("blocking code failed: {error}")))
 }

@@ -55,6 +55,7 @@
 
 mod aggregate;
 mod app;
+mod blocking;
 mod consumer;
 pub mod environment;
 mod error;
@@ -79,10 +80,11 @@ mod trace;
 pub use aggregate::{Aggregate, AggregateError, Aggregates, Decision, Loaded, NewEvent, Snapshot, Updated};
 pub use app::{App, Setup};
 pub use async_nats::{HeaderMap, Subject};
+pub use blocking::blocking;
 pub use environment::{Environment, Pod};
 pub use error::{Error, ErrorKind};
 pub use event::{CONTENT_TYPE, DecodeError, EVENT_TYPE, Event, PROTOBUF, decode};
-pub use handler::{AckMode, Handler, HandlerError, HandlerOptions, UnknownTypes, blocking};
+pub use handler::{AckMode, Handler, HandlerError, HandlerOptions, UnknownTypes};
 pub use metadata::{Metadata, Source};
 pub use metrics::catalogue::CATALOGUE as METRICS;
 pub use projection::{ApplyError, Projection, Rebuilt, Versioned, View, ViewError};

@@ -18,7 +18,7 @@ use super::{
     source::ConsumerLoop,
 };
 use crate::{
-    DecodeError, Error, ErrorKind, Event, Handler, Metadata, known_headers::KnownHeaders,
+    DecodeError, Error, ErrorKind, Event, Handler, Metadata, blocking, known_headers::KnownHeaders,
     metrics::HandledOutcome, partitions::Tenure, store::RawEvent, trace,
 };
 
@@ -193,13 +193,15 @@ async fn try_once<H: Handler>(
     attempted: Attempt<'_>,
     known: Option<Outcome>,
 ) -> Result<AttemptEnd, Interrupted> {
-    let Attempt { delivery, begun, .. } = attempted;
+    let Attempt { delivery, begun, tenure, .. } = attempted;
+    let is_over = || tenure.is_some_and(Tenure::is_over);
     let was_recorded = matches!(known, Some(Outcome::GivenUp(..)));
-    let too_often = match known {
-        Some(Outcome::DeliveredTooOften(deliveries)) => Some(deliveries),
-        _ => None,
-    };
     let outcome = match known {
+        // All that can be known leads to a dead letter.
+        Some(outcome) if is_over() => {
+            log_withheld(runner, &delivery.metadata, &outcome);
+            return Err(Interrupted { known: Some(outcome) });
+        }
         Some(outcome) => outcome,
         None => handle(runner, attempted).await.ok_or(Interrupted { known: None })?,
     };
@@ -209,11 +211,10 @@ async fn try_once<H: Handler>(
         outcome => runner.decide(outcome, attempt, is_last_attempt),
     };
     match decision {
-        // Whoever has the partition next decides: there it may succeed.
-        Decision::DeadLetter { reason, error } if attempted.tenure.is_some_and(Tenure::is_over) => {
-            log_withheld(runner, &delivery.metadata, reason, &error);
-            let given_up = was_recorded.then_some(Outcome::GivenUp(reason, error));
-            Err(Interrupted { known: too_often.map(Outcome::DeliveredTooOften).or(given_up) })
+        // The next owner of the partition decides: its attempt may succeed.
+        Decision::DeadLetter { reason, error } if is_over() => {
+            log_withheld(runner, &delivery.metadata, &Outcome::GivenUp(reason, error));
+            Err(Interrupted { known: None })
         }
         decision => {
             if !was_recorded {
@@ -231,15 +232,14 @@ async fn try_once<H: Handler>(
     }
 }
 
-fn log_withheld<H>(runner: &HandlerRunner<H>, metadata: &Metadata, reason: Reason, error: &str) {
+fn log_withheld<H>(runner: &HandlerRunner<H>, metadata: &Metadata, outcome: &Outcome) {
     let Metadata { subject, partition, sequence, .. } = metadata;
     tracing::warn!(
         binding = runner.name,
         partition,
         subject = &**subject,
         sequence,
-        reason = reason.as_str(),
-        error,
+        ?outcome,
         "withheld a dead letter: the lease of its partition is over, or another process has the partition"
     );
 }
@@ -249,7 +249,7 @@ async fn handle<H: Handler>(runner: &HandlerRunner<H>, attempt: Attempt<'_>) -> 
     let Attempt { delivery, event_type, begun, tenure } = attempt;
     let deadline = runner.deadline;
     // The service's own code, its decoding included, runs and is dropped within the caught future alone.
-    let handled = AssertUnwindSafe(async {
+    let mut handled = pin!(blocking::tracked(async {
         // A handler's future may have any size, and what has it inside is moved on its way to a thread.
         let mut handling = Box::pin(async {
             let event = match decode::<H::Event>(event_type, delivery) {
@@ -278,9 +278,9 @@ async fn handle<H: Handler>(runner: &HandlerRunner<H>, attempt: Attempt<'_>) -> 
                 .await
             }
         }
-    });
-    let handled = handled.catch_unwind().await;
-    let outcome = handled.unwrap_or_else(|panic| Some(Outcome::Panicked(panic_message(panic.as_ref()))));
+    }));
+    let ended = AssertUnwindSafe(handled.as_mut()).catch_unwind().await;
+    let outcome = ended.unwrap_or_else(|panic| Some(Outcome::Panicked(panic_message(panic.as_ref()))));
     runner.metrics.took(begun.elapsed(), delivery.trace);
     if outcome.is_none() {
         let Metadata { subject, partition, sequence, .. } = &*delivery.metadata;
@@ -291,6 +291,12 @@ async fn handle<H: Handler>(runner: &HandlerRunner<H>, attempt: Attempt<'_>) -> 
             sequence,
             "interrupted handler: the lease of its partition is over, or another process has the partition"
         );
+    }
+    if runner.is_ordered
+        && let Some(running) = blocking::running(handled)
+    {
+        let _watched = runner.watchdog.watch_blocking_code(begun.elapsed());
+        running.wait().await;
     }
     outcome
 }

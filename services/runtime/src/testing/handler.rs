@@ -212,10 +212,14 @@ fn dead_letters(stream: &str, consumer: &str) -> DeadLetters {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
     use parking_lot::Mutex;
 
     use super::*;
     use crate::{EVENT_TYPE, UnknownTypes, testing};
+
+    const BLOCKS: Duration = Duration::from_millis(300);
 
     #[derive(Clone, PartialEq, prost::Message)]
     struct Order {
@@ -233,6 +237,8 @@ mod tests {
     #[derive(Default)]
     struct Obedient {
         calls: Mutex<Vec<Metadata>>,
+        /// How often its blocking code ended.
+        ended: Arc<AtomicUsize>,
     }
 
     impl Obedient {
@@ -255,6 +261,14 @@ mod tests {
                 "refuse" => Err(HandlerError::permanent("never")),
                 "panic" => panic!("no such order"),
                 "hang" => std::future::pending().await,
+                "block" => {
+                    let ended = Arc::clone(&self.ended);
+                    let code = move || {
+                        std::thread::sleep(BLOCKS);
+                        ended.fetch_add(1, SeqCst);
+                    };
+                    crate::blocking(code).await
+                }
                 _ => Ok(()),
             }
         }
@@ -430,22 +444,53 @@ mod tests {
         assert_eq!(test.deliver(order("refuse")).await, expected);
         assert_eq!(test.dead_letters().events(), []);
     }
+
     #[tokio::test]
-    async fn what_is_known_of_an_event_is_known_when_the_lease_is_back() {
+    async fn an_ordered_attempt_ends_with_its_blocking_code() {
+        for (mut test, ended) in [(test().ordered(), 1), (test(), 0)] {
+            test = test.deadline(BLOCKS / 6);
+            let expected = Settled::retried(Duration::from_millis(500), "the handler took longer than 50ms");
+            assert_eq!(test.deliver(order("block")).await, expected);
+            assert_eq!(test.handler().ended.load(SeqCst), ended);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_that_was_delivered_too_often_is_known_to_be_when_the_lease_is_back() {
         let mut test = test();
         let (event, metadata) = test.numbered(order("").deliveries(27));
         let runner = test.runner();
-        let pending = runner.deliver(metadata, event.payload(), 0);
-        let pending = runner.attempt_without_lease(pending).await;
+        let pending = runner.attempt_without_lease(runner.deliver(metadata, event.payload(), 0)).await;
         let end = runner.attempt(pending).await.end;
         assert!(matches!(end, DeliveryEnd::Terminated { is_kept: true }));
         assert!(test.handler().calls().is_empty(), "it was delivered too often to be handled");
-        // A failure is none before it is written: the next owner may succeed.
+    }
+
+    #[tokio::test]
+    async fn a_failure_without_the_lease_is_none_before_it_is_written() {
+        let mut test = test();
         let (event, metadata) = test.numbered(order("refuse"));
         let runner = test.runner();
         let pending = runner.attempt_without_lease(runner.deliver(metadata, event.payload(), 0)).await;
-        assert!(test.dead_letters().events().len() == 1);
+        assert_eq!(test.dead_letters().events(), [], "the next owner may succeed");
         test.runner().attempt(pending).await;
-        assert_eq!((test.handler().calls().len(), test.dead_letters().events().len()), (2, 2));
+        assert_eq!((test.handler().calls().len(), test.dead_letters().events().len()), (2, 1));
+    }
+
+    #[tokio::test]
+    async fn an_event_that_was_given_up_is_known_to_be_when_the_lease_is_back() {
+        let mut test = test().ordered();
+        test.dead_letters().fail_next(1);
+        let (event, metadata) = test.numbered(order("refuse"));
+        let runner = test.runner();
+        let attempt = runner.attempt(runner.deliver(metadata, event.payload(), 0)).await;
+        let DeliveryEnd::Repeated { next: pending, .. } = attempt.end else {
+            panic!("its dead letter was written")
+        };
+        let pending = runner.attempt_without_lease(pending).await;
+        assert_eq!(test.dead_letters().events(), []);
+        let end = test.runner().attempt(pending).await.end;
+        assert!(matches!(end, DeliveryEnd::Terminated { is_kept: true }));
+        assert_eq!((test.handler().calls().len(), test.dead_letters().events().len()), (1, 1));
     }
 }

@@ -101,9 +101,34 @@ async fn a_partition_that_does_not_end_in_time_keeps_no_other_from_being_given_u
     is_over.store(true, SeqCst);
 }
 
-/// Its consumer is gone, so that no acknowledgement is ever answered. What runs is waited for all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_the_deadline_of_the_map_a_drain_waits_for_what_runs_and_for_no_acknowledgement() {
+    // It blocks its thread, so that its deadline does not end it.
+    hand_over_while_it_runs(|takes, ended| async move {
+        std::thread::sleep(takes);
+        ended.fetch_add(1, SeqCst);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_waits_for_blocking_code_whose_attempt_has_reached_its_deadline() {
+    hand_over_while_it_runs(|takes, ended| async move {
+        let code = move || {
+            std::thread::sleep(takes);
+            ended.fetch_add(1, SeqCst);
+        };
+        jetwright_runtime::blocking(code).await.unwrap();
+    })
+    .await;
+}
+
+/// Its consumer is gone, so that no acknowledgement is ever answered. What runs is waited for all the same.
+async fn hand_over_while_it_runs<F>(
+    handle: impl Fn(Duration, Arc<AtomicUsize>) -> F + Copy + Send + Sync + 'static,
+) where
+    F: Future<Output = ()> + Send,
+{
     const TAKES: Duration = Duration::from_secs(6);
     let mut bench = sharing(2).await;
     bench.binding.handler_deadline = Text::from_secs(1);
@@ -112,12 +137,10 @@ async fn after_the_deadline_of_the_map_a_drain_waits_for_what_runs_and_for_no_ac
     operator.tell(move |coordinator| coordinator.declare(consumer_id(), declared));
     let ended = Arc::<AtomicUsize>::default();
     let noting = Arc::clone(&ended);
-    // It blocks its thread, so that its deadline does not end it.
     let handler = Scripted::new(move |_, _| {
         let ended = Arc::clone(&noting);
         async move {
-            std::thread::sleep(TAKES);
-            ended.fetch_add(1, SeqCst);
+            handle(TAKES, ended).await;
             Ok(())
         }
     });

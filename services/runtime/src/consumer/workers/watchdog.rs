@@ -28,14 +28,16 @@ pub(crate) struct Watchdog {
     /// How long an attempt may take.
     deadline: Duration,
     threads: Mutex<Vec<Weak<BusySince>>>,
+    /// Ordered attempts that wait for their blocking code.
+    waiting: Mutex<Vec<Weak<BusySince>>>,
     /// Checks of the threads, from 1. Time is counted in them: an attempt need not read a clock, and a process that stood still as a whole
     /// has not been blocked.
     checks: AtomicU64,
 }
 
-/// The check after which a thread entered the handler; 0 while it is not in it.
+/// The check after which a thread entered the handler, or an attempt began; 0 while it is not in it.
 #[derive(Debug, Default)]
-struct BusySince(AtomicU64);
+pub(crate) struct BusySince(AtomicU64);
 
 thread_local! {
     /// What watches this thread. The threads of a handler run nothing else.
@@ -44,7 +46,13 @@ thread_local! {
 
 impl Watchdog {
     pub(crate) fn new(handler: &'static str, deadline: Duration) -> Self {
-        Self { handler, deadline, threads: Mutex::default(), checks: AtomicU64::new(1) }
+        Self {
+            handler,
+            deadline,
+            threads: Mutex::default(),
+            waiting: Mutex::default(),
+            checks: AtomicU64::new(1),
+        }
     }
 
     /// Watches until the handler's threads have ended: a thread that is blocked for longer than a handler may take fails liveness, since
@@ -57,9 +65,39 @@ impl Watchdog {
         }
     }
 
-    /// The longest time that a thread has been in the handler.
-    fn blocked_for(&self) -> Duration {
-        let threads = self.threads.lock();
+    /// Watches an attempt that began so long ago and waits for its blocking code, until what this returns is dropped.
+    pub(crate) fn watch_blocking_code(&self, elapsed: Duration) -> Arc<BusySince> {
+        // A process that stood still was not blocked.
+        let checks = elapsed.min(self.deadline).as_nanos() / CHECK_INTERVAL.as_nanos();
+        let checks = u64::try_from(checks).unwrap_or(u64::MAX);
+        let since = self.checks.load(Ordering::Relaxed).saturating_sub(checks).max(1);
+        let waiting = Arc::new(BusySince(since.into()));
+        add(&self.waiting, &waiting);
+        waiting
+    }
+
+    /// Why the process has to be restarted, if it has to be.
+    fn reason(&self) -> Option<String> {
+        let is_too_long = |of: &Mutex<_>| {
+            Some(self.longest(of)).filter(|longest| *longest > self.deadline + BLOCKING_MARGIN)
+        };
+        let of_thread = is_too_long(&self.threads).map(|time| {
+            let seconds = time.as_secs();
+            format!(
+                "the handler has blocked a thread for {seconds} s; run blocking code with jetwright_runtime::blocking"
+            )
+        });
+        of_thread.or_else(|| {
+            let seconds = is_too_long(&self.waiting)?.as_secs();
+            Some(format!(
+                "an event waits for its blocking code for {seconds} s, and the next event of its key for both"
+            ))
+        })
+    }
+
+    /// The longest time that one of these has been in the handler.
+    fn longest(&self, of: &Mutex<Vec<Weak<BusySince>>>) -> Duration {
+        let threads = of.lock();
         let since = threads.iter().filter_map(Weak::upgrade).map(|thread| thread.0.load(Ordering::Relaxed));
         let Some(since) = since.filter(|since| *since > 0).min() else { return Duration::ZERO };
         let checks = self.checks.load(Ordering::Relaxed).saturating_sub(since);
@@ -82,24 +120,23 @@ impl Watchdog {
             Some((watchdog, busy_since)) if *watchdog == id => busy_since.0.store(now, Ordering::Relaxed),
             _ => {
                 let busy_since = Arc::new(BusySince(now.into()));
-                let mut threads = self.threads.lock();
-                threads.retain(|thread| thread.strong_count() > 0);
-                threads.push(Arc::downgrade(&busy_since));
+                add(&self.threads, &busy_since);
                 *watched = Some((id, busy_since));
             }
         });
     }
 }
 
+fn add(all: &Mutex<Vec<Weak<BusySince>>>, one: &Arc<BusySince>) {
+    let mut all = all.lock();
+    all.retain(|known| known.strong_count() > 0);
+    all.push(Arc::downgrade(one));
+}
+
 fn watch(watchdog: &Weak<Watchdog>, health: &Health) {
     while let Some(watchdog) = watchdog.upgrade() {
         watchdog.checks.fetch_add(1, Ordering::Relaxed);
-        let blocked_for = watchdog.blocked_for();
-        if blocked_for > watchdog.deadline + BLOCKING_MARGIN {
-            let reason = format!(
-                "the handler has blocked a thread for {} s; run blocking code with jetwright_runtime::blocking",
-                blocked_for.as_secs()
-            );
+        if let Some(reason) = watchdog.reason() {
             health.fail(&format!("handler {}", watchdog.handler), &reason);
             return;
         }
@@ -136,13 +173,13 @@ mod tests {
     #[test]
     fn a_thread_that_stays_in_a_handler_is_found() {
         let watchdog = Arc::new(Watchdog::new("mails", Duration::ZERO));
-        assert_eq!(watchdog.blocked_for(), Duration::ZERO);
+        assert_eq!(watchdog.longest(&watchdog.threads), Duration::ZERO);
         watchdog.set_busy(true);
-        assert_eq!(watchdog.blocked_for(), Duration::ZERO);
+        assert_eq!(watchdog.longest(&watchdog.threads), Duration::ZERO);
         watchdog.checks.fetch_add(3, Ordering::Relaxed);
-        assert_eq!(watchdog.blocked_for(), CHECK_INTERVAL * 3);
+        assert_eq!(watchdog.longest(&watchdog.threads), CHECK_INTERVAL * 3);
         watchdog.set_busy(false);
-        assert_eq!(watchdog.blocked_for(), Duration::ZERO);
+        assert_eq!(watchdog.longest(&watchdog.threads), Duration::ZERO);
     }
 
     #[test]
@@ -155,5 +192,23 @@ mod tests {
         let reasons = health.live().unwrap_err();
         assert_eq!(reasons[0].0, "handler mails");
         assert!(reasons[0].1.contains("has blocked a thread for 10 s"), "{reasons:?}");
+    }
+
+    #[test]
+    fn an_event_that_waits_for_its_blocking_code_has_the_time_of_its_attempt_and_the_margin() {
+        let watchdog = Watchdog::new("mails", Duration::from_secs(20));
+        watchdog.checks.store(100, Ordering::Relaxed);
+        // It stood still for an hour.
+        let waiting = watchdog.watch_blocking_code(Duration::from_hours(1));
+        assert_eq!(watchdog.longest(&watchdog.waiting), Duration::from_secs(20));
+        let early = watchdog.watch_blocking_code(Duration::from_secs(2));
+        watchdog.checks.fetch_add(10, Ordering::Relaxed);
+        assert_eq!(watchdog.reason(), None);
+        watchdog.checks.fetch_add(1, Ordering::Relaxed);
+        assert!(watchdog.reason().unwrap().contains("waits for its blocking code for 25 s"));
+        drop(waiting);
+        assert_eq!(watchdog.longest(&watchdog.waiting), Duration::from_millis(7_500));
+        drop(early);
+        assert_eq!(watchdog.reason(), None);
     }
 }
