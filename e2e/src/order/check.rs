@@ -19,9 +19,9 @@ use super::history::{Entry, History, Interruption, Step};
 const FROZEN_PAST_LEASE: Duration = Duration::from_secs(22);
 /// A process looks at its lease right before it begins. It may be frozen between the two, and begins this long after it is woken at
 /// the latest: a busy machine takes its time to wake it.
-const FROZEN_IN_BETWEEN: Duration = Duration::from_millis(200);
+const MAX_WAKE_UP: Duration = Duration::from_millis(200);
 /// Maximum violations of one kind that are listed.
-const LISTED: usize = 5;
+const MAX_LISTED: usize = 5;
 
 /// What is counted in a history in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,7 +53,7 @@ struct Violation {
 
 impl Violations {
     fn listed(&self) -> impl Iterator<Item = &Violation> {
-        self.by_kind.values().flat_map(|violations| violations.iter().take(LISTED))
+        self.by_kind.values().flat_map(|violations| violations.iter().take(MAX_LISTED))
     }
 
     /// The processes that those are about that are listed.
@@ -244,15 +244,18 @@ impl<'h> Checker<'h> {
 
     fn is_past_its_lease(&self, process: usize, now: Duration) -> bool {
         let is_past = |(at, how): (Duration, Interruption)| match how {
-            Interruption::Frozen(until) => at + FROZEN_PAST_LEASE <= now && now <= until + FROZEN_IN_BETWEEN,
+            Interruption::Frozen(until) => at + FROZEN_PAST_LEASE <= now && now <= until + MAX_WAKE_UP,
             Interruption::Killed => false,
         };
         self.interruptions(process).any(is_past)
     }
 
+    /// Whether it was frozen past its lease, and woke a moment ago.
     fn just_woke(&self, process: usize, now: Duration) -> bool {
-        let woke = |(_, how): (Duration, Interruption)| match how {
-            Interruption::Frozen(until) => until <= now && now <= until + FROZEN_IN_BETWEEN,
+        let woke = |(at, how): (Duration, Interruption)| match how {
+            Interruption::Frozen(until) => {
+                at + FROZEN_PAST_LEASE <= until && until <= now && now <= until + MAX_WAKE_UP
+            }
             Interruption::Killed => false,
         };
         self.interruptions(process).any(woke)
@@ -265,7 +268,7 @@ impl<'h> Checker<'h> {
     fn is_interrupted(&self, process: usize, since: Duration, by: Duration) -> bool {
         self.interruptions(process).any(|(at, how)| match how {
             Interruption::Killed => since <= at && at <= by,
-            Interruption::Frozen(until) => since <= until + FROZEN_IN_BETWEEN && at <= by,
+            Interruption::Frozen(until) => since <= until + MAX_WAKE_UP && at <= by,
         })
     }
 
@@ -384,7 +387,7 @@ mod tests {
             text.contains("1 times: events are not handled") && text.contains("7 times: it is repeated"),
             "{text}"
         );
-        assert_eq!(text.matches("\nat ").count(), LISTED, "{text}");
+        assert_eq!(text.matches("\nat ").count(), MAX_LISTED, "{text}");
         assert_eq!(violations.processes(), [0, 1].into());
     }
 
@@ -424,8 +427,9 @@ mod tests {
             judged(&before, &[(0, 2, Interruption::Frozen(Duration::from_millis(42_900)))], 1),
             Ok(expected)
         );
-        for other in [frozen_until(44), frozen_until(42), Killed] {
-            let violations = judged(&entries, &[(0, 2, other)], 3).unwrap_err();
+        let others = [(2, frozen_until(44)), (2, frozen_until(42)), (2, Killed), (41, frozen_until(43))];
+        for (at, other) in others {
+            let violations = judged(&entries, &[(0, at, other)], 3).unwrap_err();
             assert!(violations.contains("5 after 9"), "{violations}");
         }
     }
