@@ -28,6 +28,11 @@ impl Lost {
         hole > 0 && self.count > 0
     }
 
+    /// One that was here is here no more, and comes again.
+    pub(crate) fn released(&mut self) {
+        self.count += 1;
+    }
+
     /// Whether the delivery of this number, and each before it, came or was lost.
     pub(crate) fn knows(&self, number: u64) -> bool {
         self.next.is_none_or(|next| number < next)

@@ -52,6 +52,8 @@ pub enum RecoveryCause {
     SequenceBack,
     /// An acknowledgement is unanswered: the consumer may have another leader now.
     UnansweredAck,
+    /// The servers do not permit an acknowledgement: its event comes again.
+    DeniedAck,
     /// The lease of the process was over for a while.
     LeaseOver,
     /// Another process is to have the consumer: nothing more begins here.
@@ -67,6 +69,7 @@ impl RecoveryCause {
             Self::SequenceGap => "sequence-gap",
             Self::SequenceBack => "sequence-back",
             Self::UnansweredAck => "unanswered-ack",
+            Self::DeniedAck => "denied-ack",
             Self::LeaseOver => "lease-over",
             Self::HandOver => "hand-over",
         }
@@ -160,11 +163,11 @@ pub struct Recovery {
     leadership: Option<Leadership>,
     /// Since when that is another one than before.
     led_since: Option<Instant>,
-    /// Of what was unacknowledged at the last doubt.
+    /// That everything which was unacknowledged at the last doubt was redelivered.
     redelivery: Option<RedeliveryProof>,
     /// Number of the newest delivery that JetStream has made and that is not here, and since when.
     missing: Option<(u64, Instant)>,
-    /// Of that delivery.
+    /// That the missing delivery was redelivered.
     missing_redelivery: Option<RedeliveryProof>,
 }
 
@@ -248,8 +251,11 @@ impl Recovery {
     /// Begins a recovery, or makes the current one wait for a newer response. Returns whether it begins.
     pub fn doubt(&mut self, doubt: RecoveryCause, now: Instant) -> bool {
         // Where an acknowledgement was not answered, no delivery is missing.
-        let is_of_deliveries = doubt != RecoveryCause::UnansweredAck;
-        self.is_whole &= !is_of_deliveries;
+        let is_of_deliveries = !matches!(doubt, RecoveryCause::UnansweredAck | RecoveryCause::DeniedAck);
+        if doubt == RecoveryCause::DeniedAck {
+            self.lost.released();
+        }
+        self.is_whole &= doubt == RecoveryCause::UnansweredAck;
         // Before the first delivery nothing of its own is owed, which what is inherited could hide, and the first number is known.
         if self.has_received && is_of_deliveries {
             if doubt == RecoveryCause::Reconnect {
@@ -269,7 +275,7 @@ impl Recovery {
         begins
     }
 
-    /// Whoever asks JetStream from now on may learn that it has forgotten deliveries.
+    /// A later response may show that JetStream has forgotten deliveries.
     fn note_expected(&mut self, now: Instant) {
         if let Some(expected) = self.expected
             && self.expectations.last().is_none_or(|(_, last)| *last != expected)
@@ -307,18 +313,11 @@ impl Recovery {
     }
 
     /// A response names the leader of the consumer. Another one has to be elected first, and pull requests and naks do not reach it.
-    ///
-    /// Returns whether the response says anything. One without a leader, where there was one before, is of a server that starts: it counts nothing yet.
-    pub fn led_by(&mut self, leadership: &Leadership, now: Instant) -> bool {
-        let had_leader = self.leadership.as_ref().is_some_and(|before| !before.leader.is_empty());
-        if had_leader && leadership.leader.is_empty() {
-            return false;
-        }
+    pub fn note_leader(&mut self, leadership: &Leadership, now: Instant) {
         if self.leadership.as_ref() != Some(leadership) {
             self.leadership = Some(leadership.clone());
             self.led_since = Some(now);
         }
-        true
     }
 
     /// A leader without a quorum counts acknowledgements that the next one may not know.

@@ -32,6 +32,7 @@ class Events:
         self.settled = {}  # the newest that are confirmed: a redelivery may have been on its way
         self.expected = None  # number of the next delivery
         self.doubted = boot()  # another process may have left deliveries unsettled
+        self.was_led = False
         self.asked_for, self.pull_ends = 0, 0
         self.arrived = asyncio.Event()
         self.is_draining = False
@@ -130,6 +131,10 @@ class Events:
             await self.wait(INFO)
 
     def is_complete(self, info, asked):
+        is_led = bool(info.get("cluster", {}).get("leader"))
+        if self.was_led and not is_led:
+            return False  # of a server that starts: it counts nothing yet
+        self.was_led = is_led
         delivered, floor = info["delivered"]["stream_seq"], info["ack_floor"]["stream_seq"]
         # Of what is beyond, a server that was killed forgot that it delivered it. It is delivered again.
         self.waiting = {it: kept for it, kept in self.waiting.items() if it <= delivered or kept[1] >= asked}

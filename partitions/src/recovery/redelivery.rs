@@ -2,10 +2,10 @@
 //!
 //! ackWait alone does not say so. JetStream redelivers what is due only to an open pull request (there is none while the process stands still, has no
 //! lease or no room, or waits after a failure), while the consumer is not paused, and while its leader runs and has a quorum. So JetStream has to
-//! show it. Once responses show that it may have redelivered what was due for [`SLACK`], one of two things does:
+//! show it. Once responses show that it may have redelivered what was due for [`MAX_REDELIVERY_DELAY`], one of two things does:
 //!
 //! - an event is delivered for the first time, with a number above that of such a response: what is due goes first (`getNextMsg` of nats-server 2.15);
-//! - all responses of [`SLACK`] have an open pull request and the same newest delivery. Of a consumer with replicas that is the newest that a quorum has:
+//! - all responses of [`MAX_REDELIVERY_DELAY`] have an open pull request and the same newest delivery. Of a consumer with replicas that is the newest that a quorum has:
 //!   one that a follower has not confirmed yet is not seen.
 //!
 //! Not seen is what makes something due later: a purge of the stream, which empties the queue of redeliveries (what was in it is due ackWait later, or
@@ -19,7 +19,7 @@ use crate::lease::MAX_PULL;
 
 /// Maximum time that a server takes to redeliver what is due. One that has just loaded a consumer's state waits for up to 1.5 s (`applyState`), and a
 /// leader hears each 2 s at least from those that follow it.
-pub(super) const SLACK: Duration = Duration::from_secs(3);
+pub(super) const MAX_REDELIVERY_DELAY: Duration = Duration::from_secs(3);
 
 /// The proof of one redelivery.
 #[derive(Clone, Copy, Debug)]
@@ -28,11 +28,11 @@ pub(super) struct RedeliveryProof {
     answered_at: Option<Instant>,
     /// Since when responses show that the consumer may deliver.
     serving_since: Option<Instant>,
-    /// It was paused before.
+    /// A response since then had the consumer paused.
     was_paused: bool,
-    /// Number of the newest delivery by the first response after the slack.
+    /// Number of the newest delivery by the first response after the delay.
     delivered: Option<u64>,
-    /// The same by the newest response, if there was an open pull request, and since when.
+    /// The newest delivery by all responses with an open pull request since then, and since when.
     idle: Option<(u64, Instant)>,
     is_complete: bool,
 }
@@ -65,7 +65,7 @@ impl RedeliveryProof {
     pub(super) fn observed(&mut self, response: Response) {
         let Response { state, asked_at, answered_at } = response;
         // It stood still, or was started again.
-        let was_away = self.answered_at.is_some_and(|before| answered_at > before + SLACK);
+        let was_away = self.answered_at.is_some_and(|before| answered_at > before + MAX_REDELIVERY_DELAY);
         self.answered_at = Some(answered_at);
         let may_deliver = !state.is_paused && state.has_quorum;
         if was_away || !may_deliver {
@@ -73,10 +73,10 @@ impl RedeliveryProof {
         }
         self.was_paused |= state.is_paused;
         // A pause that is taken back wakes no pull request that is open.
-        let slack = if self.was_paused { MAX_PULL + SLACK } else { SLACK };
+        let delay = if self.was_paused { MAX_PULL + MAX_REDELIVERY_DELAY } else { MAX_REDELIVERY_DELAY };
         if !may_deliver
             || asked_at < self.due_at
-            || asked_at < *self.serving_since.get_or_insert(answered_at) + slack
+            || asked_at < *self.serving_since.get_or_insert(answered_at) + delay
         {
             return;
         }
@@ -87,7 +87,7 @@ impl RedeliveryProof {
             Some((before, since)) if before == number => Some((number, since)),
             _ => Some((number, answered_at)),
         };
-        self.is_complete |= self.idle.is_some_and(|(_, since)| asked_at >= since + SLACK);
+        self.is_complete |= self.idle.is_some_and(|(_, since)| asked_at >= since + MAX_REDELIVERY_DELAY);
     }
 
     /// Whether everything was redelivered, to any client.
@@ -176,20 +176,28 @@ mod tests {
     #[test]
     fn a_server_that_stood_still_shows_nothing_of_the_time_before() {
         let now = Instant::now();
-        let late = now + 15 * SLACK;
+        let late = now + 15 * MAX_REDELIVERY_DELAY;
         let mut proof = RedeliveryProof::new(now);
         proof.observed(at_once(state(7, 1), now));
         // Asked in time, and answered late.
-        proof.observed(Response { state: state(7, 1), asked_at: now + SLACK, answered_at: late });
+        proof.observed(Response {
+            state: state(7, 1),
+            asked_at: now + MAX_REDELIVERY_DELAY,
+            answered_at: late,
+        });
         proof.received_new(8);
-        proof.observed(Response { state: state(8, 1), asked_at: now + 2 * SLACK, answered_at: late });
+        proof.observed(Response {
+            state: state(8, 1),
+            asked_at: now + 2 * MAX_REDELIVERY_DELAY,
+            answered_at: late,
+        });
         proof.received_new(9);
         assert!(!proof.is_complete());
         for step in 1..=3 {
-            proof.observed(at_once(state(9, 1), late + step * SLACK / 2));
+            proof.observed(at_once(state(9, 1), late + step * MAX_REDELIVERY_DELAY / 2));
         }
         assert!(!proof.is_complete());
-        proof.observed(at_once(state(9, 1), late + 2 * SLACK));
+        proof.observed(at_once(state(9, 1), late + 2 * MAX_REDELIVERY_DELAY));
         assert!(proof.is_complete());
     }
 }

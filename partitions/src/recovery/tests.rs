@@ -1,4 +1,4 @@
-use super::{Arrival::New, redelivery::SLACK, *};
+use super::{Arrival::New, redelivery::MAX_REDELIVERY_DELAY, *};
 
 fn state(delivered: u64, ack_pending: u64) -> ConsumerState {
     let delivered = Delivered { consumer_sequence: delivered, stream_sequence: delivered * 10 };
@@ -43,10 +43,11 @@ impl Recovery {
         newest_waiting: Option<u64>,
     ) -> Progress {
         for step in 0..4 {
-            let progress = self.asked(state, due_at + step * SLACK / 2, &in_flight, newest_waiting);
+            let progress =
+                self.asked(state, due_at + step * MAX_REDELIVERY_DELAY / 2, &in_flight, newest_waiting);
             assert_ne!(progress, Progress::Complete);
         }
-        self.asked(state, due_at + 2 * SLACK, in_flight, newest_waiting)
+        self.asked(state, due_at + 2 * MAX_REDELIVERY_DELAY, in_flight, newest_waiting)
     }
 }
 
@@ -297,14 +298,14 @@ fn with_another_leader_the_time_begins_again_after_which_everything_was_delivere
     // As a server that becomes leader again.
     for next in [led_by("b", ""), led_by("a", "later")] {
         let mut recovery = Recovery::new(now);
-        recovery.led_by(&led_by("a", ""), now);
+        recovery.note_leader(&led_by("a", ""), now);
         assert_eq!(recovery.asked(state(10, 2), now, |_| 0, None), Progress::Owed(2));
         // One of the two is here, and acknowledged by the one before.
         let mut same = recovery.clone();
         let changed = now + Duration::from_secs(7);
-        same.led_by(&led_by("a", ""), changed);
+        same.note_leader(&led_by("a", ""), changed);
         assert_eq!(same.asked_again(state(10, 1), now + ACK_WAIT, |_| 1, None), Progress::Complete);
-        recovery.led_by(&next, changed);
+        recovery.note_leader(&next, changed);
         assert_eq!(recovery.asked_again(state(10, 1), now + ACK_WAIT, |_| 1, None), Progress::Unproven);
         assert_eq!(recovery.asked_again(state(10, 1), changed + ACK_WAIT, |_| 1, None), Progress::Complete);
     }
@@ -397,7 +398,7 @@ fn a_delivery_that_is_lost_over_a_new_connection_is_waited_for_from_then_on() {
     recovery.doubt(RecoveryCause::Reconnect, now);
     // Number 12 went to the connection before.
     assert_eq!(recovery.received(13, New), Some(RecoveryCause::SequenceGap));
-    let later = now + SLACK;
+    let later = now + MAX_REDELIVERY_DELAY;
     recovery.doubt(RecoveryCause::SequenceGap, later);
     assert_eq!(
         recovery.asked_again(state(13, 2), now + ACK_WAIT / 2, since_then(2), None),
@@ -517,11 +518,66 @@ fn a_leader_without_a_quorum_ends_no_recovery() {
 }
 
 #[test]
-fn a_server_that_starts_says_nothing_before_it_knows_a_leader() {
+fn an_event_whose_acknowledgement_is_not_permitted_is_waited_for() {
     let now = Instant::now();
-    let mut recovery = Recovery::new(now);
-    assert!(recovery.led_by(&Leadership::default(), now), "there may be one server");
-    assert!(recovery.led_by(&led_by("a", ""), now));
-    assert!(!recovery.led_by(&Leadership::default(), now));
-    assert!(recovery.led_by(&led_by("b", ""), now));
+    let mut recovery = in_order(now);
+    // Number 11 is released; of the two behind it one is removed from the stream.
+    (11..=13).for_each(|number| assert_eq!(recovery.received(number, New), None));
+    recovery.doubt(RecoveryCause::DeniedAck, now);
+    assert_eq!(recovery.asked(state(13, 2), now, since_then(2), None), Progress::Unproven);
+    recovery.received(14, AGAIN);
+    assert_eq!(recovery.asked(state(14, 2), now, since_then(3), None), Progress::Complete);
+}
+
+#[test]
+fn a_response_without_a_quorum_begins_the_proof_again() {
+    let now = Instant::now();
+    let mut recovery = inheriting(2, now);
+    let (step, due) = (MAX_REDELIVERY_DELAY / 2, now + ACK_WAIT);
+    for turn in 0..4 {
+        let progress = recovery.asked(state(10, 1), due + turn * step, |_| 1, None);
+        assert_eq!(progress, Progress::Unproven);
+    }
+    let mut led = recovery.clone();
+    assert_eq!(led.asked(state(10, 1), due + 4 * step, |_| 1, None), Progress::Complete);
+    let alone = ConsumerState { has_quorum: false, ..state(10, 1) };
+    assert_eq!(recovery.asked(alone, due + 4 * step, |_| 1, None), Progress::Unproven);
+    assert_eq!(recovery.asked_again(state(10, 1), due + 5 * step, |_| 1, None), Progress::Complete);
+}
+
+#[test]
+fn only_what_is_delivered_for_the_first_time_shows_that_nothing_was_due() {
+    let now = Instant::now();
+    let mut recovery = inheriting(2, now);
+    let due = now + ACK_WAIT;
+    for turn in 0..3 {
+        let progress = recovery.asked(state(10, 1), due + turn * MAX_REDELIVERY_DELAY / 2, |_| 1, None);
+        assert_eq!(progress, Progress::Unproven);
+    }
+    let later = due + MAX_REDELIVERY_DELAY + MAX_REDELIVERY_DELAY / 4;
+    let unasked = ConsumerState { pull_requests: 0, ..state(11, 1) };
+    let mut again = recovery.clone();
+    again.received(11, Arrival::Known);
+    assert_eq!(again.asked(unasked, later, |_| 1, None), Progress::Unproven);
+    recovery.received(11, New);
+    assert_eq!(recovery.asked(unasked, later, |_| 1, None), Progress::Complete);
+}
+
+#[test]
+fn a_missing_delivery_is_due_ack_wait_after_the_answer_that_shows_it() {
+    let now = Instant::now();
+    let mut recovery = in_order(now);
+    recovery.received(11, New);
+    recovery.doubt(RecoveryCause::Reconnect, now);
+    // Number 12 is delivered between the question and the answer, over the connection before.
+    let answered_at = now + ACK_WAIT / 2;
+    let response = Response { state: state(12, 1), asked_at: now, answered_at };
+    assert_eq!(recovery.observed(response, since_then(1), None), Progress::Unproven);
+    let (step, due) = (MAX_REDELIVERY_DELAY / 2, now + ACK_WAIT);
+    assert_eq!(recovery.asked_again(state(12, 1), due, since_then(1), None), Progress::Unproven);
+    for turn in 5..8 {
+        let progress = recovery.asked(state(12, 1), due + turn * step, since_then(1), None);
+        assert_eq!(progress, Progress::Unproven);
+    }
+    assert_eq!(recovery.asked(state(12, 1), due + 8 * step, since_then(1), None), Progress::Complete);
 }

@@ -355,7 +355,7 @@ impl Process {
     ) {
         let (instant, asked_at, id) = (self.instant(now), self.instant(asked), self.id_of(partition));
         let Some(events) = self.loops.get_mut(&partition) else { return };
-        events.recovery.led_by(leadership, instant);
+        events.recovery.note_leader(leadership, instant);
         // A leader that was killed forgot it, and acknowledgements of it are not confirmed. What came after the question was asked is of
         // its successor, and an acknowledgement that was sent after it may reach that when it has delivered the event again: it would settle
         // what waits here.

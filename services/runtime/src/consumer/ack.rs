@@ -191,9 +191,9 @@ impl PendingAck {
     }
 
     /// The consumer's state as of that time, which decides about a sequence only if everything before or after it is settled or unknown to
-    /// JetStream.
+    /// JetStream. A leader without a quorum counts acknowledgements that the next one may not know.
     pub(super) fn observed(&self, sequence: u64, info: &ConsumerInfo, asked_at: Instant) -> AckStatus {
-        if self.unanswered_since.is_none_or(|since| asked_at < since) {
+        if self.unanswered_since.is_none_or(|since| asked_at < since) || !info.cluster.has_quorum() {
             AckStatus::Unknown
         } else if sequence > info.delivered.stream_seq {
             // What was sent since may arrive when the event has been delivered again, and would settle what waits here then.
@@ -304,5 +304,17 @@ mod tests {
         ack.send(2, later + SECOND);
         let fates = [later, later + SECOND].map(|asked_at| ack.observed(7, &info(0, 6), asked_at));
         assert_eq!(fates, [AckStatus::Unknown, AckStatus::Forgotten], "it may settle the next delivery");
+        let alone = serde_json::json!({"leader": "n1", "replicas": [{"active": 9_000_000_000_u64}, {"active": 9_000_000_000_u64}]});
+        let without_quorum = |floor, delivered| {
+            let mut info = info(floor, delivered);
+            info.cluster = serde_json::from_value(alone.clone()).unwrap();
+            info
+        };
+        for (floor, delivered) in [(9, 9), (0, 6)] {
+            assert_eq!(
+                ack.observed(7, &without_quorum(floor, delivered), later + SECOND),
+                AckStatus::Unknown
+            );
+        }
     }
 }

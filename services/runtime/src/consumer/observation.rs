@@ -9,8 +9,8 @@ use tokio::{
     time::Instant,
 };
 
-/// Within this time, in nanoseconds, a leader hears from each server that follows it: it asks after 2 s at the latest (`hbInterval` of nats-server 2.15).
-const HEARD_LATELY: u128 = Duration::from_millis(2_500).as_nanos();
+/// Within this time a leader hears from each server that follows it: it asks after 2 s at the latest (`hbInterval` of nats-server 2.15).
+const MAX_HEARTBEAT_AGE: Duration = Duration::from_millis(2_500);
 
 /// The state of a consumer in JetStream (a part of NATS ADR-1's `ConsumerInfo`).
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -28,7 +28,7 @@ pub(super) struct ConsumerInfo {
     /// It delivers nothing for now.
     #[serde(default)]
     paused: bool,
-    /// Its servers; empty where there is one.
+    /// Its servers; empty where the server is in no cluster, and where it has just started.
     #[serde(default)]
     pub(super) cluster: Cluster,
     pub(super) config: ConsumerConfig,
@@ -76,7 +76,8 @@ impl Cluster {
     /// Whether the leader has heard lately from so many that they are a majority with it.
     pub(super) fn has_quorum(&self) -> bool {
         let is_heard = |replica: &&&Replica| {
-            u128::from(replica.active) <= HEARD_LATELY && (replica.active > 0 || replica.current)
+            Duration::from_nanos(replica.active) <= MAX_HEARTBEAT_AGE
+                && (replica.active > 0 || replica.current)
         };
         let taking_part: Vec<_> = self.replicas.iter().filter(|replica| !replica.pending).collect();
         let heard = 1 + taking_part.iter().filter(is_heard).count();
@@ -100,6 +101,8 @@ pub(super) struct ConsumerConfig {
     pub(super) max_expires: i64,
     pub(super) max_bytes: i64,
     pub(super) max_waiting: i64,
+    /// 0 where the consumer has as many as its stream.
+    num_replicas: i64,
     /// In nanoseconds.
     ack_wait: i64,
     filter_subject: String,
@@ -177,6 +180,14 @@ impl Discovery {
         }
     }
 
+    /// Whether a response is of a server that starts: until it takes part in the consumer's Raft group it names no leader, and has the state of a new
+    /// consumer (`jsConsumerInfoRequest` of nats-server 2.15). The first response of all may be one, and is believed.
+    pub(super) fn is_of_starting_server(&self, info: &ConsumerInfo) -> bool {
+        let has_leader = |info: &ConsumerInfo| !info.cluster.leadership.leader.is_empty();
+        let had_leader = self.latest.borrow().as_ref().is_some_and(|latest| has_leader(&latest.info));
+        !has_leader(info) && (had_leader || info.config.num_replicas > 1)
+    }
+
     /// JetStream responded to a request of that time.
     pub(super) fn publish(&self, info: ConsumerInfo, asked_at: Instant) {
         self.latest.send_modify(|latest| {
@@ -211,6 +222,25 @@ mod tests {
             discovery.subscribe().borrow().as_ref().map(|found| found.consumer_epoch)
         };
         assert_eq!(["a", "a", "b", "a"].map(consumer_epoch), [Some(1), Some(1), Some(2), Some(3)]);
+    }
+
+    #[test]
+    fn a_response_without_a_leader_is_of_a_starting_server_where_there_is_a_cluster() {
+        let of = |created, leader: &str, num_replicas| {
+            let mut info = info(created);
+            info.cluster.leadership.leader = leader.to_owned();
+            info.config.num_replicas = num_replicas;
+            info
+        };
+        let discovery = Discovery::default();
+        assert!(!discovery.is_of_starting_server(&of("a", "", 0)), "it may be in no cluster");
+        assert!(discovery.is_of_starting_server(&of("a", "", 3)));
+        assert!(!discovery.is_of_starting_server(&of("a", "n1", 3)));
+        discovery.publish(of("a", "", 0), Instant::now());
+        assert!(!discovery.is_of_starting_server(&of("a", "", 0)));
+        discovery.publish(of("a", "n1", 0), Instant::now());
+        assert!(discovery.is_of_starting_server(&of("a", "", 0)));
+        assert!(!discovery.is_of_starting_server(&of("a", "n2", 0)));
     }
 
     #[test]

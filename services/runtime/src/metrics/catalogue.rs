@@ -22,7 +22,7 @@ jetwright_process::catalogue! {
         EVENT_CONSUMER, words("kind", &["gap", "overlap", "back"])
     ] "Attempts of ordered consumers that began out of the order of their key, which should not be there";
     ORDER_RECOVERIES: Counter "jetwright_order_recoveries" [
-        EVENT_CONSUMER, words("cause", &["reconnect", "sequence-gap", "sequence-back", "unanswered-ack", "lease-over"])
+        EVENT_CONSUMER, words("cause", &["reconnect", "sequence-gap", "sequence-back", "unanswered-ack", "denied-ack", "lease-over"])
     ] "Recoveries of ordered consumers, which wait until no delivery is unacknowledged elsewhere";
     HELD_PARTITIONS: Gauge "jetwright_held_partitions" [
         EVENT_CONSUMER, words("state", &["waiting", "recovering", "serving", "suspended", "draining"])

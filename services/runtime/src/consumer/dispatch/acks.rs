@@ -172,13 +172,9 @@ impl<H: Handler> Dispatcher<H> {
         let now = Instant::now();
         let can_send = self.is_undoubted();
         let Observation { info, asked_at, .. } = observation;
-        // A leader without a quorum counts acknowledgements that the next one may not know.
-        let has_quorum = info.cluster.has_quorum();
         let mut decided = Vec::new();
         for (slot, sequence, ack) in self.in_flight.acks() {
-            let status =
-                if has_quorum { ack.observed(sequence, info, *asked_at) } else { AckStatus::Unknown };
-            match status {
+            match ack.observed(sequence, info, *asked_at) {
                 AckStatus::Unknown if can_send => ack.resume(now),
                 AckStatus::Unknown => {}
                 fate => decided.push((slot, fate)),
@@ -202,7 +198,7 @@ impl<H: Handler> Dispatcher<H> {
         if let Some(slot) = slot {
             self.give_up(slot, "this program's NATS user may not acknowledge it");
             // It comes again, and the next event of its key must not begin before.
-            self.begin_recovery(RecoveryCause::UnansweredAck, Instant::now());
+            self.begin_recovery(RecoveryCause::DeniedAck, Instant::now());
         }
     }
 

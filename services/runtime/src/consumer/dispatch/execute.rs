@@ -313,9 +313,7 @@ impl<H: Handler> Dispatcher<H> {
     pub(super) fn go_on_with_recovery(&mut self, observation: &Arc<Observation>) {
         let Some(order) = &mut self.order else { return };
         let (now, response) = (Instant::now(), observation.response());
-        if !order.recovery.led_by(&observation.info.cluster.leadership, now.into_std()) {
-            return;
-        }
+        order.recovery.note_leader(&observation.info.cluster.leadership, now.into_std());
         if order.recovery.is_active() && response.state.has_quorum {
             self.release_forgotten(observation);
         }
@@ -398,7 +396,7 @@ impl<H: Handler> Dispatcher<H> {
     }
 }
 
-/// Tells what a recovery waits for.
+/// Logs what a recovery waits for.
 fn log_recovery<H>(consumer: &ConsumerLoop<H>, progress: Progress, state: ConsumerState, took: Duration) {
     let (binding, partition) = (consumer.name(), consumer.partition());
     if let Progress::Owed(owed) = progress {

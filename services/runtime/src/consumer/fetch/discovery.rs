@@ -22,6 +22,10 @@ pub(in crate::consumer) async fn run<H: Handler>(consumer: &ConsumerLoop<H>) {
         for attempt in 1.. {
             let asked_at = Instant::now();
             match ask(&consumer.connection, &consumer.binding.stream, &consumer.durable).await {
+                // It counts nothing yet.
+                Ok(info) if consumer.discovery.is_of_starting_server(&info) => {
+                    sleep(pause(attempt, rand::random())).await;
+                }
                 Ok(info) => {
                     if !logged.is_empty() && consumer.is_serving.load(Ordering::Relaxed) {
                         consumer.gate.open();
