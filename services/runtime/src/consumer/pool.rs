@@ -1,8 +1,13 @@
 //! The threads of one handler, and how many attempts they may have at once, for all the sources of its events in this process.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
+    task::spawn,
+    time::sleep,
+};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     attempt::{AttemptResult, Delivery, process},
@@ -10,6 +15,9 @@ use super::{
     workers::{Threads, Workers},
 };
 use crate::{Handler, partitions::Tenure};
+
+/// Maximum time before all the room is asked for.
+const MAX_DELAY_ALONE: Duration = Duration::from_millis(50);
 
 /// One attempt.
 pub(super) struct Job {
@@ -31,7 +39,18 @@ pub(super) struct Attempted {
 pub(crate) struct HandlerPool {
     threads: Arc<Threads<Job, Attempted>>,
     /// Attempts that may begin, over all sources; `None` where there is one, which counts for itself.
-    room: Option<Semaphore>,
+    room: Option<Arc<Semaphore>>,
+    /// The room while nothing runs.
+    concurrency: u32,
+}
+
+/// All the room of a pool, for one attempt that runs alone.
+pub(super) enum AllRoom {
+    Awaited(AbortOnDropHandle<Option<OwnedSemaphorePermit>>),
+    /// Nothing else runs until this is dropped.
+    Taken {
+        _permits: Option<OwnedSemaphorePermit>,
+    },
 }
 
 impl HandlerPool {
@@ -54,9 +73,15 @@ impl HandlerPool {
                     Attempted { slot, result, delivery }
                 }
             })?;
-        let concurrency = usize::try_from(runner.options.concurrency.max(1)).unwrap_or(usize::MAX);
-        let room = is_shared.then(|| Semaphore::new(concurrency.min(Semaphore::MAX_PERMITS)));
-        Ok(Self { threads: Arc::new(threads), room })
+        let concurrency = runner.options.concurrency.max(1);
+        let permits = usize::try_from(concurrency).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        let room = is_shared.then(|| Arc::new(Semaphore::new(permits)));
+        Ok(Self { threads: Arc::new(threads), room, concurrency })
+    }
+
+    /// Whether there are several sources.
+    pub(super) fn is_shared(&self) -> bool {
+        self.room.is_some()
     }
 
     /// The work of one source.
@@ -79,10 +104,33 @@ impl HandlerPool {
         }
     }
 
+    /// Asks for all the room; `None` where there is one source. Others begin nothing from then on.
+    ///
+    /// Which source is first differs each time: an event that ends its process keeps none of another source from ever being handled.
+    pub(super) fn all_room(&self) -> Option<AllRoom> {
+        let (room, concurrency) = (Arc::clone(self.room.as_ref()?), self.concurrency);
+        let asking = async move {
+            sleep(MAX_DELAY_ALONE.mul_f64(rand::random())).await;
+            // Never closed.
+            room.acquire_many_owned(concurrency).await.ok()
+        };
+        Some(AllRoom::Awaited(AbortOnDropHandle::new(spawn(asking))))
+    }
+
     /// An attempt ended, or did not begin.
     pub(super) fn give_room_back(&self) {
         if let Some(room) = &self.room {
             room.add_permits(1);
         }
+    }
+}
+
+/// Waits until all the room is taken, if it was asked for. Cancel safe.
+pub(super) async fn taken(room: &mut Option<AllRoom>) {
+    match room {
+        Some(AllRoom::Awaited(asking)) => {
+            *room = Some(AllRoom::Taken { _permits: asking.await.ok().flatten() })
+        }
+        _ => std::future::pending().await,
     }
 }

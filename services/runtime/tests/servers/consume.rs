@@ -11,6 +11,7 @@ use async_nats::{HeaderMap, jetstream::consumer};
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use jetwright_crds::{Duration as Text, environment::Binding};
+use jetwright_partitions::subjects::Partitions;
 use jetwright_process::health::Health;
 use jetwright_runtime::{
     AckMode, DecodeError, Event, Handler, HandlerError, HandlerOptions, Metadata, Service, UnknownTypes,
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     proxy::Proxy,
+    sharing::{Operator, await_drained, publish_values, sharing},
     support::{Bench, Gate, Number, SOON, Scripted, number_headers, publish},
 };
 
@@ -719,6 +721,38 @@ async fn an_event_that_was_handed_over_more_often_than_it_may_be_tried_is_handle
     service.stop().await;
 }
 
+/// What runs beside the event with value 0 when it begins and when it ends.
+#[derive(Clone, Default)]
+struct Beside {
+    running: Arc<AtomicUsize>,
+    noted: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Beside {
+    fn handler(&self) -> Scripted {
+        let beside = self.clone();
+        Scripted::new(move |value, _| {
+            let Self { running, noted } = beside.clone();
+            async move {
+                let others = running.fetch_add(1, Ordering::SeqCst);
+                if value == 0 {
+                    noted.lock().unwrap().push(others);
+                }
+                sleep(Duration::from_millis(100)).await;
+                let left = running.fetch_sub(1, Ordering::SeqCst) - 1;
+                if value == 0 {
+                    noted.lock().unwrap().push(left);
+                }
+                Ok(())
+            }
+        })
+    }
+
+    fn assert_alone(&self) {
+        assert_eq!(*self.noted.lock().unwrap(), [0, 0]);
+    }
+}
+
 #[tokio::test]
 async fn an_event_that_was_delivered_far_too_often_runs_alone() {
     let mut bench = Bench::without_consumer().await;
@@ -728,27 +762,51 @@ async fn an_event_that_was_delivered_far_too_often_runs_alone() {
     publish(&publisher, 0).await;
     bench.give_back(14).await;
     bench.publish(&publisher, 1..20).await;
-    let (running, beside) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(Vec::new())));
-    let noted = Arc::clone(&beside);
-    let handler = Scripted::new(move |value, _| {
-        let (running, noted) = (Arc::clone(&running), Arc::clone(&noted));
-        async move {
-            let others = running.fetch_add(1, Ordering::SeqCst);
-            if value == 0 {
-                noted.lock().unwrap().push(others);
-            }
-            sleep(Duration::from_millis(50)).await;
-            let left = running.fetch_sub(1, Ordering::SeqCst) - 1;
-            if value == 0 {
-                noted.lock().unwrap().push(left);
-            }
-            Ok(())
-        }
-    });
+    let beside = Beside::default();
+    let handler = beside.handler();
     let service = bench.run(&handler).await;
     handler.await_calls(20).await;
     bench.await_drained().await;
-    assert_eq!(*beside.lock().unwrap(), [0, 0]);
+    beside.assert_alone();
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn an_event_that_was_delivered_far_too_often_runs_alone_in_all_partitions() {
+    const PARTITIONS: u32 = 8;
+    let bench = sharing(PARTITIONS).await;
+    let _operator = Operator::start(bench.nats.url(), PARTITIONS).await;
+    publish_values(&bench.jetstream, 0..1).await;
+    let of_stream = Partitions::new("numbers.*", &[2], PARTITIONS).unwrap();
+    let partition = |value: u64| of_stream.partition_of(&format!("numbers.{value}"));
+    bench.give_back_of(&format!("tests-p{}", partition(0)), 1, 14).await;
+    let others: Vec<_> = (1..40).filter(|value| partition(*value) != partition(0)).collect();
+    publish_values(&bench.jetstream, others.iter().copied()).await;
+    let beside = Beside::default();
+    let handler = beside.handler();
+    let service = bench.run(&handler).await;
+    handler.await_calls(1 + others.len()).await;
+    await_drained(&bench.jetstream, PARTITIONS, SOON).await;
+    beside.assert_alone();
+    service.stop().await;
+}
+
+/// One of them may end its process each time, and would take those behind it with it.
+#[tokio::test]
+async fn events_that_run_alone_take_turns_that_differ_each_time() {
+    let mut bench = Bench::without_consumer().await;
+    bench.binding.max_ack_pending = 100;
+    bench.create_consumer().await;
+    let publisher = bench.publisher().await;
+    bench.publish(&publisher, 0..20).await;
+    bench.give_back_all(20, 14).await;
+    let handler = Scripted::content();
+    let service = bench.run(&handler).await;
+    handler.await_calls(20).await;
+    bench.await_drained().await;
+    let values: Vec<_> = handler.attempts().into_iter().map(|(value, _)| value).collect();
+    // One in 2 to the 19th is.
+    assert!(!values.is_sorted(), "{values:?}");
     service.stop().await;
 }
 

@@ -376,8 +376,13 @@ impl Bench {
 
     /// The same with so many events.
     pub async fn give_back_all(&self, events: usize, times: u32) {
+        self.give_back_of("tests", events, times).await;
+    }
+
+    /// The same of the consumer with this name.
+    pub async fn give_back_of(&self, consumer: &str, events: usize, times: u32) {
         let consumer: consumer::PullConsumer =
-            self.jetstream.get_consumer_from_stream("tests", "numbers").await.unwrap();
+            self.jetstream.get_consumer_from_stream(consumer, "numbers").await.unwrap();
         for _ in 0..times {
             let mut batch = consumer.fetch().max_messages(events).expires(SOON).messages().await.unwrap();
             let mut delivered = Vec::new();

@@ -45,7 +45,7 @@ impl<H: Handler> Dispatcher<H> {
         }
         order.queue.clear_waiting();
         if let ExclusiveRun::Waiting(slot) = self.exclusive {
-            self.exclusive = ExclusiveRun::None;
+            (self.exclusive, self.all_room) = (ExclusiveRun::None, None);
             self.next.push_back(slot);
         }
         // Those that were about to begin have not.

@@ -13,8 +13,8 @@ use jetwright_partitions::{
 use tokio::time::Instant;
 
 use super::{
-    AttemptResult, Attempted, Delivery, Dispatcher, ExclusiveRun, Held, Isolation, Job, Observation, Room,
-    SETTLE_TIMEOUT, State,
+    AllRoom, AttemptResult, Attempted, Delivery, Dispatcher, ExclusiveRun, Held, Isolation, Job, Observation,
+    Room, SETTLE_TIMEOUT, State,
 };
 use crate::{
     Handler,
@@ -50,11 +50,11 @@ impl<H: Handler> Dispatcher<H> {
     pub(super) async fn begin_next(&mut self) {
         if let ExclusiveRun::Waiting(slot) = self.exclusive
             && self.running == 0
-            && self.take_room()
+            && self.may_begin_alone()
         {
             self.exclusive = ExclusiveRun::Running(slot);
-            if !self.begin_or_give_room_back(slot).await {
-                self.exclusive = ExclusiveRun::None;
+            if !self.begin(slot).await {
+                (self.exclusive, self.all_room) = (ExclusiveRun::None, None);
             }
         }
         // After a reconnect more may have been delivered than was asked for; a stop gives it back.
@@ -86,6 +86,12 @@ impl<H: Handler> Dispatcher<H> {
             self.room = Room::Wanted;
         }
         is_taken
+    }
+
+    /// Whether what waits to run alone may begin, or be given back.
+    fn may_begin_alone(&self) -> bool {
+        let has_room = !self.pool.is_shared() || matches!(self.all_room, Some(AllRoom::Taken { .. }));
+        self.is_stop_near() || (self.may_begin() && has_room)
     }
 
     async fn begin_or_give_room_back(&mut self, slot: usize) -> bool {
@@ -127,9 +133,16 @@ impl<H: Handler> Dispatcher<H> {
             return false;
         }
         if delivery.isolation == Isolation::Alone && self.exclusive == ExclusiveRun::None {
-            if self.running > 0 {
+            // Several of them take turns that differ each time: one that ends its process keeps no other from ever being handled.
+            if !self.next.is_empty() && rand::random() {
+                held.state = State::Waiting(delivery);
+                self.next.push_back(slot);
+                return false;
+            }
+            if self.running > 0 || self.pool.is_shared() {
                 held.state = State::Waiting(delivery);
                 self.exclusive = ExclusiveRun::Waiting(slot);
+                self.all_room = self.pool.all_room();
                 return false;
             }
             self.exclusive = ExclusiveRun::Running(slot);
@@ -178,9 +191,10 @@ impl<H: Handler> Dispatcher<H> {
 
     async fn attempt_ended(&mut self, Attempted { slot, result, delivery }: Attempted) {
         self.running -= 1;
-        self.pool.give_room_back();
         if self.exclusive == ExclusiveRun::Running(slot) {
-            self.exclusive = ExclusiveRun::None;
+            (self.exclusive, self.all_room) = (ExclusiveRun::None, None);
+        } else {
+            self.pool.give_room_back();
         }
         let Some(held) = self.in_flight.get(slot) else { return };
         if let (Some(order), Some(key)) = (&mut self.order, held.key) {

@@ -37,7 +37,7 @@ use super::{
     attempt::{AttemptResult, Delivery},
     fetch::Fetched,
     observation::Observation,
-    pool::{Attempted, HandlerPool, Job},
+    pool::{AllRoom, Attempted, HandlerPool, Job, taken},
     retry::Isolation,
     source::ConsumerLoop,
     workers::{WorkerPanic, Workers},
@@ -70,6 +70,8 @@ pub(super) struct Dispatcher<H> {
     concurrency: usize,
     /// An event that may end its process runs, or waits to run, while no other does.
     exclusive: ExclusiveRun,
+    /// Where other sources use the pool, all of it while such an event waits or runs.
+    all_room: Option<AllRoom>,
     /// Deliveries that are retried in place, by time.
     paused: DelayQueue<usize>,
     /// Keys with a delivery NAKed during shutdown. Later deliveries of the same key are NAKed too, to preserve order.
@@ -142,6 +144,7 @@ impl<H: Handler> Dispatcher<H> {
             running: 0,
             concurrency,
             exclusive: ExclusiveRun::None,
+            all_room: None,
             paused: DelayQueue::new(),
             nacked_keys: HashSet::new(),
             last_begin: None,
@@ -185,6 +188,7 @@ impl<H: Handler> Dispatcher<H> {
                 _ = tick.tick(), if self.is_anything_due() => self.tick().await,
                 () = stop.cancelled(), if self.last_begin.is_none() => self.begin_stop().await,
                 () = self.workers.ended() => {}
+                () = taken(&mut self.all_room) => {}
                 () = self.pool.room(), if self.room == Room::Wanted => self.room = Room::Taken,
                 instruction = changed(&mut self.instructions) => self.instructed(instruction),
                 Some(paused) = self.paused.next() => self.resume(paused.into_inner()),
