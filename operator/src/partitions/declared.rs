@@ -1,7 +1,7 @@
 //! In: the EventConsumers and their pods, as the watches brought them. Out: the consumers whose partitions are shared out, and among
 //! which pods. Asks nobody.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use jetwright_crds::{EventConsumer, environment::STOP_MARGIN};
 use jetwright_partitions::{
@@ -18,6 +18,7 @@ use crate::{
     kubernetes::{
         scopes::{Scope, Scopes},
         stores::{IndexKey, Name, name_of},
+        watched::Watched,
     },
     object_state::ObjectKey,
 };
@@ -35,6 +36,8 @@ pub struct OrderedConsumer {
     pub drain: Duration,
     /// The EventConsumer that declares its pods, where the operator runs some.
     pub workload: Option<Name>,
+    /// Whether its EventStream is there, and says that the consumer is its own.
+    pub has_stream: bool,
 }
 
 impl OrderedConsumer {
@@ -64,20 +67,33 @@ pub fn ordered_consumers(scopes: &Scopes, connection: &Connection) -> Vec<Ordere
             consumers.filter(|object| connection.serves.contains(&object.namespace().unwrap_or_default()));
         here.filter_map(|object| shared_out(&object, scope)).collect::<Vec<_>>()
     };
-    scopes.all().flat_map(|scope| of_scope(scope)).collect()
+    without_claims(scopes.all().flat_map(|scope| of_scope(scope)).collect())
 }
 
 /// One whose consumers in JetStream are its own: a status describes no others. It may have fewer than its stream has partitions, while they are
-/// divided.
+/// divided. Where the EventStream is deleted or cannot be read, the status alone says which they are: they stay, and so do the pods.
 #[must_use]
 pub fn shared_out(object: &EventConsumer, scope: &Scope) -> Option<OrderedConsumer> {
     let name = name_of(object);
-    let stream = scope.event_streams.get(&name.0, &object.spec.stream_ref.name)?;
-    let stream = stream.valid()?;
-    let count = object.known_consumer(stream)?.partitions.filter(|count| *count <= MAX_PARTITIONS)?;
-    let id = ConsumerId { stream: stream.stream_name(), consumer: object.consumer_name() };
+    let stream = scope.event_streams.get(&name.0, &object.spec.stream_ref.name);
+    let stream = stream.as_ref().and_then(Watched::valid);
+    let known = match stream {
+        Some(stream) => object.known_consumer(stream)?,
+        None => object.status.as_ref()?.consumer.as_ref()?,
+    };
+    let count = known.partitions.filter(|count| (1..=MAX_PARTITIONS).contains(count))?;
+    let id = ConsumerId { stream: known.stream.clone(), consumer: object.consumer_name() };
     let workload = workload_of(object).map(|workload| (name.0.clone(), workload));
-    Some(OrderedConsumer { object: name, id, count, drain: drain_time(object), workload })
+    let drain = drain_time(object);
+    Some(OrderedConsumer { object: name, id, count, drain, workload, has_stream: stream.is_some() })
+}
+
+/// A status may be written by others: without its stream it speaks for no consumer of which another object with its stream speaks.
+fn without_claims(mut consumers: Vec<OrderedConsumer>) -> Vec<OrderedConsumer> {
+    consumers.sort_by_key(|consumer| !consumer.has_stream);
+    let mut spoken_for = HashSet::new();
+    consumers.retain(|consumer| spoken_for.insert(consumer.id.clone()) || consumer.has_stream);
+    consumers
 }
 
 /// How long a hand-over of one of its partitions should take at most.
@@ -106,4 +122,28 @@ pub fn is_scaled_to_zero(context: &Context, (namespace, name): &Name) -> bool {
     let owned = context.applying.owned.get(&ObjectKey::new::<Deployment>(namespace, name));
     let deployment = owned.as_ref().and_then(|owned| owned.deployment.as_deref());
     deployment.and_then(|deployment| deployment.spec.as_ref()).is_some_and(|spec| spec.replicas == Some(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_without_its_stream_speaks_for_no_consumer_of_another_object() {
+        let consumer = |object: &str, consumer: &str, has_stream| OrderedConsumer {
+            object: ("shop".to_owned(), object.to_owned()),
+            id: ConsumerId { stream: "orders".to_owned(), consumer: consumer.to_owned() },
+            count: 8,
+            drain: Duration::ZERO,
+            workload: None,
+            has_stream,
+        };
+        let all = vec![
+            consumer("forged", "fulfilment", false),
+            consumer("left", "mails", false),
+            consumer("own", "fulfilment", true),
+        ];
+        let kept: Vec<_> = without_claims(all).into_iter().map(|consumer| consumer.object.1).collect();
+        assert_eq!(kept, ["own", "left"]);
+    }
 }

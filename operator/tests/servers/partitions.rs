@@ -9,6 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use async_nats::jetstream::{kv, stream};
 use jetwright_crds::{EventConsumer, consumer::WaitingPartition};
 use jetwright_testing::await_until;
+use kube::api::DeleteParams;
 use serde_json::{Value, json};
 
 use self::members::Member;
@@ -157,6 +158,29 @@ async fn partitions_go_to_whoever_joins_and_the_status_says_who_waits_for_whom()
     // The first one says that it stops, and the second takes over.
     first.leave();
     await_shares(&store, &[(&second, 4)], SOON).await;
+    await_owned(&world, "True", "Owned").await;
+}
+
+/// Its stream and its consumers stay, and so do those that handle its events.
+#[tokio::test]
+async fn partitions_go_to_whoever_is_there_while_the_event_stream_is_deleted() {
+    let mut world = start(ORDERED, &[]).await;
+    let store = bucket(&world).await;
+    let members = [Member::join(&world, "default", None).await, Member::join(&world, "default", None).await];
+    await_shares(&store, &[(&members[0], 2), (&members[1], 2)], SOON).await;
+    await_owned(&world, "True", "Owned").await;
+    world.streams().delete("orders", &DeleteParams::default()).await.unwrap();
+    world.await_condition::<EventConsumer>("fulfilment", "ConsumerReady", "False", "NotFound").await;
+    let [first, second] = members;
+    first.leave();
+    await_shares(&store, &[(&second, 4)], SOON).await;
+    // An operator that starts knows no more than the status.
+    world.operator.kill();
+    world.start_again(&[]);
+    second.leave();
+    await_owned(&world, "False", "WithoutOwner").await;
+    let third = Member::join(&world, "default", None).await;
+    await_shares(&store, &[(&third, 4)], SOON).await;
     await_owned(&world, "True", "Owned").await;
 }
 
