@@ -183,9 +183,10 @@ impl Discovery {
     /// Whether a response is of a server that starts: until it takes part in the consumer's Raft group it names no leader, and has the state of a new
     /// consumer (`jsConsumerInfoRequest` of nats-server 2.15). The first response of all may be one, and is believed.
     pub(super) fn is_of_starting_server(&self, info: &ConsumerInfo) -> bool {
-        let has_leader = |info: &ConsumerInfo| !info.cluster.leadership.leader.is_empty();
-        let had_leader = self.latest.borrow().as_ref().is_some_and(|latest| has_leader(&latest.info));
-        !has_leader(info) && (had_leader || info.config.num_replicas > 1)
+        let names_leader = |info: &ConsumerInfo| !info.cluster.leadership.leader.is_empty();
+        let before = self.latest.borrow().clone();
+        let was_named = before.is_some_and(|before| names_leader(&before.info));
+        !names_leader(info) && (was_named || info.config.num_replicas > 1)
     }
 
     /// JetStream responded to a request of that time.

@@ -129,7 +129,7 @@ impl HandlerPool {
 pub(super) async fn taken(room: &mut Option<AllRoom>) {
     match room {
         Some(AllRoom::Awaited(asking)) => {
-            *room = Some(AllRoom::Taken { _permits: asking.await.ok().flatten() })
+            *room = Some(AllRoom::Taken { _permits: asking.await.ok().flatten() });
         }
         _ => std::future::pending().await,
     }
