@@ -48,7 +48,7 @@ impl Coordination {
         let task = tokio::spawn(async move {
             let jetstream = jetstream::new(client.clone());
             let Ok(bucket) = jetstream.get_stream_no_info(BUCKET_STREAM).await else { return };
-            let coordinator = Coordinator::new("test", clocks());
+            let coordinator = Coordinator::new("test", "east.1", clocks());
             let leader =
                 Leader { client, bucket, coordinator, consumer, declared, ended_containers, newest: 0 };
             leader.run().await;

@@ -1,5 +1,7 @@
+use std::time::Duration;
+
 use super::*;
-use crate::records::{Dead, DeathReason, Participation, Record};
+use crate::records::{Dead, DeathReason, HeldState, MapEntry, Participation};
 
 fn at(seconds: u64) -> Clocks {
     Clocks { boot: Duration::from_secs(seconds), wall: Duration::from_secs(1_000 + seconds) }
@@ -44,7 +46,7 @@ fn hold(coordinator: &mut Coordinator, partition: u32, name: &str, revision: u64
 
 /// Leads a consumer of four partitions since second 0; nothing is there yet.
 fn leading(pods: &[(&str, PodRole)]) -> Coordinator {
-    let mut coordinator = Coordinator::new("operator-0", at(0));
+    let mut coordinator = Coordinator::new("operator-0", "east", at(0));
     coordinator.declare(fulfilment(), declared(pods));
     let map = Key::Map(fulfilment());
     assert!(
@@ -73,38 +75,29 @@ fn targets(map: &MapRecord) -> Vec<String> {
 
 #[test]
 fn its_own_key_moves_every_five_seconds() {
-    let mut coordinator = Coordinator::new("operator-0", at(0));
-    let put = Action::Put { key: Key::Operator, value: r#"{"identity":"operator-0"}"#.to_owned() };
-    assert_eq!(coordinator.poll(at(0)), std::slice::from_ref(&put));
-    assert_eq!(coordinator.poll(at(9)), [], "one at a time");
-    coordinator.answered(&Key::Operator, Answer::Unsure, at(9));
-    assert_eq!(coordinator.poll(at(9)), std::slice::from_ref(&put));
-    coordinator.answered(&Key::Operator, Answer::Stored(1), at(9));
+    let mut coordinator = Coordinator::new("operator-0", "east", at(0));
+    let value = r#"{"identity":"operator-0"}"#;
+    let east = Key::OperatorOf("east".into());
+    let heartbeats = [Key::Operator, east.clone()].map(|key| Action::Put { key, value: value.to_owned() });
+    assert_eq!(coordinator.poll(at(0)), heartbeats);
+    coordinator.answered(&Key::Operator, Answer::Unsure, at(0));
+    assert_eq!(coordinator.poll(at(9)), [], "one is under way");
+    coordinator.answered(&east, Answer::Unsure, at(9));
+    assert_eq!(coordinator.poll(at(9)), heartbeats);
+    for key in [Key::Operator, east] {
+        coordinator.answered(&key, Answer::Stored(1), at(9));
+    }
     assert_eq!(coordinator.poll(at(13)), []);
-    assert_eq!(coordinator.poll(at(14)), [put]);
+    assert_eq!(coordinator.poll(at(14)), heartbeats);
 }
 
 #[test]
-fn in_a_cluster_with_a_name_its_key_moves_too_and_the_map_names_it() {
-    let mut coordinator = leading(&[]).of_cluster("east");
-    coordinator.answered(&Key::Operator, Answer::Stored(1), at(0));
+fn a_map_names_its_cluster() {
+    let mut coordinator = leading(&[]);
     join(&mut coordinator, "a", 2, at(1));
     let (map, _) = written(&mut coordinator, at(1)).unwrap();
     assert_eq!(map.cluster.as_deref(), Some("east"));
     coordinator.answered(&Key::Map(fulfilment()), Answer::Stored(3), at(1));
-    let east = Key::OperatorOf("east".into());
-    let beats = |actions: Vec<Action>| -> Vec<_> {
-        let keys = actions.into_iter().filter_map(|action| match action {
-            Action::Put { key, .. } => Some(key),
-            _ => None,
-        });
-        keys.collect()
-    };
-    assert_eq!(beats(coordinator.poll(at(5))), [Key::Operator, east.clone()]);
-    coordinator.answered(&Key::Operator, Answer::Stored(4), at(5));
-    assert_eq!(beats(coordinator.poll(at(10))), [], "one is under way");
-    coordinator.answered(&east, Answer::Unsure, at(10));
-    assert_eq!(beats(coordinator.poll(at(10))), [Key::Operator, east]);
     // As one that an earlier version wrote.
     let unnamed = MapRecord { cluster: None, ..map };
     see(&mut coordinator, &Key::Map(fulfilment()), 9, &unnamed, at(10));
@@ -113,10 +106,10 @@ fn in_a_cluster_with_a_name_its_key_moves_too_and_the_map_names_it() {
 
 #[test]
 fn before_the_watch_has_brought_everything_nothing_is_decided() {
-    let mut coordinator = Coordinator::new("operator-0", at(0));
+    let mut coordinator = Coordinator::new("operator-0", "east", at(0));
     coordinator.declare(fulfilment(), declared(&[("a", PodRole::Current)]));
     join(&mut coordinator, "a", 5, at(0));
-    assert_eq!(coordinator.poll(at(0)).len(), 1, "its own key");
+    assert_eq!(coordinator.poll(at(0)).len(), 2, "its own keys");
 }
 
 #[test]
@@ -201,8 +194,8 @@ fn a_map_that_another_operator_wrote_meanwhile_is_read_before_anything_follows()
     let theirs = MapRecord {
         generation: 7,
         count: 4,
+        cluster: Some("east".into()),
         partitions: (0..4).map(|number| (number, entry.clone())).collect(),
-        ..MapRecord::default()
     };
     coordinator.read(&key, Value::Bytes(9, theirs.to_json().as_bytes()), at(1)).unwrap();
     assert_eq!(coordinator.poll(at(1)), []);
@@ -436,12 +429,12 @@ fn who_is_gone_from_the_stream_has_nothing() {
 
 #[test]
 fn before_everything_was_read_nothing_is_said_of_partitions() {
-    let mut coordinator = Coordinator::new("operator-0", at(0));
+    let mut coordinator = Coordinator::new("operator-0", "east", at(0));
     coordinator.declare(fulfilment(), declared(&[]));
     assert_eq!(coordinator.whereabouts(&fulfilment(), at(0)), None);
     coordinator.synced();
     assert_eq!(coordinator.whereabouts(&fulfilment(), at(0)), None, "the map was not read");
-    let mut reading = Coordinator::new("operator-0", at(0));
+    let mut reading = Coordinator::new("operator-0", "east", at(0));
     reading.declare(fulfilment(), declared(&[]));
     reading.read(&Key::Map(fulfilment()), Value::Absent(0), at(0)).unwrap();
     assert_eq!(reading.whereabouts(&fulfilment(), at(0)), None, "who has what was not read");

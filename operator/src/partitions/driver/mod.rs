@@ -106,7 +106,7 @@ struct Session<'a> {
 
 /// Nothing is known of the bucket.
 fn coordinator(context: &Context, connection: &Connection, begun: Instant) -> Coordinator {
-    Coordinator::new(connection.nats.name(), clocks(begun)).of_cluster(&context.cluster.current)
+    Coordinator::new(connection.nats.name(), &context.cluster.current, clocks(begun))
 }
 
 impl<'a> Session<'a> {

@@ -79,8 +79,7 @@ impl World {
         self.incarnations += 1;
         let rate = self.rng.within(985, 1_016);
         self.operators[index] = Some(Operator {
-            coordinator: Coordinator::new(format!("operator-{index}"), clocks(self.now, rate))
-                .of_cluster("east"),
+            coordinator: Coordinator::new(format!("operator-{index}"), "east", clocks(self.now, rate)),
             incarnation: self.incarnations,
             is_frozen: false,
             deferred: Vec::new(),

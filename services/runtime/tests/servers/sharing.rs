@@ -332,7 +332,7 @@ impl Operator {
         };
         let bucket = Bucket::new(&Connection::open(config).await.unwrap(), BUCKET);
         let (commands, inbound) = mpsc::unbounded_channel();
-        let mut coordinator = Coordinator::new("operator-0", clocks());
+        let mut coordinator = Coordinator::new("operator-0", "east", clocks());
         let declared = Declared { count, drain: Duration::from_secs(20), pods: None };
         coordinator.declare(consumer_id(), declared);
         let task = tokio::spawn(lead(coordinator, bucket.clone(), inbound));
