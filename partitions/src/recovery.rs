@@ -21,99 +21,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Deserialize;
-
 use self::redelivery::RedeliveryProof;
+pub use self::{
+    cause::RecoveryCause,
+    response::{ConsumerState, Delivered, Leadership, Response},
+};
 use crate::lost::Lost;
 
+mod cause;
 mod redelivery;
-
-/// Who leads a consumer, and since when: `cluster` of CONSUMER.INFO. Both are empty where JetStream does not say so.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Leadership {
-    /// The server.
-    pub leader: String,
-    /// Since when; a server can become leader again.
-    pub leader_since: String,
-}
+mod response;
 
 /// How often JetStream is asked for what is still owed.
 const INFO_INTERVAL: Duration = Duration::from_millis(250);
-
-/// Why deliveries may be missing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RecoveryCause {
-    /// The connection was lost and reestablished.
-    Reconnect,
-    /// A delivery's number is not the one after the last.
-    SequenceGap,
-    /// A delivery's number is lower than the last: a server that was killed assigns numbers again.
-    SequenceBack,
-    /// An acknowledgement is unanswered: the consumer may have another leader now.
-    UnansweredAck,
-    /// The servers do not permit an acknowledgement: its event comes again.
-    DeniedAck,
-    /// The lease of the process was over for a while.
-    LeaseOver,
-    /// Another process is to have the consumer: nothing more begins here.
-    HandOver,
-}
-
-impl RecoveryCause {
-    /// Its name in metrics and logs.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Reconnect => "reconnect",
-            Self::SequenceGap => "sequence-gap",
-            Self::SequenceBack => "sequence-back",
-            Self::UnansweredAck => "unanswered-ack",
-            Self::DeniedAck => "denied-ack",
-            Self::LeaseOver => "lease-over",
-            Self::HandOver => "hand-over",
-        }
-    }
-}
-
-/// What JetStream counts of a consumer (a part of CONSUMER.INFO).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConsumerState {
-    /// The newest delivery.
-    pub delivered: Delivered,
-    /// Stream sequence up to which everything is acknowledged.
-    pub ack_floor: u64,
-    /// Deliveries that are not acknowledged.
-    pub ack_pending: u64,
-    /// After which time it delivers them again.
-    pub ack_wait: Duration,
-    /// Open pull requests of all clients.
-    pub pull_requests: u64,
-    /// It delivers nothing for now.
-    pub is_paused: bool,
-    /// Its leader has heard lately from enough replicas to deliver.
-    pub has_quorum: bool,
-}
-
-/// A delivery's number and its event's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Delivered {
-    /// Number of the delivery.
-    pub consumer_sequence: u64,
-    /// Sequence of the event in its stream.
-    pub stream_sequence: u64,
-}
-
-/// What JetStream says of a consumer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Response {
-    /// What it counts.
-    pub state: ConsumerState,
-    /// When it was asked: what happened later may not be in it.
-    pub asked_at: Instant,
-    /// When it answered.
-    pub answered_at: Instant,
-}
 
 /// What is known of an event that is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

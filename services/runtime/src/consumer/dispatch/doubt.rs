@@ -1,5 +1,4 @@
-//! What is uncertain: which consumer has the name, whether the server received what was sent, and what is still owed. Begins recoveries,
-//! and ends them with JetStream's responses.
+//! What is uncertain: which consumer has the name, whether the server received what was sent, and what is still owed. Begins recoveries.
 
 use std::sync::atomic;
 

@@ -9,6 +9,7 @@ mod intake;
 mod keyed_queue;
 mod order;
 mod recently_settled;
+mod recovery;
 mod tenure;
 
 use std::{
