@@ -33,9 +33,11 @@ pub struct Delivery {
 
 /// What a leader without a quorum has done that no other server knows.
 #[derive(Debug)]
-struct Stall {
+struct QuorumLoss {
     since: u64,
     until: u64,
+    /// Whether a leader that follows does not know of its deliveries either.
+    forgets_deliveries: bool,
     /// Deliveries, which are sent when a quorum has them, and what was delivered before each.
     unsent: VecDeque<(Sent, u64)>,
     /// Events that were acknowledged.
@@ -43,7 +45,7 @@ struct Stall {
 }
 
 /// When a leader is seen not to have heard from the others.
-const SILENT: u64 = 2_500;
+const QUORUM_LOSS_SEEN_AFTER: u64 = 2_500;
 
 /// What is sent to a process.
 #[derive(Debug)]
@@ -73,11 +75,13 @@ pub struct Consumer {
     pub redeliveries: u64,
     /// It delivers nothing.
     pub is_paused: bool,
-    stall: Option<Stall>,
+    stall: Option<QuorumLoss>,
     /// Events whose acknowledgements a quorum has since.
     pub acknowledged: Vec<u64>,
     /// How often it got another leader.
     leaders: u64,
+    /// Deliveries and acknowledgements that a leader without a quorum made in vain.
+    pub in_vain: u64,
 }
 
 impl Consumer {
@@ -164,18 +168,23 @@ impl Consumer {
     }
 
     /// Its leader has no quorum until then.
-    pub fn stall(&mut self, now: u64, until: u64) {
-        let new = || Stall { since: now, until, unsent: VecDeque::new(), acknowledged: BTreeSet::new() };
+    pub fn stall(&mut self, now: u64, until: u64, forgets_deliveries: bool) {
+        let (unsent, acknowledged) = Default::default();
+        let new = || QuorumLoss { since: now, until, forgets_deliveries, unsent, acknowledged };
         self.stall.get_or_insert_with(new);
     }
 
     /// The next leader knows of nothing that the one before did without a quorum; or of its deliveries, which nobody got.
     fn end_stall(&mut self, now: u64) {
-        let Some(Stall { unsent, acknowledged, .. }) = self.stall.take() else { return };
+        let Some(QuorumLoss { forgets_deliveries, unsent, acknowledged, .. }) = self.stall.take() else {
+            return;
+        };
+        self.in_vain += acknowledged.len() as u64;
         self.pending.extend(acknowledged.into_iter().map(|sequence| (sequence, now + ACK_WAIT)));
-        if now.is_multiple_of(2) {
+        if !forgets_deliveries {
             return;
         }
+        self.in_vain += unsent.len() as u64;
         for (Sent { delivery: Delivery { sequence, is_again, .. }, .. }, before) in unsent.into_iter().rev() {
             self.number -= 1;
             self.delivered = before;
@@ -273,7 +282,7 @@ impl Consumer {
             pull_requests: self.pulls.iter().filter(|pull| pull.expires > now && pull.batch > 0).count()
                 as u64,
             is_paused: self.is_paused,
-            has_quorum: self.stall.as_ref().is_none_or(|stall| now < stall.since + SILENT),
+            has_quorum: self.stall.as_ref().is_none_or(|stall| now < stall.since + QUORUM_LOSS_SEEN_AFTER),
         }
     }
 

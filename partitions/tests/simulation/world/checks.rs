@@ -152,6 +152,10 @@ impl World {
         self.stream.len()
     }
 
+    pub fn in_vain(&self) -> u64 {
+        self.consumers.iter().map(|consumer| consumer.in_vain).sum()
+    }
+
     pub fn redeliveries(&self) -> u64 {
         self.consumers.iter().map(|consumer| consumer.redeliveries).sum()
     }

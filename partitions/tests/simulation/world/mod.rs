@@ -107,6 +107,7 @@ enum Event {
     Kill(usize, u64),
     NatsUp,
     EndCut(usize),
+    OtherLeader(u32),
 }
 
 #[derive(Debug)]
@@ -349,6 +350,7 @@ impl World {
             Event::Kill(index, incarnation) => self.kill_incarnation(index, incarnation),
             Event::NatsUp => self.nats_is_up(),
             Event::EndCut(index) => self.end_cut(index),
+            Event::OtherLeader(partition) => self.change_leader(partition, 0),
         }
     }
 

@@ -308,7 +308,11 @@ impl World {
     pub fn stall(&mut self, partition: u32, duration: u64) {
         let (now, until) = (self.now, self.now + duration);
         self.disturb(until, format!("the leader of partition {partition} has no quorum"));
-        self.consumers[partition as usize].stall(now, until);
+        let (is_replaced, forgets_deliveries) = (self.rng.permille(500), self.rng.permille(500));
+        self.consumers[partition as usize].stall(now, until, forgets_deliveries);
+        if is_replaced {
+            self.schedule(until - 1, Event::OtherLeader(partition));
+        }
     }
 
     pub fn make_bucket_again(&mut self) {
