@@ -10,7 +10,7 @@
 //!
 //! Not seen is what makes something due later: a purge of the stream, which empties the queue of redeliveries (what was in it is due ackWait later, or
 //! later still), an in-progress acknowledgement of a predecessor that comes late, and a server's clock that is set back. Nor is a leader seen that lacks
-//! a part of the stream.
+//! a part of the stream, or the only server of a consumer that restarts within [`MAX_REDELIVERY_DELAY`] while the process is connected to another.
 
 use std::time::{Duration, Instant};
 
