@@ -70,6 +70,9 @@ impl Wakeups {
         if let Some(after) = touched.after.as_ref().filter(|_| declaration_changed(touched)) {
             self.consumers.insert(name_of(after));
         }
+        if let Some(after) = touched.after.as_ref().filter(|_| known_changed(touched)) {
+            self.consumers.insert(name_of(after));
+        }
         if let Some(after) = touched.after.as_ref().filter(|_| got_order(touched)) {
             // Its pods go on without order until they are told.
             self.consumers.insert(name_of(after));
@@ -217,6 +220,17 @@ fn got_order(touched: &Touched<EventConsumer>) -> bool {
         Some(known.partitions)
     };
     partitions(&touched.before) == Some(None) && partitions(&touched.after).flatten().is_some()
+}
+
+/// Whether the status says something else of the consumer in JetStream, by which partitions are shared out, or of the pods, which a
+/// HorizontalPodAutoscaler reads: somebody else may have written it.
+fn known_changed(touched: &Touched<EventConsumer>) -> bool {
+    let known = |object: &Option<Watched<EventConsumer>>| {
+        let status = object.as_ref()?.valid()?.status.as_ref()?;
+        Some((status.consumer.clone(), status.replicas, status.selector.clone()))
+    };
+    let before = known(&touched.before);
+    before.is_some() && before != known(&touched.after)
 }
 
 /// The EventConsumer whose pods handle an object's events.
@@ -372,7 +386,12 @@ mod tests {
             wakeups.consumers.into_iter().map(|(_, name)| name).collect::<Vec<_>>()
         };
         assert_eq!(woken(consumer(Value::Null), consumer(json!(4))), ["host", "mails"]);
-        assert_eq!(woken(consumer(json!(4)), consumer(json!(8))), [""; 0]);
+        assert_eq!(
+            woken(consumer(json!(4)), consumer(json!(8))),
+            ["mails"],
+            "somebody else may have written it"
+        );
+        assert_eq!(woken(consumer(json!(4)), consumer(json!(4))), [""; 0]);
     }
 
     #[test]

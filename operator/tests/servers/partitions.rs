@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use async_nats::jetstream::{kv, stream};
 use jetwright_crds::{EventConsumer, consumer::WaitingPartition};
 use jetwright_testing::await_until;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use self::members::Member;
@@ -158,6 +158,35 @@ async fn partitions_go_to_whoever_joins_and_the_status_says_who_waits_for_whom()
     // The first one says that it stops, and the second takes over.
     first.leave();
     await_shares(&store, &[(&second, 4)], SOON).await;
+    await_owned(&world, "True", "Owned").await;
+}
+
+#[tokio::test]
+async fn a_status_that_somebody_else_wrote_is_replaced_and_partitions_stay_where_they_are() {
+    let world = start(ORDERED, &[]).await;
+    let store = bucket(&world).await;
+    let member = Member::join(&world, "default", None).await;
+    await_shares(&store, &[(&member, 4)], SOON).await;
+    await_owned(&world, "True", "Owned").await;
+    let known = || async { world.consumers().get("fulfilment").await.unwrap().status.unwrap().consumer };
+    let written = known().await.unwrap();
+    let map = store.entry(MAP).await.unwrap().unwrap().revision;
+    for forged in [
+        json!(null),
+        json!({"stream": "orders", "name": "fulfilment", "partitions": 0}),
+        json!({"stream": "others", "name": "fulfilment", "partitions": 2}),
+    ] {
+        let forged = Patch::Merge(json!({"status": {"consumer": forged}}));
+        world.consumers().patch_status("fulfilment", &PatchParams::default(), &forged).await.unwrap();
+        await_until("the status is as it was", SOON, || async {
+            let known = known().await;
+            if known.as_ref() == Some(&written) { Ok(()) } else { Err(format!("{known:?}")) }
+        })
+        .await;
+    }
+    let third = Member::join(&world, "default", None).await;
+    await_shares(&store, &[(&member, 2), (&third, 2)], SOON).await;
+    assert!(store.entry(MAP).await.unwrap().unwrap().revision > map);
     await_owned(&world, "True", "Owned").await;
 }
 
