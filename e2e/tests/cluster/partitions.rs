@@ -9,6 +9,7 @@ use std::{
 use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_e2e::{
     cluster::{Cluster, LATER, Nats, OPERATOR, OwnNamespace, Record, Records, SOON},
+    metrics::sum,
     order::{
         check::{Report, check},
         history::{History, Interruption},
@@ -122,15 +123,25 @@ impl<'c> Fleet<'c> {
         }
     }
 
-    async fn some_pod(&mut self) -> String {
+    /// One that handles events now: what is interrupted has something under way.
+    async fn busy_pod(&mut self) -> String {
         self.ask_the_sentinels().await;
-        let pods = self.pods().await;
-        pods.first().unwrap().name_any()
+        await_until("a pod that handles events", LATER, async || {
+            for pod in self.pods().await.iter().filter(|pod| is_ready(pod)) {
+                let name = pod.name_any();
+                let metrics = self.cluster.metrics(&format!("{}/{name}:9090", self.at())).await;
+                if metrics.is_ok_and(|metrics| sum(&metrics, "jetwright_handlers_in_flight") > 0) {
+                    return Ok(name);
+                }
+            }
+            Err("none")
+        })
+        .await
     }
 
     /// Deletes a pod at once: another takes its place while the kubelet still ends it.
     async fn delete_a_pod(&mut self) {
-        let pod = self.some_pod().await;
+        let pod = self.busy_pod().await;
         self.interrupted.push((pod.clone(), monotonic()));
         let delete = format!("delete pod {pod} --namespace {} --grace-period=0 --force", self.at());
         self.cluster.kubectl(&delete).await;
@@ -138,7 +149,7 @@ impl<'c> Fleet<'c> {
 
     /// Kills the program of a pod, which the kubelet starts again.
     async fn kill_a_container(&mut self) {
-        let pod = self.some_pod().await;
+        let pod = self.busy_pod().await;
         self.interrupted.push((pod.clone(), monotonic()));
         self.cluster.kill(self.at(), &pod).await;
     }
