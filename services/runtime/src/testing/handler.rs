@@ -219,7 +219,8 @@ mod tests {
     use super::*;
     use crate::{EVENT_TYPE, UnknownTypes, testing};
 
-    const BLOCKS: Duration = Duration::from_millis(300);
+    /// How long blocking code runs: much longer than a deadline of 50 ms, also on a busy machine.
+    const BLOCKS: Duration = Duration::from_secs(1);
 
     #[derive(Clone, PartialEq, prost::Message)]
     struct Order {
@@ -448,7 +449,7 @@ mod tests {
     #[tokio::test]
     async fn an_ordered_attempt_ends_with_its_blocking_code() {
         for (mut test, ended) in [(test().ordered(), 1), (test(), 0)] {
-            test = test.deadline(BLOCKS / 6);
+            test = test.deadline(Duration::from_millis(50));
             let expected = Settled::retried(Duration::from_millis(500), "the handler took longer than 50ms");
             assert_eq!(test.deliver(order("block")).await, expected);
             assert_eq!(test.handler().ended.load(SeqCst), ended);
