@@ -46,7 +46,7 @@ async fn an_object_that_cannot_be_read_says_so_holds_up_nobody_and_takes_what_is
     let nats = NatsServer::start().await;
     let jetstream = nats.jetstream().await;
     let namespace = control_plane.namespace("unreadable").await;
-    let _operator = operator(&control_plane, &arguments(nats.url(), namespace.name(), free_port()));
+    let operator = operator(&control_plane, &arguments(nats.url(), namespace.name(), free_port()));
     let kubectl = |arguments: &[&str]| {
         control_plane
             .kubectl(["-n", namespace.name()].iter().chain(arguments))
@@ -73,9 +73,10 @@ async fn an_object_that_cannot_be_read_says_so_holds_up_nobody_and_takes_what_is
 
     let unreadable = [
         ("es/orders", r#"{"spec": {"profile": "Golden"}}"#),
-        ("ec/reader", r#"{"status": {"consumer": null}, "spec": {"deliverPolicy": "Newest"}}"#),
+        ("ec/reader", r#"{"spec": {"deliverPolicy": "Newest"}}"#),
     ];
-    // The consumer's first value is free as long as the status tells of no consumer.
+    // The consumer's first value is free as long as the status tells of no consumer, which the operator would put right.
+    operator.signal("STOP");
     kubectl(&[
         "patch",
         "ec/reader",
@@ -87,6 +88,9 @@ async fn an_object_that_cannot_be_read_says_so_holds_up_nobody_and_takes_what_is
     .unwrap();
     for (object, patch) in unreadable {
         kubectl(&["patch", object, "--type=merge", "-p", patch]).unwrap();
+    }
+    operator.signal("CONT");
+    for (object, _) in unreadable {
         condition(object, "Stalled", "cannot read the object").await;
     }
     kubectl(&["patch", "es/users", "--type=merge", "-p", r#"{"spec": {"limits": {"maxMessages": 5}}}"#])
