@@ -5,9 +5,10 @@ use crate::awaiting::{await_until, try_until};
 use crate::port::free_port;
 use crate::process::{NotReady, on_free_ports};
 use anyhow::{Context, Result, anyhow, ensure};
+use async_nats::header::{HeaderMap, HeaderValue, NATS_EXPECTED_STREAM};
 use async_nats::jetstream;
 use async_nats::jetstream::stream::{self, Stream};
-use async_nats::{Client, ConnectOptions};
+use async_nats::{Client, ConnectOptions, RequestError};
 use serde::Deserialize;
 use std::time::Duration;
 
@@ -116,11 +117,22 @@ impl NatsCluster {
         jetstream::new(self.client().await)
     }
 
-    /// Makes a stream, asking again where nobody answers: servers that have just elected a leader may drop a request.
+    /// Makes a stream, asking again where nobody answers: servers that have just elected a leader may drop a request. Returns when a
+    /// message to each of its subjects is taken on every member: the members hear of a new stream one after another.
     pub async fn create_stream(&self, config: stream::Config) -> Stream {
         let jetstream = self.jetstream().await;
-        await_until("a stream to be made", ELECTION, async || jetstream.create_stream(config.clone()).await)
-            .await
+        let made = await_until("a stream to be made", ELECTION, async || {
+            jetstream.create_stream(config.clone()).await
+        })
+        .await;
+        for server in &self.servers {
+            let client = server.client().await;
+            for subject in &made.cached_info().config.subjects {
+                await_until("a server to know a stream", ELECTION, async || is_taken(&client, subject).await)
+                    .await;
+            }
+        }
+        made
     }
 
     /// The index of the member that keeps the list of streams, once all running members follow it and are up to date.
@@ -174,4 +186,11 @@ impl NatsCluster {
             .position(|server| server.name() == name)
             .with_context(|| format!("no member '{name}'"))
     }
+}
+
+/// Whether a message of such a subject finds its stream. This one is not stored, since no stream has the name that it expects.
+async fn is_taken(client: &Client, subject: &str) -> Result<(), RequestError> {
+    let subject = subject.replace(['*', '>'], "any");
+    let headers = HeaderMap::from_iter([(NATS_EXPECTED_STREAM, HeaderValue::from("-"))]);
+    client.request_with_headers(subject, headers, "".into()).await.map(drop)
 }

@@ -10,16 +10,17 @@ async fn a_restarted_server_has_its_data_and_its_clients_come_back() {
     let nats = NatsServer::start().await;
     let client = nats.client().await;
     let jetstream = jetstream::new(client.clone());
-    store(&jetstream, "orders", 1, 10).await;
+    jetstream.create_stream(orders(1)).await.unwrap();
+    store(&jetstream, 10).await;
 
     nats.stop().await;
     assert!(NatsServer::start().await.url() != nats.url());
     nats.start_again().await;
-    assert_eq!(messages(&jetstream, "orders").await, 10);
+    assert_eq!(messages(&jetstream).await, 10);
 
     nats.kill();
     nats.start_again().await;
-    assert_eq!(messages(&nats.jetstream().await, "orders").await, 10);
+    assert_eq!(messages(&nats.jetstream().await).await, 10);
 }
 
 #[tokio::test]
@@ -29,7 +30,8 @@ async fn a_configuration_snippet_sets_accounts() {
     assert!(async_nats::connect(nats.url()).await.is_err());
     let ann = ConnectOptions::new().user_and_password("ann".into(), "secret".into());
     let jetstream = jetstream::new(nats.client_with(ann).await);
-    store(&jetstream, "orders", 1, 1).await;
+    jetstream.create_stream(orders(1)).await.unwrap();
+    store(&jetstream, 1).await;
 }
 
 #[tokio::test]
@@ -50,7 +52,8 @@ async fn a_port_that_was_taken_is_tried_again_with_another() {
 async fn a_cluster_survives_the_loss_of_the_member_that_leads() {
     let cluster = NatsCluster::start(3).await;
     let jetstream = cluster.jetstream().await;
-    store(&jetstream, "orders", 3, 10).await;
+    cluster.create_stream(orders(3)).await;
+    store(&jetstream, 10).await;
 
     let lost = cluster.stream_leader("orders").await;
     cluster.servers()[lost].kill();
@@ -59,7 +62,7 @@ async fn a_cluster_survives_the_loss_of_the_member_that_leads() {
         if leader == lost { Err("the old one") } else { Ok(()) }
     })
     .await;
-    assert_eq!(messages(&jetstream, "orders").await, 10);
+    assert_eq!(messages(&jetstream).await, 10);
     assert_ne!(cluster.meta_leader().await, lost);
 
     cluster.servers()[lost].start_again().await;
@@ -77,18 +80,20 @@ async fn a_cluster_survives_the_loss_of_the_member_that_leads() {
     .await;
 }
 
-async fn store(jetstream: &jetstream::Context, name: &str, replicas: usize, messages: usize) {
-    let config = stream::Config { name: name.into(), num_replicas: replicas, ..stream::Config::default() };
-    jetstream.create_stream(config).await.unwrap();
+fn orders(replicas: usize) -> stream::Config {
+    stream::Config { name: "orders".into(), num_replicas: replicas, ..stream::Config::default() }
+}
+
+async fn store(jetstream: &jetstream::Context, messages: usize) {
     for message in 0..messages {
-        let published = jetstream.publish(name.to_owned(), message.to_string().into()).await.unwrap();
+        let published = jetstream.publish("orders", message.to_string().into()).await.unwrap();
         published.await.unwrap();
     }
 }
 
-async fn messages(jetstream: &jetstream::Context, stream: &str) -> u64 {
+async fn messages(jetstream: &jetstream::Context) -> u64 {
     await_until("the stream's state", Duration::from_secs(10), async || {
-        let stream = jetstream.get_stream(stream).await.map_err(|error| error.to_string())?;
+        let stream = jetstream.get_stream("orders").await.map_err(|error| error.to_string())?;
         Ok::<_, String>(stream.cached_info().state.messages)
     })
     .await
