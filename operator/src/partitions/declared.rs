@@ -70,6 +70,20 @@ pub fn ordered_consumers(scopes: &Scopes, connection: &Connection) -> Vec<Ordere
     without_claims(scopes.all().flat_map(|scope| of_scope(scope)).collect())
 }
 
+/// Whether an object of the connection may declare a consumer, or it is not known yet which objects there are.
+#[must_use]
+pub fn has_object(scopes: &Scopes, connection: &Connection, id: &ConsumerId) -> bool {
+    scopes.all().any(|scope| {
+        let named = || scope.event_consumers.by(&IndexKey::JetStream(id.consumer.clone())).into_iter();
+        let mut here =
+            named().filter(|object| connection.serves.contains(&object.namespace().unwrap_or_default()));
+        let is_of_stream = |object: &EventConsumer| {
+            scope.event_stream_of(object).is_none_or(|stream| stream.stream_name() == id.stream)
+        };
+        !*scope.listed.borrow() || here.any(|object| is_of_stream(&object))
+    })
+}
+
 /// One whose consumers in JetStream are its own: a status describes no others. It may have fewer than its stream has partitions, while they are
 /// divided. Where the EventStream is deleted or cannot be read, the status alone says which they are: they stay, and so do the pods.
 #[must_use]

@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use async_nats::jetstream::{kv, stream};
 use jetwright_crds::{EventConsumer, consumer::WaitingPartition};
 use jetwright_testing::await_until;
-use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams, PropagationPolicy};
 use serde_json::{Value, json};
 
 use self::members::Member;
@@ -211,6 +211,32 @@ async fn partitions_go_to_whoever_is_there_while_the_event_stream_is_deleted() {
     let third = Member::join(&world, "default", None).await;
     await_shares(&store, &[(&third, 4)], SOON).await;
     await_owned(&world, "True", "Owned").await;
+}
+
+/// The operator still says that it is there, so nobody helps himself.
+#[tokio::test]
+async fn partitions_go_to_whoever_is_there_also_when_their_event_consumer_was_deleted_without_its_pods() {
+    let mut world = start(ORDERED, &[]).await;
+    world.consumer("mails", ORDERED).await;
+    world.await_condition::<EventConsumer>("mails", "ConsumerReady", "True", "Reconciled").await;
+    let store = bucket(&world).await;
+    let members = [Member::join(&world, "default", None).await, Member::join(&world, "default", None).await];
+    await_shares(&store, &[(&members[0], 2), (&members[1], 2)], SOON).await;
+    let orphan =
+        DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
+    world.consumers().delete("fulfilment", &orphan).await.unwrap();
+    // As Kubernetes' garbage collector does.
+    let ends = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    world.consumers().patch("fulfilment", &PatchParams::default(), &ends).await.unwrap();
+    assert!(world.consumers().get_opt("fulfilment").await.unwrap().is_none());
+    let [first, second] = members;
+    first.leave();
+    await_shares(&store, &[(&second, 4)], SOON).await;
+    // An operator that starts knows no more than the map.
+    world.operator.kill();
+    world.start_again(&[]);
+    let third = Member::join(&world, "default", None).await;
+    await_shares(&store, &[(&second, 2), (&third, 2)], SOON).await;
 }
 
 #[tokio::test]

@@ -36,6 +36,7 @@ impl Session<'_> {
             WatchEvent::Deleted { key, revision } => {
                 if let Ok(key) = key.parse() {
                     self.cleaner.deleted(&key);
+                    self.left_behind.deleted(&key);
                     let _ = self.coordinator.observed(&key, Value::Absent(revision), clocks(self.begun));
                 }
                 true
@@ -66,6 +67,7 @@ impl Session<'_> {
             }
         };
         self.cleaner.stored(&key, revision, value, self.begun.elapsed());
+        self.left_behind.stored(&key, value);
         let before = self.shape(&key);
         let observed = self.coordinator.observed(&key, Value::Bytes(revision, value), clocks(self.begun));
         if let Err(error) = observed {

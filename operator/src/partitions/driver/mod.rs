@@ -31,7 +31,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use self::keep::Keeping;
 use super::{
     cleaning::Cleaner,
-    declared::{OrderedConsumer, ordered_consumers},
+    declared::{OrderedConsumer, has_object, ordered_consumers},
+    left_behind::LeftBehind,
     requests::{Answered, Requests},
     sharing::Tracker,
 };
@@ -94,7 +95,10 @@ struct Session<'a> {
     is_synced: bool,
     keeping: Keeping,
     consumers: Vec<OrderedConsumer>,
-    /// When there was one last.
+    left_behind: LeftBehind,
+    /// The consumers that the coordinator shares out: those that are declared, and those that are left behind.
+    shared_out: BTreeSet<ConsumerId>,
+    /// When there was one that is declared last.
     used: Instant,
     trackers: BTreeMap<ConsumerId, Tracker>,
     cleaner: Cleaner,
@@ -128,6 +132,8 @@ impl<'a> Session<'a> {
             is_synced: false,
             keeping: Keeping::new(begun),
             consumers: Vec::new(),
+            left_behind: LeftBehind::new(&context.cluster.current),
+            shared_out: BTreeSet::new(),
             used: begun,
             trackers: BTreeMap::new(),
             cleaner: Cleaner::default(),
@@ -175,21 +181,26 @@ impl<'a> Session<'a> {
 
     /// Takes over what the EventConsumers and their pods say.
     fn declare(&mut self) {
-        let consumers = ordered_consumers(&self.context.scopes, self.connection);
-        let ids: BTreeSet<_> = consumers.iter().map(|consumer| &consumer.id).collect();
-        for gone in self.consumers.iter().filter(|before| !ids.contains(&before.id)) {
-            self.coordinator.remove(&gone.id);
-            self.trackers.remove(&gone.id);
+        let (context, connection) = (self.context, self.connection);
+        let consumers = ordered_consumers(&context.scopes, connection);
+        let left_behind = self.left_behind.declared(|id| has_object(&context.scopes, connection, id));
+        let mut declared: BTreeMap<_, _> = left_behind.filter(|_| self.is_synced).collect();
+        declared
+            .extend(consumers.iter().map(|consumer| (consumer.id.clone(), consumer.declared(self.context))));
+        for gone in self.shared_out.iter().filter(|id| !declared.contains_key(id)) {
+            self.coordinator.remove(gone);
         }
-        let known: BTreeSet<_> = self.consumers.iter().map(|consumer| &consumer.id).collect();
         // Their keys came before they were declared.
-        let has_missed = ids.iter().any(|id| !known.contains(id) && self.cleaner.knows(id));
-        for consumer in &consumers {
-            self.coordinator.declare(consumer.id.clone(), consumer.declared(self.context));
+        let has_missed = declared.keys().any(|id| !self.shared_out.contains(id) && self.cleaner.knows(id));
+        self.shared_out = declared.keys().cloned().collect();
+        for (id, declared) in declared {
+            self.coordinator.declare(id, declared);
         }
         if !consumers.is_empty() {
             self.used = Instant::now();
         }
+        let ids: HashSet<_> = consumers.iter().map(|consumer| &consumer.id).collect();
+        self.trackers.retain(|id, _| ids.contains(id));
         self.consumers = consumers;
         if has_missed {
             self.watch_again();
