@@ -27,13 +27,16 @@ impl LeftBehind {
         Self { cluster: cluster.into(), counts: BTreeMap::new() }
     }
 
-    /// A key has this value.
-    pub fn stored(&mut self, key: &Key, value: &[u8]) {
-        let Key::Map(consumer) = key else { return };
+    /// A key has this value. Returns whether its consumer was this cluster's, and is not any more: another one shares it out.
+    pub fn stored(&mut self, key: &Key, value: &[u8]) -> bool {
+        let Key::Map(consumer) = key else { return false };
         let map = MapRecord::read(key, value).ok();
         match map.filter(|map| map.cluster.as_deref() == Some(&self.cluster) && map.count > 0) {
-            Some(map) => drop(self.counts.insert(consumer.clone(), map.count)),
-            None => self.deleted(key),
+            Some(map) => {
+                self.counts.insert(consumer.clone(), map.count);
+                false
+            }
+            None => self.counts.remove(consumer).is_some(),
         }
     }
 
@@ -62,7 +65,9 @@ mod tests {
     #[test]
     fn what_this_clusters_operators_shared_out_last_and_no_object_declares_is_left_behind() {
         let mut left_behind = LeftBehind::new("east");
-        let mut stored = |key: &str, value: &str| left_behind.stored(&key.parse().unwrap(), value.as_bytes());
+        let mut stored = |key: &str, value: &str| {
+            assert!(!left_behind.stored(&key.parse().unwrap(), value.as_bytes()), "{key}");
+        };
         stored("map.orders.fulfilment", r#"{"generation":1,"count":8,"cluster":"east"}"#);
         stored("map.orders.mails", r#"{"generation":1,"count":8,"cluster":"east"}"#);
         stored("map.orders.others", r#"{"generation":1,"count":8,"cluster":"west"}"#);
@@ -79,7 +84,9 @@ mod tests {
 
         // The operator of another cluster shares one out now; the other one is removed.
         let fulfilment = "map.orders.fulfilment".parse().unwrap();
-        left_behind.stored(&fulfilment, br#"{"generation":2,"count":8,"cluster":"west"}"#);
+        let of_west = br#"{"generation":2,"count":8,"cluster":"west"}"#;
+        assert!(left_behind.stored(&fulfilment, of_west));
+        assert!(!left_behind.stored(&fulfilment, of_west));
         left_behind.deleted(&"held.orders.mails.0".parse().unwrap());
         assert_eq!(names(&left_behind, ""), [("mails".to_owned(), 8)]);
         left_behind.deleted(&"map.orders.mails".parse().unwrap());

@@ -67,13 +67,17 @@ impl Session<'_> {
             }
         };
         self.cleaner.stored(&key, revision, value, self.begun.elapsed());
-        self.left_behind.stored(&key, value);
+        let is_taken_over = self.left_behind.stored(&key, value);
         let before = self.shape(&key);
         let observed = self.coordinator.observed(&key, Value::Bytes(revision, value), clocks(self.begun));
         if let Err(error) = observed {
             self.warn(&error_chain(&error));
         }
         let is_another = self.has_changed(&key, before.as_ref());
+        // Before the coordinator writes its own again.
+        if is_taken_over {
+            self.declare();
+        }
         match key {
             Key::Operator | Key::OperatorOf(_) => false,
             // A renewal changes nothing that is decided.
