@@ -6,7 +6,7 @@ mod scale_down;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use async_nats::jetstream::{kv, stream};
+use async_nats::jetstream::{consumer, kv, stream};
 use jetwright_crds::{EventConsumer, consumer::WaitingPartition};
 use jetwright_testing::await_until;
 use kube::api::{DeleteParams, Patch, PatchParams, PropagationPolicy};
@@ -213,6 +213,25 @@ async fn partitions_go_to_whoever_is_there_while_the_event_stream_is_deleted() {
     await_owned(&world, "True", "Owned").await;
 }
 
+#[tokio::test]
+async fn a_partition_whose_consumer_becomes_anothers_holds_up_no_other() {
+    let mut world = start(ORDERED, &[]).await;
+    let store = bucket(&world).await;
+    let members = [Member::join(&world, "default", None).await, Member::join(&world, "default", None).await];
+    await_shares(&store, &[(&members[0], 2), (&members[1], 2)], SOON).await;
+    world.operator.kill();
+    let stream = world.jetstream.get_stream("orders").await.unwrap();
+    stream.delete_consumer("fulfilment-p1").await.unwrap();
+    let foreign = consumer::pull::Config { durable_name: Some("fulfilment-p1".into()), ..Default::default() };
+    stream.create_consumer(foreign).await.unwrap();
+    world.start_again(&[]);
+    world.await_condition::<EventConsumer>("fulfilment", "ConsumerReady", "False", "NameConflict").await;
+    let [first, second] = members;
+    first.leave();
+    await_shares(&store, &[(&second, 4)], SOON).await;
+    await_owned(&world, "True", "Owned").await;
+}
+
 /// The operator still says that it is there, so nobody helps himself.
 #[tokio::test]
 async fn partitions_go_to_whoever_is_there_also_when_their_event_consumer_was_deleted_without_its_pods() {
@@ -237,6 +256,13 @@ async fn partitions_go_to_whoever_is_there_also_when_their_event_consumer_was_de
     world.start_again(&[]);
     let third = Member::join(&world, "default", None).await;
     await_shares(&store, &[(&second, 2), (&third, 2)], SOON).await;
+    // What the operator of another cluster shares out is that one's.
+    let mut map = value(&store, MAP).await.unwrap();
+    map["cluster"] = "west".into();
+    let revision = store.put(MAP, map.to_string().into()).await.unwrap();
+    second.leave();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(store.entry(MAP).await.unwrap().unwrap().revision, revision);
 }
 
 #[tokio::test]
