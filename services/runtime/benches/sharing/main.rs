@@ -1,9 +1,9 @@
 //! Figures of partitions that processes share, against real nats-servers on this machine: ordered throughput over 16 partitions beside a
-//! bare async-nats loop over the same 16 consumers, by 1, 2 and 4 processes, on one server and on three replicas; and how long a
+//! bare async-nats loop over the same 16 consumers, and beside one with as few events under way as there are keys, by 1, 2 and 4 processes, on one server and on three replicas; and how long a
 //! hand-over takes, from the new map to the first event that the next owner begins. Run by `make bench-scaling`; words on the command line
 //! choose measurements whose names have all of them.
 //!
-//! Both sides see the same events and confirm each acknowledgement. The consumers are paused until all processes pull.
+//! All sides see the same events and confirm each acknowledgement. The consumers are paused until all processes pull.
 #![allow(
     missing_docs,
     dead_code,
@@ -31,8 +31,9 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitEx
 async fn main() {
     let arguments: Vec<_> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["--side", side, url, first, step] => {
-            throughput::run(side, url, first.parse().unwrap(), step.parse().unwrap()).await;
+        ["--side", width, url, first, step] => {
+            let [first, step] = [first, step].map(|number| number.parse().unwrap());
+            throughput::run(width.parse().unwrap(), url, first, step).await;
         }
         // `cargo test --all-targets` runs it too, which is no time to measure.
         words if words.contains(&"--bench") => measure(words).await,

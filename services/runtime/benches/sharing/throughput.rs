@@ -33,9 +33,10 @@ use crate::{
 
 const PARTITIONS: u32 = 16;
 const EVENTS: u32 = 100_000;
-/// Turns of each side, in pairs. The machine's pace changes by a third from one turn to the next.
+/// Turns of each side, one after another. The machine's pace changes by a third from one turn to the next.
 const TURNS: usize = 9;
-const SIDES: [&str; 2] = ["ours", "bare"];
+/// Most events of a partition that a side has under way.
+const WIDTH: u64 = 256;
 /// How long a process takes for new ones in a bucket at least.
 const SETTLED: Duration = Duration::from_secs(33);
 /// When everything that is paused goes on, after all have been told.
@@ -97,7 +98,16 @@ struct Received {
     in_msgs: f64,
 }
 
+/// Who handles the events.
+#[derive(Clone, Copy, Debug)]
+enum Side {
+    Ours,
+    /// A bare loop, with so many events of a partition under way at most.
+    Bare(u64),
+}
+
 /// What one side took to handle all events once.
+#[derive(Clone)]
 struct Taken {
     /// In seconds.
     elapsed: f64,
@@ -125,36 +135,39 @@ pub async fn measure(name: &str, replicas: usize, keys: u64) {
     fill(&jetstream, keys).await;
     let operator = Operator::start(servers.url(), PARTITIONS).await;
     sleep(SETTLED.saturating_sub(made.elapsed())).await;
+    // A key handles one event at a time, so few keys keep few events under way. The last side has as few without order.
+    let narrow = (keys / u64::from(PARTITIONS)).min(WIDTH);
+    let mut sides = vec![Side::Ours, Side::Bare(WIDTH)];
+    sides.extend((narrow < WIDTH).then_some(Side::Bare(narrow)));
     for processes in [1, 2, 4] {
-        let mut turns = [Vec::new(), Vec::new()];
-        for pair in 0..TURNS {
-            let mut sides = [0, 1];
-            sides.rotate_left(pair % 2);
-            for side in sides {
-                turns[side].push(turn(&servers, &jetstream, &operator, SIDES[side], processes).await);
+        let mut turns = vec![Vec::new(); sides.len()];
+        for round in 0..TURNS {
+            for index in 0..sides.len() {
+                let side = (index + round) % sides.len();
+                turns[side].push(turn(&servers, &jetstream, &operator, sides[side], processes).await);
             }
         }
-        let mut ratios: Vec<_> =
-            turns[0].iter().zip(&turns[1]).map(|(ours, bare)| bare.elapsed / ours.elapsed).collect();
-        ratios.sort_unstable_by(f64::total_cmp);
-        let [(ours, ours_cost), (bare, bare_cost)] = turns.map(|turns| {
-            let rate = f64::from(EVENTS) / median(&turns, |taken| taken.elapsed);
-            let an_event = |of: fn(&Taken) -> f64| median(&turns, of) / f64::from(EVENTS);
-            let cost = format!(
-                "{:.1} µs of processes, {:.1} µs of servers, {:.2} messages to servers",
+        println!("{name}, {processes} processes");
+        for (side, taken) in sides.iter().zip(&turns) {
+            let rate = f64::from(EVENTS) / median(taken, |taken| taken.elapsed);
+            let an_event = |of: fn(&Taken) -> f64| median(taken, of) / f64::from(EVENTS);
+            println!(
+                "  {side:?}: {rate:.0}/s; an event takes {:.1} µs of processes, {:.1} µs of servers, {:.2} messages to servers",
                 an_event(|taken| taken.processes) * 1e6,
                 an_event(|taken| taken.servers) * 1e6,
                 an_event(|taken| taken.messages)
             );
-            (rate, cost)
-        });
-        println!(
-            "{name}, {processes} processes: {ours:.0}/s, bare {bare:.0}/s; of each pair {:.2}x (median; {:.2} to {:.2}); \
-             an event takes {ours_cost}; bare {bare_cost}",
-            ratios[TURNS / 2],
-            ratios[TURNS / 4],
-            ratios[TURNS - 1 - TURNS / 4],
-        );
+        }
+        for (side, others) in sides.iter().zip(&turns).skip(1) {
+            let mut ratios: Vec<_> =
+                turns[0].iter().zip(others).map(|(ours, other)| other.elapsed / ours.elapsed).collect();
+            ratios.sort_unstable_by(f64::total_cmp);
+            let [median, low, high] =
+                [TURNS / 2, TURNS / 4, TURNS - 1 - TURNS / 4].map(|index| ratios[index]);
+            println!(
+                "  ours beside {side:?}, of each round: {median:.2}x (median; the middle half {low:.2} to {high:.2})"
+            );
+        }
     }
 }
 
@@ -189,7 +202,7 @@ async fn turn(
     servers: &Servers,
     jetstream: &jetstream::Context,
     operator: &Operator,
-    side: &str,
+    side: Side,
     processes: u32,
 ) -> Taken {
     let stream = jetstream.get_stream("numbers").await.unwrap();
@@ -201,7 +214,8 @@ async fn turn(
         await_until("a consumer", LONG, async || stream.create_consumer(config.clone()).await).await;
     }
     let mut running: Vec<_> = (0..processes).map(|number| start(servers, side, number, processes)).collect();
-    if side == "ours" {
+    let is_ours = matches!(side, Side::Ours);
+    if is_ours {
         operator.await_shared(PARTITIONS, usize::try_from(processes).unwrap()).await;
     }
     let of_all = async |is_so: fn(&consumer::Info) -> bool| {
@@ -233,7 +247,7 @@ async fn turn(
     for process in &mut running {
         process.kill().await.unwrap();
     }
-    if side == "ours" {
+    if is_ours {
         end_all(&operator.bucket).await;
     }
     for number in 0..PARTITIONS {
@@ -266,10 +280,14 @@ async fn end_all(bucket: &Bucket) {
     }
 }
 
-fn start(servers: &Servers, side: &str, number: u32, processes: u32) -> Child {
+fn start(servers: &Servers, side: Side, number: u32, processes: u32) -> Child {
     let url = servers.url().split(',').next().unwrap();
+    let width = match side {
+        Side::Ours => 0,
+        Side::Bare(width) => width,
+    };
     Command::new(env::current_exe().unwrap())
-        .args(["--side", side, url, &number.to_string(), &processes.to_string()])
+        .args(["--side", &width.to_string(), url, &number.to_string(), &processes.to_string()])
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .spawn()
@@ -287,11 +305,11 @@ impl Handler for Decoding {
     }
 }
 
-/// One process of a side. The bare one has each of so many partitions, from the first.
-pub async fn run(side: &str, url: &str, first: u32, step: u32) {
+/// One process of a side. The bare one has a width, and each of so many partitions, from the first.
+pub async fn run(width: usize, url: &str, first: u32, step: u32) {
     let mut binding = Bench::bindings(10_000).bindings["numbers"].clone();
     share(&mut binding, PARTITIONS);
-    if side == "ours" {
+    if width == 0 {
         let (environment, mut registry) = (Bench::environment_of(url, binding), Registry::default());
         let mut service = Service::connect(environment, &Health::new(), &mut registry).await.unwrap();
         let options = HandlerOptions { concurrency: 1_024, ..HandlerOptions::default() };
@@ -314,7 +332,7 @@ pub async fn run(side: &str, url: &str, first: u32, step: u32) {
                 let client = client.clone();
                 async move { client.request(message.reply.clone().unwrap(), "+ACK".into()).await.unwrap() }
             });
-            settled.buffer_unordered(256).for_each(async |_| {}).await;
+            settled.buffer_unordered(width).for_each(async |_| {}).await;
         }));
     }
     while loops.next().await.is_some() {}
