@@ -14,4 +14,4 @@ pub mod published;
 pub mod registry;
 mod requests;
 mod roles;
-mod sharing;
+pub mod sharing;

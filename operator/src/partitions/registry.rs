@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::sharing::Sharing;
+use super::sharing::{Owner, Sharing};
 use crate::{changes::Changes, kubernetes::stores::Name};
 
 /// How long something has to be other than was told before an object is triggered: a clean hand-over is over by then.
@@ -30,6 +30,8 @@ pub enum Known {
 #[derive(Debug)]
 struct Entry {
     known: Known,
+    /// By the number of the partition.
+    owners: Vec<Option<Owner>>,
     handovers: u64,
     /// What the object's status says, or what it was last triggered for.
     told: Known,
@@ -74,6 +76,19 @@ impl Partitions {
         Some(entry.known.clone())
     }
 
+    /// Who has the partitions of an object's consumer and says how much there is to do; of none where that is not known.
+    #[must_use]
+    pub fn owners(&self, object: &Name) -> Vec<Option<Owner>> {
+        self.consumers.lock().get(object).map(|entry| entry.owners.clone()).unwrap_or_default()
+    }
+
+    /// Takes over who has the partitions.
+    pub fn publish_owners(&self, object: &Name, owners: Vec<Option<Owner>>) {
+        if let Some(entry) = self.consumers.lock().get_mut(object) {
+            entry.owners = owners;
+        }
+    }
+
     /// Takes over what is known now.
     pub fn publish(&self, object: &Name, known: Known, handovers: u64) {
         let now = Instant::now();
@@ -82,7 +97,7 @@ impl Partitions {
             let told = known.clone();
             consumers.insert(
                 object.clone(),
-                Entry { known, handovers, told, triggered_at: now, differs_since: None },
+                Entry { known, owners: Vec::new(), handovers, told, triggered_at: now, differs_since: None },
             );
             self.changes.add(object.clone());
             return;

@@ -3,7 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use jetwright_partitions::{coordinator::Whereabouts, keys::MemberId};
+use jetwright_partitions::{
+    coordinator::Whereabouts,
+    keys::{ConsumerId, MemberId},
+    observer::Observer,
+};
 use jiff::Timestamp;
 
 use crate::pods::processes::ProcessPod;
@@ -34,6 +38,27 @@ pub struct Emptying {
     pub uid: String,
     /// Partitions that it has, or that are on their way to it.
     pub left: u32,
+}
+
+/// The process that has a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Its id.
+    pub process: String,
+    /// Whether it has as much to do there as it can.
+    pub is_busy: bool,
+    /// Events that it works at there, where it says so.
+    pub running: Option<u64>,
+}
+
+/// Who has the partitions of a consumer, by number, where they say how much there is to do.
+pub fn owners(id: &ConsumerId, places: &[Whereabouts], observer: &Observer) -> Vec<Option<Owner>> {
+    let owner = |(partition, place): (u32, &Whereabouts)| {
+        let holder = place.holder.as_ref().filter(|_| !place.is_draining)?;
+        let figures = observer.record(holder)?.consumers.get(id)?.partitions.get(&partition)?;
+        Some(Owner { process: holder.to_string(), is_busy: figures.busy, running: figures.running })
+    };
+    (0..).zip(places).map(owner).collect()
 }
 
 /// What these pods have of a consumer. `uid` says of a member in which pod it is.

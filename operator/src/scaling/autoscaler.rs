@@ -1,16 +1,17 @@
 //! In: what a workload declares, its pods, and what JetStream says of the consumers in them, every few seconds. Out: how many pods there should
 //! be, and why. Pure: it has no clock and asks nobody, so that the simulation runs it as the operator does.
 //!
-//! figures → rates → capacity → wish → a bounded step. Each consumer has the first four for itself, and the workload takes the highest wish.
+//! figures → rates → capacity, spread → wish → a bounded step. Each consumer has the first four for itself, and the workload takes the highest wish.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     capacity::{Capacity, WARMUP},
-    figures::{Reading, Unknown},
+    figures::{Part, Reading, Unknown},
     peak::Peak,
     rates::{MAX_GAP, Rates, Series, WINDOW},
     spec::{Scaling, Useful},
+    spread::Spread,
     startup::Startup,
     wish::{Present, Wish, wish},
 };
@@ -86,9 +87,18 @@ impl Look<'_> {
 #[derive(Clone, Debug, Default)]
 pub struct Consumer {
     series: Series,
+    spread: Spread,
+    placement: Placement,
     pub capacity: Capacity,
     /// The rates at the last look, if they were known then.
     pub rates: Option<Rates>,
+}
+
+/// Which processes have the partitions of a consumer.
+#[derive(Clone, Debug, Default)]
+struct Placement {
+    processes: Vec<Option<String>>,
+    moved_at: Option<Duration>,
 }
 
 /// Decides for one workload, look by look.
@@ -140,7 +150,7 @@ impl Autoscaler {
     pub fn look(&mut self, look: Look<'_>) -> Decision {
         let before = self.replicas;
         if !look.observes {
-            self.follow(look.at, look.scaling.bound(before));
+            self.follow(look.at, look.scaling.bound(before).min(look.most()));
         }
         if self.startup.observe(look.at, look.ready, self.replicas) {
             self.consumers.values_mut().for_each(|consumer| consumer.capacity.limit_trial(look.ready));
@@ -167,13 +177,12 @@ impl Autoscaler {
         let present = Present { scaling: look.scaling, useful: look.useful, replicas: self.replicas };
         for (name, reading) in look.readings {
             let consumer = self.consumers.entry(name.clone()).or_default();
-            match consumer.add(*reading, look.ready, present) {
+            match consumer.add(reading, look.ready, present) {
                 Ok(wish) => wishes.add(wish, consumer.capacity.has_no_gain()),
                 Err(unknown) => {
                     wishes.unknown = Some(unknown);
-                    // A message that waits while there are no pods needs one, whatever its rate.
-                    let waits = reading.is_ok_and(|sample| sample.lag() > 0);
-                    if unknown == Unknown::New && self.replicas == 0 && waits {
+                    // A message that waits while there are no pods needs one, whatever its rate and the other partitions.
+                    if self.replicas == 0 && reading.lagging() > 0 {
                         wishes.add(Wish { pods: 1, up: 1, down: 1, ..Wish::default() }, false);
                     }
                 }
@@ -240,10 +249,12 @@ impl Autoscaler {
 
     /// Makes a step.
     fn take(&mut self, at: Duration, replicas: u32) {
-        for consumer in self.consumers.values_mut() {
-            if let Some(rates) = consumer.rates.filter(Rates::is_busy)
-                && replicas > self.replicas
-            {
+        for consumer in self.consumers.values_mut().filter(|_| replicas > self.replicas) {
+            let Some(rates) = consumer.rates else { continue };
+            if rates.sample.has_busy_pods_alone() {
+                consumer.capacity.fell_behind();
+            }
+            if rates.is_busy() {
                 consumer.capacity.scaled_up(self.replicas, replicas, rates.settled);
             }
         }
@@ -264,25 +275,56 @@ impl Autoscaler {
 
 impl Consumer {
     /// Takes over what was read, and says what the consumer wishes for.
-    fn add(&mut self, reading: Reading, ready: u32, present: Present<'_>) -> Result<Wish, Unknown> {
-        let rates = self.series.add(reading);
+    fn add(&mut self, reading: &Reading, ready: u32, present: Present<'_>) -> Result<Wish, Unknown> {
+        let whole = reading.whole();
+        let (mut has_moved, mut is_moving) = (false, false);
+        if let Ok(sample) = whole {
+            has_moved = self.placement.add(&reading.parts, sample.at);
+            is_moving = self.placement.is_moving(sample.at);
+            self.spread.add(&reading.parts, is_moving);
+        }
+        let rates = self.series.add(whole, is_moving);
         self.rates = rates.ok();
         match rates {
             Ok(rates) => {
-                self.capacity.add(&rates, ready);
-                let wish = wish(&rates, &self.capacity, present);
+                self.capacity.add(&rates, ready, reading.busy(), has_moved);
+                let wish = wish(&rates, &self.spread, &self.capacity, present);
                 if wish.pods <= present.replicas {
                     self.capacity.forget_no_gain();
                 }
                 Ok(wish)
             }
             Err(unknown) => {
-                if unknown != Unknown::Unanswered {
-                    self.capacity.interrupt();
+                match (unknown, self.series.so_far()) {
+                    // What a pod can do is known by the first step.
+                    (Unknown::New, Some(rates)) => {
+                        self.capacity.add(&rates, ready, reading.busy(), has_moved);
+                    }
+                    (Unknown::Unanswered, _) => {}
+                    _ => self.capacity.interrupt(),
                 }
                 Err(unknown)
             }
         }
+    }
+}
+
+impl Placement {
+    /// Takes over who has the partitions; whether that is another than before.
+    fn add(&mut self, parts: &[Part], at: Duration) -> bool {
+        let processes: Vec<_> =
+            parts.iter().map(|part| part.owner.as_ref().map(|owner| owner.process.clone())).collect();
+        let has_moved = !self.processes.is_empty() && self.processes != processes;
+        if has_moved {
+            self.moved_at = Some(at);
+        }
+        self.processes = processes;
+        has_moved
+    }
+
+    /// Whether what was delivered to one that had them before may still come again.
+    fn is_moving(&self, at: Duration) -> bool {
+        self.moved_at.is_some_and(|moved| at < moved + WARMUP)
     }
 }
 
@@ -307,9 +349,8 @@ mod tests {
     use crate::scaling::{figures::Sample, simulation::scaling};
 
     /// A consumer in which so much waits, of which nothing was ever delivered.
-    #[allow(clippy::unnecessary_wraps, reason = "as it is read")]
     fn waits(at: Duration, pending: u64) -> Reading {
-        Ok(Sample { at, delivered: 0, pending, ack_pending: 0, max_ack_pending: None, waiting_pulls: 0 })
+        Sample { at, pending, ..Sample::default() }.into()
     }
 
     /// Looks every two seconds for a while at what is read of the consumers then; the last decision.
@@ -341,11 +382,11 @@ mod tests {
     #[test]
     fn beside_a_consumer_that_is_unknown_another_adds_pods_and_takes_none_away() {
         let mut autoscaler = Autoscaler::new(1);
-        let missing = ("payments", Err(Unknown::Missing));
-        let read = |at| vec![("orders", waits(at, 250)), missing];
+        let missing = || ("payments", Reading::unknown(Unknown::Missing));
+        let read = |at| vec![("orders", waits(at, 250)), missing()];
         look(&mut autoscaler, 0..40, read);
         assert_eq!(autoscaler.replicas(), 3);
-        let read = |at| vec![("orders", waits(at, 0)), missing];
+        let read = |at| vec![("orders", waits(at, 0)), missing()];
         let held = look(&mut autoscaler, 40..400, read);
         assert_eq!((held.replicas, held.reason), (3, Reason::FiguresUnknown(Unknown::Missing)));
         let read = |at| vec![("orders", waits(at, 0)), ("payments", waits(at, 0))];
@@ -356,18 +397,25 @@ mod tests {
     fn without_pods_messages_that_were_delivered_to_some_that_are_gone_bring_one() {
         let mut autoscaler = Autoscaler::new(0);
         let read = |at| {
-            let sample = Sample {
-                delivered: 5,
-                pending: 0,
-                ack_pending: 5,
-                max_ack_pending: Some(5),
-                at,
-                waiting_pulls: 0,
-            };
-            vec![("orders", Ok(sample))]
+            let (delivered, ack_pending, max_ack_pending) = (5, 5, Some(5));
+            let sample = Sample { at, delivered, ack_pending, max_ack_pending, ..Sample::default() };
+            vec![("orders", sample.into())]
         };
         look(&mut autoscaler, 0..20, read);
         assert_eq!(autoscaler.replicas(), 1);
+    }
+
+    // A partition without a leader holds up no event of the others.
+    #[test]
+    fn without_pods_a_message_brings_one_also_where_another_partition_does_not_answer() {
+        let mut autoscaler = Autoscaler::new(0);
+        let read = |at| {
+            let silent = Reading { unknown: Some(Unknown::Unanswered), ..waits(at, 5) };
+            vec![("orders", silent)]
+        };
+        assert_eq!(look(&mut autoscaler, 0..2, read).replicas, 1);
+        let held = look(&mut autoscaler, 2..600, read);
+        assert_eq!((held.replicas, held.reason), (1, Reason::FiguresUnknown(Unknown::Unanswered)));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Both are learnt while the number of ready pods stays the same. A pod that waits for messages says nothing of what it could do, so only time
 //! counts in which something waited at each sample.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use super::{
     figures::Sample,
@@ -36,13 +36,15 @@ struct Trial {
 }
 
 /// When pods changed last, and where what is counted began.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Span {
     changed_at: Duration,
     /// Any work of these pods.
     all: Option<Sample>,
     /// Work of these pods while each look found them busy.
     busy: Option<Sample>,
+    /// Work of those of them that each look found busy, where others had less to do in their partitions.
+    some: Option<(BTreeSet<String>, Sample)>,
 }
 
 /// What is known of one pod.
@@ -50,6 +52,8 @@ struct Span {
 pub struct Capacity {
     /// Messages that one pod settles in a second.
     learnt: Option<f64>,
+    /// What one settled in the last window, busy or not.
+    lately: Option<f64>,
     span: Option<Span>,
     ready: u32,
     trial: Option<Trial>,
@@ -91,6 +95,12 @@ impl Capacity {
         self.trial = None;
     }
 
+    /// Pods are added, since the present ones fall behind: what they did lately is what they can do, where that is not known yet. Without it, they
+    /// would be taken away again as soon as nothing waits.
+    pub fn fell_behind(&mut self) {
+        self.learnt = self.learnt.or(self.lately);
+    }
+
     /// Pods are added. `rate` is what all settle now, in messages a second.
     pub fn scaled_up(&mut self, from: u32, to: u32, rate: f64) {
         let each = self.learnt.or_else(|| (from > 0).then(|| rate / f64::from(from)));
@@ -111,11 +121,22 @@ impl Capacity {
         });
     }
 
-    /// Takes over what was sampled, with the pods that were ready then.
-    pub fn add(&mut self, rates: &Rates, ready: u32) {
+    /// Takes over what was sampled, with the pods that were ready then. Where partitions have moved since the last time, what was counted says
+    /// nothing: events are delivered again to the next owner. `busy` are the processes that have as much to do as they can, and what was sampled
+    /// of their partitions.
+    pub fn add(
+        &mut self,
+        rates: &Rates,
+        ready: u32,
+        busy: Option<(BTreeSet<String>, Sample)>,
+        has_moved: bool,
+    ) {
         let (sample, is_busy) = (rates.sample, rates.is_busy());
-        let known = self.span.filter(|_| ready == self.ready);
-        let mut span = known.unwrap_or(Span { changed_at: sample.at, all: None, busy: None });
+        let known = self.span.take().filter(|_| ready == self.ready && !has_moved);
+        let mut span = known.unwrap_or(Span { changed_at: sample.at, all: None, busy: None, some: None });
+        if ready != self.ready {
+            self.lately = None;
+        }
         self.ready = ready;
         if !is_busy {
             // They do what there is to do.
@@ -126,19 +147,27 @@ impl Capacity {
             if let Some(rate) = span.busy.and_then(|since| settled_since(&since, &sample)) {
                 self.judge(rate, ready);
             }
-            span.all = self.learn(span.all, sample, false).or(Some(sample));
+            let pods = sample.owners.map_or(ready, |owners| owners.busy + owners.idle);
+            span.all = self.learn(span.all, sample, pods, false).or(Some(sample));
             if is_busy {
-                span.busy = self.learn(span.busy, sample, true).or(Some(sample));
+                span.busy = self.learn(span.busy, sample, pods, true).or(Some(sample));
             }
+            span.some = busy.filter(|_| !is_busy).map(|(processes, sample)| {
+                let since = span.some.take().filter(|(before, _)| *before == processes);
+                let pods = u32::try_from(processes.len()).unwrap_or(u32::MAX);
+                let since = self.learn(since.map(|(_, since)| since), sample, pods, true);
+                (processes, since.unwrap_or(sample))
+            });
         }
         self.span = Some(span);
     }
 
     /// Pods that were busy have shown their capacity; others, that it is no less than what they did. What is still to be counted from.
-    fn learn(&mut self, since: Option<Sample>, sample: Sample, is_busy: bool) -> Option<Sample> {
+    fn learn(&mut self, since: Option<Sample>, sample: Sample, pods: u32, is_busy: bool) -> Option<Sample> {
         let since = since?;
         let Some(rate) = settled_since(&since, &sample).filter(Rate::is_whole) else { return Some(since) };
-        let each = rate.mean() / f64::from(self.ready);
+        let each = rate.mean() / f64::from(pods.max(1));
+        self.lately = Some(each);
         self.learnt = match self.learnt {
             Some(known) if is_busy => Some(known + ALPHA * (each - known)),
             None if is_busy => Some(each),
@@ -185,7 +214,7 @@ impl Rate {
 /// once then, of those that began together, too.
 fn settled_since(since: &Sample, sample: &Sample) -> Option<Rate> {
     let time = sample.at.saturating_sub(since.at);
-    let in_hand = if time < LONG { since.ack_pending } else { 0 };
+    let in_hand = if time < LONG { since.in_hand() } else { 0 };
     let settled = sample.settled().saturating_sub(since.settled());
     (time >= WINDOW).then_some(Rate { settled, time, least: in_hand.max(MIN_SETTLED) })
 }
@@ -193,13 +222,14 @@ fn settled_since(since: &Sample, sample: &Sample) -> Option<Rate> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scaling::figures::Owners;
 
     /// A consumer in which so much waits, and of which so many were settled.
     fn rates(second: u64, settled: u64, pending: u64) -> Rates {
         let at = Duration::from_secs(second);
         let delivered = settled + 5;
         let waiting_pulls = u64::from(pending == 0);
-        let sample = Sample { at, delivered, pending, ack_pending: 5, max_ack_pending: None, waiting_pulls };
+        let sample = Sample { at, delivered, pending, ack_pending: 5, waiting_pulls, ..Sample::default() };
         Rates { sample, arrivals: 0.0, settled: 1.0, lasting_arrivals: 0.0, is_idle: false, drain: None }
     }
 
@@ -213,7 +243,12 @@ mod tests {
     ) {
         let begin = *seconds.start();
         for second in seconds.step_by(2) {
-            capacity.add(&rates(second, 10_000 * u64::from(ready) + (second - begin) * rate, pending), ready);
+            capacity.add(
+                &rates(second, 10_000 * u64::from(ready) + (second - begin) * rate, pending),
+                ready,
+                None,
+                false,
+            );
         }
     }
 
@@ -232,11 +267,43 @@ mod tests {
     }
 
     #[test]
+    fn of_pods_with_partitions_those_that_are_busy_show_what_one_can_do() {
+        let mut capacity = Capacity::default();
+        let processes = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        for second in (0..=40).step_by(2) {
+            // Two of four settle a hundred a second each, the others nearly nothing. One of the two is another one in between.
+            let names = if second == 20 { ["a", "c"] } else { ["a", "b"] };
+            let owners = Some(Owners { busy: 2, idle: 2 });
+            let busy = Sample { owners, ..rates(second, 200 * second, 50).sample };
+            let all = Rates {
+                sample: Sample { owners, ..rates(second, 202 * second, 50).sample },
+                ..rates(0, 0, 0)
+            };
+            capacity.add(&all, 4, Some((processes(&names), busy)), false);
+            if second < 16 {
+                assert_eq!(capacity.learnt(), None, "{second}");
+            }
+        }
+        assert_eq!(capacity.learnt(), Some(100.0));
+    }
+
+    #[test]
+    fn what_is_delivered_again_to_another_pod_was_not_settled() {
+        let mut capacity = Capacity::of(Some(6.0));
+        for second in (0..=40).step_by(2) {
+            // A pod is lost, and what it had comes again.
+            let again = if second >= 20 { 1_024 } else { 0 };
+            capacity.add(&rates(second, 6 * second + again, 0), 1, None, second == 20);
+        }
+        assert_eq!(capacity.learnt(), Some(6.0));
+    }
+
+    #[test]
     fn handlers_that_take_a_minute_are_waited_for() {
         let mut capacity = Capacity::default();
         // Four at once end every minute.
         for second in (0..=240).step_by(2) {
-            capacity.add(&rates(second, second / 60 * 4, 100), 1);
+            capacity.add(&rates(second, second / 60 * 4, 100), 1, None, false);
         }
         let learnt = capacity.learnt().unwrap();
         assert!((0.06..0.075).contains(&learnt), "{learnt}");

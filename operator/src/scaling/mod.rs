@@ -1,7 +1,7 @@
 //! How many pods a workload should have, by what waits for them.
 //!
-//! [`figures`] are what JetStream says of a consumer, [`rates`] what they mean over time, [`capacity`] what one pod can do, [`wish`] how
-//! many pods the consumer asks for, [`autoscaler`] the bounded step of the workload that follows, and [`published`] what is said of it. All of
+//! [`figures`] are what JetStream says of a consumer, [`rates`] what they mean over time, [`capacity`] what one pod can do, [`spread`] how the load
+//! lies on partitions, [`wish`] how many pods the consumer asks for, [`autoscaler`] the bounded step of the workload that follows, and [`published`] what is said of it. All of
 //! that is pure, and `simulation` runs it in virtual time against a model of queues and pods. [`sampler`] asks JetStream, [`registry`] keeps
 //! what was decided for the pipeline of the object, and [`export`] writes it as metrics.
 
@@ -17,5 +17,6 @@ pub mod sampler;
 #[cfg(test)]
 mod simulation;
 mod spec;
+mod spread;
 mod startup;
 mod wish;

@@ -73,7 +73,7 @@ impl Published {
             conditions::Reason::ScaledUp if scaled => Some(replicas),
             _ => self.stepped_to.filter(|stepped_to| *stepped_to == replicas),
         };
-        if !scaled && said == Some(reason) {
+        if !scaled && said == Some(reason) && self.says_what_is_unknown(&decided) {
             self.next = None;
             return false;
         }
@@ -89,6 +89,12 @@ impl Published {
         self.next = None;
         self.said = Some(Said { reason, message: message(reason, &decided) });
         true
+    }
+
+    /// Whether what is said names what is unknown now, if anything is.
+    fn says_what_is_unknown(&self, decided: &Decided<'_>) -> bool {
+        let is_unknown = matches!(decided.decision.reason, Reason::FiguresUnknown(_));
+        !is_unknown || self.said.as_ref().is_some_and(|said| said.message.ends_with(&unknown(decided)))
     }
 
     fn reason(&self, decided: &Decided<'_>) -> conditions::Reason {
@@ -155,7 +161,7 @@ fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
 }
 
 fn unknown(decided: &Decided<'_>) -> String {
-    let unknown = decided.readings.iter().filter_map(|(name, reading)| Some((name, reading.err()?)));
+    let unknown = decided.readings.iter().filter_map(|(name, reading)| Some((name, reading.unknown?)));
     let said: Vec<_> = unknown.map(|(name, why)| format!("the consumer of {name} {}", why.words())).collect();
     match decided.decision.reason {
         // It answers, and what it says is not believed yet.
@@ -304,6 +310,25 @@ mod tests {
         assert!(!published.add(decided(322, 4, 4, Reason::Steady)));
         assert!(published.add(decided(342, 4, 4, Reason::Steady)));
         assert_eq!(said(&published), Some("Steady"));
+    }
+
+    #[test]
+    fn it_is_said_what_is_unknown_now() {
+        let mut published = Published::default();
+        let mut add = |seconds: std::ops::Range<u64>, name: &str, why| {
+            let readings = [(name.to_owned(), Reading::unknown(why))];
+            for second in seconds.step_by(2) {
+                let decided = decided(second, 4, 4, Reason::FiguresUnknown(why));
+                published.add(Decided { readings: &readings, ..decided });
+            }
+            published.said.clone().unwrap().message
+        };
+        assert!(
+            add(0..30, "orders", Unknown::Unanswered).ends_with("the consumer of orders does not answer")
+        );
+        assert!(add(30..40, "orders", Unknown::Missing).ends_with("does not answer"), "not for long enough");
+        assert!(add(40..60, "orders", Unknown::Missing).ends_with("the consumer of orders does not exist"));
+        assert!(add(60..90, "mails", Unknown::Missing).ends_with("the consumer of mails does not exist"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, time::Duration};
 
 use super::{
-    figures::{Reading, Sample, Unknown},
+    figures::{Sample, Unknown},
     spec::as_f64,
 };
 
@@ -29,10 +29,16 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Whether pods have all that they can work at: a second's work waits, and none asks for it. What waits for less may be on its way.
+    /// Whether each pod has all that it can work at, and a second's work waits. What waits for less may be on its way.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.sample.is_unasked() && as_f64(self.sample.pending) >= self.settled
+        self.sample.has_busy_pods_alone() && self.has_backlog()
+    }
+
+    /// Whether some pod has all that it can work at, and a second's work waits.
+    #[must_use]
+    pub fn has_backlog(&self) -> bool {
+        self.sample.has_busy_pods() && as_f64(self.sample.waiting()) >= self.settled
     }
 }
 
@@ -47,12 +53,13 @@ pub struct Series {
 }
 
 impl Series {
-    /// Takes over what was read last.
+    /// Takes over what was read last. While partitions move, events are delivered again to the next owner, and no rate can be told from that:
+    /// those of before count.
     ///
     /// # Errors
     ///
     /// Where rates are unknown.
-    pub fn add(&mut self, reading: Reading) -> Result<Rates, Unknown> {
+    pub fn add(&mut self, reading: Result<Sample, Unknown>, is_moving: bool) -> Result<Rates, Unknown> {
         let sample = reading?;
         if let Some((last, _)) = self.recent.back() {
             if sample.settled() < last.settled() {
@@ -62,7 +69,7 @@ impl Series {
                 *self = Self::default();
             }
         }
-        self.advance(sample);
+        self.advance(sample, is_moving);
         if self.unknown_until.is_some_and(|until| sample.at < until) {
             return Err(Unknown::Reset);
         }
@@ -70,7 +77,7 @@ impl Series {
         self.rates().ok_or(Unknown::New)
     }
 
-    fn advance(&mut self, sample: Sample) {
+    fn advance(&mut self, sample: Sample, is_moving: bool) {
         if let Some((last, _)) = self.recent.back() {
             let seconds = sample.at.saturating_sub(last.at).as_secs_f64();
             if seconds <= 0.0 {
@@ -82,6 +89,7 @@ impl Series {
             let settled = rate(sample.settled(), last.settled());
             let mean = |before: f64, now: f64| before + ALPHA * (now - before);
             self.means = Some(match self.means {
+                Some(known) if is_moving => known,
                 Some((before, settled_before)) => (mean(before, arrivals), mean(settled_before, settled)),
                 None => (arrivals, settled),
             });
@@ -95,12 +103,15 @@ impl Series {
 
     /// The rates, once a window was sampled.
     fn rates(&self) -> Option<Rates> {
+        let (first, last) = (self.recent.front()?, self.recent.back()?);
+        self.so_far().filter(|_| last.0.at.saturating_sub(first.0.at) >= WINDOW)
+    }
+
+    /// The rates of what was sampled, however little that is: enough to tell busy pods.
+    pub fn so_far(&self) -> Option<Rates> {
         let ((first, _), (sample, _)) = (self.recent.front()?, self.recent.back()?);
-        let (arrivals, settled) = self.means?;
+        let (arrivals, settled) = self.means.unwrap_or_default();
         let span = sample.at.saturating_sub(first.at);
-        if span < WINDOW {
-            return None;
-        }
         let fallen = first.lag().saturating_sub(sample.lag());
         Some(Rates {
             sample: *sample,
@@ -119,13 +130,13 @@ mod tests {
 
     fn sample(second: u64, delivered: u64, pending: u64, ack_pending: u64) -> Sample {
         let at = Duration::from_secs(second);
-        Sample { at, delivered, pending, ack_pending, max_ack_pending: None, waiting_pulls: 0 }
+        Sample { at, delivered, pending, ack_pending, ..Sample::default() }
     }
 
     /// Ten arrive a second, eight are settled.
     fn steady(series: &mut Series, seconds: std::ops::Range<u64>) -> Option<Result<Rates, Unknown>> {
         let samples = seconds.step_by(2).map(|second| sample(second, 8 * second + 4, 2 * second, 4));
-        samples.map(|sample| series.add(Ok(sample))).last()
+        samples.map(|sample| series.add(Ok(sample), false)).last()
     }
 
     #[test]
@@ -142,27 +153,38 @@ mod tests {
         let mut series = Series::default();
         steady(&mut series, 0..20).unwrap().unwrap();
         for second in [20, 22, 24, 26, 28] {
-            assert_eq!(series.add(Ok(sample(second, 5 + second, 0, 0))), Err(Unknown::Reset));
+            assert_eq!(series.add(Ok(sample(second, 5 + second, 0, 0)), false), Err(Unknown::Reset));
         }
-        assert!(series.add(Ok(sample(30, 35, 0, 0))).is_ok());
+        assert!(series.add(Ok(sample(30, 35, 0, 0)), false).is_ok());
     }
 
     #[test]
     fn one_lost_answer_costs_nothing_and_many_cost_a_window() {
         let mut series = Series::default();
         steady(&mut series, 0..20).unwrap().unwrap();
-        assert_eq!(series.add(Err(Unknown::Unanswered)), Err(Unknown::Unanswered));
+        assert_eq!(series.add(Err(Unknown::Unanswered), false), Err(Unknown::Unanswered));
         assert!(steady(&mut series, 22..24).unwrap().is_ok());
         assert!(steady(&mut series, 50..52).unwrap().is_ok());
         assert_eq!(steady(&mut series, 82..84), Some(Err(Unknown::New)));
     }
 
     #[test]
+    fn what_is_delivered_again_while_partitions_move_did_not_arrive() {
+        let mut series = Series::default();
+        steady(&mut series, 0..20).unwrap().unwrap();
+        let again =
+            |series: &mut Series, is_moving| series.add(Ok(sample(20, 1148, 40, 4)), is_moving).unwrap();
+        let rates = again(&mut series.clone(), true);
+        assert_eq!((rates.arrivals, rates.settled), (10.0, 8.0));
+        assert!(again(&mut series, false).arrivals > 200.0);
+    }
+
+    #[test]
     fn rates_of_a_consumer_that_is_seldom_sampled_are_known_too() {
         let mut series = Series::default();
-        series.add(Ok(sample(0, 4, 0, 4))).unwrap_err();
+        series.add(Ok(sample(0, 4, 0, 4)), false).unwrap_err();
         for second in (20..200).step_by(20) {
-            let rates = series.add(Ok(sample(second, 8 * second + 4, 2 * second, 4))).unwrap();
+            let rates = series.add(Ok(sample(second, 8 * second + 4, 2 * second, 4)), false).unwrap();
             assert_eq!((rates.arrivals, rates.settled), (10.0, 8.0));
         }
     }
@@ -172,9 +194,9 @@ mod tests {
         let mut series = Series::default();
         let mut last = Err(Unknown::New);
         for second in (0..=10).step_by(2) {
-            last = series.add(Ok(sample(second, 7, 0, 0)));
+            last = series.add(Ok(sample(second, 7, 0, 0)), false);
         }
         assert!(last.unwrap().is_idle);
-        assert!(!series.add(Ok(sample(12, 8, 0, 0))).unwrap().is_idle);
+        assert!(!series.add(Ok(sample(12, 8, 0, 0)), false).unwrap().is_idle);
     }
 }

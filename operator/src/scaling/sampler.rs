@@ -11,7 +11,7 @@ use kube::ResourceExt as _;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    figures::{Reading, Sample, Unknown},
+    figures::{Part, Reading, Sample, Unknown},
     registry::{Seen, count},
     spec::Useful,
 };
@@ -136,30 +136,43 @@ impl Sampler<'_> {
 
     /// Reads an object's consumer, with the numbers of pods that are of use where it has partitions.
     async fn read(&self, consumer: &EventConsumer, scope: &Scope) -> (Reading, Option<Useful>) {
-        let Some(stream) = scope.event_stream_of(consumer) else { return (Err(Unknown::Missing), None) };
+        let Some(stream) = scope.event_stream_of(consumer) else {
+            return (Reading::unknown(Unknown::Missing), None);
+        };
         let all = |partitions| Useful { partitions, lagging: partitions };
         let useful = consumer.partitions_on(&stream).map(all);
         let name = stream.stream_name();
         if !self.connection.nats.state().borrow().connected || self.connection.cache.outage(&name).is_some() {
-            return (Err(Unknown::Unanswered), useful);
+            return (Reading::unknown(Unknown::Unanswered), useful);
         }
         let (there, coming) = consumer.jetstream_names_by_status(&stream);
         let names = there.iter().chain(&coming);
         let read = join_all(names.map(|part| self.read_part(consumer, (&name, part)))).await;
-        let is_there =
-            |(index, part): &(usize, Reading)| *index < there.len() || *part != Err(Unknown::Missing);
-        let read = read.into_iter().enumerate().filter(is_there);
-        let parts: Vec<_> = match read.map(|(_, part)| part).collect::<Result<_, _>>() {
-            Ok(parts) => parts,
-            Err(unknown) => return (Err(unknown), useful),
-        };
-        let lagging = parts.iter().filter(|part| part.lag() > 0).count();
-        let lagging = u32::try_from(lagging).unwrap_or(u32::MAX);
-        (Sample::sum(&parts).ok_or(Unknown::Missing), useful.map(|useful| Useful { lagging, ..useful }))
+        let owners = self.context.partitions.owners(&name_of(consumer));
+        // Who has which is known of those that there are.
+        let owner =
+            |index: usize| owners.get(index).filter(|_| owners.len() == there.len()).cloned().flatten();
+        let mut reading = Reading::default();
+        for (index, part) in read.into_iter().enumerate() {
+            match part {
+                Ok(sample) => reading.parts.push(Part { sample, owner: owner(index) }),
+                Err(Unknown::Missing) if index >= there.len() => {}
+                Err(unknown) => reading.unknown = Some(unknown),
+            }
+        }
+        if reading.parts.is_empty() {
+            reading.unknown.get_or_insert(Unknown::Missing);
+        }
+        let lagging = reading.lagging();
+        (reading, useful.map(|useful| Useful { lagging, ..useful }))
     }
 
     /// Reads one JetStream consumer of an object.
-    async fn read_part(&self, consumer: &EventConsumer, (stream, name): (&str, &str)) -> Reading {
+    async fn read_part(
+        &self,
+        consumer: &EventConsumer,
+        (stream, name): (&str, &str),
+    ) -> Result<Sample, Unknown> {
         self.pace.turn().await;
         let answer = self.api.consumer_info::<ListedConsumer>(stream, name).await;
         let found = answer.map_err(|_| Unknown::Unanswered)?.ok_or(Unknown::Missing)?;
@@ -181,6 +194,7 @@ impl Sampler<'_> {
             ack_pending: figures.ack_pending,
             max_ack_pending: figures.max_ack_pending,
             waiting_pulls: figures.waiting_pulls,
+            ..Sample::default()
         })
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Fraction of a pod's capacity to plan with: the rest absorbs bursts.
-const UTILIZATION: f64 = 0.8;
+pub const UTILIZATION: f64 = 0.8;
 
 /// How a workload is scaled.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,7 +42,7 @@ impl Scaling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Useful {
     pub partitions: u32,
-    /// Those in which something waits.
+    /// Those in which something is not settled.
     pub lagging: u32,
 }
 

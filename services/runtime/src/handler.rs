@@ -95,8 +95,8 @@ impl From<crate::Error> for HandlerError {
 /// the EventConsumer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HandlerOptions {
-    /// Events that this process handles at once. It takes no more than that from JetStream, or in order 16 times as many, which wait for
-    /// earlier events of their key; and never more than the consumer's `maxAckPending`. Default: 64.
+    /// Events that this process handles at once. It takes no more than that from JetStream, or in order 16 times as many (of each partition, where they
+    /// are shared), which wait for earlier events of their key; and never more than the consumer's `maxAckPending`. Default: 64.
     pub concurrency: u32,
     /// Bytes of events, with their headers, that this process takes from JetStream at once. All handlers of a process together hold
     /// no more than the largest of their limits, and each has a part of it that the others cannot use. An event larger than the limit

@@ -11,7 +11,7 @@ use crate::{
     partitions::{
         declared::{OrderedConsumer, is_scaled_to_zero},
         registry::Known,
-        sharing::{Emptying, Sharing, emptying},
+        sharing::{self, Emptying, Sharing, emptying},
     },
 };
 
@@ -27,11 +27,12 @@ impl Session<'_> {
         };
         for OrderedConsumer { object, id, workload, .. } in &self.consumers {
             // What was seen of a bucket that is away is no news of who has what.
-            let mut emptying = Vec::new();
+            let (mut emptying, mut owners) = (Vec::new(), Vec::new());
             if let Some(problem) = &self.keeping.problem {
                 let handovers = self.trackers.get(id).map_or(0, |tracker| tracker.handovers);
                 partitions.publish(object, Known::Unavailable(problem.clone()), handovers);
             } else if let Some(places) = self.coordinator.whereabouts(id, now) {
+                owners = sharing::owners(id, &places, observer);
                 emptying =
                     workload.as_ref().map(|workload| self.emptying(workload, &places)).unwrap_or_default();
                 let tracker = self.trackers.entry(id.clone()).or_default();
@@ -41,6 +42,7 @@ impl Session<'_> {
                 let sharing = Sharing { emptying: emptying.clone(), ..sharing };
                 partitions.publish(object, Known::Shared(sharing), tracker.handovers);
             }
+            partitions.publish_owners(object, owners);
             if let Some(workload) = workload {
                 let left = emptying.into_iter().map(|pod| (pod.uid, pod.left)).collect();
                 self.context.scale_downs.see(workload, object, &left);

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use crate::scaling::{
     autoscaler::{Autoscaler, Decision, Look, Reason},
     capacity::Capacity,
-    figures::{Sample, Unknown},
+    figures::{Reading, Sample, Unknown},
     spec::{Scaling, Useful, as_f64, ceil},
 };
 
@@ -307,8 +307,8 @@ impl World {
     fn look(&mut self) {
         let ready = self.ready();
         let reading = match (self.unknown)(self.now()) {
-            Some(unknown) => Err(unknown),
-            None => Ok(self.sample()),
+            Some(unknown) => Reading::unknown(unknown),
+            None => self.sample().into(),
         };
         let (before, ideal) = (self.replicas(), self.ideal());
         let readings = [("orders".to_owned(), reading)];
@@ -338,6 +338,7 @@ impl World {
             ack_pending: self.ack_pending(),
             max_ack_pending: self.max_ack_pending,
             waiting_pulls: u64::try_from(asking).unwrap(),
+            ..Sample::default()
         }
     }
 

@@ -81,7 +81,7 @@ impl Tenure {
             lease,
             instruction: watch::Sender::new(Instruction::Serve),
             drain_until: OnceLock::new(),
-            figures: Mutex::new(Figures { busy: true, ..Figures::default() }),
+            figures: Mutex::default(),
             is_recovered: AtomicBool::new(false),
             news,
             partition,
@@ -183,10 +183,10 @@ impl Tenure {
         self.is_recovered.swap(false, Ordering::Acquire)
     }
 
-    /// What is reported of the partition. From now on it is busy until it is seen with nothing to do.
+    /// What is reported of the partition. From now on it is busy until it is seen with less to do than it can; nobody looks while it has nothing.
     pub(crate) fn take_figures(&self) -> Figures {
         let mut figures = self.figures.lock();
-        let next = Figures { busy: true, ..*figures };
+        let next = Figures { busy: figures.ack_pending > 0, ..*figures };
         std::mem::replace(&mut *figures, next)
     }
 
@@ -232,6 +232,29 @@ mod tests {
         assert!(over.as_mut().now_or_never().is_none());
         tenure.lease.set(Lease::default());
         assert!(over.now_or_never().is_some());
+    }
+
+    #[test]
+    fn a_partition_is_busy_where_each_look_since_the_last_report_found_it_so() {
+        let tenure = tenure(true);
+        let look = |ack_pending, has_waiting| {
+            tenure.report(|figures| {
+                figures.ack_pending = ack_pending;
+                figures.busy &= has_waiting;
+            });
+        };
+        assert!(!tenure.take_figures().busy, "nobody looked yet");
+        look(9, true);
+        tenure.take_figures();
+        look(9, true);
+        assert!(tenure.take_figures().busy);
+        look(9, true);
+        look(2, false);
+        look(9, true);
+        assert!(!tenure.take_figures().busy);
+        look(0, false);
+        tenure.take_figures();
+        assert!(!tenure.take_figures().busy, "it is empty, and nobody looks");
     }
 
     #[test]

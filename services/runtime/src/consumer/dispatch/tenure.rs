@@ -4,7 +4,7 @@ use jetwright_nats::ACK_PREFIX;
 use jetwright_partitions::recovery::RecoveryCause;
 use tokio::time::{Instant, timeout};
 
-use super::{Dispatcher, Observation, SEND_TIMEOUT};
+use super::{Dispatcher, Observation, SEND_TIMEOUT, State};
 use crate::{Handler, consumer::ack::NAK_ON_SHUTDOWN, partitions::Instruction};
 
 /// Maximum deliveries of another process that are asked for; beyond that they come when their time is over.
@@ -66,9 +66,12 @@ impl<H: Handler> Dispatcher<H> {
     pub(super) fn report(&mut self) {
         let Some(tenure) = &self.consumer.tenure else { return };
         let oldest = self.in_flight.iter().map(|(_, held)| held.sequence).min();
-        let (count, has_waiting) = (self.in_flight.len(), self.in_flight.len() > self.running);
+        let (count, running) = (self.in_flight.len(), self.running);
+        // What waits for its next attempt, or for the answer to its acknowledgement, is nothing that could be done now.
+        let has_waiting = self.in_flight.iter().any(|(_, held)| matches!(held.state, State::Waiting(_)));
         tenure.report(|figures| {
             figures.ack_pending = count.try_into().unwrap_or(u64::MAX);
+            figures.running = running.try_into().ok();
             let floor = oldest.map_or(figures.delivered, |oldest| oldest.saturating_sub(1));
             figures.ack_floor = figures.ack_floor.max(floor.min(figures.delivered));
             // Beyond what runs there is more.

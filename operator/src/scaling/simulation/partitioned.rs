@@ -1,0 +1,318 @@
+//! A consumer with order per key: each pod has whole partitions, which hold more than the pod works at.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::world::scaling;
+use crate::{
+    partitions::sharing::Owner,
+    scaling::{
+        autoscaler::{Autoscaler, Decision, Look, Reason},
+        capacity::Capacity,
+        figures::{Part, Reading, Sample},
+        spec::{Scaling, Useful, as_f64},
+    },
+};
+
+/// How far the world moves at once.
+const TICK: Duration = Duration::from_millis(500);
+/// Ticks between two looks, and between two reports of the processes.
+const LOOK: u32 = 4;
+const REPORT: u32 = 5;
+/// How long a pod takes until it is ready.
+const STARTUP: Duration = Duration::from_secs(2);
+/// Most messages of a partition that a pod holds.
+const HOLD: u64 = 256;
+
+#[derive(Clone, Debug, Default)]
+struct Partition {
+    pending: u64,
+    held: u64,
+    delivered: u64,
+    /// Of those that are held, what the pod works at.
+    running: u64,
+    /// The number of the pod that has it.
+    owner: u32,
+    /// Whether it was busy at each tick since the last report, and what that one said.
+    is_busy: bool,
+    reported: bool,
+    /// Part of a message that arrived.
+    fraction: f64,
+}
+
+/// A workload whose pods share partitions.
+struct World {
+    scaling: Scaling,
+    partitions: Vec<Partition>,
+    /// Messages that arrive in each partition in a second.
+    arrivals: Vec<f64>,
+    /// Messages that a pod works at at once, and settles in a second.
+    slots: u64,
+    rate: f64,
+    autoscaler: Autoscaler,
+    now: Duration,
+    ticks: u32,
+    /// When each pod is ready.
+    pods: Vec<Duration>,
+    /// What each pod may settle, in messages.
+    credits: Vec<f64>,
+    steps: Vec<(Duration, u32)>,
+    reason: Reason,
+}
+
+impl World {
+    /// With one ready pod.
+    fn new(arrivals: &[f64], slots: u64, rate: f64) -> Self {
+        Self {
+            scaling: Scaling { max: 16, ..scaling() },
+            partitions: vec![Partition::default(); arrivals.len()],
+            arrivals: arrivals.to_vec(),
+            slots,
+            rate,
+            autoscaler: Autoscaler::new(1),
+            now: Duration::ZERO,
+            ticks: 0,
+            pods: vec![Duration::ZERO],
+            credits: vec![0.0],
+            steps: vec![(Duration::ZERO, 1)],
+            reason: Reason::Steady,
+        }
+    }
+
+    /// What a pod can do is known already.
+    fn learnt(mut self) -> Self {
+        let capacity = Capacity::of(Some(self.rate));
+        self.autoscaler.consumers.entry("orders".to_owned()).or_default().capacity = capacity;
+        self
+    }
+
+    fn capacity(&self) -> Option<f64> {
+        self.autoscaler.consumers.get("orders")?.capacity.learnt()
+    }
+
+    /// So many messages arrive at once, as many in each partition.
+    fn publish(&mut self, count: u64) {
+        let each = count / u64::try_from(self.partitions.len()).unwrap();
+        self.partitions.iter_mut().for_each(|partition| partition.pending += each);
+    }
+
+    fn lag(&self) -> u64 {
+        self.partitions.iter().map(|partition| partition.pending + partition.held).sum()
+    }
+
+    fn run(&mut self, seconds: u64) {
+        self.run_while(seconds, |_| true);
+    }
+
+    /// Moves on, for so long at most; the seconds that passed.
+    fn run_while(&mut self, seconds: u64, goes_on: impl Fn(&Self) -> bool) -> f64 {
+        let begun = self.now;
+        while self.now < begun + Duration::from_secs(seconds) && goes_on(self) {
+            self.now += TICK;
+            self.ticks += 1;
+            self.share_out();
+            self.arrive();
+            for pod in 0..u32::try_from(self.pods.len()).unwrap() {
+                self.work(pod);
+            }
+            if self.ticks.is_multiple_of(REPORT) {
+                for partition in &mut self.partitions {
+                    (partition.reported, partition.is_busy) = (partition.is_busy, partition.held > 0);
+                }
+            }
+            if self.ticks.is_multiple_of(LOOK) {
+                self.look();
+            }
+        }
+        self.now.saturating_sub(begun).as_secs_f64()
+    }
+
+    /// Pods that are ready have neighbours each. What is handed over is delivered again.
+    fn share_out(&mut self) {
+        let ready = self.pods.iter().filter(|ready_at| **ready_at <= self.now).count().max(1);
+        let share = self.partitions.len().div_ceil(ready);
+        for (number, partition) in self.partitions.iter_mut().enumerate() {
+            let owner = u32::try_from(number / share).unwrap();
+            if owner != partition.owner {
+                partition.delivered += partition.held;
+                (partition.owner, partition.is_busy) = (owner, false);
+            }
+        }
+    }
+
+    fn arrive(&mut self) {
+        for (partition, rate) in self.partitions.iter_mut().zip(&self.arrivals) {
+            let came = rate * TICK.as_secs_f64() + partition.fraction;
+            partition.fraction = came.fract();
+            partition.pending += whole(came);
+        }
+    }
+
+    /// A pod holds what it may of each of its partitions, and settles in turn what it works at.
+    fn work(&mut self, pod: u32) {
+        let credit = &mut self.credits[usize::try_from(pod).unwrap()];
+        *credit = credit.fract() + self.rate * TICK.as_secs_f64();
+        let mut own: Vec<_> = self.partitions.iter_mut().filter(|partition| partition.owner == pod).collect();
+        let pull = |partition: &mut Partition| {
+            let count = partition.pending.min(HOLD - partition.held);
+            partition.pending -= count;
+            partition.held += count;
+            partition.delivered += count;
+        };
+        for partition in &mut own {
+            pull(partition);
+        }
+        while *credit >= 1.0 && own.iter().any(|partition| partition.held > 0) {
+            for partition in own.iter_mut().filter(|partition| partition.held > 0) {
+                let done = u64::from(*credit >= 1.0);
+                partition.held -= done;
+                *credit -= as_f64(done);
+            }
+        }
+        for partition in &mut own {
+            pull(partition);
+        }
+        let held: u64 = own.iter().map(|partition| partition.held).sum();
+        let mut free = self.slots;
+        for partition in own {
+            partition.running = partition.held.min(free);
+            free -= partition.running;
+            let has_more = partition.held > 0 && held > self.slots;
+            partition.is_busy &= has_more || partition.pending > 0;
+        }
+    }
+
+    fn look(&mut self) {
+        let part = |partition: &Partition| Part {
+            sample: Sample {
+                at: self.now,
+                delivered: partition.delivered,
+                pending: partition.pending,
+                ack_pending: partition.held,
+                max_ack_pending: Some(HOLD),
+                waiting_pulls: u64::from(partition.held < HOLD),
+                ..Sample::default()
+            },
+            owner: Some(Owner {
+                process: partition.owner.to_string(),
+                is_busy: partition.reported,
+                running: Some(partition.running),
+            }),
+        };
+        let reading = Reading { parts: self.partitions.iter().map(part).collect(), unknown: None };
+        let partitions = u32::try_from(self.partitions.len()).unwrap();
+        let useful = Some(Useful { partitions, lagging: reading.lagging() });
+        let ready = self.pods.iter().filter(|ready_at| **ready_at <= self.now).count();
+        let (ready, readings) = (u32::try_from(ready).unwrap(), [("orders".to_owned(), reading)]);
+        let look = Look {
+            at: self.now,
+            ready,
+            readings: &readings,
+            scaling: &self.scaling,
+            useful,
+            observes: false,
+        };
+        let Decision { replicas, reason, .. } = self.autoscaler.look(look);
+        self.reason = reason;
+        if self.steps.last().is_none_or(|(_, last)| *last != replicas) {
+            self.steps.push((self.now, replicas));
+        }
+        let replicas = usize::try_from(replicas).unwrap();
+        self.pods.resize(replicas, self.now + STARTUP);
+        self.credits.resize(replicas, 0.0);
+    }
+
+    /// The numbers of pods since then.
+    fn steps(&self, since: Duration) -> Vec<u32> {
+        let before = self.steps.iter().rposition(|(at, _)| *at <= since).unwrap_or_default();
+        self.steps[before..].iter().map(|(_, replicas)| *replicas).collect()
+    }
+}
+
+/// How often pods that came were taken away again, or came back.
+fn changes_of_direction(steps: &[u32]) -> usize {
+    let ups: Vec<_> = steps.windows(2).map(|pair| pair[1] > pair[0]).collect();
+    ups.windows(2).filter(|pair| pair[0] != pair[1]).count()
+}
+
+#[test]
+fn what_a_pod_holds_and_cannot_begin_calls_for_others() {
+    for count in [4_000, 10_000] {
+        let mut world = World::new(&[0.0; 16], 64, 32.0).learnt();
+        world.scaling.target_drain_time = Duration::from_mins(1);
+        world.run(60);
+        world.publish(count);
+        let drained = world.run_while(600, |world| {
+            assert_ne!(world.reason, Reason::AckPendingLimit, "another pod gets what the first has");
+            world.lag() > 0
+        });
+        assert!(drained <= 90.0, "{count} after {drained} s: {:?}", world.steps);
+        world.run(600);
+        assert_eq!(world.steps(world.now), [1]);
+    }
+}
+
+#[test]
+fn what_a_pod_can_do_is_learnt_also_where_it_holds_all_that_there_is() {
+    let mut world = World::new(&[0.0; 16], 64, 32.0);
+    world.publish(4_000);
+    world.run(300);
+    let learnt = world.capacity().unwrap();
+    assert!((20.0..40.0).contains(&learnt), "{learnt}");
+}
+
+#[test]
+fn keys_that_lie_in_some_of_the_partitions_make_no_scaling_to_and_fro() {
+    let some = |rate: f64, of: usize| {
+        let mut arrivals = vec![0.0; 8];
+        arrivals[..of].fill(rate);
+        arrivals
+    };
+    for arrivals in [some(70.0, 5), some(50.0, 5), some(60.0, 2), some(30.0, 3), some(95.0, 1)] {
+        let mut world = World::new(&arrivals, 64, 100.0);
+        world.run(1_800);
+        assert!(changes_of_direction(&world.steps(Duration::ZERO)) <= 1, "{arrivals:?}: {:?}", world.steps);
+        let later = world.now;
+        world.run(3_600);
+        assert_eq!(world.steps(later).len(), 1, "{arrivals:?}: {:?}", world.steps);
+        assert!(world.lag() < 500, "{arrivals:?}: {} wait, {:?}", world.lag(), world.steps);
+    }
+}
+
+#[test]
+fn what_is_handed_over_teaches_nothing_of_what_a_pod_can_do() {
+    let mut world = World::new(&[0.4; 16], 64, 6.4).learnt();
+    world.publish(4_000);
+    let mut highest = 0.0_f64;
+    for _ in 0..120 {
+        world.run(10);
+        highest = highest.max(world.capacity().unwrap());
+    }
+    assert!(world.steps.len() > 2, "{:?}", world.steps);
+    assert!(highest < 10.0, "{highest}: {:?}", world.steps);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    /// As long as no partition alone is nearly too much for a pod.
+    #[test]
+    fn a_load_that_stays_as_it_lies_turns_the_scaling_at_most_once_and_is_worked_off(
+        arrivals in prop::collection::vec(prop_oneof![Just(0.0), 0.1..70.0], 8), backlog in 0..20_000_u64,
+    ) {
+        let mut world = World::new(&arrivals, 64, 100.0);
+        world.publish(backlog);
+        world.run(900);
+        let begin = world.now;
+        world.run(900);
+        let steps = world.steps(begin);
+        prop_assert!(changes_of_direction(&steps) <= 1, "{:?}", world.steps);
+        prop_assert!(world.lag() < 500, "{} wait: {:?}", world.lag(), world.steps);
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts of messages")]
+fn whole(count: f64) -> u64 {
+    count as u64
+}
