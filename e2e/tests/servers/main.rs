@@ -19,6 +19,7 @@ mod pod;
 mod python;
 mod repartition;
 mod scale_down;
+mod scale_up;
 mod shop;
 mod soak;
 mod story;
