@@ -58,8 +58,14 @@ fn keys_and_values_of_the_page_are_those_of_the_code() {
     for reason in [DeathReason::ContainerEnded, DeathReason::Silent, DeathReason::Left] {
         assert!(page.contains(&format!("`{}`", serde_json::to_value(reason).unwrap().as_str().unwrap())));
     }
-    let figures =
-        Figures { delivered: 90, ack_floor: 80, pending: 7, ack_pending: 3, busy: true, running: Some(2) };
+    let figures = Figures {
+        delivered: 90,
+        ack_floor: 80,
+        pending: 7,
+        ack_pending: 3,
+        busy: Some(true),
+        running: Some(2),
+    };
     assert!(
         page.contains(&format!(r#"{{"partitions":{{"3":{}}}}}"#, serde_json::to_string(&figures).unwrap()))
     );

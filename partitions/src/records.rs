@@ -113,8 +113,9 @@ pub struct Figures {
     pub pending: u64,
     /// Events that are delivered and not acknowledged.
     pub ack_pending: u64,
-    /// Whether it had as much to do as it can since the last report.
-    pub busy: bool,
+    /// Whether it had as much to do as it can since the last report. Absent where it does not say so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busy: Option<bool>,
     /// Events that it works at. Absent where it does not say so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub running: Option<u64>,
@@ -225,8 +226,14 @@ mod tests {
     #[test]
     fn values_are_written_as_other_programs_read_them() {
         check(&OperatorRecord { identity: "operator-0".into() }, r#"{"identity":"operator-0"}"#);
-        let figures =
-            Figures { delivered: 90, ack_floor: 80, pending: 7, ack_pending: 3, busy: true, running: None };
+        let figures = Figures {
+            delivered: 90,
+            ack_floor: 80,
+            pending: 7,
+            ack_pending: 3,
+            busy: Some(true),
+            running: None,
+        };
         let record = MemberRecord {
             pod: Some("shop-0".into()),
             uid: Some("5f".into()),

@@ -12,10 +12,10 @@ use serde_json::json;
 
 const PARTITIONS: u32 = 8;
 const KEYS: u32 = 40;
-const MOST: i32 = 4;
+const MAX_REPLICAS: i32 = 4;
 /// How long an event takes, in milliseconds, and how many a pod handles at once. It holds 16 times as many of each partition.
-const HANDLING: [(&str, u64); 2] = [("SOAK_HANDLING_MILLISECONDS", 1_000), ("SOAK_CONCURRENCY", 8)];
-/// As many as one pod holds, and takes a minute and a half for.
+const HANDLER_ENV: [(&str, u64); 2] = [("SOAK_HANDLING_MILLISECONDS", 1_000), ("SOAK_CONCURRENCY", 8)];
+/// 800 events: fewer than one pod may hold, and 100 s of work for it.
 const ROUNDS: u32 = 20;
 
 /// JetStream has nothing for others then: the pods themselves say that they have more than they can do.
@@ -25,8 +25,8 @@ async fn what_one_pod_holds_and_cannot_begin_brings_others() {
     let mut load = Load::new(world.nats.jetstream().await, 1, PARTITIONS, KEYS);
     load.create_bucket().await;
     world.declare_stream(PARTITIONS).await;
-    let autoscaling = json!({"minReplicas": 1, "maxReplicas": MOST});
-    world.declare_consumer(json!({"replicas": 1, "autoscaling": autoscaling}), &HANDLING).await;
+    let autoscaling = json!({"minReplicas": 1, "maxReplicas": MAX_REPLICAS});
+    world.declare_consumer(json!({"replicas": 1, "autoscaling": autoscaling}), &HANDLER_ENV).await;
     load.publish_round().await;
     load.await_drained(SETTLED).await;
     for _ in 0..ROUNDS {
@@ -40,7 +40,10 @@ async fn what_one_pod_holds_and_cannot_begin_brings_others() {
             let consumers = load.consumers().await?;
             pending_before.set(Some(consumers.iter().map(|info| info.num_pending).sum::<u64>()));
         }
-        anyhow::ensure!(replicas == Some(MOST), "{replicas:?}, {pending_before:?} events that no pod has");
+        anyhow::ensure!(
+            replicas == Some(MAX_REPLICAS),
+            "{replicas:?}, {pending_before:?} events that no pod has"
+        );
         Ok(())
     })
     .await;

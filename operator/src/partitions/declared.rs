@@ -72,7 +72,7 @@ pub fn ordered_consumers(scopes: &Scopes, connection: &Connection) -> Vec<Ordere
 
 /// Whether an object of the connection may declare a consumer, or it is not known yet which objects there are.
 #[must_use]
-pub fn has_object(scopes: &Scopes, connection: &Connection, id: &ConsumerId) -> bool {
+pub fn may_be_declared(scopes: &Scopes, connection: &Connection, id: &ConsumerId) -> bool {
     scopes.all().any(|scope| {
         let named = || scope.event_consumers.by(&IndexKey::JetStream(id.consumer.clone())).into_iter();
         let mut here =

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::sharing::{Owner, Sharing};
+use super::sharing::{PartitionHolder, Sharing};
 use crate::{changes::Changes, kubernetes::stores::Name};
 
 /// How long something has to be other than was told before an object is triggered: a clean hand-over is over by then.
@@ -27,11 +27,20 @@ pub enum Known {
     Unavailable(String),
 }
 
+/// What the driver saw of a consumer.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub known: Known,
+    /// By the number of the partition; of none where that is not known.
+    pub holders: Vec<Option<PartitionHolder>>,
+    pub handovers: u64,
+}
+
 #[derive(Debug)]
 struct Entry {
     known: Known,
     /// By the number of the partition.
-    owners: Vec<Option<Owner>>,
+    holders: Vec<Option<PartitionHolder>>,
     handovers: u64,
     /// What the object's status says, or what it was last triggered for.
     told: Known,
@@ -78,31 +87,25 @@ impl Partitions {
 
     /// Who has the partitions of an object's consumer and says how much there is to do; of none where that is not known.
     #[must_use]
-    pub fn owners(&self, object: &Name) -> Vec<Option<Owner>> {
-        self.consumers.lock().get(object).map(|entry| entry.owners.clone()).unwrap_or_default()
-    }
-
-    /// Takes over who has the partitions.
-    pub fn publish_owners(&self, object: &Name, owners: Vec<Option<Owner>>) {
-        if let Some(entry) = self.consumers.lock().get_mut(object) {
-            entry.owners = owners;
-        }
+    pub fn holders(&self, object: &Name) -> Vec<Option<PartitionHolder>> {
+        self.consumers.lock().get(object).map(|entry| entry.holders.clone()).unwrap_or_default()
     }
 
     /// Takes over what is known now.
-    pub fn publish(&self, object: &Name, known: Known, handovers: u64) {
+    pub fn publish(&self, object: &Name, seen: Seen) {
+        let Seen { known, holders, handovers } = seen;
         let now = Instant::now();
         let mut consumers = self.consumers.lock();
         let Some(entry) = consumers.get_mut(object) else {
             let told = known.clone();
             consumers.insert(
                 object.clone(),
-                Entry { known, owners: Vec::new(), handovers, told, triggered_at: now, differs_since: None },
+                Entry { known, holders, handovers, told, triggered_at: now, differs_since: None },
             );
             self.changes.add(object.clone());
             return;
         };
-        (entry.known, entry.handovers) = (known, handovers);
+        (entry.known, entry.holders, entry.handovers) = (known, holders, handovers);
         if entry.known == entry.told {
             entry.differs_since = None;
             return;
@@ -169,13 +172,17 @@ mod tests {
         Known::Shared(Sharing { count: 4, owned, unowned: 4 - owned, ..Sharing::default() })
     }
 
+    fn seen(known: Known) -> Seen {
+        Seen { known, holders: Vec::new(), handovers: 0 }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_object_is_triggered_for_what_lasts_and_not_for_a_quick_hand_over() {
         let partitions = Partitions::default();
         let mut changes = Box::pin(partitions.changes.of(|_| true));
         let mut publish = async |known: Known, millis: u64| {
             tokio::time::advance(Duration::from_millis(millis)).await;
-            partitions.publish(&object(), known, 0);
+            partitions.publish(&object(), seen(known));
             changes.next().now_or_never().flatten().is_some()
         };
         assert!(publish(owned(0), 0).await, "the first that is known");
@@ -199,13 +206,13 @@ mod tests {
     async fn what_a_reconcile_told_in_the_middle_of_a_hand_over_is_corrected_after_it() {
         let partitions = Partitions::default();
         let mut changes = Box::pin(partitions.changes.of(|_| true));
-        partitions.publish(&object(), owned(4), 0);
+        partitions.publish(&object(), seen(owned(4)));
         assert!(changes.next().now_or_never().flatten().is_some());
-        partitions.publish(&object(), owned(3), 0);
+        partitions.publish(&object(), seen(owned(3)));
         assert_eq!(partitions.tell(&object()), Some(owned(3)), "a pod became ready");
         for _ in 0..5 {
             tokio::time::advance(SETTLING_TIME).await;
-            partitions.publish(&object(), owned(4), 1);
+            partitions.publish(&object(), seen(owned(4)));
         }
         assert!(changes.next().now_or_never().flatten().is_some(), "the status says what was");
     }

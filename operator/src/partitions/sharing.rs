@@ -42,7 +42,7 @@ pub struct Emptying {
 
 /// The process that has a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Owner {
+pub struct PartitionHolder {
     /// Its id.
     pub process: String,
     /// Whether it has as much to do there as it can.
@@ -52,13 +52,17 @@ pub struct Owner {
 }
 
 /// Who has the partitions of a consumer, by number, where they say how much there is to do.
-pub fn owners(id: &ConsumerId, places: &[Whereabouts], observer: &Observer) -> Vec<Option<Owner>> {
-    let owner = |(partition, place): (u32, &Whereabouts)| {
+pub fn holders(id: &ConsumerId, places: &[Whereabouts], observer: &Observer) -> Vec<Option<PartitionHolder>> {
+    let holder = |(partition, place): (u32, &Whereabouts)| {
         let holder = place.holder.as_ref().filter(|_| !place.is_draining)?;
         let figures = observer.record(holder)?.consumers.get(id)?.partitions.get(&partition)?;
-        Some(Owner { process: holder.to_string(), is_busy: figures.busy, running: figures.running })
+        Some(PartitionHolder {
+            process: holder.to_string(),
+            is_busy: figures.busy?,
+            running: figures.running,
+        })
     };
-    (0..).zip(places).map(owner).collect()
+    (0..).zip(places).map(holder).collect()
 }
 
 /// What these pods have of a consumer. `uid` says of a member in which pod it is.

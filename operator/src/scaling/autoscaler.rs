@@ -1,19 +1,19 @@
 //! In: what a workload declares, its pods, and what JetStream says of the consumers in them, every few seconds. Out: how many pods there should
 //! be, and why. Pure: it has no clock and asks nobody, so that the simulation runs it as the operator does.
 //!
-//! figures → rates → capacity, spread → wish → a bounded step. Each consumer has the first four for itself, and the workload takes the highest wish.
+//! figures → rates, loads → capacity → wish → a bounded step. Each [`Consumer`] has the first four for itself, and the workload takes the highest wish.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    capacity::{Capacity, WARMUP},
-    figures::{Part, Reading, Unknown},
+    capacity::WARMUP,
+    consumer::Consumer,
+    figures::{Reading, Unknown},
     peak::Peak,
-    rates::{MAX_GAP, Rates, Series, WINDOW},
+    rates::{MAX_GAP, WINDOW},
     spec::{Scaling, Useful},
-    spread::Spread,
     startup::Startup,
-    wish::{Present, Wish, wish},
+    wish::{Present, Wish},
 };
 
 /// Least time between two steps.
@@ -48,7 +48,7 @@ pub enum Reason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
     pub replicas: u32,
-    /// By the formula, without bounds and steps.
+    /// What the load takes, without bounds and steps.
     pub wish: u32,
     pub reason: Reason,
 }
@@ -81,24 +81,6 @@ impl Look<'_> {
         let Scaling { min, max, .. } = *self.scaling;
         self.useful.map_or(max, |useful| useful.round_down(max)).max(min)
     }
-}
-
-/// What is known of one consumer.
-#[derive(Clone, Debug, Default)]
-pub struct Consumer {
-    series: Series,
-    spread: Spread,
-    placement: Placement,
-    pub capacity: Capacity,
-    /// The rates at the last look, if they were known then.
-    pub rates: Option<Rates>,
-}
-
-/// Which processes have the partitions of a consumer.
-#[derive(Clone, Debug, Default)]
-struct Placement {
-    processes: Vec<Option<String>>,
-    moved_at: Option<Duration>,
 }
 
 /// Decides for one workload, look by look.
@@ -182,7 +164,7 @@ impl Autoscaler {
                 Err(unknown) => {
                     wishes.unknown = Some(unknown);
                     // A message that waits while there are no pods needs one, whatever its rate and the other partitions.
-                    if self.replicas == 0 && reading.lagging() > 0 {
+                    if self.replicas == 0 && reading.lagging_parts() > 0 {
                         wishes.add(Wish { pods: 1, up: 1, down: 1, ..Wish::default() }, false);
                     }
                 }
@@ -249,14 +231,8 @@ impl Autoscaler {
 
     /// Makes a step.
     fn take(&mut self, at: Duration, replicas: u32) {
-        for consumer in self.consumers.values_mut().filter(|_| replicas > self.replicas) {
-            let Some(rates) = consumer.rates else { continue };
-            if rates.sample.has_busy_pods_alone() {
-                consumer.capacity.fell_behind();
-            }
-            if rates.is_busy() {
-                consumer.capacity.scaled_up(self.replicas, replicas, rates.settled);
-            }
+        if replicas > self.replicas {
+            self.consumers.values_mut().for_each(|consumer| consumer.scaled_up(self.replicas, replicas));
         }
         self.set(at, replicas);
     }
@@ -270,61 +246,6 @@ impl Autoscaler {
             self.consumers.values_mut().for_each(|consumer| consumer.capacity.scaled_down());
         }
         (self.replicas, self.changed_at, self.startup) = (replicas, Some(at), Startup::begin(at));
-    }
-}
-
-impl Consumer {
-    /// Takes over what was read, and says what the consumer wishes for.
-    fn add(&mut self, reading: &Reading, ready: u32, present: Present<'_>) -> Result<Wish, Unknown> {
-        let whole = reading.whole();
-        let (mut has_moved, mut is_moving) = (false, false);
-        if let Ok(sample) = whole {
-            has_moved = self.placement.add(&reading.parts, sample.at);
-            is_moving = self.placement.is_moving(sample.at);
-            self.spread.add(&reading.parts, is_moving);
-        }
-        let rates = self.series.add(whole, is_moving);
-        self.rates = rates.ok();
-        match rates {
-            Ok(rates) => {
-                self.capacity.add(&rates, ready, reading.busy(), has_moved);
-                let wish = wish(&rates, &self.spread, &self.capacity, present);
-                if wish.pods <= present.replicas {
-                    self.capacity.forget_no_gain();
-                }
-                Ok(wish)
-            }
-            Err(unknown) => {
-                match (unknown, self.series.so_far()) {
-                    // What a pod can do is known by the first step.
-                    (Unknown::New, Some(rates)) => {
-                        self.capacity.add(&rates, ready, reading.busy(), has_moved);
-                    }
-                    (Unknown::Unanswered, _) => {}
-                    _ => self.capacity.interrupt(),
-                }
-                Err(unknown)
-            }
-        }
-    }
-}
-
-impl Placement {
-    /// Takes over who has the partitions; whether that is another than before.
-    fn add(&mut self, parts: &[Part], at: Duration) -> bool {
-        let processes: Vec<_> =
-            parts.iter().map(|part| part.owner.as_ref().map(|owner| owner.process.clone())).collect();
-        let has_moved = !self.processes.is_empty() && self.processes != processes;
-        if has_moved {
-            self.moved_at = Some(at);
-        }
-        self.processes = processes;
-        has_moved
-    }
-
-    /// Whether what was delivered to one that had them before may still come again.
-    fn is_moving(&self, at: Duration) -> bool {
-        self.moved_at.is_some_and(|moved| at < moved + WARMUP)
     }
 }
 

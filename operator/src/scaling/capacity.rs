@@ -4,11 +4,11 @@
 //! Both are learnt while the number of ready pods stays the same. A pod that waits for messages says nothing of what it could do, so only time
 //! counts in which something waited at each sample.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use super::{
-    figures::Sample,
-    rates::{Rates, WINDOW},
+    figures::{BusyProcesses, Sample},
+    rates::WINDOW,
     spec::as_f64,
 };
 
@@ -41,10 +41,28 @@ struct Span {
     changed_at: Duration,
     /// Any work of these pods.
     all: Option<Sample>,
-    /// Work of these pods while each look found them busy.
-    busy: Option<Sample>,
-    /// Work of those of them that each look found busy, where others had less to do in their partitions.
-    some: Option<(BTreeSet<String>, Sample)>,
+    /// Work of these pods while each look found all of them busy.
+    saturated: Option<Sample>,
+    /// Work of those that each look found busy, where others were not.
+    busy: Option<BusyProcesses>,
+}
+
+impl Span {
+    fn begin(at: Duration) -> Self {
+        Self { changed_at: at, all: None, saturated: None, busy: None }
+    }
+}
+
+/// What was sampled of the pods.
+#[derive(Clone, Debug)]
+pub struct Work {
+    pub sample: Sample,
+    /// Whether each pod has all that it can work at.
+    pub is_saturated: bool,
+    /// Pods that are ready.
+    pub ready: u32,
+    /// Those that have as much to do as they can, where they have partitions.
+    pub busy: Option<BusyProcesses>,
 }
 
 /// What is known of one pod.
@@ -53,7 +71,7 @@ pub struct Capacity {
     /// Messages that one pod settles in a second.
     learnt: Option<f64>,
     /// What one settled in the last window, busy or not.
-    lately: Option<f64>,
+    recent_rate: Option<f64>,
     span: Option<Span>,
     ready: u32,
     trial: Option<Trial>,
@@ -95,10 +113,9 @@ impl Capacity {
         self.trial = None;
     }
 
-    /// Pods are added, since the present ones fall behind: what they did lately is what they can do, where that is not known yet. Without it, they
-    /// would be taken away again as soon as nothing waits.
-    pub fn fell_behind(&mut self) {
-        self.learnt = self.learnt.or(self.lately);
+    /// Pods are added before the capacity is known: the recent rate is taken for it. Otherwise they are removed as soon as the lag is gone.
+    pub fn assume_recent_rate(&mut self) {
+        self.learnt = self.learnt.or(self.recent_rate);
     }
 
     /// Pods are added. `rate` is what all settle now, in messages a second.
@@ -121,45 +138,45 @@ impl Capacity {
         });
     }
 
-    /// Takes over what was sampled, with the pods that were ready then. Where partitions have moved since the last time, what was counted says
-    /// nothing: events are delivered again to the next owner. `busy` are the processes that have as much to do as they can, and what was sampled
-    /// of their partitions.
-    pub fn add(
-        &mut self,
-        rates: &Rates,
-        ready: u32,
-        busy: Option<(BTreeSet<String>, Sample)>,
-        has_moved: bool,
-    ) {
-        let (sample, is_busy) = (rates.sample, rates.is_busy());
-        let known = self.span.take().filter(|_| ready == self.ready && !has_moved);
-        let mut span = known.unwrap_or(Span { changed_at: sample.at, all: None, busy: None, some: None });
+    /// Partitions moved: what was counted says nothing, since what one process gave back is delivered again to the next.
+    pub fn restart(&mut self) {
+        self.span = None;
+    }
+
+    /// Takes over what was sampled.
+    pub fn add(&mut self, work: Work) {
+        let Work { sample, is_saturated, ready, busy } = work;
+        let known = self.span.take().filter(|_| ready == self.ready);
+        let mut span = known.unwrap_or_else(|| Span::begin(sample.at));
         if ready != self.ready {
-            self.lately = None;
+            self.recent_rate = None;
         }
         self.ready = ready;
-        if !is_busy {
+        if !is_saturated {
             // They do what there is to do.
             self.trial = self.trial.filter(|trial| ready < trial.pods);
-            span.busy = None;
+            span.saturated = None;
         }
         if ready > 0 && sample.at >= span.changed_at + WARMUP {
-            if let Some(rate) = span.busy.and_then(|since| settled_since(&since, &sample)) {
+            if let Some(rate) = span.saturated.and_then(|since| settled_since(&since, &sample)) {
                 self.judge(rate, ready);
             }
-            let pods = sample.owners.map_or(ready, |owners| owners.busy + owners.idle);
+            let pods = sample.processes.map_or(ready, |processes| processes.busy + processes.idle);
             span.all = self.learn(span.all, sample, pods, false).or(Some(sample));
-            if is_busy {
-                span.busy = self.learn(span.busy, sample, pods, true).or(Some(sample));
+            if is_saturated {
+                span.saturated = self.learn(span.saturated, sample, pods, true).or(Some(sample));
             }
-            span.some = busy.filter(|_| !is_busy).map(|(processes, sample)| {
-                let since = span.some.take().filter(|(before, _)| *before == processes);
-                let pods = u32::try_from(processes.len()).unwrap_or(u32::MAX);
-                let since = self.learn(since.map(|(_, since)| since), sample, pods, true);
-                (processes, since.unwrap_or(sample))
-            });
+            span.busy = busy.filter(|_| !is_saturated).map(|now| self.learn_of_some(span.busy.take(), now));
         }
         self.span = Some(span);
+    }
+
+    /// Where others have less to do in their partitions, the busy ones show what one can do. What is still to be counted from.
+    fn learn_of_some(&mut self, since: Option<BusyProcesses>, now: BusyProcesses) -> BusyProcesses {
+        let pods = u32::try_from(now.ids.len()).unwrap_or(u32::MAX);
+        let same = since.filter(|since| since.ids == now.ids).map(|since| since.total);
+        let total = self.learn(same, now.total, pods, true).unwrap_or(now.total);
+        BusyProcesses { total, ..now }
     }
 
     /// Pods that were busy have shown their capacity; others, that it is no less than what they did. What is still to be counted from.
@@ -167,7 +184,7 @@ impl Capacity {
         let since = since?;
         let Some(rate) = settled_since(&since, &sample).filter(Rate::is_whole) else { return Some(since) };
         let each = rate.mean() / f64::from(pods.max(1));
-        self.lately = Some(each);
+        self.recent_rate = Some(each);
         self.learnt = match self.learnt {
             Some(known) if is_busy => Some(known + ALPHA * (each - known)),
             None if is_busy => Some(each),
@@ -222,15 +239,13 @@ fn settled_since(since: &Sample, sample: &Sample) -> Option<Rate> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scaling::figures::Owners;
+    use crate::scaling::figures::ProcessCounts;
 
-    /// A consumer in which so much waits, and of which so many were settled.
-    fn rates(second: u64, settled: u64, pending: u64) -> Rates {
+    /// So many ready pods, of which all are busy where something waits, and what they settled.
+    fn work(second: u64, settled: u64, pending: u64, ready: u32) -> Work {
         let at = Duration::from_secs(second);
-        let delivered = settled + 5;
-        let waiting_pulls = u64::from(pending == 0);
-        let sample = Sample { at, delivered, pending, ack_pending: 5, waiting_pulls, ..Sample::default() };
-        Rates { sample, arrivals: 0.0, settled: 1.0, lasting_arrivals: 0.0, is_idle: false, drain: None }
+        let sample = Sample { at, delivered: settled + 5, pending, ack_pending: 5, ..Sample::default() };
+        Work { sample, is_saturated: pending > 0, ready, busy: None }
     }
 
     /// Runs so many ready pods for a while that settle so many a second together.
@@ -243,12 +258,8 @@ mod tests {
     ) {
         let begin = *seconds.start();
         for second in seconds.step_by(2) {
-            capacity.add(
-                &rates(second, 10_000 * u64::from(ready) + (second - begin) * rate, pending),
-                ready,
-                None,
-                false,
-            );
+            let settled = 10_000 * u64::from(ready) + (second - begin) * rate;
+            capacity.add(work(second, settled, pending, ready));
         }
     }
 
@@ -269,22 +280,18 @@ mod tests {
     #[test]
     fn of_pods_with_partitions_those_that_are_busy_show_what_one_can_do() {
         let mut capacity = Capacity::default();
-        let processes = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
         for second in (0..=40).step_by(2) {
-            // Two of four settle a hundred a second each, the others nearly nothing. One of the two is another one in between.
-            let names = if second == 20 { ["a", "c"] } else { ["a", "b"] };
-            let owners = Some(Owners { busy: 2, idle: 2 });
-            let busy = Sample { owners, ..rates(second, 200 * second, 50).sample };
-            let all = Rates {
-                sample: Sample { owners, ..rates(second, 202 * second, 50).sample },
-                ..rates(0, 0, 0)
-            };
-            capacity.add(&all, 4, Some((processes(&names), busy)), false);
-            if second < 16 {
-                assert_eq!(capacity.learnt(), None, "{second}");
-            }
+            // Two of four settle a hundred a second each, the others nearly nothing. Once it is another one, which settled more before.
+            let (ids, before) = if second == 20 { (["a", "c"], 5_000) } else { (["a", "b"], 0) };
+            let total = work(second, before + 200 * second, 50, 2).sample;
+            let ids = ids.map(str::to_owned).into();
+            let all = work(second, 5_000 + 202 * second, 0, 4);
+            let processes = Some(ProcessCounts { busy: 2, idle: 2 });
+            let sample = Sample { processes, ..all.sample };
+            capacity.add(Work { sample, busy: Some(BusyProcesses { ids, total }), ..all });
+            let expected = (second >= 16).then_some(100.0);
+            assert_eq!(capacity.learnt(), expected, "{second}");
         }
-        assert_eq!(capacity.learnt(), Some(100.0));
     }
 
     #[test]
@@ -293,9 +300,23 @@ mod tests {
         for second in (0..=40).step_by(2) {
             // A pod is lost, and what it had comes again.
             let again = if second >= 20 { 1_024 } else { 0 };
-            capacity.add(&rates(second, 6 * second + again, 0), 1, None, second == 20);
+            if second == 20 {
+                capacity.restart();
+            }
+            capacity.add(work(second, 6 * second + again, 0, 1));
         }
         assert_eq!(capacity.learnt(), Some(6.0));
+    }
+
+    #[test]
+    fn pods_that_are_added_before_it_is_known_what_one_can_do_had_their_limit() {
+        let mut capacity = Capacity::default();
+        run(&mut capacity, 0..=16, 2, 180, 0);
+        assert_eq!(capacity.learnt(), None);
+        capacity.assume_recent_rate();
+        assert_eq!(capacity.learnt(), Some(90.0));
+        run(&mut capacity, 18..=40, 2, 200, 50);
+        assert!(capacity.learnt() > Some(90.0));
     }
 
     #[test]
@@ -303,7 +324,7 @@ mod tests {
         let mut capacity = Capacity::default();
         // Four at once end every minute.
         for second in (0..=240).step_by(2) {
-            capacity.add(&rates(second, second / 60 * 4, 100), 1, None, false);
+            capacity.add(work(second, second / 60 * 4, 100, 1));
         }
         let learnt = capacity.learnt().unwrap();
         assert!((0.06..0.075).contains(&learnt), "{learnt}");

@@ -1,10 +1,10 @@
-//! What JetStream says of one consumer, and why its figures may be unknown. Pure.
+//! What JetStream says of one consumer, and with order per key the processes that have its partitions; and why that may be unknown. Pure.
 
 use std::{collections::BTreeSet, time::Duration};
 
-use crate::partitions::sharing::Owner;
+use crate::partitions::sharing::PartitionHolder;
 
-/// What the leader of a consumer said at one moment.
+/// What the leader of a consumer said at one moment, or what was said of all parts of one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sample {
     /// When, since the process began to sample.
@@ -19,17 +19,17 @@ pub struct Sample {
     pub max_ack_pending: Option<u64>,
     /// Pull requests that wait for messages.
     pub waiting_pulls: u64,
-    /// With order per key, what the processes say that have its partitions; None where not all of them do.
-    pub owners: Option<Owners>,
-    /// Messages that are with processes which have more than they can work at.
-    pub held: u64,
-    /// Messages that the processes work at, where they say so.
+    /// With order per key, of all parts: the processes that have them; None where not all of them say how much there is to do.
+    pub processes: Option<ProcessCounts>,
+    /// Of those: messages that busy ones have and do not work at yet.
+    pub queued: u64,
+    /// Of those: messages that they work at, where all say so.
     pub running: Option<u64>,
 }
 
 /// The processes that have the partitions of a consumer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Owners {
+pub struct ProcessCounts {
     /// Those that have as much to do as they can in one of their partitions.
     pub busy: u32,
     /// The others.
@@ -40,8 +40,8 @@ pub struct Owners {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Part {
     pub sample: Sample,
-    /// None without partitions, where nobody has it, and where its owner says nothing.
-    pub owner: Option<Owner>,
+    /// None without partitions, where nobody has it, and where its process says nothing.
+    pub holder: Option<PartitionHolder>,
 }
 
 impl Sample {
@@ -52,7 +52,7 @@ impl Sample {
         let last = samples().max_by_key(|one| one.at)?;
         let sum = |figure: fn(&Self) -> u64| samples().map(figure).sum();
         let limits: Option<Vec<_>> = samples().map(|one| one.max_ack_pending).collect();
-        let held = parts.iter().filter(|part| part.owner.as_ref().is_some_and(|owner| owner.is_busy));
+        let busy = parts.iter().filter(|part| part.holder.as_ref().is_some_and(|holder| holder.is_busy));
         Some(Self {
             at: last.at,
             delivered: sum(|one| one.delivered),
@@ -60,9 +60,9 @@ impl Sample {
             ack_pending: sum(|one| one.ack_pending),
             max_ack_pending: limits.map(|limits| limits.iter().sum()),
             waiting_pulls: sum(|one| one.waiting_pulls),
-            owners: owners(parts),
-            held: held.map(|part| part.sample.ack_pending).sum(),
-            running: parts.iter().map(|part| part.owner.as_ref()?.running).sum(),
+            processes: process_counts(parts),
+            queued: busy.map(Part::queued).sum(),
+            running: parts.iter().map(|part| part.holder.as_ref()?.running).sum(),
         })
     }
 
@@ -84,10 +84,10 @@ impl Sample {
         self.running.unwrap_or(self.ack_pending)
     }
 
-    /// Messages that other pods could work at: no pod has them, or one that has more than it can do.
+    /// Messages that other pods could work at: no pod has them, or one that cannot begin them yet.
     #[must_use]
     pub fn waiting(&self) -> u64 {
-        self.pending + self.held
+        self.pending + self.queued
     }
 
     /// What came so far, redeliveries included: it grows with each arrival alone.
@@ -104,14 +104,14 @@ impl Sample {
 
     /// Whether some pod has all that it can work at.
     #[must_use]
-    pub fn has_busy_pods(&self) -> bool {
-        self.owners.map_or_else(|| self.is_unasked(), |owners| owners.busy > 0)
+    pub fn any_pod_busy(&self) -> bool {
+        self.processes.map_or_else(|| self.is_unasked(), |processes| processes.busy > 0)
     }
 
     /// Whether each pod has all that it can work at.
     #[must_use]
-    pub fn has_busy_pods_alone(&self) -> bool {
-        self.has_busy_pods() && self.owners.is_none_or(|owners| owners.idle == 0)
+    pub fn all_pods_busy(&self) -> bool {
+        self.any_pod_busy() && self.processes.is_none_or(|processes| processes.idle == 0)
     }
 
     /// Whether something waits that no pod asks for: JetStream delivers at once where a pull waits.
@@ -120,13 +120,21 @@ impl Sample {
     }
 }
 
-/// What the owners of all parts say; None where one says nothing.
-fn owners(parts: &[Part]) -> Option<Owners> {
-    let all: Vec<_> = parts.iter().map(|part| part.owner.as_ref()).collect::<Option<_>>()?;
-    let processes: BTreeSet<_> = all.iter().map(|owner| &owner.process).collect();
-    let busy: BTreeSet<_> = all.iter().filter(|owner| owner.is_busy).map(|owner| &owner.process).collect();
+impl Part {
+    /// Messages that its process has and does not work at yet.
+    fn queued(&self) -> u64 {
+        let running = self.holder.as_ref().and_then(|holder| holder.running);
+        self.sample.ack_pending.saturating_sub(running.unwrap_or_default())
+    }
+}
+
+fn process_counts(parts: &[Part]) -> Option<ProcessCounts> {
+    let all: Vec<_> = parts.iter().map(|part| part.holder.as_ref()).collect::<Option<_>>()?;
+    let processes: BTreeSet<_> = all.iter().map(|holder| &holder.process).collect();
+    let busy: BTreeSet<_> =
+        all.iter().filter(|holder| holder.is_busy).map(|holder| &holder.process).collect();
     let count = |processes: usize| u32::try_from(processes).unwrap_or(u32::MAX);
-    Some(Owners { busy: count(busy.len()), idle: count(processes.len() - busy.len()) })
+    Some(ProcessCounts { busy: count(busy.len()), idle: count(processes.len() - busy.len()) })
 }
 
 /// Why the figures of a consumer are unknown.
@@ -158,6 +166,14 @@ impl Unknown {
     }
 }
 
+/// The processes of a consumer that have as much to do as they can.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BusyProcesses {
+    pub ids: BTreeSet<String>,
+    /// What was said of all partitions that they have.
+    pub total: Sample,
+}
+
 /// One look at a consumer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
@@ -179,28 +195,29 @@ impl Reading {
     /// # Errors
     ///
     /// Where not all is known.
-    pub fn whole(&self) -> Result<Sample, Unknown> {
+    pub fn total(&self) -> Result<Sample, Unknown> {
         match self.unknown {
             Some(unknown) => Err(unknown),
             None => Sample::sum(&self.parts).ok_or(Unknown::Missing),
         }
     }
 
-    /// The processes that are busy in one of the partitions which they have, and what was said of all that these have, as one.
+    /// The processes that are busy in one of the partitions which they have.
     #[must_use]
-    pub fn busy(&self) -> Option<(BTreeSet<String>, Sample)> {
-        let owners = || self.parts.iter().filter_map(|part| part.owner.as_ref());
-        let busy: BTreeSet<_> =
-            owners().filter(|owner| owner.is_busy).map(|owner| owner.process.clone()).collect();
-        let is_theirs = |part: &&Part| part.owner.as_ref().is_some_and(|owner| busy.contains(&owner.process));
+    pub fn busy_processes(&self) -> Option<BusyProcesses> {
+        let holders = || self.parts.iter().filter_map(|part| part.holder.as_ref());
+        let ids: BTreeSet<_> =
+            holders().filter(|holder| holder.is_busy).map(|holder| holder.process.clone()).collect();
+        let is_theirs =
+            |part: &&Part| part.holder.as_ref().is_some_and(|holder| ids.contains(&holder.process));
         let theirs: Vec<_> = self.parts.iter().filter(is_theirs).cloned().collect();
-        let sample = Sample::sum(&theirs)?;
-        Some((busy, sample))
+        let total = Sample::sum(&theirs)?;
+        Some(BusyProcesses { ids, total })
     }
 
     /// How many parts, of those that are known, have messages which are not settled.
     #[must_use]
-    pub fn lagging(&self) -> u32 {
+    pub fn lagging_parts(&self) -> u32 {
         let lagging = self.parts.iter().filter(|part| part.sample.lag() > 0).count();
         u32::try_from(lagging).unwrap_or(u32::MAX)
     }
@@ -208,7 +225,7 @@ impl Reading {
 
 impl From<Sample> for Reading {
     fn from(sample: Sample) -> Self {
-        Self { parts: vec![Part { sample, owner: None }], unknown: None }
+        Self { parts: vec![Part { sample, holder: None }], unknown: None }
     }
 }
 
@@ -231,11 +248,11 @@ mod tests {
     }
 
     fn part(sample: Sample, process: &str, is_busy: bool) -> Part {
-        Part { sample, owner: Some(Owner { process: process.into(), is_busy, running: Some(1) }) }
+        Part { sample, holder: Some(PartitionHolder { process: process.into(), is_busy, running: Some(1) }) }
     }
 
     fn sum(samples: &[Sample]) -> Option<Sample> {
-        let parts: Vec<_> = samples.iter().map(|sample| Part { sample: *sample, owner: None }).collect();
+        let parts: Vec<_> = samples.iter().map(|sample| Part { sample: *sample, holder: None }).collect();
         Sample::sum(&parts)
     }
 
@@ -248,8 +265,8 @@ mod tests {
             ack_pending: 4,
             max_ack_pending: Some(512),
             waiting_pulls: 2,
-            owners: None,
-            held: 0,
+            processes: None,
+            queued: 0,
             running: None,
         };
         assert_eq!(sum(&[sample(1, 3, Some(256)), sample(2, 0, Some(256))]), Some(expected));
@@ -263,25 +280,25 @@ mod tests {
         let one = sample(1, 0, Some(256));
         let parts = [part(one, "a", true), part(one, "a", false), part(one, "b", false)];
         let summed = Sample::sum(&parts).unwrap();
-        assert_eq!((summed.owners, summed.waiting()), (Some(Owners { busy: 1, idle: 1 }), 2));
+        assert_eq!((summed.processes, summed.waiting()), (Some(ProcessCounts { busy: 1, idle: 1 }), 1));
         assert_eq!((summed.in_hand(), one.in_hand()), (3, 2));
-        assert!(summed.has_busy_pods() && !summed.has_busy_pods_alone());
-        assert!(Sample::sum(&parts[..2]).unwrap().has_busy_pods_alone());
-        assert!(!Sample::sum(&parts[2..]).unwrap().has_busy_pods());
+        assert!(summed.any_pod_busy() && !summed.all_pods_busy());
+        assert!(Sample::sum(&parts[..2]).unwrap().all_pods_busy());
+        assert!(!Sample::sum(&parts[2..]).unwrap().any_pod_busy());
         // Of a partition of which nobody says anything, it is not known.
-        let unsaid = [parts[0].clone(), Part { sample: one, owner: None }];
-        assert_eq!(Sample::sum(&unsaid).unwrap().owners, None);
+        let unsaid = [parts[0].clone(), Part { sample: one, holder: None }];
+        assert_eq!(Sample::sum(&unsaid).unwrap().processes, None);
     }
 
     #[test]
-    fn without_owners_pods_are_busy_where_something_waits_that_none_asks_for() {
+    fn without_partitions_pods_are_busy_where_something_waits_that_none_asks_for() {
         let unasked = Sample { waiting_pulls: 0, ..sample(1, 3, Some(9)) };
-        assert!(unasked.has_busy_pods_alone());
+        assert!(unasked.all_pods_busy());
         let others = [
             Sample { pending: 0, ..unasked },
             Sample { waiting_pulls: 1, ..unasked },
             Sample { max_ack_pending: Some(2), ..unasked },
         ];
-        assert!(others.iter().all(|other| !other.has_busy_pods()));
+        assert!(others.iter().all(|other| !other.any_pod_busy()));
     }
 }

@@ -4,6 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use super::{
     figures::{Sample, Unknown},
+    partition_loads::Movement,
     spec::as_f64,
 };
 
@@ -31,14 +32,14 @@ pub struct Rates {
 impl Rates {
     /// Whether each pod has all that it can work at, and a second's work waits. What waits for less may be on its way.
     #[must_use]
-    pub fn is_busy(&self) -> bool {
-        self.sample.has_busy_pods_alone() && self.has_backlog()
+    pub fn is_saturated(&self) -> bool {
+        self.sample.all_pods_busy() && self.is_partly_saturated()
     }
 
     /// Whether some pod has all that it can work at, and a second's work waits.
     #[must_use]
-    pub fn has_backlog(&self) -> bool {
-        self.sample.has_busy_pods() && as_f64(self.sample.waiting()) >= self.settled
+    pub fn is_partly_saturated(&self) -> bool {
+        self.sample.any_pod_busy() && as_f64(self.sample.waiting()) >= self.settled
     }
 }
 
@@ -53,13 +54,13 @@ pub struct Series {
 }
 
 impl Series {
-    /// Takes over what was read last. While partitions move, events are delivered again to the next owner, and no rate can be told from that:
-    /// those of before count.
+    /// Takes over what was read last. While partitions move, what one process gave back is delivered again to the next, and no rate can be told
+    /// from that: those of before count.
     ///
     /// # Errors
     ///
     /// Where rates are unknown.
-    pub fn add(&mut self, reading: Result<Sample, Unknown>, is_moving: bool) -> Result<Rates, Unknown> {
+    pub fn add(&mut self, reading: Result<Sample, Unknown>, movement: Movement) -> Result<Rates, Unknown> {
         let sample = reading?;
         if let Some((last, _)) = self.recent.back() {
             if sample.settled() < last.settled() {
@@ -69,7 +70,7 @@ impl Series {
                 *self = Self::default();
             }
         }
-        self.advance(sample, is_moving);
+        self.advance(sample, movement);
         if self.unknown_until.is_some_and(|until| sample.at < until) {
             return Err(Unknown::Reset);
         }
@@ -77,7 +78,7 @@ impl Series {
         self.rates().ok_or(Unknown::New)
     }
 
-    fn advance(&mut self, sample: Sample, is_moving: bool) {
+    fn advance(&mut self, sample: Sample, movement: Movement) {
         if let Some((last, _)) = self.recent.back() {
             let seconds = sample.at.saturating_sub(last.at).as_secs_f64();
             if seconds <= 0.0 {
@@ -89,7 +90,7 @@ impl Series {
             let settled = rate(sample.settled(), last.settled());
             let mean = |before: f64, now: f64| before + ALPHA * (now - before);
             self.means = Some(match self.means {
-                Some(known) if is_moving => known,
+                Some(known) if movement != Movement::None => known,
                 Some((before, settled_before)) => (mean(before, arrivals), mean(settled_before, settled)),
                 None => (arrivals, settled),
             });
@@ -107,7 +108,14 @@ impl Series {
         self.so_far().filter(|_| last.0.at.saturating_sub(first.0.at) >= WINDOW)
     }
 
-    /// The rates of what was sampled, however little that is: enough to tell busy pods.
+    /// Whether the last sample is the first one.
+    #[must_use]
+    pub fn begins(&self) -> bool {
+        self.recent.len() == 1
+    }
+
+    /// The rates of what was sampled, also of less than a window: enough to tell busy pods. What is said of a whole window is not known then.
+    #[must_use]
     pub fn so_far(&self) -> Option<Rates> {
         let ((first, _), (sample, _)) = (self.recent.front()?, self.recent.back()?);
         let (arrivals, settled) = self.means.unwrap_or_default();
@@ -136,7 +144,7 @@ mod tests {
     /// Ten arrive a second, eight are settled.
     fn steady(series: &mut Series, seconds: std::ops::Range<u64>) -> Option<Result<Rates, Unknown>> {
         let samples = seconds.step_by(2).map(|second| sample(second, 8 * second + 4, 2 * second, 4));
-        samples.map(|sample| series.add(Ok(sample), false)).last()
+        samples.map(|sample| series.add(Ok(sample), Movement::None)).last()
     }
 
     #[test]
@@ -153,16 +161,16 @@ mod tests {
         let mut series = Series::default();
         steady(&mut series, 0..20).unwrap().unwrap();
         for second in [20, 22, 24, 26, 28] {
-            assert_eq!(series.add(Ok(sample(second, 5 + second, 0, 0)), false), Err(Unknown::Reset));
+            assert_eq!(series.add(Ok(sample(second, 5 + second, 0, 0)), Movement::None), Err(Unknown::Reset));
         }
-        assert!(series.add(Ok(sample(30, 35, 0, 0)), false).is_ok());
+        assert!(series.add(Ok(sample(30, 35, 0, 0)), Movement::None).is_ok());
     }
 
     #[test]
     fn one_lost_answer_costs_nothing_and_many_cost_a_window() {
         let mut series = Series::default();
         steady(&mut series, 0..20).unwrap().unwrap();
-        assert_eq!(series.add(Err(Unknown::Unanswered), false), Err(Unknown::Unanswered));
+        assert_eq!(series.add(Err(Unknown::Unanswered), Movement::None), Err(Unknown::Unanswered));
         assert!(steady(&mut series, 22..24).unwrap().is_ok());
         assert!(steady(&mut series, 50..52).unwrap().is_ok());
         assert_eq!(steady(&mut series, 82..84), Some(Err(Unknown::New)));
@@ -174,17 +182,18 @@ mod tests {
         steady(&mut series, 0..20).unwrap().unwrap();
         let again =
             |series: &mut Series, is_moving| series.add(Ok(sample(20, 1148, 40, 4)), is_moving).unwrap();
-        let rates = again(&mut series.clone(), true);
+        let rates = again(&mut series.clone(), Movement::Settling);
         assert_eq!((rates.arrivals, rates.settled), (10.0, 8.0));
-        assert!(again(&mut series, false).arrivals > 200.0);
+        assert!(again(&mut series, Movement::None).arrivals > 200.0);
     }
 
     #[test]
     fn rates_of_a_consumer_that_is_seldom_sampled_are_known_too() {
         let mut series = Series::default();
-        series.add(Ok(sample(0, 4, 0, 4)), false).unwrap_err();
+        series.add(Ok(sample(0, 4, 0, 4)), Movement::None).unwrap_err();
         for second in (20..200).step_by(20) {
-            let rates = series.add(Ok(sample(second, 8 * second + 4, 2 * second, 4)), false).unwrap();
+            let rates =
+                series.add(Ok(sample(second, 8 * second + 4, 2 * second, 4)), Movement::None).unwrap();
             assert_eq!((rates.arrivals, rates.settled), (10.0, 8.0));
         }
     }
@@ -194,9 +203,9 @@ mod tests {
         let mut series = Series::default();
         let mut last = Err(Unknown::New);
         for second in (0..=10).step_by(2) {
-            last = series.add(Ok(sample(second, 7, 0, 0)), false);
+            last = series.add(Ok(sample(second, 7, 0, 0)), Movement::None);
         }
         assert!(last.unwrap().is_idle);
-        assert!(!series.add(Ok(sample(12, 8, 0, 0)), false).unwrap().is_idle);
+        assert!(!series.add(Ok(sample(12, 8, 0, 0)), Movement::None).unwrap().is_idle);
     }
 }

@@ -148,14 +148,14 @@ impl Sampler<'_> {
         let (there, coming) = consumer.jetstream_names_by_status(&stream);
         let names = there.iter().chain(&coming);
         let read = join_all(names.map(|part| self.read_part(consumer, (&name, part)))).await;
-        let owners = self.context.partitions.owners(&name_of(consumer));
-        // Who has which is known of those that there are.
-        let owner =
-            |index: usize| owners.get(index).filter(|_| owners.len() == there.len()).cloned().flatten();
+        let holders = self.context.partitions.holders(&name_of(consumer));
+        // Holders are indexed by the partitions in the status; while these change, the indexes do not match.
+        let holder =
+            |index: usize| holders.get(index).filter(|_| holders.len() == there.len()).cloned().flatten();
         let mut reading = Reading::default();
         for (index, part) in read.into_iter().enumerate() {
             match part {
-                Ok(sample) => reading.parts.push(Part { sample, owner: owner(index) }),
+                Ok(sample) => reading.parts.push(Part { sample, holder: holder(index) }),
                 Err(Unknown::Missing) if index >= there.len() => {}
                 Err(unknown) => reading.unknown = Some(unknown),
             }
@@ -163,7 +163,7 @@ impl Sampler<'_> {
         if reading.parts.is_empty() {
             reading.unknown.get_or_insert(Unknown::Missing);
         }
-        let lagging = reading.lagging();
+        let lagging = reading.lagging_parts();
         (reading, useful.map(|useful| Useful { lagging, ..useful }))
     }
 

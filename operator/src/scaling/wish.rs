@@ -2,9 +2,9 @@
 
 use super::{
     capacity::Capacity,
+    partition_loads::PartitionLoads,
     rates::Rates,
     spec::{Scaling, Useful, as_f64, ceil},
-    spread::Spread,
 };
 
 /// Load that fewer pods must bear before pods are removed. Without this margin, a load between two numbers adds and removes a pod in turn.
@@ -13,7 +13,7 @@ const MARGIN: f64 = 1.1;
 /// Pods that a consumer asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wish {
-    /// By the formula.
+    /// By the formula; and one more than there are, where one has partitions that are too much for it together.
     pub pods: u32,
     /// To go up to: no more than are of use now.
     pub up: u32,
@@ -36,7 +36,7 @@ pub struct Present<'a> {
 
 /// The pods that a consumer asks for.
 #[must_use]
-pub fn wish(rates: &Rates, spread: &Spread, capacity: &Capacity, present: Present<'_>) -> Wish {
+pub fn wish(rates: &Rates, loads: &PartitionLoads, capacity: &Capacity, present: Present<'_>) -> Wish {
     let Present { scaling, useful, replicas } = present;
     if rates.is_idle {
         return Wish::default();
@@ -48,36 +48,36 @@ pub fn wish(rates: &Rates, spread: &Spread, capacity: &Capacity, present: Presen
     // A pod for each message that is there, or comes while they are worked off, is the most.
     let most = ceil(as_f64(lag) + rates.arrivals * target).max(1);
     let round = |pods: u32| useful.map_or(pods, |useful| useful.round_up(pods));
-    let is_overloaded = each.is_some_and(|each| spread.is_overloaded(scaling, rates.arrivals, each));
+    let is_overloaded = each.is_some_and(|each| loads.is_overloaded(scaling, rates.arrivals, each));
     let one_more = if is_overloaded { replicas.saturating_add(1) } else { 0 };
     let pods = round(ceil(load).max(one_more).clamp(1, most));
     // A pod that gets partitions of others gets what those hold.
-    let may_get = |useful: Useful| replicas < useful.lagging || spread.is_crowded();
-    let is_limited = sample.is_limited() && !useful.is_some_and(may_get);
-    let bearable = each.filter(|_| useful.is_some()).map(|each| spread.enough(scaling, rates.arrivals, each));
+    let is_limited =
+        sample.is_limited() && useful.is_none_or(|useful| loads.takers(useful, replicas) <= replicas);
+    let bearable =
+        each.filter(|_| useful.is_some()).map(|each| loads.min_pods(scaling, rates.arrivals, each));
     let up = match () {
         // What waits needs one, whoever had it before.
-        () if replicas == 0 => pods.min(helpful(rates, spread, each, present)).max(1),
+        () if replicas == 0 => pods.min(helpful(rates, loads, each, present)).max(1),
         () if is_limited || capacity.has_no_gain() => replicas.min(pods),
-        () => pods.min(helpful(rates, spread, each, present)),
+        () => pods.min(helpful(rates, loads, each, present)),
     };
     let is_late = rates.drain.is_some_and(|drain| as_f64(lag) / drain > target);
     Wish {
         pods,
         up,
         down: round(ceil(load * MARGIN).clamp(1, most)).max(bearable.unwrap_or(0)),
-        is_draining: rates.has_backlog() && is_late,
+        is_draining: rates.is_partly_saturated() && is_late,
         is_limited,
     }
 }
 
 /// The most pods that are of use: the present ones and one for each message that waits; or as many as the lasting arrivals take. More pods
 /// do not settle faster what pods already work at, and of partitions only what another pod can take.
-fn helpful(rates: &Rates, spread: &Spread, each: Option<f64>, present: Present<'_>) -> u32 {
+fn helpful(rates: &Rates, loads: &PartitionLoads, each: Option<f64>, present: Present<'_>) -> u32 {
     let Present { scaling, useful, replicas } = present;
     let waiting = u32::try_from(rates.sample.waiting()).unwrap_or(u32::MAX);
     let lasting = each.map_or(0, |each| ceil(scaling.load(rates.lasting_arrivals, 0, Some(each))));
     let most = replicas.saturating_add(waiting).max(lasting);
-    let takers = |useful: Useful| useful.lagging.max(replicas + u32::from(spread.is_crowded()));
-    useful.map_or(most, |useful| most.min(takers(useful)))
+    useful.map_or(most, |useful| most.min(loads.takers(useful, replicas)))
 }

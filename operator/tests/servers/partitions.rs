@@ -232,7 +232,7 @@ async fn a_partition_whose_consumer_becomes_anothers_holds_up_no_other() {
     await_owned(&world, "True", "Owned").await;
 }
 
-/// The operator still says that it is there, so nobody helps himself.
+/// The operator's key still moves, so members do not share out themselves.
 #[tokio::test]
 async fn partitions_go_to_whoever_is_there_also_when_their_event_consumer_was_deleted_without_its_pods() {
     let mut world = start(ORDERED, &[]).await;

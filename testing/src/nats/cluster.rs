@@ -125,14 +125,19 @@ impl NatsCluster {
             jetstream.create_stream(config.clone()).await
         })
         .await;
+        self.await_known(&made).await;
+        made
+    }
+
+    /// Waits until each member takes messages of a stream's subjects.
+    async fn await_known(&self, stream: &Stream) {
         for server in &self.servers {
             let client = server.client().await;
-            for subject in &made.cached_info().config.subjects {
-                await_until("a server to know a stream", ELECTION, async || is_taken(&client, subject).await)
-                    .await;
+            for subject in &stream.cached_info().config.subjects {
+                let known = async || reaches_stream(&client, subject).await;
+                await_until("a server to know a stream", ELECTION, known).await;
             }
         }
-        made
     }
 
     /// The index of the member that keeps the list of streams, once all running members follow it and are up to date.
@@ -189,7 +194,7 @@ impl NatsCluster {
 }
 
 /// Whether a message of such a subject finds its stream. This one is not stored, since no stream has the name that it expects.
-async fn is_taken(client: &Client, subject: &str) -> Result<(), RequestError> {
+async fn reaches_stream(client: &Client, subject: &str) -> Result<(), RequestError> {
     let subject = subject.replace(['*', '>'], "any");
     let headers = HeaderMap::from_iter([(NATS_EXPECTED_STREAM, HeaderValue::from("-"))]);
     client.request_with_headers(subject, headers, "".into()).await.map(drop)

@@ -142,15 +142,14 @@ pub fn combined(
         return Outcome::Pending(pending);
     }
     let own: Vec<_> = all.iter().filter_map(|one| one.info.as_ref()).collect();
-    // More partitions, or order: those are other consumers, and nothing is lost.
     let known = object.status.as_ref().and_then(|status| status.consumer.as_ref());
     let known_count = known.and_then(|known| known.partitions);
     let (is_whole, all_count) = (own.len() == all.len(), u32::try_from(all.len()).ok());
     let mut info = summed(object, &own);
     if let Some(info) = info.as_mut().filter(|_| !is_whole) {
-        // What is missing is made later, which makes the others no other ones.
+        // The missing one is created later; clearing `created` keeps that from looking like a recreation.
         info.created.clear();
-        // One that another takes away is still a partition, and the others are shared out.
+        // A partition whose consumer belongs to another owner still counts: the others must stay shared out.
         info.partitions = all_count.filter(|_| known_count == all_count).or(info.partitions);
     }
     let requeue_after = all.iter().filter_map(|one| one.requeue_after).min();
@@ -158,6 +157,7 @@ pub fn combined(
     let result = all.into_iter().map(|one| one.result).max_by_key(weight);
     let result = result.unwrap_or(OperationResult::Unchanged);
     let whole = info.as_ref().filter(|_| is_whole);
+    // More partitions, or order: those are other consumers, and nothing is lost.
     let recorded = if known_count == all_count { Recorded::of_consumer(object) } else { Recorded::default() };
     let reconciled = Reconciled::new(result, whole, &recorded);
     Outcome::Reconciled(Reconciled { info, contested, requeue_after, ..reconciled })

@@ -36,8 +36,11 @@ impl Session<'_> {
             WatchEvent::Deleted { key, revision } => {
                 if let Ok(key) = key.parse() {
                     self.cleaner.deleted(&key);
-                    self.left_behind.deleted(&key);
+                    let is_taken_over = self.cluster_maps.observed(&key, None);
                     let _ = self.coordinator.observed(&key, Value::Absent(revision), clocks(self.begun));
+                    if is_taken_over {
+                        self.declare();
+                    }
                 }
                 true
             }
@@ -67,14 +70,14 @@ impl Session<'_> {
             }
         };
         self.cleaner.stored(&key, revision, value, self.begun.elapsed());
-        let is_taken_over = self.left_behind.stored(&key, value);
+        let is_taken_over = self.cluster_maps.observed(&key, Some(value));
         let before = self.shape(&key);
         let observed = self.coordinator.observed(&key, Value::Bytes(revision, value), clocks(self.begun));
         if let Err(error) = observed {
             self.warn(&error_chain(&error));
         }
         let is_another = self.has_changed(&key, before.as_ref());
-        // Before the coordinator writes its own again.
+        // Undeclared first, or the coordinator overwrites the other cluster's map.
         if is_taken_over {
             self.declare();
         }

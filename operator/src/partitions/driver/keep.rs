@@ -11,7 +11,7 @@ use crate::{
     error::error_chain,
     jetstream::{info::StreamInfo, reconcile},
     outcome::{OperationResult, Outcome},
-    partitions::{bucket, cleaning::Cleaner, left_behind::LeftBehind},
+    partitions::{bucket, cleaning::Cleaner, cluster_maps::ClusterMaps},
 };
 
 /// How often the watch begins again, whatever it missed.
@@ -93,7 +93,7 @@ impl Session<'_> {
         self.cleaner = Cleaner::default();
         self.told_ends.clear();
         self.is_synced = false;
-        self.left_behind = LeftBehind::new(&self.context.cluster.current);
+        self.cluster_maps = ClusterMaps::new(&self.context.cluster.current);
         self.shared_out.clear();
         self.declare();
     }

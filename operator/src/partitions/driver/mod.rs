@@ -31,8 +31,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use self::keep::Keeping;
 use super::{
     cleaning::Cleaner,
-    declared::{OrderedConsumer, has_object, ordered_consumers},
-    left_behind::LeftBehind,
+    cluster_maps::ClusterMaps,
+    declared::{OrderedConsumer, may_be_declared, ordered_consumers},
     requests::{Answered, Requests},
     sharing::Tracker,
 };
@@ -95,10 +95,10 @@ struct Session<'a> {
     is_synced: bool,
     keeping: Keeping,
     consumers: Vec<OrderedConsumer>,
-    left_behind: LeftBehind,
-    /// The consumers that the coordinator shares out: those that are declared, and those that are left behind.
+    cluster_maps: ClusterMaps,
+    /// The consumers that the coordinator shares out: those that are declared, and orphaned ones.
     shared_out: BTreeSet<ConsumerId>,
-    /// When there was one that is declared last.
+    /// When a consumer was last declared; [`LINGER`] later the session ends.
     used: Instant,
     trackers: BTreeMap<ConsumerId, Tracker>,
     cleaner: Cleaner,
@@ -132,7 +132,7 @@ impl<'a> Session<'a> {
             is_synced: false,
             keeping: Keeping::new(begun),
             consumers: Vec::new(),
-            left_behind: LeftBehind::new(&context.cluster.current),
+            cluster_maps: ClusterMaps::new(&context.cluster.current),
             shared_out: BTreeSet::new(),
             used: begun,
             trackers: BTreeMap::new(),
@@ -183,8 +183,8 @@ impl<'a> Session<'a> {
     fn declare(&mut self) {
         let (context, connection) = (self.context, self.connection);
         let consumers = ordered_consumers(&context.scopes, connection);
-        let left_behind = self.left_behind.declared(|id| has_object(&context.scopes, connection, id));
-        let mut declared: BTreeMap<_, _> = left_behind.filter(|_| self.is_synced).collect();
+        let orphaned = self.cluster_maps.orphaned(|id| may_be_declared(&context.scopes, connection, id));
+        let mut declared: BTreeMap<_, _> = orphaned.filter(|_| self.is_synced).collect();
         declared
             .extend(consumers.iter().map(|consumer| (consumer.id.clone(), consumer.declared(self.context))));
         for gone in self.shared_out.iter().filter(|id| !declared.contains_key(id)) {

@@ -10,8 +10,8 @@ use crate::{
     kubernetes::stores::Name,
     partitions::{
         declared::{OrderedConsumer, is_scaled_to_zero},
-        registry::Known,
-        sharing::{self, Emptying, Sharing, emptying},
+        registry::{Known, Seen},
+        sharing::{Emptying, Sharing, emptying, holders},
     },
 };
 
@@ -27,12 +27,12 @@ impl Session<'_> {
         };
         for OrderedConsumer { object, id, workload, .. } in &self.consumers {
             // What was seen of a bucket that is away is no news of who has what.
-            let (mut emptying, mut owners) = (Vec::new(), Vec::new());
+            let mut emptying = Vec::new();
             if let Some(problem) = &self.keeping.problem {
                 let handovers = self.trackers.get(id).map_or(0, |tracker| tracker.handovers);
-                partitions.publish(object, Known::Unavailable(problem.clone()), handovers);
+                let known = Known::Unavailable(problem.clone());
+                partitions.publish(object, Seen { known, holders: Vec::new(), handovers });
             } else if let Some(places) = self.coordinator.whereabouts(id, now) {
-                owners = sharing::owners(id, &places, observer);
                 emptying =
                     workload.as_ref().map(|workload| self.emptying(workload, &places)).unwrap_or_default();
                 let tracker = self.trackers.entry(id.clone()).or_default();
@@ -40,9 +40,10 @@ impl Session<'_> {
                     workload.as_ref().is_some_and(|workload| is_scaled_to_zero(self.context, workload));
                 let sharing = tracker.see(&places, name, Timestamp::now(), is_scaled_to_zero);
                 let sharing = Sharing { emptying: emptying.clone(), ..sharing };
-                partitions.publish(object, Known::Shared(sharing), tracker.handovers);
+                let holders = holders(id, &places, observer);
+                let (known, handovers) = (Known::Shared(sharing), tracker.handovers);
+                partitions.publish(object, Seen { known, holders, handovers });
             }
-            partitions.publish_owners(object, owners);
             if let Some(workload) = workload {
                 let left = emptying.into_iter().map(|pod| (pod.uid, pod.left)).collect();
                 self.context.scale_downs.see(workload, object, &left);

@@ -10,9 +10,9 @@ use crate::scaling::{
 };
 
 /// How far the world moves at once.
-const TICK: Duration = Duration::from_millis(500);
+pub const TICK: Duration = Duration::from_millis(500);
 /// Ticks between two looks.
-const LOOK: u32 = 4;
+pub const LOOK_TICKS: u32 = 4;
 /// Attempts at a message that always fails.
 const ATTEMPTS: u32 = 6;
 
@@ -177,7 +177,7 @@ impl World {
                 self.work();
             }
             self.ticks += 1;
-            if self.ticks.is_multiple_of(LOOK) {
+            if self.ticks.is_multiple_of(LOOK_TICKS) {
                 self.look();
             }
         }
@@ -372,9 +372,7 @@ impl World {
 
     /// How often pods that came were taken away again, or came back.
     pub fn changes_of_direction(&self, since: f64) -> usize {
-        let steps = self.steps(since);
-        let ups: Vec<_> = steps.windows(2).map(|pair| pair[1] > pair[0]).collect();
-        ups.windows(2).filter(|pair| pair[0] != pair[1]).count()
+        changes_of_direction(&self.steps(since))
     }
 
     /// How many times the pods that the load took then, a step up led to at most.
@@ -403,7 +401,13 @@ impl World {
     }
 }
 
+/// How often numbers of pods that grew became smaller, or the other way round.
+pub fn changes_of_direction(steps: &[u32]) -> usize {
+    let ups: Vec<_> = steps.windows(2).map(|pair| pair[1] > pair[0]).collect();
+    ups.windows(2).filter(|pair| pair[0] != pair[1]).count()
+}
+
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts of messages, or endless")]
-fn whole(count: f64) -> u64 {
+pub fn whole(count: f64) -> u64 {
     count as u64
 }

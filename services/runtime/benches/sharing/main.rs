@@ -31,9 +31,9 @@ use tracing_subscriber::{EnvFilter, layer::SubscriberExt, util::SubscriberInitEx
 async fn main() {
     let arguments: Vec<_> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["--side", width, url, first, step] => {
+        ["--side", side, url, first, step] => {
             let [first, step] = [first, step].map(|number| number.parse().unwrap());
-            throughput::run(width.parse().unwrap(), url, first, step).await;
+            throughput::run(side.parse().unwrap(), url, first, step).await;
         }
         // `cargo test --all-targets` runs it too, which is no time to measure.
         words if words.contains(&"--bench") => measure(words).await,

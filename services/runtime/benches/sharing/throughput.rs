@@ -1,7 +1,8 @@
 //! Ordered throughput over 16 partitions, beside a bare loop.
 
 use std::{
-    env,
+    env, fmt,
+    num::ParseIntError,
     process::Stdio,
     slice,
     str::FromStr,
@@ -36,7 +37,7 @@ const EVENTS: u32 = 100_000;
 /// Turns of each side, one after another. The machine's pace changes by a third from one turn to the next.
 const TURNS: usize = 9;
 /// Most events of a partition that a side has under way.
-const WIDTH: u64 = 256;
+const MAX_IN_FLIGHT: u64 = 256;
 /// How long a process takes for new ones in a bucket at least.
 const SETTLED: Duration = Duration::from_secs(33);
 /// When everything that is paused goes on, after all have been told.
@@ -100,10 +101,27 @@ struct Received {
 
 /// Who handles the events.
 #[derive(Clone, Copy, Debug)]
-enum Side {
+pub enum Side {
     Ours,
     /// A bare loop, with so many events of a partition under way at most.
-    Bare(u64),
+    Bare(usize),
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ours => f.write_str("ours"),
+            Self::Bare(most) => write!(f, "bare:{most}"),
+        }
+    }
+}
+
+impl FromStr for Side {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.strip_prefix("bare:").map_or(Ok(Self::Ours), |most| most.parse().map(Self::Bare))
+    }
 }
 
 /// What one side took to handle all events once.
@@ -136,9 +154,10 @@ pub async fn measure(name: &str, replicas: usize, keys: u64) {
     let operator = Operator::start(servers.url(), PARTITIONS).await;
     sleep(SETTLED.saturating_sub(made.elapsed())).await;
     // A key handles one event at a time, so few keys keep few events under way. The last side has as few without order.
-    let narrow = (keys / u64::from(PARTITIONS)).min(WIDTH);
-    let mut sides = vec![Side::Ours, Side::Bare(WIDTH)];
-    sides.extend((narrow < WIDTH).then_some(Side::Bare(narrow)));
+    let narrow = (keys / u64::from(PARTITIONS)).min(MAX_IN_FLIGHT);
+    let bare = |most| Side::Bare(usize::try_from(most).unwrap());
+    let mut sides = vec![Side::Ours, bare(MAX_IN_FLIGHT)];
+    sides.extend((narrow < MAX_IN_FLIGHT).then(|| bare(narrow)));
     for processes in [1, 2, 4] {
         let mut turns = vec![Vec::new(); sides.len()];
         for round in 0..TURNS {
@@ -152,7 +171,7 @@ pub async fn measure(name: &str, replicas: usize, keys: u64) {
             let rate = f64::from(EVENTS) / median(taken, |taken| taken.elapsed);
             let an_event = |of: fn(&Taken) -> f64| median(taken, of) / f64::from(EVENTS);
             println!(
-                "  {side:?}: {rate:.0}/s; an event takes {:.1} µs of processes, {:.1} µs of servers, {:.2} messages to servers",
+                "  {side}: {rate:.0}/s; an event takes {:.1} µs of processes, {:.1} µs of servers, {:.2} messages to servers",
                 an_event(|taken| taken.processes) * 1e6,
                 an_event(|taken| taken.servers) * 1e6,
                 an_event(|taken| taken.messages)
@@ -165,7 +184,7 @@ pub async fn measure(name: &str, replicas: usize, keys: u64) {
             let [median, low, high] =
                 [TURNS / 2, TURNS / 4, TURNS - 1 - TURNS / 4].map(|index| ratios[index]);
             println!(
-                "  ours beside {side:?}, of each round: {median:.2}x (median; the middle half {low:.2} to {high:.2})"
+                "  ours beside {side}, of each round: {median:.2}x (median; the middle half {low:.2} to {high:.2})"
             );
         }
     }
@@ -282,12 +301,8 @@ async fn end_all(bucket: &Bucket) {
 
 fn start(servers: &Servers, side: Side, number: u32, processes: u32) -> Child {
     let url = servers.url().split(',').next().unwrap();
-    let width = match side {
-        Side::Ours => 0,
-        Side::Bare(width) => width,
-    };
     Command::new(env::current_exe().unwrap())
-        .args(["--side", &width.to_string(), url, &number.to_string(), &processes.to_string()])
+        .args(["--side", &side.to_string(), url, &number.to_string(), &processes.to_string()])
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .spawn()
@@ -305,18 +320,18 @@ impl Handler for Decoding {
     }
 }
 
-/// One process of a side. The bare one has a width, and each of so many partitions, from the first.
-pub async fn run(width: usize, url: &str, first: u32, step: u32) {
+/// One process of a side. The bare one has each of so many partitions, from the first.
+pub async fn run(side: Side, url: &str, first: u32, step: u32) {
     let mut binding = Bench::bindings(10_000).bindings["numbers"].clone();
     share(&mut binding, PARTITIONS);
-    if width == 0 {
+    let Side::Bare(most) = side else {
         let (environment, mut registry) = (Bench::environment_of(url, binding), Registry::default());
         let mut service = Service::connect(environment, &Health::new(), &mut registry).await.unwrap();
         let options = HandlerOptions { concurrency: 1_024, ..HandlerOptions::default() };
         service.handle_with("numbers", Decoding, options).unwrap();
         service.run(CancellationToken::new()).await.unwrap();
         return;
-    }
+    };
     let client = async_nats::connect(url).await.unwrap();
     let jetstream = jetstream::new(client.clone());
     let mut loops = FuturesUnordered::new();
@@ -332,7 +347,7 @@ pub async fn run(width: usize, url: &str, first: u32, step: u32) {
                 let client = client.clone();
                 async move { client.request(message.reply.clone().unwrap(), "+ACK".into()).await.unwrap() }
             });
-            settled.buffer_unordered(width).for_each(async |_| {}).await;
+            settled.buffer_unordered(most).for_each(async |_| {}).await;
         }));
     }
     while loops.next().await.is_some() {}

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{
     driver::{Member, Sharing},
-    tenure::{Instruction, Tenure},
+    tenure::{Instruction, Looked, Tenure},
 };
 
 /// What the loop of one partition is given.

@@ -58,6 +58,17 @@ pub(crate) enum Instruction {
     Abandon,
 }
 
+/// What the loop of a partition has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Looked {
+    /// The lowest stream sequence of its events.
+    pub(crate) oldest: Option<u64>,
+    pub(crate) in_flight: u64,
+    pub(crate) running: u64,
+    /// Whether one waits that could be done now.
+    pub(crate) has_waiting: bool,
+}
+
 /// The right to one partition, which begins when it is taken, and ends for good. Shared by the driver and the partition's loop.
 #[derive(Debug)]
 pub(crate) struct Tenure {
@@ -183,11 +194,26 @@ impl Tenure {
         self.is_recovered.swap(false, Ordering::Acquire)
     }
 
-    /// What is reported of the partition. From now on it is busy until it is seen with less to do than it can; nobody looks while it has nothing.
+    /// Takes what is reported of the partition. One with events begins the next interval as busy, and one look at less work clears that; an empty one
+    /// is not looked at, so it is not busy.
     pub(crate) fn take_figures(&self) -> Figures {
         let mut figures = self.figures.lock();
-        let next = Figures { busy: figures.ack_pending > 0, ..*figures };
+        let next = Figures { busy: Some(figures.ack_pending > 0), ..*figures };
         std::mem::replace(&mut *figures, next)
+    }
+
+    /// Takes over what its loop sees.
+    pub(crate) fn look(&self, looked: Looked) {
+        let Looked { oldest, in_flight, running, has_waiting } = looked;
+        self.report(|figures| {
+            figures.ack_pending = in_flight;
+            figures.running = Some(running);
+            let floor = oldest.map_or(figures.delivered, |oldest| oldest.saturating_sub(1));
+            figures.ack_floor = figures.ack_floor.max(floor.min(figures.delivered));
+            // Beyond what runs there is more.
+            let has_more = has_waiting || figures.pending > 0;
+            figures.busy = Some(figures.busy == Some(true) && has_more);
+        });
     }
 
     /// Changes what is reported.
@@ -235,26 +261,29 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_is_busy_where_each_look_since_the_last_report_found_it_so() {
+    fn a_partition_is_busy_where_each_look_since_the_last_report_found_more_than_runs() {
         let tenure = tenure(true);
-        let look = |ack_pending, has_waiting| {
-            tenure.report(|figures| {
-                figures.ack_pending = ack_pending;
-                figures.busy &= has_waiting;
-            });
+        let look = |in_flight, has_waiting| {
+            tenure.look(Looked { oldest: None, in_flight, running: 2, has_waiting });
         };
-        assert!(!tenure.take_figures().busy, "nobody looked yet");
+        assert_eq!(tenure.take_figures().busy, None, "nobody looked yet");
         look(9, true);
         tenure.take_figures();
         look(9, true);
-        assert!(tenure.take_figures().busy);
+        let figures = tenure.take_figures();
+        assert_eq!((figures.busy, figures.ack_pending, figures.running), (Some(true), 9, Some(2)));
         look(9, true);
         look(2, false);
         look(9, true);
-        assert!(!tenure.take_figures().busy);
+        assert_eq!(tenure.take_figures().busy, Some(false));
+        // What JetStream has for it is more as well.
+        tenure.report(|figures| figures.pending = 3);
+        look(2, false);
+        assert_eq!(tenure.take_figures().busy, Some(true));
+        tenure.report(|figures| figures.pending = 0);
         look(0, false);
         tenure.take_figures();
-        assert!(!tenure.take_figures().busy, "it is empty, and nobody looks");
+        assert_eq!(tenure.take_figures().busy, Some(false), "it is empty, and nobody looks");
     }
 
     #[test]

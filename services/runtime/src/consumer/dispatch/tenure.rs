@@ -4,8 +4,12 @@ use jetwright_nats::ACK_PREFIX;
 use jetwright_partitions::recovery::RecoveryCause;
 use tokio::time::{Instant, timeout};
 
-use super::{Dispatcher, Observation, SEND_TIMEOUT, State};
-use crate::{Handler, consumer::ack::NAK_ON_SHUTDOWN, partitions::Instruction};
+use super::{Dispatcher, Observation, SEND_TIMEOUT};
+use crate::{
+    Handler,
+    consumer::ack::NAK_ON_SHUTDOWN,
+    partitions::{Instruction, Looked},
+};
 
 /// Maximum deliveries of another process that are asked for; beyond that they come when their time is over.
 const MAX_HURRIED: u64 = 10_000;
@@ -65,17 +69,12 @@ impl<H: Handler> Dispatcher<H> {
     /// Updates what the process reports of the partition.
     pub(super) fn report(&mut self) {
         let Some(tenure) = &self.consumer.tenure else { return };
-        let oldest = self.in_flight.iter().map(|(_, held)| held.sequence).min();
         let (count, running) = (self.in_flight.len(), self.running);
-        // What waits for its next attempt, or for the answer to its acknowledgement, is nothing that could be done now.
-        let has_waiting = self.in_flight.iter().any(|(_, held)| matches!(held.state, State::Waiting(_)));
-        tenure.report(|figures| {
-            figures.ack_pending = count.try_into().unwrap_or(u64::MAX);
-            figures.running = running.try_into().ok();
-            let floor = oldest.map_or(figures.delivered, |oldest| oldest.saturating_sub(1));
-            figures.ack_floor = figures.ack_floor.max(floor.min(figures.delivered));
-            // Beyond what runs there is more.
-            figures.busy &= has_waiting || figures.pending > 0;
+        tenure.look(Looked {
+            oldest: self.in_flight.oldest(),
+            in_flight: count.try_into().unwrap_or(u64::MAX),
+            running: running.try_into().unwrap_or(u64::MAX),
+            has_waiting: self.in_flight.has_waiting(),
         });
         self.is_busy = count > 0;
     }
