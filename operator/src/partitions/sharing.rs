@@ -167,6 +167,12 @@ fn wait_of(place: &Whereabouts, name: impl Fn(&MemberId) -> Option<String>) -> O
 
 #[cfg(test)]
 mod tests {
+    use jetwright_partitions::{
+        lease::Clocks,
+        records::{Figures, MemberRecord, Participation},
+        write::Reading,
+    };
+
     use super::*;
 
     fn member(name: &str) -> MemberId {
@@ -268,6 +274,32 @@ mod tests {
         let emptying = emptying(vec![pod("a"), pod("b"), pod("d")], &places, uid);
         let left: Vec<_> = emptying.iter().map(|emptying| (emptying.uid.as_str(), emptying.left)).collect();
         assert_eq!(left, [("a", 5), ("b", 1), ("d", 0)]);
+    }
+
+    #[test]
+    fn a_partition_has_a_holder_that_says_how_much_there_is_to_do() {
+        let now = Clocks::default();
+        let id: ConsumerId = "orders.fulfilment".parse().unwrap();
+        let figures = |busy| Figures { busy, running: Some(4), ..Figures::default() };
+        let said = [
+            (0, figures(Some(true))),
+            (1, figures(Some(false))),
+            (2, figures(None)),
+            (4, figures(Some(true))),
+        ];
+        let consumers = [(id.clone(), Participation { partitions: said.into() })].into();
+        let mut observer = Observer::new(now);
+        let record = MemberRecord { consumers, ..MemberRecord::default() };
+        observer.member(&member("a"), Reading::Present(7, record), now);
+        let draining = Whereabouts { is_draining: true, ..place(Some("a"), None) };
+        let held = || place(Some("a"), Some("a"));
+        let places = [held(), held(), held(), held(), draining, place(None, Some("a"))];
+        let holders = holders(&id, &places, &observer);
+        let known: Vec<_> =
+            holders.iter().map(|holder| holder.as_ref().map(|holder| holder.is_busy)).collect();
+        assert_eq!(known, [Some(true), Some(false), None, None, None, None]);
+        let expected = PartitionHolder { process: "shop.a".into(), is_busy: true, running: Some(4) };
+        assert_eq!(holders[0], Some(expected));
     }
 
     #[test]

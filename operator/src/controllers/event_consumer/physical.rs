@@ -359,6 +359,10 @@ mod tests {
         assert_eq!((whole.result, whole.recreated), (blocked.clone(), false));
         let known = whole.info.unwrap();
         assert_eq!((known.num_ack_pending, known.created.as_str()), (1, ""), "of those that are its own");
+        assert_eq!(known.partitions, Some(1));
+        let taken_away = [(blocked.clone(), None), (OperationResult::Unchanged, Some(&there))];
+        let known = combination(&recorded("2026-11-21T10:00:00Z"), taken_away).info.unwrap();
+        assert_eq!(known.partitions, Some(2), "it had all of them");
         let none = combination(&consumer("ordering: PerKey"), [(blocked.clone(), None), (blocked, None)]);
         assert!(none.info.is_none());
         let waiting = Pending {
