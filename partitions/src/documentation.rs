@@ -65,6 +65,7 @@ fn keys_and_values_of_the_page_are_those_of_the_code() {
         ack_pending: 3,
         busy: Some(true),
         running: Some(2),
+        queued: Some(1),
     };
     assert!(
         page.contains(&format!(r#"{{"partitions":{{"3":{}}}}}"#, serde_json::to_string(&figures).unwrap()))

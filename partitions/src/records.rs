@@ -113,12 +113,15 @@ pub struct Figures {
     pub pending: u64,
     /// Events that are delivered and not acknowledged.
     pub ack_pending: u64,
-    /// Whether it had as much to do as it can since the last report. Absent where it does not say so.
+    /// Whether it had events for which it had no room, at each look since the last report. Absent where it does not say so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub busy: Option<bool>,
     /// Events that it works at. Absent where it does not say so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub running: Option<u64>,
+    /// Events that it could begin, and has no room for. Absent where it does not say so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queued: Option<u64>,
 }
 
 /// Who found a member dead.
@@ -233,6 +236,7 @@ mod tests {
             ack_pending: 3,
             busy: Some(true),
             running: None,
+            queued: None,
         };
         let record = MemberRecord {
             pod: Some("shop-0".into()),

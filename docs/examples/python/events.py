@@ -36,7 +36,7 @@ class Events:
         self.asked_for, self.pull_ends = 0, 0
         self.arrived = asyncio.Event()
         self.is_draining = False
-        self.figures = {"delivered": 0, "ackFloor": 0, "pending": 0, "ackPending": 0, "busy": False, "running": 0}
+        self.figures = {"delivered": 0, "ackFloor": 0, "pending": 0, "ackPending": 0, "busy": False, "running": 0, "queued": 0}
 
     async def run(self):
         self.inbox = self.connection.new_inbox()
@@ -107,7 +107,7 @@ class Events:
         while True:
             await asyncio.sleep(IN_PROGRESS)
             here = [message for message, _ in self.waiting.values()] + ([self.running] if self.running else [])
-            self.figures |= {"ackPending": len(here), "busy": bool(self.waiting), "running": len(here) - len(self.waiting)}
+            self.figures |= {"ackPending": len(here), "busy": bool(self.waiting), "running": len(here) - len(self.waiting), "queued": len(self.waiting)}
             for message in here:
                 if self.member.lease_left() > 0 and self.connection.is_connected:
                     await self.connection.publish(message.reply, b"+WPI")

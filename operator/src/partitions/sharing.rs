@@ -7,6 +7,7 @@ use jetwright_partitions::{
     coordinator::Whereabouts,
     keys::{ConsumerId, MemberId},
     observer::Observer,
+    records::Figures,
 };
 use jiff::Timestamp;
 
@@ -45,22 +46,32 @@ pub struct Emptying {
 pub struct PartitionHolder {
     /// Its id.
     pub process: String,
-    /// Whether it has as much to do there as it can.
-    pub is_busy: bool,
-    /// Events that it works at there, where it says so.
-    pub running: Option<u64>,
+    /// What it says of the partition; None before its first report, and of one that says nothing.
+    pub work: Option<HolderWork>,
 }
 
-/// Who has the partitions of a consumer, by number, where they say how much there is to do.
+/// What the process that has a partition says of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HolderWork {
+    /// Whether it has events for which it has no room, lately at each look.
+    pub is_busy: bool,
+    /// Events that it works at.
+    pub running: u64,
+    /// Events that it could begin, and has no room for.
+    pub queued: u64,
+}
+
+/// Who has the partitions of a consumer, by number.
 pub fn holders(id: &ConsumerId, places: &[Whereabouts], observer: &Observer) -> Vec<Option<PartitionHolder>> {
+    let work = |partition: u32, holder: &MemberId| {
+        let Figures { busy, running, queued, .. } =
+            *observer.record(holder)?.consumers.get(id)?.partitions.get(&partition)?;
+        // Earlier versions say `busy` of what is empty, and nothing else.
+        Some(HolderWork { is_busy: busy?, running: running?, queued: queued? })
+    };
     let holder = |(partition, place): (u32, &Whereabouts)| {
-        let holder = place.holder.as_ref().filter(|_| !place.is_draining)?;
-        let figures = observer.record(holder)?.consumers.get(id)?.partitions.get(&partition)?;
-        Some(PartitionHolder {
-            process: holder.to_string(),
-            is_busy: figures.busy?,
-            running: figures.running,
-        })
+        let holder = place.holder.as_ref()?;
+        Some(PartitionHolder { process: holder.to_string(), work: work(partition, holder) })
     };
     (0..).zip(places).map(holder).collect()
 }
@@ -169,7 +180,7 @@ fn wait_of(place: &Whereabouts, name: impl Fn(&MemberId) -> Option<String>) -> O
 mod tests {
     use jetwright_partitions::{
         lease::Clocks,
-        records::{Figures, MemberRecord, Participation},
+        records::{MemberRecord, Participation},
         write::Reading,
     };
 
@@ -277,29 +288,27 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_has_a_holder_that_says_how_much_there_is_to_do() {
+    fn a_partition_has_a_holder_and_what_that_says_of_it() {
         let now = Clocks::default();
         let id: ConsumerId = "orders.fulfilment".parse().unwrap();
-        let figures = |busy| Figures { busy, running: Some(4), ..Figures::default() };
-        let said = [
-            (0, figures(Some(true))),
-            (1, figures(Some(false))),
-            (2, figures(None)),
-            (4, figures(Some(true))),
-        ];
+        let of_now = Figures { busy: Some(true), running: Some(4), queued: Some(3), ..Figures::default() };
+        let said = [(0, of_now), (1, Figures { queued: None, ..of_now }), (4, of_now)];
         let consumers = [(id.clone(), Participation { partitions: said.into() })].into();
         let mut observer = Observer::new(now);
         let record = MemberRecord { consumers, ..MemberRecord::default() };
         observer.member(&member("a"), Reading::Present(7, record), now);
-        let draining = Whereabouts { is_draining: true, ..place(Some("a"), None) };
         let held = || place(Some("a"), Some("a"));
-        let places = [held(), held(), held(), held(), draining, place(None, Some("a"))];
-        let holders = holders(&id, &places, &observer);
-        let known: Vec<_> =
-            holders.iter().map(|holder| holder.as_ref().map(|holder| holder.is_busy)).collect();
-        assert_eq!(known, [Some(true), Some(false), None, None, None, None]);
-        let expected = PartitionHolder { process: "shop.a".into(), is_busy: true, running: Some(4) };
-        assert_eq!(holders[0], Some(expected));
+        let places = [held(), held(), held(), place(Some("b"), None), place(None, Some("a"))];
+        let holder = |process: &str, work| Some(PartitionHolder { process: process.into(), work });
+        let work = HolderWork { is_busy: true, running: 4, queued: 3 };
+        let expected = [
+            holder("shop.a", Some(work)),
+            holder("shop.a", None),
+            holder("shop.a", None),
+            holder("shop.b", None),
+            None,
+        ];
+        assert_eq!(holders(&id, &places, &observer), expected);
     }
 
     #[test]

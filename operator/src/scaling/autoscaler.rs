@@ -201,7 +201,8 @@ impl Autoscaler {
 
     fn step_up(&self, look: Look<'_>, wished: u32) -> (u32, Reason) {
         let replicas = self.replicas;
-        let watched = self.startup.ready_at.is_some_and(|ready| look.at >= ready + WARMUP + WINDOW);
+        let watched = self.startup.ready_at.is_some_and(|ready| look.at >= ready + WARMUP + WINDOW)
+            && self.consumers.values().all(|consumer| consumer.is_watched(look.at));
         // Without pods, there is nothing to wait for.
         if replicas > 0 && !(watched && self.rested(look.at)) {
             return (replicas, Reason::Starting);

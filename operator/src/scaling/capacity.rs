@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{
     figures::{BusyProcesses, Sample},
-    rates::WINDOW,
+    rates::{Saturation, WINDOW},
     spec::as_f64,
 };
 
@@ -41,6 +41,8 @@ struct Span {
     changed_at: Duration,
     /// Any work of these pods.
     all: Option<Sample>,
+    /// Work of these pods while each look found some of them busy.
+    behind: Option<Sample>,
     /// Work of these pods while each look found all of them busy.
     saturated: Option<Sample>,
     /// Work of those that each look found busy, where others were not.
@@ -49,7 +51,7 @@ struct Span {
 
 impl Span {
     fn begin(at: Duration) -> Self {
-        Self { changed_at: at, all: None, saturated: None, busy: None }
+        Self { changed_at: at, all: None, behind: None, saturated: None, busy: None }
     }
 }
 
@@ -57,8 +59,7 @@ impl Span {
 #[derive(Clone, Debug)]
 pub struct Work {
     pub sample: Sample,
-    /// Whether each pod has all that it can work at.
-    pub is_saturated: bool,
+    pub saturation: Saturation,
     /// Pods that are ready.
     pub ready: u32,
     /// Those that have as much to do as they can, where they have partitions.
@@ -138,35 +139,50 @@ impl Capacity {
         });
     }
 
-    /// Partitions moved: what was counted says nothing, since what one process gave back is delivered again to the next.
-    pub fn restart(&mut self) {
-        self.span = None;
+    /// Whether pods that were added have yet to show what they bring.
+    #[must_use]
+    pub fn has_trial(&self) -> bool {
+        self.trial.is_some()
+    }
+
+    /// Partitions move: what was counted says nothing, since what one process gave back is delivered again to the next.
+    pub fn restart(&mut self, at: Duration) {
+        // They have had their time to warm up when they have moved.
+        self.span = Some(Span::begin(at.saturating_sub(WARMUP)));
     }
 
     /// Takes over what was sampled.
     pub fn add(&mut self, work: Work) {
-        let Work { sample, is_saturated, ready, busy } = work;
+        let Work { sample, saturation, ready, busy } = work;
         let known = self.span.take().filter(|_| ready == self.ready);
         let mut span = known.unwrap_or_else(|| Span::begin(sample.at));
         if ready != self.ready {
             self.recent_rate = None;
         }
         self.ready = ready;
-        if !is_saturated {
+        if saturation == Saturation::None {
             // They do what there is to do.
             self.trial = self.trial.filter(|trial| ready < trial.pods);
+            span.behind = None;
+        }
+        if saturation != Saturation::Full {
             span.saturated = None;
         }
         if ready > 0 && sample.at >= span.changed_at + WARMUP {
-            if let Some(rate) = span.saturated.and_then(|since| settled_since(&since, &sample)) {
+            if let Some(rate) = span.behind.and_then(|since| settled_since(&since, &sample)) {
                 self.judge(rate, ready);
+                span.behind = span.behind.filter(|_| !rate.is_whole());
+            }
+            if saturation != Saturation::None {
+                span.behind = span.behind.or(Some(sample));
             }
             let pods = sample.processes.map_or(ready, |processes| processes.busy + processes.idle);
             span.all = self.learn(span.all, sample, pods, false).or(Some(sample));
-            if is_saturated {
+            if saturation == Saturation::Full {
                 span.saturated = self.learn(span.saturated, sample, pods, true).or(Some(sample));
             }
-            span.busy = busy.filter(|_| !is_saturated).map(|now| self.learn_of_some(span.busy.take(), now));
+            let busy = busy.filter(|_| saturation == Saturation::Partial);
+            span.busy = busy.map(|now| self.learn_of_some(span.busy.take(), now));
         }
         self.span = Some(span);
     }
@@ -245,7 +261,8 @@ mod tests {
     fn work(second: u64, settled: u64, pending: u64, ready: u32) -> Work {
         let at = Duration::from_secs(second);
         let sample = Sample { at, delivered: settled + 5, pending, ack_pending: 5, ..Sample::default() };
-        Work { sample, is_saturated: pending > 0, ready, busy: None }
+        let saturation = if pending > 0 { Saturation::Full } else { Saturation::None };
+        Work { sample, saturation, ready, busy: None }
     }
 
     /// Runs so many ready pods for a while that settle so many a second together.
@@ -288,7 +305,8 @@ mod tests {
             let all = work(second, 5_000 + 202 * second, 0, 4);
             let processes = Some(ProcessCounts { busy: 2, idle: 2 });
             let sample = Sample { processes, ..all.sample };
-            capacity.add(Work { sample, busy: Some(BusyProcesses { ids, total }), ..all });
+            let (saturation, busy) = (Saturation::Partial, Some(BusyProcesses { ids, total }));
+            capacity.add(Work { sample, saturation, busy, ..all });
             let expected = (second >= 16).then_some(100.0);
             assert_eq!(capacity.learnt(), expected, "{second}");
         }
@@ -301,7 +319,8 @@ mod tests {
             // A pod is lost, and what it had comes again.
             let again = if second >= 20 { 1_024 } else { 0 };
             if second == 20 {
-                capacity.restart();
+                capacity.restart(Duration::from_secs(second));
+                continue;
             }
             capacity.add(work(second, 6 * second + again, 0, 1));
         }

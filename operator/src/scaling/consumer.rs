@@ -1,11 +1,13 @@
 //! In: what is read of one consumer, look by look. Out: how many pods it asks for. Pure.
 
+use std::time::Duration;
+
 use super::{
     capacity::{Capacity, Work},
     figures::{Reading, Unknown},
-    partition_loads::{Movement, PartitionLoads},
-    rates::{Rates, Series},
-    wish::{Present, Wish, wish},
+    partition_loads::{FIRST_REPORT, Movement, PartitionLoads},
+    rates::{Rates, Series, WINDOW},
+    wish::{Known, Present, Wish, wish},
 };
 
 /// What is known of one consumer.
@@ -27,9 +29,6 @@ impl Consumer {
     pub fn add(&mut self, reading: &Reading, ready: u32, present: Present<'_>) -> Result<Wish, Unknown> {
         let total = reading.total();
         let movement = total.map_or(Movement::None, |_| self.loads.add(&reading.parts));
-        if movement == Movement::Moved {
-            self.capacity.restart();
-        }
         let rates = self.series.add(total, movement);
         self.rates = rates.ok();
         match (rates, self.series.so_far()) {
@@ -38,21 +37,33 @@ impl Consumer {
                 if self.series.begins() {
                     self.capacity.interrupt();
                 }
-                self.capacity.add(Work {
-                    sample: so_far.sample,
-                    is_saturated: so_far.is_saturated(),
-                    ready,
-                    busy: reading.busy_processes(),
-                });
+                if movement == Movement::None {
+                    self.capacity.add(Work {
+                        sample: so_far.sample,
+                        saturation: so_far.saturation(),
+                        ready,
+                        busy: reading.busy_processes(),
+                    });
+                } else {
+                    self.capacity.restart(so_far.sample.at);
+                }
             }
             (Err(Unknown::Unanswered), _) => {}
             _ => self.capacity.interrupt(),
         }
-        let wish = wish(&rates?, &self.loads, &self.capacity, present);
+        let loads = reading.partitions.map(|_| &self.loads);
+        let wish = wish(Known { rates: &rates?, capacity: &self.capacity, loads }, present);
         if wish.pods <= present.replicas {
             self.capacity.forget_no_gain();
         }
         Ok(wish)
+    }
+
+    /// Whether pods that came last have shown what they bring, where that is to be seen: what they do with the partitions that they took.
+    #[must_use]
+    pub fn is_watched(&self, at: Duration) -> bool {
+        let judged = |moved| at >= moved + FIRST_REPORT + WINDOW;
+        !self.capacity.has_trial() || self.loads.moved_at().is_none_or(judged)
     }
 
     /// Pods are added.
@@ -61,7 +72,7 @@ impl Consumer {
         if rates.sample.all_pods_busy() {
             self.capacity.assume_recent_rate();
         }
-        if rates.is_saturated() {
+        if rates.is_partly_saturated() {
             self.capacity.scaled_up(from, to, rates.settled);
         }
     }

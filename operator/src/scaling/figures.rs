@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use crate::partitions::sharing::PartitionHolder;
+use crate::partitions::sharing::{HolderWork, PartitionHolder};
 
 /// What the leader of a consumer said at one moment, or what was said of all parts of one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,16 +21,19 @@ pub struct Sample {
     pub waiting_pulls: u64,
     /// With order per key, of all parts: the processes that have them; None where not all of them say how much there is to do.
     pub processes: Option<ProcessCounts>,
-    /// Of those: messages that busy ones have and do not work at yet.
+    /// Of those: events that they could begin, and have no room for.
     pub queued: u64,
-    /// Of those: messages that they work at, where all say so.
+    /// Of those: events that they work at, where all say so.
     pub running: Option<u64>,
+    /// Parts in which something waits that no pod asks for, and those in which something is not settled.
+    pub unasked: u32,
+    pub lagging: u32,
 }
 
 /// The processes that have the partitions of a consumer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessCounts {
-    /// Those that have as much to do as they can in one of their partitions.
+    /// Those that have no room for events of one of their partitions.
     pub busy: u32,
     /// The others.
     pub idle: u32,
@@ -52,7 +55,6 @@ impl Sample {
         let last = samples().max_by_key(|one| one.at)?;
         let sum = |figure: fn(&Self) -> u64| samples().map(figure).sum();
         let limits: Option<Vec<_>> = samples().map(|one| one.max_ack_pending).collect();
-        let busy = parts.iter().filter(|part| part.holder.as_ref().is_some_and(|holder| holder.is_busy));
         Some(Self {
             at: last.at,
             delivered: sum(|one| one.delivered),
@@ -61,8 +63,10 @@ impl Sample {
             max_ack_pending: limits.map(|limits| limits.iter().sum()),
             waiting_pulls: sum(|one| one.waiting_pulls),
             processes: process_counts(parts),
-            queued: busy.map(Part::queued).sum(),
-            running: parts.iter().map(|part| part.holder.as_ref()?.running).sum(),
+            queued: parts.iter().filter_map(Part::work).map(|work| work.queued).sum(),
+            running: parts.iter().map(|part| Some(part.work()?.running)).sum(),
+            unasked: count(parts.iter().filter(|part| part.is_unasked())),
+            lagging: count(parts.iter().filter(|part| part.sample.lag() > 0)),
         })
     }
 
@@ -84,7 +88,13 @@ impl Sample {
         self.running.unwrap_or(self.ack_pending)
     }
 
-    /// Messages that other pods could work at: no pod has them, or one that cannot begin them yet.
+    /// Messages that are not settled, and at which nobody works yet.
+    #[must_use]
+    pub fn unbegun(&self) -> u64 {
+        self.lag().saturating_sub(self.in_hand())
+    }
+
+    /// Messages that other pods could work at: no pod has them, or one that has no room for them.
     #[must_use]
     pub fn waiting(&self) -> u64 {
         self.pending + self.queued
@@ -97,44 +107,67 @@ impl Sample {
     }
 
     /// Whether JetStream delivers no more until something is settled, however many pods there are.
-    #[must_use]
-    pub fn is_limited(&self) -> bool {
+    fn is_limited(&self) -> bool {
         self.max_ack_pending.is_some_and(|limit| self.ack_pending >= limit)
+    }
+
+    /// Whether pods work at as many messages as may be unacknowledged: with more of them they would do more.
+    #[must_use]
+    pub fn is_limiting(&self) -> bool {
+        self.max_ack_pending.is_some_and(|limit| self.in_hand() >= limit)
     }
 
     /// Whether some pod has all that it can work at.
     #[must_use]
     pub fn any_pod_busy(&self) -> bool {
-        self.processes.map_or_else(|| self.is_unasked(), |processes| processes.busy > 0)
+        self.processes.map_or(self.unasked > 0, |processes| processes.busy > 0)
     }
 
     /// Whether each pod has all that it can work at.
     #[must_use]
     pub fn all_pods_busy(&self) -> bool {
-        self.any_pod_busy() && self.processes.is_none_or(|processes| processes.idle == 0)
-    }
-
-    /// Whether something waits that no pod asks for: JetStream delivers at once where a pull waits.
-    fn is_unasked(&self) -> bool {
-        self.pending > 0 && self.waiting_pulls == 0 && !self.is_limited()
+        let others =
+            self.processes.map_or(self.lagging.saturating_sub(self.unasked), |processes| processes.idle);
+        self.any_pod_busy() && others == 0
     }
 }
 
 impl Part {
-    /// Messages that its process has and does not work at yet.
-    fn queued(&self) -> u64 {
-        let running = self.holder.as_ref().and_then(|holder| holder.running);
-        self.sample.ack_pending.saturating_sub(running.unwrap_or_default())
+    fn work(&self) -> Option<HolderWork> {
+        self.holder.as_ref()?.work
+    }
+
+    /// Messages that are not settled, and at which nobody works yet.
+    #[must_use]
+    pub fn unbegun(&self) -> u64 {
+        let in_hand = self.work().map_or(self.sample.ack_pending, |work| work.running);
+        self.sample.lag().saturating_sub(in_hand)
+    }
+
+    /// The process that has it, where that has no room for its events.
+    #[must_use]
+    pub fn busy_process(&self) -> Option<&str> {
+        let holder = self.holder.as_ref()?;
+        holder.work?.is_busy.then_some(holder.process.as_str())
+    }
+
+    /// Whether something waits that no pod asks for: JetStream delivers at once where a pull waits.
+    fn is_unasked(&self) -> bool {
+        let Sample { pending, waiting_pulls, .. } = self.sample;
+        pending > 0 && waiting_pulls == 0 && !self.sample.is_limited()
     }
 }
 
+fn count(parts: impl Iterator) -> u32 {
+    u32::try_from(parts.count()).unwrap_or(u32::MAX)
+}
+
 fn process_counts(parts: &[Part]) -> Option<ProcessCounts> {
-    let all: Vec<_> = parts.iter().map(|part| part.holder.as_ref()).collect::<Option<_>>()?;
-    let processes: BTreeSet<_> = all.iter().map(|holder| &holder.process).collect();
-    let busy: BTreeSet<_> =
-        all.iter().filter(|holder| holder.is_busy).map(|holder| &holder.process).collect();
-    let count = |processes: usize| u32::try_from(processes).unwrap_or(u32::MAX);
-    Some(ProcessCounts { busy: count(busy.len()), idle: count(processes.len() - busy.len()) })
+    let all: Vec<_> =
+        parts.iter().map(|part| part.work().and(part.holder.as_ref())).collect::<Option<_>>()?;
+    let processes: BTreeSet<_> = all.iter().map(|holder| holder.process.as_str()).collect();
+    let busy: BTreeSet<_> = parts.iter().filter_map(Part::busy_process).collect();
+    Some(ProcessCounts { busy: count(busy.iter()), idle: count(processes.difference(&busy)) })
 }
 
 /// Why the figures of a consumer are unknown.
@@ -166,7 +199,7 @@ impl Unknown {
     }
 }
 
-/// The processes of a consumer that have as much to do as they can.
+/// The processes of a consumer that have no room for events of one of their partitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BusyProcesses {
     pub ids: BTreeSet<String>,
@@ -181,13 +214,15 @@ pub struct Reading {
     pub parts: Vec<Part>,
     /// Why the rest is unknown, if any is.
     pub unknown: Option<Unknown>,
+    /// With order per key, how many partitions it has.
+    pub partitions: Option<u32>,
 }
 
 impl Reading {
     /// Nothing is known.
     #[must_use]
     pub fn unknown(why: Unknown) -> Self {
-        Self { parts: Vec::new(), unknown: Some(why) }
+        Self { unknown: Some(why), ..Self::default() }
     }
 
     /// All of it as one.
@@ -202,12 +237,10 @@ impl Reading {
         }
     }
 
-    /// The processes that are busy in one of the partitions which they have.
+    /// The processes that have no room for events of one of their partitions.
     #[must_use]
     pub fn busy_processes(&self) -> Option<BusyProcesses> {
-        let holders = || self.parts.iter().filter_map(|part| part.holder.as_ref());
-        let ids: BTreeSet<_> =
-            holders().filter(|holder| holder.is_busy).map(|holder| holder.process.clone()).collect();
+        let ids: BTreeSet<_> = self.parts.iter().filter_map(Part::busy_process).map(str::to_owned).collect();
         let is_theirs =
             |part: &&Part| part.holder.as_ref().is_some_and(|holder| ids.contains(&holder.process));
         let theirs: Vec<_> = self.parts.iter().filter(is_theirs).cloned().collect();
@@ -218,14 +251,13 @@ impl Reading {
     /// How many parts, of those that are known, have messages which are not settled.
     #[must_use]
     pub fn lagging_parts(&self) -> u32 {
-        let lagging = self.parts.iter().filter(|part| part.sample.lag() > 0).count();
-        u32::try_from(lagging).unwrap_or(u32::MAX)
+        count(self.parts.iter().filter(|part| part.sample.lag() > 0))
     }
 }
 
 impl From<Sample> for Reading {
     fn from(sample: Sample) -> Self {
-        Self { parts: vec![Part { sample, holder: None }], unknown: None }
+        Self { parts: vec![Part { sample, holder: None }], ..Self::default() }
     }
 }
 
@@ -248,7 +280,8 @@ mod tests {
     }
 
     fn part(sample: Sample, process: &str, is_busy: bool) -> Part {
-        Part { sample, holder: Some(PartitionHolder { process: process.into(), is_busy, running: Some(1) }) }
+        let work = Some(HolderWork { is_busy, running: 1, queued: is_busy.into() });
+        Part { sample, holder: Some(PartitionHolder { process: process.into(), work }) }
     }
 
     fn sum(samples: &[Sample]) -> Option<Sample> {
@@ -268,10 +301,12 @@ mod tests {
             processes: None,
             queued: 0,
             running: None,
+            unasked: 0,
+            lagging: 2,
         };
         assert_eq!(sum(&[sample(1, 3, Some(256)), sample(2, 0, Some(256))]), Some(expected));
         assert_eq!(sum(&[sample(1, 3, None), sample(2, 0, Some(1))]).unwrap().max_ack_pending, None);
-        assert_eq!(sum(&[sample(1, 3, Some(1))]), Some(sample(1, 3, Some(1))));
+        assert_eq!(sum(&[sample(1, 3, Some(1))]), Some(Sample { lagging: 1, ..sample(1, 3, Some(1)) }));
         assert_eq!(sum(&[]), None);
     }
 
@@ -286,19 +321,30 @@ mod tests {
         assert!(Sample::sum(&parts[..2]).unwrap().all_pods_busy());
         assert!(!Sample::sum(&parts[2..]).unwrap().any_pod_busy());
         // Of a partition of which nobody says anything, it is not known.
-        let unsaid = [parts[0].clone(), Part { sample: one, holder: None }];
-        assert_eq!(Sample::sum(&unsaid).unwrap().processes, None);
+        let silent = PartitionHolder { process: "b".into(), work: None };
+        for holder in [None, Some(silent)] {
+            let unsaid = [parts[0].clone(), Part { sample: one, holder }];
+            assert_eq!(Sample::sum(&unsaid).unwrap().processes, None);
+        }
     }
 
     #[test]
-    fn without_partitions_pods_are_busy_where_something_waits_that_none_asks_for() {
+    fn without_a_word_of_processes_pods_are_busy_where_something_waits_that_none_asks_for() {
         let unasked = Sample { waiting_pulls: 0, ..sample(1, 3, Some(9)) };
-        assert!(unasked.all_pods_busy());
+        assert!(sum(&[unasked]).unwrap().all_pods_busy());
         let others = [
             Sample { pending: 0, ..unasked },
             Sample { waiting_pulls: 1, ..unasked },
             Sample { max_ack_pending: Some(2), ..unasked },
         ];
-        assert!(others.iter().all(|other| !other.any_pod_busy()));
+        for other in others {
+            assert!(!sum(&[other]).unwrap().any_pod_busy());
+            let both = sum(&[unasked, other]).unwrap();
+            assert!(both.any_pod_busy() && !both.all_pods_busy());
+        }
+        assert!(
+            sum(&[unasked, Sample::default()]).unwrap().all_pods_busy(),
+            "an empty partition waits for nothing"
+        );
     }
 }

@@ -14,11 +14,13 @@ use super::{
 use crate::partitions::sharing::PartitionHolder;
 
 /// Time in which what arrived loses half of its weight.
-const HALF_LIFE: Duration = Duration::from_secs(30);
+const HALF_LIFE: Duration = Duration::from_mins(2);
 /// What each partition is taken to have received at first, so that a few messages make no difference between them.
 const PRIOR_ARRIVALS: f64 = 10.0;
 /// Weight of the messages by which something was to do lately.
 const MIN_RECENT_ARRIVALS: f64 = 0.5;
+/// Time in which a process reports of a partition that it has taken: two intervals of its renewals.
+pub const FIRST_REPORT: Duration = Duration::from_secs(10);
 /// Part of its capacity that a pod may have to bear after others were removed. From all of it on, one is added.
 const MAX_LOAD: f64 = 0.9;
 
@@ -48,19 +50,19 @@ struct PartitionLoad {
     so_far: u64,
     /// The last ones, those of long ago with less weight.
     recent: f64,
-    /// Messages that are not settled.
-    lag: u64,
+    /// Messages at which nobody works yet.
+    unbegun: u64,
     holder: Option<PartitionHolder>,
 }
 
 impl PartitionLoad {
     fn new(part: &Part) -> Self {
-        Self { so_far: part.sample.arrived(), recent: 0.0, lag: 0, holder: part.holder.clone() }
+        Self { so_far: part.sample.arrived(), recent: 0.0, unbegun: 0, holder: part.holder.clone() }
     }
 
     /// Whether there is, or was lately, something to do.
     fn is_used(&self) -> bool {
-        self.lag > 0 || self.recent >= MIN_RECENT_ARRIVALS
+        self.unbegun > 0 || self.recent >= MIN_RECENT_ARRIVALS
     }
 
     fn process(&self) -> Option<&str> {
@@ -81,29 +83,40 @@ impl PartitionLoads {
         if has_moved {
             self.moved_at = Some(at);
         }
+        let is_silent =
+            parts.iter().any(|part| part.holder.as_ref().is_some_and(|holder| holder.work.is_none()));
+        let settled = if is_silent { FIRST_REPORT.max(WARMUP) } else { WARMUP };
         let movement = match self.moved_at {
             _ if has_moved => Movement::Moved,
-            Some(moved) if at < moved + WARMUP => Movement::Settling,
+            Some(moved) if at < moved + settled => Movement::Settling,
             _ => Movement::None,
         };
         let passed = at.saturating_sub(self.at).as_secs_f64() / HALF_LIFE.as_secs_f64();
-        for (known, Part { sample, holder }) in self.parts.iter_mut().zip(parts) {
+        for (known, part) in self.parts.iter_mut().zip(parts) {
+            let Part { sample, holder } = part;
             let came = sample.arrived().saturating_sub(known.so_far);
             let came = if movement == Movement::None { as_f64(came) } else { 0.0 };
             known.recent = known.recent * 0.5_f64.powf(passed) + came;
-            (known.so_far, known.lag) = (sample.arrived(), sample.lag());
+            (known.so_far, known.unbegun) = (sample.arrived(), part.unbegun());
             known.holder.clone_from(holder);
         }
         self.at = at;
         movement
     }
 
-    /// The most pods that can take something: as many as partitions in which something is not settled, and one more than there are where that one
+    /// When partitions moved last.
+    #[must_use]
+    pub fn moved_at(&self) -> Option<Duration> {
+        self.moved_at
+    }
+
+    /// The most pods that can take something: as many as partitions in which something is to do, and one more than there are where that one
     /// could relieve another.
     #[must_use]
-    pub fn takers(&self, useful: Useful, replicas: u32) -> u32 {
+    pub fn takers(&self, replicas: u32) -> u32 {
+        let lagging = self.parts.iter().filter(|part| part.unbegun > 0).count();
         let more = u32::from(self.relievable().next().is_some());
-        useful.lagging.max(replicas.saturating_add(more))
+        u32::try_from(lagging).unwrap_or(u32::MAX).max(replicas.saturating_add(more))
     }
 
     /// Whether a process that another one may relieve has more to do than it can: its share of what all receive in a second, and what waits.
@@ -121,7 +134,10 @@ impl PartitionLoads {
         let used = |process: &str| {
             self.parts.iter().filter(|part| part.process() == Some(process) && part.is_used()).count()
         };
-        let busy = self.parts.iter().filter(|part| part.holder.as_ref().is_some_and(|holder| holder.is_busy));
+        let is_busy = |part: &&PartitionLoad| {
+            part.holder.as_ref().and_then(|holder| holder.work).is_some_and(|work| work.is_busy)
+        };
+        let busy = self.parts.iter().filter(is_busy);
         busy.filter_map(PartitionLoad::process).filter(move |process| used(process) > 1)
     }
 
@@ -132,7 +148,7 @@ impl PartitionLoads {
         let mut loads = self.loads(scaling, arrivals);
         loads.sort_unstable_by(|one, other| other.total_cmp(one));
         let partitions = u32::try_from(loads.len()).unwrap_or(u32::MAX);
-        let useful = Useful { partitions, lagging: partitions };
+        let useful = Useful { partitions };
         let busiest_pod = |pods: u32| -> f64 {
             let share = usize::try_from(partitions.div_ceil(pods)).unwrap_or(usize::MAX);
             loads.iter().take(share).sum()
@@ -152,7 +168,7 @@ impl PartitionLoads {
         let all: f64 = self.parts.iter().map(|part| part.recent + PRIOR_ARRIVALS).sum();
         let target = scaling.target_drain_time.as_secs_f64();
         let load = |part: &PartitionLoad| {
-            arrivals * (part.recent + PRIOR_ARRIVALS) / all + as_f64(part.lag) / target
+            arrivals * (part.recent + PRIOR_ARRIVALS) / all + as_f64(part.unbegun) / target
         };
         self.parts.iter().map(load).collect()
     }
@@ -161,15 +177,17 @@ impl PartitionLoads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scaling::{figures::Sample, simulation::scaling};
+    use crate::{
+        partitions::sharing::HolderWork,
+        scaling::{figures::Sample, simulation::scaling},
+    };
 
     /// Of a partition that has received so much, with what its process says.
     fn part(second: u64, delivered: u64, process: Option<(&str, bool)>) -> Part {
         let at = Duration::from_secs(second);
         let holder = process.map(|(process, is_busy)| PartitionHolder {
             process: process.to_owned(),
-            is_busy,
-            running: None,
+            work: Some(HolderWork { is_busy, ..HolderWork::default() }),
         });
         Part { sample: Sample { at, delivered, ..Sample::default() }, holder }
     }
@@ -223,7 +241,7 @@ mod tests {
         assert_eq!(loads.min_pods(&scaling(), 250.0, 100.0), 4);
         assert_eq!(loads.min_pods(&scaling(), 70.0, 100.0), 1);
         for part in &mut loads.parts {
-            part.lag = 360;
+            part.unbegun = 360;
         }
         assert_eq!(loads.min_pods(&scaling(), 0.0, 100.0), 2);
     }
@@ -231,17 +249,26 @@ mod tests {
     #[test]
     fn partitions_move_where_another_process_has_one_and_settle_after_it() {
         let mut loads = PartitionLoads::default();
-        let mut add = |second, delivered, second_process| {
-            let parts = [part(second, 0, Some(("a", true))), part(second, delivered, second_process)];
+        let mut add = |second, delivered, second_process, says: bool| {
+            let mut parts = [part(second, 0, Some(("a", true))), part(second, delivered, second_process)];
+            if let Some(holder) = parts[1].holder.as_mut().filter(|_| !says) {
+                holder.work = None;
+            }
             let movement = loads.add(&parts);
             (movement, loads.parts[1].recent > 0.0)
         };
-        assert_eq!(add(0, 0, Some(("a", true))), (Movement::None, false));
-        assert_eq!(add(2, 0, Some(("a", false))), (Movement::None, false));
-        assert_eq!(add(4, 0, None), (Movement::Moved, false), "nobody has it");
-        assert_eq!(add(6, 256, Some(("b", true))), (Movement::Moved, false), "what was delivered before");
-        assert_eq!(add(10, 300, Some(("b", true))), (Movement::Settling, false));
-        assert_eq!(add(12, 301, Some(("b", true))), (Movement::None, true));
+        let (a, b) = (Some(("a", true)), Some(("b", true)));
+        assert_eq!(add(0, 0, a, true), (Movement::None, false));
+        assert_eq!(add(2, 0, Some(("a", false)), true), (Movement::None, false));
+        assert_eq!(add(4, 0, None, true), (Movement::Moved, false), "nobody has it");
+        assert_eq!(add(6, 256, b, false), (Movement::Moved, false), "what was delivered before");
+        assert_eq!(add(10, 300, b, false), (Movement::Settling, false));
+        assert_eq!(add(12, 301, b, false), (Movement::Settling, false), "it has not reported yet");
+        assert_eq!(add(14, 301, b, true), (Movement::None, false));
+        assert_eq!(add(16, 302, b, true), (Movement::None, true));
+        // Some programs never report.
+        assert_eq!(add(18, 303, a, false).0, Movement::Moved);
+        assert_eq!(add(28, 304, a, false).0, Movement::None);
     }
 
     #[test]
@@ -254,11 +281,15 @@ mod tests {
                 };
                 loads.add(&parts.iter().map(part).collect::<Vec<_>>());
             }
-            loads.takers(Useful { partitions: 8, lagging: 2 }, 4)
+            loads.takers(4)
         };
         assert_eq!(takers(&[("a", true, 9), ("a", false, 9), ("b", false, 9)]), 5);
         assert_eq!(takers(&[("a", true, 9), ("a", false, 0), ("b", false, 9), ("b", false, 9)]), 4);
         assert_eq!(takers(&[("a", false, 9), ("a", false, 9)]), 4);
-        assert_eq!(PartitionLoads::default().takers(Useful { partitions: 8, lagging: 6 }, 4), 6);
+        let mut loads = loads(&[0; 8]);
+        for part in &mut loads.parts[..6] {
+            part.unbegun = 1;
+        }
+        assert_eq!(loads.takers(4), 6);
     }
 }

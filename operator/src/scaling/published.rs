@@ -14,6 +14,7 @@ use super::{
     capacity::WARMUP,
     figures::Reading,
     rates::WINDOW,
+    spec::Useful,
     startup::STARTUP_TIMEOUT,
 };
 
@@ -49,6 +50,8 @@ pub struct Decided<'a> {
     pub readings: &'a [(String, Reading)],
     pub figures: &'a [ConsumerFigures],
     pub max: u32,
+    /// Which numbers of pods are of use, where all consumers have partitions.
+    pub useful: Option<Useful>,
     pub observes: bool,
 }
 
@@ -138,6 +141,10 @@ fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
             (WARMUP + WINDOW).as_secs(),
             STARTUP_TIMEOUT.as_secs() / 60,
         ),
+        Word::AtMaximum if decided.useful.is_some_and(|useful| useful.partitions <= decided.max) => format!(
+            "the load takes {wish} pods, and each of the {replicas} has a partition alone: more would get none. Make the handlers faster, or give \
+             the stream more partitions ({by})"
+        ),
         Word::AtMaximum => format!(
             "the load takes {wish} pods, and there may be {}: raise spec.workload.autoscaling.maxReplicas, or make the handlers faster ({by})",
             decided.max
@@ -156,6 +163,9 @@ fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
         Word::Observing => "spec.workload.replicas says how many pods there are; status.autoscaling.desiredReplicas, what autoscaling would have \
              next. To let it scale, set spec.workload.autoscaling.mode to Active"
             .to_owned(),
+        _ if wish > replicas => format!(
+            "the load takes {wish} pods, and more than {replicas} would find nothing to do: what waits, waits for messages that pods work at ({by})"
+        ),
         _ => format!("{replicas} pods are what the load takes: {by}"),
     }
 }
@@ -229,7 +239,7 @@ mod tests {
     fn decided(second: u64, before: u32, replicas: u32, reason: Reason) -> Decided<'static> {
         let decision = Decision { replicas, wish: 9, reason };
         let at = Duration::from_secs(second);
-        Decided { at, before, decision, readings: &[], figures: &[], max: 4, observes: false }
+        Decided { at, before, decision, readings: &[], figures: &[], max: 4, useful: None, observes: false }
     }
 
     fn said(published: &Published) -> Option<&'static str> {
@@ -310,6 +320,19 @@ mod tests {
         assert!(!published.add(decided(322, 4, 4, Reason::Steady)));
         assert!(published.add(decided(342, 4, 4, Reason::Steady)));
         assert_eq!(said(&published), Some("Steady"));
+    }
+
+    #[test]
+    fn at_the_maximum_it_is_said_what_bounds_the_pods() {
+        let text = |useful| {
+            let decided = Decided { max: 8, useful, ..decided(0, 8, 8, Reason::AtMaximum) };
+            message(conditions::Reason::AtMaximum, &decided)
+        };
+        assert!(text(None).contains("raise spec.workload.autoscaling.maxReplicas"));
+        assert!(
+            text(Some(Useful { partitions: 16 })).contains("raise spec.workload.autoscaling.maxReplicas")
+        );
+        assert!(text(Some(Useful { partitions: 8 })).contains("give the stream more partitions"));
     }
 
     #[test]

@@ -15,6 +15,15 @@ pub const MAX_GAP: Duration = Duration::from_secs(30);
 /// Weight of the newest rate in the mean.
 const ALPHA: f64 = 0.5;
 
+/// How many pods have all that they can work at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saturation {
+    None,
+    /// Some of them, as where others have partitions with less to do.
+    Partial,
+    Full,
+}
+
 /// How fast messages arrive and are settled, in messages a second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
@@ -30,13 +39,17 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// Whether each pod has all that it can work at, and a second's work waits. What waits for less may be on its way.
+    /// How many pods have all that they can work at.
     #[must_use]
-    pub fn is_saturated(&self) -> bool {
-        self.sample.all_pods_busy() && self.is_partly_saturated()
+    pub fn saturation(&self) -> Saturation {
+        match self.is_partly_saturated() {
+            true if self.sample.all_pods_busy() => Saturation::Full,
+            true => Saturation::Partial,
+            false => Saturation::None,
+        }
     }
 
-    /// Whether some pod has all that it can work at, and a second's work waits.
+    /// Whether some pod has all that it can work at, and a second's work waits. What waits for less may be on its way.
     #[must_use]
     pub fn is_partly_saturated(&self) -> bool {
         self.sample.any_pod_busy() && as_f64(self.sample.waiting()) >= self.settled

@@ -231,6 +231,7 @@ impl Workload {
             readings: seen.readings,
             figures: &figures,
             max: scaling.max,
+            useful: seen.useful,
             observes,
         };
         let is_news = self.published.add(decided);

@@ -139,8 +139,8 @@ impl Sampler<'_> {
         let Some(stream) = scope.event_stream_of(consumer) else {
             return (Reading::unknown(Unknown::Missing), None);
         };
-        let all = |partitions| Useful { partitions, lagging: partitions };
-        let useful = consumer.partitions_on(&stream).map(all);
+        let partitions = consumer.partitions_on(&stream);
+        let useful = partitions.map(|partitions| Useful { partitions });
         let name = stream.stream_name();
         if !self.connection.nats.state().borrow().connected || self.connection.cache.outage(&name).is_some() {
             return (Reading::unknown(Unknown::Unanswered), useful);
@@ -152,7 +152,7 @@ impl Sampler<'_> {
         // Holders are indexed by the partitions in the status; while these change, the indexes do not match.
         let holder =
             |index: usize| holders.get(index).filter(|_| holders.len() == there.len()).cloned().flatten();
-        let mut reading = Reading::default();
+        let mut reading = Reading { partitions, ..Reading::default() };
         for (index, part) in read.into_iter().enumerate() {
             match part {
                 Ok(sample) => reading.parts.push(Part { sample, holder: holder(index) }),
@@ -163,8 +163,7 @@ impl Sampler<'_> {
         if reading.parts.is_empty() {
             reading.unknown.get_or_insert(Unknown::Missing);
         }
-        let lagging = reading.lagging_parts();
-        (reading, useful.map(|useful| Useful { lagging, ..useful }))
+        (reading, useful)
     }
 
     /// Reads one JetStream consumer of an object.

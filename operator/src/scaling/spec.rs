@@ -42,8 +42,6 @@ impl Scaling {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Useful {
     pub partitions: u32,
-    /// Those in which something is not settled.
-    pub lagging: u32,
 }
 
 impl Useful {
@@ -51,8 +49,7 @@ impl Useful {
     #[must_use]
     pub fn of_all(consumers: impl IntoIterator<Item = Option<Self>>) -> Option<Self> {
         let all: Vec<_> = consumers.into_iter().collect::<Option<_>>()?;
-        let most = |count: fn(&Self) -> u32| all.iter().map(count).max();
-        Some(Self { partitions: most(|one| one.partitions)?, lagging: most(|one| one.lagging)? })
+        Some(Self { partitions: all.iter().map(|one| one.partitions).max()? })
     }
 
     /// The smallest useful number of pods that is at least `replicas`. A number is useful where the busiest pod has fewer partitions than with
@@ -95,20 +92,20 @@ mod tests {
 
     #[test]
     fn a_consumer_without_partitions_takes_any_number_of_pods_and_of_several_the_largest_counts() {
-        let of = |partitions, lagging| Some(Useful { partitions, lagging });
-        assert_eq!(Useful::of_all([of(8, 1), of(4, 3)]), of(8, 3));
-        assert_eq!(Useful::of_all([of(8, 1), None]), None);
+        let of = |partitions| Some(Useful { partitions });
+        assert_eq!(Useful::of_all([of(8), of(4)]), of(8));
+        assert_eq!(Useful::of_all([of(8), None]), None);
         assert_eq!(Useful::of_all([]), None);
     }
 
     #[test]
     fn only_counts_at_which_the_largest_share_falls_are_of_use() {
-        let useful = Useful { partitions: 8, lagging: 8 };
+        let useful = Useful { partitions: 8 };
         let counts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20].map(|count| useful.round_up(count));
         assert_eq!(counts, [0, 1, 2, 3, 4, 8, 8, 8, 8, 8, 8]);
         let counts = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 20].map(|count| useful.round_down(count));
         assert_eq!(counts, [0, 1, 2, 3, 4, 4, 4, 4, 8, 8, 8]);
-        let sixteen = Useful { partitions: 16, lagging: 16 };
+        let sixteen = Useful { partitions: 16 };
         let counts: Vec<_> = (1..=16).map(|count| sixteen.round_up(count)).collect();
         assert_eq!(counts, [1, 2, 3, 4, 6, 6, 8, 8, 16, 16, 16, 16, 16, 16, 16, 16]);
     }

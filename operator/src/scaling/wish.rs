@@ -29,40 +29,50 @@ pub struct Wish {
 #[derive(Clone, Copy, Debug)]
 pub struct Present<'a> {
     pub scaling: &'a Scaling,
+    /// Of the workload.
     pub useful: Option<Useful>,
     /// The desired number of pods before this decision.
     pub replicas: u32,
 }
 
+/// What is known of a consumer.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<'a> {
+    pub rates: &'a Rates,
+    pub capacity: &'a Capacity,
+    /// With order per key.
+    pub loads: Option<&'a PartitionLoads>,
+}
+
 /// The pods that a consumer asks for.
 #[must_use]
-pub fn wish(rates: &Rates, loads: &PartitionLoads, capacity: &Capacity, present: Present<'_>) -> Wish {
+pub fn wish(known: Known<'_>, present: Present<'_>) -> Wish {
+    let Known { rates, capacity, loads } = known;
     let Present { scaling, useful, replicas } = present;
     if rates.is_idle {
         return Wish::default();
     }
     let (sample, each) = (rates.sample, capacity.learnt());
-    let lag = sample.lag();
-    let load = scaling.load(rates.arrivals, lag, each);
+    let load = scaling.load(rates.arrivals, sample.unbegun(), each);
     let target = scaling.target_drain_time.as_secs_f64();
     // A pod for each message that is there, or comes while they are worked off, is the most.
-    let most = ceil(as_f64(lag) + rates.arrivals * target).max(1);
+    let most = ceil(as_f64(sample.lag()) + rates.arrivals * target).max(1);
     let round = |pods: u32| useful.map_or(pods, |useful| useful.round_up(pods));
-    let is_overloaded = each.is_some_and(|each| loads.is_overloaded(scaling, rates.arrivals, each));
+    let of_partitions = loads.zip(each);
+    let is_overloaded =
+        of_partitions.is_some_and(|(loads, each)| loads.is_overloaded(scaling, rates.arrivals, each));
     let one_more = if is_overloaded { replicas.saturating_add(1) } else { 0 };
-    let pods = round(ceil(load).max(one_more).clamp(1, most));
+    let pods = ceil(load).max(one_more).clamp(1, most);
     // A pod that gets partitions of others gets what those hold.
-    let is_limited =
-        sample.is_limited() && useful.is_none_or(|useful| loads.takers(useful, replicas) <= replicas);
-    let bearable =
-        each.filter(|_| useful.is_some()).map(|each| loads.min_pods(scaling, rates.arrivals, each));
+    let is_limited = sample.is_limiting() && loads.is_none_or(|loads| loads.takers(replicas) <= replicas);
+    let bearable = of_partitions.map(|(loads, each)| loads.min_pods(scaling, rates.arrivals, each));
     let up = match () {
         // What waits needs one, whoever had it before.
-        () if replicas == 0 => pods.min(helpful(rates, loads, each, present)).max(1),
-        () if is_limited || capacity.has_no_gain() => replicas.min(pods),
-        () => pods.min(helpful(rates, loads, each, present)),
+        () if replicas == 0 => round(pods).min(helpful(known, present)).max(1),
+        () if is_limited || capacity.has_no_gain() => replicas.min(round(pods)),
+        () => round(pods).min(helpful(known, present)),
     };
-    let is_late = rates.drain.is_some_and(|drain| as_f64(lag) / drain > target);
+    let is_late = rates.drain.is_some_and(|drain| as_f64(sample.lag()) / drain > target);
     Wish {
         pods,
         up,
@@ -74,10 +84,12 @@ pub fn wish(rates: &Rates, loads: &PartitionLoads, capacity: &Capacity, present:
 
 /// The most pods that are of use: the present ones and one for each message that waits; or as many as the lasting arrivals take. More pods
 /// do not settle faster what pods already work at, and of partitions only what another pod can take.
-fn helpful(rates: &Rates, loads: &PartitionLoads, each: Option<f64>, present: Present<'_>) -> u32 {
-    let Present { scaling, useful, replicas } = present;
+fn helpful(
+    Known { rates, capacity, loads }: Known<'_>,
+    Present { scaling, replicas, .. }: Present<'_>,
+) -> u32 {
     let waiting = u32::try_from(rates.sample.waiting()).unwrap_or(u32::MAX);
-    let lasting = each.map_or(0, |each| ceil(scaling.load(rates.lasting_arrivals, 0, Some(each))));
-    let most = replicas.saturating_add(waiting).max(lasting);
-    useful.map_or(most, |useful| most.min(loads.takers(useful, replicas)))
+    let lasting = |each| ceil(scaling.load(rates.lasting_arrivals, 0, Some(each)));
+    let most = replicas.saturating_add(waiting).max(capacity.learnt().map_or(0, lasting));
+    loads.map_or(most, |loads| most.min(loads.takers(replicas)))
 }

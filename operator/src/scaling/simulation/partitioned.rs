@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::world::{LOOK_TICKS, TICK, changes_of_direction, scaling, whole};
 use crate::{
-    partitions::sharing::PartitionHolder,
+    partitions::sharing::{HolderWork, PartitionHolder},
     scaling::{
         autoscaler::{Autoscaler, Decision, Look, Reason},
         capacity::Capacity,
@@ -17,6 +17,8 @@ use crate::{
 
 /// Ticks between two reports of the processes.
 const REPORT_TICKS: u32 = 10;
+/// How long it takes until what one pod gave back is delivered to the next.
+const REDELIVERY: Duration = Duration::from_secs(1);
 /// How long a pod takes until it is ready.
 const STARTUP: Duration = Duration::from_secs(2);
 /// Most messages of a partition that a pod holds.
@@ -27,16 +29,27 @@ struct Partition {
     pending: u64,
     held: u64,
     delivered: u64,
-    /// Of those that are held, what the pod works at.
-    running: u64,
     /// The number of the pod that has it.
     owner: u32,
+    /// What the one before had, and when that is delivered again.
+    given_back: (u64, Duration),
+    /// Of those that are held, what the pod works at, and what it could begin and has no room for.
+    running: u64,
+    queued: u64,
     /// Busy at each tick of the last half of the time between two reports.
     is_busy: bool,
     /// What the last report said.
-    reported: bool,
-    /// Part of a message that arrived.
-    fraction: f64,
+    reported: Option<HolderWork>,
+    /// Parts of messages that arrived, and that were settled.
+    fractions: (f64, f64),
+}
+
+impl Partition {
+    /// How many keys the held messages have, of so many in all.
+    fn keys(&self, keys: f64) -> u64 {
+        let distinct = keys * (1.0 - (1.0 - 1.0 / keys).powf(as_f64(self.held)));
+        whole(distinct.round()).min(self.held)
+    }
 }
 
 /// A workload whose pods share partitions.
@@ -45,34 +58,37 @@ struct World {
     partitions: Vec<Partition>,
     /// Messages that arrive in each partition in a second.
     arrivals: Vec<f64>,
-    /// Messages that a pod works at at once, and settles in a second.
+    /// Messages that a pod works at at once, and how long each takes.
     slots: u64,
-    rate: f64,
+    time: Duration,
+    /// Keys in each partition.
+    keys: f64,
+    /// Most that all pods together settle in a second.
+    cap: f64,
     autoscaler: Autoscaler,
     now: Duration,
     ticks: u32,
     /// When each pod is ready.
     pods: Vec<Duration>,
-    /// What each pod may settle, in messages.
-    credits: Vec<f64>,
     steps: Vec<(Duration, u32)>,
     reason: Reason,
 }
 
 impl World {
-    /// With one ready pod.
+    /// With one ready pod, which works at so many at once and settles so many in a second.
     fn new(arrivals: &[f64], slots: u64, rate: f64) -> Self {
         Self {
             scaling: Scaling { max: 16, ..scaling() },
             partitions: vec![Partition::default(); arrivals.len()],
             arrivals: arrivals.to_vec(),
             slots,
-            rate,
+            time: Duration::from_secs_f64(as_f64(slots) / rate),
+            keys: 10_000.0,
+            cap: f64::INFINITY,
             autoscaler: Autoscaler::new(1),
             now: Duration::ZERO,
             ticks: 0,
             pods: vec![Duration::ZERO],
-            credits: vec![0.0],
             steps: vec![(Duration::ZERO, 1)],
             reason: Reason::Steady,
         }
@@ -80,7 +96,7 @@ impl World {
 
     /// What a pod can do is known already.
     fn learnt(mut self) -> Self {
-        let capacity = Capacity::of(Some(self.rate));
+        let capacity = Capacity::of(Some(as_f64(self.slots) / self.time.as_secs_f64()));
         self.autoscaler.consumers.entry("orders".to_owned()).or_default().capacity = capacity;
         self
     }
@@ -116,7 +132,8 @@ impl World {
             }
             if self.ticks.is_multiple_of(REPORT_TICKS) {
                 for partition in &mut self.partitions {
-                    partition.reported = partition.is_busy;
+                    let Partition { is_busy, running, queued, .. } = *partition;
+                    partition.reported = Some(HolderWork { is_busy, running, queued });
                 }
             }
             if self.ticks.is_multiple_of(REPORT_TICKS / 2) {
@@ -138,51 +155,46 @@ impl World {
         for (number, partition) in self.partitions.iter_mut().enumerate() {
             let owner = u32::try_from(number / share).unwrap();
             if owner != partition.owner {
-                partition.delivered += partition.held;
-                (partition.owner, partition.is_busy) = (owner, false);
+                partition.owner = owner;
+                partition.given_back = (partition.held, self.now + REDELIVERY);
+                (partition.is_busy, partition.reported) = (false, None);
             }
         }
     }
 
     fn arrive(&mut self) {
         for (partition, rate) in self.partitions.iter_mut().zip(&self.arrivals) {
-            let came = rate * TICK.as_secs_f64() + partition.fraction;
-            partition.fraction = came.fract();
+            if self.now >= partition.given_back.1 {
+                partition.delivered += std::mem::take(&mut partition.given_back.0);
+            }
+            let came = rate * TICK.as_secs_f64() + partition.fractions.0;
+            partition.fractions.0 = came.fract();
             partition.pending += whole(came);
         }
     }
 
-    /// A pod holds what it may of each of its partitions, and settles in turn what it works at.
+    /// A pod holds what it may of each of its partitions, and has room for some of their keys.
     fn work(&mut self, pod: u32) {
-        let credit = &mut self.credits[usize::try_from(pod).unwrap()];
-        *credit = credit.fract() + self.rate * TICK.as_secs_f64();
+        let part = TICK.as_secs_f64() / self.time.as_secs_f64();
+        let running: u64 = self.partitions.iter().map(|partition| partition.running).sum();
+        let fair = self.cap * TICK.as_secs_f64() / as_f64(running.max(1));
         let mut own: Vec<_> = self.partitions.iter_mut().filter(|partition| partition.owner == pod).collect();
-        let pull = |partition: &mut Partition| {
+        for partition in &mut own {
+            let settled = as_f64(partition.running) * part.min(fair) + partition.fractions.1;
+            partition.fractions.1 = settled.fract();
+            partition.held -= whole(settled).min(partition.held);
             let count = partition.pending.min(MAX_HELD - partition.held);
             partition.pending -= count;
             partition.held += count;
             partition.delivered += count;
-        };
-        for partition in &mut own {
-            pull(partition);
         }
-        while *credit >= 1.0 && own.iter().any(|partition| partition.held > 0) {
-            for partition in own.iter_mut().filter(|partition| partition.held > 0) {
-                let done = u64::from(*credit >= 1.0);
-                partition.held -= done;
-                *credit -= as_f64(done);
-            }
-        }
-        for partition in &mut own {
-            pull(partition);
-        }
-        let held: u64 = own.iter().map(|partition| partition.held).sum();
-        let mut free = self.slots;
+        let startable: u64 = own.iter().map(|partition| partition.keys(self.keys)).sum();
         for partition in own {
-            partition.running = partition.held.min(free);
-            free -= partition.running;
-            let has_more = partition.held > 0 && held > self.slots;
-            partition.is_busy &= has_more || partition.pending > 0;
+            let keys = partition.keys(self.keys);
+            let share = as_f64(keys) * as_f64(self.slots) / as_f64(startable.max(self.slots));
+            partition.running = whole(share.ceil()).min(keys);
+            partition.queued = keys - partition.running;
+            partition.is_busy &= partition.queued > 0;
         }
     }
 
@@ -197,15 +209,13 @@ impl World {
                 waiting_pulls: u64::from(partition.held < MAX_HELD),
                 ..Sample::default()
             },
-            holder: Some(PartitionHolder {
-                process: partition.owner.to_string(),
-                is_busy: partition.reported,
-                running: Some(partition.running),
-            }),
+            holder: Some(PartitionHolder { process: partition.owner.to_string(), work: partition.reported }),
         };
-        let reading = Reading { parts: self.partitions.iter().map(part).collect(), unknown: None };
+        let parts: Vec<_> = self.partitions.iter().map(part).collect();
+        let count = u32::try_from(parts.len()).unwrap();
+        let reading = Reading { parts, unknown: None, partitions: Some(count) };
         let partitions = u32::try_from(self.partitions.len()).unwrap();
-        let useful = Some(Useful { partitions, lagging: reading.lagging_parts() });
+        let useful = Some(Useful { partitions });
         let ready = self.pods.iter().filter(|ready_at| **ready_at <= self.now).count();
         let (ready, readings) = (u32::try_from(ready).unwrap(), [("orders".to_owned(), reading)]);
         let look = Look {
@@ -223,7 +233,6 @@ impl World {
         }
         let replicas = usize::try_from(replicas).unwrap();
         self.pods.resize(replicas, self.now + STARTUP);
-        self.credits.resize(replicas, 0.0);
     }
 
     /// The numbers of pods since then.
@@ -288,6 +297,78 @@ fn what_is_handed_over_teaches_nothing_of_what_a_pod_can_do() {
     }
     assert!(world.steps.len() > 2, "{:?}", world.steps);
     assert!(highest < 10.0, "{highest}: {:?}", world.steps);
+}
+
+#[test]
+fn events_that_wait_for_others_of_their_keys_call_for_no_pods() {
+    // Of 40 a second that take a second each, one pod can do 64. They have 80 keys; or one key, which falls behind with any number of pods.
+    for (arrivals, keys) in [(vec![5.0; 8], 10.0), (vec![1.2, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], 1.0)] {
+        let mut world = World::new(&arrivals, 64, 64.0);
+        world.keys = keys;
+        world.run(3_600);
+        assert_eq!(world.steps(Duration::ZERO), [1], "{arrivals:?}");
+    }
+}
+
+#[test]
+fn handlers_that_take_a_minute_have_no_more_pods_than_they_take_also_after_a_burst() {
+    let mut world = World::new(&[0.125; 8], 64, 64.0 / 60.0).learnt();
+    world.run(1_800);
+    assert!(world.steps(Duration::ZERO).iter().all(|pods| *pods <= 3), "{:?}", world.steps);
+    world.publish(600);
+    world.run(3_600);
+    assert!(world.steps(world.now)[0] <= 3, "{:?}", world.steps);
+}
+
+// numaproj/numaflow#136, kedacore/keda#7092.
+#[test]
+fn pods_that_share_a_database_at_its_limit_are_no_gain() {
+    let mut world = World::new(&[150.0 / 32.0; 32], 64, 100.0).learnt();
+    (world.cap, world.scaling.max) = (100.0, 50);
+    world.run(1_800);
+    assert_eq!(world.reason, Reason::NoGain, "{:?}", world.steps);
+    assert!(world.steps(world.now)[0] <= 11, "{:?}", world.steps);
+}
+
+#[test]
+fn where_each_partition_has_a_pod_more_are_wished_for_and_there_are_none() {
+    let mut world = World::new(&[150.0; 8], 64, 100.0);
+    world.scaling.max = 50;
+    world.run(1_800);
+    assert_eq!((world.steps(world.now), world.reason), (vec![8], Reason::AtMaximum));
+}
+
+// numaproj/numaflow#828.
+#[test]
+fn a_lag_in_one_partition_calls_for_one_pod() {
+    let mut world = World::new(&[0.0; 16], 64, 100.0).learnt();
+    world.partitions[3].pending = 100_000;
+    world.run(300);
+    assert_eq!(world.steps(Duration::ZERO), [1]);
+}
+
+// kedacore/keda#3997, kedacore/keda#7517.
+#[test]
+fn there_are_only_as_many_pods_as_take_something_from_the_busiest() {
+    let mut world = World::new(&[0.0; 16], 64, 100.0);
+    world.scaling.max = 100;
+    for step in 1..=30_u32 {
+        world.arrivals = vec![f64::from(step) * 6.0; 16];
+        world.run(120);
+    }
+    let steps = world.steps(Duration::ZERO);
+    assert!(steps.iter().all(|step| [1, 2, 3, 4, 6, 8, 16].contains(step)), "{steps:?}");
+    assert_eq!(steps.last(), Some(&16));
+}
+
+#[test]
+fn a_bound_between_two_numbers_that_are_of_use_is_never_passed_and_the_lower_one_is_the_most() {
+    let mut world = World::new(&[125.0; 16], 64, 100.0);
+    world.scaling.max = 7;
+    world.run(600);
+    let steps = world.steps(Duration::ZERO);
+    assert_eq!((steps.iter().max(), steps.last()), (Some(&6), Some(&6)), "{steps:?}");
+    assert_eq!(world.reason, Reason::AtMaximum);
 }
 
 proptest! {

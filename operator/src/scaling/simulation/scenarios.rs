@@ -3,13 +3,7 @@
 use std::time::Duration;
 
 use super::world::{Work, World};
-use crate::scaling::{
-    autoscaler::Reason,
-    capacity::Capacity,
-    figures::Unknown,
-    rates::WINDOW,
-    spec::{Scaling, Useful},
-};
+use crate::scaling::{autoscaler::Reason, capacity::Capacity, figures::Unknown, rates::WINDOW};
 
 /// How much later than its target a lag may be worked off, and how many times the needed pods there may be.
 const BOUND: f64 = 1.5;
@@ -269,39 +263,4 @@ fn a_lag_that_each_step_makes_itself_calls_for_no_further_steps() {
     world.run(3600);
     assert_calm(&world, 0.0);
     assert_eq!(world.pending(), 0);
-}
-
-// numaproj/numaflow#828.
-#[test]
-fn a_lag_in_one_partition_calls_for_one_pod() {
-    let mut world = experienced(1);
-    world.useful = Some(Useful { partitions: 16, lagging: 1 });
-    world.publish(100_000);
-    world.run(300);
-    assert_eq!(world.steps(0.0), [1]);
-}
-
-// kedacore/keda#3997, kedacore/keda#7517.
-#[test]
-fn with_partitions_there_are_only_as_many_pods_as_take_something_from_the_busiest() {
-    let mut world = World::new(1);
-    world.useful = Some(Useful { partitions: 16, lagging: 16 });
-    world.scaling = Scaling { max: 100, ..world.scaling };
-    world.arrivals = Box::new(|second| second * 2.0);
-    world.run(1500);
-    let steps = world.steps(0.0);
-    assert!(steps.iter().all(|step| [1, 2, 3, 4, 6, 8, 16].contains(step)), "{steps:?}");
-    assert_eq!(world.replicas(), 16);
-}
-
-#[test]
-fn a_bound_between_two_numbers_that_are_of_use_is_never_passed_and_the_lower_one_is_the_most() {
-    let mut world = World::new(1);
-    world.useful = Some(Useful { partitions: 16, lagging: 16 });
-    world.scaling = Scaling { max: 7, ..world.scaling };
-    world.arrivals = Box::new(|_| 2_000.0);
-    world.run(600);
-    let steps = world.steps(0.0);
-    assert_eq!(steps.iter().max(), Some(&6), "{steps:?}");
-    assert_eq!((world.replicas(), world.trace.last().unwrap().reason), (6, Reason::AtMaximum));
 }

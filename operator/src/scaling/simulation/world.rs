@@ -6,7 +6,7 @@ use crate::scaling::{
     autoscaler::{Autoscaler, Decision, Look, Reason},
     capacity::Capacity,
     figures::{Reading, Sample, Unknown},
-    spec::{Scaling, Useful, as_f64, ceil},
+    spec::{Scaling, as_f64, ceil},
 };
 
 /// How far the world moves at once.
@@ -81,7 +81,6 @@ pub struct Point {
 /// A workload with its queue.
 pub struct World {
     pub scaling: Scaling,
-    pub useful: Option<Useful>,
     pub work: Work,
     pub startup: Duration,
     /// How many of the pods that come first never become ready, as on a node that cannot run them.
@@ -128,7 +127,6 @@ impl World {
         let pod = Pod::default();
         Self {
             scaling: scaling(),
-            useful: None,
             work: Work::Fast { rate: 100.0, hold: 60 },
             startup: Duration::from_secs(2),
             broken: 0,
@@ -317,7 +315,7 @@ impl World {
             ready,
             readings: &readings,
             scaling: &self.scaling,
-            useful: self.useful,
+            useful: None,
             observes: false,
         };
         let Decision { replicas, reason, .. } = self.autoscaler.look(look);

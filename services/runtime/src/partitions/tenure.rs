@@ -65,8 +65,8 @@ pub(crate) struct Looked {
     pub(crate) oldest: Option<u64>,
     pub(crate) in_flight: u64,
     pub(crate) running: u64,
-    /// Whether one waits that could be done now.
-    pub(crate) has_waiting: bool,
+    /// Those that could begin, and have no room.
+    pub(crate) queued: u64,
 }
 
 /// The right to one partition, which begins when it is taken, and ends for good. Shared by the driver and the partition's loop.
@@ -204,15 +204,13 @@ impl Tenure {
 
     /// Takes over what its loop sees.
     pub(crate) fn look(&self, looked: Looked) {
-        let Looked { oldest, in_flight, running, has_waiting } = looked;
+        let Looked { oldest, in_flight, running, queued } = looked;
         self.report(|figures| {
             figures.ack_pending = in_flight;
-            figures.running = Some(running);
+            (figures.running, figures.queued) = (Some(running), Some(queued));
             let floor = oldest.map_or(figures.delivered, |oldest| oldest.saturating_sub(1));
             figures.ack_floor = figures.ack_floor.max(floor.min(figures.delivered));
-            // Beyond what runs there is more.
-            let has_more = has_waiting || figures.pending > 0;
-            figures.busy = Some(figures.busy == Some(true) && has_more);
+            figures.busy = Some(figures.busy == Some(true) && queued > 0);
         });
     }
 
@@ -261,27 +259,21 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_is_busy_where_each_look_since_the_last_report_found_more_than_runs() {
+    fn a_partition_is_busy_where_each_look_since_the_last_report_found_something_without_room() {
         let tenure = tenure(true);
-        let look = |in_flight, has_waiting| {
-            tenure.look(Looked { oldest: None, in_flight, running: 2, has_waiting });
-        };
+        let look = |in_flight, queued| tenure.look(Looked { oldest: None, in_flight, running: 2, queued });
         assert_eq!(tenure.take_figures().busy, None, "nobody looked yet");
-        look(9, true);
+        look(9, 4);
         tenure.take_figures();
-        look(9, true);
+        look(9, 4);
         let figures = tenure.take_figures();
-        assert_eq!((figures.busy, figures.ack_pending, figures.running), (Some(true), 9, Some(2)));
-        look(9, true);
-        look(2, false);
-        look(9, true);
+        assert_eq!((figures.busy, figures.ack_pending), (Some(true), 9));
+        assert_eq!((figures.running, figures.queued), (Some(2), Some(4)));
+        look(9, 4);
+        look(9, 0);
+        look(9, 4);
         assert_eq!(tenure.take_figures().busy, Some(false));
-        // What JetStream has for it is more as well.
-        tenure.report(|figures| figures.pending = 3);
-        look(2, false);
-        assert_eq!(tenure.take_figures().busy, Some(true));
-        tenure.report(|figures| figures.pending = 0);
-        look(0, false);
+        look(0, 0);
         tenure.take_figures();
         assert_eq!(tenure.take_figures().busy, Some(false), "it is empty, and nobody looks");
     }

@@ -145,11 +145,6 @@ impl InFlight {
         self.slots.iter().map(|(_, held)| held.sequence).min()
     }
 
-    /// Whether something waits that could be done now: not for its next attempt, nor for the answer to its acknowledgement.
-    pub(super) fn has_waiting(&self) -> bool {
-        self.slots.iter().any(|(_, held)| matches!(held.state, State::Waiting(_)))
-    }
-
     /// The highest stream sequence of those that have not begun and still may.
     pub(super) fn newest_waiting(&self) -> Option<u64> {
         let is_waiting = |held: &&Held| held.has_not_begun() && !held.is_orphan;

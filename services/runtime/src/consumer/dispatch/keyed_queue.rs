@@ -124,6 +124,11 @@ impl KeyedQueue {
         None
     }
 
+    /// How many keys have a delivery that could begin, and no room.
+    pub(super) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
     /// Forgets everything but what runs now: the rest is pushed again in another order.
     pub(super) fn clear_waiting(&mut self) {
         self.ready.clear();

@@ -69,13 +69,20 @@ impl<H: Handler> Dispatcher<H> {
     /// Updates what the process reports of the partition.
     pub(super) fn report(&mut self) {
         let Some(tenure) = &self.consumer.tenure else { return };
-        let (count, running) = (self.in_flight.len(), self.running);
+        // What waits for an earlier one of its key, for its next attempt or for a recovery could not begin with more room either.
+        let queued = match &self.order {
+            Some(order) if !order.recovery.is_active() && self.may_begin() => {
+                self.next.len() + order.queue.ready()
+            }
+            _ => 0,
+        };
+        let count = |events: usize| events.try_into().unwrap_or(u64::MAX);
         tenure.look(Looked {
             oldest: self.in_flight.oldest(),
-            in_flight: count.try_into().unwrap_or(u64::MAX),
-            running: running.try_into().unwrap_or(u64::MAX),
-            has_waiting: self.in_flight.has_waiting(),
+            in_flight: count(self.in_flight.len()),
+            running: count(self.running),
+            queued: count(queued),
         });
-        self.is_busy = count > 0;
+        self.is_busy = !self.in_flight.is_empty();
     }
 }
