@@ -12,7 +12,7 @@ use super::{
     peak::Peak,
     rates::{MAX_GAP, WINDOW},
     spec::{Scaling, Useful},
-    startup::Startup,
+    startup::{STARTUP_TIMEOUT, Startup},
     wish::{Present, Wish},
 };
 
@@ -201,8 +201,10 @@ impl Autoscaler {
 
     fn step_up(&self, look: Look<'_>, wished: u32) -> (u32, Reason) {
         let replicas = self.replicas;
+        // Partitions may move for as long as there are handlers that take long.
+        let is_overdue = self.startup.ready_at.is_some_and(|ready| look.at >= ready + STARTUP_TIMEOUT);
         let watched = self.startup.ready_at.is_some_and(|ready| look.at >= ready + WARMUP + WINDOW)
-            && self.consumers.values().all(|consumer| consumer.is_watched(look.at));
+            && self.consumers.values().all(|consumer| consumer.is_watched(look.at) || is_overdue);
         // Without pods, there is nothing to wait for.
         if replicas > 0 && !(watched && self.rested(look.at)) {
             return (replicas, Reason::Starting);
@@ -244,7 +246,7 @@ impl Autoscaler {
 
     fn set(&mut self, at: Duration, replicas: u32) {
         if replicas < self.replicas {
-            self.consumers.values_mut().for_each(|consumer| consumer.capacity.scaled_down());
+            self.consumers.values_mut().for_each(|consumer| consumer.capacity.drop_trial());
         }
         (self.replicas, self.changed_at, self.startup) = (replicas, Some(at), Startup::begin(at));
     }

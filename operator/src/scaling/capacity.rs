@@ -109,8 +109,8 @@ impl Capacity {
         (self.span, self.trial) = (None, None);
     }
 
-    /// Pods are removed: the newest ones need not show what they bring.
-    pub fn scaled_down(&mut self) {
+    /// The newest pods need not show what they bring: pods are removed, or what is behind is nothing that they could take.
+    pub fn drop_trial(&mut self) {
         self.trial = None;
     }
 
@@ -382,7 +382,7 @@ mod tests {
     fn pods_that_went_before_they_were_judged_are_forgotten() {
         let mut capacity = Capacity::of(Some(100.0));
         capacity.scaled_up(20, 40, 2000.0);
-        capacity.scaled_down();
+        capacity.drop_trial();
         capacity.scaled_up(4, 8, 400.0);
         run(&mut capacity, 0..=30, 8, 800, 50);
         assert!(!capacity.has_no_gain());

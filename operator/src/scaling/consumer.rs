@@ -6,7 +6,7 @@ use super::{
     capacity::{Capacity, Work},
     figures::{Reading, Unknown},
     partition_loads::{FIRST_REPORT, Movement, PartitionLoads},
-    rates::{Rates, Series, WINDOW},
+    rates::{Rates, Saturation, Series, WINDOW},
     wish::{Known, Present, Wish, wish},
 };
 
@@ -38,9 +38,13 @@ impl Consumer {
                     self.capacity.interrupt();
                 }
                 if movement == Movement::None {
+                    let saturation = so_far.saturation();
+                    if saturation == Saturation::Partial && !self.loads.can_be_relieved() {
+                        self.capacity.drop_trial();
+                    }
                     self.capacity.add(Work {
                         sample: so_far.sample,
-                        saturation: so_far.saturation(),
+                        saturation,
                         ready,
                         busy: reading.busy_processes(),
                     });

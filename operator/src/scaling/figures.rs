@@ -23,7 +23,7 @@ pub struct Sample {
     pub processes: Option<ProcessCounts>,
     /// Of those: events that they could begin, and have no room for.
     pub queued: u64,
-    /// Of those: events that they work at, where all say so.
+    /// Of all parts: messages that pods work at, as far as that is known.
     pub running: Option<u64>,
     /// Parts in which something waits that no pod asks for, and those in which something is not settled.
     pub unasked: u32,
@@ -64,7 +64,7 @@ impl Sample {
             waiting_pulls: sum(|one| one.waiting_pulls),
             processes: process_counts(parts),
             queued: parts.iter().filter_map(Part::work).map(|work| work.queued).sum(),
-            running: parts.iter().map(|part| Some(part.work()?.running)).sum(),
+            running: Some(parts.iter().map(Part::in_hand).sum()),
             unasked: count(parts.iter().filter(|part| part.is_unasked())),
             lagging: count(parts.iter().filter(|part| part.sample.lag() > 0)),
         })
@@ -140,8 +140,12 @@ impl Part {
     /// Messages that are not settled, and at which nobody works yet.
     #[must_use]
     pub fn unbegun(&self) -> u64 {
-        let in_hand = self.work().map_or(self.sample.ack_pending, |work| work.running);
-        self.sample.lag().saturating_sub(in_hand)
+        self.sample.lag().saturating_sub(self.in_hand())
+    }
+
+    /// Messages that its process works at: all that it has, where it does not say.
+    fn in_hand(&self) -> u64 {
+        self.work().map_or(self.sample.ack_pending, |work| work.running)
     }
 
     /// The process that has it, where that has no room for its events.
@@ -300,13 +304,16 @@ mod tests {
             waiting_pulls: 2,
             processes: None,
             queued: 0,
-            running: None,
+            running: Some(4),
             unasked: 0,
             lagging: 2,
         };
         assert_eq!(sum(&[sample(1, 3, Some(256)), sample(2, 0, Some(256))]), Some(expected));
         assert_eq!(sum(&[sample(1, 3, None), sample(2, 0, Some(1))]).unwrap().max_ack_pending, None);
-        assert_eq!(sum(&[sample(1, 3, Some(1))]), Some(Sample { lagging: 1, ..sample(1, 3, Some(1)) }));
+        assert_eq!(
+            sum(&[sample(1, 3, Some(1))]),
+            Some(Sample { lagging: 1, running: Some(2), ..sample(1, 3, Some(1)) })
+        );
         assert_eq!(sum(&[]), None);
     }
 

@@ -115,8 +115,14 @@ impl PartitionLoads {
     #[must_use]
     pub fn takers(&self, replicas: u32) -> u32 {
         let lagging = self.parts.iter().filter(|part| part.unbegun > 0).count();
-        let more = u32::from(self.relievable().next().is_some());
+        let more = u32::from(self.can_be_relieved());
         u32::try_from(lagging).unwrap_or(u32::MAX).max(replicas.saturating_add(more))
+    }
+
+    /// Whether another pod may relieve a busy process.
+    #[must_use]
+    pub fn can_be_relieved(&self) -> bool {
+        self.relievable().next().is_some()
     }
 
     /// Whether a process that another one may relieve has more to do than it can: its share of what all receive in a second, and what waits.

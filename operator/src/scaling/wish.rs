@@ -54,6 +54,8 @@ pub fn wish(known: Known<'_>, present: Present<'_>) -> Wish {
     }
     let (sample, each) = (rates.sample, capacity.learnt());
     let load = scaling.load(rates.arrivals, sample.unbegun(), each);
+    // Pods that work at something are no pods too many.
+    let borne = scaling.load(rates.arrivals, sample.lag(), each);
     let target = scaling.target_drain_time.as_secs_f64();
     // A pod for each message that is there, or comes while they are worked off, is the most.
     let most = ceil(as_f64(sample.lag()) + rates.arrivals * target).max(1);
@@ -76,7 +78,7 @@ pub fn wish(known: Known<'_>, present: Present<'_>) -> Wish {
     Wish {
         pods,
         up,
-        down: round(ceil(load * MARGIN).clamp(1, most)).max(bearable.unwrap_or(0)),
+        down: round(ceil(borne * MARGIN).clamp(1, most)).max(bearable.unwrap_or(0)),
         is_draining: rates.is_partly_saturated() && is_late,
         is_limited,
     }
