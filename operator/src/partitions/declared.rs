@@ -74,13 +74,12 @@ pub fn ordered_consumers(scopes: &Scopes, connection: &Connection) -> Vec<Ordere
 #[must_use]
 pub fn may_be_declared(scopes: &Scopes, connection: &Connection, id: &ConsumerId) -> bool {
     scopes.all().any(|scope| {
-        let named = || scope.event_consumers.by(&IndexKey::JetStream(id.consumer.clone())).into_iter();
-        let mut here =
-            named().filter(|object| connection.serves.contains(&object.namespace().unwrap_or_default()));
-        let is_of_stream = |object: &EventConsumer| {
-            scope.event_stream_of(object).is_none_or(|stream| stream.stream_name() == id.stream)
+        let may_declare = |object: &EventConsumer| {
+            connection.serves.contains(&object.namespace().unwrap_or_default())
+                && scope.event_stream_of(object).is_none_or(|stream| stream.stream_name() == id.stream)
         };
-        !*scope.listed.borrow() || here.any(|object| is_of_stream(&object))
+        let named = || scope.event_consumers.by(&IndexKey::JetStream(id.consumer.clone()));
+        !*scope.listed.borrow() || named().iter().any(|object| may_declare(object))
     })
 }
 

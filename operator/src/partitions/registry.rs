@@ -85,7 +85,7 @@ impl Partitions {
         Some(entry.known.clone())
     }
 
-    /// Who has the partitions of an object's consumer and says how much there is to do; of none where that is not known.
+    /// Who has the partitions of an object's consumer, and what they say of them; of none where that is not known.
     #[must_use]
     pub fn holders(&self, object: &Name) -> Vec<Option<PartitionHolder>> {
         self.consumers.lock().get(object).map(|entry| entry.holders.clone()).unwrap_or_default()

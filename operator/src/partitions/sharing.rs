@@ -50,6 +50,14 @@ pub struct PartitionHolder {
     pub work: Option<HolderWork>,
 }
 
+impl PartitionHolder {
+    /// Whether it says that it has events for which it has no room.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.work.is_some_and(|work| work.is_busy)
+    }
+}
+
 /// What the process that has a partition says of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HolderWork {

@@ -164,7 +164,7 @@ impl Autoscaler {
                 Err(unknown) => {
                     wishes.unknown = Some(unknown);
                     // A message that waits while there are no pods needs one, whatever its rate and the other partitions.
-                    if self.replicas == 0 && reading.lagging_parts() > 0 {
+                    if self.replicas == 0 && reading.is_lagging() {
                         wishes.add(Wish { pods: 1, up: 1, down: 1, ..Wish::default() }, false);
                     }
                 }

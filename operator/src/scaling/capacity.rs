@@ -62,7 +62,7 @@ pub struct Work {
     pub saturation: Saturation,
     /// Pods that are ready.
     pub ready: u32,
-    /// Those that have as much to do as they can, where they have partitions.
+    /// Those that have as much to do as they can, where others have not.
     pub busy: Option<BusyProcesses>,
 }
 
@@ -181,7 +181,6 @@ impl Capacity {
             if saturation == Saturation::Full {
                 span.saturated = self.learn(span.saturated, sample, pods, true).or(Some(sample));
             }
-            let busy = busy.filter(|_| saturation == Saturation::Partial);
             span.busy = busy.map(|now| self.learn_of_some(span.busy.take(), now));
         }
         self.span = Some(span);

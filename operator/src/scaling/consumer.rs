@@ -42,12 +42,9 @@ impl Consumer {
                     if saturation == Saturation::Partial && !self.loads.can_be_relieved() {
                         self.capacity.drop_trial();
                     }
-                    self.capacity.add(Work {
-                        sample: so_far.sample,
-                        saturation,
-                        ready,
-                        busy: reading.busy_processes(),
-                    });
+                    let is_partial = saturation == Saturation::Partial;
+                    let busy = is_partial.then(|| reading.busy_processes()).flatten();
+                    self.capacity.add(Work { sample: so_far.sample, saturation, ready, busy });
                 } else {
                     self.capacity.restart(so_far.sample.at);
                 }

@@ -43,15 +43,15 @@ pub struct ProcessCounts {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Part {
     pub sample: Sample,
-    /// None without partitions, where nobody has it, and where its process says nothing.
+    /// None without partitions, and where nobody has it.
     pub holder: Option<PartitionHolder>,
 }
 
 impl Sample {
     /// What was said of the parts of one consumer, as one; None of none.
     #[must_use]
-    pub fn sum(parts: &[Part]) -> Option<Self> {
-        let samples = || parts.iter().map(|part| &part.sample);
+    pub fn sum<'p>(parts: impl Iterator<Item = &'p Part> + Clone) -> Option<Self> {
+        let samples = || parts.clone().map(|part| &part.sample);
         let last = samples().max_by_key(|one| one.at)?;
         let sum = |figure: fn(&Self) -> u64| samples().map(figure).sum();
         let limits: Option<Vec<_>> = samples().map(|one| one.max_ack_pending).collect();
@@ -62,11 +62,11 @@ impl Sample {
             ack_pending: sum(|one| one.ack_pending),
             max_ack_pending: limits.map(|limits| limits.iter().sum()),
             waiting_pulls: sum(|one| one.waiting_pulls),
-            processes: process_counts(parts),
-            queued: parts.iter().filter_map(Part::work).map(|work| work.queued).sum(),
-            running: Some(parts.iter().map(Part::in_hand).sum()),
-            unasked: count(parts.iter().filter(|part| part.is_unasked())),
-            lagging: count(parts.iter().filter(|part| part.sample.lag() > 0)),
+            processes: process_counts(parts.clone()),
+            queued: parts.clone().filter_map(Part::work).map(|work| work.queued).sum(),
+            running: Some(parts.clone().map(Part::in_hand).sum()),
+            unasked: count(parts.clone().filter(|part| part.is_unasked())),
+            lagging: count(parts.filter(|part| part.sample.lag() > 0)),
         })
     }
 
@@ -148,11 +148,15 @@ impl Part {
         self.work().map_or(self.sample.ack_pending, |work| work.running)
     }
 
-    /// The process that has it, where that has no room for its events.
+    /// The process that has it.
     #[must_use]
-    pub fn busy_process(&self) -> Option<&str> {
-        let holder = self.holder.as_ref()?;
-        holder.work?.is_busy.then_some(holder.process.as_str())
+    pub fn process(&self) -> Option<&str> {
+        self.holder.as_ref().map(|holder| holder.process.as_str())
+    }
+
+    /// The process that has it, where that has no room for its events.
+    fn busy_process(&self) -> Option<&str> {
+        self.process().filter(|_| self.holder.as_ref().is_some_and(PartitionHolder::is_busy))
     }
 
     /// Whether something waits that no pod asks for: JetStream delivers at once where a pull waits.
@@ -166,11 +170,10 @@ fn count(parts: impl Iterator) -> u32 {
     u32::try_from(parts.count()).unwrap_or(u32::MAX)
 }
 
-fn process_counts(parts: &[Part]) -> Option<ProcessCounts> {
-    let all: Vec<_> =
-        parts.iter().map(|part| part.work().and(part.holder.as_ref())).collect::<Option<_>>()?;
-    let processes: BTreeSet<_> = all.iter().map(|holder| holder.process.as_str()).collect();
-    let busy: BTreeSet<_> = parts.iter().filter_map(Part::busy_process).collect();
+fn process_counts<'p>(parts: impl Iterator<Item = &'p Part> + Clone) -> Option<ProcessCounts> {
+    let processes: BTreeSet<_> =
+        parts.clone().map(|part| part.work().and(part.process())).collect::<Option<_>>()?;
+    let busy: BTreeSet<_> = parts.filter_map(Part::busy_process).collect();
     Some(ProcessCounts { busy: count(busy.iter()), idle: count(processes.difference(&busy)) })
 }
 
@@ -237,7 +240,7 @@ impl Reading {
     pub fn total(&self) -> Result<Sample, Unknown> {
         match self.unknown {
             Some(unknown) => Err(unknown),
-            None => Sample::sum(&self.parts).ok_or(Unknown::Missing),
+            None => Sample::sum(self.parts.iter()).ok_or(Unknown::Missing),
         }
     }
 
@@ -245,17 +248,15 @@ impl Reading {
     #[must_use]
     pub fn busy_processes(&self) -> Option<BusyProcesses> {
         let ids: BTreeSet<_> = self.parts.iter().filter_map(Part::busy_process).map(str::to_owned).collect();
-        let is_theirs =
-            |part: &&Part| part.holder.as_ref().is_some_and(|holder| ids.contains(&holder.process));
-        let theirs: Vec<_> = self.parts.iter().filter(is_theirs).cloned().collect();
-        let total = Sample::sum(&theirs)?;
+        let is_theirs = |part: &&Part| part.process().is_some_and(|process| ids.contains(process));
+        let total = Sample::sum(self.parts.iter().filter(is_theirs))?;
         Some(BusyProcesses { ids, total })
     }
 
-    /// How many parts, of those that are known, have messages which are not settled.
+    /// Whether messages of some part that is known are not settled.
     #[must_use]
-    pub fn lagging_parts(&self) -> u32 {
-        count(self.parts.iter().filter(|part| part.sample.lag() > 0))
+    pub fn is_lagging(&self) -> bool {
+        self.parts.iter().any(|part| part.sample.lag() > 0)
     }
 }
 
@@ -290,7 +291,7 @@ mod tests {
 
     fn sum(samples: &[Sample]) -> Option<Sample> {
         let parts: Vec<_> = samples.iter().map(|sample| Part { sample: *sample, holder: None }).collect();
-        Sample::sum(&parts)
+        Sample::sum(parts.iter())
     }
 
     #[test]
@@ -321,17 +322,17 @@ mod tests {
     fn what_a_process_has_beyond_what_it_can_do_waits_and_a_process_is_busy_by_any_of_its_partitions() {
         let one = sample(1, 0, Some(256));
         let parts = [part(one, "a", true), part(one, "a", false), part(one, "b", false)];
-        let summed = Sample::sum(&parts).unwrap();
+        let summed = Sample::sum(parts.iter()).unwrap();
         assert_eq!((summed.processes, summed.waiting()), (Some(ProcessCounts { busy: 1, idle: 1 }), 1));
         assert_eq!((summed.in_hand(), one.in_hand()), (3, 2));
         assert!(summed.any_pod_busy() && !summed.all_pods_busy());
-        assert!(Sample::sum(&parts[..2]).unwrap().all_pods_busy());
-        assert!(!Sample::sum(&parts[2..]).unwrap().any_pod_busy());
+        assert!(Sample::sum(parts[..2].iter()).unwrap().all_pods_busy());
+        assert!(!Sample::sum(parts[2..].iter()).unwrap().any_pod_busy());
         // Of a partition of which nobody says anything, it is not known.
         let silent = PartitionHolder { process: "b".into(), work: None };
         for holder in [None, Some(silent)] {
             let unsaid = [parts[0].clone(), Part { sample: one, holder }];
-            assert_eq!(Sample::sum(&unsaid).unwrap().processes, None);
+            assert_eq!(Sample::sum(unsaid.iter()).unwrap().processes, None);
         }
     }
 

@@ -6,6 +6,8 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use jetwright_partitions::lease::RENEWAL_INTERVAL;
+
 use super::{
     capacity::WARMUP,
     figures::Part,
@@ -19,8 +21,8 @@ const HALF_LIFE: Duration = Duration::from_mins(2);
 const PRIOR_ARRIVALS: f64 = 10.0;
 /// Weight of the messages by which something was to do lately.
 const MIN_RECENT_ARRIVALS: f64 = 0.5;
-/// Time in which a process reports of a partition that it has taken: two intervals of its renewals.
-pub const FIRST_REPORT: Duration = Duration::from_secs(10);
+/// Time in which a process reports of a partition that it has taken: two of its renewals.
+pub const FIRST_REPORT: Duration = Duration::from_secs(2 * RENEWAL_INTERVAL.as_secs());
 /// Part of its capacity that a pod may have to bear after others were removed. From all of it on, one is added.
 const MAX_LOAD: f64 = 0.9;
 
@@ -77,15 +79,13 @@ impl PartitionLoads {
         if parts.len() != self.parts.len() {
             self.parts = parts.iter().map(PartitionLoad::new).collect();
         }
-        let process = |part: &Part| part.holder.as_ref().map(|holder| holder.process.clone());
-        let has_moved =
-            self.parts.iter().zip(parts).any(|(known, part)| known.process() != process(part).as_deref());
+        let has_moved = self.parts.iter().zip(parts).any(|(known, part)| known.process() != part.process());
         if has_moved {
             self.moved_at = Some(at);
         }
         let is_silent =
             parts.iter().any(|part| part.holder.as_ref().is_some_and(|holder| holder.work.is_none()));
-        let settled = if is_silent { FIRST_REPORT.max(WARMUP) } else { WARMUP };
+        let settled = if is_silent { FIRST_REPORT } else { WARMUP };
         let movement = match self.moved_at {
             _ if has_moved => Movement::Moved,
             Some(moved) if at < moved + settled => Movement::Settling,
@@ -137,14 +137,13 @@ impl PartitionLoads {
 
     /// Processes that have as much to do as they can, and several partitions in which there is something to do: another one may take some.
     fn relievable(&self) -> impl Iterator<Item = &str> {
-        let used = |process: &str| {
-            self.parts.iter().filter(|part| part.process() == Some(process) && part.is_used()).count()
-        };
-        let is_busy = |part: &&PartitionLoad| {
-            part.holder.as_ref().and_then(|holder| holder.work).is_some_and(|work| work.is_busy)
-        };
-        let busy = self.parts.iter().filter(is_busy);
-        busy.filter_map(PartitionLoad::process).filter(move |process| used(process) > 1)
+        let mut used = BTreeMap::<_, usize>::new();
+        for part in self.parts.iter().filter(|part| part.is_used()) {
+            *used.entry(part.process()).or_default() += 1;
+        }
+        let is_busy = |part: &&PartitionLoad| part.holder.as_ref().is_some_and(PartitionHolder::is_busy);
+        let busy = self.parts.iter().filter(is_busy).filter_map(PartitionLoad::process);
+        busy.filter(move |process| used.get(&Some(*process)).is_some_and(|used| *used > 1))
     }
 
     /// The smallest useful number of pods of which none can have more than it could bear, where all of them receive so much in a second. Where the

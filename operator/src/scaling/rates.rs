@@ -194,7 +194,7 @@ mod tests {
         let mut series = Series::default();
         steady(&mut series, 0..20).unwrap().unwrap();
         let again =
-            |series: &mut Series, is_moving| series.add(Ok(sample(20, 1148, 40, 4)), is_moving).unwrap();
+            |series: &mut Series, movement| series.add(Ok(sample(20, 1148, 40, 4)), movement).unwrap();
         let rates = again(&mut series.clone(), Movement::Settling);
         assert_eq!((rates.arrivals, rates.settled), (10.0, 8.0));
         assert!(again(&mut series, Movement::None).arrivals > 200.0);

@@ -108,12 +108,9 @@ impl Sampler<'_> {
         guests.retain(|guest| guest.metadata.deletion_timestamp.is_none());
         let consumers = std::iter::once(&object).chain(&guests);
         let reading = consumers.map(async |consumer| (consumer.name_any(), self.read(consumer, scope).await));
-        let (mut readings, mut useful) = (Vec::new(), Vec::new());
-        for (name, (reading, of_use)) in join_all(reading).await {
-            readings.push((name, reading));
-            useful.push(of_use);
-        }
-        let useful = Useful::of_all(useful);
+        let readings: Vec<_> = join_all(reading).await;
+        let partitions = readings.iter().map(|(_, reading): &(_, Reading)| reading.partitions);
+        let useful = Useful::of_all(partitions.map(|count| count.map(|partitions| Useful { partitions })));
         let Some((replicas, ready)) = self.pods(&object, &(namespace, name)) else { return };
         let seen = Seen { object: &object, autoscaling, replicas, ready, readings: &readings, useful };
         self.context.autoscalers.look(&seen, self.context.settings.status_stats_interval);
@@ -134,16 +131,15 @@ impl Sampler<'_> {
         Some((intended(count(replicas), &pods), count(ready).saturating_sub(idle)))
     }
 
-    /// Reads an object's consumer, with the numbers of pods that are of use where it has partitions.
-    async fn read(&self, consumer: &EventConsumer, scope: &Scope) -> (Reading, Option<Useful>) {
+    /// Reads an object's consumer.
+    async fn read(&self, consumer: &EventConsumer, scope: &Scope) -> Reading {
         let Some(stream) = scope.event_stream_of(consumer) else {
-            return (Reading::unknown(Unknown::Missing), None);
+            return Reading::unknown(Unknown::Missing);
         };
         let partitions = consumer.partitions_on(&stream);
-        let useful = partitions.map(|partitions| Useful { partitions });
         let name = stream.stream_name();
         if !self.connection.nats.state().borrow().connected || self.connection.cache.outage(&name).is_some() {
-            return (Reading::unknown(Unknown::Unanswered), useful);
+            return Reading { partitions, ..Reading::unknown(Unknown::Unanswered) };
         }
         let (there, coming) = consumer.jetstream_names_by_status(&stream);
         let names = there.iter().chain(&coming);
@@ -163,7 +159,7 @@ impl Sampler<'_> {
         if reading.parts.is_empty() {
             reading.unknown.get_or_insert(Unknown::Missing);
         }
-        (reading, useful)
+        reading
     }
 
     /// Reads one JetStream consumer of an object.

@@ -21,7 +21,7 @@ pub struct Wish {
     pub down: u32,
     /// Whether it works off a lag, later than it should.
     pub is_draining: bool,
-    /// Whether JetStream delivers no more until something is settled.
+    /// Whether pods work at as many messages as may be unacknowledged, and no other could take a partition.
     pub is_limited: bool,
 }
 
@@ -68,11 +68,12 @@ pub fn wish(known: Known<'_>, present: Present<'_>) -> Wish {
     // A pod that gets partitions of others gets what those hold.
     let is_limited = sample.is_limiting() && loads.is_none_or(|loads| loads.takers(replicas) <= replicas);
     let bearable = of_partitions.map(|(loads, each)| loads.min_pods(scaling, rates.arrivals, each));
+    let rounded = round(pods);
     let up = match () {
         // What waits needs one, whoever had it before.
-        () if replicas == 0 => round(pods).min(helpful(known, present)).max(1),
-        () if is_limited || capacity.has_no_gain() => replicas.min(round(pods)),
-        () => round(pods).min(helpful(known, present)),
+        () if replicas == 0 => rounded.min(helpful(known, present)).max(1),
+        () if is_limited || capacity.has_no_gain() => replicas.min(rounded),
+        () => rounded.min(helpful(known, present)),
     };
     let is_late = rates.drain.is_some_and(|drain| as_f64(sample.lag()) / drain > target);
     Wish {

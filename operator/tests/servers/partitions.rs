@@ -67,6 +67,13 @@ async fn await_shares(store: &kv::Store, shares: &[(&Member, usize)], within: Du
     .await;
 }
 
+/// Two programs that take part, with half of the partitions each.
+async fn two_members(world: &World, store: &kv::Store) -> [Member; 2] {
+    let members = [Member::join(world, "default", None).await, Member::join(world, "default", None).await];
+    await_shares(store, &[(&members[0], 2), (&members[1], 2)], SOON).await;
+    members
+}
+
 async fn await_owned(world: &World, status: &str, reason: &str) -> String {
     world.await_condition::<EventConsumer>("fulfilment", "PartitionsOwned", status, reason).await
 }
@@ -195,8 +202,7 @@ async fn a_status_that_somebody_else_wrote_is_replaced_and_partitions_stay_where
 async fn partitions_go_to_whoever_is_there_while_the_event_stream_is_deleted() {
     let mut world = start(ORDERED, &[]).await;
     let store = bucket(&world).await;
-    let members = [Member::join(&world, "default", None).await, Member::join(&world, "default", None).await];
-    await_shares(&store, &[(&members[0], 2), (&members[1], 2)], SOON).await;
+    let members = two_members(&world, &store).await;
     await_owned(&world, "True", "Owned").await;
     world.streams().delete("orders", &DeleteParams::default()).await.unwrap();
     world.await_condition::<EventConsumer>("fulfilment", "ConsumerReady", "False", "NotFound").await;
@@ -217,8 +223,7 @@ async fn partitions_go_to_whoever_is_there_while_the_event_stream_is_deleted() {
 async fn a_partition_whose_consumer_becomes_anothers_holds_up_no_other() {
     let mut world = start(ORDERED, &[]).await;
     let store = bucket(&world).await;
-    let members = [Member::join(&world, "default", None).await, Member::join(&world, "default", None).await];
-    await_shares(&store, &[(&members[0], 2), (&members[1], 2)], SOON).await;
+    let members = two_members(&world, &store).await;
     world.operator.kill();
     let stream = world.jetstream.get_stream("orders").await.unwrap();
     stream.delete_consumer("fulfilment-p1").await.unwrap();
@@ -239,8 +244,7 @@ async fn partitions_go_to_whoever_is_there_also_when_their_event_consumer_was_de
     world.consumer("mails", ORDERED).await;
     world.await_condition::<EventConsumer>("mails", "ConsumerReady", "True", "Reconciled").await;
     let store = bucket(&world).await;
-    let members = [Member::join(&world, "default", None).await, Member::join(&world, "default", None).await];
-    await_shares(&store, &[(&members[0], 2), (&members[1], 2)], SOON).await;
+    let members = two_members(&world, &store).await;
     let orphan =
         DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
     world.consumers().delete("fulfilment", &orphan).await.unwrap();

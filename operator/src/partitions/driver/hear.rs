@@ -36,11 +36,8 @@ impl Session<'_> {
             WatchEvent::Deleted { key, revision } => {
                 if let Ok(key) = key.parse() {
                     self.cleaner.deleted(&key);
-                    let is_taken_over = self.cluster_maps.observed(&key, None);
+                    self.map_observed(&key, None);
                     let _ = self.coordinator.observed(&key, Value::Absent(revision), clocks(self.begun));
-                    if is_taken_over {
-                        self.declare();
-                    }
                 }
                 true
             }
@@ -61,6 +58,13 @@ impl Session<'_> {
         }
     }
 
+    /// What another cluster shares out is undeclared first, or the coordinator overwrites its map.
+    fn map_observed(&mut self, key: &Key, value: Option<&[u8]>) {
+        if self.cluster_maps.observed(key, value) {
+            self.declare();
+        }
+    }
+
     fn stored(&mut self, text: &str, revision: u64, value: &[u8]) -> bool {
         let key = match text.parse::<Key>() {
             Ok(key) => key,
@@ -70,17 +74,13 @@ impl Session<'_> {
             }
         };
         self.cleaner.stored(&key, revision, value, self.begun.elapsed());
-        let is_taken_over = self.cluster_maps.observed(&key, Some(value));
+        self.map_observed(&key, Some(value));
         let before = self.shape(&key);
         let observed = self.coordinator.observed(&key, Value::Bytes(revision, value), clocks(self.begun));
         if let Err(error) = observed {
             self.warn(&error_chain(&error));
         }
         let is_another = self.has_changed(&key, before.as_ref());
-        // Undeclared first, or the coordinator overwrites the other cluster's map.
-        if is_taken_over {
-            self.declare();
-        }
         match key {
             Key::Operator | Key::OperatorOf(_) => false,
             // A renewal changes nothing that is decided.

@@ -183,10 +183,15 @@ impl<'a> Session<'a> {
     fn declare(&mut self) {
         let (context, connection) = (self.context, self.connection);
         let consumers = ordered_consumers(&context.scopes, connection);
-        let orphaned = self.cluster_maps.orphaned(|id| may_be_declared(&context.scopes, connection, id));
-        let mut declared: BTreeMap<_, _> = orphaned.filter(|_| self.is_synced).collect();
-        declared
-            .extend(consumers.iter().map(|consumer| (consumer.id.clone(), consumer.declared(self.context))));
+        let mut declared: BTreeMap<_, _> =
+            consumers.iter().map(|consumer| (consumer.id.clone(), consumer.declared(context))).collect();
+        if self.is_synced {
+            let has_object = |id: &ConsumerId| {
+                declared.contains_key(id) || may_be_declared(&context.scopes, connection, id)
+            };
+            let orphaned: Vec<_> = self.cluster_maps.orphaned(has_object).collect();
+            declared.extend(orphaned);
+        }
         for gone in self.shared_out.iter().filter(|id| !declared.contains_key(id)) {
             self.coordinator.remove(gone);
         }

@@ -214,8 +214,7 @@ impl World {
         let parts: Vec<_> = self.partitions.iter().map(part).collect();
         let count = u32::try_from(parts.len()).unwrap();
         let reading = Reading { parts, unknown: None, partitions: Some(count) };
-        let partitions = u32::try_from(self.partitions.len()).unwrap();
-        let useful = Some(Useful { partitions });
+        let useful = Some(Useful { partitions: count });
         let ready = self.pods.iter().filter(|ready_at| **ready_at <= self.now).count();
         let (ready, readings) = (u32::try_from(ready).unwrap(), [("orders".to_owned(), reading)]);
         let look = Look {
