@@ -378,6 +378,21 @@ mod tests {
     }
 
     #[test]
+    fn pods_that_bring_nothing_are_no_gain_also_where_some_have_partitions_with_less_to_do() {
+        let judged = |rate| {
+            let mut capacity = Capacity::of(Some(100.0));
+            capacity.scaled_up(2, 4, 200.0);
+            for second in (0..=20).step_by(2) {
+                let saturation = Saturation::Partial;
+                capacity.add(Work { saturation, ..work(second, second * rate, 500, 4) });
+            }
+            capacity.has_no_gain()
+        };
+        assert!(judged(210));
+        assert!(!judged(300));
+    }
+
+    #[test]
     fn pods_that_went_before_they_were_judged_are_forgotten() {
         let mut capacity = Capacity::of(Some(100.0));
         capacity.scaled_up(20, 40, 2000.0);

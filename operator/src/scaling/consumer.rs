@@ -78,3 +78,48 @@ impl Consumer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        partitions::sharing::{HolderWork, PartitionHolder},
+        scaling::{
+            figures::{Part, Sample},
+            simulation::scaling,
+            spec::Useful,
+        },
+    };
+
+    /// A pod is lost and not missed yet, and what it had of two partitions comes again.
+    #[test]
+    fn what_is_delivered_again_to_the_next_process_is_nothing_that_a_pod_can_do() {
+        let scaling = scaling();
+        let present = Present { scaling: &scaling, useful: Some(Useful { partitions: 4 }), replicas: 2 };
+        let mut consumer = Consumer { capacity: Capacity::of(Some(6.0)), ..Consumer::default() };
+        for second in (0..=60).step_by(2) {
+            let part = |number: u64| {
+                let is_moved = number >= 2 && second >= 20;
+                let again = if is_moved && second >= 22 { 256 } else { 0 };
+                let process = if number < 2 || is_moved { "a" } else { "b" };
+                let work = Some(HolderWork { is_busy: true, running: 16, queued: 200 });
+                Part {
+                    sample: Sample {
+                        at: Duration::from_secs(second),
+                        delivered: 256 + 3 * second + again,
+                        pending: 1_000,
+                        ack_pending: 256,
+                        max_ack_pending: Some(256),
+                        ..Sample::default()
+                    },
+                    holder: Some(PartitionHolder { process: process.to_owned(), work }),
+                }
+            };
+            let reading = Reading { parts: (0..4).map(part).collect(), unknown: None, partitions: Some(4) };
+            let _ = consumer.add(&reading, 2, present);
+        }
+        let learnt = consumer.capacity.learnt().unwrap();
+        assert!((5.0..13.0).contains(&learnt), "{learnt}");
+        assert!(consumer.rates.unwrap().arrivals < 13.0);
+    }
+}
