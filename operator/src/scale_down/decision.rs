@@ -121,12 +121,12 @@ fn chosen<'a>(look: &Look<'a>) -> Vec<&'a ProcessPod> {
 }
 
 /// The number of pods that was last decided on, of a Deployment that has `deployed` of them: without those that an earlier process has begun
-/// to empty.
+/// to empty. While the Deployment has its number still, pods may be missing, as by a quota; once it has a lower one, they are those that stay.
 pub fn intended(deployed: u32, pods: &[ProcessPod]) -> u32 {
     let active = pods.iter().filter(|pod| !pod.is_ending);
     let (marked, others): (Vec<_>, Vec<_>) = active.partition(|pod| pod.removal.is_marked);
-    let others = u32::try_from(others.len()).unwrap_or(u32::MAX);
-    if marked.is_empty() { deployed } else { deployed.min(others) }
+    let count = |pods: &[_]| u32::try_from(pods.len()).unwrap_or(u32::MAX);
+    deployed.saturating_sub(count(&marked)).max(count(&others)).min(deployed)
 }
 
 /// So many of them, in words.
@@ -333,6 +333,7 @@ mod tests {
         assert_eq!(intended(8, &pods), 8, "the others are still to come");
         pods[2] = marked(pod("c", 3));
         assert_eq!(intended(3, &pods), 2);
+        assert_eq!(intended(4, &pods), 3, "one of the others is still to come");
         assert_eq!(intended(2, &pods), 2, "it was lowered, and Kubernetes removes it");
         pods[2].is_ending = true;
         assert_eq!(intended(2, &pods), 2);
