@@ -10,6 +10,9 @@ use super::{
     wish::{Known, Present, Wish, wish},
 };
 
+/// Part of the arrivals that were too much for some pods, from which on they are so again.
+const MIN_OVERLOAD: f64 = 0.9;
+
 /// What is known of one consumer.
 #[derive(Clone, Debug, Default)]
 pub struct Consumer {
@@ -18,6 +21,16 @@ pub struct Consumer {
     pub capacity: Capacity,
     /// The rates at the last look, if they were known then.
     pub rates: Option<Rates>,
+    overload: Option<Overload>,
+}
+
+/// What was too much for some pods, while none of them had as much as it can work at, as where their processors are the limit: what one can do
+/// does not show then. Without this, they are removed as soon as the lag is gone.
+#[derive(Clone, Copy, Debug)]
+struct Overload {
+    pods: u32,
+    /// Messages that arrived in a second.
+    arrivals: f64,
 }
 
 impl Consumer {
@@ -53,7 +66,13 @@ impl Consumer {
             _ => self.capacity.interrupt(),
         }
         let loads = reading.partitions.map(|_| &self.loads);
-        let wish = wish(Known { rates: &rates?, capacity: &self.capacity, loads }, present);
+        let rates = rates?;
+        let mut wish = wish(Known { rates: &rates, capacity: &self.capacity, loads }, present);
+        if let Some(Overload { pods, .. }) =
+            self.overload.filter(|then| rates.arrivals >= MIN_OVERLOAD * then.arrivals)
+        {
+            wish.down = wish.down.max(present.round_up(pods.saturating_add(1)));
+        }
         if wish.pods <= present.replicas {
             self.capacity.forget_no_gain();
         }
@@ -75,6 +94,11 @@ impl Consumer {
         }
         if rates.is_partly_saturated() {
             self.capacity.scaled_up(from, to, rates.settled);
+        }
+        if self.capacity.learnt().is_some() {
+            self.overload = None;
+        } else if rates.settled < rates.lasting_arrivals {
+            self.overload = Some(Overload { pods: from, arrivals: rates.lasting_arrivals });
         }
     }
 }

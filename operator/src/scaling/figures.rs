@@ -19,7 +19,7 @@ pub struct Sample {
     pub max_ack_pending: Option<u64>,
     /// Pull requests that wait for messages.
     pub waiting_pulls: u64,
-    /// With order per key, of all parts: the processes that have them; None where not all of them say how much there is to do.
+    /// With order per key, the processes that have parts; None where not all of them say how much there is to do, and where there are none.
     pub processes: Option<ProcessCounts>,
     /// Of those: events that they could begin, and have no room for.
     pub queued: u64,
@@ -33,7 +33,7 @@ pub struct Sample {
 /// The processes that have the partitions of a consumer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessCounts {
-    /// Those that have no room for events of one of their partitions.
+    /// Those that have as much of one of their partitions as they can work at.
     pub busy: u32,
     /// The others.
     pub idle: u32,
@@ -154,15 +154,28 @@ impl Part {
         self.holder.as_ref().map(|holder| holder.process.as_str())
     }
 
-    /// The process that has it, where that has no room for its events.
+    /// Whether its process has as much of it as it can work at: it has no room for more, or works at as many messages as may be unacknowledged
+    /// while others wait.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.holder.as_ref().is_some_and(PartitionHolder::is_busy) || self.is_held_up()
+    }
+
+    /// The process that has it, where that is busy with it.
     fn busy_process(&self) -> Option<&str> {
-        self.process().filter(|_| self.holder.as_ref().is_some_and(PartitionHolder::is_busy))
+        self.process().filter(|_| self.is_busy())
+    }
+
+    /// Whether its process works at as many messages as may be unacknowledged, and others wait.
+    fn is_held_up(&self) -> bool {
+        let Sample { pending, max_ack_pending, .. } = self.sample;
+        self.holder.is_some() && pending > 0 && max_ack_pending.is_some_and(|limit| self.in_hand() >= limit)
     }
 
     /// Whether something waits that no pod asks for: JetStream delivers at once where a pull waits.
     fn is_unasked(&self) -> bool {
         let Sample { pending, waiting_pulls, .. } = self.sample;
-        pending > 0 && waiting_pulls == 0 && !self.sample.is_limited()
+        (pending > 0 && waiting_pulls == 0 && !self.sample.is_limited()) || self.is_held_up()
     }
 }
 
@@ -171,10 +184,11 @@ fn count(parts: impl Iterator) -> u32 {
 }
 
 fn process_counts<'p>(parts: impl Iterator<Item = &'p Part> + Clone) -> Option<ProcessCounts> {
-    let processes: BTreeSet<_> =
-        parts.clone().map(|part| part.work().and(part.process())).collect::<Option<_>>()?;
+    let held = parts.clone().filter(|part| part.holder.is_some());
+    let processes: BTreeSet<_> = held.map(|part| part.work().and(part.process())).collect::<Option<_>>()?;
     let busy: BTreeSet<_> = parts.filter_map(Part::busy_process).collect();
-    Some(ProcessCounts { busy: count(busy.iter()), idle: count(processes.difference(&busy)) })
+    let idle = count(processes.difference(&busy));
+    (!processes.is_empty()).then(|| ProcessCounts { busy: count(busy.iter()), idle })
 }
 
 /// Why the figures of a consumer are unknown.
@@ -206,7 +220,7 @@ impl Unknown {
     }
 }
 
-/// The processes of a consumer that have no room for events of one of their partitions.
+/// The processes of a consumer that have as much of one of their partitions as they can work at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BusyProcesses {
     pub ids: BTreeSet<String>,
@@ -244,7 +258,7 @@ impl Reading {
         }
     }
 
-    /// The processes that have no room for events of one of their partitions.
+    /// The processes that have as much of one of their partitions as they can work at.
     #[must_use]
     pub fn busy_processes(&self) -> Option<BusyProcesses> {
         let ids: BTreeSet<_> = self.parts.iter().filter_map(Part::busy_process).map(str::to_owned).collect();
@@ -328,12 +342,30 @@ mod tests {
         assert!(summed.any_pod_busy() && !summed.all_pods_busy());
         assert!(Sample::sum(parts[..2].iter()).unwrap().all_pods_busy());
         assert!(!Sample::sum(parts[2..].iter()).unwrap().any_pod_busy());
-        // Of a partition of which nobody says anything, it is not known.
+        // It is not known where a process says nothing. A partition that nobody has is nothing of any process.
         let silent = PartitionHolder { process: "b".into(), work: None };
-        for holder in [None, Some(silent)] {
-            let unsaid = [parts[0].clone(), Part { sample: one, holder }];
-            assert_eq!(Sample::sum(unsaid.iter()).unwrap().processes, None);
-        }
+        let with = |holder| [parts[0].clone(), Part { sample: one, holder }];
+        assert_eq!(Sample::sum(with(Some(silent)).iter()).unwrap().processes, None);
+        let without_owner = Sample::sum(with(None).iter()).unwrap();
+        assert_eq!(without_owner.processes, Some(ProcessCounts { busy: 1, idle: 0 }));
+    }
+
+    #[test]
+    fn a_process_is_busy_that_works_at_as_many_messages_as_may_be_unacknowledged_while_others_wait() {
+        let limited = Sample { ack_pending: 4, waiting_pulls: 1, ..sample(1, 3, Some(4)) };
+        let held =
+            |work, sample| Part { sample, holder: Some(PartitionHolder { process: "a".into(), work }) };
+        let works_at = |running| Some(HolderWork { running, ..HolderWork::default() });
+        let is_busy = |part: Part| {
+            let summed = Sample::sum([part.clone()].iter()).unwrap();
+            assert_eq!(part.is_busy(), summed.all_pods_busy());
+            summed.any_pod_busy()
+        };
+        assert!(is_busy(held(works_at(4), limited)));
+        assert!(is_busy(held(None, limited)), "a program that does not say what it works at has them all");
+        assert!(!is_busy(held(works_at(3), limited)), "it has one that waits for another one of its key");
+        assert!(!is_busy(held(works_at(4), Sample { pending: 0, ..limited })));
+        assert!(!is_busy(held(works_at(4), Sample { max_ack_pending: None, ..limited })));
     }
 
     #[test]

@@ -54,12 +54,15 @@ struct PartitionLoad {
     recent: f64,
     /// Messages at which nobody works yet.
     unbegun: u64,
-    holder: Option<PartitionHolder>,
+    process: Option<String>,
+    /// Whether its process has as much of it as it can work at.
+    is_busy: bool,
 }
 
 impl PartitionLoad {
     fn new(part: &Part) -> Self {
-        Self { so_far: part.sample.arrived(), recent: 0.0, unbegun: 0, holder: part.holder.clone() }
+        let process = part.process().map(str::to_owned);
+        Self { so_far: part.sample.arrived(), recent: 0.0, unbegun: 0, process, is_busy: false }
     }
 
     /// Whether there is, or was lately, something to do.
@@ -68,7 +71,7 @@ impl PartitionLoad {
     }
 
     fn process(&self) -> Option<&str> {
-        self.holder.as_ref().map(|holder| holder.process.as_str())
+        self.process.as_deref()
     }
 }
 
@@ -93,12 +96,12 @@ impl PartitionLoads {
         };
         let passed = at.saturating_sub(self.at).as_secs_f64() / HALF_LIFE.as_secs_f64();
         for (known, part) in self.parts.iter_mut().zip(parts) {
-            let Part { sample, holder } = part;
-            let came = sample.arrived().saturating_sub(known.so_far);
+            let arrived = part.sample.arrived();
+            let came = arrived.saturating_sub(known.so_far);
             let came = if movement == Movement::None { as_f64(came) } else { 0.0 };
             known.recent = known.recent * 0.5_f64.powf(passed) + came;
-            (known.so_far, known.unbegun) = (sample.arrived(), part.unbegun());
-            known.holder.clone_from(holder);
+            (known.so_far, known.unbegun, known.is_busy) = (arrived, part.unbegun(), part.is_busy());
+            known.process = part.process().map(str::to_owned);
         }
         self.at = at;
         movement
@@ -141,8 +144,7 @@ impl PartitionLoads {
         for part in self.parts.iter().filter(|part| part.is_used()) {
             *used.entry(part.process()).or_default() += 1;
         }
-        let is_busy = |part: &&PartitionLoad| part.holder.as_ref().is_some_and(PartitionHolder::is_busy);
-        let busy = self.parts.iter().filter(is_busy).filter_map(PartitionLoad::process);
+        let busy = self.parts.iter().filter(|part| part.is_busy).filter_map(PartitionLoad::process);
         busy.filter(move |process| used.get(&Some(*process)).is_some_and(|used| *used > 1))
     }
 

@@ -35,6 +35,14 @@ pub struct Present<'a> {
     pub replicas: u32,
 }
 
+impl Present<'_> {
+    /// The smallest number of pods that is of use and at least so many.
+    #[must_use]
+    pub fn round_up(&self, pods: u32) -> u32 {
+        self.useful.map_or(pods, |useful| useful.round_up(pods))
+    }
+}
+
 /// What is known of a consumer.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<'a> {
@@ -48,7 +56,7 @@ pub struct Known<'a> {
 #[must_use]
 pub fn wish(known: Known<'_>, present: Present<'_>) -> Wish {
     let Known { rates, capacity, loads } = known;
-    let Present { scaling, useful, replicas } = present;
+    let Present { scaling, replicas, .. } = present;
     if rates.is_idle {
         return Wish::default();
     }
@@ -59,7 +67,6 @@ pub fn wish(known: Known<'_>, present: Present<'_>) -> Wish {
     let target = scaling.target_drain_time.as_secs_f64();
     // A pod for each message that is there, or comes while they are worked off, is the most.
     let most = ceil(as_f64(sample.lag()) + rates.arrivals * target).max(1);
-    let round = |pods: u32| useful.map_or(pods, |useful| useful.round_up(pods));
     let of_partitions = loads.zip(each);
     let is_overloaded =
         of_partitions.is_some_and(|(loads, each)| loads.is_overloaded(scaling, rates.arrivals, each));
@@ -68,7 +75,7 @@ pub fn wish(known: Known<'_>, present: Present<'_>) -> Wish {
     // A pod that gets partitions of others gets what those hold.
     let is_limited = sample.is_limiting() && loads.is_none_or(|loads| loads.takers(replicas) <= replicas);
     let bearable = of_partitions.map(|(loads, each)| loads.min_pods(scaling, rates.arrivals, each));
-    let rounded = round(pods);
+    let rounded = present.round_up(pods);
     let up = match () {
         // What waits needs one, whoever had it before.
         () if replicas == 0 => rounded.min(helpful(known, present)).max(1),
@@ -79,7 +86,7 @@ pub fn wish(known: Known<'_>, present: Present<'_>) -> Wish {
     Wish {
         pods,
         up,
-        down: round(ceil(borne * MARGIN).clamp(1, most)).max(bearable.unwrap_or(0)),
+        down: present.round_up(ceil(borne * MARGIN).clamp(1, most)).max(bearable.unwrap_or(0)),
         is_draining: rates.is_partly_saturated() && is_late,
         is_limited,
     }

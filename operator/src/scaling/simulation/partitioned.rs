@@ -21,9 +21,6 @@ const REPORT_TICKS: u32 = 10;
 const REDELIVERY: Duration = Duration::from_secs(1);
 /// How long a pod takes until it is ready.
 const STARTUP: Duration = Duration::from_secs(2);
-/// Most messages of a partition that a pod holds.
-const MAX_HELD: u64 = 256;
-
 #[derive(Clone, Debug, Default)]
 struct Partition {
     pending: u64,
@@ -63,8 +60,13 @@ struct World {
     time: Duration,
     /// Keys in each partition.
     keys: f64,
-    /// Most that all pods together settle in a second.
+    /// Most that one pod settles in a second, and all pods together.
+    pod_cap: f64,
     cap: f64,
+    /// Most messages of a partition that may be unacknowledged.
+    max_held: u64,
+    /// Whether pods say what they do.
+    says: bool,
     autoscaler: Autoscaler,
     now: Duration,
     ticks: u32,
@@ -84,7 +86,10 @@ impl World {
             slots,
             time: Duration::from_secs_f64(as_f64(slots) / rate),
             keys: 10_000.0,
+            pod_cap: f64::INFINITY,
             cap: f64::INFINITY,
+            max_held: 256,
+            says: true,
             autoscaler: Autoscaler::new(1),
             now: Duration::ZERO,
             ticks: 0,
@@ -130,7 +135,7 @@ impl World {
             for pod in 0..u32::try_from(self.pods.len()).unwrap() {
                 self.work(pod);
             }
-            if self.ticks.is_multiple_of(REPORT_TICKS) {
+            if self.says && self.ticks.is_multiple_of(REPORT_TICKS) {
                 for partition in &mut self.partitions {
                     let Partition { is_busy, running, queued, .. } = *partition;
                     partition.reported = Some(HolderWork { is_busy, running, queued });
@@ -178,12 +183,15 @@ impl World {
         let part = TICK.as_secs_f64() / self.time.as_secs_f64();
         let running: u64 = self.partitions.iter().map(|partition| partition.running).sum();
         let fair = self.cap * TICK.as_secs_f64() / as_f64(running.max(1));
+        let own = self.partitions.iter().filter(|partition| partition.owner == pod);
+        let own_running: u64 = own.map(|partition| partition.running).sum();
+        let fair = fair.min(self.pod_cap * TICK.as_secs_f64() / as_f64(own_running.max(1)));
         let mut own: Vec<_> = self.partitions.iter_mut().filter(|partition| partition.owner == pod).collect();
         for partition in &mut own {
             let settled = as_f64(partition.running) * part.min(fair) + partition.fractions.1;
             partition.fractions.1 = settled.fract();
             partition.held -= whole(settled).min(partition.held);
-            let count = partition.pending.min(MAX_HELD - partition.held);
+            let count = partition.pending.min(self.max_held - partition.held);
             partition.pending -= count;
             partition.held += count;
             partition.delivered += count;
@@ -205,8 +213,8 @@ impl World {
                 delivered: partition.delivered,
                 pending: partition.pending,
                 ack_pending: partition.held,
-                max_ack_pending: Some(MAX_HELD),
-                waiting_pulls: u64::from(partition.held < MAX_HELD),
+                max_ack_pending: Some(self.max_held),
+                waiting_pulls: u64::from(partition.held < self.max_held),
                 ..Sample::default()
             },
             holder: Some(PartitionHolder { process: partition.owner.to_string(), work: partition.reported }),
@@ -316,6 +324,33 @@ fn handlers_that_take_a_minute_get_no_more_pods_than_they_take() {
     assert!(world.steps(Duration::ZERO).iter().all(|pods| *pods <= 3), "{:?}", world.steps);
 }
 
+#[test]
+fn a_pod_whose_room_is_never_full_since_no_more_may_be_unacknowledged_makes_no_scaling_to_and_fro() {
+    // Also of programs that do not say what they do. Two pods are enough for the first, and one is for the second.
+    for (says, rate, pods) in [(true, 10.0, 2), (false, 10.0, 2), (true, 4.0, 1), (false, 4.0, 1)] {
+        let mut world = World::new(&[rate; 8], 64, 200.0);
+        (world.says, world.max_held, world.pod_cap) = (says, 8, 60.0);
+        world.run(3_600);
+        let later = world.now;
+        world.run(3_600);
+        assert_eq!(world.steps(later), [pods], "{:?}", world.steps);
+        assert!(changes_of_direction(&world.steps(Duration::ZERO)) <= 1, "{:?}", world.steps);
+        assert!(world.lag() < 500, "{} wait", world.lag());
+    }
+}
+
+#[test]
+fn pods_whose_processors_are_the_limit_and_that_have_room_for_more_keys_make_no_scaling_to_and_fro() {
+    let mut world = World::new(&[10.0; 8], 64, 400.0);
+    (world.keys, world.pod_cap) = (3.0, 60.0);
+    world.run(3_600);
+    let later = world.now;
+    world.run(3_600);
+    assert_eq!(world.steps(later), [2], "{:?}", world.steps);
+    assert!(changes_of_direction(&world.steps(Duration::ZERO)) <= 1, "{:?}", world.steps);
+    assert!(world.lag() < 500, "{} wait", world.lag());
+}
+
 // numaproj/numaflow#136, kedacore/keda#7092.
 #[test]
 fn pods_that_share_a_database_at_its_limit_are_no_gain() {
@@ -383,5 +418,22 @@ proptest! {
         let steps = world.steps(begin);
         prop_assert!(changes_of_direction(&steps) <= 1, "{:?}", world.steps);
         prop_assert!(world.lag() < 500, "{} wait: {:?}", world.lag(), world.steps);
+    }
+
+    /// Whatever holds pods up: their processors, few keys, or few messages that may be unacknowledged; and whether they say so or not.
+    #[test]
+    fn a_load_that_stays_turns_the_scaling_at_most_once_whatever_holds_pods_up(
+        arrivals in prop::collection::vec(prop_oneof![Just(0.0), 0.1..30.0], 8), backlog in 0..20_000_u64,
+        keys in prop_oneof![1..30_u64, Just(10_000)], max_held in prop_oneof![Just(1_u64), 2..64_u64, Just(256)],
+        (rate, pod_cap) in (20.0..400.0, prop_oneof![20.0..200.0, Just(f64::INFINITY)]), says: bool,
+    ) {
+        let mut world = World::new(&arrivals, 64, rate);
+        (world.keys, world.max_held, world.pod_cap, world.says) = (as_f64(keys), max_held, pod_cap, says);
+        world.publish(backlog);
+        world.run(900);
+        let begin = world.now;
+        world.run(900);
+        let steps = world.steps(begin);
+        prop_assert!(changes_of_direction(&steps) <= 1, "{:?}", world.steps);
     }
 }
