@@ -43,6 +43,8 @@ pub struct PartitionLoads {
     at: Duration,
     moved_at: Option<Duration>,
     parts: Vec<PartitionLoad>,
+    /// The seconds in which the recent messages of all parts came, those of long ago with less weight.
+    seconds: f64,
 }
 
 /// What one partition received, and who has it.
@@ -54,6 +56,8 @@ struct PartitionLoad {
     recent: f64,
     /// Messages at which nobody works yet.
     unbegun: u64,
+    /// Since when more of them wait than what comes between two reports of its process.
+    waiting_since: Option<Duration>,
     process: Option<String>,
     /// Whether its process has as much of it as it can work at.
     is_busy: bool,
@@ -62,12 +66,26 @@ struct PartitionLoad {
 impl PartitionLoad {
     fn new(part: &Part) -> Self {
         let process = part.process().map(str::to_owned);
-        Self { so_far: part.sample.arrived(), recent: 0.0, unbegun: 0, process, is_busy: false }
+        Self {
+            so_far: part.sample.arrived(),
+            recent: 0.0,
+            unbegun: 0,
+            waiting_since: None,
+            process,
+            is_busy: false,
+        }
     }
 
     /// Whether there is, or was lately, something to do.
     fn is_used(&self) -> bool {
         self.unbegun > 0 || self.recent >= MIN_RECENT_ARRIVALS
+    }
+
+    /// Whether something waits that another process could begin: nobody has it, or it waits for longer than its process takes to report what it
+    /// has begun.
+    fn is_lagging(&self, at: Duration) -> bool {
+        let lasts = |since| at >= since + RENEWAL_INTERVAL;
+        self.unbegun > 0 && (self.process.is_none() || self.waiting_since.is_some_and(lasts))
     }
 
     fn process(&self) -> Option<&str> {
@@ -80,7 +98,7 @@ impl PartitionLoads {
     pub fn add(&mut self, parts: &[Part]) -> Movement {
         let at = parts.iter().map(|part| part.sample.at).max().unwrap_or_default();
         if parts.len() != self.parts.len() {
-            self.parts = parts.iter().map(PartitionLoad::new).collect();
+            (self.parts, self.seconds, self.at) = (parts.iter().map(PartitionLoad::new).collect(), 0.0, at);
         }
         let has_moved = self.parts.iter().zip(parts).any(|(known, part)| known.process() != part.process());
         if has_moved {
@@ -94,14 +112,19 @@ impl PartitionLoads {
             Some(moved) if at < moved + settled => Movement::Settling,
             _ => Movement::None,
         };
-        let passed = at.saturating_sub(self.at).as_secs_f64() / HALF_LIFE.as_secs_f64();
+        let passed = at.saturating_sub(self.at).as_secs_f64();
+        let weight = 0.5_f64.powf(passed / HALF_LIFE.as_secs_f64());
+        self.seconds = self.seconds * weight + if movement == Movement::None { passed } else { 0.0 };
         for (known, part) in self.parts.iter_mut().zip(parts) {
             let arrived = part.sample.arrived();
             let came = arrived.saturating_sub(known.so_far);
             let came = if movement == Movement::None { as_f64(came) } else { 0.0 };
-            known.recent = known.recent * 0.5_f64.powf(passed) + came;
+            known.recent = known.recent * weight + came;
             (known.so_far, known.unbegun, known.is_busy) = (arrived, part.unbegun(), part.is_busy());
             known.process = part.process().map(str::to_owned);
+            let between_reports = known.recent / self.seconds.max(1.0) * RENEWAL_INTERVAL.as_secs_f64();
+            let waits = as_f64(known.unbegun) > between_reports;
+            known.waiting_since = waits.then(|| known.waiting_since.unwrap_or(at));
         }
         self.at = at;
         movement
@@ -113,11 +136,11 @@ impl PartitionLoads {
         self.moved_at
     }
 
-    /// The most pods that can take something: as many as partitions in which something is to do, and one more than there are where that one
-    /// could relieve another.
+    /// The most pods that can take something: as many as partitions in which something waits, and one more than there are where that one could
+    /// relieve another.
     #[must_use]
     pub fn takers(&self, replicas: u32) -> u32 {
-        let lagging = self.parts.iter().filter(|part| part.unbegun > 0).count();
+        let lagging = self.parts.iter().filter(|part| part.is_lagging(self.at)).count();
         let more = u32::from(self.can_be_relieved());
         u32::try_from(lagging).unwrap_or(u32::MAX).max(replicas.saturating_add(more))
     }
@@ -295,7 +318,7 @@ mod tests {
         assert_eq!(takers(&[("a", false, 9), ("a", false, 9)]), 4);
         let mut loads = loads(&[0; 8]);
         for part in &mut loads.parts[..6] {
-            part.unbegun = 1;
+            (part.unbegun, part.waiting_since) = (1, Some(Duration::from_secs(100)));
         }
         assert_eq!(loads.takers(4), 6);
     }

@@ -53,8 +53,9 @@ impl Partition {
 struct World {
     scaling: Scaling,
     partitions: Vec<Partition>,
-    /// Messages that arrive in each partition in a second.
+    /// Messages that arrive in each partition in a second, and the time from one batch of them to the next.
     arrivals: Vec<f64>,
+    batch: Duration,
     /// Messages that a pod works at at once, and how long each takes.
     slots: u64,
     time: Duration,
@@ -83,6 +84,7 @@ impl World {
             scaling: Scaling { max: 16, ..scaling() },
             partitions: vec![Partition::default(); arrivals.len()],
             arrivals: arrivals.to_vec(),
+            batch: TICK,
             slots,
             time: Duration::from_secs_f64(as_f64(slots) / rate),
             keys: 10_000.0,
@@ -172,9 +174,11 @@ impl World {
             if self.now >= partition.given_back.1 {
                 partition.delivered += std::mem::take(&mut partition.given_back.0);
             }
-            let came = rate * TICK.as_secs_f64() + partition.fractions.0;
-            partition.fractions.0 = came.fract();
-            partition.pending += whole(came);
+            partition.fractions.0 += rate * TICK.as_secs_f64();
+            if self.now.as_millis().is_multiple_of(self.batch.as_millis()) {
+                partition.pending += whole(partition.fractions.0);
+                partition.fractions.0 = partition.fractions.0.fract();
+            }
         }
     }
 
@@ -314,6 +318,18 @@ fn events_that_wait_for_others_of_their_keys_call_for_no_pods() {
         world.keys = keys;
         world.run(3_600);
         assert_eq!(world.steps(Duration::ZERO), [1], "{arrivals:?}");
+    }
+}
+
+#[test]
+fn a_key_that_nobody_can_keep_up_with_calls_for_no_pods_beside_others_that_come_in_batches() {
+    for (batch, handling) in [(1_000, 200), (2_000, 1_500), (6_000, 3_000)] {
+        let rate = 1_000.0 / as_f64(batch);
+        let mut world = World::new(&[rate; 8], 64, 64_000.0 / as_f64(handling));
+        (world.keys, world.batch) = (1.0, Duration::from_millis(batch));
+        world.arrivals[4] = 8.0;
+        world.run(1_800);
+        assert_eq!(world.steps(Duration::ZERO), [1], "{:?}", world.steps);
     }
 }
 
