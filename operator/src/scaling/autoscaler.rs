@@ -201,10 +201,10 @@ impl Autoscaler {
 
     fn step_up(&self, look: Look<'_>, wished: u32) -> (u32, Reason) {
         let replicas = self.replicas;
-        // Partitions may move for as long as there are handlers that take long.
+        // What handlers that take long bring, and partitions that move for as long, is not waited for without end.
         let is_overdue = self.startup.ready_at.is_some_and(|ready| look.at >= ready + STARTUP_TIMEOUT);
         let watched = self.startup.ready_at.is_some_and(|ready| look.at >= ready + WARMUP + WINDOW)
-            && self.consumers.values().all(|consumer| consumer.is_watched(look.at) || is_overdue);
+            && self.consumers.values().all(|consumer| consumer.is_watched() || is_overdue);
         // Without pods, there is nothing to wait for.
         if replicas > 0 && !(watched && self.rested(look.at)) {
             return (replicas, Reason::Starting);

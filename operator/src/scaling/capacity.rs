@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::{
-    figures::{BusyProcesses, Sample},
+    figures::{BusyProcesses, ProcessCounts, Sample},
     rates::{Saturation, WINDOW},
     spec::as_f64,
 };
@@ -33,6 +33,12 @@ struct Trial {
     /// Pods before them, and with them.
     from: u32,
     pods: u32,
+    /// What one pod was taken to settle before them.
+    each: f64,
+    /// Processes that were busy before them; None without order per key, and where it is not known.
+    busy: Option<u32>,
+    /// They brought too little in one window, which may be chance.
+    is_doubted: bool,
 }
 
 /// When pods changed last, and where what is counted began.
@@ -71,8 +77,8 @@ pub struct Work {
 pub struct Capacity {
     /// Messages that one pod settles in a second.
     learnt: Option<f64>,
-    /// What one settled in the last window, busy or not.
-    recent_rate: Option<f64>,
+    /// Messages that one works at while it is busy.
+    in_hand: Option<f64>,
     span: Option<Span>,
     ready: u32,
     trial: Option<Trial>,
@@ -114,19 +120,25 @@ impl Capacity {
         self.trial = None;
     }
 
-    /// Pods are added before the capacity is known: the recent rate is taken for it. Otherwise they are removed as soon as the lag is gone.
-    pub fn assume_recent_rate(&mut self) {
-        self.learnt = self.learnt.or(self.recent_rate);
-    }
-
-    /// Pods are added. `rate` is what all settle now, in messages a second.
-    pub fn scaled_up(&mut self, from: u32, to: u32, rate: f64) {
+    /// Pods are added. `rate` is what all settled in the last window, in messages a second: where handlers that began together ended in it, that is
+    /// more than they can do. `busy` processes have as much as they can work at, where that is known.
+    pub fn scaled_up(&mut self, from: u32, to: u32, rate: f64, busy: Option<u32>) {
         let each = self.learnt.or_else(|| (from > 0).then(|| rate / f64::from(from)));
         let Some(each) = each.filter(|each| *each > 0.0) else { return };
         let more = each * f64::from(to.saturating_sub(from));
+        let before = rate.min(each * f64::from(from));
         // Pods of an earlier step that were not judged yet are judged together with these.
-        let earlier = self.trial.unwrap_or(Trial { before: rate, expected: 0.0, from, pods: from });
-        self.trial = Some(Trial { expected: earlier.expected + more, pods: to, ..earlier });
+        let earlier = self.trial.unwrap_or(Trial {
+            before,
+            expected: 0.0,
+            from,
+            pods: from,
+            each,
+            busy,
+            is_doubted: false,
+        });
+        self.trial =
+            Some(Trial { expected: earlier.expected + more, pods: to, is_doubted: false, ..earlier });
     }
 
     /// So many of the pods that were added are ready, and no others are waited for: these have to show what they bring.
@@ -146,9 +158,9 @@ impl Capacity {
     }
 
     /// Partitions move: what was counted says nothing, since what one process gave back is delivered again to the next.
-    pub fn restart(&mut self, at: Duration) {
+    pub fn restart(&mut self, at: Duration, ready: u32) {
         // They have had their time to warm up when they have moved.
-        self.span = Some(Span::begin(at.saturating_sub(WARMUP)));
+        (self.span, self.ready) = (Some(Span::begin(at.saturating_sub(WARMUP))), ready);
     }
 
     /// Takes over what was sampled.
@@ -156,9 +168,6 @@ impl Capacity {
         let Work { sample, saturation, ready, busy } = work;
         let known = self.span.take().filter(|_| ready == self.ready);
         let mut span = known.unwrap_or_else(|| Span::begin(sample.at));
-        if ready != self.ready {
-            self.recent_rate = None;
-        }
         self.ready = ready;
         if saturation == Saturation::None {
             // They do what there is to do.
@@ -170,8 +179,8 @@ impl Capacity {
         }
         if ready > 0 && sample.at >= span.changed_at + WARMUP {
             if let Some(rate) = span.behind.and_then(|since| settled_since(&since, &sample)) {
-                self.judge(rate, ready);
-                span.behind = span.behind.filter(|_| !rate.is_whole());
+                let is_judged = self.judge(rate, ready, sample.processes);
+                span.behind = span.behind.filter(|_| !(is_judged || rate.is_whole()));
             }
             if saturation != Saturation::None {
                 span.behind = span.behind.or(Some(sample));
@@ -197,10 +206,15 @@ impl Capacity {
     /// Pods that were busy have shown their capacity; others, that it is no less than what they did. What is still to be counted from.
     fn learn(&mut self, since: Option<Sample>, sample: Sample, pods: u32, is_busy: bool) -> Option<Sample> {
         let since = since?;
-        let Some(rate) = settled_since(&since, &sample).filter(Rate::is_whole) else { return Some(since) };
-        let each = rate.mean() / f64::from(pods.max(1));
-        self.recent_rate = Some(each);
+        let Some(rate) = settled_since(&since, &sample).filter(Rate::is_typical) else { return Some(since) };
+        let pods = f64::from(pods.max(1));
+        let each = rate.mean() / pods;
+        if is_busy {
+            self.in_hand = Some(as_f64(since.in_hand().max(sample.in_hand())) / pods);
+        }
         self.learnt = match self.learnt {
+            // What all wait for together is nothing that one can do.
+            Some(known) if is_busy && self.no_gain.is_some() => Some(known.max(each)),
             Some(known) if is_busy => Some(known + ALPHA * (each - known)),
             None if is_busy => Some(each),
             known => known.map(|known| known.max(each)),
@@ -208,18 +222,26 @@ impl Capacity {
         None
     }
 
-    fn judge(&mut self, rate: Rate, ready: u32) {
+    /// Whether the pods that were added have shown something.
+    fn judge(&mut self, rate: Rate, ready: u32, processes: Option<ProcessCounts>) -> bool {
         if self.no_gain.is_some_and(|enough| rate.is_whole() && rate.mean() >= enough) {
             self.no_gain = None;
         }
-        let Some(trial) = self.trial.filter(|trial| ready >= trial.pods) else { return };
+        let Some(trial) = self.trial.filter(|trial| ready >= trial.pods) else { return false };
         let enough = trial.before + MIN_GAIN * trial.expected;
         // Handlers that take long settle nothing for a while.
         if enough * rate.time.as_secs_f64() < as_f64(rate.least) {
-            return;
+            return false;
         }
-        self.trial = None;
-        self.no_gain = (rate.mean() < enough).then_some(enough);
+        let busy = processes.map(|processes| processes.busy);
+        // They show nothing where the busiest partitions are together still, and the others are what they got.
+        let are_others_idle = trial.busy.zip(busy).is_some_and(|(before, busy)| busy <= before);
+        let is_gain = rate.mean() >= enough || are_others_idle;
+        self.trial = (!is_gain && !trial.is_doubted).then_some(Trial { is_doubted: true, ..trial });
+        if !is_gain && trial.is_doubted {
+            (self.no_gain, self.learnt) = (Some(enough), Some(trial.each));
+        }
+        true
     }
 }
 
@@ -230,6 +252,8 @@ struct Rate {
     time: Duration,
     /// Settled messages that make a rate.
     least: u64,
+    /// Messages that pods worked at at its beginning, of those that are waited for.
+    in_hand: u64,
 }
 
 impl Rate {
@@ -240,6 +264,11 @@ impl Rate {
     fn is_whole(&self) -> bool {
         self.settled >= self.least
     }
+
+    /// Whether handlers of more than one generation ended in it: those that began together may all do so in a part of it.
+    fn is_typical(&self) -> bool {
+        self.is_whole() && self.settled >= 2 * self.in_hand
+    }
 }
 
 /// What was settled between two samples; None in less than a window. As many as pods had in hand make a rate: each of their handlers ended
@@ -248,13 +277,12 @@ fn settled_since(since: &Sample, sample: &Sample) -> Option<Rate> {
     let time = sample.at.saturating_sub(since.at);
     let in_hand = if time < LONG { since.in_hand() } else { 0 };
     let settled = sample.settled().saturating_sub(since.settled());
-    (time >= WINDOW).then_some(Rate { settled, time, least: in_hand.max(MIN_SETTLED) })
+    (time >= WINDOW).then_some(Rate { settled, time, least: in_hand.max(MIN_SETTLED), in_hand })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scaling::figures::ProcessCounts;
 
     /// So many ready pods, of which all are busy where something waits, and what they settled.
     fn work(second: u64, settled: u64, pending: u64, ready: u32) -> Work {
@@ -318,23 +346,12 @@ mod tests {
             // A pod is lost, and what it had comes again.
             let again = if second >= 20 { 1_024 } else { 0 };
             if second == 20 {
-                capacity.restart(Duration::from_secs(second));
+                capacity.restart(Duration::from_secs(second), 1);
                 continue;
             }
             capacity.add(work(second, 6 * second + again, 0, 1));
         }
         assert_eq!(capacity.learnt(), Some(6.0));
-    }
-
-    #[test]
-    fn pods_that_are_added_before_it_is_known_what_one_can_do_had_their_limit() {
-        let mut capacity = Capacity::default();
-        run(&mut capacity, 0..=16, 2, 180, 0);
-        assert_eq!(capacity.learnt(), None);
-        capacity.assume_recent_rate();
-        assert_eq!(capacity.learnt(), Some(90.0));
-        run(&mut capacity, 18..=40, 2, 200, 50);
-        assert!(capacity.learnt() > Some(90.0));
     }
 
     #[test]
@@ -351,12 +368,12 @@ mod tests {
     #[test]
     fn pods_that_never_get_ready_are_not_judged_and_those_that_do_by_their_share() {
         let mut capacity = Capacity::of(Some(100.0));
-        capacity.scaled_up(4, 5, 400.0);
+        capacity.scaled_up(4, 5, 400.0, None);
         capacity.limit_trial(4);
         run(&mut capacity, 0..=16, 4, 400, 50);
         assert!(!capacity.has_no_gain(), "the only one is on a node that cannot run it");
         // One of ten brings what one should.
-        capacity.scaled_up(4, 14, 400.0);
+        capacity.scaled_up(4, 14, 400.0, None);
         capacity.limit_trial(5);
         run(&mut capacity, 18..=34, 5, 490, 50);
         assert!(!capacity.has_no_gain());
@@ -365,15 +382,25 @@ mod tests {
     #[test]
     fn pods_that_bring_nothing_are_no_gain_until_more_is_settled() {
         let mut capacity = Capacity::of(Some(100.0));
-        capacity.scaled_up(2, 4, 200.0);
+        capacity.scaled_up(2, 4, 200.0, None);
         run(&mut capacity, 0..=8, 2, 200, 50);
         assert!(!capacity.has_no_gain(), "those that came are not ready yet");
-        run(&mut capacity, 10..=26, 4, 210, 50);
+        let mut settled = 10_000;
+        let mut four = |capacity: &mut Capacity, seconds: std::ops::RangeInclusive<u64>, rate| {
+            for second in seconds.step_by(2) {
+                settled += 2 * rate;
+                capacity.add(work(second, settled, 50, 4));
+            }
+        };
+        four(&mut capacity, 10..=26, 210);
+        assert!(!capacity.has_no_gain(), "one window may be chance");
+        four(&mut capacity, 28..=38, 210);
         assert!(capacity.has_no_gain());
-        run(&mut capacity, 28..=60, 4, 230, 50);
+        assert_eq!(capacity.learnt(), Some(100.0), "what they wait for together is nothing that one can do");
+        four(&mut capacity, 40..=70, 230);
         assert!(!capacity.has_no_gain(), "what held them up is gone");
-        capacity.scaled_up(4, 8, 230.0);
-        run(&mut capacity, 62..=80, 8, 400, 50);
+        capacity.scaled_up(4, 8, 230.0, None);
+        run(&mut capacity, 72..=90, 8, 400, 50);
         assert!(!capacity.has_no_gain());
     }
 
@@ -381,8 +408,8 @@ mod tests {
     fn pods_that_bring_nothing_are_no_gain_also_where_some_have_partitions_with_less_to_do() {
         let judged = |rate| {
             let mut capacity = Capacity::of(Some(100.0));
-            capacity.scaled_up(2, 4, 200.0);
-            for second in (0..=20).step_by(2) {
+            capacity.scaled_up(2, 4, 200.0, None);
+            for second in (0..=30).step_by(2) {
                 let saturation = Saturation::Partial;
                 capacity.add(Work { saturation, ..work(second, second * rate, 500, 4) });
             }
@@ -395,9 +422,9 @@ mod tests {
     #[test]
     fn pods_that_went_before_they_were_judged_are_forgotten() {
         let mut capacity = Capacity::of(Some(100.0));
-        capacity.scaled_up(20, 40, 2000.0);
+        capacity.scaled_up(20, 40, 2000.0, None);
         capacity.drop_trial();
-        capacity.scaled_up(4, 8, 400.0);
+        capacity.scaled_up(4, 8, 400.0, None);
         run(&mut capacity, 0..=30, 8, 800, 50);
         assert!(!capacity.has_no_gain());
     }
@@ -405,7 +432,7 @@ mod tests {
     #[test]
     fn pods_that_have_nothing_left_to_do_are_not_judged() {
         let mut capacity = Capacity::of(Some(100.0));
-        capacity.scaled_up(1, 2, 100.0);
+        capacity.scaled_up(1, 2, 100.0, None);
         run(&mut capacity, 0..=20, 2, 100, 0);
         run(&mut capacity, 22..=42, 2, 100, 50);
         assert!(!capacity.has_no_gain());

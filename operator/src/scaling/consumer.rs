@@ -5,8 +5,8 @@ use std::time::Duration;
 use super::{
     capacity::{Capacity, Work},
     figures::{Reading, Unknown},
-    partition_loads::{FIRST_REPORT, Movement, PartitionLoads},
-    rates::{Rates, Saturation, Series, WINDOW},
+    partition_loads::{Movement, PartitionLoads},
+    rates::{Rates, Saturation, Series},
     wish::{Known, Present, Wish, wish},
 };
 
@@ -59,7 +59,7 @@ impl Consumer {
                     let busy = is_partial.then(|| reading.busy_processes()).flatten();
                     self.capacity.add(Work { sample: so_far.sample, saturation, ready, busy });
                 } else {
-                    self.capacity.restart(so_far.sample.at);
+                    self.capacity.restart(so_far.sample.at, ready);
                 }
             }
             (Err(Unknown::Unanswered), _) => {}
@@ -79,25 +79,20 @@ impl Consumer {
         Ok(wish)
     }
 
-    /// Whether pods that came last have shown what they bring, where that is to be seen: what they do with the partitions that they took.
+    /// Whether pods that came last have shown what they bring, where that is to be seen.
     #[must_use]
-    pub fn is_watched(&self, at: Duration) -> bool {
-        let judged = |moved| at >= moved + FIRST_REPORT + WINDOW;
-        !self.capacity.has_trial() || self.loads.moved_at().is_none_or(judged)
+    pub fn is_watched(&self) -> bool {
+        !self.capacity.has_trial()
     }
 
     /// Pods are added.
     pub fn scaled_up(&mut self, from: u32, to: u32) {
         let Some(rates) = self.rates else { return };
-        if rates.sample.all_pods_busy() {
-            self.capacity.assume_recent_rate();
-        }
         if rates.is_partly_saturated() {
-            self.capacity.scaled_up(from, to, rates.settled);
+            let busy = rates.sample.processes.map(|processes| processes.busy);
+            self.capacity.scaled_up(from, to, rates.settled_in_window, busy);
         }
-        if self.capacity.learnt().is_some() {
-            self.overload = None;
-        } else if rates.settled < rates.lasting_arrivals {
+        if rates.settled < rates.lasting_arrivals {
             self.overload = Some(Overload { pods: from, arrivals: rates.lasting_arrivals });
         }
     }

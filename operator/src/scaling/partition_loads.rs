@@ -22,7 +22,7 @@ const PRIOR_ARRIVALS: f64 = 10.0;
 /// Weight of the messages by which something was to do lately.
 const MIN_RECENT_ARRIVALS: f64 = 0.5;
 /// Time in which a process reports of a partition that it has taken: two of its renewals.
-pub const FIRST_REPORT: Duration = Duration::from_secs(2 * RENEWAL_INTERVAL.as_secs());
+const FIRST_REPORT: Duration = Duration::from_secs(2 * RENEWAL_INTERVAL.as_secs());
 /// Part of its capacity that a pod may have to bear after others were removed. From all of it on, one is added.
 const MAX_LOAD: f64 = 0.9;
 

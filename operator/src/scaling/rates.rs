@@ -30,6 +30,8 @@ pub struct Rates {
     pub sample: Sample,
     pub arrivals: f64,
     pub settled: f64,
+    /// The mean of the last window.
+    pub settled_in_window: f64,
     /// The lowest rate of arrivals of the last window: more than that may be a burst.
     pub lasting_arrivals: f64,
     /// Whether nothing came in a whole window, and nothing is left.
@@ -133,11 +135,14 @@ impl Series {
         let ((first, _), (sample, _)) = (self.recent.front()?, self.recent.back()?);
         let (arrivals, settled) = self.means.unwrap_or_default();
         let span = sample.at.saturating_sub(first.at);
+        let settled_in_window =
+            as_f64(sample.settled().saturating_sub(first.settled())) / span.as_secs_f64().max(1.0);
         let fallen = first.lag().saturating_sub(sample.lag());
         Some(Rates {
             sample: *sample,
             arrivals,
             settled,
+            settled_in_window,
             lasting_arrivals: self.recent.iter().map(|(_, mean)| *mean).fold(arrivals, f64::min),
             is_idle: sample.lag() == 0 && sample.arrived() <= first.arrived(),
             drain: (fallen > 0).then(|| as_f64(fallen) / span.as_secs_f64()),
