@@ -105,6 +105,12 @@ impl Capacity {
         self.no_gain.is_some()
     }
 
+    /// Messages that one pod works at while it is busy, where that is known.
+    #[must_use]
+    pub fn in_hand(&self) -> Option<f64> {
+        self.in_hand
+    }
+
     /// Forgets that more pods did not help: there are enough, or something else is declared.
     pub fn forget_no_gain(&mut self) {
         self.no_gain = None;
@@ -385,8 +391,8 @@ mod tests {
         capacity.scaled_up(2, 4, 200.0, None);
         run(&mut capacity, 0..=8, 2, 200, 50);
         assert!(!capacity.has_no_gain(), "those that came are not ready yet");
-        let mut settled = 10_000;
-        let mut four = |capacity: &mut Capacity, seconds: std::ops::RangeInclusive<u64>, rate| {
+        let mut settled = 10_000_u64;
+        let mut four = |capacity: &mut Capacity, seconds: std::ops::RangeInclusive<u64>, rate: u64| {
             for second in seconds.step_by(2) {
                 settled += 2 * rate;
                 capacity.add(work(second, settled, 50, 4));

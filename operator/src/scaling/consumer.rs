@@ -12,6 +12,8 @@ use super::{
 
 /// Part of the arrivals that were too much for some pods, from which on they are so again.
 const MIN_OVERLOAD: f64 = 0.9;
+/// How long it is known: other pods may bear it.
+const OVERLOAD_MEMORY: Duration = Duration::from_hours(6);
 
 /// What is known of one consumer.
 #[derive(Clone, Debug, Default)]
@@ -24,13 +26,21 @@ pub struct Consumer {
     overload: Option<Overload>,
 }
 
-/// What was too much for some pods, while none of them had as much as it can work at, as where their processors are the limit: what one can do
-/// does not show then. Without this, they are removed as soon as the lag is gone.
+/// What was too much for some pods. Without this, pods that were added are removed as soon as the lag is gone where it does not show what one can
+/// do: none had as much as it can work at, as where their processors are the limit, or it differs from time to time.
 #[derive(Clone, Copy, Debug)]
 struct Overload {
+    at: Duration,
     pods: u32,
     /// Messages that arrived in a second.
     arrivals: f64,
+}
+
+impl Overload {
+    /// Whether so much is too much for them now.
+    fn is_again(&self, rates: &Rates) -> bool {
+        rates.sample.at < self.at + OVERLOAD_MEMORY && rates.arrivals >= MIN_OVERLOAD * self.arrivals
+    }
 }
 
 impl Consumer {
@@ -68,12 +78,11 @@ impl Consumer {
         let loads = reading.partitions.map(|_| &self.loads);
         let rates = rates?;
         let mut wish = wish(Known { rates: &rates, capacity: &self.capacity, loads }, present);
-        if let Some(Overload { pods, .. }) =
-            self.overload.filter(|then| rates.arrivals >= MIN_OVERLOAD * then.arrivals)
-        {
+        if let Some(Overload { pods, .. }) = self.overload.filter(|then| then.is_again(&rates)) {
             wish.down = wish.down.max(present.round_up(pods.saturating_add(1)));
         }
-        if wish.pods <= present.replicas {
+        // While they work off what waits, what holds them up does so still.
+        if wish.pods <= present.replicas && !rates.is_partly_saturated() {
             self.capacity.forget_no_gain();
         }
         Ok(wish)
@@ -93,7 +102,8 @@ impl Consumer {
             self.capacity.scaled_up(from, to, rates.settled_in_window, busy);
         }
         if rates.settled < rates.lasting_arrivals {
-            self.overload = Some(Overload { pods: from, arrivals: rates.lasting_arrivals });
+            self.overload =
+                Some(Overload { at: rates.sample.at, pods: from, arrivals: rates.lasting_arrivals });
         }
     }
 }

@@ -161,6 +161,12 @@ impl Part {
         self.holder.as_ref().is_some_and(PartitionHolder::is_busy) || self.is_held_up()
     }
 
+    /// Whether its process works at none of it and has room: what it has waits for a next attempt or for a recovery, as it would in another one.
+    #[must_use]
+    pub fn is_held_back(&self) -> bool {
+        self.work().is_some_and(|work| work.running == 0 && work.queued == 0)
+    }
+
     /// The process that has it, where that is busy with it.
     fn busy_process(&self) -> Option<&str> {
         self.process().filter(|_| self.is_busy())

@@ -28,12 +28,12 @@ impl Scaling {
 
     /// Pods that settle what arrives and work off the lag in time, as a fraction.
     #[must_use]
-    pub fn load(&self, arrivals: f64, lag: u64, capacity: Option<f64>) -> f64 {
+    pub fn load(&self, arrivals: f64, lag: f64, capacity: Option<f64>) -> f64 {
         match capacity {
             Some(capacity) => {
-                (arrivals + as_f64(lag) / self.target_drain_time.as_secs_f64()) / (UTILIZATION * capacity)
+                (arrivals + lag / self.target_drain_time.as_secs_f64()) / (UTILIZATION * capacity)
             }
-            None => as_f64(lag) / as_f64(self.lag_per_replica.max(1)),
+            None => lag / as_f64(self.lag_per_replica.max(1)),
         }
     }
 }
@@ -119,8 +119,8 @@ mod tests {
             lag_per_replica: 100,
             scale_down_after: Duration::from_mins(1),
         };
-        assert_eq!(ceil(scaling.load(100.0, 6000, Some(100.0))), 4);
-        assert_eq!(ceil(scaling.load(80.0, 0, Some(100.0))), 1);
-        assert_eq!(ceil(scaling.load(1000.0, 301, None)), 4);
+        assert_eq!(ceil(scaling.load(100.0, 6000.0, Some(100.0))), 4);
+        assert_eq!(ceil(scaling.load(80.0, 0.0, Some(100.0))), 1);
+        assert_eq!(ceil(scaling.load(1000.0, 301.0, None)), 4);
     }
 }

@@ -10,6 +10,9 @@ use super::{
 /// Load that fewer pods must bear before pods are removed. Without this margin, a load between two numbers adds and removes a pod in turn.
 const MARGIN: f64 = 1.1;
 
+/// Times that a handler takes, in which what pods work at is to be settled before pods are removed, where that is longer than `targetDrainTime`.
+const MIN_HANDLINGS: f64 = 4.0;
+
 /// Pods that a consumer asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Wish {
@@ -61,10 +64,13 @@ pub fn wish(known: Known<'_>, present: Present<'_>) -> Wish {
         return Wish::default();
     }
     let (sample, each) = (rates.sample, capacity.learnt());
-    let load = scaling.load(rates.arrivals, sample.unbegun(), each);
-    // Pods that work at something are no pods too many.
-    let borne = scaling.load(rates.arrivals, sample.lag(), each);
+    let unbegun = as_f64(sample.unbegun());
+    let load = scaling.load(rates.arrivals, unbegun, each);
     let target = scaling.target_drain_time.as_secs_f64();
+    // Pods that work at something are no pods too many, unless it takes them so long that they always do.
+    let handling = capacity.in_hand().zip(each).map_or(0.0, |(in_hand, each)| in_hand / each);
+    let in_hand = as_f64(sample.in_hand()) * target / target.max(MIN_HANDLINGS * handling);
+    let borne = scaling.load(rates.arrivals, unbegun + in_hand, each);
     // A pod for each message that is there, or comes while they are worked off, is the most.
     let most = ceil(as_f64(sample.lag()) + rates.arrivals * target).max(1);
     let of_partitions = loads.zip(each);
@@ -99,7 +105,7 @@ fn helpful(
     Present { scaling, replicas, .. }: Present<'_>,
 ) -> u32 {
     let waiting = u32::try_from(rates.sample.waiting()).unwrap_or(u32::MAX);
-    let lasting = |each| ceil(scaling.load(rates.lasting_arrivals, 0, Some(each)));
+    let lasting = |each| ceil(scaling.load(rates.lasting_arrivals, 0.0, Some(each)));
     let most = replicas.saturating_add(waiting).max(capacity.learnt().map_or(0, lasting));
     loads.map_or(most, |loads| most.min(loads.takers(replicas)))
 }

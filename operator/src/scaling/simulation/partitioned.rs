@@ -68,6 +68,8 @@ struct World {
     max_held: u64,
     /// Whether pods say what they do.
     says: bool,
+    /// All handlers fail at once, and their messages wait for the next attempt.
+    is_out: bool,
     autoscaler: Autoscaler,
     now: Duration,
     ticks: u32,
@@ -92,6 +94,7 @@ impl World {
             cap: f64::INFINITY,
             max_held: 256,
             says: true,
+            is_out: false,
             autoscaler: Autoscaler::new(1),
             now: Duration::ZERO,
             ticks: 0,
@@ -192,7 +195,8 @@ impl World {
         let fair = fair.min(self.pod_cap * TICK.as_secs_f64() / as_f64(own_running.max(1)));
         let mut own: Vec<_> = self.partitions.iter_mut().filter(|partition| partition.owner == pod).collect();
         for partition in &mut own {
-            let settled = as_f64(partition.running) * part.min(fair) + partition.fractions.1;
+            let settled = if self.is_out { 0.0 } else { as_f64(partition.running) * part.min(fair) };
+            let settled = settled + partition.fractions.1;
             partition.fractions.1 = settled.fract();
             partition.held -= whole(settled).min(partition.held);
             let count = partition.pending.min(self.max_held - partition.held);
@@ -206,6 +210,9 @@ impl World {
             let share = as_f64(keys) * as_f64(self.slots) / as_f64(startable.max(self.slots));
             partition.running = whole(share.ceil()).min(keys);
             partition.queued = keys - partition.running;
+            if self.is_out {
+                (partition.running, partition.queued) = (0, 0);
+            }
             partition.is_busy &= partition.queued > 0;
         }
     }
@@ -365,6 +372,24 @@ fn pods_whose_processors_are_the_limit_and_that_have_room_for_more_keys_make_no_
     assert_eq!(world.steps(later), [2], "{:?}", world.steps);
     assert!(changes_of_direction(&world.steps(Duration::ZERO)) <= 1, "{:?}", world.steps);
     assert!(world.lag() < 500, "{} wait", world.lag());
+}
+
+#[test]
+fn messages_that_all_wait_for_their_next_attempt_call_for_no_pods() {
+    for learnt in [true, false] {
+        let mut world = World::new(&[5.0; 16], 64, 200.0);
+        if learnt {
+            world = world.learnt();
+        }
+        world.run(300);
+        world.is_out = true;
+        let begin = world.now;
+        world.run(600);
+        assert_eq!(world.steps(begin), [1], "an outage is not worked off by more pods");
+        world.is_out = false;
+        world.run(900);
+        assert!(world.lag() < 500, "{} wait: {:?}", world.lag(), world.steps);
+    }
 }
 
 // numaproj/numaflow#136, kedacore/keda#7092.

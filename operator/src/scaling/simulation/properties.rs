@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
+use rand::{SeedableRng as _, rngs::StdRng};
 
 use super::world::{Work, World};
 use crate::scaling::{autoscaler::Reason, figures::Unknown, spec::as_f64};
@@ -123,6 +124,22 @@ proptest! {
             let waits = world.pending();
             prop_assert!(as_u64(last) + 1 >= waits, "{waits} wait: {steps:?}");
         }
+    }
+
+    /// What comes by chance, and is looked at less often, as one of many consumers is.
+    #[test]
+    fn a_load_that_stays_the_same_and_comes_by_chance_turns_the_scaling_seldom(
+        arrivals in prop_oneof![1.0..10.0, 10.0..60.0], rate in 2.0..50.0, look_ticks in 4..12_u32, seed: u64,
+    ) {
+        let mut world = World::new(1);
+        world.work = Work::Fast { rate, hold: 120 };
+        (world.look_ticks, world.chance) = (look_ticks, Some(StdRng::seed_from_u64(seed)));
+        world.arrivals = Box::new(move |_| arrivals);
+        world.run(900);
+        let begin = world.now();
+        world.run(1_800);
+        let turns = world.changes_of_direction(begin);
+        prop_assert!(turns <= 2, "{turns}: {:?}", world.steps(begin));
     }
 }
 

@@ -264,3 +264,60 @@ fn a_lag_that_each_step_makes_itself_calls_for_no_further_steps() {
     assert_calm(&world, 0.0);
     assert_eq!(world.pending(), 0);
 }
+
+// Of thousands of consumers, each is looked at less often.
+#[test]
+fn pods_that_share_a_database_at_its_limit_are_no_gain_however_often_they_are_looked_at() {
+    for look_ticks in [4, 5, 6, 7, 8, 10, 12, 16, 20] {
+        let mut world = World::new(1);
+        (world.look_ticks, world.cap, world.scaling.max) = (look_ticks, Some(300.0), 100);
+        world.arrivals = Box::new(|_| 1_000.0);
+        world.run(1_800);
+        assert!(world.replicas() <= 16, "{look_ticks}: {:?}", world.steps(0.0));
+        assert_eq!(world.trace.last().unwrap().reason, Reason::NoGain, "{look_ticks}");
+    }
+}
+
+#[test]
+fn handlers_that_end_together_are_no_reason_to_stop() {
+    for (time, rate, backlog) in [(15, 64.0, 3_135), (40, 20.0, 2_000), (8, 100.0, 10_000)] {
+        let mut world = World::new(5);
+        world.work = Work::Slow { slots: 64, time: Duration::from_secs(time) };
+        world.arrivals = Box::new(move |_| rate);
+        world.publish(backlog);
+        world.run(3_600);
+        assert!(world.pending() < 1_000, "{time}: {} wait, {:?}", world.pending(), world.steps(0.0));
+    }
+}
+
+#[test]
+fn what_pods_did_while_little_was_to_do_is_not_what_they_can_do() {
+    let mut world = World::new(1);
+    world.work = Work::Slow { slots: 64, time: Duration::from_mins(1) };
+    world.arrivals = Box::new(|second| if second < 1_200.0 { 0.02 } else { 2.8 });
+    world.run(7_200);
+    assert!(world.replicas() <= 8, "{:?}", world.steps(0.0));
+}
+
+#[test]
+fn a_burst_of_handlers_that_take_a_minute_leaves_no_pods_behind() {
+    let mut world = World::new(4);
+    world.work = Work::Slow { slots: 64, time: Duration::from_mins(1) };
+    world.arrivals = Box::new(|_| 3.0);
+    world.run(1_200);
+    world.publish(2_000);
+    world.run(3_600);
+    assert!(world.replicas() <= 6, "{:?}", world.steps(0.0));
+}
+
+#[test]
+fn peaks_that_a_database_cannot_bear_take_no_more_pods_each_time() {
+    let mut world = World::new(1);
+    world.cap = Some(300.0);
+    world.arrivals = Box::new(|second| if second % 1_200.0 < 300.0 { 360.0 } else { 100.0 });
+    world.run(1_200);
+    let first = world.since(0.0).map(|point| point.replicas).max().unwrap();
+    world.run(9_600);
+    let last = world.since(9_600.0).map(|point| point.replicas).max().unwrap();
+    assert!(last <= first + 1, "{first} and {last}: {:?}", world.steps(0.0));
+}

@@ -2,6 +2,8 @@
 
 use std::{collections::VecDeque, time::Duration};
 
+use rand::{RngExt as _, rngs::StdRng};
+
 use crate::scaling::{
     autoscaler::{Autoscaler, Decision, Look, Reason},
     capacity::Capacity,
@@ -108,6 +110,9 @@ pub struct World {
     retrying: VecDeque<Batch>,
     /// Parts of messages that arrived, and that failed.
     fractions: (f64, f64),
+    /// Ticks between two looks, of which one may be a tick late; and whether messages come by chance.
+    pub look_ticks: u32,
+    pub chance: Option<StdRng>,
 }
 
 /// How the examples are scaled.
@@ -146,6 +151,8 @@ impl World {
             delivered: 0,
             retrying: VecDeque::new(),
             fractions: (0.0, 0.0),
+            look_ticks: LOOK_TICKS,
+            chance: None,
         }
     }
 
@@ -175,7 +182,7 @@ impl World {
                 self.work();
             }
             self.ticks += 1;
-            if self.ticks.is_multiple_of(LOOK_TICKS) {
+            if self.ticks.is_multiple_of(self.look_ticks) {
                 self.look();
             }
         }
@@ -208,7 +215,12 @@ impl World {
     }
 
     fn arrive(&mut self) {
-        let came = (self.arrivals)(self.now()) * TICK.as_secs_f64() + self.fractions.0;
+        let mean = (self.arrivals)(self.now()) * TICK.as_secs_f64();
+        if let Some(chance) = &mut self.chance {
+            self.pending += by_chance(chance, mean);
+            return;
+        }
+        let came = mean + self.fractions.0;
         self.fractions.0 = came.fract();
         self.pending += whole(came);
     }
@@ -341,7 +353,7 @@ impl World {
     }
 
     fn ideal(&self) -> u32 {
-        let load = self.scaling.load((self.arrivals)(self.now()), self.lag(), Some(self.work.rate()));
+        let load = self.scaling.load((self.arrivals)(self.now()), as_f64(self.lag()), Some(self.work.rate()));
         self.scaling.bound(ceil(load))
     }
 
@@ -396,6 +408,18 @@ impl World {
 
     pub fn since(&self, seconds: f64) -> impl Iterator<Item = &Point> {
         self.trace.iter().filter(move |point| point.at.as_secs_f64() > seconds)
+    }
+}
+
+/// How many come where so many come on average, each independent of the others.
+pub fn by_chance(chance: &mut StdRng, mean: f64) -> u64 {
+    let (mut count, mut left) = (0, mean);
+    loop {
+        left += chance.random::<f64>().max(f64::MIN_POSITIVE).ln();
+        if left < 0.0 {
+            return count;
+        }
+        count += 1;
     }
 }
 
