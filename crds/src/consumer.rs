@@ -21,7 +21,7 @@ use crate::{
     stream::{Drift, NAME_PATTERN, SUBJECT_PATTERN},
 };
 
-pub use autoscaling::{Autoscaling, AutoscalingMode, AutoscalingStatus, ConsumerFigures};
+pub use autoscaling::{Autoscaling, AutoscalingMode, AutoscalingStatus, ConsumerFigures, OverloadFigures};
 pub use partitions::{EmptyingPod, PartitionsStatus, WaitingPartition};
 pub use template::PodTemplate;
 

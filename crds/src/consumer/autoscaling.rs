@@ -100,4 +100,20 @@ pub struct ConsumerFigures {
     /// Messages that one pod can settle in a second, as learnt while pods were busy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<String>,
+    /// The last pods brought too little: no others are added while all settle fewer messages in a second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_gain_below: Option<String>,
+    /// What was too much for some pods in the last hours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overload: Option<OverloadFigures>,
+}
+
+/// A load with which the lag grew.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OverloadFigures {
+    /// Pods that there were.
+    pub replicas: i32,
+    /// Messages that arrived in a second.
+    pub arrivals: String,
 }

@@ -125,7 +125,7 @@ impl Autoscaler {
 
     /// The declaration changed: that more pods did not help may no longer hold.
     pub fn redeclared(&mut self) {
-        self.consumers.values_mut().for_each(|consumer| consumer.capacity.forget_no_gain());
+        self.consumers.values_mut().for_each(Consumer::redeclared);
     }
 
     /// Takes over what there is, and decides.

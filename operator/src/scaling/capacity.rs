@@ -93,6 +93,18 @@ impl Capacity {
         Self { learnt: learnt.filter(|rate| rate.is_finite() && *rate > 0.0), ..Self::default() }
     }
 
+    /// The same, where the pods that came last had brought too little.
+    #[must_use]
+    pub fn with_no_gain_below(self, rate: Option<f64>) -> Self {
+        Self { no_gain: rate.filter(|rate| rate.is_finite()), ..self }
+    }
+
+    /// Messages that have to be settled in a second before pods are added again, where those that came last brought too little.
+    #[must_use]
+    pub fn no_gain_below(&self) -> Option<f64> {
+        self.no_gain
+    }
+
     /// Messages that one pod settles in a second, where it is known.
     #[must_use]
     pub fn learnt(&self) -> Option<f64> {

@@ -23,17 +23,18 @@ pub struct Consumer {
     pub capacity: Capacity,
     /// The rates at the last look, if they were known then.
     pub rates: Option<Rates>,
-    overload: Option<Overload>,
+    pub overload: Option<Overload>,
 }
 
 /// What was too much for some pods. Without this, pods that were added are removed as soon as the lag is gone where it does not show what one can
 /// do: none had as much as it can work at, as where their processors are the limit, or it differs from time to time.
-#[derive(Clone, Copy, Debug)]
-struct Overload {
-    at: Duration,
-    pods: u32,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Overload {
+    /// Since this process began to sample.
+    pub at: Duration,
+    pub pods: u32,
     /// Messages that arrived in a second.
-    arrivals: f64,
+    pub arrivals: f64,
 }
 
 impl Overload {
@@ -44,6 +45,18 @@ impl Overload {
 }
 
 impl Consumer {
+    /// Of which this is known from before.
+    #[must_use]
+    pub fn new(capacity: Capacity, overload: Option<Overload>) -> Self {
+        Self { capacity, overload, ..Self::default() }
+    }
+
+    /// What is declared of the workload changed: what was too much for its pods, or brought too little, may no longer be.
+    pub fn redeclared(&mut self) {
+        self.overload = None;
+        self.capacity.forget_no_gain();
+    }
+
     /// Takes over what was read, and says what the consumer wishes for.
     ///
     /// # Errors

@@ -1,9 +1,10 @@
 //! How many pods a workload should have, by what waits for them.
 //!
-//! [`figures`] are what JetStream says of a consumer, [`rates`] what they mean over time, [`capacity`] what one pod can do, [`partition_loads`] how the load
-//! lies on partitions, [`consumer`] all of it of one consumer, [`wish`] how many pods the consumer asks for, [`autoscaler`] the bounded step of the workload that follows, and [`published`] what is said of it. All of
-//! that is pure, and `simulation` runs it in virtual time against a model of queues and pods. [`sampler`] asks JetStream, [`registry`] keeps
-//! what was decided for the pipeline of the object, and [`export`] writes it as metrics.
+//! [`figures`] are what JetStream says of a consumer, [`rates`] what they mean over time, [`capacity`] what one pod can do, [`partition_loads`] how
+//! the load lies on partitions, [`consumer`] all of it of one consumer, [`wish`] how many pods the consumer asks for, [`autoscaler`] the bounded step
+//! of the workload that follows, [`published`] what is said of it, and [`status_figures`] what the next process goes on with. All of that is pure, and
+//! `simulation` runs it in virtual time against a model of queues and pods. [`sampler`] asks JetStream, [`registry`] keeps what was decided for the
+//! pipeline of the object, and [`export`] writes it as metrics.
 
 mod autoscaler;
 mod capacity;
@@ -20,4 +21,5 @@ pub mod sampler;
 mod simulation;
 mod spec;
 mod startup;
+mod status_figures;
 mod wish;

@@ -130,12 +130,6 @@ impl PartitionLoads {
         movement
     }
 
-    /// When partitions moved last.
-    #[must_use]
-    pub fn moved_at(&self) -> Option<Duration> {
-        self.moved_at
-    }
-
     /// The most pods that can take something: as many as partitions in which something waits, and one more than there are where that one could
     /// relieve another.
     #[must_use]

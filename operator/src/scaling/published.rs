@@ -3,14 +3,11 @@
 
 use std::{cmp::Reverse, fmt::Write as _, time::Duration};
 
-use jetwright_crds::{
-    conditions,
-    consumer::{AutoscalingStatus, ConsumerFigures},
-};
+use jetwright_crds::{conditions, consumer::ConsumerFigures};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
-    autoscaler::{Autoscaler, Decision, Reason},
+    autoscaler::{Decision, Reason},
     capacity::WARMUP,
     figures::Reading,
     rates::WINDOW,
@@ -38,6 +35,8 @@ pub struct Published {
     next: Option<(conditions::Reason, Duration)>,
     /// How many pods there are since the step up that is said, until there are others.
     stepped_to: Option<u32>,
+    /// Whether it is said that more pods would find nothing to do.
+    says_no_use: bool,
 }
 
 /// One decision, with what it was made of.
@@ -55,6 +54,13 @@ pub struct Decided<'a> {
     pub observes: bool,
 }
 
+impl Decided<'_> {
+    /// Whether the load takes more pods, and they would find nothing to do.
+    fn is_no_use(&self) -> bool {
+        self.decision.reason == Reason::Steady && self.decision.wish > self.decision.replicas
+    }
+}
+
 impl Published {
     /// Goes on with what an earlier process said, which is in the object's conditions.
     pub fn continued(known: &[Condition]) -> Self {
@@ -63,7 +69,7 @@ impl Published {
             let reason = conditions::Reason::named(&condition.reason)?;
             Some(Said { reason, message: condition.message.clone() })
         });
-        Self { said, next: None, stepped_to: None }
+        Self { said, ..Self::default() }
     }
 
     /// Takes over a decision; whether something else is said now.
@@ -76,7 +82,8 @@ impl Published {
             conditions::Reason::ScaledUp if scaled => Some(replicas),
             _ => self.stepped_to.filter(|stepped_to| *stepped_to == replicas),
         };
-        if !scaled && said == Some(reason) && self.says_what_is_unknown(&decided) {
+        let is_said = self.says_what_is_unknown(&decided) && self.says_no_use == decided.is_no_use();
+        if !scaled && said == Some(reason) && is_said {
             self.next = None;
             return false;
         }
@@ -89,7 +96,7 @@ impl Published {
                 return false;
             }
         }
-        self.next = None;
+        (self.next, self.says_no_use) = (None, decided.is_no_use());
         self.said = Some(Said { reason, message: message(reason, &decided) });
         true
     }
@@ -115,6 +122,7 @@ impl Published {
                 self.kept(&[Word::ScaledUp]).unwrap_or(Word::Starting)
             }
             Reason::Starting => Word::Starting,
+            Reason::Steady if decided.is_no_use() => Word::Steady,
             // What was done last stays said until something else is to say.
             Reason::Steady | Reason::Draining => {
                 self.kept(&[Word::ScaledUp, Word::ScaledDown]).unwrap_or(Word::Steady)
@@ -136,8 +144,8 @@ fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
     match reason {
         Word::ScaledUp | Word::ScaledDown => format!("scaled from {} to {replicas} pods: {by}", decided.before),
         Word::Starting => format!(
-            "the load takes {wish} pods, and there are {replicas}: the next step comes when all of those have been ready for {} s. After {} minutes \
-             it waits for no more of them than are ready, if any is ({by})",
+            "the load takes {wish} pods, and there are {replicas}: the next step comes when all of those have been ready for {} s and have shown what \
+             they bring. After {} minutes it waits for no more of them than are ready, if any is ({by})",
             (WARMUP + WINDOW).as_secs(),
             STARTUP_TIMEOUT.as_secs() / 60,
         ),
@@ -163,7 +171,7 @@ fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
         Word::Observing => "spec.workload.replicas says how many pods there are; status.autoscaling.desiredReplicas, what autoscaling would have \
              next. To let it scale, set spec.workload.autoscaling.mode to Active"
             .to_owned(),
-        _ if wish > replicas => format!(
+        _ if decided.is_no_use() => format!(
             "the load takes {wish} pods, and more than {replicas} would find nothing to do: what waits, waits for messages that pods work at ({by})"
         ),
         _ => format!("{replicas} pods are what the load takes: {by}"),
@@ -188,7 +196,7 @@ fn described(figures: &[ConsumerFigures]) -> String {
     let waiting = figures.iter().filter(|figures| figures.lag != Some(0)).count();
     figures.truncate(waiting.max(1));
     for figures in figures.iter().take(MAX_NAMED) {
-        let ConsumerFigures { name, lag, arrivals, settled, capacity } = figures;
+        let ConsumerFigures { name, lag, arrivals, settled, capacity, .. } = figures;
         let separator = if text.is_empty() { "" } else { "; " };
         let known = |figure: &Option<String>| figure.clone().unwrap_or_else(|| "?".to_owned());
         let _ = write!(
@@ -206,29 +214,6 @@ fn described(figures: &[ConsumerFigures]) -> String {
     text
 }
 
-/// What is known of the consumers of a workload, of no more than a status takes.
-pub fn figures(autoscaler: &Autoscaler) -> Vec<ConsumerFigures> {
-    let known = autoscaler.consumers.iter().map(|(name, consumer)| ConsumerFigures {
-        name: name.clone(),
-        lag: consumer.rates.map(|rates| rates.sample.lag()),
-        arrivals: consumer.rates.map(|rates| decimal(rates.arrivals)),
-        settled: consumer.rates.map(|rates| decimal(rates.settled)),
-        capacity: consumer.capacity.learnt().map(decimal),
-    });
-    known.take(AutoscalingStatus::MAX_CONSUMERS).collect()
-}
-
-/// A rate with three digits: what changes behind them is no news.
-fn decimal(rate: f64) -> String {
-    if rate <= 0.0 {
-        return "0".to_owned();
-    }
-    let digits = (2.0 - rate.log10().floor()).clamp(0.0, 6.0);
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is at most six")]
-    let text = format!("{rate:.*}", digits as usize);
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
-}
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
@@ -237,7 +222,8 @@ mod tests {
     use crate::scaling::figures::Unknown;
 
     fn decided(second: u64, before: u32, replicas: u32, reason: Reason) -> Decided<'static> {
-        let decision = Decision { replicas, wish: 9, reason };
+        let wish = if reason == Reason::Steady { replicas } else { 9 };
+        let decision = Decision { replicas, wish, reason };
         let at = Duration::from_secs(second);
         Decided { at, before, decision, readings: &[], figures: &[], max: 4, useful: None, observes: false }
     }
@@ -261,13 +247,31 @@ mod tests {
     }
 
     #[test]
+    fn that_more_pods_would_find_nothing_to_do_is_said_after_a_step_and_until_they_are_enough() {
+        let mut published = Published::default();
+        let no_use = |second| {
+            let known = decided(second, 4, 4, Reason::Steady);
+            Decided { decision: Decision { wish: 9, ..known.decision }, ..known }
+        };
+        let message = |published: &Published| published.said.clone().unwrap().message;
+        published.add(decided(0, 1, 4, Reason::ScaledUp));
+        assert!(!published.add(no_use(2)));
+        assert!(published.add(no_use(22)));
+        assert!(message(&published).contains("would find nothing to do"), "{}", message(&published));
+        assert!(!published.add(no_use(24)));
+        assert!(!published.add(decided(26, 4, 4, Reason::Steady)));
+        assert!(published.add(decided(46, 4, 4, Reason::Steady)));
+        assert!(message(&published).starts_with("4 pods are what the load takes"));
+    }
+
+    #[test]
     fn that_pods_are_waited_for_is_said_where_no_step_is_and_is_over_when_they_are_enough() {
         let mut published = Published::default();
         assert!(published.add(decided(0, 1, 1, Reason::Starting)));
         assert_eq!(said(&published), Some("Starting"));
         let message = &published.said.as_ref().unwrap().message;
         assert!(
-            message.starts_with("the load takes 9 pods, and there are 1: the next step comes when all of those have been ready for 15 s. After 3 min"),
+            message.starts_with("the load takes 9 pods, and there are 1: the next step comes when all of those have been ready for 15 s and have shown"),
             "{message}"
         );
         assert!(!published.add(decided(2, 1, 1, Reason::Steady)));
@@ -361,7 +365,7 @@ mod tests {
             lag: Some(lag),
             arrivals: Some("1.5".to_owned()),
             settled: Some("2".to_owned()),
-            capacity: None,
+            ..ConsumerFigures::default()
         };
         let text = described(&[consumer("a", 0), consumer("b", 3), consumer("c", 70)]);
         let of = |name: &str, lag| {
@@ -371,11 +375,5 @@ mod tests {
         };
         assert_eq!(text, format!("{}; {}", of("c", 70), of("b", 3)));
         assert_eq!(described(&[consumer("a", 0), consumer("b", 0)]), of("a", 0));
-    }
-
-    #[test]
-    fn rates_have_three_digits() {
-        let texts = [0.0, 0.012_345, 0.5, 1.0, 12.345, 123.456, 1234.5].map(decimal);
-        assert_eq!(texts, ["0", "0.0123", "0.5", "1", "12.3", "123", "1234"]);
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use jetwright_crds::{
     EventConsumer,
-    consumer::{Autoscaling, AutoscalingStatus, ConsumerFigures},
+    consumer::{Autoscaling, AutoscalingStatus},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt as _;
@@ -17,10 +17,10 @@ use tokio::time::Instant;
 
 use super::{
     autoscaler::{Autoscaler, Decision, Look},
-    capacity::Capacity,
     figures::Reading,
-    published::{Decided, Published, Said, figures},
+    published::{Decided, Published, Said},
     spec::{Scaling, Useful},
+    status_figures::{continued, figures},
 };
 use crate::{
     changes::Changes,
@@ -184,10 +184,8 @@ impl Workload {
         let mut autoscaler = Autoscaler::new(seen.replicas);
         let status =
             seen.object.status.as_ref().and_then(|status| status.autoscaling.clone()).unwrap_or_default();
-        for ConsumerFigures { name, capacity, .. } in status.consumers {
-            let learnt = capacity.and_then(|capacity| capacity.parse().ok());
-            autoscaler.consumers.entry(name).or_default().capacity = Capacity::of(learnt);
-        }
+        let known = status.consumers.iter().map(|figures| (figures.name.clone(), continued(figures)));
+        autoscaler.consumers.extend(known);
         let decision = Decision::steady(seen.replicas);
         Self {
             uid,
