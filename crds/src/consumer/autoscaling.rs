@@ -116,4 +116,6 @@ pub struct OverloadFigures {
     pub replicas: i32,
     /// Messages that arrived in a second.
     pub arrivals: String,
+    /// Hours until it is forgotten.
+    pub hours_left: i32,
 }

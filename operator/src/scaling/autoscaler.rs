@@ -202,9 +202,11 @@ impl Autoscaler {
     fn step_up(&self, look: Look<'_>, wished: u32) -> (u32, Reason) {
         let replicas = self.replicas;
         // What handlers that take long bring, and partitions that move for as long, is not waited for without end.
-        let is_overdue = self.startup.ready_at.is_some_and(|ready| look.at >= ready + STARTUP_TIMEOUT);
-        let watched = self.startup.ready_at.is_some_and(|ready| look.at >= ready + WARMUP + WINDOW)
-            && self.consumers.values().all(|consumer| consumer.is_watched() || is_overdue);
+        let watched = self.startup.ready_at.is_some_and(|ready_at| {
+            let ready = look.at.saturating_sub(ready_at);
+            let are_watched = || self.consumers.values().all(|consumer| consumer.is_watched(ready));
+            ready >= WARMUP + WINDOW && (ready >= STARTUP_TIMEOUT || are_watched())
+        });
         // Without pods, there is nothing to wait for.
         if replicas > 0 && !(watched && self.rested(look.at)) {
             return (replicas, Reason::Starting);
@@ -359,7 +361,7 @@ mod tests {
             let look =
                 Look { at, ready: 1, readings: &readings, scaling: &scaling, useful: None, observes: true };
             let decision = autoscaler.look(look);
-            assert_eq!(decision.replicas, if second < 16 { 1 } else { 3 }, "{second}");
+            assert_eq!(decision.replicas, if second < 36 { 1 } else { 3 }, "{second}");
         }
         assert_eq!(autoscaler.replicas(), 1);
     }

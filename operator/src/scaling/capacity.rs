@@ -16,6 +16,8 @@ use super::{
 const MIN_SETTLED: u64 = 10;
 /// Time after which fewer messages than pods had in hand make a rate, too: the others may be waiting for their next attempt.
 const LONG: Duration = Duration::from_mins(2);
+/// Time in which too little is no chance.
+const NO_CHANCE: Duration = Duration::from_mins(1);
 /// Time after a change of the number of ready pods that is not counted: new pods fill caches and connections first.
 pub const WARMUP: Duration = Duration::from_secs(5);
 /// Weight of the newest capacity in the mean.
@@ -77,8 +79,6 @@ pub struct Work {
 pub struct Capacity {
     /// Messages that one pod settles in a second.
     learnt: Option<f64>,
-    /// Messages that one works at while it is busy.
-    in_hand: Option<f64>,
     span: Option<Span>,
     ready: u32,
     trial: Option<Trial>,
@@ -117,12 +117,6 @@ impl Capacity {
         self.no_gain.is_some()
     }
 
-    /// Messages that one pod works at while it is busy, where that is known.
-    #[must_use]
-    pub fn in_hand(&self) -> Option<f64> {
-        self.in_hand
-    }
-
     /// Forgets that more pods did not help: there are enough, or something else is declared.
     pub fn forget_no_gain(&mut self) {
         self.no_gain = None;
@@ -138,11 +132,11 @@ impl Capacity {
         self.trial = None;
     }
 
-    /// Pods are added. `rate` is what all settled in the last window, in messages a second: where handlers that began together ended in it, that is
-    /// more than they can do. `busy` processes have as much as they can work at, where that is known.
+    /// Pods are added, which are judged where it is known what one can do. `rate` is what all settled in the last window, in messages a second:
+    /// where handlers that began together ended in it, that is more than they can do. `busy` processes have as much as they can work at, where that
+    /// is known.
     pub fn scaled_up(&mut self, from: u32, to: u32, rate: f64, busy: Option<u32>) {
-        let each = self.learnt.or_else(|| (from > 0).then(|| rate / f64::from(from)));
-        let Some(each) = each.filter(|each| *each > 0.0) else { return };
+        let Some(each) = self.learnt.filter(|each| *each > 0.0 && from > 0) else { return };
         let more = each * f64::from(to.saturating_sub(from));
         let before = rate.min(each * f64::from(from));
         // Pods of an earlier step that were not judged yet are judged together with these.
@@ -155,8 +149,7 @@ impl Capacity {
             busy,
             is_doubted: false,
         });
-        self.trial =
-            Some(Trial { expected: earlier.expected + more, pods: to, is_doubted: false, ..earlier });
+        self.trial = Some(Trial { expected: earlier.expected + more, pods: to, ..earlier });
     }
 
     /// So many of the pods that were added are ready, and no others are waited for: these have to show what they bring.
@@ -225,11 +218,7 @@ impl Capacity {
     fn learn(&mut self, since: Option<Sample>, sample: Sample, pods: u32, is_busy: bool) -> Option<Sample> {
         let since = since?;
         let Some(rate) = settled_since(&since, &sample).filter(Rate::is_typical) else { return Some(since) };
-        let pods = f64::from(pods.max(1));
-        let each = rate.mean() / pods;
-        if is_busy {
-            self.in_hand = Some(as_f64(since.in_hand().max(sample.in_hand())) / pods);
-        }
+        let each = rate.mean() / f64::from(pods.max(1));
         self.learnt = match self.learnt {
             // What all wait for together is nothing that one can do.
             Some(known) if is_busy && self.no_gain.is_some() => Some(known.max(each)),
@@ -248,15 +237,16 @@ impl Capacity {
         let Some(trial) = self.trial.filter(|trial| ready >= trial.pods) else { return false };
         let enough = trial.before + MIN_GAIN * trial.expected;
         // Handlers that take long settle nothing for a while.
-        if enough * rate.time.as_secs_f64() < as_f64(rate.least) {
+        if !rate.is_whole() && enough * rate.time.as_secs_f64() < as_f64(rate.least) {
             return false;
         }
         let busy = processes.map(|processes| processes.busy);
         // They show nothing where the busiest partitions are together still, and the others are what they got.
         let are_others_idle = trial.busy.zip(busy).is_some_and(|(before, busy)| busy <= before);
         let is_gain = rate.mean() >= enough || are_others_idle;
-        self.trial = (!is_gain && !trial.is_doubted).then_some(Trial { is_doubted: true, ..trial });
-        if !is_gain && trial.is_doubted {
+        let is_chance = !trial.is_doubted && rate.time < NO_CHANCE;
+        self.trial = (!is_gain && is_chance).then_some(Trial { is_doubted: true, ..trial });
+        if !is_gain && !is_chance {
             (self.no_gain, self.learnt) = (Some(enough), Some(trial.each));
         }
         true
@@ -435,6 +425,41 @@ mod tests {
         };
         assert!(judged(210));
         assert!(!judged(300));
+    }
+
+    #[test]
+    fn pods_that_got_idle_partitions_alone_show_nothing() {
+        let judged = |busy| {
+            let mut capacity = Capacity::of(Some(100.0));
+            capacity.scaled_up(2, 4, 200.0, Some(1));
+            for second in (0..=40).step_by(2) {
+                let one = work(second, second * 210, 500, 4);
+                let processes = Some(ProcessCounts { busy, idle: 4 - busy });
+                let sample = Sample { processes, ..one.sample };
+                capacity.add(Work { sample, saturation: Saturation::Partial, ..one });
+            }
+            (capacity.has_no_gain(), capacity.has_trial())
+        };
+        assert_eq!(judged(1), (false, false));
+        assert_eq!(judged(2), (true, false));
+    }
+
+    #[test]
+    fn what_long_handlers_bring_is_judged_once() {
+        let judged = |generation: u64| {
+            let mut capacity = Capacity::of(Some(1.0));
+            capacity.scaled_up(5, 10, 5.0, None);
+            for second in (0..=170).step_by(2) {
+                // 640 at once end each 64 s.
+                let sample =
+                    Sample { ack_pending: 640, ..work(second, second / 64 * generation, 500, 10).sample };
+                let sample = Sample { delivered: sample.delivered + 635, ..sample };
+                capacity.add(Work { sample, ..work(second, 0, 500, 10) });
+            }
+            (capacity.has_no_gain(), capacity.has_trial())
+        };
+        assert_eq!(judged(640), (false, false));
+        assert_eq!(judged(340), (true, false));
     }
 
     #[test]

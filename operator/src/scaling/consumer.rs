@@ -3,17 +3,20 @@
 use std::time::Duration;
 
 use super::{
-    capacity::{Capacity, Work},
+    capacity::{Capacity, WARMUP, Work},
     figures::{Reading, Unknown},
     partition_loads::{Movement, PartitionLoads},
-    rates::{Rates, Saturation, Series},
+    rates::{Rates, Saturation, Series, WINDOW},
     wish::{Known, Present, Wish, wish},
 };
 
 /// Part of the arrivals that were too much for some pods, from which on they are so again.
 const MIN_OVERLOAD: f64 = 0.9;
 /// How long it is known: other pods may bear it.
-const OVERLOAD_MEMORY: Duration = Duration::from_hours(6);
+pub const OVERLOAD_MEMORY: Duration = Duration::from_hours(6);
+
+/// How long it is waited for what one pod can do: it takes a window, and handlers that take long take longer.
+const LEARNING_TIMEOUT: Duration = Duration::from_secs(WARMUP.as_secs() + 3 * WINDOW.as_secs());
 
 /// What is known of one consumer.
 #[derive(Clone, Debug, Default)]
@@ -24,14 +27,16 @@ pub struct Consumer {
     /// The rates at the last look, if they were known then.
     pub rates: Option<Rates>,
     pub overload: Option<Overload>,
+    /// What it wished for then.
+    wish: Wish,
 }
 
 /// What was too much for some pods. Without this, pods that were added are removed as soon as the lag is gone where it does not show what one can
 /// do: none had as much as it can work at, as where their processors are the limit, or it differs from time to time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Overload {
-    /// Since this process began to sample.
-    pub at: Duration,
+    /// When it is forgotten, since this process began to sample.
+    pub until: Duration,
     pub pods: u32,
     /// Messages that arrived in a second.
     pub arrivals: f64,
@@ -40,7 +45,7 @@ pub struct Overload {
 impl Overload {
     /// Whether so much is too much for them now.
     fn is_again(&self, rates: &Rates) -> bool {
-        rates.sample.at < self.at + OVERLOAD_MEMORY && rates.arrivals >= MIN_OVERLOAD * self.arrivals
+        rates.arrivals >= MIN_OVERLOAD * self.arrivals
     }
 }
 
@@ -51,7 +56,7 @@ impl Consumer {
         Self { capacity, overload, ..Self::default() }
     }
 
-    /// What is declared of the workload changed: what was too much for its pods, or brought too little, may no longer be.
+    /// The declared autoscaling changed: what was too much for the pods, or brought too little, may no longer be.
     pub fn redeclared(&mut self) {
         self.overload = None;
         self.capacity.forget_no_gain();
@@ -91,6 +96,9 @@ impl Consumer {
         let loads = reading.partitions.map(|_| &self.loads);
         let rates = rates?;
         let mut wish = wish(Known { rates: &rates, capacity: &self.capacity, loads }, present);
+        // Where more pods do not help, fewer were none too few.
+        let is_over = |then: &Overload| rates.sample.at >= then.until || self.capacity.has_no_gain();
+        self.overload = self.overload.filter(|then| !is_over(then));
         if let Some(Overload { pods, .. }) = self.overload.filter(|then| then.is_again(&rates)) {
             wish.down = wish.down.max(present.round_up(pods.saturating_add(1)));
         }
@@ -98,13 +106,16 @@ impl Consumer {
         if wish.pods <= present.replicas && !rates.is_partly_saturated() {
             self.capacity.forget_no_gain();
         }
+        self.wish = wish;
         Ok(wish)
     }
 
-    /// Whether pods that came last have shown what they bring, where that is to be seen.
+    /// Whether pods that are ready for so long have shown what they bring and what one of them can do, where that is to be seen.
     #[must_use]
-    pub fn is_watched(&self) -> bool {
-        !self.capacity.has_trial()
+    pub fn is_watched(&self, ready: Duration) -> bool {
+        let is_busy = self.rates.is_some_and(|rates| rates.is_partly_saturated());
+        let is_learning = is_busy && self.capacity.learnt().is_none() && ready < LEARNING_TIMEOUT;
+        !(self.capacity.has_trial() || is_learning)
     }
 
     /// Pods are added.
@@ -114,9 +125,9 @@ impl Consumer {
             let busy = rates.sample.processes.map(|processes| processes.busy);
             self.capacity.scaled_up(from, to, rates.settled_in_window, busy);
         }
-        if rates.settled < rates.lasting_arrivals {
-            self.overload =
-                Some(Overload { at: rates.sample.at, pods: from, arrivals: rates.lasting_arrivals });
+        if self.wish.up > from && rates.is_growing && rates.settled < rates.lasting_arrivals {
+            let until = rates.sample.at + OVERLOAD_MEMORY;
+            self.overload = Some(Overload { until, pods: from, arrivals: rates.lasting_arrivals });
         }
     }
 }
@@ -163,5 +174,27 @@ mod tests {
         let learnt = consumer.capacity.learnt().unwrap();
         assert!((5.0..13.0).contains(&learnt), "{learnt}");
         assert!(consumer.rates.unwrap().arrivals < 13.0);
+    }
+
+    #[test]
+    fn pods_that_were_too_few_are_so_again_until_that_is_forgotten_or_the_declaration_changes() {
+        let scaling = scaling();
+        let present = Present { scaling: &scaling, useful: None, replicas: 4 };
+        let overload = Overload { until: Duration::from_secs(100), pods: 3, arrivals: 80.0 };
+        let down = |arrivals: u64, seconds: u64, is_redeclared: bool| {
+            let mut consumer = Consumer::new(Capacity::default(), Some(overload));
+            if is_redeclared {
+                consumer.redeclared();
+            }
+            let wishes = (0..=seconds).step_by(2).map(|second| {
+                let at = Duration::from_secs(second);
+                let sample =
+                    Sample { at, delivered: arrivals * second, waiting_pulls: 1, ..Sample::default() };
+                consumer.add(&sample.into(), 4, present)
+            });
+            wishes.last().unwrap().unwrap().down
+        };
+        assert_eq!((down(73, 98, false), down(73, 100, false)), (4, 1));
+        assert_eq!((down(70, 98, false), down(73, 98, true)), (1, 1));
     }
 }

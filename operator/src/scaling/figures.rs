@@ -158,12 +158,12 @@ impl Part {
     /// while others wait.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.holder.as_ref().is_some_and(PartitionHolder::is_busy) || self.is_held_up()
+        self.holder.as_ref().is_some_and(PartitionHolder::is_busy) || self.is_at_ack_limit()
     }
 
     /// Whether its process works at none of it and has room: what it has waits for a next attempt or for a recovery, as it would in another one.
     #[must_use]
-    pub fn is_held_back(&self) -> bool {
+    pub fn awaits_retry(&self) -> bool {
         self.work().is_some_and(|work| work.running == 0 && work.queued == 0)
     }
 
@@ -173,15 +173,15 @@ impl Part {
     }
 
     /// Whether its process works at as many messages as may be unacknowledged, and others wait.
-    fn is_held_up(&self) -> bool {
-        let Sample { pending, max_ack_pending, .. } = self.sample;
-        self.holder.is_some() && pending > 0 && max_ack_pending.is_some_and(|limit| self.in_hand() >= limit)
+    fn is_at_ack_limit(&self) -> bool {
+        let sample = Sample { running: Some(self.in_hand()), ..self.sample };
+        self.holder.is_some() && sample.pending > 0 && sample.is_limiting()
     }
 
     /// Whether something waits that no pod asks for: JetStream delivers at once where a pull waits.
     fn is_unasked(&self) -> bool {
         let Sample { pending, waiting_pulls, .. } = self.sample;
-        (pending > 0 && waiting_pulls == 0 && !self.sample.is_limited()) || self.is_held_up()
+        (pending > 0 && waiting_pulls == 0 && !self.sample.is_limited()) || self.is_at_ack_limit()
     }
 }
 

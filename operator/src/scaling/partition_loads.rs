@@ -123,7 +123,7 @@ impl PartitionLoads {
             (known.so_far, known.unbegun, known.is_busy) = (arrived, part.unbegun(), part.is_busy());
             known.process = part.process().map(str::to_owned);
             let between_reports = known.recent / self.seconds.max(1.0) * RENEWAL_INTERVAL.as_secs_f64();
-            let waits = as_f64(known.unbegun) > between_reports && !part.is_held_back();
+            let waits = as_f64(known.unbegun) > between_reports && !part.awaits_retry();
             known.waiting_since = waits.then(|| known.waiting_since.unwrap_or(at));
         }
         self.at = at;

@@ -57,7 +57,9 @@ pub struct Decided<'a> {
 impl Decided<'_> {
     /// Whether the load takes more pods, and they would find nothing to do.
     fn is_no_use(&self) -> bool {
-        self.decision.reason == Reason::Steady && self.decision.wish > self.decision.replicas
+        !self.observes
+            && self.decision.reason == Reason::Steady
+            && self.decision.wish > self.decision.replicas
     }
 }
 
@@ -159,7 +161,7 @@ fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
         ),
         Word::NoGain => format!(
             "the load takes {wish} pods, and the last ones brought less than a tenth of what they should: look for what all {replicas} share and \
-             wait for, as a database. Scaling up goes on when more is settled, or spec.workload.autoscaling changes ({by})"
+             wait for, as a database. Scaling up goes on when more is settled, when nothing waits any more, or when spec.workload.autoscaling changes ({by})"
         ),
         Word::AckPendingLimit => format!(
             "the load takes {wish} pods, and more than {replicas} would get nothing: as many messages are unacknowledged as may be. Raise \
@@ -172,7 +174,7 @@ fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
              next. To let it scale, set spec.workload.autoscaling.mode to Active"
             .to_owned(),
         _ if decided.is_no_use() => format!(
-            "the load takes {wish} pods, and more than {replicas} would find nothing to do: what waits, waits for messages that pods work at ({by})"
+            "the load takes {wish} pods, and more than {replicas} would find nothing to do: what waits, waits for messages that pods work at, or for its next attempt ({by})"
         ),
         _ => format!("{replicas} pods are what the load takes: {by}"),
     }

@@ -38,6 +38,8 @@ pub struct Rates {
     pub is_idle: bool,
     /// How fast the lag fell in the last window; None where it did not.
     pub drain: Option<f64>,
+    /// Whether it grew in the last window.
+    pub is_growing: bool,
 }
 
 impl Rates {
@@ -145,6 +147,7 @@ impl Series {
             settled_in_window,
             lasting_arrivals: self.recent.iter().map(|(_, mean)| *mean).fold(arrivals, f64::min),
             is_idle: sample.lag() == 0 && sample.arrived() <= first.arrived(),
+            is_growing: sample.lag() > first.lag(),
             drain: (fallen > 0).then(|| as_f64(fallen) / span.as_secs_f64()),
         })
     }

@@ -68,8 +68,9 @@ pub fn wish(known: Known<'_>, present: Present<'_>) -> Wish {
     let load = scaling.load(rates.arrivals, unbegun, each);
     let target = scaling.target_drain_time.as_secs_f64();
     // Pods that work at something are no pods too many, unless it takes them so long that they always do.
-    let handling = capacity.in_hand().zip(each).map_or(0.0, |(in_hand, each)| in_hand / each);
-    let in_hand = as_f64(sample.in_hand()) * target / target.max(MIN_HANDLINGS * handling);
+    let in_hand = as_f64(sample.in_hand());
+    let handling = each.map_or(0.0, |each| in_hand / (each * f64::from(replicas.max(1))));
+    let in_hand = in_hand * target / target.max(MIN_HANDLINGS * handling);
     let borne = scaling.load(rates.arrivals, unbegun + in_hand, each);
     // A pod for each message that is there, or comes while they are worked off, is the most.
     let most = ceil(as_f64(sample.lag()) + rates.arrivals * target).max(1);

@@ -321,3 +321,25 @@ fn peaks_that_a_database_cannot_bear_take_no_more_pods_each_time() {
     let last = world.since(9_600.0).map(|point| point.replicas).max().unwrap();
     assert!(last <= first + 1, "{first} and {last}: {:?}", world.steps(0.0));
 }
+
+#[test]
+fn slow_handlers_get_their_pods_step_after_step() {
+    let mut world = World::new(5);
+    world.work = Work::Slow { slots: 64, time: Duration::from_secs(15) };
+    (world.scaling.max, world.startup) = (100, Duration::from_secs(1));
+    world.learn();
+    world.arrivals = Box::new(|_| 200.0);
+    world.run(180);
+    assert!(world.replicas() >= 40, "{:?}", world.steps(0.0));
+}
+
+#[test]
+fn a_wave_of_handlers_that_end_together_is_not_what_a_pod_can_do() {
+    let mut world = World::new(1);
+    world.work = Work::Slow { slots: 64, time: Duration::from_mins(1) };
+    world.publish(300);
+    world.run(60).publish(400);
+    world.arrivals = Box::new(|_| 5.0);
+    world.run(3_600);
+    assert!(world.pending() < 100, "{} wait: {:?}", world.pending(), world.steps(0.0));
+}
