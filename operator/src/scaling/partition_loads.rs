@@ -13,7 +13,6 @@ use super::{
     figures::Part,
     spec::{Scaling, Useful, as_f64},
 };
-use crate::partitions::sharing::PartitionHolder;
 
 /// Time in which what arrived loses half of its weight.
 const HALF_LIFE: Duration = Duration::from_mins(2);
@@ -202,7 +201,7 @@ impl PartitionLoads {
 mod tests {
     use super::*;
     use crate::{
-        partitions::sharing::HolderWork,
+        partitions::sharing::{HolderWork, PartitionHolder},
         scaling::{figures::Sample, simulation::scaling},
     };
 
