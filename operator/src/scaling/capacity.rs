@@ -82,7 +82,7 @@ pub struct Capacity {
     span: Option<Span>,
     ready: u32,
     trial: Option<Trial>,
-    /// More pods did not help: what all settled then, and from which rate on they may.
+    /// More pods did not help: from which rate on, of all pods in messages a second, they may.
     no_gain: Option<f64>,
 }
 

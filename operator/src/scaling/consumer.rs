@@ -45,7 +45,7 @@ pub struct Overload {
 impl Overload {
     /// Whether so much is too much for them now.
     fn is_again(&self, rates: &Rates) -> bool {
-        rates.arrivals >= MIN_OVERLOAD * self.arrivals
+        !rates.is_idle && rates.arrivals >= MIN_OVERLOAD * self.arrivals
     }
 }
 
