@@ -123,7 +123,7 @@ impl Autoscaler {
         }
     }
 
-    /// The declaration changed: that more pods did not help may no longer hold.
+    /// The declared autoscaling changed: what was learnt of more pods or fewer may no longer hold.
     pub fn redeclared(&mut self) {
         self.consumers.values_mut().for_each(Consumer::redeclared);
     }

@@ -16,8 +16,8 @@ use super::{
 const MIN_SETTLED: u64 = 10;
 /// Time after which fewer messages than pods had in hand make a rate, too: the others may be waiting for their next attempt.
 const LONG: Duration = Duration::from_mins(2);
-/// Time in which too little is no chance.
-const NO_CHANCE: Duration = Duration::from_mins(1);
+/// Length of a window from which on one is enough to say that new pods bring too little: in a shorter one that may be chance.
+const LONG_WINDOW: Duration = Duration::from_mins(1);
 /// Time after a change of the number of ready pods that is not counted: new pods fill caches and connections first.
 pub const WARMUP: Duration = Duration::from_secs(5);
 /// Weight of the newest capacity in the mean.
@@ -244,7 +244,7 @@ impl Capacity {
         // They show nothing where the busiest partitions are together still, and the others are what they got.
         let are_others_idle = trial.busy.zip(busy).is_some_and(|(before, busy)| busy <= before);
         let is_gain = rate.mean() >= enough || are_others_idle;
-        let is_chance = !trial.is_doubted && rate.time < NO_CHANCE;
+        let is_chance = !trial.is_doubted && rate.time < LONG_WINDOW;
         self.trial = (!is_gain && is_chance).then_some(Trial { is_doubted: true, ..trial });
         if !is_gain && !is_chance {
             (self.no_gain, self.learnt) = (Some(enough), Some(trial.each));

@@ -80,10 +80,10 @@ impl Consumer {
                 }
                 if movement == Movement::None {
                     let saturation = so_far.saturation();
-                    if saturation == Saturation::Partial && !self.loads.can_be_relieved() {
+                    let is_partial = saturation == Saturation::Partial;
+                    if is_partial && !self.loads.can_be_relieved() {
                         self.capacity.drop_trial();
                     }
-                    let is_partial = saturation == Saturation::Partial;
                     let busy = is_partial.then(|| reading.busy_processes()).flatten();
                     self.capacity.add(Work { sample: so_far.sample, saturation, ready, busy });
                 } else {

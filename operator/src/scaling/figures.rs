@@ -25,7 +25,7 @@ pub struct Sample {
     pub queued: u64,
     /// Of all parts: messages that pods work at, as far as that is known.
     pub running: Option<u64>,
-    /// Parts in which something waits that no pod asks for, and those in which something is not settled.
+    /// Parts in which something waits that no pod asks for, or that its pod may not have yet; and those in which something is not settled.
     pub unasked: u32,
     pub lagging: u32,
 }

@@ -36,7 +36,7 @@ pub struct Published {
     /// How many pods there are since the step up that is said, until there are others.
     stepped_to: Option<u32>,
     /// Whether it is said that more pods would find nothing to do.
-    says_no_use: bool,
+    says_more_would_be_idle: bool,
 }
 
 /// One decision, with what it was made of.
@@ -56,7 +56,7 @@ pub struct Decided<'a> {
 
 impl Decided<'_> {
     /// Whether the load takes more pods, and they would find nothing to do.
-    fn is_no_use(&self) -> bool {
+    fn would_more_be_idle(&self) -> bool {
         !self.observes
             && self.decision.reason == Reason::Steady
             && self.decision.wish > self.decision.replicas
@@ -84,7 +84,8 @@ impl Published {
             conditions::Reason::ScaledUp if scaled => Some(replicas),
             _ => self.stepped_to.filter(|stepped_to| *stepped_to == replicas),
         };
-        let is_said = self.says_what_is_unknown(&decided) && self.says_no_use == decided.is_no_use();
+        let is_said = self.says_what_is_unknown(&decided)
+            && self.says_more_would_be_idle == decided.would_more_be_idle();
         if !scaled && said == Some(reason) && is_said {
             self.next = None;
             return false;
@@ -98,7 +99,7 @@ impl Published {
                 return false;
             }
         }
-        (self.next, self.says_no_use) = (None, decided.is_no_use());
+        (self.next, self.says_more_would_be_idle) = (None, decided.would_more_be_idle());
         self.said = Some(Said { reason, message: message(reason, &decided) });
         true
     }
@@ -124,7 +125,7 @@ impl Published {
                 self.kept(&[Word::ScaledUp]).unwrap_or(Word::Starting)
             }
             Reason::Starting => Word::Starting,
-            Reason::Steady if decided.is_no_use() => Word::Steady,
+            Reason::Steady if decided.would_more_be_idle() => Word::Steady,
             // What was done last stays said until something else is to say.
             Reason::Steady | Reason::Draining => {
                 self.kept(&[Word::ScaledUp, Word::ScaledDown]).unwrap_or(Word::Steady)
@@ -161,7 +162,8 @@ fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
         ),
         Word::NoGain => format!(
             "the load takes {wish} pods, and the last ones brought less than a tenth of what they should: look for what all {replicas} share and \
-             wait for, as a database. Scaling up goes on when more is settled, when nothing waits any more, or when spec.workload.autoscaling changes ({by})"
+             wait for, as a database. Scaling up goes on when more is settled, when nothing waits any more, or when \
+             spec.workload.autoscaling changes ({by})"
         ),
         Word::AckPendingLimit => format!(
             "the load takes {wish} pods, and more than {replicas} would get nothing: as many messages are unacknowledged as may be. Raise \
@@ -173,8 +175,9 @@ fn message(reason: conditions::Reason, decided: &Decided<'_>) -> String {
         Word::Observing => "spec.workload.replicas says how many pods there are; status.autoscaling.desiredReplicas, what autoscaling would have \
              next. To let it scale, set spec.workload.autoscaling.mode to Active"
             .to_owned(),
-        _ if decided.is_no_use() => format!(
-            "the load takes {wish} pods, and more than {replicas} would find nothing to do: what waits, waits for messages that pods work at, or for its next attempt ({by})"
+        _ if decided.would_more_be_idle() => format!(
+            "the load takes {wish} pods, and more than {replicas} would find nothing to do: what waits, waits for messages that pods \
+             work at, or for its next attempt ({by})"
         ),
         _ => format!("{replicas} pods are what the load takes: {by}"),
     }

@@ -253,6 +253,24 @@ impl World {
         self.pods.resize(replicas, self.now + STARTUP);
     }
 
+    /// Requires that the pods are so many in the second hour, and that they came there with one turn at most.
+    fn assert_comes_to_rest_at(&mut self, pods: u32) {
+        self.run(3_600);
+        let later = self.now;
+        self.run(3_600);
+        assert_eq!(self.steps(later), [pods], "{:?}", self.steps);
+        assert!(changes_of_direction(&self.steps(Duration::ZERO)) <= 1, "{:?}", self.steps);
+        assert!(self.lag() < 500, "{} wait", self.lag());
+    }
+
+    /// The changes of direction in the second quarter of an hour.
+    fn later_turns(&mut self) -> usize {
+        self.run(900);
+        let begin = self.now;
+        self.run(900);
+        changes_of_direction(&self.steps(begin))
+    }
+
     /// The numbers of pods since then.
     fn steps(&self, since: Duration) -> Vec<u32> {
         let before = self.steps.iter().rposition(|(at, _)| *at <= since).unwrap_or_default();
@@ -353,12 +371,7 @@ fn a_pod_whose_room_is_never_full_since_no_more_may_be_unacknowledged_makes_no_s
     for (says, rate, pods) in [(true, 10.0, 2), (false, 10.0, 2), (true, 4.0, 1), (false, 4.0, 1)] {
         let mut world = World::new(&[rate; 8], 64, 200.0);
         (world.says, world.max_held, world.pod_cap) = (says, 8, 60.0);
-        world.run(3_600);
-        let later = world.now;
-        world.run(3_600);
-        assert_eq!(world.steps(later), [pods], "{:?}", world.steps);
-        assert!(changes_of_direction(&world.steps(Duration::ZERO)) <= 1, "{:?}", world.steps);
-        assert!(world.lag() < 500, "{} wait", world.lag());
+        world.assert_comes_to_rest_at(pods);
     }
 }
 
@@ -366,12 +379,7 @@ fn a_pod_whose_room_is_never_full_since_no_more_may_be_unacknowledged_makes_no_s
 fn pods_whose_processors_are_the_limit_and_that_have_room_for_more_keys_make_no_scaling_to_and_fro() {
     let mut world = World::new(&[10.0; 8], 64, 400.0);
     (world.keys, world.pod_cap) = (3.0, 60.0);
-    world.run(3_600);
-    let later = world.now;
-    world.run(3_600);
-    assert_eq!(world.steps(later), [2], "{:?}", world.steps);
-    assert!(changes_of_direction(&world.steps(Duration::ZERO)) <= 1, "{:?}", world.steps);
-    assert!(world.lag() < 500, "{} wait", world.lag());
+    world.assert_comes_to_rest_at(2);
 }
 
 #[test]
@@ -453,11 +461,7 @@ proptest! {
     ) {
         let mut world = World::new(&arrivals, 64, 100.0);
         world.publish(backlog);
-        world.run(900);
-        let begin = world.now;
-        world.run(900);
-        let steps = world.steps(begin);
-        prop_assert!(changes_of_direction(&steps) <= 1, "{:?}", world.steps);
+        prop_assert!(world.later_turns() <= 1, "{:?}", world.steps);
         prop_assert!(world.lag() < 500, "{} wait: {:?}", world.lag(), world.steps);
     }
 
@@ -471,10 +475,6 @@ proptest! {
         let mut world = World::new(&arrivals, 64, rate);
         (world.keys, world.max_held, world.pod_cap, world.says) = (as_f64(keys), max_held, pod_cap, says);
         world.publish(backlog);
-        world.run(900);
-        let begin = world.now;
-        world.run(900);
-        let steps = world.steps(begin);
-        prop_assert!(changes_of_direction(&steps) <= 1, "{:?}", world.steps);
+        prop_assert!(world.later_turns() <= 1, "{:?}", world.steps);
     }
 }

@@ -110,8 +110,9 @@ pub struct World {
     retrying: VecDeque<Batch>,
     /// Parts of messages that arrived, and that failed.
     fractions: (f64, f64),
-    /// Ticks between two looks, of which one may be a tick late; and whether messages come by chance.
+    /// Ticks between two looks.
     pub look_ticks: u32,
+    /// By which messages come; None where they come evenly.
     pub chance: Option<StdRng>,
 }
 
@@ -412,7 +413,7 @@ impl World {
 }
 
 /// How many come where so many come on average, each independent of the others.
-pub fn by_chance(chance: &mut StdRng, mean: f64) -> u64 {
+fn by_chance(chance: &mut StdRng, mean: f64) -> u64 {
     let (mut count, mut left) = (0, mean);
     loop {
         left += chance.random::<f64>().max(f64::MIN_POSITIVE).ln();
