@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::jetstream::{self, consumer::PullConsumer, context::PublishErrorKind, stream::Stream};
+use async_nats::jetstream::{self, consumer::PullConsumer, stream::Stream};
 use futures::{StreamExt as _, TryStreamExt as _};
 use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_testing::{NatsCluster, await_until};
@@ -38,27 +38,22 @@ async fn await_ready<K: crate::world::Kind>(world: &Clustered, name: &str) {
     world.await_condition_within::<K>(CHANGE, name, ("Ready", "True", "Reconciled")).await;
 }
 
-async fn stream(world: &Clustered) -> Result<Stream, String> {
+async fn ask_stream(world: &Clustered) -> Result<Stream, String> {
     world.jetstream.get_stream("orders").await.map_err(|error| error.to_string())
+}
+
+/// The stream, asked for until a server answers: while another one comes to lead, none may.
+async fn stream(world: &Clustered) -> Stream {
+    await_until("the stream to answer", CHANGE, || ask_stream(world)).await
 }
 
 /// Publishes one event of each of 20 keys, `rounds` times.
 async fn publish(world: &Clustered, rounds: usize) {
     for _ in 0..rounds {
         for key in 0..20 {
-            publish_one(world, &format!("orders.{key}.placed")).await;
+            world.publish(&format!("orders.{key}.placed")).await;
         }
     }
-}
-
-async fn publish_one(world: &Clustered, subject: &str) {
-    // The client's server may not have heard yet that another one has a stream for it.
-    let published =
-        async || match world.jetstream.publish(subject.to_owned(), "x".into()).await.unwrap().await {
-            Err(error) if error.kind() == PublishErrorKind::StreamNotFound => Err(error),
-            answer => Ok(answer.unwrap()),
-        };
-    await_until("the stream to take an event", CHANGE, published).await;
 }
 
 async fn kill(world: &mut Clustered) {
@@ -70,7 +65,7 @@ async fn kill(world: &mut Clustered) {
 /// Waits until something is so in JetStream.
 async fn await_in_jetstream(world: &Clustered, what: &str, wanted: impl AsyncFn(&Stream) -> bool) {
     await_until(what, CHANGE, || async {
-        let stream = stream(world).await?;
+        let stream = ask_stream(world).await?;
         if wanted(&stream).await { Ok(()) } else { Err(format!("{:?}", stream.cached_info().config)) }
     })
     .await;
@@ -189,12 +184,18 @@ async fn pull(jetstream: jetstream::Context, name: String, handled: Arc<Mutex<Ve
     }
 }
 
+/// The subject of a stored event, asked for until a server answers.
+async fn stored_subject(stream: &Stream, sequence: u64) -> String {
+    let stored = await_until("an event to be read", CHANGE, || stream.get_raw_message(sequence)).await;
+    stored.subject.to_string()
+}
+
 /// The subjects that each of the servers has stored.
 async fn subjects_of_each_server(world: &Clustered) -> BTreeMap<String, Vec<String>> {
     let mut subjects = BTreeMap::new();
     let client = world.nats.client().await;
     for _ in 0..30 {
-        let Ok(stream) = stream(world).await else { continue };
+        let Ok(stream) = ask_stream(world).await else { continue };
         let info = stream.cached_info();
         let leader = info.cluster.as_ref().and_then(|cluster| cluster.leader.clone());
         if let Some(leader) = leader
@@ -202,7 +203,7 @@ async fn subjects_of_each_server(world: &Clustered) -> BTreeMap<String, Vec<Stri
         {
             let mut stored = Vec::new();
             for sequence in 1..=info.state.last_sequence {
-                stored.push(stream.get_raw_message(sequence).await.unwrap().subject.to_string());
+                stored.push(stored_subject(&stream, sequence).await);
             }
             subjects.insert(leader, stored);
         }
@@ -211,7 +212,7 @@ async fn subjects_of_each_server(world: &Clustered) -> BTreeMap<String, Vec<Stri
         }
         client.request("$JS.API.STREAM.LEADER.STEPDOWN.orders", "".into()).await.unwrap();
         let _ = await_until("another server leads", Duration::from_secs(15), || async {
-            let stream = self::stream(world).await?;
+            let stream = ask_stream(world).await?;
             let cluster = stream.cached_info().cluster.clone();
             cluster.and_then(|cluster| cluster.leader).ok_or("no leader".to_owned())
         })
@@ -239,7 +240,7 @@ async fn partitions_are_added_to_a_stream_with_events_once_its_publishers_stand_
         filter_subject: "orders.*.placed".into(),
         ..Default::default()
     };
-    stream(&world).await.unwrap().create_consumer(foreign).await.unwrap();
+    stream(&world).await.create_consumer(foreign).await.unwrap();
     world.stream("orders", &orders(Some(4))).await;
     let changing = async |world: &Clustered, reason: &str| {
         let wanted = ("PartitionsChanging", "False", reason);
@@ -250,7 +251,7 @@ async fn partitions_are_added_to_a_stream_with_events_once_its_publishers_stand_
         message.contains("consumer foreign would miss") && message.contains("orders.*.placed.*"),
         "{message}"
     );
-    stream(&world).await.unwrap().delete_consumer("foreign").await.unwrap();
+    stream(&world).await.delete_consumer("foreign").await.unwrap();
     let wait_busy = changing(&world, "StreamIsBusy");
     let message = tokio::select! {
         message = wait_busy => message,
@@ -278,7 +279,7 @@ async fn partitions_are_added_to_a_stream_with_events_once_its_publishers_stand_
     assert_eq!(crate::world::condition(&object, "PartitionsChanging"), None);
     publish(&world, 3).await;
     let programs = Programs::start(&world, "mails");
-    let published = usize::try_from(stream(&world).await.unwrap().cached_info().state.messages).unwrap();
+    let published = usize::try_from(stream(&world).await.cached_info().state.messages).unwrap();
     programs.await_each_once_in_order(published).await;
     assert_equal_copies(&world).await;
     // With order one could begin with what has numbers alone.
@@ -370,7 +371,7 @@ async fn a_consumer_without_order_gets_it_and_loses_repeats_and_mixes_nothing() 
     await_ready::<EventConsumer>(&world, "mails").await;
     publish(&world, 5).await;
     programs.await_each_once_in_order(20 * 40).await;
-    let names: BTreeSet<String> = stream(&world).await.unwrap().consumer_names().try_collect().await.unwrap();
+    let names: BTreeSet<String> = stream(&world).await.consumer_names().try_collect().await.unwrap();
     assert_eq!(names, (0..4).map(|number| format!("mails-p{number}")).collect());
 }
 
@@ -380,8 +381,8 @@ async fn while_one_partition_waits_none_is_divided_and_what_comes_is_delivered_b
     world.consumer("fulfilment", "{streamRef: {name: orders}, ordering: PerKey}").await;
     await_ready::<EventConsumer>(&world, "fulfilment").await;
     // An event of one of the two, which nobody handles.
-    publish_one(&world, "orders.1.placed").await;
-    let held = stream(&world).await.unwrap().get_raw_message(1).await.unwrap().subject;
+    world.publish("orders.1.placed").await;
+    let held = stored_subject(&stream(&world).await, 1).await;
     let (busy, idle) = if held.ends_with(".0") { (0, 1) } else { (1, 0) };
     world.stream("orders", &orders(Some(4))).await;
     await_in_jetstream(&world, "the change is over", async |stream| mark(stream).starts_with("2>4@")).await;
@@ -390,7 +391,7 @@ async fn while_one_partition_waits_none_is_divided_and_what_comes_is_delivered_b
     assert!(message.contains(&format!("fulfilment-p{busy} is divided when")), "{message}");
     publish(&world, 2).await;
     tokio::time::sleep(Duration::from_secs(5)).await;
-    let found = stream(&world).await.unwrap();
+    let found = stream(&world).await;
     let names: BTreeSet<String> = found.consumer_names().try_collect().await.unwrap();
     assert_eq!(names, ["fulfilment-p0", "fulfilment-p1"].map(str::to_owned).into());
     let idle = found.consumer_info(format!("fulfilment-p{idle}")).await.unwrap();

@@ -56,8 +56,9 @@ async fn a_profile_brings_an_existing_stream_to_three_copies_which_stay_when_it_
     world.stream("orders", CRITICAL).await;
     await_durable(&world, "True", "Reconciled").await;
     world.await_ready::<EventStream>("orders").await;
-    let info = world.jetstream.get_stream("orders").await.unwrap().get_info().await.unwrap();
-    let peers = info.cluster.unwrap().replicas;
+    let info = await_until("the stream to answer", SOON, || world.jetstream.get_stream("orders")).await;
+    let info = info.cached_info();
+    let peers = &info.cluster.as_ref().unwrap().replicas;
     assert_eq!((info.config.num_replicas, peers.iter().filter(|peer| peer.current).count()), (3, 2));
     world.await_condition::<EventStream>("orders", "Reconciling", "False", "Reconciled").await;
 
@@ -86,7 +87,7 @@ async fn a_cluster_of_two_is_asked_once_for_three_copies_and_the_rest_of_the_spe
     let config = world.config("orders").await;
     assert_eq!((config.num_replicas, config.max_messages), (1, 7));
     // One for three copies, one for what else was declared; other wake-ups ask for nothing.
-    world.jetstream.publish("orders.1", "x".into()).await.unwrap().await.unwrap();
+    world.publish("orders.1").await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert!((updates(&world).await - before - 2.0).abs() < 0.5, "{} updates", updates(&world).await - before);
     world.await_one_event("orders", "Updated").await;

@@ -318,11 +318,17 @@ async fn in_a_cluster_a_profile_has_three_replicas_and_they_are_never_lowered_un
         }
     })
     .await;
-    let lowered = Config {
-        num_replicas: 1,
-        ..jetstream.get_stream("payments").await.unwrap().cached_info().config.clone()
-    };
-    jetstream.update_stream(lowered).await.unwrap();
+    await_until("the replicas to be lowered by another", SOON, async || {
+        let config = jetstream
+            .get_stream("payments")
+            .await
+            .map_err(|error| error.to_string())?
+            .cached_info()
+            .config
+            .clone();
+        jetstream.update_stream(Config { num_replicas: 1, ..config }).await.map_err(|error| error.to_string())
+    })
+    .await;
     replicas(3).await;
 }
 
