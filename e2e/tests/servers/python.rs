@@ -16,7 +16,7 @@ use jetwright_e2e::{
     order::{
         check::{Report, check},
         coordination::Coordination,
-        history::{History, Interruption},
+        history::{History, Interruption, Step},
         load::{Load, Pace, monotonic},
     },
     path,
@@ -89,19 +89,31 @@ impl Group {
         index
     }
 
-    /// Waits until a round of events has just come to this process, of which it has handled few.
-    async fn await_in_the_middle(&self, index: usize) {
-        let now = monotonic();
-        await_until("the process to begin an event", Duration::from_secs(20), async || {
-            let entries = self.history().entries;
-            let mut begun = entries.iter().filter(|entry| entry.process == index && entry.at > now);
-            begun.next().map(drop).ok_or("none")
-        })
-        .await;
+    /// Freezes a process that has begun an event and not ended it. Gives a time at which it stands still.
+    async fn freeze_in_the_middle(&self, index: usize) -> Duration {
+        await_until(
+            "a process to stand still in the middle of an event",
+            Duration::from_secs(20),
+            async || {
+                self.processes[index].freeze().await;
+                if self.is_in_the_middle(index) {
+                    return Ok(monotonic());
+                }
+                self.processes[index].signal("CONT");
+                Err("it was between two events")
+            },
+        )
+        .await
+    }
+
+    fn is_in_the_middle(&self, index: usize) -> bool {
+        let entries = self.history().entries.into_iter().filter(|entry| entry.process == index);
+        let newest: BTreeMap<_, _> = entries.map(|entry| (entry.partition, entry.step)).collect();
+        newest.values().any(|step| *step == Step::Begin)
     }
 
     async fn kill(&mut self, index: usize) {
-        self.await_in_the_middle(index).await;
+        self.freeze_in_the_middle(index).await;
         self.processes[index].kill();
         self.interruptions.push((index, monotonic(), Interruption::Killed));
     }
@@ -154,9 +166,7 @@ async fn processes_in_python_share_partitions_without_an_operator_whatever_happe
     group.processes[third].await_log("joins as", Duration::from_secs(20)).await;
 
     group.kill(first).await;
-    group.await_in_the_middle(second).await;
-    group.processes[second].signal("STOP");
-    let frozen = monotonic();
+    let frozen = group.freeze_in_the_middle(second).await;
     group.interruptions.push((second, frozen, Interruption::Frozen(Duration::MAX)));
     group.await_owners(frozen, &[third]).await;
     // Read before: it may begin an event before the sender of the signal goes on.

@@ -7,6 +7,7 @@ pub use builder::ProcessBuilder;
 pub use ready::start_server;
 pub(crate) use ready::{NotReady, on_free_ports};
 
+use crate::awaiting::await_until;
 use crate::folder::{Folder, tail};
 use crate::{guard, usage};
 use anyhow::{Result, ensure};
@@ -79,6 +80,20 @@ impl Process {
         }
     }
 
+    /// Stops it (SIGSTOP), and waits until it stands still. With SIGCONT it goes on.
+    ///
+    /// # Panics
+    ///
+    /// When it does not stand still within seconds: it has ended.
+    pub async fn freeze(&self) {
+        self.signal("STOP");
+        let stopped = async || {
+            let state = state(self.pid);
+            if state == Some('T') { Ok(()) } else { Err(format!("{state:?}")) }
+        };
+        await_until(&format!("{} to stand still", self.name), Duration::from_secs(10), stopped).await;
+    }
+
     /// Kills it and what it has started (SIGKILL), and waits until it is gone.
     pub fn kill(&self) {
         let mut child = self.child();
@@ -89,7 +104,7 @@ impl Process {
     }
 
     fn look(&self, child: &mut Running) -> Option<ExitStatus> {
-        if child.exited.is_none() && is_zombie(self.pid) {
+        if child.exited.is_none() && state(self.pid) == Some(ZOMBIE) {
             self.reap(child);
         }
         child.exited
@@ -160,11 +175,14 @@ impl Drop for Process {
     }
 }
 
-/// Whether it has ended, and nobody has waited for it.
-fn is_zombie(pid: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // proc_pid_stat(5): the state is field 3; the command's name, field 2, may hold blanks and parentheses.
-    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
+/// The state of a process that has ended, and that nobody has waited for.
+const ZOMBIE: char = 'Z';
+
+/// The letter of a process's state, of proc_pid_stat(5).
+fn state(pid: u32) -> Option<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The state is field 3; the command's name, field 2, may hold blanks and parentheses.
+    stat.rsplit(") ").next()?.chars().next()
 }
 
 /// Sends a signal to a process, or to the group whose id has a minus before it.
