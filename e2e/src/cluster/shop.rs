@@ -10,8 +10,8 @@ use super::{
     gateway::{Answer, Gateway},
 };
 
-/// How long the whole of an order may take while pods are killed.
-const DECIDED: Duration = Duration::from_mins(2);
+/// How long the whole of an order may take while pods are killed or replaced: its attempts take three minutes before it is rejected.
+const DECIDED: Duration = Duration::from_mins(4);
 
 /// The shop.
 pub struct Shop<'a> {

@@ -36,14 +36,22 @@ fn run_as(
     control_plane.kubectl(all).map_err(|error| error.to_string())
 }
 
-/// Gives an account these rights in a namespace.
-fn grant(control_plane: &ControlPlane, account: &str, namespace: &str, resources: &str) {
+/// Gives an account these rights in a namespace, and waits until the API server, which hears of them later, allows it.
+async fn grant(control_plane: &ControlPlane, account: &str, namespace: &str, resources: &str) {
     let name = format!("{account}-{}", resources.replace(['.', '/', ','], "-"));
     let verbs = "--verb=get,list,watch,create,update,patch,delete";
-    let resources = format!("--resource={resources}");
-    control_plane.kubectl(["create", "role", &name, verbs, &resources, "--namespace", namespace]).unwrap();
+    let resource = format!("--resource={resources}");
+    control_plane.kubectl(["create", "role", &name, verbs, &resource, "--namespace", namespace]).unwrap();
     let (role, user) = (format!("--role={name}"), format!("--user={account}"));
     control_plane.kubectl(["create", "rolebinding", &name, &role, &user, "--namespace", namespace]).unwrap();
+    for resource in resources.split(',') {
+        let (resource, part) = resource.split_once('/').unwrap_or((resource, ""));
+        let part = format!("--subresource={part}");
+        await_until("the rights to be known", Duration::from_secs(30), async || {
+            run_as(control_plane, account, namespace, &["auth", "can-i", "patch", resource, &part])
+        })
+        .await;
+    }
 }
 
 /// An API server with the chart, and an account that may write EventConsumers and nothing else.
@@ -56,7 +64,8 @@ async fn with_admission(values: &[&str]) -> (ControlPlane, Arc<Folder>) {
             "tenant",
             namespace,
             "eventconsumers.jetwright.dev,eventconsumers.jetwright.dev/scale",
-        );
+        )
+        .await;
     }
     (control_plane, Folder::new("admission"))
 }
@@ -105,11 +114,11 @@ async fn who_may_not_create_deployments_may_not_declare_pods() {
     // As Flux does, by the account of a tenant.
     let flux = "system:serviceaccount:shop:flux";
     let flux_refusal = {
-        grant(&control_plane, flux, "shop", "eventconsumers.jetwright.dev");
+        grant(&control_plane, flux, "shop", "eventconsumers.jetwright.dev").await;
         run_as(&control_plane, flux, "shop", &apply).unwrap_err()
     };
     assert!(flux_refusal.contains(&REFUSAL.replace("tenant", flux)), "{flux_refusal}");
-    grant(&control_plane, flux, "shop", "deployments.apps");
+    grant(&control_plane, flux, "shop", "deployments.apps").await;
     run_as(&control_plane, flux, "shop", &apply).unwrap();
 }
 
@@ -134,7 +143,7 @@ async fn who_changes_no_pods_need_not_be_allowed_to_make_them() {
     patch(operator, "merge", finalizer).unwrap();
     // What the garbage collector and the namespace controller take out.
     let collector = "system:serviceaccount:kube-system:generic-garbage-collector";
-    grant(&control_plane, collector, "shop", "eventconsumers.jetwright.dev");
+    grant(&control_plane, collector, "shop", "eventconsumers.jetwright.dev").await;
     patch(collector, "merge", r#"{"metadata": {"ownerReferences": null, "finalizers": null}}"#).unwrap();
     // The tenant, in all that is not pods.
     patch("tenant", "merge", r#"{"metadata": {"labels": {"a": "b"}}, "spec": {"ackWait": "7s"}}"#).unwrap();
@@ -145,7 +154,8 @@ async fn who_changes_no_pods_need_not_be_allowed_to_make_them() {
         autoscaler,
         "shop",
         "eventconsumers.jetwright.dev/scale,eventconsumers.jetwright.dev",
-    );
+    )
+    .await;
     for (account, replicas) in [("tenant", "4"), (autoscaler, "5")] {
         let scale = ["scale", "eventconsumer", "mails", &format!("--replicas={replicas}")];
         run_as(&control_plane, account, "shop", &scale).unwrap();

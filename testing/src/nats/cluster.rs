@@ -7,6 +7,7 @@ use crate::process::{NotReady, on_free_ports};
 use anyhow::{Context, Result, anyhow, ensure};
 use async_nats::header::{HeaderMap, HeaderValue, NATS_EXPECTED_STREAM};
 use async_nats::jetstream;
+use async_nats::jetstream::consumer::{PullConsumer, pull};
 use async_nats::jetstream::stream::{self, Stream};
 use async_nats::{Client, ConnectOptions, RequestError};
 use serde::Deserialize;
@@ -127,6 +128,26 @@ impl NatsCluster {
         .await;
         self.await_known(&made).await;
         made
+    }
+
+    /// Makes a consumer of a stream, asking again as [`Self::create_stream`] does.
+    pub async fn create_consumer(&self, stream: &str, config: pull::Config) -> PullConsumer {
+        let jetstream = self.jetstream().await;
+        let make = async || jetstream.create_consumer_on_stream(config.clone(), stream).await;
+        await_until("a consumer to be made", ELECTION, make).await
+    }
+
+    /// Lets the leader of a stream or consumer step down, by a request to this subject. A leader that is being elected answers nobody.
+    pub async fn step_down(&self, subject: &str) {
+        let client = self.client().await;
+        await_until("a leader to step down", ELECTION, async || {
+            let asked = client.request(subject.to_owned(), "".into());
+            let answer = tokio::time::timeout(Duration::from_secs(2), asked).await??;
+            let answer = String::from_utf8_lossy(&answer.payload);
+            ensure!(answer.contains("\"success\":true"), "{answer}");
+            Ok(())
+        })
+        .await;
     }
 
     /// Waits until each member takes messages of a stream's subjects.

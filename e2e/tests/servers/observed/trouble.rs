@@ -2,9 +2,9 @@
 
 use std::{fs, process::Command, time::Duration};
 
-use async_nats::jetstream::consumer::PullConsumer;
+use async_nats::jetstream::{consumer::PullConsumer, message::PublishMessage};
 use futures::{TryStreamExt, future::join_all};
-use jetwright_testing::Folder;
+use jetwright_testing::{Folder, await_until};
 
 use super::world::World;
 
@@ -73,7 +73,12 @@ pub async fn each_fires_its_alert_and_resolves_it(world: &World, user: &str) {
     let orders = join_all((0..ORDERS).map(|_| world.place(user, "mug", 1))).await;
     declare_greenhouse(world);
     for plant in ["tomatoes", "peppers", "chillies"] {
-        jetstream.publish(format!("readings.{plant}"), "21.5 C".into()).await.unwrap().await.unwrap();
+        // A server may not have heard yet that another one has a stream for it.
+        await_until("a reading to be stored", READ, async || {
+            let reading = PublishMessage::build().message_id(plant).payload("21.5 C".into());
+            jetstream.send_publish(format!("readings.{plant}"), reading).await?.await
+        })
+        .await;
     }
     let alarms: PullConsumer = jetstream.get_consumer_from_stream("alarms", "readings").await.unwrap();
     let read = alarms.fetch().max_messages(3).expires(READ).messages().await.unwrap();

@@ -179,6 +179,7 @@ async fn an_article_that_lost_its_stock_begins_anew() {
     let id = service.place(&user, "mug", 1).await;
     assert_eq!(service.ended(&id).await["state"], "confirmed");
     shop.await_stock("mug", 99).await;
+    shop.await_settled().await;
     assert!(service.metrics().contains(r#"inventory_open_reservations{sku="mug"} 0"#));
     service.stop().await;
 }

@@ -72,7 +72,7 @@ async fn of_two_who_give_one_event_up_at_once_one_keeps_its_dead_letter() {
             max_ack_pending: 16,
             ..Default::default()
         };
-        jetstream.create_consumer_on_stream(config, "numbers").await.unwrap();
+        cluster.create_consumer("numbers", config).await;
         let mut bindings = Bench::bindings(2000);
         let binding = bindings.bindings.get_mut("numbers").unwrap();
         consumer.clone_into(&mut binding.consumer);
@@ -84,8 +84,8 @@ async fn of_two_who_give_one_event_up_at_once_one_keeps_its_dead_letter() {
     }
     for consumer in ["one", "other"] {
         await_until("everything settled", SOON, async || {
-            let consumer: consumer::PullConsumer =
-                jetstream.get_consumer_from_stream(consumer, "numbers").await.unwrap();
+            let asked = jetstream.get_consumer_from_stream(consumer, "numbers").await;
+            let consumer: consumer::PullConsumer = asked.map_err(|error| error.to_string())?;
             let info = consumer.cached_info();
             let waiting = (info.num_pending, info.num_ack_pending);
             if waiting == (0, 0) { Ok(()) } else { Err(format!("{waiting:?}")) }
@@ -127,7 +127,7 @@ async fn the_death_of_a_leader_under_load_loses_nothing_that_was_acknowledged() 
         max_ack_pending: 16,
         ..Default::default()
     };
-    cluster.jetstream().await.create_consumer_on_stream(config, "numbers").await.unwrap();
+    cluster.create_consumer("numbers", config).await;
 
     let stop = CancellationToken::new();
     let mut service = service(&cluster).await;

@@ -174,10 +174,11 @@ async fn what_a_stop_leaves_no_time_for_is_given_back_soon_and_in_its_order() {
         sleep(Duration::from_millis(50)).await;
         Ok(())
     });
-    let service = bench.run(&handler).await;
+    let publisher = bench.publisher().await;
     for value in 0..100 {
-        publish_of(&service.publisher, 0, value).await;
+        publish_of(&publisher, 0, value).await;
     }
+    let service = bench.run(&handler).await;
     await_until("what the process holds", SOON, async || match bench.consumer_info().await.num_ack_pending {
         held if held > 50 => Ok(()),
         other => Err(other),

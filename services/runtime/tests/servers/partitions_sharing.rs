@@ -228,15 +228,14 @@ async fn changing_leaders_of_the_consumers_and_of_the_bucket_reorder_nothing() {
         }
     });
     let second = run(&bench, &observer).await;
-    let client = cluster.client().await;
     for round in 0..3 {
         sleep(Duration::from_millis(500)).await;
         for partition in 0..PARTITIONS {
             let subject = format!("$JS.API.CONSUMER.LEADER.STEPDOWN.numbers.tests-p{partition}");
-            client.request(subject, "".into()).await.unwrap();
+            cluster.step_down(&subject).await;
         }
         if round == 1 {
-            client.request("$JS.API.STREAM.LEADER.STEPDOWN.KV_jetwright", "".into()).await.unwrap();
+            cluster.step_down("$JS.API.STREAM.LEADER.STEPDOWN.KV_jetwright").await;
         }
     }
     operator.await_shared(PARTITIONS, 2).await;
