@@ -49,7 +49,7 @@ pub use collector::{Span, TraceCollector};
 pub use folder::Folder;
 pub use guard::{end_left_in, start_time};
 pub use kubernetes::{ControlPlane, Namespace};
-pub use nats::{JwtAccount, NatsCluster, NatsServer, NatsServerBuilder, RawClient};
+pub use nats::{JwtAccount, NatsCluster, NatsServer, NatsServerBuilder, RawClient, publish_until_stored};
 pub use port::free_port;
 pub use process::{Process, ProcessBuilder, start_server};
 pub use program::{Program, binary, target_folder};

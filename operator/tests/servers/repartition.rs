@@ -9,7 +9,7 @@ use std::{
 use async_nats::jetstream::{self, consumer::PullConsumer, stream::Stream};
 use futures::{StreamExt as _, TryStreamExt as _};
 use jetwright_crds::{EventConsumer, EventStream};
-use jetwright_testing::{NatsCluster, await_until};
+use jetwright_testing::{NatsCluster, await_until, publish_until_stored};
 use tokio::task::JoinSet;
 
 use crate::world::World;
@@ -42,7 +42,7 @@ async fn ask_stream(world: &Clustered) -> Result<Stream, String> {
     world.jetstream.get_stream("orders").await.map_err(|error| error.to_string())
 }
 
-/// The stream, asked for until a server answers: while another one comes to lead, none may.
+/// The stream, asked for until a server answers: while a leader is elected, none may.
 async fn stream(world: &Clustered) -> Stream {
     await_until("the stream to answer", CHANGE, || ask_stream(world)).await
 }
@@ -51,7 +51,7 @@ async fn stream(world: &Clustered) -> Stream {
 async fn publish(world: &Clustered, rounds: usize) {
     for _ in 0..rounds {
         for key in 0..20 {
-            world.publish(&format!("orders.{key}.placed")).await;
+            publish_until_stored(&world.jetstream, &format!("orders.{key}.placed"), "x").await;
         }
     }
 }
@@ -193,7 +193,6 @@ async fn stored_subject(stream: &Stream, sequence: u64) -> String {
 /// The subjects that each of the servers has stored.
 async fn subjects_of_each_server(world: &Clustered) -> BTreeMap<String, Vec<String>> {
     let mut subjects = BTreeMap::new();
-    let client = world.nats.client().await;
     for _ in 0..30 {
         let Ok(stream) = ask_stream(world).await else { continue };
         let info = stream.cached_info();
@@ -210,7 +209,7 @@ async fn subjects_of_each_server(world: &Clustered) -> BTreeMap<String, Vec<Stri
         if subjects.len() == 3 {
             break;
         }
-        client.request("$JS.API.STREAM.LEADER.STEPDOWN.orders", "".into()).await.unwrap();
+        world.nats.step_down("$JS.API.STREAM.LEADER.STEPDOWN.orders").await;
         let _ = await_until("another server leads", Duration::from_secs(15), || async {
             let stream = ask_stream(world).await?;
             let cluster = stream.cached_info().cluster.clone();
@@ -240,7 +239,7 @@ async fn partitions_are_added_to_a_stream_with_events_once_its_publishers_stand_
         filter_subject: "orders.*.placed".into(),
         ..Default::default()
     };
-    stream(&world).await.create_consumer(foreign).await.unwrap();
+    world.nats.create_consumer("orders", foreign).await;
     world.stream("orders", &orders(Some(4))).await;
     let changing = async |world: &Clustered, reason: &str| {
         let wanted = ("PartitionsChanging", "False", reason);
@@ -381,7 +380,7 @@ async fn while_one_partition_waits_none_is_divided_and_what_comes_is_delivered_b
     world.consumer("fulfilment", "{streamRef: {name: orders}, ordering: PerKey}").await;
     await_ready::<EventConsumer>(&world, "fulfilment").await;
     // An event of one of the two, which nobody handles.
-    world.publish("orders.1.placed").await;
+    publish_until_stored(&world.jetstream, "orders.1.placed", "x").await;
     let held = stored_subject(&stream(&world).await, 1).await;
     let (busy, idle) = if held.ends_with(".0") { (0, 1) } else { (1, 0) };
     world.stream("orders", &orders(Some(4))).await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use jetwright_crds::EventStream;
-use jetwright_testing::{NatsCluster, await_until};
+use jetwright_testing::{NatsCluster, await_until, publish_until_stored};
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
@@ -87,7 +87,7 @@ async fn a_cluster_of_two_is_asked_once_for_three_copies_and_the_rest_of_the_spe
     let config = world.config("orders").await;
     assert_eq!((config.num_replicas, config.max_messages), (1, 7));
     // One for three copies, one for what else was declared; other wake-ups ask for nothing.
-    world.publish("orders.1").await;
+    publish_until_stored(&world.jetstream, "orders.1", "x").await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert!((updates(&world).await - before - 2.0).abs() < 0.5, "{} updates", updates(&world).await - before);
     world.await_one_event("orders", "Updated").await;

@@ -2,7 +2,7 @@
 
 use std::{fmt::Debug, path::Path, time::Duration};
 
-use async_nats::jetstream::{self, message::PublishMessage};
+use async_nats::jetstream;
 use jetwright_crds::{EventConsumer, EventStream};
 use jetwright_testing::{
     ControlPlane, Namespace, NatsCluster, NatsServer, Process, ProcessBuilder, await_until, binary, free_port,
@@ -19,9 +19,6 @@ use tokio::sync::OnceCell;
 
 /// How long a test waits for what should take far less than a second.
 pub const SOON: Duration = Duration::from_secs(15);
-
-/// How long a cluster may take until a stream is led again.
-const ELECTION: Duration = Duration::from_mins(1);
 
 /// The definitions are the control plane's, and every test's.
 static DEFINITIONS: OnceCell<()> = OnceCell::const_new();
@@ -134,17 +131,6 @@ impl World<NatsCluster> {
         let nats = NatsCluster::start(size).await;
         let (url, jetstream) = (nats.url().to_owned(), nats.jetstream().await);
         Self::at(nats, url, jetstream, more).await
-    }
-
-    /// Publishes an event until a stream has it. With the same identity each time, it is stored once: the client's server may not have
-    /// heard of the stream yet, and a server that stops leading it answers nobody.
-    pub async fn publish(&self, subject: &str) {
-        let identity = uuid::Uuid::new_v4().to_string();
-        let publish = async || {
-            let event = PublishMessage::build().message_id(&identity).payload("x".into());
-            self.jetstream.send_publish(subject.to_owned(), event).await?.await
-        };
-        await_until("a stream to take an event", ELECTION, publish).await;
     }
 }
 

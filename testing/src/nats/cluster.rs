@@ -14,7 +14,7 @@ use serde::Deserialize;
 use std::time::Duration;
 
 /// An election usually takes some seconds.
-const ELECTION: Duration = Duration::from_secs(30);
+pub(super) const ELECTION: Duration = Duration::from_secs(30);
 
 /// NATS servers that are one cluster, each with a store of its own.
 #[derive(Debug)]
@@ -137,7 +137,8 @@ impl NatsCluster {
         await_until("a consumer to be made", ELECTION, make).await
     }
 
-    /// Lets the leader of a stream or consumer step down, by a request to this subject. A leader that is being elected answers nobody.
+    /// Makes the leader of a stream or consumer step down, by a request to this subject, which is repeated until it succeeds: while a leader is
+    /// elected, nobody answers.
     pub async fn step_down(&self, subject: &str) {
         let client = self.client().await;
         await_until("a leader to step down", ELECTION, async || {

@@ -89,7 +89,7 @@ impl Process {
         self.signal("STOP");
         let stopped = async || {
             let state = state(self.pid);
-            if state == Some('T') { Ok(()) } else { Err(format!("{state:?}")) }
+            if state == Some(STOPPED) { Ok(()) } else { Err(format!("{state:?}")) }
         };
         await_until(&format!("{} to stand still", self.name), Duration::from_secs(10), stopped).await;
     }
@@ -177,6 +177,8 @@ impl Drop for Process {
 
 /// The state of a process that has ended, and that nobody has waited for.
 const ZOMBIE: char = 'Z';
+/// The state of a process that a signal has stopped.
+const STOPPED: char = 'T';
 
 /// The letter of a process's state, of proc_pid_stat(5).
 fn state(pid: u32) -> Option<char> {

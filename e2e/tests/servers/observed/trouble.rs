@@ -2,9 +2,9 @@
 
 use std::{fs, process::Command, time::Duration};
 
-use async_nats::jetstream::{consumer::PullConsumer, message::PublishMessage};
+use async_nats::jetstream::consumer::PullConsumer;
 use futures::{TryStreamExt, future::join_all};
-use jetwright_testing::{Folder, await_until};
+use jetwright_testing::{Folder, publish_until_stored};
 
 use super::world::World;
 
@@ -73,12 +73,7 @@ pub async fn each_fires_its_alert_and_resolves_it(world: &World, user: &str) {
     let orders = join_all((0..ORDERS).map(|_| world.place(user, "mug", 1))).await;
     declare_greenhouse(world);
     for plant in ["tomatoes", "peppers", "chillies"] {
-        // A server may not have heard yet that another one has a stream for it.
-        await_until("a reading to be stored", READ, async || {
-            let reading = PublishMessage::build().message_id(plant).payload("21.5 C".into());
-            jetstream.send_publish(format!("readings.{plant}"), reading).await?.await
-        })
-        .await;
+        publish_until_stored(&jetstream, &format!("readings.{plant}"), "21.5 C").await;
     }
     let alarms: PullConsumer = jetstream.get_consumer_from_stream("alarms", "readings").await.unwrap();
     let read = alarms.fetch().max_messages(3).expires(READ).messages().await.unwrap();

@@ -150,10 +150,7 @@ pub async fn on_cluster(count: u32) -> (NatsCluster, Bench) {
     };
     cluster.create_stream(stream).await;
     for consumer in consumers(&bench.binding) {
-        await_until("a consumer", SOON, async || {
-            jetstream.create_consumer_on_stream(consumer.clone(), "numbers").await
-        })
-        .await;
+        cluster.create_consumer("numbers", consumer).await;
     }
     bench.jetstream = jetstream;
     (cluster, bench)
